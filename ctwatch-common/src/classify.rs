@@ -1,0 +1,120 @@
+//! Which cause a dropped packet has, decided from the kernel's own per-CPU counters at that instant.
+//! Pure: no helper calls, so the same code is tested on the host and verified in the kernel.
+
+use crate::Cause;
+
+/// The per-CPU conntrack counters a decision needs. They are u32 and wrap.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// `drop`
+    pub drop: u32,
+    /// `insert_failed`
+    pub insert_failed: u32,
+    /// `chaintoolong` (stays 0 where the kernel has none)
+    pub chaintoolong: u32,
+    /// `early_drop`
+    pub early_drop: u32,
+}
+
+/// A netns first met while watching has counted nothing yet; more than this and it was merely hidden.
+const FRESH: u32 = 64;
+
+/// The value of a counter to start from when a netns is first met in the middle of the watch.
+///
+/// A new netns starts at 0, and its first loss reaches us when the counter is 1 or little more.
+#[must_use]
+#[inline(always)]
+pub const fn fresh_base(current: u32, own: u32) -> u32 {
+    if current <= FRESH { 0 } else { current.wrapping_sub(own) }
+}
+
+/// How far a counter has moved past what is accounted for; `None` when it went backwards (a new netns
+/// took the address of one that died).
+#[must_use]
+#[inline(always)]
+pub const fn moved(current: u32, accounted: u32) -> Option<u32> {
+    let delta = current.wrapping_sub(accounted);
+    if delta > u32::MAX / 2 { None } else { Some(delta) }
+}
+
+/// What moved on this CPU since the last loss was accounted for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// `drop` moved.
+    pub drop: bool,
+    /// `insert_failed` moved.
+    pub insert_failed: bool,
+    /// `chaintoolong` moved.
+    pub chaintoolong: bool,
+}
+
+/// The cause of a packet that `nf_hook_slow` just freed, or `None` if conntrack had no part in it.
+///
+/// Without an entry (`has_entry` false) only `nf_conntrack_in` can have dropped the packet, and it bumps `drop`
+/// first; with an entry it was `__nf_conntrack_confirm` or `nf_confirm`, which bump what the identities in
+/// docs/how-it-works.md say (net/netfilter/nf_conntrack_core.c, 5.10 to 7.3).
+#[must_use]
+#[inline(always)]
+pub const fn classify(moved: Moved, has_entry: bool, table_full: bool) -> Option<Cause> {
+    if !has_entry {
+        return match (moved.drop, table_full) {
+            (false, _) => None,
+            (true, true) => Some(Cause::TableFull),
+            (true, false) => Some(Cause::NoMemory),
+        };
+    }
+    match (moved.insert_failed, moved.chaintoolong, moved.drop) {
+        (true, true, _) => Some(Cause::ChainTooLong),
+        (true, false, true) => Some(Cause::Clash),
+        (true, false, false) => Some(Cause::Dying),
+        (false, _, true) => Some(Cause::Other),
+        (false, _, false) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_moved() -> impl Strategy<Value = Moved> {
+        any::<(bool, bool, bool)>().prop_map(|(drop, insert_failed, chaintoolong)| Moved {
+            drop,
+            insert_failed,
+            chaintoolong,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_cause_never_claims_a_counter_that_stood_still(moved in any_moved(), has_entry: bool, full: bool) {
+            if let Some(cause) = classify(moved, has_entry, full) {
+                prop_assert!(!cause.bumps_drop() || moved.drop);
+                prop_assert!(!cause.bumps_insert_failed() || moved.insert_failed);
+                prop_assert!(!cause.bumps_chaintoolong() || moved.chaintoolong);
+            }
+        }
+
+        #[test]
+        fn nothing_moved_means_conntrack_had_no_part(has_entry: bool, full: bool) {
+            prop_assert_eq!(classify(Moved::default(), has_entry, full), None);
+        }
+
+        #[test]
+        fn counters_wrap_without_losing_a_count(accounted: u32, delta in 0..1_000_000u32) {
+            prop_assert_eq!(moved(accounted.wrapping_add(delta), accounted), Some(delta));
+        }
+    }
+
+    #[test]
+    fn a_counter_that_went_backwards_is_a_new_netns() {
+        assert_eq!(moved(3, 900), None);
+    }
+
+    #[test]
+    fn a_hidden_netns_starts_at_its_present_count_a_new_one_at_zero() {
+        assert_eq!(fresh_base(2, 1), 0);
+        assert_eq!(fresh_base(90_000, 1), 89_999);
+    }
+}

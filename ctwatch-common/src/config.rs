@@ -1,0 +1,98 @@
+//! What user space tells the programs before they load: struct offsets of the running kernel and switches.
+//! It lies in .rodata, frozen at load, so the verifier folds every branch on it.
+
+/// An offset or address that this kernel does not have.
+pub const NONE: u32 = u32::MAX;
+
+/// Bytes of `struct sk_buff` read in one go.
+pub const SKB_SPAN: usize = 208;
+/// Bytes of `struct ip_conntrack_stat` read in one go (its last ones).
+pub const STAT_SPAN: usize = 48;
+/// Bytes of `struct nf_conn` read in one go, from `status` on.
+pub const CT_SPAN: usize = 24;
+/// Kernel stacks are aligned to this on x86-64 (THREAD_SIZE, arch/x86/include/asm/page_64_types.h).
+pub const STACK_ALIGN: u64 = 16 << 10;
+
+/// Offsets and switches. Offsets are bytes from the start of the struct named first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Start of `nf_hook_slow`, and of its cold part (0 if none).
+    pub nf_hook_slow: [u64; 2],
+    /// Their lengths, bytes.
+    pub nf_hook_slow_len: [u64; 2],
+    /// Address of `nf_conntrack_max`, 0 if kallsyms doesn't give it.
+    pub max_address: u64,
+    /// Address of `nf_conntrack_net_id`, 0 if kallsyms doesn't give it or the kernel has `net.ct.count`.
+    pub net_id_address: u64,
+    /// Where the span of sk_buff starts, and fields relative to **that**.
+    pub skb_span: u32,
+    /// sk_buff.dev
+    pub skb_dev: u32,
+    /// sk_buff.sk
+    pub skb_sk: u32,
+    /// sk_buff._skb_refdst
+    pub skb_dst: u32,
+    /// sk_buff._nfct
+    pub skb_nfct: u32,
+    /// sk_buff.len
+    pub skb_len: u32,
+    /// sk_buff.network_header
+    pub skb_network_header: u32,
+    /// sk_buff.head
+    pub skb_head: u32,
+    /// sk_buff._nfct, from the start of the struct (for probes that read nothing else).
+    pub skb_nfct_absolute: u32,
+    /// sock.__sk_common.skc_net
+    pub sock_net: u32,
+    /// net_device.nd_net
+    pub dev_net: u32,
+    /// net_device.ifindex
+    pub dev_ifindex: u32,
+    /// net_device.name
+    pub dev_name: u32,
+    /// dst_entry.dev
+    pub dst_dev: u32,
+    /// net.ns.inum
+    pub net_inum: u32,
+    /// net.ct.stat
+    pub net_stat: u32,
+    /// net.ct.count, [`NONE`] from 5.12 on
+    pub net_count: u32,
+    /// net.gen
+    pub net_gen: u32,
+    /// Where the span of ip_conntrack_stat starts, and fields relative to **that**.
+    pub stat_span: u32,
+    /// ip_conntrack_stat.drop
+    pub stat_drop: u32,
+    /// ip_conntrack_stat.insert_failed
+    pub stat_insert_failed: u32,
+    /// ip_conntrack_stat.early_drop
+    pub stat_early_drop: u32,
+    /// ip_conntrack_stat.chaintoolong, [`NONE`] in 5.10
+    pub stat_chaintoolong: u32,
+    /// nf_conn.tuplehash[0].tuple
+    pub ct_tuple: u32,
+    /// nf_conn.status: the span starts here
+    pub ct_status: u32,
+    /// nf_conn.ct_net, relative to `ct_status`
+    pub ct_net: u32,
+    /// nf_conn.timeout
+    pub ct_timeout: u32,
+    /// bpf_array.pptrs
+    pub bpf_array_pptrs: u32,
+    /// The programs may read the kernel's per-CPU counters (all offsets known).
+    pub has_stat: u32,
+    /// Losses are counted by the kfree_skb programs (else by the init_conntrack pair).
+    pub by_kfree_skb: u32,
+    /// `early_drop` is probed, so a refusal without it means out of memory.
+    pub early_drop_probed: u32,
+    /// The entry pair sits on `__nf_conntrack_alloc`, whose 6th argument is 0 for ctnetlink.
+    pub pair_on_alloc: u32,
+    /// Inserts go to the ring buffer too (`--events=insert`).
+    pub insert_events: u32,
+    /// Keeps the size a multiple of 8.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Config>().is_multiple_of(8));

@@ -1,0 +1,84 @@
+//! What the ring buffer carries: one fixed layout for every loss.
+//! All fields are plain integers or bytes, so any bit pattern is a valid event.
+
+/// The packet's address family: `family` is 4 or 6.
+pub const IPV4: u8 = 4;
+/// See [`IPV4`].
+pub const IPV6: u8 = 6;
+
+/// Netfilter hook numbers (include/uapi/linux/netfilter.h), and one for "not known".
+pub mod hook {
+    /// NF_INET_PRE_ROUTING
+    pub const PRE_ROUTING: u8 = 0;
+    /// NF_INET_LOCAL_IN
+    pub const LOCAL_IN: u8 = 1;
+    /// NF_INET_FORWARD
+    pub const FORWARD: u8 = 2;
+    /// NF_INET_LOCAL_OUT
+    pub const LOCAL_OUT: u8 = 3;
+    /// NF_INET_POST_ROUTING
+    pub const POST_ROUTING: u8 = 4;
+    /// The hook can't be told.
+    pub const UNKNOWN: u8 = 255;
+}
+
+/// Bits of [`LossEvent::flags`].
+pub mod flag {
+    /// The packet travelled over the loopback device.
+    pub const LOOPBACK: u8 = 1;
+    /// `count` was read at the instant of the loss.
+    pub const COUNT: u8 = 2;
+    /// `max` was read at the instant of the loss.
+    pub const MAX: u8 = 4;
+    /// The device is the one the packet goes out of (else: came in by).
+    pub const OUT: u8 = 8;
+    /// The tuple is known.
+    pub const TUPLE: u8 = 16;
+}
+
+/// One loss, or with kind [`crate::slot::KIND_FLOWS`] one insert (`--events=insert`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LossEvent {
+    /// CLOCK_MONOTONIC, ns.
+    pub at: u64,
+    /// Inode number of the netns.
+    pub netns: u32,
+    /// Entries in the netns's table at that instant (flag COUNT).
+    pub count: u32,
+    /// nf_conntrack_max at that instant (flag MAX).
+    pub max: u32,
+    /// Interface index of the device; 0 if unknown.
+    pub ifindex: u32,
+    /// A cause's number, or [`crate::slot::KIND_FLOWS`].
+    pub kind: u8,
+    /// IP protocol number.
+    pub proto: u8,
+    /// 4 or 6; 0 if unknown.
+    pub family: u8,
+    /// See [`hook`].
+    pub hook: u8,
+    /// See [`flag`].
+    pub flags: u8,
+    /// ICMP type and code.
+    pub icmp: [u8; 2],
+    /// Kept for later use; always 0.
+    pub reserved: u8,
+    /// Source port, or ICMP id, host order.
+    pub sport: u16,
+    /// Destination port, host order.
+    pub dport: u16,
+    /// The packet's length in bytes.
+    pub length: u32,
+    /// Source address; IPv4 in the first four bytes.
+    pub src: [u8; 16],
+    /// Destination address.
+    pub dst: [u8; 16],
+    /// Device name, NUL padded.
+    pub device: [u8; 16],
+}
+
+const _: () = assert!(size_of::<LossEvent>() == 88);
+
+/// Size of a [`LossEvent`] in the ring buffer, bytes.
+pub const LOSS_EVENT_SIZE: usize = size_of::<LossEvent>();

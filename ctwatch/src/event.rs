@@ -1,0 +1,82 @@
+//! What flows from the kernel into `state`: losses as they happen, and one sample of all counters per tick.
+//! Live and replayed data have these same types; nothing here does I/O.
+
+use ctwatch_common::event::LossEvent;
+use ctwatch_common::slot::SlotKey;
+use jiff::Timestamp;
+
+/// Inode number of a network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(transparent)]
+pub struct NetnsId(pub u32);
+
+/// The kernel's conntrack counters that losses are judged by (/proc/net/stat/nf_conntrack).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct KernelCounters {
+    /// Packets `nf_conntrack_in` or the confirm step dropped.
+    pub drop: u64,
+    /// Entries evicted to make room.
+    pub early_drop: u64,
+    /// Entries that could not be inserted at confirm.
+    pub insert_failed: u64,
+    /// Inserts refused for too long a hash chain.
+    pub chaintoolong: u64,
+}
+
+/// One loss with its wall-clock time.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss {
+    /// When the kernel saw it.
+    pub time: Timestamp,
+    /// The event as it came out of the ring buffer.
+    pub event: LossEvent,
+}
+
+/// One network namespace at the time of a sample.
+#[derive(Clone, Debug)]
+pub struct NetnsSample {
+    /// Its inode number.
+    pub id: NetnsId,
+    /// "host", a name from /run/netns, or none.
+    pub name: Option<String>,
+    /// Entries in its table.
+    pub count: Option<u32>,
+    /// nf_conntrack_max (global; 0 means unlimited).
+    pub max: Option<u32>,
+    /// The kernel's counters since the baseline, read before ours.
+    pub before: KernelCounters,
+    /// The same, read again after ours.
+    pub after: KernelCounters,
+    /// The netns is gone: these are its last known values.
+    pub gone: bool,
+}
+
+/// One exact counter slot. Values are totals since the programs were attached.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotSample {
+    /// What it counts. Two slots may have the same key: add them up.
+    pub key: SlotKey,
+    /// Losses, or inserts for KIND_FLOWS.
+    pub count: u64,
+    /// Deletes for KIND_FLOWS.
+    pub deletes: u64,
+}
+
+/// Everything read at one tick.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Wall clock.
+    pub time: Timestamp,
+    /// Seconds since the last sample (measured, not asked for).
+    pub interval_s: f64,
+    /// All netns watched.
+    pub netns: Vec<NetnsSample>,
+    /// All slots in use.
+    pub slots: Vec<SlotSample>,
+    /// Losses without a slot of their own, by cause number (totals).
+    pub overflow: [u64; ctwatch_common::cause::CAUSES],
+    /// Events that did not fit the ring buffer, by cause number (totals).
+    pub lost_events: [u64; ctwatch_common::cause::CAUSES],
+    /// Drops that may be conntrack's or a firewall's (total; tracepoint backend only).
+    pub ambiguous: u64,
+}
