@@ -18,12 +18,11 @@ pub fn install_on_host(packages: &[&str], purpose: &str) -> Result<()> {
         bail!("{purpose} needs Debian packages; run as root: {remedy}");
     }
     eprintln!("xtask: {purpose}: {remedy}");
-    sh::run_quiet(Command::new("apt-get").arg("update"))
-        .or_else(|error| {
-            // The lists on disk may be good enough; the installation itself will tell.
-            eprintln!("xtask: {error:#}");
-            anyhow::Ok(())
-        })?;
+    sh::run_quiet(Command::new("apt-get").arg("update")).or_else(|error| {
+        // The lists on disk may be good enough; the installation itself will tell.
+        eprintln!("xtask: {error:#}");
+        anyhow::Ok(())
+    })?;
     sh::run_quiet(
         Command::new("apt-get")
             .args(["install", "--yes", "--no-install-recommends"])

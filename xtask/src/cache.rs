@@ -17,8 +17,9 @@ pub fn dir() -> Result<PathBuf> {
         let home = env::home_dir().context("finding the cache folder: set CTWATCH_CACHE or HOME")?;
         home.join(".cache/ctwatch")
     };
-    fs::create_dir_all(&dir)
-        .with_context(|| format!("creating the cache {}: set CTWATCH_CACHE to a writable folder", dir.display()))?;
+    fs::create_dir_all(&dir).with_context(|| {
+        format!("creating the cache {}: set CTWATCH_CACHE to a writable folder", dir.display())
+    })?;
     dir.canonicalize().with_context(|| format!("resolving the cache {}", dir.display()))
 }
 
@@ -54,7 +55,8 @@ pub fn replace_dir(entry: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
         fs::rename(entry, temp.path().join("old"))
             .with_context(|| format!("moving the old {} away", entry.display()))?;
     }
-    fs::rename(&content, entry).with_context(|| format!("renaming the finished folder to {}", entry.display()))
+    fs::rename(&content, entry)
+        .with_context(|| format!("renaming the finished folder to {}", entry.display()))
 }
 
 /// Makes the file `entry` appear in one step, like [`replace_dir`].

@@ -88,7 +88,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 ExitCode::SUCCESS
             }
             Check::OtherToolchain { recorded, here, objects } => {
-                println!("built with another toolchain, so the bytes may differ: recorded {recorded:?}, here {here:?}");
+                println!(
+                    "built with another toolchain, so the bytes may differ: recorded {recorded:?}, here {here:?}"
+                );
                 for object in objects {
                     println!("to be loaded and tested: {}", object.display());
                 }
@@ -106,7 +108,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let object = describe(architecture, &bytes);
         let path = prebuilt.join(&object.file);
         fs::write(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
-        println!("{} ({} bytes)", path.strip_prefix(workspace::root()).unwrap_or(&path).display(), object.size);
+        println!(
+            "{} ({} bytes)",
+            path.strip_prefix(workspace::root()).unwrap_or(&path).display(),
+            object.size
+        );
         objects.insert(architecture.to_owned(), object);
     }
     let manifest = Manifest { source_hash: hash_sources()?, toolchain: builder.toolchain, objects };
@@ -121,8 +127,8 @@ pub fn check() -> Result<Check> {
     let path = manifest_path();
     let text = fs::read_to_string(&path)
         .with_context(|| format!("reading {}: build it with `cargo xtask ebpf`", path.display()))?;
-    let manifest: Manifest =
-        serde_json::from_str(&text).with_context(|| format!("parsing {}: rebuild with `cargo xtask ebpf`", path.display()))?;
+    let manifest: Manifest = serde_json::from_str(&text)
+        .with_context(|| format!("parsing {}: rebuild with `cargo xtask ebpf`", path.display()))?;
     ensure!(
         manifest.source_hash == hash_sources()?,
         "the eBPF sources changed after the object was built: run `cargo xtask ebpf` and commit ctwatch/prebuilt"
@@ -194,7 +200,10 @@ struct Builder {
 
 impl Builder {
     fn prepare() -> Result<Builder> {
-        apt::install_on_host(&[RUST_PACKAGES.as_slice(), LLVM_PACKAGES.as_slice()].concat(), "building the eBPF object")?;
+        apt::install_on_host(
+            &[RUST_PACKAGES.as_slice(), LLVM_PACKAGES.as_slice()].concat(),
+            "building the eBPF object",
+        )?;
         let rustc = packaged_program("rustc-web", "rustc")?;
         let linker_dir = bpf_linker()?;
         let rust_src = sysroot(&rustc)?.join("lib/rustlib/src/rust");
@@ -215,7 +224,8 @@ impl Builder {
     fn build(&self, architecture: &str) -> Result<PathBuf> {
         let target_dir = workspace::target().join("ebpf").join(architecture);
         // Fetch first: which registry folders exist decides which path prefixes are to be remapped.
-        sh::run_quiet(self.cargo()?.args(["fetch", "--target", TARGET])).context("fetching the crates of ctwatch-ebpf")?;
+        sh::run_quiet(self.cargo()?.args(["fetch", "--target", TARGET]))
+            .context("fetching the crates of ctwatch-ebpf")?;
         let mut flags = vec![
             format!("--cfg=bpf_target_arch=\"{architecture}\""),
             "-Cdebuginfo=2".to_owned(),
@@ -234,7 +244,10 @@ impl Builder {
         let object = target_dir.join(format!("ctwatch-ebpf.{architecture}.o"));
         // BTF stays (it is no debug section); DWARF is two thirds of the file and nobody reads it.
         sh::run_quiet(
-            Command::new(Path::new(LLVM_PREFIX).join("bin/llvm-objcopy")).arg("--strip-debug").arg(&linked).arg(&object),
+            Command::new(Path::new(LLVM_PREFIX).join("bin/llvm-objcopy"))
+                .arg("--strip-debug")
+                .arg(&linked)
+                .arg(&object),
         )
         .context("stripping the eBPF object")?;
         Ok(object)
@@ -266,9 +279,15 @@ impl Builder {
         // A registry's folder carries a hash of its address, which differs behind a mirror.
         let sources = self.cargo_home.join("registry/src");
         for entry in fs::read_dir(&sources).with_context(|| format!("listing {}", sources.display()))? {
-            prefixes.push((entry.with_context(|| format!("listing {}", sources.display()))?.path(), "/cargo".to_owned()));
+            prefixes.push((
+                entry.with_context(|| format!("listing {}", sources.display()))?.path(),
+                "/cargo".to_owned(),
+            ));
         }
-        Ok(prefixes.into_iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).collect())
+        Ok(prefixes
+            .into_iter()
+            .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()))
+            .collect())
     }
 }
 
@@ -279,7 +298,9 @@ fn sysroot(rustc: &Path) -> Result<PathBuf> {
 fn cargo_home() -> Result<PathBuf> {
     match std::env::var_os("CARGO_HOME") {
         Some(dir) => Ok(PathBuf::from(dir)),
-        None => Ok(std::env::home_dir().context("finding cargo's home: set HOME or CARGO_HOME")?.join(".cargo")),
+        None => {
+            Ok(std::env::home_dir().context("finding cargo's home: set HOME or CARGO_HOME")?.join(".cargo"))
+        }
     }
 }
 
@@ -293,7 +314,9 @@ fn packaged_program(package: &str, name: &str) -> Result<PathBuf> {
         .filter(|file| file.ends_with(&suffix))
         .min_by_key(|file| file.len())
         .map(PathBuf::from)
-        .with_context(|| format!("the package {package} has no program {name}: is it for another Debian release?"))
+        .with_context(|| {
+            format!("the package {package} has no program {name}: is it for another Debian release?")
+        })
 }
 
 fn version(command: &mut Command) -> Result<String> {

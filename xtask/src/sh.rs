@@ -51,7 +51,8 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
 
 /// Runs `command` to its end with this process's own stdin, stdout and stderr.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = die_with_parent(command).status().with_context(|| format!("starting {}", describe(command)))?;
+    let status =
+        die_with_parent(command).status().with_context(|| format!("starting {}", describe(command)))?;
     if !status.success() {
         bail!("{} failed ({status})", describe(command));
     }
@@ -95,8 +96,10 @@ fn tail(output: &Output) -> String {
 }
 
 fn describe(command: &Command) -> String {
-    let words: Vec<_> =
-        std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy()).collect();
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect();
     let line = words.join(" ");
     match line.char_indices().nth(200) {
         Some((end, _)) => format!("`{}…`", &line[..end]),
