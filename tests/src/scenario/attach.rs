@@ -1,0 +1,186 @@
+//! Watchers that share hooks: two ways of seeing a full table, many short runs, and bpftrace beside them.
+//! None may cost another a count.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::{Guest, Outcome};
+use crate::checks::Checks;
+use crate::counters::Counters;
+use crate::ctwatch::Drops;
+use crate::netns::own_inode;
+use crate::nftables;
+use crate::shell::exists;
+use crate::sys;
+use crate::table::{self, Mix};
+use crate::traffic::udp::{self, Plan};
+use crate::traffic::{Tally, loopback};
+
+const PORTS: [u16; 4] = [53, 443, 6379, 11_211];
+const ROUNDS: usize = 50;
+
+pub(super) fn both_ways_agree(_: &Guest) -> Result<Outcome> {
+    nftables::track()?;
+    let _limit = table::lower_limit()?;
+    table::fill(Mix::Realistic)?;
+    let netns = own_inode()?;
+    let free = Drops::start(&["--backend", "kprobe", "--table-full", "kfree-skb"])?;
+    let simple = Drops::start(&["--backend", "kprobe", "--table-full", "init-conntrack"])?;
+    let before = Counters::read()?;
+    let sent = udp::send_on_every_cpu(&Plan::new(loopback(&PORTS), 500))?;
+    free.wait_for_ticks(2)?;
+    simple.wait_for_ticks(2)?;
+    let (free, simple) = (free.stop()?, simple.stop()?);
+    let kernel = Counters::read()?.since(&before);
+
+    let mut checks = Checks::new();
+    checks.figure("refused", sent.total_refused());
+    checks.figure("Δdrop", kernel.get("drop"));
+    for (way, run) in [("kfree-skb", &free), ("init-conntrack", &simple)] {
+        checks.equal_maps(
+            &format!("{way}: table_full rows per port against EPERM"),
+            &run.end.per_port(netns, "udp", "table_full"),
+            &sent.refused(),
+        );
+        checks.equal(
+            &format!("{way}: counted.table_full"),
+            run.end.counted("table_full"),
+            kernel.get("drop"),
+        );
+        checks.equal(
+            &format!("{way}: counted.evicted"),
+            run.end.counted("evicted"),
+            kernel.get("early_drop"),
+        );
+        checks.equal(&format!("{way}: losses without a tuple"), run.end.unattributed(), 0);
+        checks.that(run.end.all_explained(), format!("{way}: unexplained {:?}", run.end.unexplained));
+    }
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// A bpftrace with return probes on the functions ctwatch watches, killed when dropped.
+struct Bystander(Child);
+
+impl Bystander {
+    fn start() -> Result<Self> {
+        let script = "kretprobe:init_conntrack* { @a = count(); } kretprobe:early_drop { @b = count(); } \
+                      kretprobe:nf_ct_delete* { @c = count(); } kretprobe:__nf_conntrack_confirm { @d = count(); }";
+        let child = Command::new("bpftrace")
+            .args(["-e", script])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("starting bpftrace")?;
+        let mut bystander = Self(child);
+        // Attached once its programs show up.
+        let until = Instant::now() + Duration::from_secs(90);
+        while programs_of("bpftrace")? < 4 {
+            ensure!(Instant::now() < until, "bpftrace did not attach within 90 s");
+            ensure!(bystander.0.try_wait()?.is_none(), "bpftrace ended at once");
+            thread::sleep(Duration::from_millis(200));
+        }
+        Ok(bystander)
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How many perf events with BPF programs processes of this name hold open.
+fn programs_of(name: &str) -> Result<usize> {
+    let text = crate::shell::run(&["bpftool", "-j", "perf", "show"])?;
+    let list: serde_json::Value = serde_json::from_str(&text).context("JSON of bpftool perf show")?;
+    Ok(list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|entry| {
+            let pid = entry["pid"].as_u64().unwrap_or(0);
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
+        })
+        .count())
+}
+
+pub(super) fn fifty_times_in_a_storm(_: &Guest) -> Result<Outcome> {
+    nftables::track()?;
+    let _limit = table::lower_limit()?;
+    table::fill(Mix::Realistic)?;
+    let netns = own_inode()?;
+    let long = Drops::start(&["--backend", "kprobe"])?;
+    let before = Counters::read()?;
+    let bystander = if exists("bpftrace") { Some(Bystander::start()?) } else { None };
+    let stop = AtomicBool::new(false);
+    let (sent, unexplained) = thread::scope(|scope| {
+        let senders: Vec<_> = (0..sys::cpus())
+            .map(|cpu| {
+                scope.spawn({
+                    let stop = &stop;
+                    move || steadily(cpu, stop)
+                })
+            })
+            .collect();
+        let unexplained = short_runs();
+        stop.store(true, Ordering::Relaxed);
+        let mut sent = Tally::default();
+        for sender in senders {
+            sent.add(&sender.join().map_err(|_| anyhow!("a sender panicked"))??);
+        }
+        Ok::<_, anyhow::Error>((sent, unexplained?))
+    })?;
+    drop(bystander);
+    long.wait_for_ticks(2)?;
+    let run = long.stop()?;
+    let kernel = Counters::read()?.since(&before);
+
+    let mut checks = Checks::new();
+    checks.figure("short_runs", ROUNDS);
+    checks.figure("bpftrace", exists("bpftrace"));
+    checks.figure("refused", sent.total_refused());
+    checks.figure("Δdrop", kernel.get("drop"));
+    checks
+        .that(unexplained.is_empty(), format!("short runs that did not add up: {}", unexplained.join(", ")));
+    checks.equal_maps(
+        "table_full rows per port against EPERM",
+        &run.end.per_port(netns, "udp", "table_full"),
+        &sent.refused(),
+    );
+    checks.equal("counted.table_full against Δdrop", run.end.counted("table_full"), kernel.get("drop"));
+    checks.equal("counted.evicted against Δearly_drop", run.end.counted("evicted"), kernel.get("early_drop"));
+    checks.equal("losses without a tuple", run.end.unattributed(), 0);
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// Sends until told to stop, slowly enough to leave emulated CPUs some time for attaching.
+fn steadily(cpu: usize, stop: &AtomicBool) -> Result<Tally> {
+    sys::pin(cpu)?;
+    let plan = Plan { pause: Duration::from_millis(2), ..Plan::new(loopback(&PORTS), 50) };
+    let mut tally = Tally::default();
+    while !stop.load(Ordering::Relaxed) {
+        tally.add(&udp::send(&plan)?);
+    }
+    Ok(tally)
+}
+
+/// Attaches and detaches again and again; every second run watches the other way.
+fn short_runs() -> Result<Vec<String>> {
+    let mut unexplained = Vec::new();
+    for round in 0..ROUNDS {
+        let way = if round % 2 == 0 { "kfree-skb" } else { "init-conntrack" };
+        let drops = Drops::start(&["--backend", "kprobe", "--interval", "200ms", "--table-full", way])?;
+        drops.wait_for_ticks(1)?;
+        let run = drops.stop()?;
+        if !run.end.all_explained() {
+            unexplained.push(format!("#{round} ({way}) {:?}", run.end.unexplained));
+        }
+    }
+    Ok(unexplained)
+}

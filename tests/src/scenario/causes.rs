@@ -1,0 +1,136 @@
+//! Losses that aren't a full table: hash chains grown too long, and two packets racing to make one entry.
+//! Each has its own kernel counters, which must be explained without a rest.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Barrier;
+use std::thread;
+
+use anyhow::{Result, anyhow};
+
+use super::{Guest, Outcome};
+use crate::checks::Checks;
+use crate::counters::Counters;
+use crate::ctwatch::Drops;
+use crate::netns::own_inode;
+use crate::nftables;
+use crate::sys;
+use crate::sysctl::{self, Setting};
+use crate::traffic::Tally;
+use crate::traffic::icmp::Icmp;
+use crate::traffic::loopback;
+use crate::traffic::udp::{self, Plan};
+
+const BUCKETS: &str = "/sys/module/nf_conntrack/parameters/hashsize";
+
+pub(super) fn chain_too_long(guest: &Guest) -> Result<Outcome> {
+    if guest.is_5_10() {
+        return Ok(Outcome::Skipped("5.10 has no limit on the length of a hash chain".into()));
+    }
+    let ports: Vec<u16> = (20_000..20_010).collect();
+    nftables::track()?;
+    let _limit = Setting::set(sysctl::MAX, 100_000)?;
+    // The kernel rounds 16 up to a page of buckets: 512.
+    let _buckets = Setting::set(BUCKETS, 16)?;
+    let netns = own_inode()?;
+    let drops = Drops::start(&[])?;
+    let before = Counters::read()?;
+    // A fresh source port a round: each send is a new flow.
+    let plan = Plan { fresh_source_every: 1, ..Plan::new(loopback(&ports), 900) };
+    let sent = udp::send_on_every_cpu(&plan)?;
+    drops.wait_for_ticks(2)?;
+    let run = drops.stop()?;
+    let kernel = Counters::read()?.since(&before);
+
+    let mut checks = Checks::new();
+    checks.figure("flows", sent.total_accepted());
+    checks.figure("refused", sent.total_refused());
+    checks.figure("Δchaintoolong", kernel.get("chaintoolong"));
+    checks.figure("Δinsert_failed", kernel.get("insert_failed"));
+    checks.figure("Δdrop", kernel.get("drop"));
+    checks.that(kernel.get("chaintoolong") > 50, "too few chains were too long to show anything");
+    checks.equal(
+        "counted.chain_too_long against Δchaintoolong",
+        run.end.counted("chain_too_long"),
+        kernel.get("chaintoolong"),
+    );
+    checks.equal_maps(
+        "chain_too_long rows per port against EPERM",
+        &run.end.per_port(netns, "udp", "chain_too_long"),
+        &sent.refused(),
+    );
+    checks.equal("counted.table_full against Δdrop", run.end.counted("table_full"), kernel.get("drop"));
+    checks.equal("losses without a tuple", run.end.unattributed(), 0);
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+pub(super) fn clash(_: &Guest) -> Result<Outcome> {
+    if sys::cpus() < 2 {
+        return Ok(Outcome::Skipped("a clash needs two CPUs".into()));
+    }
+    // UDP lets both packets of a clash pass; ICMP has no allow_clash (nf_conntrack_proto_icmp.c), so one is lost.
+    // Slow rules between conntrack's look-up and its confirmation widen the race.
+    nftables::track()?;
+    let slow = "  icmp id 1 meta mark set 1\n".repeat(400);
+    nftables::load(&format!(
+        "table ip ctw_slow {{\n chain post {{\n  type filter hook postrouting priority 0;\n{slow} }}\n}}\n"
+    ))?;
+    let drops = Drops::start(&[])?;
+    let before = Counters::read()?;
+    let rounds = 1500;
+    let barrier = Barrier::new(2);
+    let sent = thread::scope(|scope| {
+        let senders: Vec<_> = (0..2)
+            .map(|cpu| {
+                scope.spawn({
+                    let barrier = &barrier;
+                    move || race(cpu, rounds, barrier)
+                })
+            })
+            .collect();
+        let mut sum = Tally::default();
+        for sender in senders {
+            sum.add(&sender.join().map_err(|_| anyhow!("a sender panicked"))??);
+        }
+        Ok::<_, anyhow::Error>(sum)
+    })?;
+    drops.wait_for_ticks(2)?;
+    let run = drops.stop()?;
+    let kernel = Counters::read()?.since(&before);
+
+    let mut checks = Checks::new();
+    checks.figure("races", rounds);
+    checks.figure("refused", sent.total_refused());
+    checks.figure("Δdrop", kernel.get("drop"));
+    checks.figure("Δinsert_failed", kernel.get("insert_failed"));
+    checks.equal(
+        "counted.clash against Δinsert_failed",
+        run.end.counted("clash"),
+        kernel.get("insert_failed"),
+    );
+    checks.equal("counted.clash against Δdrop", run.end.counted("clash"), kernel.get("drop"));
+    checks.equal("clash rows summed against EPERM", run.end.row_sum("clash"), sent.total_refused());
+    for row in run.end.rows.iter().filter(|row| row.cause() == "clash") {
+        checks.equal("proto of a clash row", row.proto(), "icmp");
+    }
+    checks.equal("losses without a tuple", run.end.unattributed(), 0);
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    let figures = checks.finish()?;
+    if kernel.get("insert_failed") == 0 {
+        return Ok(Outcome::Skipped(format!("no race was lost in this run: {figures}")));
+    }
+    Ok(Outcome::Passed(figures))
+}
+
+/// Sends the same new ICMP echo as the other CPU, at the same moment.
+fn race(cpu: usize, rounds: u16, barrier: &Barrier) -> Result<Tally> {
+    sys::pin(cpu)?;
+    let to = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let icmp = Icmp::open(to)?;
+    let mut tally = Tally::default();
+    for round in 0..rounds {
+        barrier.wait();
+        tally.book(0, icmp.echo(to, 1000 + round, 1))?;
+    }
+    Ok(tally)
+}

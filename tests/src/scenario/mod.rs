@@ -1,0 +1,217 @@
+//! The list of scenarios, and the runner that gives each its own process, a time limit and a clean kernel.
+//! A scenario may not lean on another: any one runs alone with `--only`.
+
+mod attach;
+mod causes;
+mod eviction;
+mod filters;
+mod firewall;
+mod leftovers;
+mod loopback;
+mod module;
+mod namespaces;
+mod prerouting;
+mod storm;
+mod story;
+mod tuples;
+mod usage;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::shell::{exists, run, sh};
+use crate::{netns, nftables, sys, sysctl};
+
+/// How a scenario that didn't fail ended.
+pub enum Outcome {
+    /// All held; the figures behind it.
+    Passed(String),
+    /// This kernel can't show it.
+    Skipped(String),
+}
+
+/// What a scenario is told about the machine.
+pub struct Guest {
+    /// As given by `--kernel`: "5.10", "6.1", "6.12", "7".
+    pub kernel: String,
+}
+
+impl Guest {
+    /// Whether this is Debian's 5.10, which lacks chain limits and probes nf_ct_delete under another name.
+    pub fn is_5_10(&self) -> bool {
+        self.kernel == "5.10"
+    }
+}
+
+type Body = fn(&Guest) -> Result<Outcome>;
+
+/// Name, body, time limit in seconds.
+struct Scenario(&'static str, Body, u64);
+
+const SCENARIOS: &[Scenario] = &[
+    Scenario("usage_errors", usage::errors, 240),
+    Scenario(
+        "udp_loopback_v4_and_v6_losses_equal_the_senders_eperm_per_port",
+        loopback::udp_losses_equal_eperm,
+        240,
+    ),
+    Scenario(
+        "tcp_syn_losses_with_retransmits_equal_an_nft_counter_before_conntrack",
+        loopback::tcp_losses_equal_nft_counters,
+        240,
+    ),
+    Scenario("prerouting_losses_over_veth_from_another_netns", prerouting::losses_over_veth, 240),
+    Scenario("tuples_are_right_in_all_fields", tuples::right_in_all_fields, 240),
+    Scenario("evictions_equal_the_kernels_early_drop", eviction::equal_early_drop, 240),
+    Scenario("firewall_drops_add_nothing_with_kprobes", firewall::add_nothing_with_kprobes, 240),
+    Scenario("tracepoint_backend_is_exact_without_a_firewall", firewall::tracepoint_alone_is_exact, 240),
+    Scenario(
+        "firewall_drops_are_never_claimed_by_the_tracepoint_backend",
+        firewall::never_claimed_by_tracepoint,
+        240,
+    ),
+    Scenario("counters_backend_shows_the_kernels_totals", firewall::counters_backend_shows_totals, 240),
+    Scenario("both_ways_of_seeing_table_full_agree", attach::both_ways_agree, 240),
+    Scenario("attach_and_detach_50_times_in_a_storm", attach::fifty_times_in_a_storm, 900),
+    Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240),
+    Scenario("filters_and_keys", filters::filters_and_keys, 600),
+    Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240),
+    Scenario("since_boot_is_what_the_kernel_counted_before", namespaces::since_boot, 240),
+    Scenario("chain_too_long_is_told_apart", causes::chain_too_long, 300),
+    Scenario("clash_is_told_apart", causes::clash, 300),
+    Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300),
+    Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400),
+    Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
+];
+
+/// Exit code of a scenario's process that was skipped.
+const SKIPPED: i32 = 77;
+
+/// The names of all scenarios.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SCENARIOS.iter().map(|scenario| scenario.0)
+}
+
+/// Runs all scenarios whose name contains `only`; true when none failed.
+pub fn run_all(kernel: &str, only: &str) -> Result<bool> {
+    let wanted: Vec<_> = SCENARIOS.iter().filter(|scenario| scenario.0.contains(only)).collect();
+    ensure!(!wanted.is_empty(), "no scenario's name contains `{only}`");
+    let missing: Vec<_> = ["ip", "nft", "iptables-legacy", "ctwatch", "bpftool"]
+        .into_iter()
+        .filter(|program| !exists(program))
+        .collect();
+    ensure!(missing.is_empty(), "not on PATH: {}", missing.join(", "));
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
+    println!("kernel {} on {} CPUs, {} scenarios", release.trim(), sys::cpus(), wanted.len());
+    let limit = prepare()?;
+    let mut failed = 0;
+    for scenario in &wanted {
+        let started = Instant::now();
+        let verdict = in_own_process(kernel, scenario);
+        let took = started.elapsed().as_secs_f64();
+        match verdict {
+            Ok(Outcome::Passed(figures)) => println!("ok {} ({took:.1} s) {figures}", scenario.0),
+            Ok(Outcome::Skipped(why)) => println!("skipped {}: {why}", scenario.0),
+            Err(error) => {
+                failed += 1;
+                println!("FAILED {}: {error:#} ({took:.1} s)", scenario.0);
+            }
+        }
+        clean_up(limit).with_context(|| format!("cleaning up after {}", scenario.0))?;
+    }
+    println!("{} of {} scenarios failed on {}", failed, wanted.len(), release.trim());
+    Ok(failed == 0)
+}
+
+/// Runs one scenario in this process, for [`run_all`], which reads stdout and the exit code.
+pub fn run_one(kernel: &str, name: &str) -> Result<i32> {
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.0 == name);
+    let Scenario(_, body, _) = scenario.with_context(|| format!("no scenario is called {name}"))?;
+    sys::allow_open_files(65_536);
+    match body(&Guest { kernel: kernel.to_owned() })? {
+        Outcome::Passed(figures) => println!("{figures}"),
+        Outcome::Skipped(why) => {
+            println!("{why}");
+            return Ok(SKIPPED);
+        }
+    }
+    Ok(0)
+}
+
+fn in_own_process(kernel: &str, Scenario(name, _, seconds): &Scenario) -> Result<Outcome> {
+    let mut child = Command::new(std::env::current_exe().context("the own path")?)
+        .args(["guest", "--kernel", kernel, "--one", name])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // Its own process group, so that a hang takes its ctwatch, bpftrace and nginx along.
+        .process_group(0)
+        .spawn()
+        .context("starting the scenario's process")?;
+    let group = Pid::from_raw(child.id().cast_signed());
+    let out = text_of(child.stdout.take().context("its stdout")?);
+    let err = text_of(child.stderr.take().context("its stderr")?);
+    let until = Instant::now() + Duration::from_secs(*seconds);
+    let status = loop {
+        if let Some(status) = child.try_wait().context("waiting for the scenario")? {
+            break Some(status);
+        }
+        if Instant::now() > until {
+            break None;
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    // Whatever it started and left ends here, also when it finished by itself.
+    let _ = killpg(group, Signal::SIGKILL);
+    let _ = child.wait();
+    let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
+    match status.map(|status| status.code()) {
+        Some(Some(0)) => Ok(Outcome::Passed(out)),
+        Some(Some(SKIPPED)) => Ok(Outcome::Skipped(out)),
+        Some(_) => bail!("{err}"),
+        None => bail!("no end within {seconds} s; stderr: {err}"),
+    }
+}
+
+fn text_of(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = pipe.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).trim().to_owned()
+    })
+}
+
+/// Loads what every scenario needs and returns the limit to go back to.
+fn prepare() -> Result<u64> {
+    for module in ["nf_conntrack", "nf_conntrack_netlink", "nf_tables", "nft_ct", "nft_counter", "veth"] {
+        // Some kernels have one of them built in or under another name; what is truly missing shows at its first use.
+        let _ = run(&["modprobe", module]);
+    }
+    sh("ip link set lo up")?;
+    sysctl::read(sysctl::MAX)
+}
+
+fn clean_up(limit: u64) -> Result<()> {
+    nftables::flush()?;
+    for tool in ["iptables-legacy", "ip6tables-legacy"] {
+        let loaded = fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default()
+            + &fs::read_to_string("/proc/net/ip6_tables_names").unwrap_or_default();
+        for table in loaded.lines() {
+            let _ = run(&[tool, "-w", "-t", table, "-F"]);
+            let _ = run(&[tool, "-w", "-t", table, "-X"]);
+        }
+    }
+    netns::delete_leftovers()?;
+    let _ = run(&["modprobe", "-a", "nf_conntrack", "nf_conntrack_netlink"]);
+    fs::write(sysctl::MAX, limit.to_string()).context("putting nf_conntrack_max back")?;
+    let _ = run(&["conntrack", "-F"]);
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! Runs the tools a user would run (ip, nft, modprobe …), because a scenario should read like a shell session.
+//! A failed command may not pass unseen: the error holds the command line and what it wrote.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+/// Runs a program with its arguments and returns what it wrote to stdout.
+pub fn run(line: &[&str]) -> Result<String> {
+    run_with_input(line, "")
+}
+
+/// As [`run`], with `input` on the program's stdin.
+pub fn run_with_input(line: &[&str], input: &str) -> Result<String> {
+    let shown = line.join(" ");
+    let mut child = Command::new(line[0])
+        .args(&line[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting `{shown}`"))?;
+    let mut stdin = child.stdin.take().context("the child's stdin")?;
+    // A program that doesn't read its input and ends makes this fail with EPIPE, which says nothing about its result.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().with_context(|| format!("waiting for `{shown}`"))?;
+    ensure!(
+        output.status.success(),
+        "`{shown}` ended with {}: {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim(),
+        if input.is_empty() { String::new() } else { format!("\ninput was:\n{input}") }
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Splits a line at blanks and runs it; for lines without quoting.
+pub fn sh(line: &str) -> Result<String> {
+    run(&line.split_whitespace().collect::<Vec<_>>())
+}
+
+/// Whether a program is on PATH.
+pub fn exists(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+}
