@@ -1,0 +1,177 @@
+//! The command line as clap reads it. Nothing outside `cli/` sees these types; `config` resolves them.
+//! Keep help lines short: they are read at 80 columns.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use ctwatch_common::Cause;
+use ipnet::IpNet;
+use jiff::SignedDuration;
+
+use super::value::{self, NetnsSpec};
+use crate::state::{PortRange, Protocol};
+
+/// Tells which flows a full nf_conntrack table drops, and why.
+#[derive(Debug, Parser)]
+#[command(name = "ctwatch", version, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Say more on stderr; -vv adds the eBPF programs' own log
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Where /proc is mounted
+    #[arg(long, value_name = "DIR", default_value = "/proc", hide = true, global = true)]
+    pub proc_root: PathBuf,
+    /// Where /sys is mounted
+    #[arg(long, value_name = "DIR", default_value = "/sys", hide = true, global = true)]
+    pub sys_root: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "a process has one of it")]
+pub enum Command {
+    /// Live stream of what conntrack loses: a line per interval, a row per key
+    Drops(Drops),
+    /// Can ctwatch run here, how, and if not, why and what would help
+    Check(Check),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = DROPS_AFTER)]
+pub struct Drops {
+    /// What one row stands for
+    #[arg(long, value_name = "KEY", value_enum, default_value_t = By::Port)]
+    pub by: By,
+
+    /// Only these service ports: 80,443,6000-6010
+    #[arg(long, value_name = "PORTS", value_delimiter = ',', value_parser = value::ports, help_heading = FILTERS)]
+    pub port: Vec<PortRange>,
+    /// Only from these addresses: 10.0.0.0/8,fd00::/8
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = value::cidr, help_heading = FILTERS)]
+    pub src: Vec<IpNet>,
+    /// Only to these addresses
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = value::cidr, help_heading = FILTERS)]
+    pub dst: Vec<IpNet>,
+    /// Only these protocols: tcp, udp, icmp, icmpv6, sctp or a number
+    #[arg(long, value_name = "PROTO", value_delimiter = ',', value_parser = value::protocol, help_heading = FILTERS)]
+    pub proto: Vec<Protocol>,
+    /// Only these causes: table_full, evicted, clash, …
+    #[arg(long, value_name = "CAUSE", value_delimiter = ',', value_parser = value::cause, help_heading = FILTERS)]
+    pub cause: Vec<Cause>,
+    /// Only these network namespaces: host, a name, an inode or pid:N
+    #[arg(long, value_name = "NETNS", value_delimiter = ',', value_parser = value::netns, help_heading = FILTERS)]
+    pub netns: Vec<NetnsSpec>,
+    /// Only loopback traffic, or with =no all but it
+    #[arg(
+        long, value_name = "only|no", num_args = 0..=1, require_equals = true, value_enum,
+        default_missing_value = "only", hide_possible_values = true, help_heading = FILTERS
+    )]
+    pub loopback: Option<Loopback>,
+
+    /// Time between two reports
+    #[arg(long, value_name = "TIME", value_parser = value::interval, default_value = "1s")]
+    pub interval: SignedDuration,
+    /// Stop after this long (default: at Ctrl-C)
+    #[arg(long, value_name = "TIME", value_parser = value::duration)]
+    pub duration: Option<SignedDuration>,
+    /// Rows a report shows; the others are summed up in one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 20)]
+    pub top: u32,
+    /// Report single packets too: drop, insert, or both
+    #[arg(
+        long, value_name = "drop,insert", num_args = 0..=1, require_equals = true, value_enum,
+        value_delimiter = ',', default_missing_value = "drop", hide_possible_values = true
+    )]
+    pub events: Vec<EventKind>,
+    /// Don't count new and ended flows (costs healthy hosts nothing then)
+    #[arg(long)]
+    pub no_inserts: bool,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// How to watch; auto takes the best one that works here
+    #[arg(long, value_name = "BACKEND", value_enum, default_value_t = Backend::Auto)]
+    pub backend: Backend,
+    /// Which of the two ways sees table_full
+    #[arg(long, value_name = "WAY", value_enum, default_value_t = TableFull::KfreeSkb, hide = true)]
+    pub table_full: TableFull,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = CHECK_AFTER)]
+pub struct Check {
+    /// How to print
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Load every program and print what the verifier says
+    #[arg(long, hide = true)]
+    pub verifier: bool,
+}
+
+const FILTERS: &str = "Filters (on rows and events; lists, and repeatable)";
+
+const DROPS_AFTER: &str = "\
+Causes, of lost packets: table_full no_memory clash chain_too_long dying
+  tcp_race other; of entries lost to make room: evicted gc_evicted; of packets
+  that passed untracked, only if asked for: invalid
+
+Examples:
+  ctwatch drops                             which ports suffer, every second
+  ctwatch drops --by flow --port 6379 --loopback
+  ctwatch drops --format json --duration 60s > capture.ndjson
+
+Exit codes: 0 done, also by Ctrl-C; 1 failed while running; 2 wrong usage;
+  3 cannot watch here (`ctwatch check` says why)";
+
+const CHECK_AFTER: &str = "Exit codes: 0 ctwatch can watch here; 3 it cannot";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum By {
+    Port,
+    Flow,
+    Src,
+    Dst,
+    Proto,
+    Cause,
+    Netns,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Loopback {
+    #[value(alias = "yes")]
+    Only,
+    No,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EventKind {
+    Drop,
+    Insert,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Backend {
+    Auto,
+    Kprobe,
+    Tracepoint,
+    Counters,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum TableFull {
+    KfreeSkb,
+    InitConntrack,
+}

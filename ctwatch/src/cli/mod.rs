@@ -1,0 +1,112 @@
+//! The command line: raw arguments in, one resolved [`Config`] out.
+//! No other module reads clap, arguments or the environment.
+
+mod args;
+mod config;
+mod value;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory as _, Parser as _};
+
+pub use config::{BackendChoice, Check, Command, Config, Drops, Format, TableFullBy};
+pub use value::NetnsSpec;
+
+/// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).
+#[must_use]
+pub fn from_command_line() -> Config {
+    Config::resolve(args::Cli::parse())
+}
+
+/// The configuration these arguments mean (the first one is the program's name).
+///
+/// # Errors
+/// What clap says about wrong usage, or the text of `--help` and `--version`.
+pub fn parse<T: Into<OsString> + Clone>(
+    arguments: impl IntoIterator<Item = T>,
+) -> Result<Config, clap::Error> {
+    args::Cli::try_parse_from(arguments).map(Config::resolve)
+}
+
+/// The clap command, for help goldens and man pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    args::Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Backend, By, PortRange};
+    use std::time::Duration;
+
+    fn drops(flags: &str) -> Drops {
+        let arguments = ["ctwatch", "drops"].into_iter().chain(flags.split_whitespace());
+        match parse(arguments).expect("these flags are right").command {
+            Command::Drops(drops) => drops,
+            Command::Check(_) => panic!("asked for drops"),
+        }
+    }
+
+    fn wrong(flags: &str) -> String {
+        let arguments = ["ctwatch"].into_iter().chain(flags.split_whitespace());
+        let error = parse(arguments).expect_err("these flags are wrong");
+        assert_eq!(error.exit_code(), 2, "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_given_means_ports_once_a_second() {
+        let drops = drops("");
+        assert_eq!(drops.by, By::Port);
+        assert_eq!(drops.interval, Duration::from_secs(1));
+        assert_eq!(drops.top, 20);
+        assert!(drops.count_flows && !drops.drop_events && !drops.insert_events);
+        assert_eq!(drops.backend, BackendChoice::Auto);
+        assert_eq!(drops.filter.loopback, None);
+    }
+
+    #[test]
+    fn lists_take_commas_and_repetition() {
+        let drops = drops("--port 80,443 --port 6000-6010 --src ::1,10.0.0.0/8");
+        assert_eq!(drops.filter.ports.len(), 3);
+        assert_eq!(drops.filter.ports[2], PortRange { first: 6000, last: 6010 });
+        assert_eq!(drops.filter.src.len(), 2);
+    }
+
+    #[test]
+    fn a_bare_flag_with_an_optional_value_leaves_the_next_word_alone() {
+        let drops = drops("--events --loopback --by flow");
+        assert!(drops.drop_events && !drops.insert_events);
+        assert_eq!(drops.filter.loopback, Some(true));
+        assert_eq!(drops.by, By::Flow);
+    }
+
+    #[test]
+    fn optional_values_come_after_an_equals_sign() {
+        let drops = drops("--events=drop,insert --loopback=no");
+        assert!(drops.drop_events && drops.insert_events);
+        assert_eq!(drops.filter.loopback, Some(false));
+    }
+
+    #[test]
+    fn a_backend_can_be_forced() {
+        assert_eq!(drops("--backend tracepoint").backend, BackendChoice::Forced(Backend::Tracepoint));
+    }
+
+    #[test]
+    fn wrong_usage_says_what_is_right() {
+        assert!(wrong("drops --src 10.0.0.0/33").contains("0 to 32"));
+        assert!(wrong("drops --cause full").contains("table_full"));
+        assert!(wrong("drops --interval 1").contains("500ms"));
+        assert!(wrong("drops --top 0").contains("--top"));
+        assert!(wrong("drops --prot tcp").contains("--proto"));
+        wrong("check --by port");
+        wrong("top");
+    }
+}

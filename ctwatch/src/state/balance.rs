@@ -1,0 +1,166 @@
+//! The kernel's counters against ours, netns by netns: what is unexplained.
+//! Kernel counters are read before and after ours, so any value inside that bracket agrees.
+
+use ctwatch_common::Cause;
+use ctwatch_common::cause::CAUSES;
+
+use super::report::{Counted, Unexplained};
+use crate::event::KernelCounters;
+
+/// The four counters as an array, in the order of [`KernelCounters`].
+pub(super) type Four<T> = [T; 4];
+
+pub(super) fn four(counters: &KernelCounters) -> Four<u64> {
+    let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = *counters;
+    [drop, early_drop, insert_failed, chaintoolong]
+}
+
+pub(super) fn kernel(four: Four<u64>) -> KernelCounters {
+    let [drop, early_drop, insert_failed, chaintoolong] = four;
+    KernelCounters { drop, early_drop, insert_failed, chaintoolong }
+}
+
+pub(super) fn unexplained(four: Four<i64>) -> Unexplained {
+    let [drop, early_drop, insert_failed, chaintoolong] = four;
+    Unexplained { drop, early_drop, insert_failed, chaintoolong }
+}
+
+/// One netns's side of the account.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bracket {
+    pub before: Four<u64>,
+    pub after: Four<u64>,
+    /// The kernel's last word is missing (the netns died): it may have counted any more.
+    pub open: bool,
+}
+
+/// What all namespaces together leave unexplained.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Balance {
+    /// How much more ours must be at least, to reach every bracket from below.
+    low: Four<u64>,
+    /// How much more ours may be at most, to stay inside every bracket.
+    high: Four<u64>,
+    /// How far ours is above brackets already.
+    excess: Four<u64>,
+}
+
+impl Balance {
+    pub fn add(&mut self, bracket: &Bracket, ours: Four<u64>) {
+        for (counter, ours) in ours.into_iter().enumerate() {
+            let (before, after) = (bracket.before[counter], bracket.after[counter]);
+            self.low[counter] += before.saturating_sub(ours);
+            let room = if bracket.open { u64::MAX } else { after.saturating_sub(ours) };
+            self.high[counter] = self.high[counter].saturating_add(room);
+            if !bracket.open {
+                self.excess[counter] += ours.saturating_sub(after.max(before));
+            }
+        }
+    }
+
+    /// `elsewhere`: what we counted without knowing the netns. It may belong to any of them.
+    pub fn unexplained(&self, elsewhere: Four<u64>) -> Four<i64> {
+        let mut result = [0; 4];
+        for counter in 0..4 {
+            let more = elsewhere[counter];
+            result[counter] = if more < self.low[counter] {
+                signed(self.low[counter] - more)
+            } else {
+                -signed(more.saturating_sub(self.high[counter]))
+            } - signed(self.excess[counter]);
+        }
+        result
+    }
+}
+
+/// How far ours is outside of one netns's bracket, as far as `elsewhere` can't account for it.
+pub(super) fn distance(bracket: &Bracket, ours: Four<u64>, elsewhere: Four<u64>) -> Four<i64> {
+    let mut balance = Balance::default();
+    balance.add(bracket, ours);
+    let mut result = [0; 4];
+    for counter in 0..4 {
+        let missing = balance.low[counter].saturating_sub(elsewhere[counter]);
+        result[counter] = signed(missing) - signed(balance.excess[counter]);
+    }
+    result
+}
+
+/// What our losses by cause would have moved the kernel's counters by.
+pub(super) fn in_kernel_terms(by_cause: &[u64; CAUSES]) -> Four<u64> {
+    four(&Counted(*by_cause).in_kernel_terms())
+}
+
+/// The tracepoint backend may have taken a firewall's drops for conntrack's: how many it claims too much.
+pub(super) fn claimed_too_much(bracket: &Bracket, by_cause: &[u64; CAUSES]) -> u64 {
+    if bracket.open {
+        return 0;
+    }
+    let [drop, ..] = in_kernel_terms(by_cause);
+    drop.saturating_sub(bracket.after[0]).min(by_cause[Cause::TableFull as usize])
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn drops(before: u64, after: u64) -> Bracket {
+        Bracket { before: [before, 0, 0, 0], after: [after, 0, 0, 0], open: false }
+    }
+
+    fn total(account: &[(Bracket, u64)], elsewhere: u64) -> i64 {
+        let mut balance = Balance::default();
+        for (bracket, ours) in account {
+            balance.add(bracket, [*ours, 0, 0, 0]);
+        }
+        balance.unexplained([elsewhere, 0, 0, 0])[0]
+    }
+
+    #[test]
+    fn inside_the_bracket_is_explained_outside_is_the_way_back() {
+        assert_eq!(total(&[(drops(10, 12), 10)], 0), 0);
+        assert_eq!(total(&[(drops(10, 12), 12)], 0), 0);
+        assert_eq!(total(&[(drops(10, 12), 7)], 0), 3);
+        assert_eq!(total(&[(drops(10, 12), 15)], 0), -3);
+    }
+
+    #[test]
+    fn a_wide_bracket_does_not_hide_another_netns() {
+        assert_eq!(total(&[(drops(0, 1000), 500), (drops(10, 10), 7)], 0), 3);
+    }
+
+    #[test]
+    fn overflow_may_belong_to_any_netns() {
+        assert_eq!(total(&[(drops(10, 10), 7), (drops(5, 5), 5)], 3), 0);
+        assert_eq!(total(&[(drops(10, 10), 7), (drops(5, 5), 5)], 2), 1);
+        assert_eq!(total(&[(drops(10, 10), 7), (drops(5, 5), 5)], 4), -1);
+    }
+
+    #[test]
+    fn a_dead_netns_may_have_counted_more_than_its_last_sample_says() {
+        let dead = Bracket { open: true, ..drops(10, 10) };
+        assert_eq!(total(&[(dead, 25)], 0), 0);
+        assert_eq!(total(&[(dead, 8)], 0), 2);
+    }
+
+    #[test]
+    fn what_a_firewall_dropped_is_not_claimed() {
+        let mut ours = [0; CAUSES];
+        ours[Cause::TableFull as usize] = 15;
+        assert_eq!(claimed_too_much(&drops(10, 12), &ours), 3);
+        ours[Cause::TableFull as usize] = 11;
+        assert_eq!(claimed_too_much(&drops(10, 12), &ours), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn one_netns_alone_has_the_distance_of_the_whole(before in 0..100u64, wide in 0..10u64, ours in 0..120u64) {
+            let bracket = drops(before, before + wide);
+            prop_assert_eq!(distance(&bracket, [ours, 0, 0, 0], [0; 4])[0], total(&[(bracket, ours)], 0));
+        }
+    }
+}

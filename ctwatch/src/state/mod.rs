@@ -1,0 +1,270 @@
+//! What ctwatch knows: losses and samples come in, reports go out. Live and replayed data take this one door.
+//! Pure: no I/O, no clocks, no drawing.
+
+mod balance;
+mod key;
+mod namespaces;
+mod packets;
+mod proto;
+pub mod report;
+mod rows;
+mod settings;
+mod tally;
+
+use ctwatch_common::Cause;
+use ctwatch_common::cause::CAUSES;
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
+use jiff::Timestamp;
+
+pub use proto::{Protocol, service};
+pub use settings::{Backend, By, Filter, PortRange, Settings};
+
+use crate::event::{Loss, NetnsId, Sample, SlotSample};
+use key::{Facts, Seen};
+use namespaces::{Account, Namespaces};
+use report::{Certainty, Counted, End, Event, Tick};
+use rows::Shape;
+use settings::Verdict;
+use tally::{EventTally, SlotTally, Sum, Tallied};
+
+/// Everything counted so far.
+#[derive(Debug)]
+pub struct State {
+    settings: Settings,
+    rows: Rows,
+    namespaces: Namespaces,
+    /// Measured length of all ticks.
+    elapsed_s: f64,
+    account: Account,
+    /// From the last sample, by cause.
+    overflow: [u64; CAUSES],
+    lost_events: [u64; CAUSES],
+    ambiguous: u64,
+    /// Causes with losses of which a filter or a row needs something unknown.
+    unattributed: [bool; CAUSES],
+}
+
+/// Where rows come from.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one of it")]
+enum Rows {
+    /// The exact counters, where they can answer.
+    Slots(SlotTally),
+    /// Events, for what needs addresses.
+    Events(EventTally),
+}
+
+impl State {
+    /// Nothing counted yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let needs_events =
+            matches!(settings.by, By::Flow | By::Src | By::Dst) || settings.filter.needs_addresses();
+        Self {
+            rows: if needs_events {
+                Rows::Events(EventTally::new())
+            } else {
+                Rows::Slots(SlotTally::default())
+            },
+            settings,
+            namespaces: Namespaces::default(),
+            elapsed_s: 0.0,
+            account: Account::default(),
+            overflow: [0; CAUSES],
+            lost_events: [0; CAUSES],
+            ambiguous: 0,
+            unattributed: [false; CAUSES],
+        }
+    }
+
+    /// Whether [`State::loss`] does anything: if not, events needn't even be decoded.
+    #[must_use]
+    pub fn wants_events(&self) -> bool {
+        matches!(self.rows, Rows::Events(_)) || self.settings.drop_events || self.settings.insert_events
+    }
+
+    /// One event. Returns what to show of it, if events are asked for and it passes the filters.
+    pub fn loss(&mut self, loss: &Loss) -> Option<Event> {
+        if loss.event.kind == KIND_FLOWS {
+            return self.insert(loss);
+        }
+        if matches!(self.rows, Rows::Slots(_)) && !self.settings.drop_events {
+            return None;
+        }
+        let event = &loss.event;
+        let seen = Seen::from_event(event)?;
+        if !self.settings.filter.passes_cause(seen.cause) {
+            return None;
+        }
+        let addresses = self.settings.filter.needs_addresses().then(|| key::addresses(event)).flatten();
+        let verdict = self.settings.filter.judge(&seen.facts, addresses);
+        if verdict == Verdict::Fail {
+            return None;
+        }
+        if let Rows::Events(tally) = &mut self.rows {
+            let by = self.settings.by;
+            if verdict == Verdict::Pass && seen.suffices_for(by) {
+                tally.add(seen.key(by, Some(event)));
+            } else {
+                self.unattributed[seen.cause as usize] = true;
+                tally.add(seen.unattributed_key());
+            }
+        }
+        self.settings.drop_events.then(|| {
+            let sampled = self.namespaces.table_of(seen.facts.netns);
+            let certainty = self.certainty(seen.cause);
+            Event::Drop(packets::drop_event(loss.time, event, &seen, certainty, sampled))
+        })
+    }
+
+    fn insert(&self, loss: &Loss) -> Option<Event> {
+        if !self.settings.insert_events {
+            return None;
+        }
+        let facts = Facts::from_event(&loss.event);
+        let verdict = self.settings.filter.judge(&facts, key::addresses(&loss.event));
+        (verdict != Verdict::Fail)
+            .then(|| Event::Insert(packets::insert_event(loss.time, &loss.event, &facts)))
+    }
+
+    /// One tick's totals. What lost something since the last one makes the rows.
+    pub fn sample(&mut self, sample: &Sample) -> Tick {
+        let Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous } = sample;
+        self.elapsed_s += interval_s;
+        let overflow_before = std::mem::replace(&mut self.overflow, *overflow);
+        self.lost_events = *lost_events;
+
+        self.namespaces.begin_tick();
+        for netns in netns {
+            self.namespaces.add_sample(netns);
+        }
+        for slot in slots {
+            self.add_slot(slot);
+        }
+        self.add_overflow_to_cause_rows();
+
+        self.account = self.namespaces.account(overflow, self.settings.backend);
+        self.ambiguous = ambiguous + self.account.claimed_too_much;
+        let rates = self.settings.count_flows && self.settings.backend == Backend::Kprobe;
+        let tables = self.namespaces.tables(*interval_s, rates, overflow, self.settings.backend);
+        self.namespaces.end_tick();
+
+        let (tallied, rest) = match &mut self.rows {
+            Rows::Slots(tally) => (tally.close_tick(), [Sum::default(); CAUSES]),
+            Rows::Events(tally) => tally.close_tick(),
+        };
+        let rows = self.shaped(tallied, &rest, &overflow_before);
+        Tick {
+            time: *time,
+            interval_s: *interval_s,
+            tables,
+            rows,
+            counted: Counted(self.account.counted),
+            kernel_counters: balance::kernel(self.account.kernel),
+            lost_events: self.lost_events.iter().sum(),
+            unexplained: balance::unexplained(self.account.unexplained),
+            ambiguous: self.ambiguous(),
+        }
+    }
+
+    /// The totals as of the last sample.
+    #[must_use]
+    pub fn end(&self, time: Timestamp) -> End {
+        let (tallied, rest) = match &self.rows {
+            Rows::Slots(tally) => (tally.totals(), [Sum::default(); CAUSES]),
+            Rows::Events(tally) => tally.totals(),
+        };
+        End {
+            time,
+            duration_s: self.elapsed_s,
+            counted: Counted(self.account.counted),
+            kernel_counters: balance::kernel(self.account.kernel),
+            lost_events: self.lost_events.iter().sum(),
+            unexplained: balance::unexplained(self.account.unexplained),
+            rows: self.shaped(tallied, &rest, &[0; CAUSES]),
+            ambiguous: self.ambiguous(),
+            netns_gone: self.account.gone,
+        }
+    }
+
+    fn add_slot(&mut self, slot: &SlotSample) {
+        let SlotSample { key, count, deletes } = *slot;
+        if key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED) == KIND_FLOWS {
+            self.namespaces.add_flows(NetnsId(key.netns), count, deletes);
+            return;
+        }
+        // A cause from a newer object than this program: nothing sensible can be said about it.
+        let Some(seen) = Seen::from_slot(key) else { return };
+        self.namespaces.add_losses(seen.facts.netns, seen.cause, count);
+        let Rows::Slots(tally) = &mut self.rows else { return };
+        let Settings { by, filter, .. } = &self.settings;
+        if !filter.passes_cause(seen.cause) {
+            return;
+        }
+        match filter.judge(&seen.facts, None) {
+            Verdict::Fail => {}
+            Verdict::Pass if seen.suffices_for(*by) => tally.add(seen.key(*by, None), count),
+            Verdict::Pass | Verdict::Unknown => {
+                self.unattributed[seen.cause as usize] |= count > 0;
+                tally.add(seen.unattributed_key(), count);
+            }
+        }
+    }
+
+    /// Whether overflow has a row of its own: not if rows and filters ask for nothing but the cause.
+    fn overflow_is_a_cause_row(&self) -> bool {
+        self.settings.by == By::Cause && self.settings.filter.is_by_cause_only()
+    }
+
+    fn add_overflow_to_cause_rows(&mut self) {
+        if !self.overflow_is_a_cause_row() {
+            return;
+        }
+        let Rows::Slots(tally) = &mut self.rows else { return };
+        for cause in Cause::ALL {
+            let count = self.overflow[cause as usize];
+            if count > 0 && self.settings.filter.passes_cause(cause) {
+                let facts = Facts { netns: NetnsId(0), proto: None, port: None, loopback: None };
+                tally.add(Seen { cause, facts }.key(By::Cause, None), count);
+            }
+        }
+    }
+
+    fn shaped(
+        &self,
+        tallied: Vec<Tallied>,
+        rest: &[Sum; CAUSES],
+        overflow_before: &[u64; CAUSES],
+    ) -> Vec<report::Row> {
+        let by_events = matches!(self.rows, Rows::Events(_));
+        let separate_overflow = !by_events && !self.overflow_is_a_cause_row();
+        let mut overflow = [Sum::default(); CAUSES];
+        let mut incomplete = self.unattributed;
+        let mut sampled = [false; CAUSES];
+        for cause in Cause::ALL {
+            let index = cause as usize;
+            let total = self.overflow[index];
+            if separate_overflow && self.settings.filter.passes_cause(cause) {
+                overflow[index] = Sum { losses: total.saturating_sub(overflow_before[index]), total };
+            }
+            sampled[index] = (by_events && self.lost_events[index] > 0)
+                || (cause == Cause::TableFull && self.account.claimed_too_much > 0);
+            // A port that has a slot had it from its first loss on; rows that sum up slots may lack those without.
+            let sums_slots = separate_overflow && self.settings.by != By::Port;
+            incomplete[index] |= sampled[index] || (sums_slots && total > 0);
+        }
+        let Settings { by, top, backend, .. } = self.settings;
+        Shape { by, top, backend, incomplete, sampled }.rows(tallied, rest, &overflow)
+    }
+
+    fn certainty(&self, cause: Cause) -> Certainty {
+        rows::certainty(self.settings.backend, cause)
+    }
+
+    fn ambiguous(&self) -> Option<u64> {
+        (self.settings.backend == Backend::Tracepoint || self.ambiguous > 0).then_some(self.ambiguous)
+    }
+}
+
+#[cfg(test)]
+mod tests;

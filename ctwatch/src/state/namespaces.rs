@@ -1,0 +1,288 @@
+//! What is known of each netns: its table, the kernel's counters and ours.
+//! Namespaces come and go, and a later one may take over the inode number of an earlier one.
+
+use std::collections::HashMap;
+
+use ctwatch_common::Cause;
+use ctwatch_common::cause::{CAUSES, Unit};
+
+use super::balance::{self, Balance, Bracket, Four};
+use super::report::{Table, fill};
+use super::settings::Backend;
+use crate::event::{NetnsId, NetnsSample};
+
+/// All namespaces that are, or were.
+#[derive(Debug, Default)]
+pub(super) struct Namespaces {
+    known: HashMap<NetnsId, Netns>,
+    /// Those that died without a loss, so that only their sums matter.
+    buried: Buried,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Buried {
+    number: u64,
+    kernel: Four<u64>,
+    unexplained: Four<i64>,
+}
+
+#[derive(Debug, Default)]
+struct Netns {
+    name: Option<String>,
+    count: Option<u32>,
+    max: Option<u32>,
+    /// The kernel's counters of this life, and those of earlier netns with the same inode number.
+    before: Four<u64>,
+    after: Four<u64>,
+    earlier: Four<u64>,
+    after_at_last_tick: Four<u64>,
+    life: Life,
+    ours: Totals,
+    ours_at_last_tick: Totals,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Life {
+    /// Only known from our own counters.
+    #[default]
+    NeverSampled,
+    Alive,
+    /// It is in no sample, or marked gone, for the first time.
+    Dying,
+    Gone,
+}
+
+/// Our own totals in one netns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    losses: [u64; CAUSES],
+    inserts: u64,
+    deletes: u64,
+}
+
+/// What all namespaces add up to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Account {
+    pub counted: [u64; CAUSES],
+    pub kernel: Four<u64>,
+    pub unexplained: Four<i64>,
+    /// What the tracepoint backend saw but can't claim.
+    pub claimed_too_much: u64,
+    /// Namespaces whose last counts nobody read.
+    pub gone: u64,
+}
+
+impl Namespaces {
+    /// A new tick: everyone has to show up again.
+    pub fn begin_tick(&mut self) {
+        for netns in self.known.values_mut() {
+            netns.ours_at_last_tick = std::mem::take(&mut netns.ours);
+            netns.after_at_last_tick = netns.kernel_after();
+            netns.life = match netns.life {
+                Life::Alive => Life::Dying,
+                Life::Dying => Life::Gone,
+                life => life,
+            };
+        }
+    }
+
+    pub fn add_losses(&mut self, netns: NetnsId, cause: Cause, count: u64) {
+        self.known.entry(netns).or_default().ours.losses[cause as usize] += count;
+    }
+
+    pub fn add_flows(&mut self, netns: NetnsId, inserts: u64, deletes: u64) {
+        let ours = &mut self.known.entry(netns).or_default().ours;
+        ours.inserts += inserts;
+        ours.deletes += deletes;
+    }
+
+    pub fn add_sample(&mut self, sample: &NetnsSample) {
+        let NetnsSample { id, name, count, max, before, after, gone } = sample;
+        let netns = self.known.entry(*id).or_default();
+        match (gone, netns.life) {
+            // Already buried, or never alive in our eyes: nothing to learn, nothing to show.
+            (true, Life::Gone) => return,
+            (true, _) => netns.life = Life::Dying,
+            (false, Life::Gone) => {
+                netns.earlier = netns.kernel_after();
+                netns.after_at_last_tick = netns.earlier;
+                netns.life = Life::Alive;
+            }
+            (false, _) => netns.life = Life::Alive,
+        }
+        netns.before = balance::four(before);
+        netns.after = balance::four(after);
+        netns.name.clone_from(name);
+        netns.count = *count;
+        netns.max = *max;
+    }
+
+    /// Entries and maximum at the last sample.
+    pub fn table_of(&self, netns: NetnsId) -> (Option<u32>, Option<u32>) {
+        self.known.get(&netns).map_or((None, None), |netns| (netns.count, netns.max))
+    }
+
+    /// The sums, once all of a tick's samples are in. `overflow`: our losses of unknown netns.
+    pub fn account(&self, overflow: &[u64; CAUSES], backend: Backend) -> Account {
+        let elsewhere = balance::in_kernel_terms(overflow);
+        let mut account = Account {
+            counted: *overflow,
+            kernel: self.buried.kernel,
+            gone: self.buried.number,
+            ..Account::default()
+        };
+        let mut sums = Balance::default();
+        for netns in self.known.values() {
+            let (ours, too_much) = netns.ours_in_kernel_terms(backend);
+            sums.add(&netns.bracket(), ours);
+            account.claimed_too_much += too_much;
+            for (sum, losses) in account.counted.iter_mut().zip(netns.ours.losses) {
+                *sum += losses;
+            }
+            for (sum, kernel) in account.kernel.iter_mut().zip(netns.kernel_after()) {
+                *sum += kernel;
+            }
+            account.gone += u64::from(netns.is_gone());
+        }
+        account.counted[Cause::TableFull as usize] -= account.claimed_too_much;
+        account.unexplained = sums.unexplained(elsewhere);
+        for (sum, buried) in account.unexplained.iter_mut().zip(self.buried.unexplained) {
+            *sum += buried;
+        }
+        account
+    }
+
+    /// A line for each netns alive or just gone: the host first, then by what they lost, then by fill.
+    pub fn tables(
+        &self,
+        interval_s: f64,
+        rates: bool,
+        overflow: &[u64; CAUSES],
+        backend: Backend,
+    ) -> Vec<Table> {
+        let elsewhere = balance::in_kernel_terms(overflow);
+        let mut tables: Vec<Table> = self
+            .known
+            .iter()
+            .filter(|(_, netns)| matches!(netns.life, Life::Alive | Life::Dying))
+            .map(|(id, netns)| netns.table(*id, interval_s, rates, elsewhere, backend))
+            .collect();
+        tables.sort_by(|a, b| {
+            let is_host = |table: &Table| table.name.as_deref() == Some("host");
+            let lost = |table: &Table| (table.packets_lost, table.entries_lost);
+            (is_host(b), lost(b))
+                .cmp(&(is_host(a), lost(a)))
+                .then(b.fill.unwrap_or(0.0).total_cmp(&a.fill.unwrap_or(0.0)))
+                .then(a.netns.cmp(&b.netns))
+        });
+        tables
+    }
+
+    /// Keeps only the sums of namespaces that died without a loss: hosts that start a container every second
+    /// would fill the memory otherwise.
+    pub fn end_tick(&mut self) {
+        let buried = &mut self.buried;
+        self.known.retain(|_, netns| {
+            if netns.life != Life::Dying || netns.ours != Totals::default() {
+                return true;
+            }
+            let distance = balance::distance(&netns.bracket(), [0; 4], [0; 4]);
+            buried.number += 1;
+            buried.kernel = add(buried.kernel, netns.kernel_after());
+            for (sum, distance) in buried.unexplained.iter_mut().zip(distance) {
+                *sum += distance;
+            }
+            false
+        });
+    }
+}
+
+impl Netns {
+    fn is_gone(&self) -> bool {
+        self.life != Life::Alive
+    }
+
+    fn kernel_after(&self) -> Four<u64> {
+        add(self.earlier, self.after)
+    }
+
+    fn bracket(&self) -> Bracket {
+        Bracket {
+            before: add(self.earlier, self.before),
+            after: self.kernel_after(),
+            // An earlier netns of this number may have died with counts that nobody read.
+            open: self.is_gone() || self.earlier != [0; 4],
+        }
+    }
+
+    fn ours_in_kernel_terms(&self, backend: Backend) -> (Four<u64>, u64) {
+        let mut ours = balance::in_kernel_terms(&self.ours.losses);
+        let too_much = if backend == Backend::Tracepoint {
+            balance::claimed_too_much(&self.bracket(), &self.ours.losses)
+        } else {
+            0
+        };
+        ours[0] -= too_much;
+        (ours, too_much)
+    }
+
+    fn table(
+        &self,
+        id: NetnsId,
+        interval_s: f64,
+        rates: bool,
+        elsewhere: Four<u64>,
+        backend: Backend,
+    ) -> Table {
+        let per_s = |now: u64, before: u64| {
+            (rates && interval_s > 0.0)
+                .then(|| (now.saturating_sub(before) as f64 / interval_s * 10.0).round() / 10.0)
+        };
+        let (ours, _) = self.ours_in_kernel_terms(backend);
+        let unexplained = balance::unexplained(balance::distance(&self.bracket(), ours, elsewhere));
+        let (packets_lost, entries_lost) = self.lost(backend);
+        Table {
+            netns: id,
+            name: self.name.clone(),
+            count: self.count,
+            max: self.max,
+            fill: self.count.zip(self.max).and_then(|(count, max)| fill(count, max)),
+            new_per_s: per_s(self.ours.inserts, self.ours_at_last_tick.inserts),
+            gone_per_s: per_s(self.ours.deletes, self.ours_at_last_tick.deletes),
+            full_in_s: None,
+            packets_lost,
+            entries_lost,
+            gone: self.life == Life::Dying,
+            unexplained: (!unexplained.is_zero()).then_some(unexplained),
+        }
+    }
+
+    /// Packets and entries lost in this tick, by our counters or, without any, by the kernel's.
+    fn lost(&self, backend: Backend) -> (u64, u64) {
+        if backend == Backend::Counters {
+            let [drop, early_drop, ..] = self.kernel_after();
+            let [last_drop, last_early_drop, ..] = self.after_at_last_tick;
+            return (drop.saturating_sub(last_drop), early_drop.saturating_sub(last_early_drop));
+        }
+        let lost = |unit: Unit| {
+            Cause::ALL
+                .into_iter()
+                .filter(|cause| cause.unit() == unit && *cause != Cause::Invalid)
+                .map(|cause| {
+                    let [now, last] =
+                        [&self.ours, &self.ours_at_last_tick].map(|totals| totals.losses[cause as usize]);
+                    now.saturating_sub(last)
+                })
+                .sum()
+        };
+        (lost(Unit::Packets), lost(Unit::Entries))
+    }
+}
+
+fn add(a: Four<u64>, b: Four<u64>) -> Four<u64> {
+    let mut sum = a;
+    for (sum, more) in sum.iter_mut().zip(b) {
+        *sum += more;
+    }
+    sum
+}

@@ -1,0 +1,469 @@
+//! What `state` reports, as views and scripts see it: the JSON contract of docs/schema/.
+//! Fields are added, never renamed or given another meaning within one schema number.
+
+use std::net::IpAddr;
+
+use ctwatch_common::Cause;
+use ctwatch_common::cause::{CAUSES, Unit};
+use jiff::Timestamp;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
+
+use super::proto::Protocol;
+use crate::event::{KernelCounters, NetnsId};
+
+/// The number of the contract.
+pub const SCHEMA: u32 = 1;
+
+/// The first record.
+#[derive(Clone, Debug, Serialize)]
+pub struct Start {
+    /// [`SCHEMA`]
+    pub schema: u32,
+    /// Version of ctwatch.
+    pub version: String,
+    /// When watching began.
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    /// `uname -r`
+    pub kernel_release: String,
+    /// "kprobe", "tracepoint" or "counters"
+    pub backend: &'static str,
+    /// Why this backend and no better one.
+    pub backend_reason: Option<String>,
+    /// Where the programs sit.
+    pub hooks: Vec<Hook>,
+    /// What the kernel counted before ctwatch came.
+    pub since_boot: KernelCounters,
+}
+
+/// One program's place.
+#[derive(Clone, Debug, Serialize)]
+pub struct Hook {
+    /// Kernel function or tracepoint.
+    pub function: String,
+    /// "kprobe", "kretprobe", "raw_tracepoint", …
+    pub kind: String,
+}
+
+/// One interval.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tick {
+    /// Its end.
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    /// Its measured length.
+    #[serde(serialize_with = "rounded_millis")]
+    pub interval_s: f64,
+    /// The fill of every netns watched.
+    pub tables: Vec<Table>,
+    /// What lost something in this interval.
+    pub rows: Vec<Row>,
+    /// Losses since the baseline, unfiltered.
+    pub counted: Counted,
+    /// The kernel's counters since the baseline.
+    pub kernel_counters: KernelCounters,
+    /// Events that did not fit the ring buffer since the baseline.
+    pub lost_events: u64,
+    /// What the kernel counted and ctwatch didn't (negative: the other way).
+    pub unexplained: Unexplained,
+    /// Drops that may be conntrack's or a firewall's: always there on the tracepoint backend, elsewhere if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ambiguous: Option<u64>,
+}
+
+/// The last record: totals over the whole run.
+#[derive(Clone, Debug, Serialize)]
+pub struct End {
+    /// When watching ended.
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    /// How long it lasted.
+    #[serde(serialize_with = "rounded_millis")]
+    pub duration_s: f64,
+    /// See [`Tick::counted`].
+    pub counted: Counted,
+    /// See [`Tick::kernel_counters`].
+    pub kernel_counters: KernelCounters,
+    /// See [`Tick::lost_events`].
+    pub lost_events: u64,
+    /// See [`Tick::unexplained`].
+    pub unexplained: Unexplained,
+    /// What lost something during the run.
+    pub rows: Vec<Row>,
+    /// See [`Tick::ambiguous`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ambiguous: Option<u64>,
+    /// Namespaces that vanished: the kernel's last words on them are missing.
+    pub netns_gone: u64,
+}
+
+/// The table of one netns.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// Its inode number.
+    pub netns: NetnsId,
+    /// "host", a name from /run/netns, or null.
+    pub name: Option<String>,
+    /// Entries.
+    pub count: Option<u32>,
+    /// nf_conntrack_max
+    pub max: Option<u32>,
+    /// `count / max`, rounded down; null if there is no limit.
+    pub fill: Option<f64>,
+    /// Entries inserted per second.
+    pub new_per_s: Option<f64>,
+    /// Entries deleted per second.
+    pub gone_per_s: Option<f64>,
+    /// Seconds until full at the present trend.
+    pub full_in_s: Option<f64>,
+    /// Packets lost in this interval, unfiltered.
+    pub packets_lost: u64,
+    /// Entries removed before their time in this interval, unfiltered.
+    pub entries_lost: u64,
+    /// The netns has vanished; this is its last line.
+    #[serde(skip_serializing_if = "is_false")]
+    pub gone: bool,
+    /// Left out when all is explained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unexplained: Option<Unexplained>,
+}
+
+/// Losses of one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// The netns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<NetnsId>,
+    /// The protocol.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proto: Option<Protocol>,
+    /// Source address of the original direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub src: Option<IpAddr>,
+    /// Its port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sport: Option<u16>,
+    /// Destination address of the original direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dst: Option<IpAddr>,
+    /// Its port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dport: Option<u16>,
+    /// The service port: the destination port of the original direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The well-known name of the service; null if the port has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<Option<&'static str>>,
+    /// ICMP type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// ICMP code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
+    /// ICMP id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_id: Option<u16>,
+    /// The packets travelled over the loopback device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loopback: Option<bool>,
+    /// Too little is known of these losses for a row of their own.
+    #[serde(skip_serializing_if = "is_false")]
+    pub unattributed: bool,
+    /// The sum of keys that have no row here.
+    #[serde(skip_serializing_if = "is_false")]
+    pub rest: bool,
+    /// These found no counter of their own in the kernel.
+    #[serde(skip_serializing_if = "is_false")]
+    pub overflow: bool,
+    /// The cause; left out when a rest sums up several.
+    #[serde(serialize_with = "optional_cause", skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// What the losses are counted in.
+    #[serde(serialize_with = "unit")]
+    pub unit: Unit,
+    /// Losses in this interval (in the end record: in the whole run).
+    pub losses: u64,
+    /// Losses since the baseline.
+    pub losses_total: u64,
+    /// Whether the cause is known or inferred.
+    pub certainty: Certainty,
+    /// False if some losses may be missing from the numbers.
+    pub exact: bool,
+}
+
+/// How a cause is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Certainty {
+    /// Conntrack's own code path was seen.
+    Exact,
+    /// Drawn from circumstances.
+    Inferred,
+}
+
+/// Losses by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted(pub [u64; CAUSES]);
+
+impl Counted {
+    /// Losses of one cause.
+    #[must_use]
+    pub fn of(&self, cause: Cause) -> u64 {
+        self.0[cause as usize]
+    }
+
+    /// How far ctwatch's causes move each of the kernel's counters.
+    #[must_use]
+    pub fn in_kernel_terms(&self) -> KernelCounters {
+        let sum = |bumps: fn(Cause) -> bool| {
+            Cause::ALL.into_iter().filter(|cause| bumps(*cause)).map(|cause| self.of(cause)).sum()
+        };
+        KernelCounters {
+            drop: sum(Cause::bumps_drop),
+            early_drop: sum(Cause::bumps_early_drop),
+            insert_failed: sum(Cause::bumps_insert_failed),
+            chaintoolong: sum(Cause::bumps_chaintoolong),
+        }
+    }
+}
+
+impl Serialize for Counted {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for cause in Cause::ALL {
+            // `invalid` is only counted on demand; a 0 would claim there was none.
+            if cause != Cause::Invalid || self.of(cause) > 0 {
+                map.serialize_entry(cause.name(), &self.of(cause))?;
+            }
+        }
+        map.end()
+    }
+}
+
+/// Per kernel counter: its move minus what ctwatch's causes explain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Unexplained {
+    /// Of `drop`.
+    pub drop: i64,
+    /// Of `early_drop`.
+    pub early_drop: i64,
+    /// Of `insert_failed`.
+    pub insert_failed: i64,
+    /// Of `chaintoolong`.
+    pub chaintoolong: i64,
+}
+
+impl Unexplained {
+    /// All is explained.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A single packet, with `--events`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Event {
+    /// A loss.
+    Drop(DropEvent),
+    /// A new entry.
+    Insert(InsertEvent),
+}
+
+/// One loss.
+#[derive(Clone, Debug, Serialize)]
+pub struct DropEvent {
+    /// When the kernel saw it.
+    #[serde(serialize_with = "micros")]
+    pub time: Timestamp,
+    /// Why.
+    #[serde(serialize_with = "cause")]
+    pub cause: Cause,
+    /// Whether the cause is known or inferred.
+    pub certainty: Certainty,
+    /// Who and where.
+    #[serde(flatten)]
+    pub packet: Packet,
+    /// Netfilter hook, null if unknown.
+    pub hook: Option<&'static str>,
+    /// The device it came in by, null if unknown.
+    #[serde(rename = "in")]
+    pub input: Option<String>,
+    /// The device it was to go out of, null if unknown.
+    #[serde(rename = "out")]
+    pub output: Option<String>,
+    /// Entries in the table.
+    pub count: Option<u32>,
+    /// nf_conntrack_max
+    pub max: Option<u32>,
+    /// `count / max`, rounded down; null if unknown or without limit.
+    pub fill: Option<f64>,
+    /// Whether `count` was read at that instant or at the last sample.
+    pub fill_source: Option<FillSource>,
+    /// Whose packet it was, where that is certain.
+    pub process: Option<Process>,
+    /// Length of the packet, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length: Option<u32>,
+}
+
+/// One new entry.
+#[derive(Clone, Debug, Serialize)]
+pub struct InsertEvent {
+    /// When the kernel saw it.
+    #[serde(serialize_with = "micros")]
+    pub time: Timestamp,
+    /// Who and where.
+    #[serde(flatten)]
+    pub packet: Packet,
+}
+
+/// What an event says about its packet; what is unknown is left out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Packet {
+    /// The netns.
+    pub netns: NetnsId,
+    /// The protocol.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proto: Option<Protocol>,
+    /// Source address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub src: Option<IpAddr>,
+    /// Source port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sport: Option<u16>,
+    /// Destination address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dst: Option<IpAddr>,
+    /// Destination port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dport: Option<u16>,
+    /// ICMP type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// ICMP code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
+    /// ICMP id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_id: Option<u16>,
+    /// It travelled over the loopback device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loopback: Option<bool>,
+    /// Its tuple was missed.
+    #[serde(skip_serializing_if = "is_false")]
+    pub unattributed: bool,
+}
+
+/// When a fill was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FillSource {
+    /// At the instant of the event.
+    Event,
+    /// At the last sample.
+    Sample,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Process {
+    /// Its id in the host's pid namespace.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// Something the reader should know.
+#[derive(Clone, Debug, Serialize)]
+pub struct Notice {
+    /// When.
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    /// For scripts: "waiting_for_conntrack", "reattached", "events_lost", …
+    pub code: &'static str,
+    /// For people.
+    pub text: String,
+}
+
+/// Whether ctwatch can run here.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// [`SCHEMA`]
+    pub schema: u32,
+    /// Version of ctwatch.
+    pub version: String,
+    /// `uname -r`
+    pub kernel_release: String,
+    /// The backend `drops` would use; null if none works.
+    pub backend: Option<&'static str>,
+    /// What was looked at.
+    pub items: Vec<CheckItem>,
+    /// What the verifier said, with `--verifier`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<CheckProgram>,
+}
+
+/// One thing `check` looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckItem {
+    /// What.
+    pub name: String,
+    /// Whether it is as it should be; null when it doesn't matter or can't be told.
+    pub ok: Option<bool>,
+    /// What was found.
+    pub found: String,
+    /// What would change it.
+    pub remedy: Option<String>,
+}
+
+/// One program, as the verifier sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckProgram {
+    /// Its name.
+    pub name: String,
+    /// Whether it loads.
+    pub ok: bool,
+    /// Instructions the verifier went through, if the kernel says.
+    pub verified_instructions: Option<u64>,
+    /// The verifier's log or the error.
+    pub log: String,
+}
+
+/// `count / max`, rounded down so that only a full table shows as full.
+#[must_use]
+pub fn fill(count: u32, max: u32) -> Option<f64> {
+    (max != 0).then(|| (f64::from(count) / f64::from(max) * 10_000.0).floor() / 10_000.0)
+}
+
+// serde passes `serialize_with` and `skip_serializing_if` fields by reference.
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn millis<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.3}"))
+}
+
+fn micros<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.6}"))
+}
+
+fn rounded_millis<S: Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((seconds * 1_000.0).round() / 1_000.0)
+}
+
+fn cause<S: Serializer>(cause: &Cause, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(cause.name())
+}
+
+fn optional_cause<S: Serializer>(cause: &Option<Cause>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_some(&cause.map(Cause::name))
+}
+
+fn unit<S: Serializer>(unit: &Unit, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(unit.name())
+}
