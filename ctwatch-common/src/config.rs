@@ -81,6 +81,12 @@ pub struct Config {
     pub ct_timeout: u32,
     /// bpf_array.pptrs
     pub bpf_array_pptrs: u32,
+    /// task_struct.nsproxy
+    pub task_nsproxy: u32,
+    /// nsproxy.net_ns
+    pub nsproxy_net: u32,
+    /// `nf_ct_delete` is probed at its `.part.0`: DYING is set already, the arguments after `ct` are gone.
+    pub delete_is_part: u32,
     /// The programs may read the kernel's per-CPU counters (all offsets known).
     pub has_stat: u32,
     /// Losses are counted by the kfree_skb programs (else by the init_conntrack pair).

@@ -6,6 +6,7 @@ pub mod cause;
 pub mod classify;
 pub mod config;
 pub mod event;
+pub mod netns;
 pub mod slot;
 
 pub use cause::Cause;

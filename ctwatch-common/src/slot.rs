@@ -83,10 +83,11 @@ pub struct Control {
     pub overflow: [u64; super::cause::CAUSES],
     /// Inserts and deletes whose key found no slot.
     pub flows_overflow: [u64; 2],
-    /// Firewall-like drops seen in `nf_hook_slow` while conntrack's own counters stood still.
-    pub foreign_drops: u64,
-    /// Drops that could be conntrack's or the firewall's (only where the counters can't be read).
+    /// Losses claimed while another drop was pending on the same CPU and nothing else told the two apart:
+    /// the count is right, the tuple may be that of a firewall's drop.
     pub ambiguous: u64,
+    /// Address of the netns that the `sync` program was last asked to look up.
+    pub sync_net: u64,
     /// `nf_conntrack_max` as user space read it last, for kernels where programs can't.
     pub max_sample: u64,
 }
@@ -99,8 +100,8 @@ impl Control {
         lost_events: [0; super::cause::CAUSES],
         overflow: [0; super::cause::CAUSES],
         flows_overflow: [0; 2],
-        foreign_drops: 0,
         ambiguous: 0,
+        sync_net: 0,
         max_sample: 0,
     };
 }

@@ -1,2 +1,90 @@
+//! Entry points of the eBPF programs: each names its hook and hands over to a file in `hooks/`.
+//! Nothing is decided here.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "xadd without its result is the only atomic that 5.10 knows")]
+
+use aya_ebpf::macros::{kprobe, kretprobe, raw_tracepoint};
+use aya_ebpf::programs::{ProbeContext, RawTracePointContext, RetProbeContext};
+
+mod config;
+mod emit;
+mod hooks;
+mod maps;
+mod netns;
+mod packet;
+mod read;
+
+/// Every dropped packet ends here; conntrack's are freed by `nf_hook_slow`.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
+    hooks::kfree_skb::first(&ctx);
+    0
+}
+
+/// From 5.16 on the kernel skips a program that interrupts itself (bpf_prog.active): this twin takes over then.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn kfree_skb_twin(ctx: RawTracePointContext) -> i32 {
+    hooks::kfree_skb::twin(&ctx);
+    0
+}
+
+/// Never attached: user space runs it on each CPU to learn where the kernel's counters stand.
+#[raw_tracepoint(tracepoint = "sync")]
+pub fn sync(ctx: RawTracePointContext) -> i32 {
+    hooks::sync::run(&ctx)
+}
+
+/// The table was full: did `early_drop` find a victim?
+#[kretprobe]
+pub fn early_drop_return(ctx: RetProbeContext) -> u32 {
+    hooks::early_drop::on_return(&ctx);
+    0
+}
+
+/// An entry goes.
+#[kprobe]
+pub fn nf_ct_delete(ctx: ProbeContext) -> u32 {
+    hooks::nf_ct_delete::on_entry(&ctx, true);
+    0
+}
+
+/// An entry goes; with `--no-inserts` only victims of `early_drop` are of interest.
+#[kprobe]
+pub fn nf_ct_delete_victims(ctx: ProbeContext) -> u32 {
+    hooks::nf_ct_delete::on_entry(&ctx, false);
+    0
+}
+
+/// A new flow reaches the table.
+#[kprobe]
+pub fn nf_conntrack_confirm(ctx: ProbeContext) -> u32 {
+    hooks::nf_conntrack_confirm::on_entry(&ctx);
+    0
+}
+
+/// The other way to see a full table: every new flow's arguments …
+#[kprobe]
+pub fn init_conntrack(ctx: ProbeContext) -> u32 {
+    hooks::init_conntrack::on_entry(&ctx);
+    0
+}
+
+/// … and whether it got an entry.
+#[kretprobe]
+pub fn init_conntrack_return(ctx: RetProbeContext) -> u32 {
+    hooks::init_conntrack::on_return(&ctx);
+    0
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// The kernel lends GPL-only helpers (bpf_probe_read_kernel) to programs that declare this.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

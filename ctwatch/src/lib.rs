@@ -2,7 +2,12 @@
 //! The binary is the product: this API has no stability promise.
 
 pub mod cli;
+pub mod command;
+pub mod conntrack;
 pub mod error;
 pub mod event;
+pub mod kernel;
+pub mod probe;
 pub mod state;
 pub mod view;
+pub mod watch;

@@ -1,1 +1,23 @@
-fn main() {}
+//! `ctwatch`: which flows a full nf_conntrack table hurts, who filled it, and what would fix it.
+//! Parses, runs, maps the exit code; nothing else.
+
+use std::process::ExitCode;
+
+use ctwatch::cli::{self, Command};
+use ctwatch::command::{check, drops};
+use ctwatch::error;
+
+fn main() -> ExitCode {
+    let config = cli::from_command_line();
+    let result = match &config.command {
+        Command::Drops(arguments) => drops::run(&config, arguments),
+        Command::Check(arguments) => check::run(&config, arguments),
+    };
+    let exit = result.unwrap_or_else(|error| {
+        if let Some(message) = error::message(&error) {
+            eprintln!("{message}");
+        }
+        error::exit(&error)
+    });
+    ExitCode::from(exit as u8)
+}

@@ -1,0 +1,181 @@
+//! Every loss of a packet, seen where `nf_hook_slow` frees it (net/netfilter/core.c, 5.10 to 7.3).
+//! Whether conntrack did it, and why, is told by which of its per-CPU counters has just moved on this CPU.
+
+use crate::config::config;
+use crate::emit;
+use crate::maps::{add, control};
+use crate::netns;
+use crate::packet::{Skb, describe_from_tuple};
+use crate::read::read;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::programs::RawTracePointContext;
+use ctwatch_common::Cause;
+use ctwatch_common::classify::{Counters, Moved, classify, moved};
+use ctwatch_common::event::{LossEvent, flag};
+use ctwatch_common::netns::NetCpu;
+
+/// Whether this address lies in `nf_hook_slow`.
+#[inline(always)]
+fn in_nf_hook_slow(location: u64) -> bool {
+    location.wrapping_sub(config!(nf_hook_slow[0])) < config!(nf_hook_slow_len[0])
+        || (config!(nf_hook_slow_len[1]) != 0
+            && location.wrapping_sub(config!(nf_hook_slow[1])) < config!(nf_hook_slow_len[1]))
+}
+
+#[inline(always)]
+pub fn first(ctx: &RawTracePointContext) {
+    if !in_nf_hook_slow(ctx.arg(1)) {
+        return;
+    }
+    let skb: u64 = ctx.arg(0);
+    let Some(cpu) = netns::this_cpu() else { return };
+    // SAFETY: this CPU's own map value.
+    unsafe { core::ptr::write_volatile(&raw mut (*cpu).packet, skb) };
+    dropped(skb, cpu);
+}
+
+#[inline(always)]
+pub fn twin(ctx: &RawTracePointContext) {
+    if !in_nf_hook_slow(ctx.arg(1)) {
+        return;
+    }
+    let skb: u64 = ctx.arg(0);
+    let Some(cpu) = netns::this_cpu() else { return };
+    // SAFETY: this CPU's own map value. The packet is freed only after both programs ran, so an equal address
+    // means that the first program took this very packet.
+    if unsafe { core::ptr::read_volatile(&raw const (*cpu).packet) } == skb {
+        return;
+    }
+    dropped(skb, cpu);
+}
+
+#[inline(always)]
+fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
+    let mut skb = Skb::uninit();
+    skb.read(address);
+    let net = skb.net();
+    if net == 0 {
+        return;
+    }
+    let inum = netns::inum(net);
+    let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
+    // SAFETY: this CPU's own map value.
+    let (stat, accounted) = unsafe { ((*state).stat, (*state).accounted) };
+    let now = netns::counters(stat);
+    let Some(drops) = moved(now.drop, accounted.drop) else {
+        restart(state, now);
+        return;
+    };
+    let which = Moved {
+        drop: drops != 0,
+        insert_failed: now.insert_failed != accounted.insert_failed,
+        chaintoolong: now.chaintoolong != accounted.chaintoolong,
+    };
+    let entry = skb.entry();
+    let mut event = EMPTY;
+    // SAFETY: this CPU's own map values.
+    let full = unsafe { refused_for_want_of_room(cpu, state, &mut event) };
+    let Some(cause) = classify(which, entry != 0, full) else { return };
+    // SAFETY: pointers into map values. Atomic, since an interrupt on this CPU may account for its own loss between.
+    unsafe {
+        if cause.bumps_drop() {
+            add(&raw mut (*state).accounted.drop, 1);
+        }
+        if cause.bumps_insert_failed() {
+            add(&raw mut (*state).accounted.insert_failed, 1);
+        }
+        if cause.bumps_chaintoolong() {
+            add(&raw mut (*state).accounted.chaintoolong, 1);
+        }
+    }
+    if entry == 0 {
+        // SAFETY: this CPU's own map value.
+        unsafe {
+            if (*cpu).full != 0 {
+                (*cpu).full -= 1;
+            } else if drops > 1
+                && let Some(control) = control()
+            {
+                add(&raw mut (*control).ambiguous, 1);
+            }
+        }
+        if config!(by_kfree_skb) == 0 {
+            // The init_conntrack pair reports it.
+            return;
+        }
+    }
+    event.at = unsafe { bpf_ktime_get_ns() };
+    event.netns = inum;
+    event.kind = cause as u8;
+    skb.describe_path(entry != 0, &mut event);
+    if entry == 0 {
+        skb.describe_tuple(&mut event);
+    } else {
+        let tuple: [u64; 5] = read(entry + u64::from(config!(ct_tuple)));
+        describe_from_tuple(&tuple, &mut event);
+    }
+    emit::count_losses(emit::loss_key(&event, cause), cause, 1);
+    emit::push(&event, cause as u8);
+}
+
+/// An event that says nothing yet.
+pub const EMPTY: LossEvent = LossEvent {
+    at: 0,
+    netns: 0,
+    count: 0,
+    max: 0,
+    ifindex: 0,
+    kind: 0,
+    proto: 0,
+    family: 0,
+    hook: 0,
+    flags: 0,
+    icmp: [0; 2],
+    reserved: 0,
+    sport: 0,
+    dport: 0,
+    length: 0,
+    src: [0; 16],
+    dst: [0; 16],
+    device: [0; 16],
+};
+
+/// A new netns took the address of one that died: start over.
+#[inline(always)]
+fn restart(state: *mut NetCpu, now: Counters) {
+    // SAFETY: this CPU's own map value.
+    unsafe {
+        (*state).base = now;
+        (*state).accounted = now;
+    }
+}
+
+/// Reads the fill into the event, and tells a full table from want of memory.
+///
+/// # Safety
+/// Both pointers must be this CPU's map values.
+#[inline(always)]
+pub unsafe fn refused_for_want_of_room(cpu: *mut crate::maps::Cpu, state: *mut NetCpu, event: &mut LossEvent) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*state).count != 0 {
+            event.count = read((*state).count);
+            event.flags |= flag::COUNT;
+        }
+        if config!(max_address) != 0 {
+            event.max = read(config!(max_address));
+            event.flags |= flag::MAX;
+        }
+        // Only a probed early_drop lets us say "no memory": a table that was full may have room again by now.
+        config!(early_drop_probed) == 0
+            || (*cpu).full != 0
+            || event.flags & (flag::COUNT | flag::MAX) != flag::COUNT | flag::MAX
+            || event.count >= event.max
+    }
+}
+
+/// The cause of a refused entry.
+#[inline(always)]
+pub fn refusal(full: bool) -> Cause {
+    if full { Cause::TableFull } else { Cause::NoMemory }
+}

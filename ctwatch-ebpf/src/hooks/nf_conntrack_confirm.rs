@@ -1,0 +1,44 @@
+//! `__nf_conntrack_confirm(skb)`: once for every new flow, when its first packet made it through the firewall.
+//! Counted at entry; the few that fail there show up as losses and are subtracted in user space.
+
+use crate::config::config;
+use crate::emit;
+use crate::hooks::kfree_skb::EMPTY;
+use crate::netns;
+use crate::packet::{describe_from_tuple, service_of_tuple};
+use crate::read::read;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::programs::ProbeContext;
+use ctwatch_common::event::hook;
+use ctwatch_common::slot::KIND_FLOWS;
+
+/// The last word of a tuple holds port and protocol.
+const TUPLE_LAST: u64 = 32;
+/// From IP_CT_IS_REPLY on the packet travels in the reply direction and confirms nothing.
+const IS_REPLY: u64 = 3;
+
+#[inline(always)]
+pub fn on_entry(ctx: &ProbeContext) {
+    let Some(skb) = ctx.arg::<u64>(0) else { return };
+    let nfct: u64 = read(skb + u64::from(config!(skb_nfct_absolute)));
+    let ct = nfct & !7;
+    if ct == 0 || nfct & 7 >= IS_REPLY {
+        return;
+    }
+    let last: u64 = read(ct + u64::from(config!(ct_tuple)) + TUPLE_LAST);
+    let net: u64 = read(ct + u64::from(config!(ct_status)) + u64::from(config!(ct_net)));
+    let inum = netns::inum(net);
+    let (proto, port) = service_of_tuple(last);
+    emit::count_flow(inum, proto, port, true);
+    if emit::wants_inserts() {
+        let mut event = EMPTY;
+        // SAFETY: the helper has no preconditions.
+        event.at = unsafe { bpf_ktime_get_ns() };
+        event.netns = inum;
+        event.kind = KIND_FLOWS;
+        event.hook = hook::UNKNOWN;
+        let tuple: [u64; 5] = read(ct + u64::from(config!(ct_tuple)));
+        describe_from_tuple(&tuple, &mut event);
+        emit::push(&event, KIND_FLOWS);
+    }
+}

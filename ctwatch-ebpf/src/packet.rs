@@ -1,0 +1,233 @@
+//! Who a packet belongs to: tuple, device and hook, from the skb or from a conntrack tuple.
+//! Fills an event in place; nothing is counted here.
+
+use crate::config::config;
+use crate::read::{field, read, read_words};
+use core::mem::MaybeUninit;
+use ctwatch_common::config::SKB_SPAN;
+use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag, hook};
+
+const SKB_WORDS: usize = SKB_SPAN / 8;
+const HEADER_WORDS: usize = 6;
+const LOOPBACK_IFINDEX: u32 = 1;
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const DCCP: u8 = 33;
+const ICMPV6: u8 = 58;
+const SCTP: u8 = 132;
+const UDPLITE: u8 = 136;
+
+/// The part of an skb that matters, read in one go.
+pub struct Skb {
+    block: MaybeUninit<[u64; SKB_WORDS]>,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn uninit() -> Self {
+        Self { block: MaybeUninit::uninit() }
+    }
+
+    #[inline(always)]
+    pub fn read(&mut self, skb: u64) {
+        // SAFETY: the block is as large as the read.
+        unsafe { read_words(self.block.as_mut_ptr(), skb + u64::from(config!(skb_span))) }
+    }
+
+    #[inline(always)]
+    fn get<T: Copy>(&self, offset: u32) -> T {
+        // SAFETY: user space checked every offset against SKB_SPAN.
+        unsafe { field(self.block.as_ptr(), offset) }
+    }
+
+    /// The conntrack entry the packet holds, 0 if none.
+    #[inline(always)]
+    pub fn entry(&self) -> u64 {
+        self.get::<u64>(config!(skb_nfct)) & !7
+    }
+
+    #[inline(always)]
+    pub fn device(&self) -> u64 {
+        self.get(config!(skb_dev))
+    }
+
+    #[inline(always)]
+    fn socket(&self) -> u64 {
+        self.get(config!(skb_sk))
+    }
+
+    /// The device of the route, for packets that have none yet (LOCAL_OUT).
+    #[inline(always)]
+    fn route_device(&self) -> u64 {
+        let dst = self.get::<u64>(config!(skb_dst)) & !1;
+        if dst == 0 { 0 } else { read(dst + u64::from(config!(dst_dev))) }
+    }
+
+    /// The netns: of the device, of the socket before there is one, else of the route.
+    #[inline(always)]
+    pub fn net(&self) -> u64 {
+        let device = self.device();
+        if device != 0 {
+            return read(device + u64::from(config!(dev_net)));
+        }
+        let socket = self.socket();
+        if socket != 0 {
+            return read(socket + u64::from(config!(sock_net)));
+        }
+        let device = self.route_device();
+        if device == 0 { 0 } else { read(device + u64::from(config!(dev_net))) }
+    }
+
+    /// Device, hook and length.
+    #[inline(always)]
+    pub fn describe_path(&self, has_entry: bool, event: &mut LossEvent) {
+        event.length = self.get(config!(skb_len));
+        let mut device = self.device();
+        if device == 0 {
+            device = self.route_device();
+            event.hook = hook::LOCAL_OUT;
+            event.flags |= flag::OUT;
+        } else if has_entry {
+            // At confirm a packet is on its way in (LOCAL_IN) or out (POST_ROUTING): the skb doesn't say which.
+            event.hook = hook::UNKNOWN;
+        } else {
+            event.hook = hook::PRE_ROUTING;
+        }
+        if device != 0 {
+            event.ifindex = read(device + u64::from(config!(dev_ifindex)));
+            event.device = read(device + u64::from(config!(dev_name)));
+            if event.ifindex == LOOPBACK_IFINDEX {
+                event.flags |= flag::LOOPBACK;
+            }
+        }
+    }
+
+    /// The tuple, from the packet's own headers.
+    #[inline(always)]
+    pub fn describe_tuple(&self, event: &mut LossEvent) {
+        let start = self.get::<u64>(config!(skb_head)) + u64::from(self.get::<u16>(config!(skb_network_header)));
+        let mut header = MaybeUninit::<[u64; HEADER_WORDS]>::uninit();
+        let block = header.as_mut_ptr();
+        // SAFETY: the block is as large as the read, and all offsets below are constants inside it.
+        unsafe {
+            read_words(block, start);
+            let first: u8 = field(block, 0);
+            let transport: u64;
+            match first >> 4 {
+                4 => {
+                    event.family = IPV4;
+                    event.proto = field(block, 9);
+                    copy4(&mut event.src, field(block, 12));
+                    copy4(&mut event.dst, field(block, 16));
+                    let length = (first & 15) * 4;
+                    transport = if length == 20 { field_unaligned(block) } else { read(start + u64::from(length)) };
+                }
+                6 => {
+                    event.family = IPV6;
+                    event.src = words(field(block, 8), field(block, 16));
+                    event.dst = words(field(block, 24), field(block, 32));
+                    let mut next: u8 = field(block, 6);
+                    let mut at = start + 40;
+                    // Hop-by-hop, routing and destination options come before the transport header.
+                    for _ in 0..4 {
+                        if next != 0 && next != 43 && next != 60 {
+                            break;
+                        }
+                        let option: u16 = read(at);
+                        next = option as u8;
+                        at += (u64::from(option >> 8) + 1) * 8;
+                    }
+                    event.proto = next;
+                    transport = if at == start + 40 { field(block, 40) } else { read(at) };
+                }
+                _ => return,
+            }
+            event.flags |= flag::TUPLE;
+            ports(transport, event);
+        }
+    }
+}
+
+/// Eight bytes at offset 20: two aligned halves, since the verifier knows only aligned stack reads.
+#[inline(always)]
+unsafe fn field_unaligned(block: *const [u64; HEADER_WORDS]) -> u64 {
+    // SAFETY: 20..28 lies inside the block.
+    unsafe { u64::from(field::<u32, HEADER_WORDS>(block, 20)) | u64::from(field::<u32, HEADER_WORDS>(block, 24)) << 32 }
+}
+
+#[inline(always)]
+fn copy4(to: &mut [u8; 16], from: u32) {
+    *to = words(u64::from(from), 0);
+}
+
+#[inline(always)]
+fn words(low: u64, high: u64) -> [u8; 16] {
+    // SAFETY: both are 16 bytes of plain data.
+    unsafe { core::mem::transmute([low, high]) }
+}
+
+/// The first eight bytes of the transport header.
+#[inline(always)]
+fn ports(transport: u64, event: &mut LossEvent) {
+    match event.proto {
+        TCP | UDP | SCTP | DCCP | UDPLITE => {
+            event.sport = (transport as u16).swap_bytes();
+            event.dport = ((transport >> 16) as u16).swap_bytes();
+        }
+        ICMP | ICMPV6 => {
+            event.icmp = [transport as u8, (transport >> 8) as u8];
+            event.sport = ((transport >> 32) as u16).swap_bytes();
+        }
+        _ => {}
+    }
+}
+
+/// Fills the event's tuple from a `struct nf_conntrack_tuple` (40 bytes, stable: see docs/how-it-works.md).
+#[inline(always)]
+pub fn describe_from_tuple(tuple: &[u64; 5], event: &mut LossEvent) {
+    let (family, source) = ((tuple[2] >> 16) as u16, tuple[2] as u16);
+    let (port, proto) = ((tuple[4] >> 32) as u16, (tuple[4] >> 48) as u8);
+    // dst.u3 starts at byte 20, so it straddles the words.
+    let low = tuple[2] >> 32 | tuple[3] << 32;
+    let high = tuple[3] >> 32 | tuple[4] << 32;
+    if family == 2 {
+        event.family = IPV4;
+        event.src = words(u64::from(tuple[0] as u32), 0);
+        event.dst = words(u64::from(low as u32), 0);
+    } else {
+        event.family = IPV6;
+        event.src = words(tuple[0], tuple[1]);
+        event.dst = words(low, high);
+    }
+    event.proto = proto;
+    event.flags |= flag::TUPLE;
+    event.sport = source.swap_bytes();
+    if proto == ICMP || proto == ICMPV6 {
+        // dst.u.icmp is { type, code }, src.u.icmp the id.
+        event.icmp = [port as u8, (port >> 8) as u8];
+    } else if matches!(proto, TCP | UDP | SCTP | DCCP | UDPLITE) {
+        event.dport = port.swap_bytes();
+    } else {
+        event.sport = 0;
+    }
+}
+
+/// The port a flow is counted under: the destination port, or type and code for ICMP.
+#[inline(always)]
+pub fn service_port(event: &LossEvent) -> u16 {
+    if event.proto == ICMP || event.proto == ICMPV6 {
+        u16::from(event.icmp[0]) << 8 | u16::from(event.icmp[1])
+    } else {
+        event.dport
+    }
+}
+
+/// The same from the last word of a tuple, without an event: (proto, port).
+#[inline(always)]
+pub fn service_of_tuple(last: u64) -> (u8, u16) {
+    let proto = (last >> 48) as u8;
+    let port = ((last >> 32) as u16).swap_bytes();
+    // For ICMP the two bytes are type and code, in this order: big-endian gives type << 8 | code too.
+    (proto, port)
+}

@@ -1,0 +1,38 @@
+//! Reading kernel memory. A failed read yields zeroes (the helper clears the destination), and zero means "unknown".
+//! No struct layouts here: offsets come from `config`.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use core::mem::MaybeUninit;
+
+/// Reads a value at a kernel address.
+#[inline(always)]
+pub fn read<T: Copy>(address: u64) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes all of `value` whatever happens; T is plain data at every call site.
+    unsafe {
+        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address as *const _);
+        value.assume_init()
+    }
+}
+
+/// Reads into memory that stays in place.
+///
+/// # Safety
+/// `to` must be valid for writes of `N * 8` bytes.
+#[inline(always)]
+pub unsafe fn read_words<const N: usize>(to: *mut [u64; N], address: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        bpf_probe_read_kernel(to.cast(), (N * 8) as u32, address as *const _);
+    }
+}
+
+/// A field of a block that was read in one go.
+///
+/// # Safety
+/// `offset` must be a constant from `config` with the whole field inside `block` (user space checks that).
+#[inline(always)]
+pub unsafe fn field<T: Copy, const N: usize>(block: *const [u64; N], offset: u32) -> T {
+    // SAFETY: the caller's; the verifier knows the constant and checks it again.
+    unsafe { core::ptr::read_volatile(block.cast::<u8>().add(offset as usize).cast::<T>()) }
+}

@@ -1,0 +1,288 @@
+//! `ctwatch drops`: the live stream. One thread, one loop: events, ticks, signals.
+//! Every number comes from the watch and goes through the state; every word goes through the view.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use super::{VERSION, backend, view};
+use crate::cli::{Config, Drops, NetnsSpec, TableFullBy};
+use crate::conntrack::netns;
+use crate::error::{Exit, Failure, Mark as _};
+use crate::event::NetnsId;
+use crate::kernel::roots::Roots;
+use crate::probe::plan::Wishes;
+use crate::state::report::{Hook, Notice, SCHEMA, Start};
+use crate::state::{Backend, State};
+use crate::view::View;
+use crate::watch::{Change, Settings, Watch, conntrack_module};
+
+/// The kernel wakes us when much is waiting; in between we look this often.
+const LOOK_AT_EVENTS: Duration = Duration::from_millis(100);
+/// How often to see whether conntrack has been loaded.
+const LOOK_FOR_CONNTRACK: Duration = Duration::from_millis(250);
+/// Events taken at once before ticks and signals get their turn.
+const BATCH: usize = 1 << 14;
+/// aya-log's level for `debug!`; 0 compiles all logging out of the loaded programs.
+const LOG_DEBUG: u8 = 4;
+
+/// Runs it.
+pub fn run(config: &Config, drops: &Drops) -> Result<Exit> {
+    let roots = Roots { proc: config.proc_root.clone(), sys: config.sys_root.clone() };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("starting the event loop")?;
+    runtime.block_on(stream(config, drops, roots))
+}
+
+/// What ends a run from outside.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    at: Option<tokio::time::Instant>,
+}
+
+impl Stop {
+    fn new(duration: Option<Duration>) -> Result<Self> {
+        let listen = |kind| signal(kind).context("listening for signals");
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+            at: duration.map(|duration| tokio::time::Instant::now() + duration),
+        })
+    }
+
+    /// Waits for a signal or the end of the duration. Safe to cancel.
+    async fn wait(&mut self) {
+        let at = self.at;
+        let time_is_up = async {
+            match at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+            () = time_is_up => {}
+        }
+    }
+}
+
+async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
+    let mut view = view(drops.format, &config.look);
+    let mut stop = Stop::new(drops.duration)?;
+    // Wrong usage is told before anything waits or is loaded.
+    let wanted_netns = resolve_netns(&drops.netns)?;
+    let found = backend::preflight(&roots);
+    let (mut backend, mut reason) = backend::choose(drops.backend, &found)?;
+    if !wait_for_conntrack(&roots, view.as_mut(), &mut stop).await? {
+        return Ok(Exit::Done);
+    }
+    if backend == Backend::Kprobe {
+        // Before conntrack was loaded its functions could not be looked for.
+        (backend, reason) = backend::choose(drops.backend, &backend::preflight(&roots))?;
+    }
+    let settings = Settings {
+        roots: roots.clone(),
+        wishes: wishes(drops, backend, found.skips_nested),
+        log_level: if config.verbosity >= 2 { LOG_DEBUG } else { 0 },
+    };
+    let (mut watch, began) =
+        Watch::start(settings).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
+    let mut notes = began.notes;
+    notes.extend(reason);
+    view.start(&Start {
+        schema: SCHEMA,
+        version: VERSION.to_owned(),
+        time: Timestamp::now(),
+        kernel_release: roots.release(),
+        backend: backend.name(),
+        backend_reason: (!notes.is_empty()).then(|| notes.join("; ")),
+        hooks: began
+            .attachments
+            .into_iter()
+            .map(|one| Hook { function: one.function, kind: one.kind.name().to_owned() })
+            .collect(),
+        since_boot: began.since_boot,
+    })?;
+    let mut state = State::new(drops.settings(backend, wanted_netns));
+    watch_until(&mut watch, &mut state, view.as_mut(), &mut stop, drops.interval).await?;
+    finish(&mut watch, &mut state, view.as_mut())?;
+    Ok(Exit::Done)
+}
+
+fn wishes(drops: &Drops, backend: Backend, skips_nested: bool) -> Option<Wishes> {
+    let kprobes = match backend {
+        Backend::Kprobe => true,
+        Backend::Tracepoint => false,
+        Backend::Counters => return None,
+    };
+    Some(Wishes {
+        kprobes,
+        flows: kprobes && (drops.count_flows || drops.insert_events),
+        insert_events: drops.insert_events,
+        pair: drops.table_full == TableFullBy::InitConntrack,
+        skips_nested,
+    })
+}
+
+/// The loop, until a signal or the duration ends it.
+async fn watch_until(
+    watch: &mut Watch,
+    state: &mut State,
+    view: &mut dyn View,
+    stop: &mut Stop,
+    every: Duration,
+) -> Result<()> {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    let mut looks = interval(LOOK_AT_EVENTS);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ring = watch.ring()?;
+    let mut lost_before = 0;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.wait() => return Ok(()),
+            _ = ticks.tick() => {
+                drain(watch, state, view, BATCH)?;
+                if let Some(change) = watch.follow_module()? {
+                    ring = watch.ring()?;
+                    view.notice(&notice_of(change))?;
+                }
+                let tick = state.sample(&watch.sample()?);
+                if tick.lost_events > lost_before {
+                    view.notice(&events_lost(tick.lost_events - lost_before))?;
+                    lost_before = tick.lost_events;
+                }
+                view.tick(&tick)?;
+            }
+            () = readable(ring.as_ref()) => drain(watch, state, view, BATCH)?,
+            _ = looks.tick() => drain(watch, state, view, BATCH)?,
+        }
+    }
+}
+
+/// The rest of the events, a last sample, the summary.
+fn finish(watch: &mut Watch, state: &mut State, view: &mut dyn View) -> Result<()> {
+    // In a storm events never end; what the ring holds now is what belongs to this run.
+    let end = Instant::now() + Duration::from_millis(200);
+    while watch.drain(BATCH, |loss| drop(state.loss(loss))) == BATCH && Instant::now() < end {}
+    state.sample(&watch.sample()?);
+    view.end(&state.end(Timestamp::now()))?;
+    Ok(())
+}
+
+fn drain(watch: &mut Watch, state: &mut State, view: &mut dyn View, limit: usize) -> Result<()> {
+    let mut written = Ok(());
+    let taken = watch.drain(limit, |loss| {
+        if let Some(event) = state.loss(loss)
+            && written.is_ok()
+        {
+            written = view.event(&event);
+        }
+    });
+    written?;
+    if taken > 0 {
+        view.flush()?;
+    }
+    Ok(())
+}
+
+/// Waits until the ring buffer says it holds much.
+async fn readable(ring: Option<&AsyncFd<OwnedFd>>) {
+    match ring {
+        Some(ring) => match ring.readable().await {
+            Ok(mut guard) => guard.clear_ready(),
+            // The regular look finds the events anyway.
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until conntrack is there; false if the run was ended meanwhile.
+async fn wait_for_conntrack(roots: &Roots, view: &mut dyn View, stop: &mut Stop) -> Result<bool> {
+    if conntrack_module(roots).is_some() {
+        return Ok(true);
+    }
+    view.notice(&Notice {
+        time: Timestamp::now(),
+        code: "waiting_for_conntrack",
+        text: "nf_conntrack is not loaded, so nothing is tracked and nothing can be lost to it; waiting until a \
+               firewall rule or `modprobe nf_conntrack` loads it"
+            .to_owned(),
+    })?;
+    loop {
+        tokio::select! {
+            () = stop.wait() => return Ok(false),
+            () = tokio::time::sleep(LOOK_FOR_CONNTRACK) => {
+                if conntrack_module(roots).is_some() {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+}
+
+fn notice_of(change: Change) -> Notice {
+    let (code, text) = match change {
+        Change::Unloaded => {
+            ("conntrack_unloaded", "nf_conntrack was unloaded; waiting until it is loaded again".to_owned())
+        }
+        Change::Reattached => (
+            "reattached",
+            "nf_conntrack was loaded again: attached again, the kernel counts from 0".to_owned(),
+        ),
+    };
+    Notice { time: Timestamp::now(), code, text }
+}
+
+fn events_lost(count: u64) -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "events_lost",
+        text: format!(
+            "{count} events did not fit the ring buffer: totals per port stay exact, rows by flow, source or \
+             destination are lower bounds"
+        ),
+    }
+}
+
+/// The namespaces the user named; `None` if none.
+fn resolve_netns(specs: &[NetnsSpec]) -> Result<Option<Vec<NetnsId>>> {
+    if specs.is_empty() {
+        return Ok(None);
+    }
+    let places = netns::discover()?;
+    specs
+        .iter()
+        .map(|spec| match spec {
+            NetnsSpec::Host => netns::own(),
+            NetnsSpec::Name(name) => {
+                netns::find(&places, name).map_err(|error| Failure::usage(format!("--netns: {error:#}")).into())
+            }
+            NetnsSpec::Inode(id) if places.contains_key(id) => Ok(*id),
+            NetnsSpec::Inode(NetnsId(inode)) => Err(Failure::usage(format!(
+                "--netns: no process and no name leads to a netns with inode {inode}; `lsns -t net` lists them"
+            ))
+            .into()),
+            NetnsSpec::Pid(pid) => netns::id_of(format!("/proc/{pid}/ns/net").as_ref()).or_usage(|| {
+                format!("--netns pid:{pid}: there is no such process, or it may not be looked at")
+            }),
+        })
+        .collect::<Result<Vec<_>>>()
+        .map(Some)
+}

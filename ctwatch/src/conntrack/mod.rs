@@ -1,0 +1,5 @@
+//! What conntrack says of itself: per-CPU counters, limits, and the netns that have a table.
+//! Read-only: nothing here changes a setting or an entry.
+
+pub mod netns;
+pub mod stat;

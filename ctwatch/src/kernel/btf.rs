@@ -1,0 +1,261 @@
+//! A reader for the kernel's type information (BTF): offsets of fields, sizes of structs.
+//! It answers by name and holds one index of 4 bytes a type; it resolves nothing it isn't asked for.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::path::Path;
+
+const MAGIC: u16 = 0xeb9f;
+const HEADER: usize = 24;
+
+/// BTF kinds (include/uapi/linux/btf.h).
+mod kind {
+    pub const INT: u32 = 1;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const TYPEDEF: u32 = 8;
+    pub const VOLATILE: u32 = 9;
+    pub const CONST: u32 = 10;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const DECL_TAG: u32 = 17;
+    pub const TYPE_TAG: u32 = 18;
+    pub const ENUM64: u32 = 19;
+}
+
+/// The kernel's types.
+pub struct Btf {
+    bytes: Vec<u8>,
+    strings: usize,
+    /// Where each type's record starts; type 0 (void) has none.
+    records: Vec<u32>,
+}
+
+/// One type's record.
+#[derive(Clone, Copy)]
+struct Record {
+    at: usize,
+    name: u32,
+    kind: u32,
+    vlen: usize,
+    bitfields: bool,
+    /// Size of a struct, or the type a modifier stands for.
+    size_or_type: u32,
+}
+
+impl Btf {
+    /// Reads and indexes a BTF file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes =
+            std::fs::read(path).with_context(|| format!("reading the kernel's BTF, {}", path.display()))?;
+        Self::parse(bytes).with_context(|| format!("parsing the kernel's BTF, {}", path.display()))
+    }
+
+    /// Indexes BTF already in memory.
+    pub fn parse(bytes: Vec<u8>) -> Result<Self> {
+        ensure!(bytes.len() >= HEADER, "it is shorter than its header");
+        ensure!(u16::from_le_bytes([bytes[0], bytes[1]]) == MAGIC, "its magic number is wrong");
+        let header = word(&bytes, 4)? as usize;
+        let types = header + word(&bytes, 8)? as usize;
+        let types_end = types + word(&bytes, 12)? as usize;
+        let strings = header + word(&bytes, 16)? as usize;
+        ensure!(types_end <= bytes.len() && strings <= bytes.len(), "a section lies outside the file");
+        let mut btf = Self { bytes, strings, records: vec![u32::MAX] };
+        let mut at = types;
+        while at < types_end {
+            btf.records.push(u32::try_from(at)?);
+            let record = btf.record_at(at)?;
+            at += 12 + trailing(&record)?;
+        }
+        Ok(btf)
+    }
+
+    fn record_at(&self, at: usize) -> Result<Record> {
+        let info = word(&self.bytes, at + 4)?;
+        Ok(Record {
+            at,
+            name: word(&self.bytes, at)?,
+            kind: info >> 24 & 0x1f,
+            vlen: (info & 0xffff) as usize,
+            bitfields: info >> 31 == 1,
+            size_or_type: word(&self.bytes, at + 8)?,
+        })
+    }
+
+    fn record(&self, id: u32) -> Option<Record> {
+        let at = *self.records.get(id as usize)?;
+        if at == u32::MAX { None } else { self.record_at(at as usize).ok() }
+    }
+
+    fn has_name(&self, name: u32, wanted: &str) -> bool {
+        let start = self.strings + name as usize;
+        let end = start + wanted.len();
+        self.bytes.get(start..end) == Some(wanted.as_bytes()) && self.bytes.get(end) == Some(&0)
+    }
+
+    /// The struct of this name (never its forward declaration).
+    fn structure(&self, name: &str) -> Option<Record> {
+        (1..self.records.len() as u32)
+            .filter_map(|id| self.record(id))
+            .find(|record| record.kind == kind::STRUCT && self.has_name(record.name, name))
+    }
+
+    /// Follows typedefs and qualifiers.
+    fn resolve(&self, mut id: u32) -> Option<Record> {
+        for _ in 0..32 {
+            let record = self.record(id)?;
+            match record.kind {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::TYPE_TAG => id = record.size_or_type,
+                _ => return Some(record),
+            }
+        }
+        None
+    }
+
+    /// A member's byte offset and type, looked for in anonymous structs and unions too.
+    fn member(&self, of: Record, name: &str) -> Option<(u32, u32)> {
+        for index in 0..of.vlen {
+            let at = of.at + 12 + index * 12;
+            let member_name = word(&self.bytes, at).ok()?;
+            let member_type = word(&self.bytes, at + 4).ok()?;
+            let offset = word(&self.bytes, at + 8).ok()?;
+            let bits = if of.bitfields { offset & 0x00ff_ffff } else { offset };
+            if member_name == 0 {
+                let inner = self.resolve(member_type)?;
+                if (inner.kind == kind::STRUCT || inner.kind == kind::UNION)
+                    && let Some((deeper, found)) = self.member(inner, name)
+                {
+                    return Some((bits / 8 + deeper, found));
+                }
+            } else if self.has_name(member_name, name) {
+                return Some((bits / 8, member_type));
+            }
+        }
+        None
+    }
+
+    /// The offset of a field, bytes: `offset("net", "ns.inum")`.
+    #[must_use]
+    pub fn offset(&self, structure: &str, path: &str) -> Option<u32> {
+        let mut record = self.structure(structure)?;
+        let mut offset = 0;
+        for (depth, name) in path.split('.').enumerate() {
+            if depth > 0 && record.kind != kind::STRUCT && record.kind != kind::UNION {
+                return None;
+            }
+            let (at, member_type) = self.member(record, name)?;
+            offset += at;
+            record = self.resolve(member_type)?;
+        }
+        Some(offset)
+    }
+
+    /// The size of a struct, bytes.
+    #[must_use]
+    pub fn size(&self, structure: &str) -> Option<u32> {
+        self.structure(structure).map(|record| record.size_or_type)
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Result<u32> {
+    let slice = bytes.get(at..at + 4).context("it ends in the middle of a record")?;
+    Ok(u32::from_le_bytes([slice[0], slice[1], slice[2], slice[3]]))
+}
+
+/// How many bytes follow the common part of a record.
+fn trailing(record: &Record) -> Result<usize> {
+    Ok(match record.kind {
+        kind::INT | kind::VAR | kind::DECL_TAG => 4,
+        kind::ARRAY => 12,
+        kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => record.vlen * 12,
+        kind::ENUM | kind::FUNC_PROTO => record.vlen * 8,
+        1..=19 => 0,
+        unknown => bail!("it has a type of kind {unknown}, which is newer than this ctwatch"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Builds BTF by hand: enough to pin the walk through typedefs, anonymous members and bitfields.
+    struct Builder {
+        types: Vec<u8>,
+        strings: Vec<u8>,
+    }
+
+    impl Builder {
+        fn new() -> Self {
+            Self { types: Vec::new(), strings: vec![0] }
+        }
+
+        fn name(&mut self, name: &str) -> u32 {
+            if name.is_empty() {
+                return 0;
+            }
+            let at = self.strings.len() as u32;
+            self.strings.extend(name.as_bytes());
+            self.strings.push(0);
+            at
+        }
+
+        fn words(&mut self, words: &[u32]) {
+            for word in words {
+                self.types.extend(word.to_le_bytes());
+            }
+        }
+
+        fn aggregate(&mut self, kind: u32, name: &str, size: u32, members: &[(&str, u32, u32)]) {
+            let name = self.name(name);
+            self.words(&[name, kind << 24 | members.len() as u32, size]);
+            for (member, of, bits) in members {
+                let member = self.name(member);
+                self.words(&[member, *of, *bits]);
+            }
+        }
+
+        fn build(self) -> Btf {
+            let mut bytes = Vec::new();
+            bytes.extend(MAGIC.to_le_bytes());
+            bytes.extend([1, 0]);
+            let lengths = [HEADER, 0, self.types.len(), self.types.len(), self.strings.len()];
+            for length in lengths {
+                bytes.extend((length as u32).to_le_bytes());
+            }
+            bytes.extend(self.types);
+            bytes.extend(self.strings);
+            Btf::parse(bytes).expect("well-formed BTF")
+        }
+    }
+
+    #[test]
+    fn a_field_is_found_through_anonymous_members_and_typedefs() {
+        let mut builder = Builder::new();
+        let int = builder.name("int");
+        builder.words(&[int, kind::INT << 24, 4, 32]); // 1
+        builder.aggregate(kind::STRUCT, "inner", 8, &[("pad", 1, 0), ("inum", 1, 32)]); // 2
+        let alias = builder.name("inner_t");
+        builder.words(&[alias, kind::TYPEDEF << 24, 2]); // 3
+        builder.aggregate(kind::UNION, "", 8, &[("dev", 1, 0), ("dev_scratch", 1, 0)]); // 4
+        builder.aggregate(kind::STRUCT, "outer", 24, &[("", 4, 64), ("ns", 3, 128)]); // 5
+        let btf = builder.build();
+        assert_eq!(btf.offset("outer", "dev"), Some(8));
+        assert_eq!(btf.offset("outer", "ns.inum"), Some(20));
+        assert_eq!(btf.offset("outer", "nothing"), None);
+        assert_eq!(btf.offset("nobody", "dev"), None);
+        assert_eq!(btf.size("outer"), Some(24));
+    }
+
+    #[test]
+    fn damaged_btf_is_an_error_not_a_panic() {
+        assert!(Btf::parse(vec![0; 10]).is_err());
+        assert!(Btf::parse(vec![0; 64]).is_err());
+        let mut bytes = vec![0; 64];
+        bytes[..2].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4..8].copy_from_slice(&24u32.to_le_bytes());
+        bytes[12..16].copy_from_slice(&1000u32.to_le_bytes());
+        assert!(Btf::parse(bytes).is_err());
+    }
+}

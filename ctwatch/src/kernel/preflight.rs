@@ -1,0 +1,269 @@
+//! Can ctwatch watch here, with which backend, and if not, what would change that?
+//! It reads /proc and /sys only; trying the bpf() call itself is the caller's part, handed in as a finding.
+
+use anyhow::Result;
+
+use super::btf::Btf;
+use super::roots::Roots;
+use super::symbols::Symbols;
+use crate::probe::offsets;
+use crate::state::report::CheckItem;
+use crate::watch::conntrack_module;
+
+/// Capability numbers (include/uapi/linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// What was found.
+pub struct Preflight {
+    /// Each thing looked at, in the order of the check.
+    pub items: Vec<CheckItem>,
+    /// The first thing that rules out every backend that uses programs.
+    pub obstacle: Option<String>,
+    /// kprobes can be used; else why not.
+    pub kprobes: Result<(), String>,
+    /// The kernel skips a tracing program that interrupts itself.
+    pub skips_nested: bool,
+}
+
+/// Looks at everything. `try_bpf` loads a program and says how that went.
+pub fn look(roots: &Roots, try_bpf: impl FnOnce() -> Result<()>) -> Preflight {
+    let mut found = Preflight { items: Vec::new(), obstacle: None, kprobes: Ok(()), skips_nested: false };
+    let release = roots.release();
+    let new_enough = release_number(&release).is_none_or(|number| number >= (5, 10));
+    found.need(
+        "kernel",
+        new_enough,
+        format!("Linux {release}"),
+        "ctwatch needs Linux 5.10 or later (ring buffer, raw tracepoint test runs): boot a newer kernel",
+    );
+    found.capabilities(roots);
+    let btf = Btf::read(&roots.sys("kernel/btf/vmlinux"));
+    let symbols = Symbols::read(&roots.proc("kallsyms"));
+    found.types(&btf, symbols.as_ref().ok());
+    found.symbols(&symbols);
+    found.kprobes(roots, symbols.as_ref().ok());
+    found.lockdown(roots);
+    found.conntrack(roots);
+    if found.obstacle.is_none() {
+        let result = try_bpf();
+        let text = match &result {
+            Ok(()) => "programs load, and so do their maps (ring buffer, mmapable arrays)".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        found.need(
+            "bpf",
+            result.is_ok(),
+            text,
+            "run as root, outside seccomp and user namespaces that forbid bpf()",
+        );
+    }
+    found
+}
+
+impl Preflight {
+    fn note(&mut self, name: &str, ok: Option<bool>, text: String, remedy: Option<&str>) {
+        self.items.push(CheckItem {
+            name: name.to_owned(),
+            ok,
+            found: text,
+            remedy: remedy.map(str::to_owned),
+        });
+    }
+
+    /// Something no backend with programs can do without.
+    fn need(&mut self, name: &str, ok: bool, text: String, remedy: &str) {
+        if !ok && self.obstacle.is_none() {
+            self.obstacle = Some(format!("{name}: {text}; {remedy}"));
+        }
+        self.note(name, Some(ok), text, (!ok).then_some(remedy));
+    }
+
+    fn capabilities(&mut self, roots: &Roots) {
+        let effective = std::fs::read_to_string(roots.proc("self/status")).ok().and_then(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        });
+        let Some(effective) = effective else {
+            self.note("capabilities", None, "/proc/self/status has no CapEff line".to_owned(), None);
+            return;
+        };
+        let has = |cap: u32| effective >> cap & 1 == 1;
+        let missing: Vec<&str> = [
+            ("CAP_BPF", has(CAP_BPF) || has(CAP_SYS_ADMIN)),
+            ("CAP_PERFMON", has(CAP_PERFMON) || has(CAP_SYS_ADMIN)),
+            // Other netns can only be entered with it, and 5.10 to 6.x attach kprobes with it.
+            ("CAP_SYS_ADMIN", has(CAP_SYS_ADMIN)),
+            ("CAP_NET_ADMIN", has(CAP_NET_ADMIN)),
+        ]
+        .into_iter()
+        .filter_map(|(name, ok)| (!ok).then_some(name))
+        .collect();
+        let text = if missing.is_empty() {
+            "CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_NET_ADMIN are there".to_owned()
+        } else {
+            format!("missing {}", missing.join(", "))
+        };
+        self.need("capabilities", missing.is_empty(), text, "run as root: sudo ctwatch …");
+    }
+
+    fn types(&mut self, btf: &Result<Btf>, symbols: Option<&Symbols>) {
+        let none = Symbols::default();
+        let result = match btf {
+            Ok(btf) => offsets::resolve(btf, symbols.unwrap_or(&none)).map(|_| {
+                // bpf_prog.active: a per-CPU guard since 5.16 (kernel/trace/bpf_trace.c, __bpf_trace_run).
+                self.skips_nested = btf.offset("bpf_prog", "active").is_some();
+            }),
+            Err(error) => Err(anyhow::anyhow!("{error:#}")),
+        };
+        let text = match &result {
+            Ok(()) => "/sys/kernel/btf/vmlinux has every field that ctwatch reads".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        self.need(
+            "btf",
+            result.is_ok(),
+            text,
+            "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y and CONFIG_NF_CONNTRACK (distribution kernels are)",
+        );
+    }
+
+    fn symbols(&mut self, symbols: &Result<Symbols>) {
+        let (ok, text, remedy) = match symbols {
+            Err(error) => (false, format!("{error:#}"), "mount /proc"),
+            Ok(symbols) if symbols.hidden => (
+                false,
+                "/proc/kallsyms shows only zeroes".to_owned(),
+                "run as root, and set kernel.kptr_restrict to 0 or 1 while ctwatch starts",
+            ),
+            Ok(symbols)
+                if symbols.get("nf_hook_slow").is_none() && symbols.function("init_conntrack").is_none() =>
+            {
+                (
+                    false,
+                    "neither nf_hook_slow nor init_conntrack is in /proc/kallsyms".to_owned(),
+                    "boot a kernel built with CONFIG_NETFILTER and CONFIG_KALLSYMS; `ctwatch drops --backend counters` shows totals meanwhile",
+                )
+            }
+            Ok(_) => (true, "nf_hook_slow is in /proc/kallsyms".to_owned(), ""),
+        };
+        self.need("symbols", ok, text, remedy);
+    }
+
+    fn kprobes(&mut self, roots: &Roots, symbols: Option<&Symbols>) {
+        const REMEDY: &str = "boot a kernel with CONFIG_KPROBES and CONFIG_KPROBE_EVENTS; until then the tracepoint backend watches";
+        let there = roots.sys("bus/event_source/devices/kprobe/type").exists()
+            || roots.sys("kernel/tracing/kprobe_events").exists()
+            || roots.sys("kernel/debug/tracing/kprobe_events").exists();
+        let loaded = conntrack_module(roots).is_some();
+        if !there {
+            let text = "this kernel has no kprobes".to_owned();
+            self.kprobes = Err(text.clone());
+            self.note("kprobes", Some(false), text, Some(REMEDY));
+        } else if loaded && symbols.is_some_and(|symbols| symbols.function("early_drop").is_none()) {
+            let text = "early_drop is not in /proc/kallsyms, so it can't be probed".to_owned();
+            self.kprobes = Err(text.clone());
+            self.note(
+                "kprobes",
+                Some(false),
+                text,
+                Some("a kernel that keeps early_drop out of line; until then the tracepoint backend watches"),
+            );
+        } else {
+            self.note("kprobes", Some(true), "kprobes can be attached".to_owned(), None);
+        }
+    }
+
+    fn lockdown(&mut self, roots: &Roots) {
+        match std::fs::read_to_string(roots.sys("kernel/security/lockdown")) {
+            Ok(text) if text.contains("[confidentiality]") => self.need(
+                "lockdown",
+                false,
+                "confidentiality: programs may not read kernel memory".to_owned(),
+                "boot with lockdown=integrity or without lockdown",
+            ),
+            Ok(text) => {
+                let mode = text.split(['[', ']']).nth(1).unwrap_or("unknown").to_owned();
+                self.note("lockdown", Some(true), mode, None);
+            }
+            Err(_) => {
+                self.note("lockdown", None, "not told (no /sys/kernel/security/lockdown)".to_owned(), None)
+            }
+        }
+    }
+
+    fn conntrack(&mut self, roots: &Roots) {
+        if conntrack_module(roots).is_some() {
+            self.note("conntrack", Some(true), "nf_conntrack is loaded".to_owned(), None);
+        } else {
+            self.note(
+                "conntrack",
+                None,
+                "nf_conntrack is not loaded".to_owned(),
+                Some("nothing: `ctwatch drops` waits until a firewall rule or `modprobe nf_conntrack` loads it"),
+            );
+        }
+    }
+}
+
+/// "6.12.117-cloud" → (6, 12)
+fn release_number(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn roots(files: &[(&str, &str)]) -> (tempfile::TempDir, Roots) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (path, text) in files {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+            fs::write(path, text).expect("a file");
+        }
+        let roots = Roots { proc: folder.path().join("proc"), sys: folder.path().join("sys") };
+        (folder, roots)
+    }
+
+    #[test]
+    fn without_root_the_first_obstacle_says_run_as_root() {
+        let (_keep, roots) = roots(&[
+            ("proc/sys/kernel/osrelease", "6.12.1\n"),
+            ("proc/self/status", "Name:\tx\nCapEff:\t0000000000000000\n"),
+            ("proc/kallsyms", "0000000000000000 T nf_hook_slow\n"),
+        ]);
+        let found = look(&roots, || panic!("bpf() is not tried when something is missing already"));
+        let obstacle = found.obstacle.expect("something is missing");
+        assert!(obstacle.contains("CAP_BPF") && obstacle.contains("run as root"), "{obstacle}");
+    }
+
+    #[test]
+    fn a_kernel_without_the_needed_symbol_is_told_what_would_help() {
+        let (_keep, roots) = roots(&[
+            ("proc/sys/kernel/osrelease", "6.12.1\n"),
+            ("proc/self/status", "CapEff:\t000001ffffffffff\n"),
+            ("proc/kallsyms", "ffffffff81000000 T something_else\n"),
+        ]);
+        let found = look(&roots, || Ok(()));
+        let item = found.items.iter().find(|item| item.name == "symbols").expect("looked at");
+        assert_eq!(item.ok, Some(false));
+        assert!(item.remedy.as_deref().is_some_and(|remedy| remedy.contains("counters")));
+    }
+
+    #[test]
+    fn an_old_kernel_and_lockdown_are_named() {
+        let (_keep, roots) = roots(&[
+            ("proc/sys/kernel/osrelease", "4.19.0-27\n"),
+            ("sys/kernel/security/lockdown", "none integrity [confidentiality]\n"),
+        ]);
+        let found = look(&roots, || Ok(()));
+        assert!(found.obstacle.expect("too old").contains("4.19"));
+        let lockdown = found.items.iter().find(|item| item.name == "lockdown").expect("looked at");
+        assert_eq!(lockdown.ok, Some(false));
+    }
+}

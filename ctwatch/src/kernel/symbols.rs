@@ -1,0 +1,169 @@
+//! Addresses and exact names of the kernel functions ctwatch hooks, from /proc/kallsyms.
+//! A function may carry a compiler's suffix (.constprop.0, .isra.0, .part.0): only the known ones are accepted.
+
+use anyhow::{Context, Result};
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+/// Functions and data to look for, without suffix.
+const WANTED: [&str; 9] = [
+    "nf_hook_slow",
+    "early_drop",
+    "nf_ct_delete",
+    "__nf_conntrack_confirm",
+    "__nf_conntrack_alloc",
+    "init_conntrack",
+    "nf_conntrack_in",
+    "nf_conntrack_max",
+    "nf_conntrack_net_id",
+];
+
+/// One symbol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Symbol {
+    /// Its name with any suffix, as kprobes want it.
+    pub name: String,
+    /// Its address.
+    pub address: u64,
+    /// Where the next symbol starts: the function ends before it.
+    pub end: u64,
+}
+
+/// The symbols found.
+#[derive(Clone, Debug, Default)]
+pub struct Symbols {
+    found: HashMap<String, Symbol>,
+    /// kallsyms shows only zeroes (kptr_restrict, or not root).
+    pub hidden: bool,
+}
+
+impl Symbols {
+    /// Reads a kallsyms file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        Self::parse(BufReader::with_capacity(1 << 16, file))
+            .with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// Reads kallsyms text.
+    pub fn parse(mut reader: impl BufRead) -> Result<Self> {
+        let mut symbols = Self { hidden: true, ..Self::default() };
+        // The symbols before a section's end are sorted, so a function ends where the next greater address starts.
+        let mut open: Vec<String> = Vec::new();
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if reader.read_until(b'\n', &mut line)? == 0 {
+                break;
+            }
+            let Some((address, name)) = split(&line) else { continue };
+            if address != 0 {
+                symbols.hidden = false;
+            }
+            open.retain(|name| match symbols.found.get_mut(name) {
+                Some(symbol) if address > symbol.address => {
+                    symbol.end = address;
+                    false
+                }
+                _ => true,
+            });
+            if WANTED.iter().any(|wanted| is_variant(name, wanted)) && !symbols.found.contains_key(name) {
+                symbols
+                    .found
+                    .insert(name.to_owned(), Symbol { name: name.to_owned(), address, end: address });
+                open.push(name.to_owned());
+            }
+        }
+        Ok(symbols)
+    }
+
+    /// The symbol of exactly this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Symbol> {
+        self.found.get(name)
+    }
+
+    /// The symbol of this name, else the one with a known suffix that keeps its arguments.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<&Symbol> {
+        self.get(name).or_else(|| {
+            let mut variants: Vec<_> = self
+                .found
+                .values()
+                .filter(|symbol| {
+                    symbol.name.strip_prefix(name).is_some_and(|suffix| {
+                        suffix.starts_with(".constprop.") || suffix.starts_with(".isra.")
+                    })
+                })
+                .collect();
+            variants.sort_by(|a, b| a.name.cmp(&b.name));
+            variants.first().copied()
+        })
+    }
+}
+
+/// "address type name [module]"
+fn split(line: &[u8]) -> Option<(u64, &str)> {
+    let text = std::str::from_utf8(line).ok()?;
+    let mut words = text.split_ascii_whitespace();
+    let address = u64::from_str_radix(words.next()?, 16).ok()?;
+    let _kind = words.next()?;
+    Some((address, words.next()?))
+}
+
+fn is_variant(name: &str, wanted: &str) -> bool {
+    let Some(suffix) = name.strip_prefix(wanted) else { return false };
+    suffix.is_empty()
+        || suffix == ".cold"
+        || [".constprop.", ".isra.", ".part."].iter().any(|known| {
+            suffix.strip_prefix(known).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEBIAN_5_10: &str = "\
+ffffffff81000000 T nf_hook_slow
+ffffffff81000000 T nf_hook_slow_alias
+ffffffff810000d0 T nf_hook_slow_list
+ffffffff81000200 t nf_hook_slow.cold
+ffffffff81000210 t other
+ffffffffc0001000 t early_drop\t[nf_conntrack]
+ffffffffc0001200 t init_conntrack.constprop.0\t[nf_conntrack]
+ffffffffc0001300 t init_conntrack.constprop.0.cold\t[nf_conntrack]
+ffffffffc0001400 t nf_ct_delete.part.0\t[nf_conntrack]
+ffffffffc0001500 T nf_ct_delete\t[nf_conntrack]
+ffffffffc0001600 t nf_ct_delete_from_lists\t[nf_conntrack]
+";
+
+    fn symbols(text: &str) -> Symbols {
+        Symbols::parse(text.as_bytes()).expect("readable kallsyms")
+    }
+
+    #[test]
+    fn a_function_ends_where_the_next_one_starts() {
+        let found = symbols(DEBIAN_5_10);
+        let function = found.get("nf_hook_slow").expect("it is there");
+        assert_eq!((function.address, function.end), (0xffff_ffff_8100_0000, 0xffff_ffff_8100_00d0));
+        let cold = found.get("nf_hook_slow.cold").expect("it is there");
+        assert_eq!(cold.end - cold.address, 0x10);
+    }
+
+    #[test]
+    fn known_suffixes_are_followed_and_cold_parts_are_not() {
+        let found = symbols(DEBIAN_5_10);
+        assert_eq!(found.function("init_conntrack").expect("found").name, "init_conntrack.constprop.0");
+        assert_eq!(found.function("nf_ct_delete").expect("found").name, "nf_ct_delete");
+        assert!(found.get("nf_ct_delete.part.0").is_some());
+        assert!(found.function("__nf_conntrack_alloc").is_none());
+    }
+
+    #[test]
+    fn hidden_addresses_are_noticed() {
+        assert!(symbols("0000000000000000 T nf_hook_slow\n").hidden);
+        assert!(!symbols(DEBIAN_5_10).hidden);
+    }
+}

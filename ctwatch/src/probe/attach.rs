@@ -1,0 +1,163 @@
+//! A running watch in the kernel: programs loaded and attached, maps open. Dropping it detaches everything.
+//! The kernel does the same when the process dies, however it dies: nothing is pinned.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result, anyhow};
+use aya::Ebpf;
+use aya::maps::{Map, MapData, PerCpuHashMap, RingBuf};
+use aya::programs::{KProbe, Program, RawTracePoint};
+use ctwatch_common::classify::Counters;
+use ctwatch_common::config::Config;
+use ctwatch_common::event::{LOSS_EVENT_SIZE, LossEvent};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::object;
+use super::plan::{Attachment, HookKind, Plan};
+use super::shared::Shared;
+use super::sync::{self, State, Take};
+use crate::conntrack::netns::{self, Place};
+
+/// A watch in the kernel.
+pub struct Probe {
+    ebpf: Ebpf,
+    /// Exact counters and totals.
+    pub shared: Shared,
+    ring: RingBuf<MapData>,
+    states: PerCpuHashMap<MapData, u64, State>,
+}
+
+impl Probe {
+    /// Loads and attaches what the plan says. Losses count only after [`Shared::start_watching`].
+    pub fn attach(plan: &Plan, config: &Config, netns: u32, log_level: u8) -> Result<Self> {
+        let mut ebpf = object::load(config, netns, log_level)?;
+        // Programs first: they hold on to their maps, which are taken out of the object below.
+        load_program(&mut ebpf, "sync")?;
+        for attachment in &plan.attachments {
+            attach(&mut ebpf, attachment)?;
+        }
+        let shared =
+            Shared::new(take(&mut ebpf, "COUNTERS")?.as_array()?, take(&mut ebpf, "CONTROL")?.as_array()?)?;
+        let ring = RingBuf::try_from(take(&mut ebpf, "EVENTS")?.0).context("opening the ring buffer")?;
+        let states =
+            PerCpuHashMap::try_from(take(&mut ebpf, "NETS")?.0).context("opening the map of netns")?;
+        Ok(Self { ebpf, shared, ring, states })
+    }
+
+    /// Makes a netns known to the programs; returns the counters each CPU's watch begins with.
+    pub fn take(&self, place: &Place, how: Take) -> Result<Vec<Option<Counters>>> {
+        let program = self.sync_program()?;
+        netns::inside(place, || sync::find_here(program))?;
+        let net = self.shared.sync_net();
+        sync::take(program, net, how)?;
+        sync::bases(&self.states, net)
+    }
+
+    fn sync_program(&self) -> Result<&RawTracePoint> {
+        let program = self.ebpf.program("sync").context("the eBPF object has no program \"sync\"")?;
+        program.try_into().context("the program \"sync\" has an unexpected type")
+    }
+
+    /// Hands over at most `limit` waiting events; returns how many there were.
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(LossEvent)) -> usize {
+        let mut count = 0;
+        while count < limit {
+            let Some(item) = self.ring.next() else { break };
+            if let Some(event) = decode(&item) {
+                each(event);
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// The ring buffer's readiness: readable once much is waiting.
+    pub fn ring(&self) -> Result<AsyncFd<OwnedFd>> {
+        // SAFETY: the ring buffer outlives the borrow, and the copy lives as long as its registration.
+        unsafe {
+            let copy = BorrowedFd::borrow_raw(self.ring.as_raw_fd())
+                .try_clone_to_owned()
+                .context("copying the ring buffer's fd")?;
+            AsyncFd::register_with_interest(copy, Interest::READABLE).context("waiting for the ring buffer")
+        }
+    }
+
+    /// Whether this kernel takes our maps and a program.
+    pub fn try_load(config: &Config) -> Result<()> {
+        load_program(&mut object::load(config, 64, 0)?, "sync")
+    }
+
+    /// All programs of the object, each loaded (so: verified), with the number of instructions the verifier
+    /// went through if the kernel tells, or with its words.
+    pub fn verify(config: &Config) -> Result<Vec<(String, Result<Option<u64>>)>> {
+        let mut ebpf = object::load(config, 64, 0)?;
+        let names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+        Ok(names
+            .into_iter()
+            .map(|name| {
+                let result = load_program(&mut ebpf, &name).map(|()| {
+                    let info = ebpf.program(&name)?.info().ok()?;
+                    info.verified_instruction_count().map(u64::from)
+                });
+                (name, result)
+            })
+            .collect())
+    }
+}
+
+/// An event out of the ring buffer's bytes.
+fn decode(bytes: &[u8]) -> Option<LossEvent> {
+    if bytes.len() < LOSS_EVENT_SIZE {
+        return None;
+    }
+    // SAFETY: long enough, and any bit pattern is a valid event.
+    Some(unsafe { bytes.as_ptr().cast::<LossEvent>().read_unaligned() })
+}
+
+/// A map taken out of the object.
+struct Taken(Map);
+
+impl Taken {
+    fn as_array(&self) -> Result<BorrowedFd<'_>> {
+        use std::os::fd::AsFd;
+        match &self.0 {
+            Map::Array(data) => Ok(data.fd().as_fd()),
+            _ => Err(anyhow!("a map of the eBPF object is no array")),
+        }
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Taken> {
+    ebpf.take_map(name).map(Taken).with_context(|| format!("the eBPF object has no map {name:?}"))
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    let program =
+        ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name:?}"))?;
+    match program {
+        Program::KProbe(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
+        _ => return Err(anyhow!("the program {name:?} has an unexpected type")),
+    }
+    .with_context(|| format!("loading the program {name:?} into the kernel"))
+}
+
+fn attach(ebpf: &mut Ebpf, attachment: &Attachment) -> Result<()> {
+    let Attachment { program: name, function, kind } = attachment;
+    load_program(ebpf, name)?;
+    let program =
+        ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name:?}"))?;
+    match kind {
+        HookKind::Kprobe | HookKind::Kretprobe => {
+            let program: &mut KProbe = program.try_into()?;
+            program.attach(function, 0).map(drop)
+        }
+        HookKind::RawTracepoint => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.attach(function).map(drop)
+        }
+    }
+    .with_context(|| format!("attaching the {} on {function}", kind.name()))
+}

@@ -1,0 +1,11 @@
+//! The kernel side: loads the eBPF object, attaches it, reads its maps. The only user of aya.
+//! It decides nothing about what is shown.
+
+pub mod attach;
+mod object;
+pub mod offsets;
+pub mod plan;
+pub mod shared;
+pub mod sync;
+
+pub use attach::Probe;

@@ -1,0 +1,37 @@
+//! The eBPF object itself, part of this binary.
+//! Nothing but its bytes and how they are loaded.
+
+use anyhow::{Context, Result};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use ctwatch_common::config::Config;
+
+/// Built by `cargo xtask ebpf`, committed, checked by build.rs.
+static OBJECT: &[u8] = include_bytes_aligned!(env!("CTWATCH_EBPF_OBJECT"));
+
+/// The configuration in the form aya copies into .rodata.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Frozen(Config);
+
+// SAFETY: integers only, without padding (Config asserts its size).
+unsafe impl aya::Pod for Frozen {}
+
+/// Creates the maps and relocates the programs; none is in the kernel yet.
+pub fn load(config: &Config, netns: u32, log_level: u8) -> Result<Ebpf> {
+    raise_memlock();
+    EbpfLoader::new()
+        // The object needs no BTF relocation, and parsing the kernel's for it would take 21 MB.
+        .btf(None)
+        .override_global("CONFIG", &Frozen(*config), true)
+        .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .map_max_entries("NETS", netns)
+        .load(OBJECT)
+        .context("loading the eBPF object (this needs CAP_BPF or root)")
+}
+
+/// Before 5.11 maps count against RLIMIT_MEMLOCK. A refusal shows when the maps are created.
+fn raise_memlock() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the pointer is to a live struct.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+}

@@ -1,0 +1,116 @@
+//! From BTF and kallsyms to the programs' frozen configuration.
+//! Every offset is checked here against the size of the block it is read from; the verifier checks again.
+
+use anyhow::{Context, Result, ensure};
+use ctwatch_common::config::{CT_SPAN, Config, NONE, SKB_SPAN, STAT_SPAN};
+
+use crate::kernel::btf::Btf;
+use crate::kernel::symbols::Symbols;
+
+/// Fills in everything that depends on the running kernel. Switches are left at their defaults.
+pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
+    let need = |structure: &str, field: &str| {
+        btf.offset(structure, field).with_context(|| {
+            format!("this kernel's BTF has no field {structure}.{field}, which ctwatch must read")
+        })
+    };
+    let skb = |field: &str| need("sk_buff", field);
+    let fields = [
+        skb("dev")?,
+        skb("sk")?,
+        skb("_skb_refdst")?,
+        skb("_nfct")?,
+        skb("len")?,
+        skb("network_header")?,
+        skb("head")?,
+    ];
+    // The read helper works in words of eight bytes; fields keep their alignment relative to the span.
+    let skb_span = fields.iter().min().copied().unwrap_or_default() & !7;
+    let within = |offset: u32, size: u32, span: usize, what: &str| {
+        ensure!(
+            offset + size <= span as u32,
+            "this kernel's {what} spreads the fields ctwatch reads over more than {span} bytes"
+        );
+        Ok(offset)
+    };
+    let in_skb = |offset: u32| within(offset - skb_span, 8, SKB_SPAN, "struct sk_buff");
+
+    let ct_status = need("nf_conn", "status")?;
+    let mut config = Config {
+        skb_span,
+        skb_dev: in_skb(fields[0])?,
+        skb_sk: in_skb(fields[1])?,
+        skb_dst: in_skb(fields[2])?,
+        skb_nfct: in_skb(fields[3])?,
+        skb_len: in_skb(fields[4])?,
+        skb_network_header: in_skb(fields[5])?,
+        skb_head: in_skb(fields[6])?,
+        skb_nfct_absolute: fields[3],
+        sock_net: need("sock", "__sk_common.skc_net")?,
+        dev_net: need("net_device", "nd_net")?,
+        dev_ifindex: need("net_device", "ifindex")?,
+        dev_name: need("net_device", "name")?,
+        dst_dev: need("dst_entry", "dev")?,
+        net_inum: need("net", "ns.inum")?,
+        net_stat: NONE,
+        net_count: btf.offset("net", "ct.count").unwrap_or(NONE),
+        net_gen: need("net", "gen")?,
+        stat_chaintoolong: NONE,
+        ct_tuple: need("nf_conn", "tuplehash")? + need("nf_conntrack_tuple_hash", "tuple")?,
+        ct_status,
+        ct_net: within(
+            need("nf_conn", "ct_net")?
+                .checked_sub(ct_status)
+                .context("nf_conn.ct_net lies before nf_conn.status")?,
+            8,
+            CT_SPAN,
+            "struct nf_conn",
+        )?,
+        ct_timeout: need("nf_conn", "timeout")?,
+        bpf_array_pptrs: need("bpf_array", "pptrs")?,
+        task_nsproxy: need("task_struct", "nsproxy")?,
+        nsproxy_net: need("nsproxy", "net_ns")?,
+        ..Config::default()
+    };
+    resolve_stat(btf, &mut config)?;
+    resolve_symbols(symbols, &mut config);
+    Ok(config)
+}
+
+/// The per-CPU counters.
+fn resolve_stat(btf: &Btf, config: &mut Config) -> Result<()> {
+    let need = |field: &str| {
+        btf.offset("ip_conntrack_stat", field)
+            .with_context(|| format!("this kernel's BTF has no field ip_conntrack_stat.{field}"))
+    };
+    let size = btf.size("ip_conntrack_stat").context("this kernel's BTF has no struct ip_conntrack_stat")?;
+    let span = size
+        .checked_sub(STAT_SPAN as u32)
+        .with_context(|| format!("this kernel's struct ip_conntrack_stat has only {size} bytes"))?;
+    let place = |field: &str| -> Result<u32> {
+        need(field)?
+            .checked_sub(span)
+            .with_context(|| format!("ip_conntrack_stat.{field} lies too far from its end"))
+    };
+    config.net_stat = btf.offset("net", "ct.stat").context("this kernel's BTF has no field net.ct.stat")?;
+    config.stat_span = span;
+    config.stat_drop = place("drop")?;
+    config.stat_insert_failed = place("insert_failed")?;
+    config.stat_early_drop = place("early_drop")?;
+    if btf.offset("ip_conntrack_stat", "chaintoolong").is_some() {
+        config.stat_chaintoolong = place("chaintoolong")?;
+    }
+    config.has_stat = 1;
+    Ok(())
+}
+
+fn resolve_symbols(symbols: &Symbols, config: &mut Config) {
+    for (index, name) in ["nf_hook_slow", "nf_hook_slow.cold"].into_iter().enumerate() {
+        if let Some(symbol) = symbols.get(name) {
+            config.nf_hook_slow[index] = symbol.address;
+            config.nf_hook_slow_len[index] = symbol.end - symbol.address;
+        }
+    }
+    config.max_address = symbols.get("nf_conntrack_max").map_or(0, |symbol| symbol.address);
+    config.net_id_address = symbols.get("nf_conntrack_net_id").map_or(0, |symbol| symbol.address);
+}

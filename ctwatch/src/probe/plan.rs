@@ -1,0 +1,228 @@
+//! Which programs go where on this kernel, and which switches they get: the ladder from best to worst.
+//! Pure: it looks at symbols and wishes only, and loads nothing.
+
+use ctwatch_common::config::Config;
+
+use crate::kernel::symbols::Symbols;
+
+/// What kind of hook a program is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookKind {
+    /// At a function's entry.
+    Kprobe,
+    /// At a function's return.
+    Kretprobe,
+    /// A raw tracepoint.
+    RawTracepoint,
+}
+
+impl HookKind {
+    /// The spelling in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kprobe => "kprobe",
+            Self::Kretprobe => "kretprobe",
+            Self::RawTracepoint => "raw_tracepoint",
+        }
+    }
+}
+
+/// One program and its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The program's name in the object.
+    pub program: &'static str,
+    /// The kernel function, or the tracepoint.
+    pub function: String,
+    /// How it is attached.
+    pub kind: HookKind,
+}
+
+/// What the user wants from the kernel side.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// kprobes may be used (else raw tracepoints alone).
+    pub kprobes: bool,
+    /// Count inserts and deletes.
+    pub flows: bool,
+    /// Send inserts as events.
+    pub insert_events: bool,
+    /// See a full table by the init_conntrack pair rather than where the packet is freed.
+    pub pair: bool,
+    /// The kernel skips a tracing program that interrupts itself (bpf_prog.active, 5.16 and later).
+    pub skips_nested: bool,
+}
+
+/// The result.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What to attach, in order.
+    pub attachments: Vec<Attachment>,
+    /// What can't be seen on this kernel, in words.
+    pub notes: Vec<String>,
+}
+
+/// Decides, and sets the switches in `config` to match. `Err` says which symbol is missing for any watch at all.
+pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Plan, String> {
+    let mut plan = Plan { attachments: Vec::new(), notes: Vec::new() };
+    let freed_there = symbols.get("nf_hook_slow").is_some();
+    if freed_there {
+        plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
+        if wishes.skips_nested {
+            plan.add("kfree_skb_twin", "kfree_skb", HookKind::RawTracepoint);
+        }
+    }
+    let pair = if wishes.kprobes && (wishes.pair || !freed_there) { pair_function(symbols) } else { None };
+    config.by_kfree_skb = u32::from(freed_there && pair.is_none());
+    match (&pair, freed_there) {
+        (Some(function), _) => {
+            config.pair_on_alloc = u32::from(function.starts_with("__nf_conntrack_alloc"));
+            plan.add("init_conntrack", function, HookKind::Kprobe);
+            plan.add("init_conntrack_return", function, HookKind::Kretprobe);
+            if !freed_there {
+                plan.notes
+                    .push("nf_hook_slow is not in kallsyms: only losses of new flows are seen".to_owned());
+            }
+        }
+        (None, true) if wishes.pair => {
+            plan.notes.push("neither init_conntrack nor __nf_conntrack_alloc can be probed".to_owned());
+        }
+        (None, true) => {}
+        (None, false) => {
+            return Err(
+                "nf_hook_slow, init_conntrack and __nf_conntrack_alloc are all missing from kallsyms"
+                    .to_owned(),
+            );
+        }
+    }
+    if !wishes.kprobes {
+        return Ok(plan);
+    }
+    if let Some(function) = symbols.function("early_drop") {
+        config.early_drop_probed = 1;
+        plan.add("early_drop_return", &function.name, HookKind::Kretprobe);
+    } else {
+        plan.notes.push("early_drop can't be probed: evictions are not counted".to_owned());
+    }
+    plan_deletes(symbols, wishes, config, &mut plan);
+    if wishes.flows {
+        if let Some(function) = symbols.function("__nf_conntrack_confirm") {
+            plan.add("nf_conntrack_confirm", &function.name, HookKind::Kprobe);
+            config.insert_events = u32::from(wishes.insert_events);
+        } else {
+            plan.notes.push("__nf_conntrack_confirm can't be probed: new flows are not counted".to_owned());
+        }
+    }
+    Ok(plan)
+}
+
+/// 5.10 calls nf_ct_delete.part.0 from early_drop and gc, bypassing nf_ct_delete, which calls it too.
+fn plan_deletes(symbols: &Symbols, wishes: Wishes, config: &mut Config, plan: &mut Plan) {
+    let part = symbols.get("nf_ct_delete.part.0");
+    let Some(function) = part.or_else(|| symbols.function("nf_ct_delete")) else {
+        plan.notes.push(
+            "nf_ct_delete can't be probed: deletes and the victims of evictions are not seen".to_owned(),
+        );
+        return;
+    };
+    config.delete_is_part = u32::from(part.is_some());
+    let program = if wishes.flows { "nf_ct_delete" } else { "nf_ct_delete_victims" };
+    plan.add(program, &function.name, HookKind::Kprobe);
+}
+
+fn pair_function(symbols: &Symbols) -> Option<String> {
+    symbols
+        .function("init_conntrack")
+        .or_else(|| symbols.function("__nf_conntrack_alloc"))
+        .map(|symbol| symbol.name.clone())
+}
+
+impl Plan {
+    fn add(&mut self, program: &'static str, function: &str, kind: HookKind) {
+        self.attachments.push(Attachment { program, function: function.to_owned(), kind });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WISHES: Wishes =
+        Wishes { kprobes: true, flows: true, insert_events: false, pair: false, skips_nested: true };
+
+    fn symbols(names: &[&str]) -> Symbols {
+        let text: String =
+            names.iter().enumerate().map(|(at, name)| format!("{:x} t {name}\n", (at + 1) * 16)).collect();
+        Symbols::parse(text.as_bytes()).expect("readable kallsyms")
+    }
+
+    fn programs(plan: &Plan) -> Vec<(&str, &str)> {
+        plan.attachments.iter().map(|one| (one.program, one.function.as_str())).collect()
+    }
+
+    #[test]
+    fn a_healthy_host_pays_for_nothing_but_the_counting_of_flows() {
+        let found = symbols(&[
+            "nf_hook_slow",
+            "early_drop",
+            "nf_ct_delete",
+            "__nf_conntrack_confirm",
+            "init_conntrack.isra.0",
+        ]);
+        let mut config = Config::default();
+        let all = plan(&found, WISHES, &mut config).expect("a plan");
+        assert_eq!(
+            programs(&all),
+            [
+                ("kfree_skb", "kfree_skb"),
+                ("kfree_skb_twin", "kfree_skb"),
+                ("early_drop_return", "early_drop"),
+                ("nf_ct_delete", "nf_ct_delete"),
+                ("nf_conntrack_confirm", "__nf_conntrack_confirm"),
+            ]
+        );
+        assert_eq!((config.by_kfree_skb, config.early_drop_probed), (1, 1));
+        let none = plan(&found, Wishes { flows: false, skips_nested: false, ..WISHES }, &mut config)
+            .expect("a plan");
+        assert_eq!(
+            programs(&none),
+            [
+                ("kfree_skb", "kfree_skb"),
+                ("early_drop_return", "early_drop"),
+                ("nf_ct_delete_victims", "nf_ct_delete")
+            ]
+        );
+    }
+
+    #[test]
+    fn on_5_10_deletes_are_seen_in_the_part_that_early_drop_calls() {
+        let found = symbols(&["nf_hook_slow", "early_drop", "nf_ct_delete", "nf_ct_delete.part.0"]);
+        let mut config = Config::default();
+        let plan = plan(&found, WISHES, &mut config).expect("a plan");
+        assert!(programs(&plan).contains(&("nf_ct_delete", "nf_ct_delete.part.0")));
+        assert_eq!(config.delete_is_part, 1);
+        assert_eq!(plan.notes.len(), 1, "{:?}", plan.notes);
+    }
+
+    #[test]
+    fn the_pair_replaces_the_tracepoint_when_asked_for_or_when_nf_hook_slow_is_missing() {
+        let mut config = Config::default();
+        let found = symbols(&["init_conntrack.constprop.0", "early_drop", "nf_ct_delete"]);
+        let by_pair = plan(&found, WISHES, &mut config).expect("a plan");
+        assert_eq!(by_pair.attachments[0].function, "init_conntrack.constprop.0");
+        assert_eq!((config.by_kfree_skb, config.pair_on_alloc), (0, 0));
+        let mut config = Config::default();
+        let found = symbols(&["nf_hook_slow", "__nf_conntrack_alloc"]);
+        let asked = plan(&found, Wishes { pair: true, ..WISHES }, &mut config).expect("a plan");
+        assert!(programs(&asked).contains(&("init_conntrack_return", "__nf_conntrack_alloc")));
+        assert_eq!((config.by_kfree_skb, config.pair_on_alloc), (0, 1));
+    }
+
+    #[test]
+    fn without_any_symbol_there_is_no_plan_but_a_reason() {
+        let reason =
+            plan(&symbols(&["early_drop"]), WISHES, &mut Config::default()).expect_err("nothing to attach");
+        assert!(reason.contains("nf_hook_slow"), "{reason}");
+    }
+}

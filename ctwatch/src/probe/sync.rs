@@ -1,0 +1,91 @@
+//! Tells the programs where each netns's counters stand on each CPU, and takes the same numbers as the baseline.
+//! Both come from one read in the kernel, so no loss can fall between "before us" and "ours".
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{MapData, PerCpuHashMap};
+use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
+use ctwatch_common::classify::Counters;
+use ctwatch_common::netns::NetCpu;
+
+/// How the programs should take a netns (see the sync program).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take {
+    /// It was there before us: what it has counted is not ours.
+    AsItIs,
+    /// It came up while we watched: all it counts is ours.
+    AsNew,
+}
+
+/// [`NetCpu`] as aya wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct State(pub NetCpu);
+
+// SAFETY: integers only, without padding.
+unsafe impl aya::Pod for State {}
+
+/// Runs the sync program on the calling thread: the netns it is in becomes known by address.
+pub fn find_here(program: &RawTracePoint) -> Result<()> {
+    run(program, [0, 0], None)
+}
+
+/// Runs the sync program on every online CPU for one netns.
+pub fn take(program: &RawTracePoint, net: u64, take: Take) -> Result<()> {
+    let what = match take {
+        Take::AsItIs => 1,
+        Take::AsNew => 2,
+    };
+    for cpu in online_cpus(Path::new("/sys"))? {
+        run(program, [what, net], Some(cpu))?;
+    }
+    Ok(())
+}
+
+/// The counters each CPU's watch began with.
+pub fn bases(states: &PerCpuHashMap<MapData, u64, State>, net: u64) -> Result<Vec<Option<Counters>>> {
+    let values = states.get(&net, 0).context("reading what the sync program noted")?;
+    Ok(values.iter().map(|State(state)| (state.synced != 0).then_some(state.base)).collect())
+}
+
+fn run(program: &RawTracePoint, arguments: [u64; 2], cpu: Option<u32>) -> Result<()> {
+    let mut options = RawTracePointRunOptions::new();
+    options.args[..2].copy_from_slice(&arguments);
+    options.cpu = cpu;
+    let result = program.test_run(options).context("running the sync program (BPF_PROG_TEST_RUN)")?;
+    if result.return_value != 0 {
+        bail!(
+            "the sync program could not read the conntrack counters of a netns: its BTF offsets may be wrong"
+        );
+    }
+    Ok(())
+}
+
+/// Numbers of the CPUs that are online ("0-3,5").
+pub fn online_cpus(sys: &Path) -> Result<Vec<u32>> {
+    let file = sys.join("devices/system/cpu/online");
+    let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    parse_cpus(text.trim()).with_context(|| format!("parsing {}: {text:?}", file.display()))
+}
+
+fn parse_cpus(list: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_have_ranges_and_single_numbers() {
+        assert_eq!(parse_cpus("0"), Some(vec![0]));
+        assert_eq!(parse_cpus("0-2,5,7-8"), Some(vec![0, 1, 2, 5, 7, 8]));
+        assert_eq!(parse_cpus("x"), None);
+    }
+}

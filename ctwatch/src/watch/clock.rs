@@ -1,0 +1,35 @@
+//! From the kernel's monotonic nanoseconds to wall-clock time.
+//! One pair of readings, renewed every tick, so that a clock step doesn't stay wrong.
+
+use jiff::{SignedDuration, Timestamp};
+use nix::time::{ClockId, clock_gettime};
+
+/// A wall-clock time and the monotonic time at the same instant.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    time: Timestamp,
+    monotonic_ns: i64,
+}
+
+impl Clock {
+    /// Reads both clocks.
+    #[must_use]
+    pub fn now() -> Self {
+        let monotonic_ns = clock_gettime(ClockId::CLOCK_MONOTONIC)
+            .map_or(0, |time| time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec()));
+        Self { time: Timestamp::now(), monotonic_ns }
+    }
+
+    /// The wall-clock reading.
+    #[must_use]
+    pub const fn time(&self) -> Timestamp {
+        self.time
+    }
+
+    /// The wall-clock time of a bpf_ktime_get_ns() reading.
+    #[must_use]
+    pub fn wall(&self, ktime_ns: u64) -> Timestamp {
+        let since = i64::try_from(ktime_ns).unwrap_or(i64::MAX).saturating_sub(self.monotonic_ns);
+        self.time.checked_add(SignedDuration::from_nanos(since)).unwrap_or(self.time)
+    }
+}

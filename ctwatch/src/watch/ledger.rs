@@ -1,0 +1,93 @@
+//! The kernel's counters of one netns since the baseline: u32 per CPU, wrapping, added up as u64.
+//! Pure: readings go in, totals come out.
+
+use ctwatch_common::classify::Counters;
+
+use crate::conntrack::stat::Stat;
+use crate::event::KernelCounters;
+
+/// Totals since the baseline.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    /// The last reading of each CPU; `None` until there is one.
+    last: Vec<Option<Counters>>,
+    /// What CPUs without a baseline start from: 0 in a new netns, their first reading in an old one.
+    is_new: bool,
+    total: KernelCounters,
+    /// Entries at the last reading.
+    pub entries: Option<u32>,
+}
+
+impl Ledger {
+    /// Starts from what each CPU had counted when its watch began (`None`: it was offline).
+    #[must_use]
+    pub fn new(bases: Vec<Option<Counters>>, is_new: bool) -> Self {
+        Self { last: bases, is_new, total: KernelCounters::default(), entries: None }
+    }
+
+    /// Takes in a reading; returns the totals.
+    pub fn update(&mut self, stat: &Stat) -> KernelCounters {
+        self.entries = Some(stat.entries);
+        self.last.resize(stat.cpus.len().max(self.last.len()), None);
+        for (last, now) in self.last.iter_mut().zip(&stat.cpus) {
+            let base = last.unwrap_or(if self.is_new { Counters::default() } else { *now });
+            self.total.drop += grown(base.drop, now.drop);
+            self.total.early_drop += grown(base.early_drop, now.early_drop);
+            self.total.insert_failed += grown(base.insert_failed, now.insert_failed);
+            self.total.chaintoolong += grown(base.chaintoolong, now.chaintoolong);
+            *last = Some(*now);
+        }
+        self.total
+    }
+
+    /// The totals as of the last reading.
+    #[must_use]
+    pub const fn total(&self) -> KernelCounters {
+        self.total
+    }
+
+    /// The module was reloaded: the kernel counts from 0 again, the totals stay.
+    pub fn restart(&mut self, bases: Vec<Option<Counters>>) {
+        self.last = bases;
+    }
+}
+
+/// How much a wrapping counter grew.
+fn grown(from: u32, to: u32) -> u64 {
+    u64::from(to.wrapping_sub(from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn reading(drops: &[u32]) -> Stat {
+        Stat {
+            entries: 7,
+            cpus: drops.iter().map(|drop| Counters { drop: *drop, ..Counters::default() }).collect(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn totals_are_the_sum_of_all_steps_whatever_wraps(base: u32, steps in prop::collection::vec(0..1_000_000u32, 0..50)) {
+            let mut ledger = Ledger::new(vec![Some(Counters { drop: base, ..Counters::default() })], false);
+            let mut now = base;
+            for step in &steps {
+                now = now.wrapping_add(*step);
+                ledger.update(&reading(&[now]));
+            }
+            prop_assert_eq!(ledger.total().drop, steps.iter().map(|step| u64::from(*step)).sum::<u64>());
+        }
+    }
+
+    #[test]
+    fn a_cpu_without_a_baseline_starts_at_its_first_reading_in_an_old_netns_and_at_zero_in_a_new_one() {
+        let mut old = Ledger::new(vec![Some(Counters::default()), None], false);
+        assert_eq!(old.update(&reading(&[2, 900])).drop, 2);
+        assert_eq!(old.update(&reading(&[2, 901])).drop, 3);
+        let mut new = Ledger::new(Vec::new(), true);
+        assert_eq!(new.update(&reading(&[2, 3])).drop, 5);
+    }
+}

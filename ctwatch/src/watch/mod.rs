@@ -1,0 +1,338 @@
+//! A live watch: the probe in the kernel, the netns it covers, and one consistent sample per tick.
+//! It reads and reports; what the numbers mean is `state`'s business.
+
+mod clock;
+mod ledger;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use ctwatch_common::cause::CAUSES;
+use ctwatch_common::classify::Counters;
+
+use crate::conntrack::netns::{self, Place};
+use crate::conntrack::stat::Stat;
+use crate::event::{KernelCounters, Loss, NetnsId, NetnsSample, Sample, SlotSample};
+use crate::kernel::btf::Btf;
+use crate::kernel::roots::Roots;
+use crate::kernel::symbols::Symbols;
+use crate::probe::plan::{Attachment, Wishes, plan};
+use crate::probe::sync::Take;
+use crate::probe::{Probe, offsets};
+use clock::Clock;
+use ledger::Ledger;
+use tokio::io::unix::AsyncFd;
+
+/// How often to look for netns nobody has lost a packet in.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+
+/// How to watch.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where /proc and /sys are.
+    pub roots: Roots,
+    /// Which programs, if any (`None`: the kernel's counters only).
+    pub wishes: Option<Wishes>,
+    /// For aya-log in the kernel: 0 is off.
+    pub log_level: u8,
+}
+
+/// What was found when the watch began.
+#[derive(Clone, Debug)]
+pub struct Began {
+    /// What is attached.
+    pub attachments: Vec<Attachment>,
+    /// What can't be seen here.
+    pub notes: Vec<String>,
+    /// What the kernel had counted before.
+    pub since_boot: KernelCounters,
+}
+
+/// What a tick found out besides numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// nf_conntrack was unloaded.
+    Unloaded,
+    /// It is back, and the programs are attached again.
+    Reattached,
+}
+
+/// Totals of programs that are gone with the module they watched.
+#[derive(Clone, Debug, Default)]
+struct Carried {
+    slots: Vec<SlotSample>,
+    overflow: [u64; CAUSES],
+    lost_events: [u64; CAUSES],
+    ambiguous: u64,
+}
+
+/// A running watch.
+pub struct Watch {
+    settings: Settings,
+    probe: Option<Probe>,
+    module: Option<u64>,
+    places: BTreeMap<NetnsId, Place>,
+    ledgers: BTreeMap<NetnsId, Ledger>,
+    gone: BTreeMap<NetnsId, Place>,
+    carried: Carried,
+    clock: Clock,
+    last_sample: Instant,
+    last_look: Instant,
+}
+
+/// Whether conntrack runs in this kernel; its identity, so that an unload and reload between two looks shows.
+#[must_use]
+pub fn conntrack_module(roots: &Roots) -> Option<u64> {
+    let loaded = roots.proc("sys/net/netfilter/nf_conntrack_max").exists();
+    let identity = std::fs::metadata(roots.sys("module/nf_conntrack")).map(|metadata| metadata.ino());
+    loaded.then(|| identity.unwrap_or(0))
+}
+
+/// The running kernel's symbols and types.
+pub fn look_at_the_kernel(roots: &Roots) -> Result<(Symbols, Btf)> {
+    Ok((Symbols::read(&roots.proc("kallsyms"))?, Btf::read(&roots.sys("kernel/btf/vmlinux"))?))
+}
+
+impl Watch {
+    /// Attaches and takes the baseline. conntrack must be there.
+    pub fn start(settings: Settings) -> Result<(Self, Began)> {
+        let now = Instant::now();
+        let mut watch = Self {
+            settings,
+            probe: None,
+            module: None,
+            places: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            carried: Carried::default(),
+            clock: Clock::now(),
+            last_sample: now,
+            last_look: now,
+        };
+        let began = watch.attach()?;
+        Ok((watch, began))
+    }
+
+    fn attach(&mut self) -> Result<Began> {
+        self.module = conntrack_module(&self.settings.roots);
+        self.places = netns::discover()?;
+        let mut began =
+            Began { attachments: Vec::new(), notes: Vec::new(), since_boot: KernelCounters::default() };
+        let mut bases = BTreeMap::new();
+        if let Some(wishes) = self.settings.wishes {
+            let (symbols, btf) = look_at_the_kernel(&self.settings.roots)?;
+            let mut config = offsets::resolve(&btf, &symbols)?;
+            drop(btf);
+            let plan = plan(&symbols, wishes, &mut config).map_err(anyhow::Error::msg)?;
+            let room = (self.places.len() * 4).next_power_of_two().max(256);
+            let probe = Probe::attach(&plan, &config, u32::try_from(room)?, self.settings.log_level)?;
+            for place in self.places.values() {
+                // A netns that died since it was discovered has nothing to say.
+                if let Ok(base) = probe.take(place, Take::AsItIs) {
+                    bases.insert(place.id, base);
+                }
+            }
+            anyhow::ensure!(
+                !bases.is_empty(),
+                "no netns could be synchronised: {}",
+                self.why_no_netns(&probe)
+            );
+            probe.shared.start_watching();
+            began.attachments = plan.attachments;
+            began.notes = plan.notes;
+            self.probe = Some(probe);
+        } else {
+            for (id, stat) in netns::read_all(self.places.values())? {
+                if let Ok(stat) = stat {
+                    bases.insert(id, stat.cpus.into_iter().map(Some).collect());
+                }
+            }
+        }
+        for (id, base) in bases {
+            add_up(&mut began.since_boot, base.iter().flatten());
+            match self.ledgers.get_mut(&id) {
+                Some(ledger) => ledger.restart(base),
+                None => drop(self.ledgers.insert(id, Ledger::new(base, false))),
+            }
+        }
+        Ok(began)
+    }
+
+    fn why_no_netns(&self, probe: &Probe) -> String {
+        let mut reasons = self.places.values().filter_map(|place| probe.take(place, Take::AsItIs).err());
+        reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"))
+    }
+
+    /// Where all netns are that are watched.
+    #[must_use]
+    pub const fn places(&self) -> &BTreeMap<NetnsId, Place> {
+        &self.places
+    }
+
+    /// The ring buffer's readiness, while there is one: readable once much is waiting.
+    pub fn ring(&self) -> Result<Option<AsyncFd<OwnedFd>>> {
+        self.probe.as_ref().map(Probe::ring).transpose()
+    }
+
+    /// Hands over at most `limit` events.
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&Loss)) -> usize {
+        let clock = self.clock;
+        self.probe
+            .as_mut()
+            .map_or(0, |probe| probe.drain(limit, |event| each(&Loss { time: clock.wall(event.at), event })))
+    }
+
+    /// Follows conntrack when it is unloaded and loaded again.
+    pub fn follow_module(&mut self) -> Result<Option<Change>> {
+        let module = conntrack_module(&self.settings.roots);
+        if module == self.module {
+            return Ok(None);
+        }
+        let was_loaded = self.module.is_some();
+        if was_loaded {
+            self.carry_over();
+        }
+        self.module = module;
+        if module.is_none() {
+            return Ok(Some(Change::Unloaded));
+        }
+        self.attach().context("attaching again after nf_conntrack was loaded again")?;
+        Ok(Some(Change::Reattached))
+    }
+
+    /// Keeps the totals of the programs that die with the module.
+    fn carry_over(&mut self) {
+        if let Some(mut probe) = self.probe.take() {
+            self.carried.slots.extend(probe.shared.slots());
+            let (lost, overflow, ambiguous) = probe.shared.totals();
+            for cause in 0..CAUSES {
+                self.carried.lost_events[cause] += lost[cause];
+                self.carried.overflow[cause] += overflow[cause];
+            }
+            self.carried.ambiguous += ambiguous;
+        }
+    }
+
+    /// Reads everything: the kernel's counters, ours, the kernel's again.
+    pub fn sample(&mut self) -> Result<Sample> {
+        self.clock = Clock::now();
+        let now = Instant::now();
+        let interval_s = now.duration_since(self.last_sample).as_secs_f64();
+        self.last_sample = now;
+        if now.duration_since(self.last_look) >= LOOK_AROUND {
+            self.look_around();
+        }
+        let mut before = self.read_counters()?;
+        let mut slots = self.slots();
+        if slots.iter().any(|slot| !self.ledgers.contains_key(&NetnsId(slot.key.netns))) {
+            // A loss in a netns that came up since the last look.
+            self.look_around();
+            before = self.read_counters()?;
+            slots = self.slots();
+        }
+        let (lost_events, overflow, ambiguous) = self.totals();
+        let after = self.read_counters()?;
+        let max = netns::max().ok();
+        let netns = self
+            .ledgers
+            .iter()
+            .filter_map(|(id, ledger)| {
+                let place = self.places.get(id).or_else(|| self.gone.get(id))?;
+                Some(NetnsSample {
+                    id: *id,
+                    name: place.name.clone(),
+                    count: ledger.entries,
+                    max,
+                    before: before.get(id).copied().unwrap_or_else(|| ledger.total()),
+                    after: after.get(id).copied().unwrap_or_else(|| ledger.total()),
+                    gone: self.gone.contains_key(id),
+                })
+            })
+            .collect();
+        Ok(Sample { time: self.clock.time(), interval_s, netns, slots, overflow, lost_events, ambiguous })
+    }
+
+    fn slots(&mut self) -> Vec<SlotSample> {
+        let mut slots = self.carried.slots.clone();
+        if let Some(probe) = &mut self.probe {
+            slots.extend(probe.shared.slots());
+        }
+        slots
+    }
+
+    fn totals(&self) -> ([u64; CAUSES], [u64; CAUSES], u64) {
+        let mut lost_events = self.carried.lost_events;
+        let mut overflow = self.carried.overflow;
+        let mut ambiguous = self.carried.ambiguous;
+        if let Some(probe) = &self.probe {
+            let (more_lost, more_overflow, more_ambiguous) = probe.shared.totals();
+            for cause in 0..CAUSES {
+                lost_events[cause] += more_lost[cause];
+                overflow[cause] += more_overflow[cause];
+            }
+            ambiguous += more_ambiguous;
+        }
+        (lost_events, overflow, ambiguous)
+    }
+
+    /// The kernel's counters since the baseline, by netns.
+    fn read_counters(&mut self) -> Result<BTreeMap<NetnsId, KernelCounters>> {
+        if self.module.is_none() {
+            return Ok(BTreeMap::new());
+        }
+        let readings = netns::read_all(self.places.values())?;
+        let mut totals = BTreeMap::new();
+        for (id, stat) in readings {
+            match stat {
+                Ok(stat) => drop(totals.insert(id, self.enter_into_ledger(id, &stat))),
+                Err(_) => self.lose(id),
+            }
+        }
+        Ok(totals)
+    }
+
+    fn enter_into_ledger(&mut self, id: NetnsId, stat: &Stat) -> KernelCounters {
+        self.ledgers.entry(id).or_insert_with(|| Ledger::new(Vec::new(), true)).update(stat)
+    }
+
+    /// A netns can't be read: unless another process still leads there, it is gone.
+    fn lose(&mut self, id: NetnsId) {
+        if conntrack_module(&self.settings.roots).is_none() {
+            return;
+        }
+        if let Some(place) = self.places.remove(&id) {
+            self.gone.insert(id, place);
+            self.last_look = Instant::now() - LOOK_AROUND;
+        }
+    }
+
+    /// Finds new netns and makes them known to the programs.
+    fn look_around(&mut self) {
+        self.last_look = Instant::now();
+        let Ok(found) = netns::discover() else { return };
+        for (id, place) in found {
+            if let Some(known) = self.places.get_mut(&id) {
+                *known = place;
+                continue;
+            }
+            self.gone.remove(&id);
+            let bases = self.probe.as_ref().and_then(|probe| probe.take(&place, Take::AsNew).ok());
+            if !self.ledgers.contains_key(&id) {
+                self.ledgers.insert(id, Ledger::new(bases.unwrap_or_default(), true));
+            }
+            self.places.insert(id, place);
+        }
+    }
+}
+
+fn add_up<'a>(total: &mut KernelCounters, cpus: impl Iterator<Item = &'a Counters>) {
+    for cpu in cpus {
+        total.drop += u64::from(cpu.drop);
+        total.early_drop += u64::from(cpu.early_drop);
+        total.insert_failed += u64::from(cpu.insert_failed);
+        total.chaintoolong += u64::from(cpu.chaintoolong);
+    }
+}
