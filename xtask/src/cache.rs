@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 
 /// The cache folder: `$CTWATCH_CACHE`, else `$XDG_CACHE_HOME/ctwatch`, else `~/.cache/ctwatch`.
 pub fn dir() -> Result<PathBuf> {
@@ -39,11 +40,38 @@ pub fn lock(name: &str) -> Result<Lock> {
     Ok(Lock(file))
 }
 
+/// A short name for what an entry is made of, so that a changed recipe gets an entry of its own.
+pub fn key(settings: &[&str], items: &[&str]) -> String {
+    let mut hasher = Sha256::new();
+    for word in settings.iter().chain(items) {
+        hasher.update(word.as_bytes());
+        hasher.update([0]);
+    }
+    hasher.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Makes sure that the folder `entry` exists, running `fill` on a fresh one if it is missing or to be updated.
+/// An update that fails leaves the old entry in use.
+pub fn ensure(name: &str, entry: &Path, update: bool, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let _lock = lock(name)?;
+    if entry.is_dir() && !update {
+        return Ok(());
+    }
+    match replace_dir(entry, fill) {
+        Err(error) if entry.is_dir() => {
+            eprintln!("xtask: {name} could not be updated, going on with the cached one: {error:#}");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
 /// Makes the folder `entry` appear in one step: `fill` writes into a temporary neighbour, which is then renamed.
 /// The caller holds the lock of the entry.
-pub fn replace_dir(entry: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+fn replace_dir(entry: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = entry.parent().expect("a cache entry has a parent");
     fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    // Not in /tmp: a rename has to stay on one filesystem.
     let temp = tempfile::Builder::new()
         .prefix(".new-")
         .tempdir_in(parent)
@@ -57,15 +85,4 @@ pub fn replace_dir(entry: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
     }
     fs::rename(&content, entry)
         .with_context(|| format!("renaming the finished folder to {}", entry.display()))
-}
-
-/// Makes the file `entry` appear in one step, like [`replace_dir`].
-pub fn replace_file(entry: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let parent = entry.parent().expect("a cache entry has a parent");
-    fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
-    let mut temp = tempfile::NamedTempFile::new_in(parent)
-        .with_context(|| format!("creating a temporary file in {}", parent.display()))?;
-    fill(temp.as_file_mut())?;
-    temp.persist(entry).with_context(|| format!("renaming the finished file to {}", entry.display()))?;
-    Ok(())
 }

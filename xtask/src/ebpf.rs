@@ -328,12 +328,8 @@ fn version(command: &mut Command) -> Result<String> {
 fn bpf_linker() -> Result<PathBuf> {
     let root = cache::dir()?.join(format!("bpf-linker-{BPF_LINKER_VERSION}-{LLVM_FEATURE}"));
     let bin = root.join("bin");
-    let _lock = cache::lock("bpf-linker")?;
-    if bin.join("bpf-linker").is_file() {
-        return Ok(bin);
-    }
-    eprintln!("xtask: building bpf-linker {BPF_LINKER_VERSION} (about a minute, once)");
-    cache::replace_dir(&root, |dir| {
+    cache::ensure("bpf-linker", &root, false, |dir| {
+        eprintln!("xtask: building bpf-linker {BPF_LINKER_VERSION} (about a minute, once)");
         let target = tempfile::tempdir().context("creating a temporary folder")?;
         let mut command = Command::new("cargo");
         sh::run_quiet(

@@ -1,0 +1,107 @@
+//! The static binaries that run in any guest and on any host.
+//! A binary that needs anything at run time (a libc, a loader) may not leave here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{sh, workspace};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Runs `cargo xtask dist`.
+pub fn run() -> Result<ExitCode> {
+    for binary in [ctwatch()?, tests()?] {
+        println!("{}", binary.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds ctwatch.
+pub fn ctwatch() -> Result<PathBuf> {
+    build("ctwatch", "ctwatch")
+}
+
+/// Builds the runner of the scenarios.
+pub fn tests() -> Result<PathBuf> {
+    build("ctwatch-tests", "ctwatch-tests")
+}
+
+fn build(package: &str, binary: &str) -> Result<PathBuf> {
+    let target = workspace::target();
+    // A folder of its own, or every other build with other flags would start anew.
+    let target_dir = target.join("static");
+    let mut command = Command::new("cargo");
+    sh::run(
+        sh::without_toolchain(&mut command)
+            .current_dir(workspace::root())
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--target",
+                TARGET,
+                "--package",
+                package,
+                "--bin",
+                binary,
+            ])
+            .arg("--target-dir")
+            .arg(&target_dir)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static"),
+    )
+    .with_context(|| format!("building the static {binary}"))?;
+    let built = target_dir.join(TARGET).join("release").join(binary);
+    let image = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    ensure!(
+        is_static(&image).with_context(|| format!("looking at {}", built.display()))?,
+        "{} is not static: it asks for a dynamic loader",
+        built.display()
+    );
+    let dir = target.join("dist");
+    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    let path = dir.join(binary);
+    replace(&built, &path).with_context(|| format!("copying to {}", path.display()))?;
+    Ok(path)
+}
+
+/// Replaces `to` in one step: another run may be reading it.
+fn replace(from: &Path, to: &Path) -> std::io::Result<()> {
+    let temp = tempfile::NamedTempFile::new_in(to.parent().expect("a file has a folder"))?;
+    fs::copy(from, temp.path())?;
+    temp.persist(to)?;
+    Ok(())
+}
+
+/// Does this 64-bit little-endian ELF program do without a loader, that is, without a PT_INTERP segment?
+fn is_static(image: &[u8]) -> Result<bool> {
+    const PT_INTERP: u32 = 3;
+    let field = |at: usize, size: usize| -> Result<u64> {
+        let bytes = image.get(at..at + size).context("the file is cut short")?;
+        Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    if !image.starts_with(b"\x7fELF\x02\x01") {
+        bail!("this is no 64-bit little-endian ELF program");
+    }
+    let (table, size, count) = (field(32, 8)? as usize, field(54, 2)? as usize, field(56, 2)? as usize);
+    for index in 0..count {
+        if field(table + index * size, 4)? == u64::from(PT_INTERP) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_is_not_static() {
+        let shell = fs::read("/proc/self/exe").unwrap();
+        assert!(!is_static(&shell).unwrap());
+        assert!(is_static(b"#!/bin/sh").is_err());
+    }
+}

@@ -1,0 +1,28 @@
+# First process, in the real root: runs the command, hands out its output and status through virtio ports.
+b=/bin/busybox
+export PATH=/ctw:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
+$b ln -sf /proc/self/fd /dev/fd; $b ln -sf /proc/self/fd/0 /dev/stdin
+$b ln -sf /proc/self/fd/1 /dev/stdout; $b ln -sf /proc/self/fd/2 /dev/stderr
+$b hostname guest
+$b ip link set lo up
+port() { for p in /sys/class/virtio-ports/*; do read -r name < "$p/name"; [ "$name" = "$1" ] && echo "/dev/${p##*/}"; done; }
+exec 9> "$(port ctw.control)"
+# Pipes in between: a port can be opened once only, /dev/stdout any number of times.
+$b mkfifo /run/.out /run/.err
+$b cat /run/.out > "$(port ctw.out)" & out=$!
+$b cat /run/.err > "$(port ctw.err)" & err=$!
+cd /root
+echo ready >&9
+(exec 9>&-; exec /bin/bash /ctw/.command) > /run/.out 2> /run/.err < /dev/null
+status=$?
+# Daemons that the command left behind would keep the pipes open.
+for p in /proc/[0-9]*; do
+  pid=${p#/proc/}
+  case $pid in 1|$$|$out|$err) continue ;; esac
+  [ -e "$p/exe" ] && $b readlink "$p/exe" > /dev/null && kill -9 "$pid"
+done 2> /dev/null
+wait $out $err
+if [ -n "$($b ls -A /out)" ]; then tar -C /out -cf - . > "$(port ctw.files)"; fi
+echo "exit $status" >&9
+$b sleep 5
+$b poweroff -f

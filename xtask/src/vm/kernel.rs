@@ -1,0 +1,241 @@
+//! Stock Debian cloud kernels: what users run, found by name, fetched, unpacked and made bootable.
+//! No exact version may be written down: point releases vanish from the archive.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::tools::Tools;
+use crate::apt::{self, BOOKWORM, PrivateApt, Suite};
+use crate::{cache, sh};
+
+/// Modules that are needed before the guest's root filesystem is there. Some kernels have some of them built in.
+const BOOT_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "erofs", "overlay"];
+/// Changes whenever [`prepare`] makes something else out of the same packages.
+const LAYOUT: &str = "1";
+
+/// The kernel series under test.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Series {
+    /// Debian 11
+    #[value(name = "5.10")]
+    V5_10,
+    /// Debian 12
+    #[value(name = "6.1")]
+    V6_1,
+    /// Debian 13, also offered to Debian 12
+    #[value(name = "6.12")]
+    V6_12,
+    /// The newest that Debian has packaged for a stable release
+    #[value(name = "7")]
+    V7,
+}
+
+impl Series {
+    /// All series, oldest first.
+    pub const ALL: [Series; 4] = [Series::V5_10, Series::V6_1, Series::V6_12, Series::V7];
+
+    /// Where packages of this series are.
+    fn suites(self) -> Vec<Suite> {
+        match self {
+            Series::V5_10 => vec![Suite::Archive("bullseye"), Suite::Security("bullseye-security")],
+            Series::V6_1 => BOOKWORM.to_vec(),
+            Series::V6_12 => [BOOKWORM.as_slice(), &[Suite::Archive("bookworm-backports")]].concat(),
+            Series::V7 => vec![Suite::Archive("trixie-backports")],
+        }
+    }
+
+    /// How the name of a package with a kernel image of this series begins. From 7 on a kernel is split into three packages.
+    fn image_prefixes(self) -> &'static [&'static str] {
+        match self {
+            Series::V5_10 => &["linux-image-5.10."],
+            Series::V6_1 => &["linux-image-6.1."],
+            Series::V6_12 => &["linux-image-6.12."],
+            Series::V7 => &["linux-binary-unsigned-7.", "linux-binary-7."],
+        }
+    }
+
+    fn image_suffix(self) -> &'static str {
+        match self {
+            Series::V7 => "-cloud-amd64",
+            _ => "-cloud-amd64-unsigned",
+        }
+    }
+
+    /// The packages that make up the kernel of the package `image`.
+    fn packages(self, image: &str) -> Vec<String> {
+        let mut packages = vec![image.to_owned()];
+        if self == Series::V7 {
+            let abi = image.trim_start_matches("linux-binary-").trim_start_matches("unsigned-");
+            packages.extend([format!("linux-modules-{abi}"), format!("linux-base-{abi}")]);
+        }
+        packages
+    }
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Series::V5_10 => "5.10",
+            Series::V6_1 => "6.1",
+            Series::V6_12 => "6.12",
+            Series::V7 => "7",
+        })
+    }
+}
+
+/// A kernel that is ready to boot.
+pub struct Kernel {
+    dir: PathBuf,
+    /// The kernel's own name, as `uname -r` prints it.
+    pub release: String,
+}
+
+impl Kernel {
+    /// Takes the kernel from the cache, fetching the newest of its series when it is missing.
+    pub fn get(series: Series, tools: &Tools, update: bool) -> Result<Kernel> {
+        let dir = cache::dir()?.join(format!("kernel-{series}-{}", cache::key(&[LAYOUT], &BOOT_MODULES)));
+        cache::ensure(&format!("kernel-{series}"), &dir, update, |dir| fetch(series, tools, dir))
+            .with_context(|| format!("getting the kernel {series}"))?;
+        let release = dir.join("release");
+        let release = fs::read_to_string(&release)
+            .with_context(|| format!("reading {}", release.display()))?
+            .trim()
+            .to_owned();
+        Ok(Kernel { dir, release })
+    }
+
+    /// The compressed kernel image.
+    pub fn image(&self) -> PathBuf {
+        self.dir.join("vmlinuz")
+    }
+
+    /// The filesystem image of /lib/modules/RELEASE.
+    pub fn modules_image(&self) -> PathBuf {
+        self.dir.join("modules.erofs")
+    }
+
+    /// The modules to load before the root filesystem is mounted, in this order.
+    pub fn boot_modules(&self) -> Result<Vec<PathBuf>> {
+        let dir = self.dir.join("boot");
+        let mut modules = Vec::new();
+        for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
+            modules.push(entry.with_context(|| format!("listing {}", dir.display()))?.path());
+        }
+        modules.sort();
+        Ok(modules)
+    }
+}
+
+fn fetch(series: Series, tools: &Tools, dir: &Path) -> Result<()> {
+    eprintln!("xtask: fetching the newest {series} kernel (once)");
+    let apt = PrivateApt::open(&format!("kernel-{series}"), &series.suites())?;
+    let mut candidates: Vec<(String, String)> = Vec::new();
+    for prefix in series.image_prefixes() {
+        for name in apt.names(prefix)? {
+            if name.ends_with(series.image_suffix()) {
+                candidates.push((apt.version(&name)?, name));
+            }
+        }
+    }
+    // Newest first; of one version the unsigned package first, as everywhere else.
+    candidates.sort_by(|(a, a_name), (b, b_name)| {
+        if a == b {
+            b_name.cmp(a_name)
+        } else if apt::is_newer(a, b) {
+            std::cmp::Ordering::Less
+        } else {
+            std::cmp::Ordering::Greater
+        }
+    });
+    ensure!(!candidates.is_empty(), "no cloud kernel {series} in {:?}", series.suites());
+    for (version, image) in &candidates {
+        let root = tempfile::tempdir_in(dir).context("creating a temporary folder in the cache")?;
+        // An index may name packages that have left the pool (an archived release's security updates).
+        if apt.unpack(&series.packages(image), root.path()).is_err() {
+            eprintln!("xtask: {image} {version} cannot be fetched, trying the next older one");
+            continue;
+        }
+        eprintln!("xtask: kernel {series}: {image} {version}");
+        return prepare(root.path(), tools, dir);
+    }
+    bail!("none of the {} packaged kernels {series} can be fetched", candidates.len())
+}
+
+/// Makes the bootable parts in `dir` out of the packages unpacked in `root`.
+fn prepare(root: &Path, tools: &Tools, dir: &Path) -> Result<()> {
+    let all = root.join("usr/lib/modules");
+    let modules = fs::read_dir(&all)
+        .with_context(|| format!("listing {}", all.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.join("kernel").is_dir())
+        .context("the kernel package has no modules")?;
+    let release = modules.file_name().expect("a listed folder has a name").to_string_lossy().into_owned();
+    let boot = root.join("boot").join(format!("vmlinuz-{release}"));
+    let image = [boot, modules.join("vmlinuz.unsigned"), modules.join("vmlinuz")]
+        .into_iter()
+        .find(|path| path.is_file())
+        .context("the kernel package has no vmlinuz")?;
+    fs::copy(&image, dir.join("vmlinuz")).with_context(|| format!("copying {}", image.display()))?;
+    for name in ["vmlinuz.unsigned", "vmlinuz", "build", "source"] {
+        drop(fs::remove_file(modules.join(name)));
+    }
+    decompress(&modules, tools)?;
+    depmod(root, &release, tools)?;
+    tools.make_image(&modules, &dir.join("modules.erofs"))?;
+    fs::create_dir(dir.join("boot")).context("creating the folder for boot modules")?;
+    for (index, module) in load_order(&modules)?.iter().enumerate() {
+        let name = module.file_name().expect("a module has a name").to_string_lossy();
+        let target = dir.join("boot").join(format!("{index:02}-{name}"));
+        fs::copy(module, &target).with_context(|| format!("copying {}", module.display()))?;
+    }
+    fs::write(dir.join("release"), &release).context("writing the kernel's release")
+}
+
+/// Decompresses modules now rather than at every boot under emulation.
+fn decompress(modules: &Path, tools: &Tools) -> Result<()> {
+    let list = sh::capture(Command::new("find").arg(modules).args(["-name", "*.ko.xz"]))?;
+    let files: Vec<&str> = list.lines().collect();
+    for chunk in files.chunks(200) {
+        sh::run_quiet(tools.command("usr/bin/xz").args(["--decompress", "--threads=0"]).args(chunk))?;
+    }
+    Ok(())
+}
+
+fn depmod(root: &Path, release: &str, tools: &Tools) -> Result<()> {
+    // kmod is one program that goes by the name it is called with.
+    sh::run_quiet(tools.command_named("usr/bin/kmod", "depmod").arg("--basedir").arg(root).arg(release))
+        .context("indexing the kernel modules")
+}
+
+/// The files of [`BOOT_MODULES`], each after those it depends on.
+fn load_order(modules: &Path) -> Result<Vec<PathBuf>> {
+    let path = modules.join("modules.dep");
+    let dependencies = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let name_of = |file: &str| -> String {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        name.trim_end_matches(".ko").replace('-', "_")
+    };
+    let mut order: Vec<PathBuf> = Vec::new();
+    for module in BOOT_MODULES {
+        let Some((file, needs)) = dependencies
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(file, _)| name_of(file) == module)
+        else {
+            continue; // Built in.
+        };
+        // modules.dep lists the nearest dependency first, so the farthest one has to be loaded first.
+        for file in needs.split_whitespace().rev().chain([file]) {
+            let file = modules.join(file);
+            if !order.contains(&file) {
+                order.push(file);
+            }
+        }
+    }
+    Ok(order)
+}
