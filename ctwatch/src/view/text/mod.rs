@@ -1,6 +1,26 @@
-//! Reports for a terminal 80 columns wide.
+//! Reports for a terminal 80 columns wide, read under pressure: the fill first, then who suffers.
+//! Whatever is not exact carries a mark.
 
+mod check;
+mod layout;
+mod row_lines;
+mod summary;
+mod table_line;
+
+use std::collections::HashMap;
+use std::io::{self, BufWriter, Write};
+
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
+
+use super::View;
+use crate::event::{KernelCounters, NetnsId};
+use crate::state::By;
+use crate::state::report::{
+    Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Packet, Row, Start, Table, Tick,
+    Unexplained,
+};
+use layout::{COLUMNS, FAINT, NEARLY, Paint, percent, thousands, width, wrap};
 
 /// How text looks on this terminal.
 #[derive(Clone, Debug)]
@@ -9,4 +29,288 @@ pub struct Look {
     pub color: bool,
     /// For the clock at the start of lines.
     pub time_zone: TimeZone,
+}
+
+/// Row lines between two headers.
+const HEADER_EVERY: usize = 20;
+
+/// Writes for a person at a terminal.
+#[derive(Debug)]
+pub struct TextView<W: Write> {
+    out: BufWriter<W>,
+    paint: Paint,
+    time_zone: TimeZone,
+    /// What a row stands for: rows tell it themselves.
+    by: By,
+    /// The namespaces asked for; `None` means all.
+    selected: Option<Vec<NetnsId>>,
+    backend: &'static str,
+    names: HashMap<NetnsId, String>,
+    lines_since_header: Option<usize>,
+    unexplained: Unexplained,
+}
+
+impl<W: Write> TextView<W> {
+    /// A view that writes there.
+    pub fn new(out: W, look: Look) -> Self {
+        let Look { color, time_zone } = look;
+        Self {
+            out: BufWriter::new(out),
+            paint: Paint(color),
+            time_zone,
+            by: By::Port,
+            selected: None,
+            backend: "",
+            names: HashMap::new(),
+            lines_since_header: None,
+            unexplained: Unexplained::default(),
+        }
+    }
+
+    /// The same, for a reader who asked for these namespaces: each gets its line whether it fills or not.
+    #[must_use]
+    pub fn selecting(self, selected: Option<Vec<NetnsId>>) -> Self {
+        Self { selected, ..self }
+    }
+
+    fn clock(&self, time: Timestamp, format: &str) -> String {
+        time.to_zoned(self.time_zone.clone()).strftime(format).to_string()
+    }
+
+    fn wrapped(&mut self, text: &str) -> io::Result<()> {
+        for line in wrap(text, 2) {
+            writeln!(self.out, "{line}")?;
+        }
+        Ok(())
+    }
+
+    /// Rows of one netns, or those without one.
+    fn rows<'a>(&mut self, rows: impl Iterator<Item = &'a Row>) -> io::Result<()> {
+        for row in rows {
+            if self.lines_since_header.is_none_or(|lines| lines >= HEADER_EVERY) {
+                writeln!(self.out, "{}", row_lines::header(self.by, self.paint))?;
+                self.lines_since_header = Some(0);
+            }
+            let name = row.netns.map(|netns| self.name_of(netns)).unwrap_or_default();
+            for line in row_lines::lines(self.by, row, &name, self.paint) {
+                writeln!(self.out, "{line}")?;
+                self.lines_since_header = self.lines_since_header.map(|lines| lines + 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn name_of(&self, netns: NetnsId) -> String {
+        self.names.get(&netns).cloned().unwrap_or_else(|| format!("net:{}", netns.0))
+    }
+
+    /// A table that deserves a line in this tick.
+    fn matters(&self, table: &Table, rows: &[Row]) -> bool {
+        table_line::is_host(table)
+            || table_line::loses(table)
+            || table_line::is_filling(table)
+            || self.selected.as_ref().is_some_and(|selected| selected.contains(&table.netns))
+            || rows.iter().any(|row| row.netns == Some(table.netns))
+    }
+
+    fn table_lines(&mut self, clock: &str, tick: &Tick) -> io::Result<()> {
+        let mut shown: Vec<&Table> =
+            tick.tables.iter().filter(|table| self.matters(table, &tick.rows)).collect();
+        let quiet = tick.rows.is_empty() && !shown.iter().any(|table| table_line::loses(table) || table.gone);
+        let mut others = 0;
+        if quiet {
+            // One line for a quiet tick: the fullest table, the host's if none is filling.
+            let filling = shown.iter().copied().filter(|table| table_line::is_filling(table));
+            let fullest = filling.max_by(|a, b| a.fill.unwrap_or(0.0).total_cmp(&b.fill.unwrap_or(0.0)));
+            let one = fullest.or(shown.first().copied()).or(tick.tables.first());
+            others = shown.iter().filter(|table| table_line::is_filling(table)).count().saturating_sub(1);
+            shown = one.into_iter().collect();
+        }
+        if shown.is_empty() {
+            writeln!(self.out, "{clock} no conntrack table yet")?;
+        }
+        let names = shown.iter().map(|table| width(&table_line::name(table))).max().unwrap_or(0);
+        for table in &shown {
+            let mut line = table_line::line(clock, table, names, self.paint);
+            let note = format!("  and {others} more netns over 50 %");
+            if others > 0 && width(&line) + width(&note) <= COLUMNS {
+                line += &note;
+            }
+            writeln!(self.out, "{line}")?;
+            self.rows(tick.rows.iter().filter(|row| row.netns == Some(table.netns)))?;
+        }
+        let is_shown =
+            |row: &Row| row.netns.is_some_and(|netns| shown.iter().any(|table| table.netns == netns));
+        let mut last = None;
+        for row in tick.rows.iter().filter(|row| !is_shown(row)) {
+            if row.netns != last
+                && let Some(netns) = row.netns
+                && self.by != By::Netns
+            {
+                writeln!(self.out, "{clock} {}  its table is unknown", self.name_of(netns))?;
+            }
+            last = row.netns;
+            self.rows([row].into_iter())?;
+        }
+        Ok(())
+    }
+
+    /// What makes the numbers above less than the whole truth, said whenever it changes.
+    fn doubts(&mut self, clock: &str, tick: &Tick) -> io::Result<()> {
+        if tick.unexplained != self.unexplained {
+            self.unexplained = tick.unexplained;
+            let text = match summary::differences(&tick.unexplained).as_slice() {
+                [] => "the kernel's counters and ctwatch's agree again".to_owned(),
+                differences => format!("unexplained so far: {}", differences.join(", ")),
+            };
+            if self.backend != "counters" {
+                let text = self.paint.on(NEARLY, &text);
+                writeln!(self.out, "{clock} {text}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_line(&mut self, event: &DropEvent) -> io::Result<()> {
+        let doubt = if event.certainty == Certainty::Inferred { "?" } else { "" };
+        let hook = event.hook.map(|hook| format!(" {hook}")).unwrap_or_default();
+        let device = match (&event.input, &event.output) {
+            (Some(input), _) => format!(" in {input}"),
+            (None, Some(output)) => format!(" out {output}"),
+            (None, None) => String::new(),
+        };
+        let fill = event.fill.map(|fill| format!(" at {}", percent(fill))).unwrap_or_default();
+        let head = format!("{}{doubt}", event.cause.name());
+        self.packet_line(event.time, &head, &event.packet, &format!("{hook}{device}{fill}"))
+    }
+
+    fn insert_line(&mut self, event: &InsertEvent) -> io::Result<()> {
+        self.packet_line(event.time, "new", &event.packet, "")
+    }
+
+    fn packet_line(&mut self, time: Timestamp, head: &str, packet: &Packet, tail: &str) -> io::Result<()> {
+        let clock = self.clock(time, "%H:%M:%S%.6f");
+        let proto = packet.proto.map(|proto| proto.to_string()).unwrap_or_default();
+        let src = row_lines::endpoint(packet.src, packet.sport);
+        let dst = row_lines::endpoint(packet.dst, packet.dport);
+        let icmp = match (packet.icmp_type, packet.icmp_code, packet.icmp_id) {
+            (Some(kind), Some(code), Some(id)) => format!(" type {kind} code {code} id {id}"),
+            _ => String::new(),
+        };
+        let text = if packet.unattributed {
+            format!("{clock} {head} {proto} tuple unknown{tail}")
+        } else {
+            format!("{clock} {head} {proto} {src} -> {dst}{icmp}{tail}")
+        };
+        for line in wrap(&text, 16) {
+            writeln!(self.out, "{line}")?;
+        }
+        Ok(())
+    }
+}
+
+impl<W: Write> View for TextView<W> {
+    fn start(&mut self, start: &Start) -> io::Result<()> {
+        let Start { schema: _, version, time: _, kernel_release, backend, backend_reason, hooks, since_boot } =
+            start;
+        self.backend = backend;
+        self.wrapped(&format!("ctwatch {version} on Linux {kernel_release}, {backend} backend"))?;
+        if let Some(reason) = backend_reason {
+            self.wrapped(&format!("Why this backend: {reason}"))?;
+        }
+        if *backend == "tracepoint" {
+            self.wrapped("Causes are inferred, not seen; ? marks them.")?;
+        }
+        if !hooks.is_empty() {
+            let hooks: Vec<String> =
+                hooks.iter().map(|hook| format!("{} ({})", hook.function, hook.kind)).collect();
+            self.wrapped(&format!("Hooks: {}", hooks.join(", ")))?;
+        }
+        let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = *since_boot;
+        self.wrapped(&format!(
+            "Counted by the kernel since boot, before ctwatch: drop {}, early_drop {}, insert_failed {}, \
+             chaintoolong {}",
+            thousands(drop),
+            thousands(early_drop),
+            thousands(insert_failed),
+            thousands(chaintoolong)
+        ))?;
+        let legend = "Lines: time, netns, entries/max, fill, new and ended entries, losses. Ctrl-C ends.";
+        let legend = self.paint.on(FAINT, legend);
+        writeln!(self.out, "{legend}\n")?;
+        self.out.flush()
+    }
+
+    fn tick(&mut self, tick: &Tick) -> io::Result<()> {
+        for table in &tick.tables {
+            self.names.insert(table.netns, table_line::name(table));
+        }
+        let format = if tick.interval_s < 0.95 { "%H:%M:%S%.1f" } else { "%H:%M:%S" };
+        let clock = self.clock(tick.time, format);
+        self.by = row_lines::by(&tick.rows).unwrap_or(self.by);
+        self.table_lines(&clock, tick)?;
+        self.doubts(&clock, tick)?;
+        self.out.flush()
+    }
+
+    fn event(&mut self, event: &Event) -> io::Result<()> {
+        match event {
+            Event::Drop(event) => self.drop_line(event),
+            Event::Insert(event) => self.insert_line(event),
+        }
+    }
+
+    fn notice(&mut self, notice: &Notice) -> io::Result<()> {
+        let clock = self.clock(notice.time, "%H:%M:%S");
+        for line in wrap(&format!("{clock} {}", notice.text), 9) {
+            let line = self.paint.on(NEARLY, &line);
+            writeln!(self.out, "{line}")?;
+        }
+        self.out.flush()
+    }
+
+    fn end(&mut self, end: &End) -> io::Result<()> {
+        let title = format!("Summary of {}", summary::duration(end.duration_s));
+        writeln!(self.out, "\n{title}\n{}", "-".repeat(width(&title)))?;
+        self.lines_since_header = None;
+        self.by = row_lines::by(&end.rows).unwrap_or(self.by);
+        if end.rows.is_empty() {
+            let text = if self.backend == "counters" {
+                "This backend knows no ports and no causes."
+            } else {
+                "Nothing was lost."
+            };
+            writeln!(self.out, "{text}")?;
+        }
+        let mut of_netns: Vec<Option<NetnsId>> = Vec::new();
+        for row in &end.rows {
+            if !of_netns.contains(&row.netns) {
+                of_netns.push(row.netns);
+            }
+        }
+        let headings = self.by != By::Netns && of_netns.iter().flatten().count() > 1;
+        for netns in of_netns {
+            if headings {
+                let heading = netns.map_or_else(|| "elsewhere".to_owned(), |netns| self.name_of(netns));
+                writeln!(self.out, "{heading}:")?;
+            }
+            self.rows(end.rows.iter().filter(|row| row.netns == netns))?;
+        }
+        writeln!(self.out)?;
+        for line in summary::lines(end, self.backend, self.paint) {
+            writeln!(self.out, "{line}")?;
+        }
+        self.out.flush()
+    }
+
+    fn check(&mut self, check: &Check) -> io::Result<()> {
+        for line in check::lines(check, self.paint) {
+            writeln!(self.out, "{line}")?;
+        }
+        self.out.flush()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }

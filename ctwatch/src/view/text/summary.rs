@@ -1,0 +1,144 @@
+//! The end of a run: what was counted, beside what the kernel counted, and how far both can be trusted.
+//! If they differ, it says so in the same breath.
+
+use ctwatch_common::Cause;
+use ctwatch_common::cause::Unit;
+
+use super::layout::{FINE, FULL, Paint, signed, thousands, wrap};
+use crate::event::KernelCounters;
+use crate::state::report::{End, Unexplained};
+
+pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
+    let mut lines = counters(end, backend, paint);
+    lines.push(String::new());
+    lines.extend(causes(end));
+    lines.extend(trust(end, backend).iter().flat_map(|text| wrap(text, 2)));
+    lines
+}
+
+/// The kernel's counters and ours, side by side.
+fn counters(end: &End, backend: &str, paint: Paint) -> Vec<String> {
+    let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = end.kernel_counters;
+    let ours = end.counted.in_kernel_terms();
+    let left = &end.unexplained;
+    let counts_nothing = backend == "counters";
+    let mut lines = vec![if counts_nothing {
+        format!("{:<14} {:>13}", "counter", "kernel")
+    } else {
+        format!("{:<14} {:>13} {:>13}", "counter", "kernel", "ctwatch")
+    }];
+    lines.extend(
+        [
+            ("drop", drop, ours.drop, left.drop),
+            ("early_drop", early_drop, ours.early_drop, left.early_drop),
+            ("insert_failed", insert_failed, ours.insert_failed, left.insert_failed),
+            ("chaintoolong", chaintoolong, ours.chaintoolong, left.chaintoolong),
+        ]
+        .map(|(name, kernel, ours, unexplained)| {
+            let kernel_part = format!("{name:<14} {:>13}", thousands(kernel));
+            if counts_nothing {
+                return kernel_part;
+            }
+            let verdict = match (unexplained, kernel == ours) {
+                (0, true) => paint.on(FINE, "agree"),
+                // Both moved while one was read, or a netns took its last counts along.
+                (0, false) => paint.on(FINE, "agree, as far as they can be read at once"),
+                (left, _) => paint.on(FULL, &format!("differ by {}", signed(left))),
+            };
+            format!("{kernel_part} {:>13}  {verdict}", thousands(ours))
+        }),
+    );
+    lines
+}
+
+/// What was counted by cause.
+fn causes(end: &End) -> Vec<String> {
+    let of_unit = |unit: Unit| -> Vec<String> {
+        Cause::ALL
+            .into_iter()
+            .filter(|cause| cause.unit() == unit && end.counted.of(*cause) > 0)
+            .map(|cause| format!("{} {}", cause.name(), thousands(end.counted.of(cause))))
+            .collect()
+    };
+    [("Packets", of_unit(Unit::Packets)), ("Entries", of_unit(Unit::Entries))]
+        .into_iter()
+        .filter(|(_, causes)| !causes.is_empty())
+        .flat_map(|(unit, causes)| wrap(&format!("{unit}: {}", causes.join(", ")), 2))
+        .collect()
+}
+
+/// How far the numbers can be trusted.
+fn trust(end: &End, backend: &str) -> Vec<String> {
+    let mut texts = Vec::new();
+    if backend == "counters" {
+        return texts;
+    }
+    let sampled = end.rows.iter().any(|row| !row.exact);
+    if end.lost_events > 0 {
+        let lost = thousands(end.lost_events);
+        texts.push(format!(
+            "{lost} events did not fit the ring buffer. The totals by port, by cause and by counter have them."
+        ));
+    }
+    if sampled {
+        texts.push("Rows marked ≥ are lower bounds, rows marked ~ estimates.".to_owned());
+    }
+    if let Some(ambiguous) = end.ambiguous.filter(|ambiguous| *ambiguous > 0) {
+        let ambiguous = thousands(ambiguous);
+        texts.push(format!("{ambiguous} more drops may be conntrack's or a firewall's."));
+    }
+    if backend == "tracepoint" {
+        texts.push("Causes are inferred, not seen.".to_owned());
+    }
+    if end.netns_gone > 0 && end.kernel_counters != end.counted.in_kernel_terms() {
+        let gone = thousands(end.netns_gone);
+        texts.push(format!("{gone} netns went away and took the kernel's last counts of them along."));
+    }
+    let differences = differences(&end.unexplained);
+    if !differences.is_empty() {
+        texts.push(format!("Not explained: {}.", differences.join(", ")));
+    }
+    if texts.is_empty() {
+        texts.push("No event was lost, and every number is exact.".to_owned());
+    }
+    texts
+}
+
+/// Each counter that differs, in words.
+pub(super) fn differences(unexplained: &Unexplained) -> Vec<String> {
+    let Unexplained { drop, early_drop, insert_failed, chaintoolong } = *unexplained;
+    [
+        ("drop", drop),
+        ("early_drop", early_drop),
+        ("insert_failed", insert_failed),
+        ("chaintoolong", chaintoolong),
+    ]
+    .into_iter()
+    .filter(|(_, left)| *left != 0)
+    .map(|(name, left)| {
+        let side = if left > 0 { "more in the kernel" } else { "more in ctwatch" };
+        format!("{name} {} {side}", thousands(left.unsigned_abs()))
+    })
+    .collect()
+}
+
+pub(super) fn duration(seconds: f64) -> String {
+    let whole = seconds as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_as_fine_as_it_is_short() {
+        assert_eq!(duration(30.04), "30.0 s");
+        assert_eq!(duration(75.0), "1 min 15 s");
+        assert_eq!(duration(7_500.0), "2 h 5 min");
+    }
+}

@@ -1,0 +1,135 @@
+//! The line that says how full one netns's table is.
+//! It fits 80 columns: what matters least goes first when it doesn't.
+
+use super::layout::{COLUMNS, FULL, NEARLY, PLAIN, Paint, percent, rate, shorten, thousands, width};
+use crate::state::report::Table;
+
+/// From this fill on a table is worth a line even if it loses nothing.
+const WORTH_A_LINE: f64 = 0.5;
+/// From this fill on it is worth a warning.
+const NEARLY_FULL: f64 = 0.9;
+
+/// Longest name shown.
+const NAME: usize = 14;
+
+pub(super) fn name(table: &Table) -> String {
+    table.name.as_ref().map_or_else(|| format!("net:{}", table.netns.0), |name| shorten(name, NAME))
+}
+
+pub(super) fn is_host(table: &Table) -> bool {
+    table.name.as_deref() == Some("host")
+}
+
+pub(super) fn loses(table: &Table) -> bool {
+    table.packets_lost > 0 || table.entries_lost > 0
+}
+
+pub(super) fn is_filling(table: &Table) -> bool {
+    table.fill.is_some_and(|fill| fill >= WORTH_A_LINE)
+}
+
+/// `names` is the width of the widest name in this tick.
+pub(super) fn line(clock: &str, table: &Table, names: usize, paint: Paint) -> String {
+    let head = format!("{clock} {:<names$}  ", name(table));
+    if table.gone {
+        let entries = entries(table);
+        return format!("{head}{entries}  this netns is gone; its totals stay in the sums{}", lost(table));
+    }
+    let style = match table.fill {
+        Some(fill) if fill >= 1.0 => FULL,
+        Some(fill) if fill >= NEARLY_FULL => NEARLY,
+        _ => PLAIN,
+    };
+    let fill = match table.fill {
+        Some(fill) => format!("{:>5}", percent(fill)),
+        None => " ".repeat(5),
+    };
+    let word = if style == FULL { " full" } else { "     " };
+    let rates = rates(table);
+    let lost = lost(table);
+    let packets_lost = lost.split_inclusive("lost").next().unwrap_or_default();
+    let entries = entries(table);
+    let body = |word: &str, rates: &str, lost: &str| {
+        width(&entries) + 1 + width(&fill) + width(word) + width(rates) + width(lost)
+    };
+    // The least important goes first: the word "full", the rates, the evictions (their rows are below).
+    let choices =
+        [(word, rates.as_str(), lost.as_str()), ("", &rates, &lost), ("", "", &lost), ("", "", packets_lost)];
+    let room = COLUMNS.saturating_sub(width(&head));
+    let (word, rates, lost) = choices
+        .into_iter()
+        .find(|(word, rates, lost)| body(word, rates, lost) <= room)
+        .unwrap_or(choices[choices.len() - 1]);
+    let state = paint.on(style, &format!("{entries} {fill}{}", word.trim_end()));
+    let padding = if word.trim().is_empty() { word } else { "" };
+    let lost = paint.on(if table.packets_lost > 0 { FULL } else { PLAIN }, lost);
+    format!("{head}{state}{padding}{rates}{lost}").trim_end().to_owned()
+}
+
+fn entries(table: &Table) -> String {
+    let number =
+        |number: Option<u32>| number.map_or_else(|| "?".to_owned(), |number| thousands(number.into()));
+    let count = number(table.count);
+    match table.max {
+        Some(0) => format!("{count} of any number"),
+        max => {
+            let max = number(max);
+            format!("{count:>0$}/{max}", width(&max))
+        }
+    }
+}
+
+fn rates(table: &Table) -> String {
+    match (table.new_per_s, table.gone_per_s) {
+        (Some(new), Some(gone)) => {
+            format!(" {:>9} {:>9}", format!("+{}/s", rate(new)), format!("-{}/s", rate(gone)))
+        }
+        _ => String::new(),
+    }
+}
+
+fn lost(table: &Table) -> String {
+    let mut text = String::new();
+    if table.packets_lost > 0 {
+        text += &format!("  {} lost", thousands(table.packets_lost));
+    }
+    if table.entries_lost > 0 {
+        text += &format!("  {} evicted", thousands(table.entries_lost));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::NetnsId;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn it_fits_whatever_the_numbers(
+            name in proptest::option::of("[a-z0-9-]{1,40}"),
+            count in proptest::option::of(0..20_000_000u32),
+            max in proptest::option::of(0..20_000_000u32),
+            rates in proptest::option::of((0.0..2e6, 0.0..2e6)),
+            (packets_lost, entries_lost) in (0..9_999_999u64, 0..9_999_999u64),
+        ) {
+            let table = Table {
+                netns: NetnsId(4_026_532_299),
+                name,
+                count,
+                max,
+                fill: Some(0.5),
+                new_per_s: rates.map(|(new, _)| new),
+                gone_per_s: rates.map(|(_, gone)| gone),
+                full_in_s: None,
+                packets_lost,
+                entries_lost,
+                gone: false,
+                unexplained: None,
+            };
+            let line = line("12:03:04", &table, width(&super::name(&table)), Paint(false));
+            prop_assert!(width(&line) <= COLUMNS, "{} columns: {}", width(&line), line);
+        }
+    }
+}
