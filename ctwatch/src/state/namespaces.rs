@@ -1,7 +1,7 @@
 //! What is known of each netns: its table, the kernel's counters and ours.
 //! Namespaces come and go, and a later one may take over the inode number of an earlier one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
@@ -19,8 +19,9 @@ pub(super) struct Namespaces {
     buried: Buried,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Buried {
+    ids: HashSet<NetnsId>,
     number: u64,
     kernel: Four<u64>,
     unexplained: Four<i64>,
@@ -98,9 +99,13 @@ impl Namespaces {
 
     pub fn add_sample(&mut self, sample: &NetnsSample) {
         let NetnsSample { id, name, count, max, before, after, gone } = sample;
+        if *gone && self.buried.ids.contains(id) {
+            return;
+        }
+        self.buried.ids.remove(id);
         let netns = self.known.entry(*id).or_default();
         match (gone, netns.life) {
-            // Already buried, or never alive in our eyes: nothing to learn, nothing to show.
+            // Its last line was shown: nothing to learn any more.
             (true, Life::Gone) => return,
             (true, _) => netns.life = Life::Dying,
             (false, Life::Gone) => {
@@ -182,11 +187,12 @@ impl Namespaces {
     /// would fill the memory otherwise.
     pub fn end_tick(&mut self) {
         let buried = &mut self.buried;
-        self.known.retain(|_, netns| {
+        self.known.retain(|id, netns| {
             if netns.life != Life::Dying || netns.ours != Totals::default() {
                 return true;
             }
             let distance = balance::distance(&netns.bracket(), [0; 4], [0; 4]);
+            buried.ids.insert(*id);
             buried.number += 1;
             buried.kernel = add(buried.kernel, netns.kernel_after());
             for (sum, distance) in buried.unexplained.iter_mut().zip(distance) {

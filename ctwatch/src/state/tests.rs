@@ -1,1 +1,492 @@
+//! The whole state, as the loop drives it: samples and events in, reports out.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag, hook};
+use ctwatch_common::slot::SlotKey;
+use proptest::prelude::*;
+
+use super::report::{FillSource, Row};
+use super::*;
+use crate::event::{KernelCounters, NetnsSample};
+
+const HOST: u32 = 4_026_531_840;
+const FULL: Cause = Cause::TableFull;
+
+fn settings(by: By) -> Settings {
+    Settings {
+        by,
+        filter: Filter::default(),
+        top: 20,
+        drop_events: false,
+        insert_events: false,
+        count_flows: true,
+        backend: Backend::Kprobe,
+    }
+}
+
+fn filtered(by: By, filter: Filter) -> Settings {
+    Settings { filter, ..settings(by) }
+}
+
+fn time(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+fn slot(netns: u32, cause: Cause, proto: u8, port: u16, count: u64) -> SlotSample {
+    SlotSample { key: SlotKey { netns, port, proto, kind: cause as u8 }, count, deletes: 0 }
+}
+
+fn on_loopback(slot: SlotSample) -> SlotSample {
+    let kind = slot.key.kind | KIND_LOOPBACK;
+    SlotSample { key: SlotKey { kind, ..slot.key }, ..slot }
+}
+
+fn unattributed(netns: u32, count: u64) -> SlotSample {
+    let kind = FULL as u8 | KIND_UNATTRIBUTED;
+    SlotSample { key: SlotKey { netns, port: 0, proto: 0, kind }, count, deletes: 0 }
+}
+
+fn drops(drop: u64) -> KernelCounters {
+    KernelCounters { drop, ..KernelCounters::default() }
+}
+
+fn netns(id: u32, drop: u64) -> NetnsSample {
+    NetnsSample {
+        id: NetnsId(id),
+        name: (id == HOST).then(|| "host".to_owned()),
+        count: Some(900),
+        max: Some(1000),
+        before: drops(drop),
+        after: drops(drop),
+        gone: false,
+    }
+}
+
+fn sample(netns: Vec<NetnsSample>, slots: Vec<SlotSample>) -> Sample {
+    Sample {
+        time: time(0),
+        interval_s: 1.0,
+        netns,
+        slots,
+        overflow: [0; CAUSES],
+        lost_events: [0; CAUSES],
+        ambiguous: 0,
+    }
+}
+
+fn event(cause: Cause, src: &str, sport: u16, dst: &str, dport: u16) -> Loss {
+    let bytes = |address: &str| match address.parse().unwrap() {
+        IpAddr::V4(address) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&address.octets());
+            bytes
+        }
+        IpAddr::V6(address) => address.octets(),
+    };
+    let mut device = [0; 16];
+    device[..2].copy_from_slice(b"lo");
+    Loss {
+        time: time(0),
+        event: LossEvent {
+            at: 1,
+            netns: HOST,
+            count: 1000,
+            max: 1000,
+            ifindex: 1,
+            kind: cause as u8,
+            proto: 6,
+            family: if src.contains(':') { IPV6 } else { IPV4 },
+            hook: hook::LOCAL_OUT,
+            flags: flag::LOOPBACK | flag::COUNT | flag::MAX | flag::OUT | flag::TUPLE,
+            icmp: [0; 2],
+            reserved: 0,
+            sport,
+            dport,
+            length: 60,
+            src: bytes(src),
+            dst: bytes(dst),
+            device,
+        },
+    }
+}
+
+fn rest(rows: &[Row]) -> Vec<&Row> {
+    rows.iter().filter(|row| row.rest).collect()
+}
+
+#[test]
+fn the_story_redis_on_loopback_suffers_most() {
+    let mut state = State::new(settings(By::Port));
+    let redis = |count| on_loopback(slot(HOST, FULL, 6, 6379, count));
+    state.sample(&sample(vec![netns(HOST, 110)], vec![redis(100), slot(HOST, FULL, 6, 443, 10)]));
+    let tick =
+        state.sample(&sample(vec![netns(HOST, 1_411)], vec![redis(1_400), slot(HOST, FULL, 6, 443, 11)]));
+    assert_eq!(tick.rows.len(), 2);
+    let row = &tick.rows[0];
+    assert_eq!((row.port, row.service, row.loopback), (Some(6379), Some(Some("redis")), Some(true)));
+    assert_eq!((row.losses, row.losses_total, row.exact), (1_300, 1_400, true));
+    assert_eq!(tick.counted.of(FULL), 1_411);
+    assert!(tick.unexplained.is_zero());
+    assert_eq!(tick.tables[0].packets_lost, 1_301);
+}
+
+#[test]
+fn a_key_that_lost_nothing_in_the_tick_has_no_row_but_is_in_the_end() {
+    let mut state = State::new(settings(By::Port));
+    let all = || sample(vec![netns(HOST, 5)], vec![slot(HOST, FULL, 6, 80, 5)]);
+    state.sample(&all());
+    assert!(state.sample(&all()).rows.is_empty());
+    let end = state.end(time(2));
+    assert_eq!((end.rows[0].losses, end.rows[0].losses_total), (5, 5));
+    assert_eq!(end.duration_s, 2.0);
+}
+
+#[test]
+fn packets_and_entries_never_share_a_row() {
+    let mut state = State::new(Settings { top: 1, ..settings(By::Port) });
+    let slots = vec![
+        slot(HOST, FULL, 6, 80, 50),
+        slot(HOST, FULL, 6, 81, 5),
+        slot(HOST, Cause::Clash, 17, 53, 4),
+        slot(HOST, Cause::Evicted, 6, 80, 3),
+    ];
+    let tick = state.sample(&sample(vec![netns(HOST, 59)], slots));
+    let rest = rest(&tick.rows);
+    assert_eq!(rest.iter().map(|row| row.losses).collect::<Vec<_>>(), [9, 3]);
+    assert_eq!(rest.iter().map(|row| row.cause).collect::<Vec<_>>(), [None, Some(Cause::Evicted)]);
+}
+
+#[test]
+fn two_slots_of_one_key_are_one_row() {
+    let mut state = State::new(settings(By::Port));
+    let slots = vec![slot(HOST, FULL, 6, 80, 2), slot(HOST, FULL, 6, 80, 3)];
+    let tick = state.sample(&sample(vec![netns(HOST, 5)], slots));
+    assert_eq!(tick.rows.len(), 1);
+    assert_eq!(tick.rows[0].losses, 5);
+}
+
+#[test]
+fn icmp_rows_have_type_and_code() {
+    let mut state = State::new(settings(By::Port));
+    let tick = state.sample(&sample(vec![netns(HOST, 1)], vec![slot(HOST, FULL, 1, 8 << 8, 1)]));
+    let row = &tick.rows[0];
+    assert_eq!((row.icmp_type, row.icmp_code, row.port, row.service), (Some(8), Some(0), None, None));
+}
+
+#[test]
+fn a_port_filter_leaves_out_what_has_no_port() {
+    let ports = vec![PortRange { first: 0, last: u16::MAX }];
+    let mut state = State::new(filtered(By::Port, Filter { ports, ..Filter::default() }));
+    let slots = vec![slot(HOST, FULL, 1, 8 << 8, 1), slot(HOST, FULL, 6, 80, 1)];
+    let tick = state.sample(&sample(vec![netns(HOST, 2)], slots));
+    assert_eq!(tick.rows.len(), 1);
+    assert_eq!(tick.counted.of(FULL), 2, "filters touch rows only");
+}
+
+#[test]
+fn losses_of_unknown_port_have_their_row_and_take_exactness_from_the_others() {
+    let mut state = State::new(settings(By::Port));
+    let slots = vec![unattributed(HOST, 3), slot(HOST, FULL, 6, 80, 10)];
+    let tick = state.sample(&sample(vec![netns(HOST, 13)], slots));
+    assert_eq!(tick.rows[0].port, Some(80));
+    assert!(!tick.rows[0].exact);
+    assert!(tick.rows[1].unattributed && tick.rows[1].exact);
+    assert_eq!(tick.rows[1].port, None);
+    assert!(tick.unexplained.is_zero());
+}
+
+#[test]
+fn rows_by_cause_need_no_port() {
+    let mut state = State::new(settings(By::Cause));
+    let mut sample = sample(vec![netns(HOST, 17)], vec![unattributed(HOST, 3), slot(HOST, FULL, 6, 80, 10)]);
+    sample.overflow[FULL as usize] = 4;
+    let tick = state.sample(&sample);
+    assert_eq!(tick.rows.len(), 1);
+    assert_eq!((tick.rows[0].losses, tick.rows[0].exact), (17, true));
+}
+
+#[test]
+fn overflow_is_a_row_of_its_own_so_that_rows_add_up() {
+    let mut state = State::new(settings(By::Port));
+    let mut sample = sample(vec![netns(HOST, 14)], vec![slot(HOST, FULL, 6, 80, 10)]);
+    sample.overflow[FULL as usize] = 4;
+    let tick = state.sample(&sample);
+    assert!(tick.rows[0].exact, "a port with a counter had it from its first loss on");
+    assert!(tick.rows[1].rest && tick.rows[1].overflow);
+    assert_eq!(tick.rows[1].losses, 4);
+    assert_eq!(tick.counted.of(FULL), 14);
+    assert!(tick.unexplained.is_zero());
+    let again = state.sample(&sample);
+    assert!(again.rows.is_empty(), "it counts once");
+}
+
+#[test]
+fn rows_by_address_come_from_events_and_admit_lost_ones() {
+    let mut state = State::new(settings(By::Src));
+    for _ in 0..3 {
+        assert!(state.loss(&event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379)).is_none());
+    }
+    let mut sample = sample(vec![netns(HOST, 4)], vec![slot(HOST, FULL, 6, 6379, 4)]);
+    sample.lost_events[FULL as usize] = 1;
+    let tick = state.sample(&sample);
+    assert_eq!(tick.rows[0].src, Some("127.0.0.1".parse().unwrap()));
+    assert_eq!((tick.rows[0].losses, tick.rows[0].exact), (3, false));
+    assert_eq!((tick.counted.of(FULL), tick.lost_events), (4, 1));
+    assert!(tick.unexplained.is_zero(), "the counters lost nothing");
+}
+
+#[test]
+fn an_address_filter_makes_port_rows_come_from_events() {
+    let src = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+    let mut state = State::new(filtered(By::Port, Filter { src, ..Filter::default() }));
+    state.loss(&event(FULL, "10.1.2.3", 1, "10.0.0.1", 80));
+    state.loss(&event(FULL, "192.168.0.1", 1, "10.0.0.1", 80));
+    state.loss(&event(FULL, "fd00::1", 1, "fd00::2", 80));
+    let tick = state.sample(&sample(vec![netns(HOST, 3)], vec![slot(HOST, FULL, 6, 80, 3)]));
+    assert_eq!((tick.rows.len(), tick.rows[0].port, tick.rows[0].losses), (1, Some(80), 2));
+}
+
+#[test]
+fn a_loss_without_addresses_may_have_come_from_anywhere() {
+    let src = vec!["10.0.0.0/8".parse().unwrap()];
+    let mut state = State::new(filtered(By::Port, Filter { src, ..Filter::default() }));
+    let mut blind = event(FULL, "10.1.2.3", 1, "10.0.0.1", 80);
+    blind.event.flags &= !flag::TUPLE;
+    state.loss(&blind);
+    state.loss(&event(FULL, "10.1.2.3", 1, "10.0.0.1", 80));
+    let tick = state.sample(&sample(vec![netns(HOST, 2)], vec![]));
+    assert_eq!(tick.rows.iter().filter(|row| row.unattributed).count(), 1);
+    assert!(tick.rows.iter().filter(|row| !row.unattributed).all(|row| !row.exact));
+}
+
+#[test]
+fn a_flow_row_has_the_whole_tuple() {
+    let mut state = State::new(settings(By::Flow));
+    state.loss(&event(FULL, "::1", 40_000, "::1", 6379));
+    let tick = state.sample(&sample(vec![netns(HOST, 1)], vec![]));
+    let row = &tick.rows[0];
+    assert_eq!((row.sport, row.dport, row.port), (Some(40_000), Some(6379), Some(6379)));
+    assert_eq!(row.dst, Some("::1".parse().unwrap()));
+}
+
+#[test]
+fn invalid_packets_are_no_losses_unless_asked_for() {
+    let slots = || vec![slot(HOST, Cause::Invalid, 6, 80, 9)];
+    let tick = State::new(settings(By::Port)).sample(&sample(vec![netns(HOST, 0)], slots()));
+    assert!(tick.rows.is_empty());
+    assert_eq!(tick.tables[0].packets_lost, 0);
+    let asked = filtered(By::Port, Filter { causes: vec![Cause::Invalid], ..Filter::default() });
+    let tick = State::new(asked).sample(&sample(vec![netns(HOST, 0)], slots()));
+    assert_eq!(tick.rows[0].losses, 9);
+    assert!(tick.unexplained.is_zero());
+}
+
+#[test]
+fn what_the_kernel_counted_alone_is_unexplained_and_names_its_netns() {
+    let mut state = State::new(settings(By::Port));
+    let tick = state.sample(&sample(vec![netns(HOST, 5), netns(7, 3)], vec![slot(HOST, FULL, 6, 80, 5)]));
+    assert_eq!(tick.unexplained.drop, 3);
+    assert_eq!(tick.tables[0].unexplained, None);
+    assert_eq!(tick.tables[1].unexplained.unwrap().drop, 3);
+}
+
+#[test]
+fn a_netns_that_vanished_says_so_once_and_stays_in_the_sums() {
+    let mut state = State::new(settings(By::Port));
+    let slots = || vec![slot(7, FULL, 6, 80, 5)];
+    state.sample(&sample(vec![netns(HOST, 0), netns(7, 4)], slots()));
+    let last =
+        state.sample(&sample(vec![netns(HOST, 0), NetnsSample { gone: true, ..netns(7, 4) }], slots()));
+    assert!(last.tables.iter().any(|table| table.netns == NetnsId(7) && table.gone));
+    let after =
+        state.sample(&sample(vec![netns(HOST, 0), NetnsSample { gone: true, ..netns(7, 4) }], slots()));
+    assert_eq!(after.tables.len(), 1);
+    assert_eq!((after.counted.of(FULL), after.kernel_counters.drop), (5, 4));
+    assert!(after.unexplained.is_zero(), "its last loss was counted by the kernel after the last look");
+    assert_eq!(state.end(time(3)).netns_gone, 1);
+}
+
+#[test]
+fn a_netns_that_dies_without_a_loss_is_counted_once_and_forgotten() {
+    let mut state = State::new(settings(By::Port));
+    let gone = || NetnsSample { gone: true, ..netns(7, 2) };
+    state.sample(&sample(vec![netns(7, 2)], vec![]));
+    for _ in 0..3 {
+        let tick = state.sample(&sample(vec![gone()], vec![]));
+        assert_eq!((tick.kernel_counters.drop, tick.unexplained.drop), (2, 2));
+    }
+    assert_eq!(state.end(time(4)).netns_gone, 1);
+}
+
+#[test]
+fn a_reused_inode_number_starts_from_what_its_forerunner_left() {
+    let mut state = State::new(settings(By::Port));
+    state.sample(&sample(vec![netns(7, 5)], vec![slot(7, FULL, 6, 80, 5)]));
+    state.sample(&sample(vec![], vec![slot(7, FULL, 6, 80, 5)]));
+    state.sample(&sample(vec![], vec![slot(7, FULL, 6, 80, 5)]));
+    let tick = state.sample(&sample(vec![netns(7, 2)], vec![slot(7, FULL, 6, 80, 7)]));
+    assert_eq!((tick.counted.of(FULL), tick.kernel_counters.drop), (7, 7));
+    assert!(tick.unexplained.is_zero());
+    assert_eq!(tick.tables[0].packets_lost, 2);
+}
+
+#[test]
+fn the_tracepoint_backend_claims_no_more_than_the_kernel_counted() {
+    let mut state = State::new(Settings { backend: Backend::Tracepoint, ..settings(By::Port) });
+    let tick = state.sample(&sample(vec![netns(HOST, 8)], vec![slot(HOST, FULL, 6, 80, 10)]));
+    assert_eq!((tick.counted.of(FULL), tick.ambiguous, tick.unexplained.drop), (8, Some(2), 0));
+    assert_eq!((tick.rows[0].certainty, tick.rows[0].exact), (Certainty::Inferred, false));
+    assert_eq!(tick.tables[0].new_per_s, None);
+}
+
+#[test]
+fn flows_become_rates_of_their_netns() {
+    let mut state = State::new(settings(By::Port));
+    let flows = |count, deletes| SlotSample {
+        key: SlotKey { netns: HOST, port: 80, proto: 6, kind: KIND_FLOWS },
+        count,
+        deletes,
+    };
+    state.sample(&sample(vec![netns(HOST, 0)], vec![flows(100, 50)]));
+    let mut next = sample(vec![netns(HOST, 0)], vec![flows(300, 80)]);
+    next.interval_s = 2.0;
+    let table = &state.sample(&next).tables[0];
+    assert_eq!((table.new_per_s, table.gone_per_s, table.fill), (Some(100.0), Some(15.0), Some(0.9)));
+}
+
+#[test]
+fn the_counters_backend_shows_what_the_kernel_lost() {
+    let mut state = State::new(Settings { backend: Backend::Counters, ..settings(By::Port) });
+    state.sample(&sample(vec![netns(HOST, 8)], vec![]));
+    let tick = state.sample(&sample(vec![netns(HOST, 12)], vec![]));
+    assert_eq!(tick.tables[0].packets_lost, 4);
+    assert_eq!(tick.unexplained.drop, 12);
+}
+
+#[test]
+fn a_table_without_limit_has_no_fill() {
+    let unlimited = NetnsSample { max: Some(0), ..netns(HOST, 0) };
+    let tick = State::new(settings(By::Port)).sample(&sample(vec![unlimited], vec![]));
+    assert_eq!(tick.tables[0].fill, None);
+}
+
+#[test]
+fn an_event_takes_its_fill_from_the_last_sample_if_it_has_none() {
+    let mut state = State::new(Settings { drop_events: true, ..settings(By::Port) });
+    state.sample(&sample(vec![netns(HOST, 0)], vec![]));
+    let mut loss = event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
+    let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
+    assert_eq!((seen.count, seen.fill, seen.fill_source), (Some(1000), Some(1.0), Some(FillSource::Event)));
+    assert_eq!((seen.hook, seen.output.as_deref(), seen.input), (Some("output"), Some("lo"), None));
+    loss.event.flags &= !(flag::COUNT | flag::MAX);
+    loss.event.hook = hook::UNKNOWN;
+    let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
+    assert_eq!((seen.count, seen.fill, seen.fill_source), (Some(900), Some(0.9), Some(FillSource::Sample)));
+    assert_eq!(seen.hook, None);
+}
+
+#[test]
+fn filters_act_on_events_too() {
+    let filter = Filter { ports: vec![PortRange { first: 80, last: 80 }], ..Filter::default() };
+    let mut state =
+        State::new(Settings { drop_events: true, insert_events: true, ..filtered(By::Port, filter) });
+    assert!(state.loss(&event(FULL, "127.0.0.1", 1, "127.0.0.1", 6379)).is_none());
+    assert!(state.loss(&event(FULL, "127.0.0.1", 1, "127.0.0.1", 80)).is_some());
+    let mut insert = event(FULL, "127.0.0.1", 1, "127.0.0.1", 80);
+    insert.event.kind = KIND_FLOWS;
+    assert!(matches!(state.loss(&insert), Some(Event::Insert(_))));
+}
+
+#[test]
+fn memory_stays_bounded_with_ten_times_more_tuples_than_keys() {
+    let mut state = State::new(settings(By::Flow));
+    let mut loss = event(FULL, "10.0.0.1", 1, "10.0.0.2", 80);
+    for tuple in 0..600_000u32 {
+        loss.event.src[..4].copy_from_slice(&tuple.to_be_bytes());
+        state.loss(&loss);
+    }
+    let tick = state.sample(&sample(vec![netns(HOST, 600_000)], vec![slot(HOST, FULL, 6, 80, 600_000)]));
+    assert_eq!(tick.rows.iter().map(|row| row.losses).sum::<u64>(), 600_000);
+    assert_eq!(rest(&tick.rows).len(), 1);
+}
+
+fn any_slot() -> impl Strategy<Value = (u32, usize, u8, u16, bool, u64)> {
+    let proto = prop_oneof![Just(6u8), Just(17), Just(1), Just(132), Just(47)];
+    (1..4u32, 0..Cause::ALL.len(), proto, 0..6u16, any::<bool>(), 0..1000u64)
+}
+
+fn any_by() -> impl Strategy<Value = By> {
+    prop_oneof![Just(By::Port), Just(By::Proto), Just(By::Cause), Just(By::Netns)]
+}
+
+proptest! {
+    /// Without filters the rows of every tick add up to what was counted in it, cause by cause unit, at any --top.
+    #[test]
+    fn rows_add_up_to_what_was_counted(
+        by in any_by(),
+        top in 1..8usize,
+        ticks in proptest::collection::vec(proptest::collection::vec(any_slot(), 0..30), 1..5),
+        overflow in proptest::collection::vec(0..50u64, 1..5),
+    ) {
+        let mut state = State::new(Settings { top, ..settings(by) });
+        let mut slots = BTreeMap::<(u32, usize, u8, u16, bool), u64>::new();
+        let mut before = Counted::default();
+        let mut overflowed = 0;
+        for (tick, overflow) in ticks.iter().zip(overflow.iter().cycle()) {
+            for (netns, cause, proto, port, loopback, count) in tick {
+                *slots.entry((*netns, *cause, *proto, *port, *loopback)).or_default() += count;
+            }
+            let slots = slots.iter().map(|((netns, cause, proto, port, loopback), count)| {
+                let slot = slot(*netns, Cause::ALL[*cause], *proto, *port, *count);
+                if *loopback { on_loopback(slot) } else { slot }
+            });
+            let mut sample = sample(vec![], slots.collect());
+            overflowed += overflow;
+            sample.overflow[FULL as usize] = overflowed;
+            let tick = state.sample(&sample);
+            for unit in [Cause::TableFull.unit(), Cause::Evicted.unit()] {
+                let of_unit = |counted: &Counted| -> u64 {
+                    Cause::ALL
+                        .into_iter()
+                        .filter(|cause| cause.unit() == unit && *cause != Cause::Invalid)
+                        .map(|cause| counted.of(cause))
+                        .sum()
+                };
+                let rows: u64 = tick.rows.iter().filter(|row| row.unit == unit).map(|row| row.losses).sum();
+                prop_assert_eq!(rows, of_unit(&tick.counted) - of_unit(&before));
+            }
+            let keyed = tick.rows.iter().filter(|row| !row.rest).count();
+            prop_assert!(keyed <= top);
+            prop_assert!(tick.rows.iter().all(|row| row.losses > 0 && row.losses <= row.losses_total));
+            let sorted = tick.rows.iter().filter(|row| !row.rest).collect::<Vec<_>>();
+            prop_assert!(sorted.windows(2).all(|pair| pair[0].losses >= pair[1].losses));
+            before = tick.counted;
+        }
+    }
+
+    /// When the kernel counted what we counted, nothing is unexplained, whatever the bracket.
+    #[test]
+    fn equal_counts_explain_each_other(
+        counts in proptest::collection::vec((1..6u32, 0..Cause::ALL.len(), 0..1000u64), 0..20),
+        early in 0..5u64,
+        late in 0..5u64,
+    ) {
+        let mut by_netns = BTreeMap::<u32, [u64; CAUSES]>::new();
+        let mut slots = Vec::new();
+        for (netns, cause, count) in counts {
+            let cause = Cause::ALL[cause];
+            by_netns.entry(netns).or_default()[cause as usize] += count;
+            slots.push(slot(netns, cause, 6, 80, count));
+        }
+        let samples = by_netns.iter().map(|(id, counts)| {
+            let truth = Counted(*counts).in_kernel_terms();
+            let before = KernelCounters { drop: truth.drop.saturating_sub(early), ..truth };
+            NetnsSample { before, after: KernelCounters { drop: truth.drop + late, ..truth }, ..netns(*id, 0) }
+        });
+        let tick = State::new(settings(By::Port)).sample(&sample(samples.collect(), slots));
+        prop_assert!(tick.unexplained.is_zero());
+        prop_assert!(tick.tables.iter().all(|table| table.unexplained.is_none()));
+    }
+}
