@@ -21,19 +21,37 @@ pub fn run() -> Result<ExitCode> {
 
 /// Builds ctwatch.
 pub fn ctwatch() -> Result<PathBuf> {
-    build("ctwatch", "ctwatch")
+    build("ctwatch", "ctwatch", "dist", None)
+}
+
+/// Builds a ctwatch that carries the eBPF objects of the folder `prebuilt` instead of the committed ones.
+pub fn ctwatch_with(prebuilt: &Path) -> Result<PathBuf> {
+    let path = build("ctwatch", "ctwatch", "dist-rebuilt", Some(prebuilt))?;
+    let program = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let object = prebuilt.join("ctwatch-ebpf.x86_64.o");
+    let object = fs::read(&object).with_context(|| format!("reading {}", object.display()))?;
+    ensure!(
+        program.windows(object.len()).any(|window| window == object),
+        "{} doesn't carry the object of {}",
+        path.display(),
+        prebuilt.display()
+    );
+    Ok(path)
 }
 
 /// Builds the runner of the scenarios.
 pub fn tests() -> Result<PathBuf> {
-    build("ctwatch-tests", "ctwatch-tests")
+    build("ctwatch-tests", "ctwatch-tests", "dist", None)
 }
 
-fn build(package: &str, binary: &str) -> Result<PathBuf> {
+fn build(package: &str, binary: &str, folder: &str, prebuilt: Option<&Path>) -> Result<PathBuf> {
     let target = workspace::target();
     // A folder of its own, or every other build with other flags would start anew.
     let target_dir = target.join("static");
     let mut command = Command::new("cargo");
+    if let Some(prebuilt) = prebuilt {
+        command.env("CTWATCH_PREBUILT", prebuilt);
+    }
     sh::run(
         sh::without_toolchain(&mut command)
             .current_dir(workspace::root())
@@ -60,7 +78,7 @@ fn build(package: &str, binary: &str) -> Result<PathBuf> {
         "{} is not static: it asks for a dynamic loader",
         built.display()
     );
-    let dir = target.join("dist");
+    let dir = target.join(folder);
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     let path = dir.join(binary);
     replace(&built, &path).with_context(|| format!("copying to {}", path.display()))?;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -18,6 +19,7 @@ mod source_hash;
 
 /// Architectures an object is committed for. Function arguments are read per architecture: one object each.
 const ARCHITECTURES: [&str; 1] = ["x86_64"];
+const MANIFEST: &str = "manifest.json";
 const TARGET: &str = "bpfel-unknown-none";
 /// A matched compiler, cargo and library source in Debian 12; rustup's stable has no rust-src to build `core` from.
 const RUST_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -48,8 +50,8 @@ pub enum Check {
         recorded: Toolchain,
         /// What is installed here.
         here: Toolchain,
-        /// The objects built here.
-        objects: Vec<PathBuf>,
+        /// A folder like ctwatch/prebuilt with what was built here.
+        prebuilt: PathBuf,
     },
 }
 
@@ -62,6 +64,12 @@ pub struct Toolchain {
     pub llvm: String,
     /// Version of bpf-linker.
     pub bpf_linker: String,
+}
+
+impl fmt::Display for Toolchain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, LLVM {}, {}", self.rustc, self.llvm, self.bpf_linker)
+    }
 }
 
 /// The file next to the committed objects that says where they come from.
@@ -87,44 +95,23 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 println!("the committed eBPF object is what its sources give, byte for byte");
                 ExitCode::SUCCESS
             }
-            Check::OtherToolchain { recorded, here, objects } => {
-                println!(
-                    "built with another toolchain, so the bytes may differ: recorded {recorded:?}, here {here:?}"
-                );
-                for object in objects {
-                    println!("to be loaded and tested: {}", object.display());
-                }
+            Check::OtherToolchain { recorded, here, prebuilt } => {
+                println!("built with another toolchain, so the bytes may differ");
+                println!("recorded: {recorded}\nhere:     {here}\nto be tested: {}", prebuilt.display());
                 ExitCode::from(OTHER_TOOLCHAIN)
             }
         });
     }
     let builder = Builder::prepare()?;
-    let prebuilt = prebuilt();
-    fs::create_dir_all(&prebuilt).with_context(|| format!("creating {}", prebuilt.display()))?;
-    let mut objects = BTreeMap::new();
-    for architecture in ARCHITECTURES {
-        let built = builder.build(architecture)?;
-        let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-        let object = describe(architecture, &bytes);
-        let path = prebuilt.join(&object.file);
-        fs::write(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
-        println!(
-            "{} ({} bytes)",
-            path.strip_prefix(workspace::root()).unwrap_or(&path).display(),
-            object.size
-        );
-        objects.insert(architecture.to_owned(), object);
+    for object in builder.build_into(&prebuilt())?.objects.values() {
+        println!("ctwatch/prebuilt/{} ({} bytes)", object.file, object.size);
     }
-    let manifest = Manifest { source_hash: hash_sources()?, toolchain: builder.toolchain, objects };
-    let path = manifest_path();
-    let text = serde_json::to_string_pretty(&manifest).context("formatting the manifest")? + "\n";
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Rebuilds the objects and compares them with the committed ones.
 pub fn check() -> Result<Check> {
-    let path = manifest_path();
+    let path = prebuilt().join(MANIFEST);
     let text = fs::read_to_string(&path)
         .with_context(|| format!("reading {}: build it with `cargo xtask ebpf`", path.display()))?;
     let manifest: Manifest = serde_json::from_str(&text)
@@ -142,27 +129,24 @@ pub fn check() -> Result<Check> {
         );
     }
     let builder = Builder::prepare()?;
-    let same_toolchain = builder.toolchain == manifest.toolchain;
-    let mut objects = Vec::new();
+    let rebuilt_dir = workspace::target().join("ebpf/prebuilt");
+    let rebuilt = builder.build_into(&rebuilt_dir)?;
+    if builder.toolchain != manifest.toolchain {
+        return Ok(Check::OtherToolchain {
+            recorded: manifest.toolchain,
+            here: builder.toolchain,
+            prebuilt: rebuilt_dir,
+        });
+    }
     for architecture in ARCHITECTURES {
-        let recorded = manifest.objects.get(architecture).with_context(|| {
-            format!("the manifest has no object for {architecture}: run `cargo xtask ebpf`")
-        })?;
-        let built = builder.build(architecture)?;
-        let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
         ensure!(
-            !same_toolchain || bytes == read_committed(&recorded.file)?,
-            "{} differs from {} although the toolchain is the recorded one: run `cargo xtask ebpf` and commit \
-             ctwatch/prebuilt",
-            built.display(),
-            recorded.file
+            rebuilt.objects.get(architecture) == manifest.objects.get(architecture),
+            "the object for {architecture} in {} differs from the committed one although the toolchain is the \
+             recorded one: run `cargo xtask ebpf` and commit ctwatch/prebuilt",
+            rebuilt_dir.display()
         );
-        objects.push(built);
     }
-    if same_toolchain {
-        return Ok(Check::Identical);
-    }
-    Ok(Check::OtherToolchain { recorded: manifest.toolchain, here: builder.toolchain, objects })
+    Ok(Check::Identical)
 }
 
 fn hash_sources() -> Result<String> {
@@ -171,10 +155,6 @@ fn hash_sources() -> Result<String> {
 
 fn prebuilt() -> PathBuf {
     workspace::root().join("ctwatch/prebuilt")
-}
-
-fn manifest_path() -> PathBuf {
-    prebuilt().join("manifest.json")
 }
 
 fn read_committed(file: &str) -> Result<Vec<u8>> {
@@ -218,6 +198,27 @@ impl Builder {
             bpf_linker: version(Command::new(linker_dir.join("bpf-linker")).arg("--version"))?,
         };
         Ok(Builder { cargo_home: cargo_home()?, linker_dir, rust_src, toolchain })
+    }
+
+    /// Builds all objects and their manifest into the folder `dir`.
+    fn build_into(&self, dir: &Path) -> Result<Manifest> {
+        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        let mut objects = BTreeMap::new();
+        // Taken first: a source that changes during the build then leaves a hash that build.rs refuses.
+        let source_hash = hash_sources()?;
+        for architecture in ARCHITECTURES {
+            let built = self.build(architecture)?;
+            let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+            let object = describe(architecture, &bytes);
+            let path = dir.join(&object.file);
+            fs::write(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
+            objects.insert(architecture.to_owned(), object);
+        }
+        let manifest = Manifest { source_hash, toolchain: self.toolchain.clone(), objects };
+        let path = dir.join(MANIFEST);
+        let text = serde_json::to_string_pretty(&manifest).context("formatting the manifest")? + "\n";
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok(manifest)
     }
 
     /// Builds the object of one architecture and returns where it is.

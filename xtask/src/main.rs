@@ -5,10 +5,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod apt;
+mod bench;
 mod cache;
+mod demo;
 mod dist;
 mod ebpf;
 mod sh;
+mod test;
+mod verify;
 mod vm;
 mod workspace;
 
@@ -27,6 +31,14 @@ enum Task {
     Dist,
     /// Run a command in a guest with a stock Debian kernel
     Vm(vm::Args),
+    /// Load every eBPF program on this kernel and on the oldest supported one
+    Verify,
+    /// Watch a full table hurt a web server, on a stock kernel
+    Demo(demo::Args),
+    /// Run everything that has to hold
+    Test(test::Args),
+    /// Measure what ctwatch costs
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +46,10 @@ fn main() -> ExitCode {
         Task::Ebpf(args) => ebpf::run(&args),
         Task::Dist => dist::run(),
         Task::Vm(args) => vm::run(args),
+        Task::Verify => verify::run(),
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Bench(args) => bench::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -7,8 +7,8 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Variables that a surrounding `cargo` (or a user) sets for its own toolchain and that would bend another one.
-const TOOLCHAIN_VARIABLES: [&str; 12] = [
+/// Variables (besides the choice of a rustup toolchain) that a surrounding `cargo` (or a user) sets for its own toolchain and that would bend another one.
+const TOOLCHAIN_VARIABLES: [&str; 11] = [
     "CARGO",
     "CARGO_BUILD_TARGET",
     "CARGO_ENCODED_RUSTFLAGS",
@@ -20,7 +20,6 @@ const TOOLCHAIN_VARIABLES: [&str; 12] = [
     "RUSTC_WRAPPER",
     "RUSTDOCFLAGS",
     "RUSTFLAGS",
-    "RUSTUP_TOOLCHAIN",
 ];
 
 /// Frees `command` from the toolchain settings of the cargo that runs xtask.

@@ -35,9 +35,6 @@ pub enum Series {
 }
 
 impl Series {
-    /// All series, oldest first.
-    pub const ALL: [Series; 4] = [Series::V5_10, Series::V6_1, Series::V6_12, Series::V7];
-
     /// Where packages of this series are.
     fn suites(self) -> Vec<Suite> {
         match self {

@@ -1,0 +1,432 @@
+//! Everything that has to hold, in one run: format, lints, unit tests, docs, the eBPF object, real kernels.
+//! A failed stage never stops the others, and none of them may count as passed without having run.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::ebpf::{self, Check};
+use crate::vm::{GuestFile, Series, Status, Vm};
+use crate::{apt, dist, sh, verify, workspace};
+
+/// Long enough for the slowest kernel under emulation on a busy machine.
+const VM_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run only this stage (may be repeated)
+    #[arg(long, value_name = "STAGE", value_parser = parse_stage)]
+    only: Vec<Only>,
+    /// In the guests, run only scenarios whose name contains this
+    #[arg(long, value_name = "NAME")]
+    scenario: Option<String>,
+    /// How many guests run at once; each has two CPUs
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    Fmt,
+    Clippy,
+    Unit,
+    Docs,
+    Ebpf,
+    Dist,
+    Verify,
+    Guest(Series),
+    Native,
+}
+
+/// What `--only` accepts: a stage, or all guests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Only {
+    Stage(Stage),
+    Guests,
+}
+
+const STAGES: [Stage; 12] = [
+    Stage::Fmt,
+    Stage::Clippy,
+    Stage::Unit,
+    Stage::Docs,
+    Stage::Ebpf,
+    Stage::Dist,
+    Stage::Verify,
+    Stage::Guest(Series::V5_10),
+    Stage::Guest(Series::V6_1),
+    Stage::Guest(Series::V6_12),
+    Stage::Guest(Series::V7),
+    Stage::Native,
+];
+
+impl Stage {
+    fn name(self) -> String {
+        match self {
+            Stage::Fmt => "fmt".to_owned(),
+            Stage::Clippy => "clippy".to_owned(),
+            Stage::Unit => "unit".to_owned(),
+            Stage::Docs => "docs".to_owned(),
+            Stage::Ebpf => "ebpf".to_owned(),
+            Stage::Dist => "dist".to_owned(),
+            Stage::Verify => "verify".to_owned(),
+            Stage::Guest(series) => format!("vm-{series}"),
+            Stage::Native => "native".to_owned(),
+        }
+    }
+}
+
+fn parse_stage(text: &str) -> Result<Only, String> {
+    if text == "vm" {
+        return Ok(Only::Guests);
+    }
+    STAGES.into_iter().find(|stage| stage.name() == text).map(Only::Stage).ok_or_else(|| {
+        let names: Vec<String> = STAGES.into_iter().map(Stage::name).collect();
+        format!("the stages are {}, and vm for all guests", names.join(", "))
+    })
+}
+
+/// What a stage counted. A stage without tests of its own counts as one.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    note: String,
+}
+
+impl Count {
+    fn one(passed: bool) -> Count {
+        Count { passed: passed.into(), failed: (!passed).into(), ..Count::default() }
+    }
+
+    /// A stage that failed as a whole has a failure even if none of its tests reported one.
+    fn and_stage(mut self, success: bool) -> Count {
+        if !success && self.failed == 0 {
+            self.failed = 1;
+        } else if success && self.passed + self.failed + self.skipped == 0 {
+            self.passed = 1;
+        }
+        self
+    }
+}
+
+struct Line {
+    stage: Stage,
+    count: Count,
+    took: Duration,
+}
+
+/// Runs `cargo xtask test`.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let wanted: Vec<Stage> = STAGES
+        .into_iter()
+        .filter(|stage| {
+            args.only.is_empty()
+                || args.only.contains(&Only::Stage(*stage))
+                || (matches!(stage, Stage::Guest(_)) && args.only.contains(&Only::Guests))
+        })
+        .collect();
+    let mut lines = Vec::new();
+    let mut at = 0;
+    while at < wanted.len() {
+        let guests = wanted[at..].iter().take_while(|stage| matches!(stage, Stage::Guest(_))).count();
+        if guests > 1 && args.jobs > 1 {
+            lines.extend(run_at_once(&wanted[at..at + guests], args));
+            at += guests;
+        } else {
+            heading(wanted[at]);
+            lines.push(run_stage(wanted[at], args, &mut io::stdout(), &mut io::stderr()));
+            at += 1;
+        }
+    }
+    Ok(if summarize(&lines) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn heading(stage: Stage) {
+    println!("\n== {} ==", stage.name());
+}
+
+fn run_stage(stage: Stage, args: &Args, out: &mut (dyn Write + Send), err: &mut (dyn Write + Send)) -> Line {
+    let started = Instant::now();
+    let result = match stage {
+        Stage::Fmt => cargo(&["fmt", "--all", "--check"], &[]),
+        Stage::Clippy => cargo(
+            &["clippy", "--workspace", "--exclude", "ctwatch-ebpf", "--all-targets", "--", "-D", "warnings"],
+            &[],
+        ),
+        Stage::Unit => cargo_test(),
+        Stage::Docs => cargo(
+            &["doc", "--no-deps", "--workspace", "--exclude", "ctwatch-ebpf"],
+            &[("RUSTDOCFLAGS", "-D warnings")],
+        ),
+        Stage::Ebpf => ebpf_object(),
+        Stage::Dist => dist::ctwatch().and_then(|_| dist::tests()).map(|_| Count::one(true)),
+        Stage::Verify => dist::ctwatch().and_then(verify::verify).map(Count::one),
+        Stage::Guest(series) => scenarios(series, args.scenario.as_deref(), out, err),
+        Stage::Native => native(),
+    };
+    let count = result.unwrap_or_else(|error| {
+        eprintln!("xtask: {}: {error:#}", stage.name());
+        Count::one(false)
+    });
+    Line { stage, count, took: started.elapsed() }
+}
+
+/// Runs guests side by side; what each says is shown when it has ended.
+fn run_at_once(stages: &[Stage], args: &Args) -> Vec<Line> {
+    let queue = Mutex::new(stages.iter().copied().enumerate());
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..args.jobs.min(stages.len()) {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().expect("no thread panics with the lock").next();
+                    let Some((index, stage)) = next else { return };
+                    let (mut out, mut err) = (Vec::new(), Vec::new());
+                    let line = run_stage(stage, args, &mut out, &mut err);
+                    let mut done = done.lock().expect("no thread panics with the lock");
+                    heading(stage);
+                    print!("{}{}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&err));
+                    done.push((index, line));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().expect("no thread panics with the lock");
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, line)| line).collect()
+}
+
+/// Prints the table and the last line; true when nothing failed.
+fn summarize(lines: &[Line]) -> bool {
+    println!(
+        "\n{:<10} {:<7} {:>7} {:>7} {:>8} {:>8}",
+        "stage", "result", "passed", "failed", "skipped", "seconds"
+    );
+    for Line { stage, count, took } in lines {
+        let result = match count {
+            Count { failed: 1.., .. } => "FAILED",
+            Count { passed: 0, .. } => "skipped",
+            _ => "ok",
+        };
+        let row = format!(
+            "{:<10} {result:<7} {:>7} {:>7} {:>8} {:>8.1}  {}",
+            stage.name(),
+            count.passed,
+            count.failed,
+            count.skipped,
+            took.as_secs_f64(),
+            count.note
+        );
+        println!("{}", row.trim_end());
+    }
+    let passed: u64 = lines.iter().map(|line| line.count.passed).sum();
+    let failed: u64 = lines.iter().map(|line| line.count.failed).sum();
+    println!("\n{passed} passed, {failed} failed");
+    failed == 0
+}
+
+fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Count> {
+    let mut command = Command::new("cargo");
+    command.args(arguments).envs(variables.iter().copied()).current_dir(workspace::root());
+    let status = sh::die_with_parent(&mut command).status().context("starting cargo")?;
+    Ok(Count::one(status.success()))
+}
+
+fn cargo_test() -> Result<Count> {
+    let mut command = Command::new("cargo");
+    command.args(["test", "--workspace", "--exclude", "ctwatch-ebpf", "--no-fail-fast"]);
+    command.current_dir(workspace::root()).stdout(Stdio::piped());
+    let mut child = sh::die_with_parent(&mut command).spawn().context("starting cargo test")?;
+    let mut count = Count::default();
+    for line in BufReader::new(child.stdout.take().expect("stdout is piped")).lines() {
+        let line = line.context("reading what cargo test says")?;
+        println!("{line}");
+        add_test_result(&mut count, &line);
+    }
+    let status = child.wait().context("waiting for cargo test")?;
+    Ok(count.and_stage(status.success()))
+}
+
+/// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+fn add_test_result(count: &mut Count, line: &str) {
+    let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
+        return;
+    };
+    for part in numbers.split(';') {
+        let Some((number, what)) = part.trim().split_once(' ') else { continue };
+        let Ok(number) = number.parse::<u64>() else { continue };
+        match what {
+            "passed" => count.passed += number,
+            "failed" => count.failed += number,
+            "ignored" => count.skipped += number,
+            _ => {}
+        }
+    }
+}
+
+fn ebpf_object() -> Result<Count> {
+    match ebpf::check()? {
+        Check::Identical => {
+            println!("the committed eBPF object is what its sources give, byte for byte");
+            Ok(Count { note: "byte for byte".to_owned(), ..Count::one(true) })
+        }
+        Check::OtherToolchain { recorded, here, prebuilt, .. } => {
+            println!(
+                "built with another toolchain, so the bytes may differ; the rebuilt object has to work instead"
+            );
+            println!("  recorded: {recorded}\n  here:     {here}");
+            let ctwatch = dist::ctwatch_with(&prebuilt)?;
+            let files = guest_files(ctwatch.clone())?;
+            let loads = verify::verify(ctwatch)?;
+            let scenario = ["ctwatch-tests", "guest", "--kernel", "6.12", "--only", "udp_loopback"];
+            let works =
+                run_vm(Series::V6_12, files, &scenario, &mut io::stdout(), &mut io::stderr())?.0.success();
+            Ok(Count { note: "another toolchain: rebuilt and run".to_owned(), ..Count::one(loads && works) })
+        }
+    }
+}
+
+fn guest_files(ctwatch: std::path::PathBuf) -> Result<Vec<GuestFile>> {
+    Ok(vec![
+        GuestFile { host: ctwatch, guest: "/ctw/ctwatch".to_owned() },
+        GuestFile { host: dist::tests()?, guest: "/ctw/ctwatch-tests".to_owned() },
+        GuestFile { host: workspace::root().join("tests/guest"), guest: "/ctw".to_owned() },
+    ])
+}
+
+fn scenarios(
+    series: Series,
+    only: Option<&str>,
+    out: &mut (dyn Write + Send),
+    err: &mut (dyn Write + Send),
+) -> Result<Count> {
+    let kernel = series.to_string();
+    let mut command = vec!["ctwatch-tests", "guest", "--kernel", &kernel];
+    if let Some(only) = only {
+        command.extend(["--only", only]);
+    }
+    let (status, said) = run_vm(series, guest_files(dist::ctwatch()?)?, &command, out, err)?;
+    let mut count = Count::default();
+    for line in said.lines() {
+        add_scenario(&mut count, line);
+    }
+    match status {
+        Status::Died => count.note = "the guest died".to_owned(),
+        Status::TimedOut => count.note = "time limit".to_owned(),
+        Status::Exited(_) => {}
+    }
+    if status.success() && count.passed + count.failed + count.skipped == 0 {
+        bail!("the guest ran no scenario");
+    }
+    Ok(count.and_stage(status.success()))
+}
+
+/// Adds a line of the scenario runner: `ok NAME…`, `skipped NAME: why`, `FAILED NAME: why`.
+fn add_scenario(count: &mut Count, line: &str) {
+    match line.split_once(' ') {
+        Some(("ok", _)) => count.passed += 1,
+        Some(("FAILED", _)) => count.failed += 1,
+        Some(("skipped", _)) => count.skipped += 1,
+        _ => {}
+    }
+}
+
+fn run_vm(
+    series: Series,
+    files: Vec<GuestFile>,
+    command: &[&str],
+    out: &mut (dyn Write + Send),
+    err: &mut (dyn Write + Send),
+) -> Result<(Status, String)> {
+    let mut vm = Vm::new(series);
+    vm.timeout = VM_LIMIT;
+    vm.files = files;
+    let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
+    let mut tee = Tee { out, kept: Vec::new() };
+    let status = vm.run(&command, &mut tee, err)?;
+    Ok((status, String::from_utf8_lossy(&tee.kept).into_owned()))
+}
+
+/// The tracepoint backend on this very kernel, in a network namespace of its own.
+fn native() -> Result<Count> {
+    if !sh::is_root() {
+        println!("left out: a network namespace of its own and eBPF need root");
+        return Ok(Count { skipped: 1, note: "needs root".to_owned(), ..Count::default() });
+    }
+    apt::install_on_host(&["nftables", "iproute2"], "the native test")?;
+    dist::ctwatch()?;
+    let tests = dist::tests()?;
+    let mut path = tests.parent().expect("a file has a folder").as_os_str().to_owned();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    let mut command = Command::new(&tests);
+    command.arg("native").env("PATH", path);
+    let status = sh::die_with_parent(&mut command).status().context("starting the native test")?;
+    Ok(Count::one(status.success()))
+}
+
+/// Passes everything on and keeps it.
+struct Tee<'a> {
+    out: &'a mut (dyn Write + Send),
+    kept: Vec<u8>,
+}
+
+impl Write for Tee<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.kept.extend_from_slice(bytes);
+        self.out.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_test_programs_are_added_up() {
+        let mut count = Count::default();
+        add_test_result(
+            &mut count,
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; finished in 0.02s",
+        );
+        add_test_result(&mut count, "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured");
+        add_test_result(&mut count, "test results are fine");
+        assert_eq!(count, Count { passed: 5, failed: 1, skipped: 1, note: String::new() });
+    }
+
+    #[test]
+    fn lines_of_scenarios_are_counted() {
+        let mut count = Count::default();
+        for line in
+            ["kernel 6.12", "ok a (1.0 s) x=1", "FAILED b: why", "skipped c: why", "1 of 3 scenarios failed"]
+        {
+            add_scenario(&mut count, line);
+        }
+        assert_eq!(count, Count { passed: 1, failed: 1, skipped: 1, note: String::new() });
+    }
+
+    #[test]
+    fn a_stage_that_fails_without_a_failed_test_still_fails() {
+        assert_eq!(Count { passed: 4, ..Count::default() }.and_stage(false).failed, 1);
+        assert_eq!(Count::default().and_stage(true).passed, 1);
+    }
+
+    #[test]
+    fn stages_go_by_their_names() {
+        assert_eq!(parse_stage("vm-6.12"), Ok(Only::Stage(Stage::Guest(Series::V6_12))));
+        assert_eq!(parse_stage("vm"), Ok(Only::Guests));
+        assert!(parse_stage("nonsense").unwrap_err().contains("vm-5.10"));
+    }
+}
