@@ -6,6 +6,9 @@ use std::fmt::{Debug, Display, Write};
 
 use anyhow::{Result, bail};
 
+/// Of how many differing keys the numbers are shown.
+const SHOWN_KEYS: usize = 10;
+
 /// Comparisons made so far, and the figures worth showing when all hold.
 #[derive(Default)]
 pub struct Checks {
@@ -44,7 +47,10 @@ impl Checks {
             })
             .collect();
         if !differing.is_empty() {
-            self.failures.push(format!("{what}: {}", differing.join("; ")));
+            let shown = differing.iter().take(SHOWN_KEYS).map(String::as_str).collect::<Vec<_>>().join("; ");
+            let more = differing.len().saturating_sub(SHOWN_KEYS);
+            let more = if more > 0 { format!("; and {more} more keys") } else { String::new() };
+            self.failures.push(format!("{what}: {shown}{more}"));
         }
     }
 
