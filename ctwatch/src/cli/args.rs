@@ -23,8 +23,8 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 pub struct Global {
-    /// Say more on stderr; -vv adds the eBPF programs' own log
-    #[arg(short, long, action = ArgAction::Count, global = true)]
+    /// Say more on stderr; -vv adds the programs' log
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 900)]
     pub verbose: u8,
     /// Where /proc is mounted
     #[arg(long, value_name = "DIR", default_value = "/proc", hide = true, global = true)]
@@ -46,8 +46,10 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = DROPS_AFTER)]
 pub struct Drops {
-    /// What one row stands for
-    #[arg(long, value_name = "KEY", value_enum, default_value_t = By::Port)]
+    #[arg(
+        long, value_name = "KEY", value_enum, default_value_t = By::Port, hide_possible_values = true,
+        help = "What one row stands for: port, flow, src, dst,\nproto, cause or netns"
+    )]
     pub by: By,
 
     /// Only these service ports: 80,443,6000-6010
@@ -59,14 +61,18 @@ pub struct Drops {
     /// Only to these addresses
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = value::cidr, help_heading = FILTERS)]
     pub dst: Vec<IpNet>,
-    /// Only these protocols: tcp, udp, icmp, icmpv6, sctp or a number
-    #[arg(long, value_name = "PROTO", value_delimiter = ',', value_parser = value::protocol, help_heading = FILTERS)]
+    #[arg(
+        long, value_name = "PROTO", value_delimiter = ',', value_parser = value::protocol, help_heading = FILTERS,
+        help = "Only these protocols: tcp, udp, icmp, icmpv6, sctp\nor a number"
+    )]
     pub proto: Vec<Protocol>,
     /// Only these causes: table_full, evicted, clash, …
     #[arg(long, value_name = "CAUSE", value_delimiter = ',', value_parser = value::cause, help_heading = FILTERS)]
     pub cause: Vec<Cause>,
-    /// Only these network namespaces: host, a name, an inode or pid:N
-    #[arg(long, value_name = "NETNS", value_delimiter = ',', value_parser = value::netns, help_heading = FILTERS)]
+    #[arg(
+        long, value_name = "NETNS", value_delimiter = ',', value_parser = value::netns, help_heading = FILTERS,
+        help = "Only these network namespaces: host, a name, an\ninode or pid:N"
+    )]
     pub netns: Vec<NetnsSpec>,
     /// Only loopback traffic, or with =no all but it
     #[arg(
@@ -81,8 +87,10 @@ pub struct Drops {
     /// Stop after this long (default: at Ctrl-C)
     #[arg(long, value_name = "TIME", value_parser = value::duration)]
     pub duration: Option<SignedDuration>,
-    /// Rows a report shows; the others are summed up in one
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 20)]
+    #[arg(
+        long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 20,
+        help = "Rows a report shows; the others are summed up\nin one"
+    )]
     pub top: u32,
     /// Report single packets too: drop, insert, or both
     #[arg(
@@ -90,14 +98,16 @@ pub struct Drops {
         value_delimiter = ',', default_missing_value = "drop", hide_possible_values = true
     )]
     pub events: Vec<EventKind>,
-    /// Don't count new and ended flows (costs healthy hosts nothing then)
-    #[arg(long)]
+    #[arg(long, help = "Don't count new and ended flows; a healthy host\nthen pays nothing")]
     pub no_inserts: bool,
-    /// How to print
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    /// text, or json: one object a line
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text, hide_possible_values = true)]
     pub format: Format,
-    /// How to watch; auto takes the best one that works here
-    #[arg(long, value_name = "BACKEND", value_enum, default_value_t = Backend::Auto)]
+    #[arg(
+        long, value_name = "BACKEND", value_enum, default_value_t = Backend::Auto, hide_possible_values = true,
+        hide_default_value = true,
+        help = "kprobe, tracepoint or counters\n[default: the first of these that works]"
+    )]
     pub backend: Backend,
     /// Which of the two ways sees table_full
     #[arg(long, value_name = "WAY", value_enum, default_value_t = TableFull::KfreeSkb, hide = true)]
@@ -107,8 +117,8 @@ pub struct Drops {
 #[derive(Debug, Args)]
 #[command(after_help = CHECK_AFTER)]
 pub struct Check {
-    /// How to print
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    /// text, or json: one object a line
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text, hide_possible_values = true)]
     pub format: Format,
     /// Load every program and print what the verifier says
     #[arg(long, hide = true)]

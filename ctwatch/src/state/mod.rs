@@ -11,6 +11,8 @@ mod rows;
 mod settings;
 mod tally;
 
+use std::collections::HashSet;
+
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
@@ -40,8 +42,8 @@ pub struct State {
     overflow: [u64; CAUSES],
     lost_events: [u64; CAUSES],
     ambiguous: u64,
-    /// Causes with losses of which a filter or a row needs something unknown.
-    unattributed: [bool; CAUSES],
+    /// Where there were losses of which a filter or a row needs something unknown.
+    unattributed: HashSet<(NetnsId, Cause)>,
 }
 
 /// Where rows come from.
@@ -73,7 +75,7 @@ impl State {
             overflow: [0; CAUSES],
             lost_events: [0; CAUSES],
             ambiguous: 0,
-            unattributed: [false; CAUSES],
+            unattributed: HashSet::new(),
         }
     }
 
@@ -106,7 +108,7 @@ impl State {
             if verdict == Verdict::Pass && seen.suffices_for(by) {
                 tally.add(seen.key(by, Some(event)));
             } else {
-                self.unattributed[seen.cause as usize] = true;
+                self.unattributed.insert((seen.facts.netns, seen.cause));
                 tally.add(seen.unattributed_key());
             }
         }
@@ -205,7 +207,9 @@ impl State {
             Verdict::Fail => {}
             Verdict::Pass if seen.suffices_for(*by) => tally.add(seen.key(*by, None), count),
             Verdict::Pass | Verdict::Unknown => {
-                self.unattributed[seen.cause as usize] |= count > 0;
+                if count > 0 {
+                    self.unattributed.insert((seen.facts.netns, seen.cause));
+                }
                 tally.add(seen.unattributed_key(), count);
             }
         }
@@ -239,7 +243,7 @@ impl State {
         let by_events = matches!(self.rows, Rows::Events(_));
         let separate_overflow = !by_events && !self.overflow_is_a_cause_row();
         let mut overflow = [Sum::default(); CAUSES];
-        let mut incomplete = self.unattributed;
+        let mut incomplete = [false; CAUSES];
         let mut sampled = [false; CAUSES];
         for cause in Cause::ALL {
             let index = cause as usize;
@@ -254,7 +258,8 @@ impl State {
             incomplete[index] |= sampled[index] || (sums_slots && total > 0);
         }
         let Settings { by, top, backend, .. } = self.settings;
-        Shape { by, top, backend, incomplete, sampled }.rows(tallied, rest, &overflow)
+        Shape { by, top, backend, incomplete, sampled, unattributed: &self.unattributed }
+            .rows(tallied, rest, &overflow)
     }
 
     fn certainty(&self, cause: Cause) -> Certainty {

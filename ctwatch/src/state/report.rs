@@ -67,7 +67,8 @@ pub struct Tick {
     pub lost_events: u64,
     /// What the kernel counted and ctwatch didn't (negative: the other way).
     pub unexplained: Unexplained,
-    /// Drops that may be conntrack's or a firewall's: always there on the tracepoint backend, elsewhere if any.
+    /// Drops that can't be told from a firewall's, so that their tuples may be wrong. Always there on the
+    /// tracepoint backend, elsewhere if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ambiguous: Option<u64>,
 }

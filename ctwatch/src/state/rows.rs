@@ -2,6 +2,7 @@
 //! Whatever is cut, the rows of a report add up to all losses it is about.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
 
 use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
@@ -15,7 +16,7 @@ use crate::event::NetnsId;
 
 /// What rows look like in this run.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
+pub(super) struct Shape<'a> {
     pub by: By,
     pub top: usize,
     pub backend: Backend,
@@ -23,9 +24,11 @@ pub(super) struct Shape {
     pub incomplete: [bool; CAUSES],
     /// Causes of which the sum of all rows may lack some losses.
     pub sampled: [bool; CAUSES],
+    /// Where losses of unknown key may belong to any row of that netns and cause.
+    pub unattributed: &'a HashSet<(NetnsId, Cause)>,
 }
 
-impl Shape {
+impl Shape<'_> {
     /// `rest` and `overflow` are losses without a key, by cause.
     pub fn rows(
         &self,
@@ -59,7 +62,14 @@ impl Shape {
         if row.key.unattributed() {
             return !self.sampled[cause as usize];
         }
-        row.whole && !self.incomplete[cause as usize]
+        row.whole && !self.incomplete[cause as usize] && !self.may_lack_unattributed(cause, row)
+    }
+
+    fn may_lack_unattributed(&self, cause: Cause, row: &Tallied) -> bool {
+        match self.by {
+            By::Proto | By::Cause => self.unattributed.iter().any(|(_, of)| *of == cause),
+            _ => self.unattributed.contains(&(NetnsId(row.key.fields().netns), cause)),
+        }
     }
 
     fn row(&self, tallied: &Tallied) -> Option<Row> {

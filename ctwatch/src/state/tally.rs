@@ -84,8 +84,8 @@ struct Entry {
     late: bool,
 }
 
-/// Keys kept, about 5 MB: 7/8 of 2^16, the most a hash table of that size takes without growing.
-const LIMIT: usize = 57_344;
+/// Keys kept, about 3 MB: 7/8 of 2^15, the most a hash table of that size takes without growing.
+const LIMIT: usize = 28_672;
 
 impl EventTally {
     pub fn new() -> Self {

@@ -1,7 +1,7 @@
 //! The answer of `ctwatch check`: what was found, and for each "no" what would change it.
 //! The same words as when `drops` can't start.
 
-use super::layout::{COLUMNS, FAINT, FINE, FULL, PLAIN, Paint, width, wrap};
+use super::layout::{COLUMNS, FAINT, FINE, FULL, PLAIN, Paint, thousands, width, wrap};
 use crate::state::report::{Check, CheckItem, CheckProgram};
 
 pub(super) fn lines(check: &Check, paint: Paint) -> Vec<String> {
@@ -63,8 +63,9 @@ fn hanging(text: &str, column: usize, lead: &str) -> Vec<String> {
 fn program_lines(program: &CheckProgram, paint: Paint) -> Vec<String> {
     let CheckProgram { name, ok, verified_instructions, log } = program;
     let (word, style) = verdict(Some(*ok));
-    let cost =
-        verified_instructions.map(|number| format!("  {number} instructions verified")).unwrap_or_default();
+    let cost = verified_instructions
+        .map(|number| format!("  {} instructions verified", thousands(number)))
+        .unwrap_or_default();
     let mut lines = vec![format!("{}  {name}{cost}", paint.on(style, &format!("{word:>4}")))];
     lines.extend(log.lines().map(|line| paint.on(FAINT, &format!("      {line}"))));
     lines

@@ -175,11 +175,10 @@ impl<W: Write> TextView<W> {
         let doubt = if event.certainty == Certainty::Inferred { "?" } else { "" };
         let hook = event.hook.map(|hook| format!(" {hook}")).unwrap_or_default();
         let device = match (&event.input, &event.output) {
-            (Some(input), _) => format!(" in {input}"),
-            (None, Some(output)) => format!(" out {output}"),
+            (Some(device), _) | (None, Some(device)) => format!(" {device}"),
             (None, None) => String::new(),
         };
-        let fill = event.fill.map(|fill| format!(" at {}", percent(fill))).unwrap_or_default();
+        let fill = event.fill.map(|fill| format!(" {}", percent(fill).replace(' ', ""))).unwrap_or_default();
         let head = format!("{}{doubt}", event.cause.name());
         self.packet_line(event.time, &head, &event.packet, &format!("{hook}{device}{fill}"))
     }
@@ -189,7 +188,7 @@ impl<W: Write> TextView<W> {
     }
 
     fn packet_line(&mut self, time: Timestamp, head: &str, packet: &Packet, tail: &str) -> io::Result<()> {
-        let clock = self.clock(time, "%H:%M:%S%.6f");
+        let clock = self.clock(time, "%H:%M:%S%.3f");
         let proto = packet.proto.map(|proto| proto.to_string()).unwrap_or_default();
         let src = row_lines::endpoint(packet.src, packet.sport);
         let dst = row_lines::endpoint(packet.dst, packet.dport);
@@ -202,7 +201,7 @@ impl<W: Write> TextView<W> {
         } else {
             format!("{clock} {head} {proto} {src} -> {dst}{icmp}{tail}")
         };
-        for line in wrap(&text, 16) {
+        for line in wrap(&text, 13) {
             writeln!(self.out, "{line}")?;
         }
         Ok(())
@@ -219,7 +218,7 @@ impl<W: Write> View for TextView<W> {
             self.wrapped(&format!("Why this backend: {reason}"))?;
         }
         if *backend == "tracepoint" {
-            self.wrapped("Causes are inferred, not seen; ? marks them.")?;
+            self.wrapped("A ? marks a cause that is inferred, not seen.")?;
         }
         if !hooks.is_empty() {
             let hooks: Vec<String> =
@@ -235,7 +234,7 @@ impl<W: Write> View for TextView<W> {
             thousands(insert_failed),
             thousands(chaintoolong)
         ))?;
-        let legend = "Lines: time, netns, entries/max, fill, new and ended entries, losses. Ctrl-C ends.";
+        let legend = "Lines: time, netns, entries/max, fill, entries new and gone, losses";
         let legend = self.paint.on(FAINT, legend);
         writeln!(self.out, "{legend}\n")?;
         self.out.flush()
@@ -291,7 +290,7 @@ impl<W: Write> View for TextView<W> {
         let headings = self.by != By::Netns && of_netns.iter().flatten().count() > 1;
         for netns in of_netns {
             if headings {
-                let heading = netns.map_or_else(|| "elsewhere".to_owned(), |netns| self.name_of(netns));
+                let heading = netns.map_or_else(|| "any netns".to_owned(), |netns| self.name_of(netns));
                 writeln!(self.out, "{heading}:")?;
             }
             self.rows(end.rows.iter().filter(|row| row.netns == netns))?;

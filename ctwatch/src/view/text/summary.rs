@@ -6,7 +6,7 @@ use ctwatch_common::cause::Unit;
 
 use super::layout::{FINE, FULL, Paint, signed, thousands, wrap};
 use crate::event::KernelCounters;
-use crate::state::report::{End, Unexplained};
+use crate::state::report::{Certainty, End, Unexplained};
 
 pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
     let mut lines = counters(end, backend, paint);
@@ -73,19 +73,22 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
     if backend == "counters" {
         return texts;
     }
-    let sampled = end.rows.iter().any(|row| !row.exact);
     if end.lost_events > 0 {
         let lost = thousands(end.lost_events);
         texts.push(format!(
             "{lost} events did not fit the ring buffer. The totals by port, by cause and by counter have them."
         ));
     }
-    if sampled {
-        texts.push("Rows marked ≥ are lower bounds, rows marked ~ estimates.".to_owned());
+    let inexact = |certainty| end.rows.iter().any(|row| !row.exact && row.certainty == certainty);
+    if inexact(Certainty::Exact) {
+        texts.push("≥ marks lower bounds: these keys may have lost more.".to_owned());
+    }
+    if inexact(Certainty::Inferred) {
+        texts.push("~ marks estimates: these keys may have lost more or less.".to_owned());
     }
     if let Some(ambiguous) = end.ambiguous.filter(|ambiguous| *ambiguous > 0) {
         let ambiguous = thousands(ambiguous);
-        texts.push(format!("{ambiguous} more drops may be conntrack's or a firewall's."));
+        texts.push(format!("{ambiguous} drops can't be told from a firewall's: their tuples may be wrong."));
     }
     if backend == "tracepoint" {
         texts.push("Causes are inferred, not seen.".to_owned());

@@ -1,0 +1,255 @@
+//! Fixed inputs for the goldens and the schema test, and the comparison with a committed file.
+//! `BLESS=1 cargo test` writes the files anew; read the diff before committing it.
+
+use std::path::Path;
+
+use ctwatch::event::{KernelCounters, Loss, NetnsId, NetnsSample, Sample, SlotSample};
+use ctwatch::state::report::{Check, CheckItem, CheckProgram, Event, Hook, Notice, Process, SCHEMA, Start};
+use ctwatch::state::{Backend, By, Filter, Settings, State};
+use ctwatch_common::Cause;
+use ctwatch_common::cause::CAUSES;
+use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag, hook};
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use jiff::Timestamp;
+
+pub const HOST: u32 = 4_026_531_840;
+pub const WEB1: u32 = 4_026_532_299;
+
+/// Compares text with tests/reports/golden/`name`, or writes it there.
+#[track_caller]
+pub fn golden(name: &str, actual: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reports/golden").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, actual).expect("write the golden");
+        return;
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        expected == actual,
+        "{name} has changed; if that is meant, run BLESS=1 cargo test -p ctwatch and commit it.\n\
+         --- expected\n{expected}\n--- actual\n{actual}"
+    );
+}
+
+pub fn time(millis: i64) -> Timestamp {
+    "2026-03-14T12:03:04Z".parse::<Timestamp>().unwrap() + jiff::SignedDuration::from_millis(millis)
+}
+
+pub fn start(backend: Backend) -> Start {
+    let hook = |function: &str, kind: &str| Hook { function: function.to_owned(), kind: kind.to_owned() };
+    let (reason, hooks) = match backend {
+        Backend::Kprobe => (
+            None,
+            vec![
+                hook("early_drop", "kretprobe"),
+                hook("kfree_skb", "raw_tracepoint"),
+                hook("nf_ct_delete", "kprobe"),
+                hook("__nf_conntrack_confirm", "kprobe"),
+            ],
+        ),
+        Backend::Tracepoint => (
+            Some("this kernel has no kprobes (CONFIG_KPROBES is off): causes are inferred".to_owned()),
+            vec![hook("kfree_skb", "raw_tracepoint")],
+        ),
+        Backend::Counters => (Some("asked for with --backend: totals only, no tuples".to_owned()), vec![]),
+    };
+    Start {
+        schema: SCHEMA,
+        version: "0.1.0".to_owned(),
+        time: time(0),
+        kernel_release: "6.12.43+deb13-cloud-amd64".to_owned(),
+        backend: backend.name(),
+        backend_reason: reason,
+        hooks,
+        since_boot: KernelCounters { drop: 77_143, early_drop: 12, insert_failed: 3, chaintoolong: 0 },
+    }
+}
+
+pub fn settings(by: By) -> Settings {
+    Settings {
+        by,
+        filter: Filter::default(),
+        top: 5,
+        drop_events: true,
+        insert_events: true,
+        count_flows: true,
+        backend: Backend::Kprobe,
+    }
+}
+
+fn slot(netns: u32, kind: u8, proto: u8, port: u16, count: u64, deletes: u64) -> SlotSample {
+    SlotSample { key: SlotKey { netns, port, proto, kind }, count, deletes }
+}
+
+/// The story's night, `second` seconds in: redis on loopback suffers, and a container has its own trouble.
+pub fn storm(second: u64) -> Sample {
+    let full = Cause::TableFull as u8;
+    let slots = vec![
+        slot(HOST, full | KIND_LOOPBACK, 6, 6379, 88_000 + 1_204 * second, 0),
+        slot(HOST, full, 6, 443, 97 * second, 0),
+        slot(HOST, full, 6, 80, 41 * second, 0),
+        slot(HOST, full, 58, 135 << 8, 2 * second, 0),
+        slot(HOST, Cause::Evicted as u8, 6, 443, 18 * second, 0),
+        slot(WEB1, full, 17, 53, 33 * second, 0),
+        slot(WEB1, Cause::Clash as u8, 17, 53, 5 * second, 0),
+        slot(HOST, KIND_FLOWS, 6, 6379, 2_210 * second, 1_980 * second),
+        slot(WEB1, KIND_FLOWS, 17, 53, 400 * second, 380 * second),
+    ];
+    let host_drops = 88_000 + (1_204 + 97 + 41 + 2) * second;
+    let host = KernelCounters { drop: host_drops, early_drop: 18 * second, ..KernelCounters::default() };
+    let web1 = KernelCounters { drop: 38 * second, insert_failed: 5 * second, ..KernelCounters::default() };
+    let netns = |id, name: &str, count, counters| NetnsSample {
+        id: NetnsId(id),
+        name: Some(name.to_owned()),
+        count: Some(count),
+        max: Some(262_144),
+        before: counters,
+        after: counters,
+        gone: false,
+    };
+    Sample {
+        time: time(i64::try_from(second).unwrap() * 1_000),
+        interval_s: 1.0,
+        netns: vec![
+            netns(HOST, "host", 262_144, host),
+            netns(WEB1, "web1", 262_144, web1),
+            netns(7, "idle", 12, KernelCounters::default()),
+        ],
+        slots,
+        overflow: [0; CAUSES],
+        lost_events: [0; CAUSES],
+        ambiguous: 0,
+    }
+}
+
+/// The same, with losses whose tuple was missed.
+pub fn storm_with_unknown_ports(second: u64) -> Sample {
+    let mut sample = storm(second);
+    sample.slots.push(slot(HOST, Cause::TableFull as u8 | KIND_UNATTRIBUTED, 0, 0, 7 * second, 0));
+    sample.netns[0].before.drop += 7 * second;
+    sample.netns[0].after.drop += 7 * second;
+    sample
+}
+
+/// A host that has room.
+pub fn quiet() -> Sample {
+    let mut sample = storm(0);
+    sample.slots.clear();
+    for netns in &mut sample.netns {
+        netns.count = Some(4_321);
+        (netns.before, netns.after) = <_>::default();
+    }
+    sample
+}
+
+pub fn state(by: By) -> State {
+    State::new(settings(by))
+}
+
+pub fn loss(ipv6: bool, proto: u8) -> Loss {
+    let mut device = [0; 16];
+    device[..4].copy_from_slice(b"eth0");
+    let mut src = [0; 16];
+    let mut dst = [0; 16];
+    if ipv6 {
+        src = "2001:db8:1111:2222:3333:4444:5555:6666".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        dst = "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    } else {
+        src[..4].copy_from_slice(&[127, 0, 0, 1]);
+        dst[..4].copy_from_slice(&[127, 0, 0, 1]);
+        device[..5].copy_from_slice(b"lo\0\0\0");
+    }
+    let loopback = if ipv6 { 0 } else { flag::LOOPBACK | flag::OUT };
+    Loss {
+        time: time(123),
+        event: LossEvent {
+            at: 1,
+            netns: HOST,
+            count: 262_144,
+            max: 262_144,
+            ifindex: 1,
+            kind: Cause::TableFull as u8,
+            proto,
+            family: if ipv6 { IPV6 } else { IPV4 },
+            hook: if ipv6 { hook::PRE_ROUTING } else { hook::LOCAL_OUT },
+            flags: loopback | flag::COUNT | flag::MAX | flag::TUPLE,
+            icmp: if proto == 6 { [0; 2] } else { [128, 0] },
+            reserved: 0,
+            sport: 42_901,
+            dport: if proto == 6 { 6379 } else { 0 },
+            length: 60,
+            src,
+            dst,
+            device,
+        },
+    }
+}
+
+/// Some drops and an insert, as `--events=drop,insert` reports them.
+pub fn events() -> Vec<Event> {
+    let mut state = state(By::Flow);
+    let mut blind = loss(false, 6);
+    blind.event.flags = 0;
+    blind.event.device = [0; 16];
+    blind.event.hook = hook::UNKNOWN;
+    let mut insert = loss(false, 6);
+    insert.event.kind = KIND_FLOWS;
+    let mut events: Vec<Event> = [loss(false, 6), loss(true, 6), loss(true, 58), blind, insert]
+        .iter()
+        .filter_map(|loss| state.loss(loss))
+        .collect();
+    if let Event::Drop(event) = &mut events[0] {
+        event.process = Some(Process { pid: 812, name: "nginx".to_owned() });
+    }
+    events
+}
+
+pub fn notice() -> Notice {
+    Notice {
+        time: time(0),
+        code: "waiting_for_conntrack",
+        text: "nf_conntrack is not loaded, so nothing is tracked and nothing can be lost to it; waiting until a \
+               firewall rule or `modprobe nf_conntrack` loads it"
+            .to_owned(),
+    }
+}
+
+pub fn check(works: bool) -> Check {
+    let item = |name: &str, ok, found: &str, remedy: Option<&str>| CheckItem {
+        name: name.to_owned(),
+        ok,
+        found: found.to_owned(),
+        remedy: remedy.map(str::to_owned),
+    };
+    let privileges = if works {
+        item("privileges", Some(true), "root with all capabilities", None)
+    } else {
+        item(
+            "privileges",
+            Some(false),
+            "uid 1000 without CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, so the kernel refuses to load programs",
+            Some("run it as root (sudo ctwatch …), or give the binary these capabilities with setcap"),
+        )
+    };
+    Check {
+        schema: SCHEMA,
+        version: "0.1.0".to_owned(),
+        kernel_release: "6.12.43+deb13-cloud-amd64".to_owned(),
+        backend: works.then_some("kprobe"),
+        items: vec![
+            privileges,
+            item("BTF", Some(true), "/sys/kernel/btf/vmlinux, 5.2 MB", None),
+            item("nf_conntrack", None, "not loaded yet: drops will wait for it", None),
+        ],
+        programs: if works {
+            vec![CheckProgram {
+                name: "kfree_skb".to_owned(),
+                ok: true,
+                verified_instructions: Some(1_234),
+                log: String::new(),
+            }]
+        } else {
+            Vec::new()
+        },
+    }
+}

@@ -1,0 +1,160 @@
+//! What people and scripts see, pinned: help texts, the text view, the JSON lines.
+//! The files are in golden/; `BLESS=1` writes them anew.
+
+use crate::fixtures::{
+    check, events, golden, loss, notice, quiet, settings, start, state, storm, storm_with_unknown_ports, time,
+};
+use ctwatch::state::{Backend, By, Settings, State};
+use ctwatch::view::View;
+use ctwatch::view::json::JsonView;
+use ctwatch::view::text::{Look, TextView};
+use jiff::tz::TimeZone;
+
+fn text(color: bool, show: impl FnOnce(&mut dyn View)) -> String {
+    let mut out = Vec::new();
+    let mut view = TextView::new(&mut out, Look { color, time_zone: TimeZone::UTC });
+    show(&mut view);
+    drop(view);
+    String::from_utf8(out).expect("UTF-8")
+}
+
+fn json(show: impl FnOnce(&mut dyn View)) -> String {
+    let mut out = Vec::new();
+    let mut view = JsonView::new(&mut out);
+    show(&mut view);
+    drop(view);
+    String::from_utf8(out).expect("UTF-8")
+}
+
+#[track_caller]
+fn fits_80_columns(text: &str) {
+    for line in text.lines() {
+        let columns = line.chars().count();
+        assert!(columns <= 80, "{columns} columns: {line}");
+    }
+}
+
+/// A run: start, a quiet tick, two ticks of the storm, the summary.
+fn run(by: By, backend: Backend, view: &mut dyn View) {
+    let mut state = State::new(Settings { by, backend, ..settings(by) });
+    view.start(&start(backend)).unwrap();
+    view.tick(&state.sample(&quiet())).unwrap();
+    for second in 1..=2 {
+        if by == By::Flow {
+            for (ipv6, proto) in [(false, 6), (false, 6), (true, 6), (true, 58)] {
+                state.loss(&loss(ipv6, proto));
+            }
+        }
+        let mut sample = storm(second);
+        if backend == Backend::Counters {
+            sample.slots.clear();
+        }
+        view.tick(&state.sample(&sample)).unwrap();
+    }
+    view.end(&state.end(time(2_000))).unwrap();
+}
+
+#[test]
+fn help_texts() {
+    for arguments in [&["--help"][..], &["drops", "--help"], &["check", "--help"]] {
+        let error = ctwatch::cli::parse(["ctwatch"].iter().chain(arguments)).expect_err("help is no config");
+        let help = error.to_string();
+        let name = if arguments.len() == 1 { "ctwatch" } else { arguments[0] };
+        golden(&format!("help-{name}.txt"), &help);
+        fits_80_columns(&help);
+    }
+}
+
+#[test]
+fn text_of_a_run_by_each_key() {
+    for (by, name) in [
+        (By::Port, "port"),
+        (By::Flow, "flow"),
+        (By::Src, "src"),
+        (By::Proto, "proto"),
+        (By::Cause, "cause"),
+        (By::Netns, "netns"),
+    ] {
+        let text = text(false, |view| run(by, Backend::Kprobe, view));
+        fits_80_columns(&text);
+        golden(&format!("text-by-{name}.txt"), &text);
+    }
+}
+
+#[test]
+fn text_of_the_other_backends() {
+    for backend in [Backend::Tracepoint, Backend::Counters] {
+        let text = text(false, |view| run(By::Port, backend, view));
+        fits_80_columns(&text);
+        golden(&format!("text-{}.txt", backend.name()), &text);
+    }
+}
+
+#[test]
+fn text_admits_what_is_not_exact() {
+    let text = text(false, |view| {
+        let mut state = state(By::Flow);
+        state.loss(&loss(false, 6));
+        let mut sample = storm(1);
+        sample.lost_events[1] = 1_500;
+        sample.netns[0].before.drop += 3;
+        sample.netns[0].after.drop += 3;
+        view.tick(&state.sample(&sample)).unwrap();
+        view.end(&state.end(time(1_000))).unwrap();
+    });
+    fits_80_columns(&text);
+    assert!(text.contains("≥1"));
+    assert!(text.contains("differ by +3"));
+    golden("text-inexact.txt", &text);
+}
+
+#[test]
+fn text_of_losses_of_unknown_port() {
+    let text = text(false, |view| {
+        let mut state = state(By::Port);
+        view.tick(&state.sample(&storm_with_unknown_ports(1))).unwrap();
+        view.end(&state.end(time(1_000))).unwrap();
+    });
+    fits_80_columns(&text);
+    golden("text-unknown-port.txt", &text);
+}
+
+#[test]
+fn text_of_events_notices_and_check() {
+    let text = text(false, |view| {
+        for event in events() {
+            view.event(&event).unwrap();
+        }
+        view.notice(&notice()).unwrap();
+        view.check(&check(true)).unwrap();
+        view.check(&check(false)).unwrap();
+    });
+    fits_80_columns(&text);
+    golden("text-others.txt", &text);
+}
+
+#[test]
+fn colour_adds_nothing_but_colour() {
+    let plain = text(false, |view| run(By::Port, Backend::Kprobe, view));
+    let mut coloured = text(true, |view| run(By::Port, Backend::Kprobe, view));
+    assert_ne!(plain, coloured);
+    while let Some(start) = coloured.find('\u{1b}') {
+        let end = start + coloured[start..].find('m').expect("an escape code ends in m");
+        coloured.replace_range(start..=end, "");
+    }
+    assert_eq!(plain, coloured);
+}
+
+#[test]
+fn json_of_a_run() {
+    let text = json(|view| {
+        run(By::Port, Backend::Kprobe, view);
+        run(By::Flow, Backend::Tracepoint, view);
+        for event in events() {
+            view.event(&event).unwrap();
+        }
+        view.notice(&notice()).unwrap();
+        view.check(&check(false)).unwrap();
+    });
+    golden("run.ndjson", &text);
+}
