@@ -55,7 +55,8 @@ http {
         local ok, err = client:connect("127.0.0.1", 6379)
         if not ok then
           ngx.log(ngx.ERR, "redis time out: ", err)
-          return ngx.exit(500)
+          -- Not 500: nginx would close the client's connection, and port 80 would suffer as well.
+          return ngx.exit(503)
         end
         client:incr("visits")
         -- What the story's code forgot is client:set_keepalive(10000, 100) here.

@@ -33,20 +33,25 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Puts counters for `ports` at `hook`. For TCP only bare SYNs are counted.
+    /// Puts counters for `ports` at `hook`; for TCP also one for bare SYNs.
     pub fn place(hook: &'static str, proto: &'static str, ports: &[u16]) -> Result<Self> {
         let witness = Self { hook, proto, ports: ports.to_vec() };
         let mut rules = format!("table inet {} {{\n", witness.table());
+        rules += " counter syns { }\n";
         for side in ["before", "after"] {
             for port in ports {
                 rules += &format!(" counter {side}_{port} {{ }}\n");
             }
+            rules += &format!(" counter {side}_all {{ }}\n");
         }
         for (side, priority) in [("before", -300), ("after", -150)] {
             rules += &format!(" chain {side} {{\n  type filter hook {hook} priority {priority};\n");
+            if proto == "tcp" && side == "before" {
+                rules += "  tcp flags & (syn | ack) == syn counter name syns\n";
+            }
+            rules += &format!("  meta l4proto {proto} counter name {side}_all\n");
             for port in ports {
-                let syn = if proto == "tcp" { " tcp flags & (syn | ack) == syn" } else { "" };
-                rules += &format!("  {proto} dport {port}{syn} counter name {side}_{port}\n");
+                rules += &format!("  {proto} dport {port} counter name {side}_{port}\n");
             }
             rules += " }\n";
         }
@@ -63,6 +68,17 @@ impl Witness {
             .iter()
             .map(|port| (*port, counters[&format!("before_{port}")] - counters[&format!("after_{port}")]))
             .collect())
+    }
+
+    /// Packets of the protocol lost between the counters, whatever their port.
+    pub fn lost_in_all(&self) -> Result<u64> {
+        let counters = self.read()?;
+        Ok(counters["before_all"] - counters["after_all"])
+    }
+
+    /// TCP: bare SYNs that reached conntrack.
+    pub fn syns(&self) -> Result<u64> {
+        Ok(self.read()?["syns"])
     }
 
     /// Per port: packets that reached conntrack.
