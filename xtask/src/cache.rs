@@ -57,7 +57,7 @@ pub fn ensure(name: &str, entry: &Path, update: bool, fill: impl FnOnce(&Path) -
     if entry.is_dir() && !update {
         return Ok(());
     }
-    match replace_dir(entry, fill) {
+    match replace_dir(name, entry, fill) {
         Err(error) if entry.is_dir() => {
             eprintln!("xtask: {name} could not be updated, going on with the cached one: {error:#}");
             Ok(())
@@ -67,13 +67,20 @@ pub fn ensure(name: &str, entry: &Path, update: bool, fill: impl FnOnce(&Path) -
 }
 
 /// Makes the folder `entry` appear in one step: `fill` writes into a temporary neighbour, which is then renamed.
-/// The caller holds the lock of the entry.
-fn replace_dir(entry: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// The caller holds the lock `name` of the entry.
+fn replace_dir(name: &str, entry: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = entry.parent().expect("a cache entry has a parent");
     fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    let prefix = format!(".new-{name}-");
+    // What a killed run left behind; the lock says that no living one is at work.
+    for stale in fs::read_dir(parent).with_context(|| format!("listing {}", parent.display()))?.flatten() {
+        if stale.file_name().to_string_lossy().starts_with(&prefix) {
+            drop(fs::remove_dir_all(stale.path()));
+        }
+    }
     // Not in /tmp: a rename has to stay on one filesystem.
     let temp = tempfile::Builder::new()
-        .prefix(".new-")
+        .prefix(&prefix)
         .tempdir_in(parent)
         .with_context(|| format!("creating a temporary folder in {}", parent.display()))?;
     let content = temp.path().join("content");

@@ -89,7 +89,7 @@ const LINKS: [(&str, &str); 16] = [
     ("usr/bin/pager", "less"),
     ("etc/mtab", "../proc/self/mounts"),
     (
-        "etc/nginx/modules-enabled/50-mod-http-ndk.conf",
+        "etc/nginx/modules-enabled/10-mod-http-ndk.conf",
         "/usr/share/nginx/modules-available/mod-http-ndk.conf",
     ),
     (
@@ -199,14 +199,13 @@ pub struct GuestFile {
     pub guest: String,
 }
 
-/// Writes the boot archive of one run.
+/// Writes the boot archive of one run, into a file without a name: nothing is left of it when xtask is killed.
 pub fn write_initrd(
-    path: &Path,
     tools: &Tools,
     kernel: &Kernel,
     files: &[GuestFile],
     command: &[String],
-) -> Result<()> {
+) -> Result<fs::File> {
     let busybox = tools.busybox();
     let busybox = fs::read(&busybox).with_context(|| format!("reading {}", busybox.display()))?;
     let mut content: Vec<(String, Vec<u8>)> = vec![
@@ -224,7 +223,9 @@ pub fn write_initrd(
         ensure!(file.guest.starts_with('/'), "the guest path {} of --file must be absolute", file.guest);
         collect(&file.host, &format!("files{}", file.guest.trim_end_matches('/')), &mut content)?;
     }
-    write_archive(path, &content).with_context(|| format!("writing the boot archive {}", path.display()))
+    let file = tempfile::tempfile().context("creating a temporary file for the boot archive")?;
+    write_archive(&file, &content).context("writing the boot archive: is the temporary folder full?")?;
+    Ok(file)
 }
 
 fn collect(host: &Path, name: &str, content: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
@@ -241,8 +242,8 @@ fn collect(host: &Path, name: &str, content: &mut Vec<(String, Vec<u8>)>) -> Res
     Ok(())
 }
 
-fn write_archive(path: &Path, content: &[(String, Vec<u8>)]) -> std::io::Result<()> {
-    let mut cpio = Cpio::new(BufWriter::new(fs::File::create(path)?));
+fn write_archive(file: &fs::File, content: &[(String, Vec<u8>)]) -> std::io::Result<()> {
+    let mut cpio = Cpio::new(BufWriter::new(file));
     let mut dirs: Vec<String> = Vec::new();
     for name in content.iter().map(|(name, _)| name).chain([&"dev/".to_owned(), &"new/".to_owned()]) {
         for (end, _) in name.match_indices('/') {

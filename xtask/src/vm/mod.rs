@@ -2,11 +2,12 @@
 //! our own may be hurt. Nothing here may touch the host's network or leave a QEMU behind.
 
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::dist;
 use qemu::{End, Streams};
@@ -172,9 +173,7 @@ impl Vm {
         let tools = Tools::get(self.update)?;
         let root = image::root_image(&tools, self.update)?;
         let kernel = kernel::Kernel::get(self.kernel, &tools, self.update)?;
-        let temp = tempfile::tempdir().context("creating a temporary folder")?;
-        let initrd = temp.path().join("initrd");
-        image::write_initrd(&initrd, &tools, &kernel, &self.files, command)?;
+        let initrd = image::write_initrd(&tools, &kernel, &self.files, command)?;
         for attempt in 0.. {
             let mut qemu = tools.qemu();
             qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "max"]);
@@ -184,7 +183,10 @@ impl Vm {
                 qemu.args(["-accel", "tcg,thread=multi", "-smp", &self.cpus.to_string()]);
             }
             qemu.args(["-m", &self.mem.to_string()]);
-            qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(&initrd);
+            qemu.arg("-kernel")
+                .arg(kernel.image())
+                .arg("-initrd")
+                .arg(format!("/proc/self/fd/{}", initrd.as_raw_fd()));
             // What the kernel doesn't know it hands to /init as environment.
             qemu.arg("-append").arg(format!(
                 "console=ttyS0 panic=-1 oops=panic {} CTW_RELEASE={}",
@@ -203,7 +205,7 @@ impl Vm {
                 show_console: self.verbose,
                 files: self.out_dir.as_deref(),
             };
-            let boot = qemu::boot(qemu, self.timeout, streams)?;
+            let boot = qemu::boot(qemu, &initrd, self.timeout, streams)?;
             if self.verbose
                 && let Some(ready) = boot.ready
             {

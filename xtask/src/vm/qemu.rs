@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -63,8 +64,9 @@ enum Event {
     ControlClosed,
 }
 
-/// Adds the machine's serial ports to `qemu`, runs it and waits for the command's end.
-pub fn boot(mut qemu: Command, timeout: Duration, streams: Streams<'_>) -> Result<Boot> {
+/// Adds the machine's serial ports to `qemu`, runs it and waits for the command's end. QEMU inherits the descriptor of
+/// `initrd`.
+pub fn boot(mut qemu: Command, initrd: &File, timeout: Duration, streams: Streams<'_>) -> Result<Boot> {
     let mut ports = Vec::new();
     qemu.args(["-device", "virtio-serial-pci"]);
     for name in ["control", "out", "err", "files", "console"] {
@@ -78,7 +80,8 @@ pub fn boot(mut qemu: Command, timeout: Duration, streams: Streams<'_>) -> Resul
         }
         ports.push((ours, theirs));
     }
-    let fds: Vec<i32> = ports.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect();
+    let mut fds: Vec<i32> = ports.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect();
+    fds.push(initrd.as_raw_fd());
     // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe; the descriptors are open.
     unsafe {
         qemu.pre_exec(move || {
