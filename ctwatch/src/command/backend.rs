@@ -5,18 +5,8 @@ use anyhow::Result;
 
 use crate::cli::BackendChoice;
 use crate::error::Failure;
-use crate::kernel::preflight::{Preflight, look};
-use crate::kernel::roots::Roots;
-use crate::probe::{Probe, offsets};
+use crate::kernel::preflight::Preflight;
 use crate::state::Backend;
-
-/// Looks at this host, and tries whether the kernel takes a program.
-pub fn preflight(roots: &Roots) -> Preflight {
-    look(roots, || {
-        let (symbols, btf) = crate::watch::look_at_the_kernel(roots)?;
-        Probe::try_load(&offsets::resolve(&btf, &symbols)?)
-    })
-}
 
 /// The backend to use, with the reason if it is not the best or was asked for.
 pub fn choose(choice: BackendChoice, found: &Preflight) -> Result<(Backend, Option<String>)> {

@@ -6,6 +6,8 @@ use anyhow::{Context, Result};
 use super::{VERSION, backend, view};
 use crate::cli::{BackendChoice, Check, Config};
 use crate::error::Exit;
+use crate::kernel::Kernel;
+use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
 use crate::probe::{Probe, offsets};
 use crate::state::report::{self, CheckProgram, SCHEMA};
@@ -13,11 +15,16 @@ use crate::state::report::{self, CheckProgram, SCHEMA};
 /// Runs it.
 pub fn run(config: &Config, check: &Check) -> Result<Exit> {
     let roots = Roots { proc: config.proc_root.clone(), sys: config.sys_root.clone() };
-    let found = backend::preflight(&roots);
+    let kernel = Kernel::read(&roots);
+    let try_bpf = || {
+        let (symbols, btf) = kernel.both()?;
+        Probe::try_load(&offsets::resolve(btf, symbols)?)
+    };
+    let found = look(&roots, &kernel, Some(&try_bpf));
     let chosen = backend::choose(BackendChoice::Auto, &found).ok().map(|(backend, _)| backend);
-    let programs = if check.verifier { verify(&roots)? } else { Vec::new() };
+    let programs = if check.verifier { verify(&kernel)? } else { Vec::new() };
     let rejected = programs.iter().any(|program| !program.ok);
-    view(check.format, &config.look)
+    view(check.format, &config.look, None)
         .check(&report::Check {
             schema: SCHEMA,
             version: VERSION.to_owned(),
@@ -35,9 +42,9 @@ pub fn run(config: &Config, check: &Check) -> Result<Exit> {
 }
 
 /// Loads every program there is.
-fn verify(roots: &Roots) -> Result<Vec<CheckProgram>> {
-    let (symbols, btf) = crate::watch::look_at_the_kernel(roots)?;
-    let config = offsets::resolve(&btf, &symbols)?;
+fn verify(kernel: &Kernel) -> Result<Vec<CheckProgram>> {
+    let (symbols, btf) = kernel.both()?;
+    let config = offsets::resolve(btf, symbols)?;
     let mut programs: Vec<_> = Probe::verify(&config)?
         .into_iter()
         .map(|(name, result)| CheckProgram {

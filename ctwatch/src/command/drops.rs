@@ -15,6 +15,8 @@ use crate::cli::{Config, Drops, NetnsSpec, TableFullBy};
 use crate::conntrack::netns;
 use crate::error::{Exit, Failure, Mark as _};
 use crate::event::NetnsId;
+use crate::kernel::Kernel;
+use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
 use crate::probe::plan::Wishes;
 use crate::state::report::{Hook, Notice, SCHEMA, Start};
@@ -80,18 +82,21 @@ impl Stop {
 }
 
 async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
-    let mut view = view(drops.format, &config.look);
-    let mut stop = Stop::new(drops.duration)?;
     // Wrong usage is told before anything waits or is loaded.
     let wanted_netns = resolve_netns(&drops.netns)?;
-    let found = backend::preflight(&roots);
+    let mut view = view(drops.format, &config.look, wanted_netns.clone());
+    let mut stop = Stop::new(drops.duration)?;
+    let mut kernel = Kernel::read(&roots);
+    let mut found = look(&roots, &kernel, None);
     let (mut backend, mut reason) = backend::choose(drops.backend, &found)?;
-    if !wait_for_conntrack(&roots, view.as_mut(), &mut stop).await? {
-        return Ok(Exit::Done);
-    }
-    if backend == Backend::Kprobe {
-        // Before conntrack was loaded its functions could not be looked for.
-        (backend, reason) = backend::choose(drops.backend, &backend::preflight(&roots))?;
+    if conntrack_module(&roots).is_none() {
+        if !wait_for_conntrack(&roots, view.as_mut(), &mut stop).await? {
+            return Ok(Exit::Done);
+        }
+        // Before it was loaded its functions could not be looked for.
+        kernel = Kernel::read(&roots);
+        found = look(&roots, &kernel, None);
+        (backend, reason) = backend::choose(drops.backend, &found)?;
     }
     let settings = Settings {
         roots: roots.clone(),
@@ -99,7 +104,7 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
         log_level: if config.verbosity >= 2 { LOG_DEBUG } else { 0 },
     };
     let (mut watch, began) =
-        Watch::start(settings).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
+        Watch::start(settings, kernel).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
     let mut notes = began.notes;
     notes.extend(reason);
     view.start(&Start {
@@ -215,9 +220,6 @@ async fn readable(ring: Option<&AsyncFd<OwnedFd>>) {
 
 /// Waits until conntrack is there; false if the run was ended meanwhile.
 async fn wait_for_conntrack(roots: &Roots, view: &mut dyn View, stop: &mut Stop) -> Result<bool> {
-    if conntrack_module(roots).is_some() {
-        return Ok(true);
-    }
     view.notice(&Notice {
         time: Timestamp::now(),
         code: "waiting_for_conntrack",

@@ -5,9 +5,10 @@ mod backend;
 pub mod check;
 pub mod drops;
 
-use std::io::{BufWriter, stdout};
+use std::io::stdout;
 
 use crate::cli::Format;
+use crate::event::NetnsId;
 use crate::view::View;
 use crate::view::json::JsonView;
 use crate::view::text::{Look, TextView};
@@ -15,10 +16,10 @@ use crate::view::text::{Look, TextView};
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The view of a format, on stdout.
-fn view(format: Format, look: &Look) -> Box<dyn View> {
+/// The view of a format, on stdout. A netns that was asked for gets its line even when nothing happens there.
+fn view(format: Format, look: &Look, selected: Option<Vec<NetnsId>>) -> Box<dyn View> {
     match format {
         Format::Json => Box::new(JsonView::new(stdout())),
-        Format::Text => Box::new(TextView::new(BufWriter::new(stdout()), look.clone())),
+        Format::Text => Box::new(TextView::new(stdout(), look.clone()).selecting(selected)),
     }
 }

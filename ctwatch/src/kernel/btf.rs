@@ -31,6 +31,8 @@ pub struct Btf {
     strings: usize,
     /// Where each type's record starts; type 0 (void) has none.
     records: Vec<u32>,
+    /// Which of them are structs: one in ten, and only these are looked up by name.
+    structs: Vec<u32>,
 }
 
 /// One type's record.
@@ -62,11 +64,14 @@ impl Btf {
         let types_end = types + word(&bytes, 12)? as usize;
         let strings = header + word(&bytes, 16)? as usize;
         ensure!(types_end <= bytes.len() && strings <= bytes.len(), "a section lies outside the file");
-        let mut btf = Self { bytes, strings, records: vec![u32::MAX] };
+        let mut btf = Self { bytes, strings, records: vec![u32::MAX], structs: Vec::new() };
         let mut at = types;
         while at < types_end {
-            btf.records.push(u32::try_from(at)?);
             let record = btf.record_at(at)?;
+            if record.kind == kind::STRUCT && record.name != 0 {
+                btf.structs.push(u32::try_from(btf.records.len())?);
+            }
+            btf.records.push(u32::try_from(at)?);
             at += 12 + trailing(&record)?;
         }
         Ok(btf)
@@ -97,9 +102,7 @@ impl Btf {
 
     /// The struct of this name (never its forward declaration).
     fn structure(&self, name: &str) -> Option<Record> {
-        (1..self.records.len() as u32)
-            .filter_map(|id| self.record(id))
-            .find(|record| record.kind == kind::STRUCT && self.has_name(record.name, name))
+        self.structs.iter().filter_map(|id| self.record(*id)).find(|record| self.has_name(record.name, name))
     }
 
     /// Follows typedefs and qualifiers.

@@ -5,3 +5,30 @@ pub mod btf;
 pub mod preflight;
 pub mod roots;
 pub mod symbols;
+
+use anyhow::Result;
+
+/// The running kernel's symbols and types: read once, they are the slow part of the start.
+pub struct Kernel {
+    /// /proc/kallsyms
+    pub symbols: Result<symbols::Symbols>,
+    /// /sys/kernel/btf/vmlinux
+    pub btf: Result<btf::Btf>,
+}
+
+impl Kernel {
+    /// Reads both.
+    #[must_use]
+    pub fn read(roots: &roots::Roots) -> Self {
+        Self {
+            symbols: symbols::Symbols::read(&roots.proc("kallsyms")),
+            btf: btf::Btf::read(&roots.sys("kernel/btf/vmlinux")),
+        }
+    }
+
+    /// Both, or the first error.
+    pub fn both(&self) -> Result<(&symbols::Symbols, &btf::Btf)> {
+        let again = |error: &anyhow::Error| anyhow::anyhow!("{error:#}");
+        Ok((self.symbols.as_ref().map_err(again)?, self.btf.as_ref().map_err(again)?))
+    }
+}

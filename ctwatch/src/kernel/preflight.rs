@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 
+use super::Kernel;
 use super::btf::Btf;
 use super::roots::Roots;
 use super::symbols::Symbols;
@@ -28,8 +29,8 @@ pub struct Preflight {
     pub skips_nested: bool,
 }
 
-/// Looks at everything. `try_bpf` loads a program and says how that went.
-pub fn look(roots: &Roots, try_bpf: impl FnOnce() -> Result<()>) -> Preflight {
+/// Looks at everything. `try_bpf` loads a program and says how that went; who attaches anyway leaves it out.
+pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<()>>) -> Preflight {
     let mut found = Preflight { items: Vec::new(), obstacle: None, kprobes: Ok(()), skips_nested: false };
     let release = roots.release();
     let new_enough = release_number(&release).is_none_or(|number| number >= (5, 10));
@@ -40,14 +41,14 @@ pub fn look(roots: &Roots, try_bpf: impl FnOnce() -> Result<()>) -> Preflight {
         "ctwatch needs Linux 5.10 or later (ring buffer, raw tracepoint test runs): boot a newer kernel",
     );
     found.capabilities(roots);
-    let btf = Btf::read(&roots.sys("kernel/btf/vmlinux"));
-    let symbols = Symbols::read(&roots.proc("kallsyms"));
-    found.types(&btf, symbols.as_ref().ok());
-    found.symbols(&symbols);
-    found.kprobes(roots, symbols.as_ref().ok());
+    found.types(&kernel.btf, kernel.symbols.as_ref().ok());
+    found.symbols(&kernel.symbols);
+    found.kprobes(roots, kernel.symbols.as_ref().ok());
     found.lockdown(roots);
     found.conntrack(roots);
-    if found.obstacle.is_none() {
+    if let Some(try_bpf) = try_bpf
+        && found.obstacle.is_none()
+    {
         let result = try_bpf();
         let text = match &result {
             Ok(()) => "programs load, and so do their maps (ring buffer, mmapable arrays)".to_owned(),
@@ -237,7 +238,11 @@ mod tests {
             ("proc/self/status", "Name:\tx\nCapEff:\t0000000000000000\n"),
             ("proc/kallsyms", "0000000000000000 T nf_hook_slow\n"),
         ]);
-        let found = look(&roots, || panic!("bpf() is not tried when something is missing already"));
+        let found = look(
+            &roots,
+            &Kernel::read(&roots),
+            Some(&|| panic!("bpf() is not tried when something is missing already")),
+        );
         let obstacle = found.obstacle.expect("something is missing");
         assert!(obstacle.contains("CAP_BPF") && obstacle.contains("run as root"), "{obstacle}");
     }
@@ -249,7 +254,7 @@ mod tests {
             ("proc/self/status", "CapEff:\t000001ffffffffff\n"),
             ("proc/kallsyms", "ffffffff81000000 T something_else\n"),
         ]);
-        let found = look(&roots, || Ok(()));
+        let found = look(&roots, &Kernel::read(&roots), None);
         let item = found.items.iter().find(|item| item.name == "symbols").expect("looked at");
         assert_eq!(item.ok, Some(false));
         assert!(item.remedy.as_deref().is_some_and(|remedy| remedy.contains("counters")));
@@ -261,7 +266,7 @@ mod tests {
             ("proc/sys/kernel/osrelease", "4.19.0-27\n"),
             ("sys/kernel/security/lockdown", "none integrity [confidentiality]\n"),
         ]);
-        let found = look(&roots, || Ok(()));
+        let found = look(&roots, &Kernel::read(&roots), None);
         assert!(found.obstacle.expect("too old").contains("4.19"));
         let lockdown = found.items.iter().find(|item| item.name == "lockdown").expect("looked at");
         assert_eq!(lockdown.ok, Some(false));

@@ -7,17 +7,19 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// Functions and data to look for, without suffix.
-const WANTED: [&str; 9] = [
-    "nf_hook_slow",
-    "early_drop",
-    "nf_ct_delete",
-    "__nf_conntrack_confirm",
-    "__nf_conntrack_alloc",
-    "init_conntrack",
-    "nf_conntrack_in",
-    "nf_conntrack_max",
-    "nf_conntrack_net_id",
+const WANTED: [&[u8]; 9] = [
+    b"nf_hook_slow",
+    b"early_drop",
+    b"nf_ct_delete",
+    b"__nf_conntrack_confirm",
+    b"__nf_conntrack_alloc",
+    b"init_conntrack",
+    b"nf_conntrack_in",
+    b"nf_conntrack_max",
+    b"nf_conntrack_net_id",
 ];
+/// "ffffffff81000000 T " comes before the name.
+const NAME_AT: usize = 19;
 
 /// One symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +59,12 @@ impl Symbols {
             if reader.read_until(b'\n', &mut line)? == 0 {
                 break;
             }
+            // 200,000 lines, of which a handful matter: look at the name's place before parsing anything.
+            let may_matter =
+                line.get(NAME_AT..).is_some_and(|name| WANTED.iter().any(|one| name.starts_with(one)));
+            if !may_matter && open.is_empty() && !symbols.hidden {
+                continue;
+            }
             let Some((address, name)) = split(&line) else { continue };
             if address != 0 {
                 symbols.hidden = false;
@@ -68,7 +76,8 @@ impl Symbols {
                 }
                 _ => true,
             });
-            if WANTED.iter().any(|wanted| is_variant(name, wanted)) && !symbols.found.contains_key(name) {
+            let wanted = may_matter && WANTED.iter().any(|wanted| is_variant(name.as_bytes(), wanted));
+            if wanted && !symbols.found.contains_key(name) {
                 symbols
                     .found
                     .insert(name.to_owned(), Symbol { name: name.to_owned(), address, end: address });
@@ -112,12 +121,12 @@ fn split(line: &[u8]) -> Option<(u64, &str)> {
     Some((address, words.next()?))
 }
 
-fn is_variant(name: &str, wanted: &str) -> bool {
+fn is_variant(name: &[u8], wanted: &[u8]) -> bool {
     let Some(suffix) = name.strip_prefix(wanted) else { return false };
     suffix.is_empty()
-        || suffix == ".cold"
-        || [".constprop.", ".isra.", ".part."].iter().any(|known| {
-            suffix.strip_prefix(known).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        || suffix == b".cold"
+        || [b".constprop.".as_slice(), b".isra.", b".part."].iter().any(|known| {
+            suffix.strip_prefix(*known).is_some_and(|number| number.iter().all(u8::is_ascii_digit))
         })
 }
 

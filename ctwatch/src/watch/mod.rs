@@ -16,9 +16,8 @@ use ctwatch_common::classify::Counters;
 use crate::conntrack::netns::{self, Place};
 use crate::conntrack::stat::Stat;
 use crate::event::{KernelCounters, Loss, NetnsId, NetnsSample, Sample, SlotSample};
-use crate::kernel::btf::Btf;
+use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
-use crate::kernel::symbols::Symbols;
 use crate::probe::plan::{Attachment, Wishes, plan};
 use crate::probe::sync::Take;
 use crate::probe::{Probe, offsets};
@@ -91,14 +90,9 @@ pub fn conntrack_module(roots: &Roots) -> Option<u64> {
     loaded.then(|| identity.unwrap_or(0))
 }
 
-/// The running kernel's symbols and types.
-pub fn look_at_the_kernel(roots: &Roots) -> Result<(Symbols, Btf)> {
-    Ok((Symbols::read(&roots.proc("kallsyms"))?, Btf::read(&roots.sys("kernel/btf/vmlinux"))?))
-}
-
 impl Watch {
     /// Attaches and takes the baseline. conntrack must be there.
-    pub fn start(settings: Settings) -> Result<(Self, Began)> {
+    pub fn start(settings: Settings, kernel: Kernel) -> Result<(Self, Began)> {
         let now = Instant::now();
         let mut watch = Self {
             settings,
@@ -112,21 +106,21 @@ impl Watch {
             last_sample: now,
             last_look: now,
         };
-        let began = watch.attach()?;
+        let began = watch.attach(kernel)?;
         Ok((watch, began))
     }
 
-    fn attach(&mut self) -> Result<Began> {
+    fn attach(&mut self, kernel: Kernel) -> Result<Began> {
         self.module = conntrack_module(&self.settings.roots);
         self.places = netns::discover()?;
         let mut began =
             Began { attachments: Vec::new(), notes: Vec::new(), since_boot: KernelCounters::default() };
         let mut bases = BTreeMap::new();
         if let Some(wishes) = self.settings.wishes {
-            let (symbols, btf) = look_at_the_kernel(&self.settings.roots)?;
-            let mut config = offsets::resolve(&btf, &symbols)?;
-            drop(btf);
-            let plan = plan(&symbols, wishes, &mut config).map_err(anyhow::Error::msg)?;
+            let (symbols, btf) = kernel.both()?;
+            let mut config = offsets::resolve(btf, symbols)?;
+            let plan = plan(symbols, wishes, &mut config).map_err(anyhow::Error::msg)?;
+            drop(kernel);
             let room = (self.places.len() * 4).next_power_of_two().max(256);
             let probe = Probe::attach(&plan, &config, u32::try_from(room)?, self.settings.log_level)?;
             for place in self.places.values() {
@@ -141,6 +135,7 @@ impl Watch {
                 self.why_no_netns(&probe)
             );
             probe.shared.start_watching();
+            give_back_memory();
             began.attachments = plan.attachments;
             began.notes = plan.notes;
             self.probe = Some(probe);
@@ -199,7 +194,8 @@ impl Watch {
         if module.is_none() {
             return Ok(Some(Change::Unloaded));
         }
-        self.attach().context("attaching again after nf_conntrack was loaded again")?;
+        self.attach(Kernel::read(&self.settings.roots))
+            .context("attaching again after nf_conntrack was loaded again")?;
         Ok(Some(Change::Reattached))
     }
 
@@ -320,11 +316,18 @@ impl Watch {
             }
             self.gone.remove(&id);
             let bases = self.probe.as_ref().and_then(|probe| probe.take(&place, Take::AsNew).ok());
-            if !self.ledgers.contains_key(&id) {
-                self.ledgers.insert(id, Ledger::new(bases.unwrap_or_default(), true));
-            }
+            self.ledgers.entry(id).or_insert_with(|| Ledger::new(bases.unwrap_or_default(), true));
             self.places.insert(id, place);
         }
+    }
+}
+
+/// Reading the kernel's types took megabytes that a long watch must not hold on to.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions; it only returns free pages to the kernel.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
