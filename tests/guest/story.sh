@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The story's host: nginx with Lua in front of Redis, one Redis connection per request, and a table too small for it.
-# Only for a throw-away VM: it lowers nf_conntrack_max. usage: story.sh up | load [SECONDS_FULL] | down
+# Only for a throw-away VM: it lowers nf_conntrack_max. usage: story.sh up | fill PERCENT | load [SECONDS_FULL] | down
 set -euo pipefail
 
 home=/run/ctwatch-story
@@ -90,15 +90,14 @@ RULES
   echo "$limit" > /proc/sys/net/netfilter/nf_conntrack_max
 }
 
-# Drives requests until the table was full for some seconds.
-load() {
-  local seconds=${1:-6} tries=0 wrk
-  wrk -t1 -c20 -d300s http://127.0.0.1/ > "$home/wrk.txt" 2>&1 &
+drive() { # drive ENTRIES SECONDS: requests until the table holds so many entries, and for some seconds more
+  local entries=$1 seconds=$2 tries=0 wrk
+  wrk -t1 -c20 -d600s http://127.0.0.1/ > "$home/wrk.txt" 2>&1 &
   wrk=$!
-  until [ "$(value count)" -ge "$((limit - limit / 100))" ]; do
+  until [ "$(value count)" -ge "$entries" ]; do
     tries=$((tries + 1))
-    if [ "$tries" -gt 1200 ]; then
-      echo "the table holds $(value count) of $limit entries after two minutes" >&2
+    if [ "$tries" -gt 1800 ]; then
+      echo "the table holds $(value count) of $limit entries after three minutes" >&2
       break
     fi
     sleep 0.1
@@ -119,7 +118,8 @@ down() {
 
 case ${1:-} in
   up) up ;;
-  load) load "${2:-6}" ;;
+  fill) drive $((limit * ${2:-80} / 100)) 0 ;;
+  load) drive $((limit * 99 / 100)) "${2:-6}" ;;
   down) down ;;
   *)
     sed -n '2,3s/^# //p' "$0" >&2
