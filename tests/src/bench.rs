@@ -3,14 +3,12 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
+use crate::bpftrace::Bpftrace;
 use crate::ctwatch::Drops;
 use crate::shell::{exists, run as command};
 use crate::sysctl::{self, Setting};
@@ -31,30 +29,17 @@ struct Cost {
 }
 
 /// Who watches while a column is measured; stopped when dropped.
-enum Watcher {
-    Nobody,
-    Ctwatch(#[expect(dead_code, reason = "held for its Drop")] Drops),
-    Bpftrace(Child),
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        if let Self::Bpftrace(child) = self {
-            let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT);
-            let _ = child.wait();
-        }
-    }
-}
+type Watcher = Box<dyn std::any::Any>;
 
 type Column = (&'static str, fn() -> Result<Watcher>);
 
 const COLUMNS: [Column; 6] = [
-    ("bare", || Ok(Watcher::Nobody)),
+    ("bare", || Ok(Box::new(()))),
     ("ctwatch", || ctwatch(&[])),
     ("ctwatch --no-inserts", || ctwatch(&["--no-inserts"])),
     ("ctwatch --table-full init-conntrack", || ctwatch(&["--table-full", "init-conntrack"])),
     ("bpftrace", bpftrace),
-    ("bare again", || Ok(Watcher::Nobody)),
+    ("bare, once more", || Ok(Box::new(()))),
 ];
 
 /// Measures every column and prints the table.
@@ -210,7 +195,7 @@ fn ctwatch(args: &[&str]) -> Result<Watcher> {
     ensure!(exists("ctwatch"), "ctwatch is not on PATH");
     let mut line = vec!["--backend", "kprobe"];
     line.extend(args);
-    Ok(Watcher::Ctwatch(Drops::start(&line)?))
+    Ok(Box::new(Drops::start(&line)?))
 }
 
 /// The same job as a bpftrace one-off: drops per port by return value, new flows per port, evictions.
@@ -235,30 +220,5 @@ fn bpftrace() -> Result<Watcher> {
          }}\n\
          kretprobe:early_drop {{ @evicted[retval & 255] = count(); }}\n"
     );
-    let folder = tempfile::tempdir().context("a folder for bpftrace's words")?;
-    let words = folder.path().join("words");
-    let file = fs::File::create(&words)?;
-    let child = Command::new("bpftrace")
-        .args(["-e", &format!("BEGIN {{ printf(\"attached\\n\"); }}\n{script}")])
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file)
-        .spawn()
-        .context("starting bpftrace")?;
-    let mut watcher = Watcher::Bpftrace(child);
-    let until = Instant::now() + Duration::from_secs(300);
-    loop {
-        let said = fs::read_to_string(&words)?;
-        if said.contains("attached\n") {
-            break;
-        }
-        let Watcher::Bpftrace(child) = &mut watcher else { unreachable!("made above") };
-        ensure!(
-            child.try_wait()?.is_none() && Instant::now() < until,
-            "bpftrace did not attach: {}",
-            said.trim()
-        );
-        thread::sleep(Duration::from_millis(200));
-    }
-    Ok(watcher)
+    Ok(Box::new(Bpftrace::start(&script)?))
 }

@@ -1,14 +1,14 @@
 //! Watchers that share hooks: two ways of seeing a full table, many short runs, and bpftrace beside them.
 //! None may cost another a count.
 
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow};
 
 use super::{Guest, Outcome};
+use crate::bpftrace::Bpftrace;
 use crate::checks::Checks;
 use crate::counters::Counters;
 use crate::ctwatch::Drops;
@@ -62,52 +62,9 @@ pub(super) fn both_ways_agree(_: &Guest) -> Result<Outcome> {
     Ok(Outcome::Passed(checks.finish()?))
 }
 
-/// A bpftrace with return probes on the functions ctwatch watches, killed when dropped.
-struct Bystander(Child);
-
-impl Bystander {
-    fn start() -> Result<Self> {
-        let script = "kretprobe:init_conntrack* { @a = count(); } kretprobe:early_drop { @b = count(); } \
-                      kretprobe:nf_ct_delete* { @c = count(); } kretprobe:__nf_conntrack_confirm { @d = count(); }";
-        let child = Command::new("bpftrace")
-            .args(["-e", script])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("starting bpftrace")?;
-        let mut bystander = Self(child);
-        // Attached once its programs show up.
-        let until = Instant::now() + Duration::from_secs(90);
-        while programs_of("bpftrace")? < 4 {
-            ensure!(Instant::now() < until, "bpftrace did not attach within 90 s");
-            ensure!(bystander.0.try_wait()?.is_none(), "bpftrace ended at once");
-            thread::sleep(Duration::from_millis(200));
-        }
-        Ok(bystander)
-    }
-}
-
-impl Drop for Bystander {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// How many perf events with BPF programs processes of this name hold open.
-fn programs_of(name: &str) -> Result<usize> {
-    let text = crate::shell::run(&["bpftool", "-j", "perf", "show"])?;
-    let list: serde_json::Value = serde_json::from_str(&text).context("JSON of bpftool perf show")?;
-    Ok(list
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|entry| {
-            let pid = entry["pid"].as_u64().unwrap_or(0);
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
-        })
-        .count())
-}
+/// Return probes on the functions ctwatch watches.
+const NEIGHBOUR: &str = "kretprobe:init_conntrack* { @a = count(); }\nkretprobe:early_drop { @b = count(); }\n\
+                         kretprobe:nf_ct_delete* { @c = count(); }\nkretprobe:__nf_conntrack_confirm { @d = count(); }";
 
 pub(super) fn fifty_times_in_a_storm(_: &Guest) -> Result<Outcome> {
     nftables::track()?;
@@ -116,7 +73,7 @@ pub(super) fn fifty_times_in_a_storm(_: &Guest) -> Result<Outcome> {
     let netns = own_inode()?;
     let long = Drops::start(&["--backend", "kprobe"])?;
     let before = Counters::read()?;
-    let bystander = if exists("bpftrace") { Some(Bystander::start()?) } else { None };
+    let neighbour = if exists("bpftrace") { Some(Bpftrace::start(NEIGHBOUR)?) } else { None };
     let stop = AtomicBool::new(false);
     let (sent, unexplained) = thread::scope(|scope| {
         let senders: Vec<_> = (0..sys::cpus())
@@ -135,7 +92,7 @@ pub(super) fn fifty_times_in_a_storm(_: &Guest) -> Result<Outcome> {
         }
         Ok::<_, anyhow::Error>((sent, unexplained?))
     })?;
-    drop(bystander);
+    drop(neighbour);
     long.wait_for_ticks(2)?;
     let run = long.stop()?;
     let kernel = Counters::read()?.since(&before);
