@@ -59,7 +59,7 @@ pub fn ensure(name: &str, entry: &Path, update: bool, fill: impl FnOnce(&Path) -
     }
     match replace_dir(name, entry, fill) {
         Err(error) if entry.is_dir() => {
-            eprintln!("xtask: {name} could not be updated, going on with the cached one: {error:#}");
+            eprintln!("xtask: {name} could not be updated, going on with the cached one: {error}");
             Ok(())
         }
         result => result,

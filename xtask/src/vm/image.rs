@@ -153,7 +153,7 @@ pub fn root_image(tools: &Tools, update: bool) -> Result<PathBuf> {
     let packages: Vec<&str> = PACKAGES.into_iter().chain(MORE_PACKAGES).collect();
     let dir = cache::dir()?.join(format!("guest-{}", cache::key(&layout, &packages)));
     cache::ensure("guest", &dir, update, |dir| {
-        eprintln!("xtask: fetching the guest's tools (once)");
+        eprintln!("xtask: fetching the guest's tools");
         let root = dir.join("root");
         fs::create_dir(&root).with_context(|| format!("creating {}", root.display()))?;
         PrivateApt::open("guest", &BOOKWORM)?.unpack_closure(&packages, None, &root)?;

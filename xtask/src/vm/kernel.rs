@@ -128,7 +128,7 @@ impl Kernel {
 }
 
 fn fetch(series: Series, tools: &Tools, dir: &Path) -> Result<()> {
-    eprintln!("xtask: fetching the newest {series} kernel (once)");
+    eprintln!("xtask: fetching the newest {series} kernel");
     let apt = PrivateApt::open(&format!("kernel-{series}"), &series.suites())?;
     let mut candidates: Vec<(String, String)> = Vec::new();
     for prefix in series.image_prefixes() {

@@ -30,7 +30,7 @@ impl Tools {
     pub fn get(update: bool) -> Result<Tools> {
         let root = cache::dir()?.join(format!("tools-{}", cache::key(&[RELEASE], &PACKAGES)));
         cache::ensure("tools", &root, update, |root| {
-            eprintln!("xtask: fetching QEMU (once)");
+            eprintln!("xtask: fetching QEMU");
             PrivateApt::open("tools", &SUITES)?.unpack_closure(&PACKAGES, Some(RELEASE), root)
         })?;
         ensure!(
