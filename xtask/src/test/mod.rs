@@ -12,6 +12,9 @@ use anyhow::{Context, Result, bail};
 use crate::ebpf::{self, Check};
 use crate::vm::{GuestFile, Series, Status, Vm};
 use crate::{apt, dist, sh, verify, workspace};
+use count::Count;
+
+mod count;
 
 /// Long enough for the slowest kernel under emulation on a busy machine.
 const VM_LIMIT: Duration = Duration::from_secs(3600);
@@ -89,31 +92,6 @@ fn parse_stage(text: &str) -> Result<Only, String> {
         let names: Vec<String> = STAGES.into_iter().map(Stage::name).collect();
         format!("the stages are {}, and vm for all guests", names.join(", "))
     })
-}
-
-/// What a stage counted. A stage without tests of its own counts as one.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
-    note: String,
-}
-
-impl Count {
-    fn one(passed: bool) -> Count {
-        Count { passed: passed.into(), failed: (!passed).into(), ..Count::default() }
-    }
-
-    /// A stage that failed as a whole has a failure even if none of its tests reported one.
-    fn and_stage(mut self, success: bool) -> Count {
-        if !success && self.failed == 0 {
-            self.failed = 1;
-        } else if success && self.passed + self.failed + self.skipped == 0 {
-            self.passed = 1;
-        }
-        self
-    }
 }
 
 struct Line {
@@ -248,27 +226,10 @@ fn cargo_test() -> Result<Count> {
     for line in BufReader::new(child.stdout.take().expect("stdout is piped")).lines() {
         let line = line.context("reading what cargo test says")?;
         println!("{line}");
-        add_test_result(&mut count, &line);
+        count.add_test_result(&line);
     }
     let status = child.wait().context("waiting for cargo test")?;
     Ok(count.and_stage(status.success()))
-}
-
-/// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-fn add_test_result(count: &mut Count, line: &str) {
-    let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
-        return;
-    };
-    for part in numbers.split(';') {
-        let Some((number, what)) = part.trim().split_once(' ') else { continue };
-        let Ok(number) = number.parse::<u64>() else { continue };
-        match what {
-            "passed" => count.passed += number,
-            "failed" => count.failed += number,
-            "ignored" => count.skipped += number,
-            _ => {}
-        }
-    }
 }
 
 fn ebpf_object() -> Result<Count> {
@@ -315,7 +276,7 @@ fn scenarios(
     let (status, said) = run_vm(series, guest_files(dist::ctwatch()?)?, &command, out, err)?;
     let mut count = Count::default();
     for line in said.lines() {
-        add_scenario(&mut count, line);
+        count.add_scenario(line);
     }
     match status {
         Status::Died => count.note = "the guest died".to_owned(),
@@ -326,16 +287,6 @@ fn scenarios(
         bail!("the guest ran no scenario");
     }
     Ok(count.and_stage(status.success()))
-}
-
-/// Adds a line of the scenario runner: `ok NAME…`, `skipped NAME: why`, `FAILED NAME: why`.
-fn add_scenario(count: &mut Count, line: &str) {
-    match line.split_once(' ') {
-        Some(("ok", _)) => count.passed += 1,
-        Some(("FAILED", _)) => count.failed += 1,
-        Some(("skipped", _)) => count.skipped += 1,
-        _ => {}
-    }
 }
 
 fn run_vm(
@@ -393,35 +344,6 @@ impl Write for Tee<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn results_of_test_programs_are_added_up() {
-        let mut count = Count::default();
-        add_test_result(
-            &mut count,
-            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; finished in 0.02s",
-        );
-        add_test_result(&mut count, "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured");
-        add_test_result(&mut count, "test results are fine");
-        assert_eq!(count, Count { passed: 5, failed: 1, skipped: 1, note: String::new() });
-    }
-
-    #[test]
-    fn lines_of_scenarios_are_counted() {
-        let mut count = Count::default();
-        for line in
-            ["kernel 6.12", "ok a (1.0 s) x=1", "FAILED b: why", "skipped c: why", "1 of 3 scenarios failed"]
-        {
-            add_scenario(&mut count, line);
-        }
-        assert_eq!(count, Count { passed: 1, failed: 1, skipped: 1, note: String::new() });
-    }
-
-    #[test]
-    fn a_stage_that_fails_without_a_failed_test_still_fails() {
-        assert_eq!(Count { passed: 4, ..Count::default() }.and_stage(false).failed, 1);
-        assert_eq!(Count::default().and_stage(true).passed, 1);
-    }
 
     #[test]
     fn stages_go_by_their_names() {

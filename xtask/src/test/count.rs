@@ -1,0 +1,91 @@
+//! Counting what passed, from the lines that cargo's test programs and the scenario runner print.
+//! A line that is not understood may not count as anything.
+
+/// What a stage counted. A stage without tests of its own counts as one.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Count {
+    /// Tests that ran and held.
+    pub passed: u64,
+    /// Tests that ran and did not.
+    pub failed: u64,
+    /// Tests that cannot run here.
+    pub skipped: u64,
+    /// What the summary adds in words.
+    pub note: String,
+}
+
+impl Count {
+    /// A stage that is its own only test.
+    pub fn one(passed: bool) -> Count {
+        Count { passed: passed.into(), failed: (!passed).into(), ..Count::default() }
+    }
+
+    /// A stage that failed as a whole has a failure even if none of its tests reported one.
+    pub fn and_stage(mut self, success: bool) -> Count {
+        if !success && self.failed == 0 {
+            self.failed = 1;
+        } else if success && self.passed + self.failed + self.skipped == 0 {
+            self.passed = 1;
+        }
+        self
+    }
+
+    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    pub fn add_test_result(&mut self, line: &str) {
+        let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in numbers.split(';') {
+            let Some((number, what)) = part.trim().split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.skipped += number,
+                _ => {}
+            }
+        }
+    }
+
+    /// Adds a line of the scenario runner: `ok NAME…`, `skipped NAME: why`, `FAILED NAME: why`.
+    pub fn add_scenario(&mut self, line: &str) {
+        match line.split_once(' ') {
+            Some(("ok", _)) => self.passed += 1,
+            Some(("FAILED", _)) => self.failed += 1,
+            Some(("skipped", _)) => self.skipped += 1,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_test_programs_are_added_up() {
+        let mut count = Count::default();
+        count.add_test_result("test result: ok. 3 passed; 0 failed; 1 ignored; finished in 0.02s");
+        count.add_test_result("test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured");
+        count.add_test_result("test results are fine");
+        assert_eq!(count, Count { passed: 5, failed: 1, skipped: 1, note: String::new() });
+    }
+
+    #[test]
+    fn lines_of_scenarios_are_counted() {
+        let mut count = Count::default();
+        for line in
+            ["kernel 6.12", "ok a (1.0 s) x=1", "FAILED b: why", "skipped c: why", "1 of 3 scenarios failed"]
+        {
+            count.add_scenario(line);
+        }
+        assert_eq!(count, Count { passed: 1, failed: 1, skipped: 1, note: String::new() });
+    }
+
+    #[test]
+    fn a_stage_that_fails_without_a_failed_test_still_fails() {
+        assert_eq!(Count { passed: 4, ..Count::default() }.and_stage(false).failed, 1);
+        assert_eq!(Count::default().and_stage(true).passed, 1);
+    }
+}
