@@ -73,6 +73,44 @@ pub const fn classify(moved: Moved, has_entry: bool, table_full: bool) -> Option
     }
 }
 
+/// Losses the kernel counted and nobody saw, by cause as far as the counters tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missed {
+    /// Bumped `drop` alone: nearly always a full table.
+    pub drop: u32,
+    /// Bumped `drop` and `insert_failed`.
+    pub clash: u32,
+    /// Bumped `insert_failed` alone.
+    pub dying: u32,
+    /// Bumped `chaintoolong` and `insert_failed`.
+    pub chaintoolong: u32,
+    /// Bumped `early_drop`.
+    pub evicted: u32,
+}
+
+/// Splits what the counters moved beyond what is accounted for. Every counter is explained in full.
+#[must_use]
+#[inline(always)]
+pub const fn missed(now: Counters, accounted: Counters) -> Missed {
+    const fn ahead(now: u32, accounted: u32) -> u32 {
+        match moved(now, accounted) {
+            Some(delta) => delta,
+            None => 0,
+        }
+    }
+    let drop = ahead(now.drop, accounted.drop);
+    let chaintoolong = ahead(now.chaintoolong, accounted.chaintoolong);
+    let insert_failed = ahead(now.insert_failed, accounted.insert_failed).saturating_sub(chaintoolong);
+    let clash = if drop < insert_failed { drop } else { insert_failed };
+    Missed {
+        drop: drop - clash,
+        clash,
+        dying: insert_failed - clash,
+        chaintoolong,
+        evicted: ahead(now.early_drop, accounted.early_drop),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +137,24 @@ mod tests {
         #[test]
         fn nothing_moved_means_conntrack_had_no_part(has_entry: bool, full: bool) {
             prop_assert_eq!(classify(Moved::default(), has_entry, full), None);
+        }
+
+        #[test]
+        fn what_was_missed_explains_every_counter_in_full(
+            accounted: (u32, u32, u32, u32), drop in 0..9u32, dying in 0..9u32, clash in 0..9u32, chain in 0..9u32, evicted in 0..9u32,
+        ) {
+            let (a, b, c, d) = accounted;
+            let accounted = Counters { drop: a, insert_failed: b, chaintoolong: c, early_drop: d };
+            let now = Counters {
+                drop: a.wrapping_add(drop + clash),
+                insert_failed: b.wrapping_add(clash + dying + chain),
+                chaintoolong: c.wrapping_add(chain),
+                early_drop: d.wrapping_add(evicted),
+            };
+            let found = missed(now, accounted);
+            prop_assert_eq!(found.drop + found.clash, drop + clash);
+            prop_assert_eq!(found.clash + found.dying + found.chaintoolong, clash + dying + chain);
+            prop_assert_eq!((found.chaintoolong, found.evicted), (chain, evicted));
         }
 
         #[test]

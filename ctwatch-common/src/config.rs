@@ -97,8 +97,8 @@ pub struct Config {
     pub pair_on_alloc: u32,
     /// Inserts go to the ring buffer too (`--events=insert`).
     pub insert_events: u32,
-    /// Keeps the size a multiple of 8.
-    pub reserved: u32,
+    /// Someone looks at single events: time, fill and device name are worth reading.
+    pub detail: u32,
 }
 
 const _: () = assert!(size_of::<Config>().is_multiple_of(8));

@@ -5,7 +5,9 @@ use crate::config::config;
 use crate::maps::{CLAIMS, COUNTERS, EVENTS, add, control};
 use ctwatch_common::Cause;
 use ctwatch_common::event::LossEvent;
-use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, PROBES, SLOTS, Slot, SlotKey, first_slot};
+use ctwatch_common::slot::{
+    KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, PROBES, SLOTS, Slot, SlotKey, first_slot,
+};
 
 /// BPF_NOEXIST
 const NOEXIST: u64 = 1;

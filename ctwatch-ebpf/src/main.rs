@@ -12,6 +12,7 @@ mod config;
 mod emit;
 mod hooks;
 mod maps;
+mod marks;
 mod netns;
 mod packet;
 mod read;

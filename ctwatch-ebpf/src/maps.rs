@@ -37,8 +37,21 @@ pub struct Cpu {
     pub offset: u64,
     /// The packet the first kfree_skb program took.
     pub packet: u64,
-    /// How often early_drop found no victim here and the refusal is still to come.
-    pub full: u64,
+    /// Where early_drop found no victim: the packet of that context is about to be dropped.
+    pub marks: [Mark; MARKS],
+}
+
+/// How many contexts of a CPU can be between early_drop and the drop at once: a task, softirqs, preempted tasks.
+pub const MARKS: usize = 4;
+
+/// One such context.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Mark {
+    /// Its stack pointer; 0 if free.
+    pub stack: u64,
+    /// When, in jiffies: a context that took another way out leaves its mark behind.
+    pub since: u64,
 }
 
 #[map]

@@ -18,9 +18,9 @@ pub fn this_cpu() -> Option<*mut Cpu> {
     CPU.get_ptr_mut(0)
 }
 
-/// The address of a map, or of a map's value, as a number.
+/// The address of a map, of a map's value or of a local, as a number.
 #[inline(always)]
-fn number(address: *const core::ffi::c_void) -> Option<u64> {
+pub fn number(address: *const core::ffi::c_void) -> Option<u64> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // A pointer that went through memory comes back as a number; volatile, or the compiler would keep the pointer.
     // SAFETY: both accesses are to this CPU's own map value.
@@ -106,7 +106,9 @@ pub enum Start {
 pub fn start_of_a_loss() -> Start {
     match control() {
         // SAFETY: a pointer into the map's value.
-        Some(control) if unsafe { core::ptr::read_volatile(&raw const (*control).watching) } != 0 => Start::Fresh,
+        Some(control) if unsafe { core::ptr::read_volatile(&raw const (*control).watching) } != 0 => {
+            Start::Fresh
+        }
         _ => Start::NotYet,
     }
 }

@@ -96,7 +96,9 @@ impl Skb {
         }
         if device != 0 {
             event.ifindex = read(device + u64::from(config!(dev_ifindex)));
-            event.device = read(device + u64::from(config!(dev_name)));
+            if config!(detail) != 0 {
+                event.device = read(device + u64::from(config!(dev_name)));
+            }
             if event.ifindex == LOOPBACK_IFINDEX {
                 event.flags |= flag::LOOPBACK;
             }
@@ -106,7 +108,8 @@ impl Skb {
     /// The tuple, from the packet's own headers.
     #[inline(always)]
     pub fn describe_tuple(&self, event: &mut LossEvent) {
-        let start = self.get::<u64>(config!(skb_head)) + u64::from(self.get::<u16>(config!(skb_network_header)));
+        let start =
+            self.get::<u64>(config!(skb_head)) + u64::from(self.get::<u16>(config!(skb_network_header)));
         let mut header = MaybeUninit::<[u64; HEADER_WORDS]>::uninit();
         let block = header.as_mut_ptr();
         // SAFETY: the block is as large as the read, and all offsets below are constants inside it.
@@ -121,7 +124,8 @@ impl Skb {
                     copy4(&mut event.src, field(block, 12));
                     copy4(&mut event.dst, field(block, 16));
                     let length = (first & 15) * 4;
-                    transport = if length == 20 { field_unaligned(block) } else { read(start + u64::from(length)) };
+                    transport =
+                        if length == 20 { field_unaligned(block) } else { read(start + u64::from(length)) };
                 }
                 6 => {
                     event.family = IPV6;
@@ -153,7 +157,10 @@ impl Skb {
 #[inline(always)]
 unsafe fn field_unaligned(block: *const [u64; HEADER_WORDS]) -> u64 {
     // SAFETY: 20..28 lies inside the block.
-    unsafe { u64::from(field::<u32, HEADER_WORDS>(block, 20)) | u64::from(field::<u32, HEADER_WORDS>(block, 24)) << 32 }
+    unsafe {
+        u64::from(field::<u32, HEADER_WORDS>(block, 20))
+            | u64::from(field::<u32, HEADER_WORDS>(block, 24)) << 32
+    }
 }
 
 #[inline(always)]

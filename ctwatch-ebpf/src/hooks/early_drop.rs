@@ -5,6 +5,7 @@ use crate::config::config;
 use crate::emit;
 use crate::hooks::kfree_skb::EMPTY;
 use crate::maps::{VICTIMS, add};
+use crate::marks;
 use crate::netns;
 use crate::packet::describe_from_tuple;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -19,8 +20,8 @@ pub fn on_return(ctx: &RetProbeContext) {
     let made_room = ctx.ret::<u64>() as u8 != 0;
     let Some(cpu) = netns::this_cpu() else { return };
     if !made_room {
-        // SAFETY: this CPU's own map value.
-        unsafe { (*cpu).full += 1 };
+        // SAFETY: this CPU's own map value, and the kernel's own registers.
+        unsafe { marks::leave(cpu, (*ctx.regs).rsp) };
         return;
     }
     // SAFETY: the kernel's own registers.

@@ -45,12 +45,11 @@ pub fn on_return(ctx: &RetProbeContext) {
     if result < u64::MAX - MAX_ERRNO + 1 || config!(by_kfree_skb) != 0 {
         return;
     }
-    let Some(cpu) = netns::this_cpu() else { return };
     let inum = netns::inum(net);
     let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
     let mut event = EMPTY;
     // SAFETY: this CPU's own map values.
-    let full = unsafe { refused_for_want_of_room(cpu, state, &mut event) };
+    let full = unsafe { refused_for_want_of_room(false, state, &mut event) };
     let cause = refusal(full);
     // SAFETY: the helper has no preconditions.
     event.at = unsafe { bpf_ktime_get_ns() };

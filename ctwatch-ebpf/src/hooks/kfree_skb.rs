@@ -4,6 +4,7 @@
 use crate::config::config;
 use crate::emit;
 use crate::maps::{add, control};
+use crate::marks;
 use crate::netns;
 use crate::packet::{Skb, describe_from_tuple};
 use crate::read::read;
@@ -66,15 +67,18 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         restart(state, now);
         return;
     };
+    // SAFETY: this CPU's own map value.
+    let marks = unsafe { marks::take(cpu) };
     let which = Moved {
-        drop: drops != 0,
+        // A context that was refused here but has not dropped its packet yet has moved the counter, too.
+        drop: drops > if marks.mine { 0 } else { marks.others },
         insert_failed: now.insert_failed != accounted.insert_failed,
         chaintoolong: now.chaintoolong != accounted.chaintoolong,
     };
     let entry = skb.entry();
     let mut event = EMPTY;
-    // SAFETY: this CPU's own map values.
-    let full = unsafe { refused_for_want_of_room(cpu, state, &mut event) };
+    // SAFETY: this CPU's own map value.
+    let full = unsafe { refused_for_want_of_room(marks.mine, state, &mut event) };
     let Some(cause) = classify(which, entry != 0, full) else { return };
     // SAFETY: pointers into map values. Atomic, since an interrupt on this CPU may account for its own loss between.
     unsafe {
@@ -89,22 +93,22 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         }
     }
     if entry == 0 {
-        // SAFETY: this CPU's own map value.
-        unsafe {
-            if (*cpu).full != 0 {
-                (*cpu).full -= 1;
-            } else if drops > 1
-                && let Some(control) = control()
-            {
-                add(&raw mut (*control).ambiguous, 1);
-            }
+        if !marks.mine
+            && drops > 1
+            && let Some(control) = control()
+        {
+            // SAFETY: a pointer into the map's value.
+            unsafe { add(&raw mut (*control).ambiguous, 1) };
         }
         if config!(by_kfree_skb) == 0 {
             // The init_conntrack pair reports it.
             return;
         }
     }
-    event.at = unsafe { bpf_ktime_get_ns() };
+    if config!(detail) != 0 {
+        // SAFETY: the helper has no preconditions.
+        event.at = unsafe { bpf_ktime_get_ns() };
+    }
     event.netns = inum;
     event.kind = cause as u8;
     skb.describe_path(entry != 0, &mut event);
@@ -153,9 +157,12 @@ fn restart(state: *mut NetCpu, now: Counters) {
 /// Reads the fill into the event, and tells a full table from want of memory.
 ///
 /// # Safety
-/// Both pointers must be this CPU's map values.
+/// `state` must be this CPU's map value.
 #[inline(always)]
-pub unsafe fn refused_for_want_of_room(cpu: *mut crate::maps::Cpu, state: *mut NetCpu, event: &mut LossEvent) -> bool {
+pub unsafe fn refused_for_want_of_room(marked: bool, state: *mut NetCpu, event: &mut LossEvent) -> bool {
+    if marked && config!(detail) == 0 {
+        return true;
+    }
     // SAFETY: the caller's.
     unsafe {
         if (*state).count != 0 {
@@ -168,7 +175,7 @@ pub unsafe fn refused_for_want_of_room(cpu: *mut crate::maps::Cpu, state: *mut N
         }
         // Only a probed early_drop lets us say "no memory": a table that was full may have room again by now.
         config!(early_drop_probed) == 0
-            || (*cpu).full != 0
+            || marked
             || event.flags & (flag::COUNT | flag::MAX) != flag::COUNT | flag::MAX
             || event.count >= event.max
     }

@@ -2,13 +2,17 @@
 //! It runs with interrupts as the kernel left them, so what it notes is exact for this CPU.
 
 use crate::config::config;
+use crate::emit;
 use crate::maps::control;
 use crate::netns::{self, Start};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::programs::RawTracePointContext;
+use ctwatch_common::Cause;
+use ctwatch_common::classify::missed;
 
-/// First argument: 0 finds the caller's netns, 1 takes its present counts as the base, 2 takes it as new.
+/// First argument: 0 finds the caller's netns, 1 takes its present counts as the base, 2 takes it as new,
+/// 3 owns up to losses whose packets were missed on this CPU.
 #[inline(always)]
 pub fn run(ctx: &RawTracePointContext) -> i32 {
     let Some(control) = control() else { return 1 };
@@ -24,6 +28,41 @@ pub fn run(ctx: &RawTracePointContext) -> i32 {
         }
     }
     let net: u64 = ctx.arg(1);
+    if what == 3 {
+        settle(net);
+        return 0;
+    }
     let start = if what == 1 { Start::Present } else { Start::Fresh };
     i32::from(netns::lookup(net, netns::inum(net), start).is_none())
+}
+
+/// What the kernel counted on this CPU and no program saw (a migration in the middle of a drop, a probe that was
+/// skipped) is counted without a tuple, so that the totals stay right.
+#[inline(always)]
+fn settle(net: u64) {
+    let inum = netns::inum(net);
+    let Some(state) = netns::lookup(net, inum, Start::NotYet) else { return };
+    // SAFETY: this CPU's own map value.
+    unsafe {
+        let now = netns::counters((*state).stat);
+        let accounted = (*state).accounted;
+        let mut missed = missed(now, accounted);
+        if config!(by_kfree_skb) == 0 {
+            // The init_conntrack pair counts these without looking at the kernel's counter.
+            missed.drop = 0;
+        }
+        (*state).accounted = now;
+        for (cause, count) in
+            [(Cause::TableFull, missed.drop), (Cause::Clash, missed.clash), (Cause::Dying, missed.dying)]
+        {
+            if count != 0 {
+                emit::count_unattributed(inum, cause, u64::from(count));
+            }
+        }
+        for (cause, count) in [(Cause::ChainTooLong, missed.chaintoolong), (Cause::Evicted, missed.evicted)] {
+            if count != 0 {
+                emit::count_unattributed(inum, cause, u64::from(count));
+            }
+        }
+    }
 }

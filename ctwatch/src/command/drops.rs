@@ -19,7 +19,7 @@ use crate::kernel::Kernel;
 use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
 use crate::probe::plan::Wishes;
-use crate::state::report::{Hook, Notice, SCHEMA, Start};
+use crate::state::report::{Hook, Notice, SCHEMA, Start, Unexplained};
 use crate::state::{Backend, State};
 use crate::view::View;
 use crate::watch::{Change, Settings, Watch, conntrack_module};
@@ -137,6 +137,7 @@ fn wishes(drops: &Drops, backend: Backend, skips_nested: bool) -> Option<Wishes>
         kprobes,
         flows: kprobes && (drops.count_flows || drops.insert_events),
         insert_events: drops.insert_events,
+        detail: drops.drop_events || drops.insert_events,
         pair: drops.table_full == TableFullBy::InitConntrack,
         skips_nested,
     })
@@ -157,6 +158,7 @@ async fn watch_until(
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ring = watch.ring()?;
     let mut lost_before = 0;
+    let mut unexplained_before = Unexplained::default();
     loop {
         tokio::select! {
             biased;
@@ -168,6 +170,12 @@ async fn watch_until(
                     view.notice(&notice_of(change))?;
                 }
                 let tick = state.sample(&watch.sample()?);
+                // The same difference twice in a row is no loss on its way: the programs missed it.
+                if !tick.unexplained.is_zero() && tick.unexplained == unexplained_before {
+                    watch.settle();
+                    view.notice(&settled())?;
+                }
+                unexplained_before = tick.unexplained;
                 if tick.lost_events > lost_before {
                     view.notice(&events_lost(tick.lost_events - lost_before))?;
                     lost_before = tick.lost_events;
@@ -185,7 +193,10 @@ fn finish(watch: &mut Watch, state: &mut State, view: &mut dyn View) -> Result<(
     // In a storm events never end; what the ring holds now is what belongs to this run.
     let end = Instant::now() + Duration::from_millis(200);
     while watch.drain(BATCH, |loss| drop(state.loss(loss))) == BATCH && Instant::now() < end {}
-    state.sample(&watch.sample()?);
+    if !state.sample(&watch.sample()?).unexplained.is_zero() {
+        watch.settle();
+        state.sample(&watch.sample()?);
+    }
     view.end(&state.end(Timestamp::now()))?;
     Ok(())
 }
@@ -250,6 +261,15 @@ fn notice_of(change: Change) -> Notice {
         ),
     };
     Notice { time: Timestamp::now(), code, text }
+}
+
+fn settled() -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "losses_without_tuple",
+        text: "the kernel counted losses whose packets no program saw: they are counted without a tuple"
+            .to_owned(),
+    }
 }
 
 fn events_lost(count: u64) -> Notice {

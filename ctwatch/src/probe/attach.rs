@@ -55,6 +55,13 @@ impl Probe {
         sync::bases(&self.states, net)
     }
 
+    /// Counts what the kernel counted and the programs missed: without a tuple, but counted.
+    pub fn settle(&self, place: &Place) -> Result<()> {
+        let program = self.sync_program()?;
+        netns::inside(place, || sync::find_here(program))?;
+        sync::settle(program, self.shared.sync_net())
+    }
+
     fn sync_program(&self) -> Result<&RawTracePoint> {
         let program = self.ebpf.program("sync").context("the eBPF object has no program \"sync\"")?;
         program.try_into().context("the program \"sync\" has an unexpected type")

@@ -48,6 +48,8 @@ pub struct Wishes {
     pub flows: bool,
     /// Send inserts as events.
     pub insert_events: bool,
+    /// Single events are shown, so they carry time, fill and device.
+    pub detail: bool,
     /// See a full table by the init_conntrack pair rather than where the packet is freed.
     pub pair: bool,
     /// The kernel skips a tracing program that interrupts itself (bpf_prog.active, 5.16 and later).
@@ -66,6 +68,7 @@ pub struct Plan {
 /// Decides, and sets the switches in `config` to match. `Err` says which symbol is missing for any watch at all.
 pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Plan, String> {
     let mut plan = Plan { attachments: Vec::new(), notes: Vec::new() };
+    config.detail = u32::from(wishes.detail);
     let freed_there = symbols.get("nf_hook_slow").is_some();
     if freed_there {
         plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
@@ -148,12 +151,18 @@ impl Plan {
 mod tests {
     use super::*;
 
-    const WISHES: Wishes =
-        Wishes { kprobes: true, flows: true, insert_events: false, pair: false, skips_nested: true };
+    const WISHES: Wishes = Wishes {
+        kprobes: true,
+        flows: true,
+        insert_events: false,
+        detail: false,
+        pair: false,
+        skips_nested: true,
+    };
 
     fn symbols(names: &[&str]) -> Symbols {
         let text: String =
-            names.iter().enumerate().map(|(at, name)| format!("{:x} t {name}\n", (at + 1) * 16)).collect();
+            names.iter().enumerate().map(|(at, name)| format!("{:016x} t {name}\n", (at + 1) * 16)).collect();
         Symbols::parse(text.as_bytes()).expect("readable kallsyms")
     }
 

@@ -43,6 +43,14 @@ pub fn take(program: &RawTracePoint, net: u64, take: Take) -> Result<()> {
     Ok(())
 }
 
+/// Has the programs own up to losses whose packets they missed, in one netns on every online CPU.
+pub fn settle(program: &RawTracePoint, net: u64) -> Result<()> {
+    for cpu in online_cpus(Path::new("/sys"))? {
+        run(program, [3, net], Some(cpu))?;
+    }
+    Ok(())
+}
+
 /// The counters each CPU's watch began with.
 pub fn bases(states: &PerCpuHashMap<MapData, u64, State>, net: u64) -> Result<Vec<Option<Counters>>> {
     let values = states.get(&net, 0).context("reading what the sync program noted")?;

@@ -251,6 +251,16 @@ impl Watch {
         Ok(Sample { time: self.clock.time(), interval_s, netns, slots, overflow, lost_events, ambiguous })
     }
 
+    /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just
+    /// being seen would lose its tuple.
+    pub fn settle(&self) {
+        let Some(probe) = &self.probe else { return };
+        for place in self.places.values() {
+            // A netns that dies meanwhile takes its counters along.
+            let _ = probe.settle(place);
+        }
+    }
+
     fn slots(&mut self) -> Vec<SlotSample> {
         let mut slots = self.carried.slots.clone();
         if let Some(probe) = &mut self.probe {
