@@ -35,15 +35,15 @@ before_early=$(kernel_counter early_drop)
 
 say "Peak traffic. Users see errors: which flows are hurt?"
 printf '\033[1m$ sudo ctwatch drops\033[0m\n'
-ctwatch drops &
+screen=$(mktemp)
+ctwatch drops > >(tee "$screen") &
 watcher=$!
-# It watches once its probes are in the kernel; then the traffic comes.
+# Its second tick means that it watches; then the traffic comes.
 tries=0
-until bpftool perf show 2>/dev/null | grep -q early_drop || [ "$tries" -gt 100 ]; do
+until [ "$(grep -c '%' "$screen")" -ge 2 ] || [ "$tries" -gt 300 ]; do
   tries=$((tries + 1))
-  sleep 0.2
+  sleep 0.1
 done
-sleep 1
 bash "$story" load "${DEMO_SECONDS:-10}" > /dev/null
 # Connections given up on are quiet after their last SYN.
 sleep 2
