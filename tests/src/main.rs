@@ -34,14 +34,19 @@ enum Task {
     /// Run the tracepoint backend on this host in a private netns; touches no sysctl
     Native,
     /// Print the instruction table; only in a VM with -icount shift=0,sleep=off -smp 1
-    BenchGuest,
+    BenchGuest {
+        /// Measure once in this process
+        #[arg(long, hide = true)]
+        measure: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Guest { kernel, only, list, one } => guest(&kernel, &only, list, one.as_deref()),
         Task::Native => native::run().map(|()| 0),
-        Task::BenchGuest => bench::run().map(|()| 0),
+        Task::BenchGuest { measure: false } => bench::run().map(|()| 0),
+        Task::BenchGuest { measure: true } => bench::measure().map(|()| 0),
     };
     match done {
         Ok(code) => ExitCode::from(code),
