@@ -8,6 +8,7 @@ use crate::netns::{self, Start};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::programs::RawTracePointContext;
+use aya_log_ebpf::debug;
 use ctwatch_common::Cause;
 use ctwatch_common::classify::missed;
 
@@ -29,17 +30,29 @@ pub fn run(ctx: &RawTracePointContext) -> i32 {
     }
     let net: u64 = ctx.arg(1);
     if what == 3 {
-        settle(net);
+        settle(ctx, net);
         return 0;
     }
     let start = if what == 1 { Start::Present } else { Start::Fresh };
-    i32::from(netns::lookup(net, netns::inum(net), start).is_none())
+    let inum = netns::inum(net);
+    let Some(state) = netns::lookup(net, inum, start) else { return 1 };
+    // SAFETY: this CPU's own map value.
+    let (base, count) = unsafe { ((*state).base, (*state).count) };
+    debug!(
+        ctx,
+        "netns {}: this CPU starts at drop {}, early_drop {}; count at 0x{:x}",
+        inum,
+        base.drop,
+        base.early_drop,
+        count
+    );
+    0
 }
 
 /// What the kernel counted on this CPU and no program saw (a migration in the middle of a drop, a probe that was
 /// skipped) is counted without a tuple, so that the totals stay right.
 #[inline(always)]
-fn settle(net: u64) {
+fn settle(ctx: &RawTracePointContext, net: u64) {
     let inum = netns::inum(net);
     let Some(state) = netns::lookup(net, inum, Start::NotYet) else { return };
     // SAFETY: this CPU's own map value.
@@ -52,6 +65,7 @@ fn settle(net: u64) {
             missed.drop = 0;
         }
         (*state).accounted = now;
+        debug!(ctx, "netns {}: this CPU missed {} drops and {} evictions", inum, missed.drop, missed.evicted);
         for (cause, count) in
             [(Cause::TableFull, missed.drop), (Cause::Clash, missed.clash), (Cause::Dying, missed.dying)]
         {

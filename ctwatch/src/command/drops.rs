@@ -18,6 +18,7 @@ use crate::event::NetnsId;
 use crate::kernel::Kernel;
 use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
+use crate::probe::diagnostics;
 use crate::probe::plan::Wishes;
 use crate::state::report::{Hook, Notice, SCHEMA, Start, Unexplained};
 use crate::state::{Backend, State};
@@ -30,8 +31,6 @@ const LOOK_AT_EVENTS: Duration = Duration::from_millis(100);
 const LOOK_FOR_CONNTRACK: Duration = Duration::from_millis(250);
 /// Events taken at once before ticks and signals get their turn.
 const BATCH: usize = 1 << 14;
-/// aya-log's level for `debug!`; 0 compiles all logging out of the loaded programs.
-const LOG_DEBUG: u8 = 4;
 
 /// Runs it.
 pub fn run(config: &Config, drops: &Drops) -> Result<Exit> {
@@ -53,14 +52,19 @@ struct Stop {
 }
 
 impl Stop {
-    fn new(duration: Option<Duration>) -> Result<Self> {
+    fn new() -> Result<Self> {
         let listen = |kind| signal(kind).context("listening for signals");
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
-            at: duration.map(|duration| tokio::time::Instant::now() + duration),
+            at: None,
         })
+    }
+
+    /// The duration counts from here: waiting and attaching don't belong to it.
+    fn after(&mut self, duration: Option<Duration>) {
+        self.at = duration.map(|duration| tokio::time::Instant::now() + duration);
     }
 
     /// Waits for a signal or the end of the duration. Safe to cancel.
@@ -85,7 +89,7 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
     // Wrong usage is told before anything waits or is loaded.
     let wanted_netns = resolve_netns(&drops.netns)?;
     let mut view = view(drops.format, &config.look, wanted_netns.clone());
-    let mut stop = Stop::new(drops.duration)?;
+    let mut stop = Stop::new()?;
     let mut kernel = Kernel::read(&roots);
     let mut found = look(&roots, &kernel, None);
     let (mut backend, mut reason) = backend::choose(drops.backend, &found)?;
@@ -101,7 +105,7 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
     let settings = Settings {
         roots: roots.clone(),
         wishes: wishes(drops, backend, found.skips_nested),
-        log_level: if config.verbosity >= 2 { LOG_DEBUG } else { 0 },
+        log_level: if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 },
     };
     let (mut watch, began) =
         Watch::start(settings, kernel).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
@@ -122,6 +126,7 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
         since_boot: began.since_boot,
     })?;
     let mut state = State::new(drops.settings(backend, wanted_netns));
+    stop.after(drops.duration);
     watch_until(&mut watch, &mut state, view.as_mut(), &mut stop, drops.interval).await?;
     finish(&mut watch, &mut state, view.as_mut())?;
     Ok(Exit::Done)
@@ -182,8 +187,8 @@ async fn watch_until(
                 }
                 view.tick(&tick)?;
             }
-            () = readable(ring.as_ref()) => drain(watch, state, view, BATCH)?,
-            _ = looks.tick() => drain(watch, state, view, BATCH)?,
+            () = readable(ring.as_ref()) => drop(drain(watch, state, view, BATCH)?),
+            _ = looks.tick() => drop(drain(watch, state, view, BATCH)?),
         }
     }
 }
@@ -192,16 +197,21 @@ async fn watch_until(
 fn finish(watch: &mut Watch, state: &mut State, view: &mut dyn View) -> Result<()> {
     // In a storm events never end; what the ring holds now is what belongs to this run.
     let end = Instant::now() + Duration::from_millis(200);
-    while watch.drain(BATCH, |loss| drop(state.loss(loss))) == BATCH && Instant::now() < end {}
-    if !state.sample(&watch.sample()?).unexplained.is_zero() {
+    while drain(watch, state, view, BATCH)? == BATCH && Instant::now() < end {}
+    // The interval that was cut short: ticks add up to the summary.
+    let tick = state.sample(&watch.sample()?);
+    view.tick(&tick)?;
+    if !tick.unexplained.is_zero() {
         watch.settle();
-        state.sample(&watch.sample()?);
+        view.notice(&settled())?;
+        view.tick(&state.sample(&watch.sample()?))?;
     }
     view.end(&state.end(Timestamp::now()))?;
     Ok(())
 }
 
-fn drain(watch: &mut Watch, state: &mut State, view: &mut dyn View, limit: usize) -> Result<()> {
+/// Takes events; returns how many there were.
+fn drain(watch: &mut Watch, state: &mut State, view: &mut dyn View, limit: usize) -> Result<usize> {
     let mut written = Ok(());
     let taken = watch.drain(limit, |loss| {
         if let Some(event) = state.loss(loss)
@@ -214,7 +224,7 @@ fn drain(watch: &mut Watch, state: &mut State, view: &mut dyn View, limit: usize
     if taken > 0 {
         view.flush()?;
     }
-    Ok(())
+    Ok(taken)
 }
 
 /// Waits until the ring buffer says it holds much.

@@ -14,6 +14,7 @@ use ctwatch_common::event::{LOSS_EVENT_SIZE, LossEvent};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::diagnostics::Diagnostics;
 use super::object;
 use super::plan::{Attachment, HookKind, Plan};
 use super::shared::Shared;
@@ -27,6 +28,7 @@ pub struct Probe {
     pub shared: Shared,
     ring: RingBuf<MapData>,
     states: PerCpuHashMap<MapData, u64, State>,
+    diagnostics: Option<Diagnostics>,
 }
 
 impl Probe {
@@ -43,7 +45,8 @@ impl Probe {
         let ring = RingBuf::try_from(take(&mut ebpf, "EVENTS")?.0).context("opening the ring buffer")?;
         let states =
             PerCpuHashMap::try_from(take(&mut ebpf, "NETS")?.0).context("opening the map of netns")?;
-        Ok(Self { ebpf, shared, ring, states })
+        let diagnostics = (log_level > 0).then(|| Diagnostics::open(&mut ebpf)).transpose()?;
+        Ok(Self { ebpf, shared, ring, states, diagnostics })
     }
 
     /// Makes a netns known to the programs; returns the counters each CPU's watch begins with.
@@ -78,6 +81,13 @@ impl Probe {
             count += 1;
         }
         count
+    }
+
+    /// Writes what the programs say of themselves, if they were asked to.
+    pub fn write_diagnostics(&mut self) {
+        if let Some(diagnostics) = &mut self.diagnostics {
+            diagnostics.write();
+        }
     }
 
     /// The ring buffer's readiness: readable once much is waiting.

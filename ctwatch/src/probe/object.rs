@@ -23,8 +23,10 @@ pub fn load(config: &Config, netns: u32, log_level: u8) -> Result<Ebpf> {
         // The object needs no BTF relocation, and parsing the kernel's for it would take 21 MB.
         .btf(None)
         .override_global("CONFIG", &Frozen(*config), true)
-        .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("NETS", netns)
+        // One page unless someone reads it.
+        .map_max_entries("AYA_LOGS", if log_level == 0 { 4096 } else { 1 << 17 })
         .load(OBJECT)
         .context("loading the eBPF object (this needs CAP_BPF or root)")
 }

@@ -215,6 +215,9 @@ impl Watch {
     /// Reads everything: the kernel's counters, ours, the kernel's again.
     pub fn sample(&mut self) -> Result<Sample> {
         self.clock = Clock::now();
+        if let Some(probe) = &mut self.probe {
+            probe.write_diagnostics();
+        }
         let now = Instant::now();
         let interval_s = now.duration_since(self.last_sample).as_secs_f64();
         self.last_sample = now;
