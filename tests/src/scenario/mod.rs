@@ -80,7 +80,7 @@ const SCENARIOS: &[Scenario] = &[
     ),
     Scenario("counters_backend_shows_the_kernels_totals", firewall::counters_backend_shows_totals, 240),
     Scenario("both_ways_of_seeing_table_full_agree", attach::both_ways_agree, 240),
-    Scenario("attach_and_detach_50_times_in_a_storm", attach::fifty_times_in_a_storm, 900),
+    Scenario("attach_and_detach_50_times_in_a_storm", attach::fifty_times_in_a_storm, 2400),
     Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240),
     Scenario("filters_and_keys", filters::filters_and_keys, 600),
     Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240),
