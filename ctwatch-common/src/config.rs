@@ -71,7 +71,7 @@ pub struct Config {
     pub stat_early_drop: u32,
     /// ip_conntrack_stat.chaintoolong, [`NONE`] in 5.10
     pub stat_chaintoolong: u32,
-    /// nf_conn.tuplehash[0].tuple
+    /// The tuple in nf_conn.tuplehash, original direction
     pub ct_tuple: u32,
     /// nf_conn.status: the span starts here
     pub ct_status: u32,

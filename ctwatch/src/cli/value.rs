@@ -1,5 +1,5 @@
 //! Single values of the command line, from text. The errors here complete clap's sentence
-//! "invalid value '…' for '--flag <NAME>': ", so they say what a good value looks like.
+//! `invalid value '…' for '--flag <NAME>': `, so they say what a good value looks like.
 
 use std::net::IpAddr;
 use std::str::FromStr as _;
