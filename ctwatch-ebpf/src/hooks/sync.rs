@@ -3,7 +3,7 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::control;
+use crate::maps::{add, control};
 use crate::netns::{self, Start};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_get_current_task;
@@ -13,7 +13,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::classify::missed;
 
 /// First argument: 0 finds the caller's netns, 1 takes its present counts as the base, 2 takes it as new,
-/// 3 owns up to losses whose packets were missed on this CPU.
+/// 3 owns up to losses of one cause (third argument) whose packets were missed on this CPU.
 #[inline(always)]
 pub fn run(ctx: &RawTracePointContext) -> i32 {
     let Some(control) = control() else { return 1 };
@@ -30,7 +30,7 @@ pub fn run(ctx: &RawTracePointContext) -> i32 {
     }
     let net: u64 = ctx.arg(1);
     if what == 3 {
-        settle(ctx, net);
+        settle(ctx, net, ctx.arg(2));
         return 0;
     }
     let start = if what == 1 { Start::Present } else { Start::Fresh };
@@ -50,33 +50,39 @@ pub fn run(ctx: &RawTracePointContext) -> i32 {
 }
 
 /// What the kernel counted on this CPU and no program saw (a migration in the middle of a drop, a probe that was
-/// skipped) is counted without a tuple, so that the totals stay right.
+/// skipped) is counted without a tuple, so that the totals stay right. One cause a run keeps the program small.
 #[inline(always)]
-fn settle(ctx: &RawTracePointContext, net: u64) {
+fn settle(ctx: &RawTracePointContext, net: u64, number: u64) {
     let inum = netns::inum(net);
     let Some(state) = netns::lookup(net, inum, Start::NotYet) else { return };
     // SAFETY: this CPU's own map value.
     unsafe {
-        let now = netns::counters((*state).stat);
-        let accounted = (*state).accounted;
-        let mut missed = missed(now, accounted);
-        if config!(by_kfree_skb) == 0 {
+        let missed = missed(netns::counters((*state).stat), (*state).accounted);
+        let accounted = &raw mut (*state).accounted;
+        let (cause, count) = if number == Cause::ChainTooLong as u64 {
+            add(&raw mut (*accounted).chaintoolong, missed.chaintoolong);
+            add(&raw mut (*accounted).insert_failed, missed.chaintoolong);
+            (Cause::ChainTooLong, missed.chaintoolong)
+        } else if number == Cause::Clash as u64 {
+            add(&raw mut (*accounted).drop, missed.clash);
+            add(&raw mut (*accounted).insert_failed, missed.clash);
+            (Cause::Clash, missed.clash)
+        } else if number == Cause::Dying as u64 {
+            add(&raw mut (*accounted).insert_failed, missed.dying);
+            (Cause::Dying, missed.dying)
+        } else if number == Cause::Evicted as u64 {
+            add(&raw mut (*accounted).early_drop, missed.evicted);
+            (Cause::Evicted, missed.evicted)
+        } else if config!(by_kfree_skb) != 0 {
+            add(&raw mut (*accounted).drop, missed.drop);
+            (Cause::TableFull, missed.drop)
+        } else {
             // The init_conntrack pair counts these without looking at the kernel's counter.
-            missed.drop = 0;
-        }
-        (*state).accounted = now;
-        debug!(ctx, "netns {}: this CPU missed {} drops and {} evictions", inum, missed.drop, missed.evicted);
-        for (cause, count) in
-            [(Cause::TableFull, missed.drop), (Cause::Clash, missed.clash), (Cause::Dying, missed.dying)]
-        {
-            if count != 0 {
-                emit::count_unattributed(inum, cause, u64::from(count));
-            }
-        }
-        for (cause, count) in [(Cause::ChainTooLong, missed.chaintoolong), (Cause::Evicted, missed.evicted)] {
-            if count != 0 {
-                emit::count_unattributed(inum, cause, u64::from(count));
-            }
+            return;
+        };
+        if count != 0 {
+            emit::count_unattributed(inum, cause, u64::from(count));
+            debug!(ctx, "netns {}: {} losses of cause {} were missed", inum, count, cause as u8);
         }
     }
 }

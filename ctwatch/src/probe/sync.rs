@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, PerCpuHashMap};
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
+use ctwatch_common::Cause;
 use ctwatch_common::classify::Counters;
 use ctwatch_common::netns::NetCpu;
 
@@ -28,7 +29,7 @@ unsafe impl aya::Pod for State {}
 
 /// Runs the sync program on the calling thread: the netns it is in becomes known by address.
 pub fn find_here(program: &RawTracePoint) -> Result<()> {
-    run(program, [0, 0], None)
+    run(program, [0; 3], None)
 }
 
 /// Runs the sync program on every online CPU for one netns.
@@ -38,15 +39,19 @@ pub fn take(program: &RawTracePoint, net: u64, take: Take) -> Result<()> {
         Take::AsNew => 2,
     };
     for cpu in online_cpus(Path::new("/sys"))? {
-        run(program, [what, net], Some(cpu))?;
+        run(program, [what, net, 0], Some(cpu))?;
     }
     Ok(())
 }
 
 /// Has the programs own up to losses whose packets they missed, in one netns on every online CPU.
 pub fn settle(program: &RawTracePoint, net: u64) -> Result<()> {
+    // Those that explain two counters come first.
+    let causes = [Cause::ChainTooLong, Cause::Clash, Cause::Dying, Cause::TableFull, Cause::Evicted];
     for cpu in online_cpus(Path::new("/sys"))? {
-        run(program, [3, net], Some(cpu))?;
+        for cause in causes {
+            run(program, [3, net, cause as u64], Some(cpu))?;
+        }
     }
     Ok(())
 }
@@ -57,9 +62,9 @@ pub fn bases(states: &PerCpuHashMap<MapData, u64, State>, net: u64) -> Result<Ve
     Ok(values.iter().map(|State(state)| (state.synced != 0).then_some(state.base)).collect())
 }
 
-fn run(program: &RawTracePoint, arguments: [u64; 2], cpu: Option<u32>) -> Result<()> {
+fn run(program: &RawTracePoint, arguments: [u64; 3], cpu: Option<u32>) -> Result<()> {
     let mut options = RawTracePointRunOptions::new();
-    options.args[..2].copy_from_slice(&arguments);
+    options.args[..3].copy_from_slice(&arguments);
     options.cpu = cpu;
     let result = program.test_run(options).context("running the sync program (BPF_PROG_TEST_RUN)")?;
     if result.return_value != 0 {
