@@ -71,7 +71,7 @@ pub(super) fn tcp_losses_equal_nft_counters(_: &Guest) -> Result<Outcome> {
     nftables::track()?;
     // Conntrack passes an invalid packet on at LOCAL_OUT and meets it again at PRE_ROUTING: both hooks can lose one.
     let witnesses = [Witness::place("output", "tcp", &ports)?, Witness::place("prerouting", "tcp", &ports)?];
-    let _listeners = tcp::listen(&ports)?;
+    let listeners = tcp::listen(&ports)?;
     let _limit = table::lower_limit()?;
     table::fill(Mix::Realistic)?;
     let netns = own_inode()?;
@@ -96,7 +96,9 @@ pub(super) fn tcp_losses_equal_nft_counters(_: &Guest) -> Result<Outcome> {
     let started: usize = connections.iter().map(Vec::len).sum();
     // Past the second retransmit (3 s), which slow emulation may send late.
     thread::sleep(Duration::from_millis(4500));
-    drop(connections);
+    // From here on nothing moves, so that nft's counters before and after conntrack belong together.
+    tcp::abort(connections, listeners)?;
+    thread::sleep(Duration::from_millis(1500));
     drops.wait_for_ticks(2)?;
     let run = drops.stop()?;
     let kernel = Counters::read()?.since(&before);

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::sys::socket::{SockaddrStorage, connect};
+use nix::sys::socket::{SockaddrStorage, connect, setsockopt, sockopt};
 
 use crate::sys;
 
@@ -29,4 +29,15 @@ pub fn start(to: SocketAddr) -> Result<OwnedFd> {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
         Err(error) => Err(error).with_context(|| format!("connecting to {to}")),
     }
+}
+
+/// Ends everything at once and for good: no FIN or SYN is sent again while counters are read one after another.
+pub fn abort(connections: Vec<Vec<OwnedFd>>, listeners: Vec<TcpListener>) -> Result<()> {
+    for socket in connections.iter().flatten() {
+        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(socket, sockopt::Linger, &at_once).context("SO_LINGER")?;
+    }
+    drop(connections);
+    drop(listeners);
+    Ok(())
 }
