@@ -87,6 +87,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("since_boot_is_what_the_kernel_counted_before", namespaces::since_boot, 240),
     Scenario("chain_too_long_is_told_apart", causes::chain_too_long, 300),
     Scenario("clash_is_told_apart", causes::clash, 300),
+    Scenario("nat_port_exhaustion_is_a_clash", causes::nat_port_exhaustion, 240),
     Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400),
     Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
