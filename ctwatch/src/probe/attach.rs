@@ -9,11 +9,12 @@ use aya::maps::{Map, MapData, PerCpuHashMap, RingBuf};
 use aya::programs::{KProbe, Program, RawTracePoint};
 use ctwatch_common::classify::Counters;
 use ctwatch_common::config::Config;
-use ctwatch_common::event::{LOSS_EVENT_SIZE, LossEvent};
+use ctwatch_common::event::LossEvent;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::decode::decode;
 use super::diagnostics::Diagnostics;
 use super::object;
 use super::plan::{Attachment, HookKind, Plan};
@@ -75,7 +76,7 @@ impl Probe {
         let mut count = 0;
         while count < limit {
             let Some(item) = self.ring.next() else { break };
-            if let Some(event) = decode(&item) {
+            if let Some(event) = decode(&item[..]) {
                 each(event);
             }
             count += 1;
@@ -122,15 +123,6 @@ impl Probe {
             })
             .collect())
     }
-}
-
-/// An event out of the ring buffer's bytes.
-fn decode(bytes: &[u8]) -> Option<LossEvent> {
-    if bytes.len() < LOSS_EVENT_SIZE {
-        return None;
-    }
-    // SAFETY: long enough, and any bit pattern is a valid event.
-    Some(unsafe { bytes.as_ptr().cast::<LossEvent>().read_unaligned() })
 }
 
 /// A map taken out of the object.

@@ -2,6 +2,7 @@
 //! It decides nothing about what is shown.
 
 pub mod attach;
+mod decode;
 pub mod diagnostics;
 mod object;
 pub mod offsets;
