@@ -31,6 +31,8 @@ impl Bpftrace {
         );
         let child = Command::new("bpftrace")
             .args(["-B", "line", "-e", &script])
+            // 5.10 has no BTF of modules, and bpftrace 0.17 then overlooks the kernel's own unless told where it is.
+            .env("BPFTRACE_BTF", "/sys/kernel/btf/vmlinux")
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
