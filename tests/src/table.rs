@@ -1,6 +1,8 @@
 //! What a production host's table looks like when it is full: thousands of flows, most of them assured, a few not.
 //! It may only make entries and lower the limit inside a VM; drops are the traffic's business.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use anyhow::{Result, ensure};
 
 use crate::ctnetlink::{Entry, Maker, TcpState};
@@ -8,6 +10,9 @@ use crate::sysctl::{self, Setting};
 
 /// The limit scenarios lower nf_conntrack_max to.
 pub const LIMIT: u64 = 4000;
+
+/// Entries made so far in this process, so that topping a table up makes new ones.
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Of which entries a table is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +30,8 @@ pub fn lower_limit() -> Result<Setting> {
     Setting::set(sysctl::MAX, LIMIT)
 }
 
-/// Fills the calling thread's netns up to the limit, and returns how many entries it holds then.
+/// Fills the calling thread's netns up to the limit, and returns how many entries it holds then. To be called again
+/// just before traffic: meanwhile gc takes flows that aren't assured out of a full table.
 pub fn fill(mix: Mix) -> Result<u64> {
     fill_to(mix, sysctl::read(sysctl::MAX)?)
 }
@@ -33,15 +39,14 @@ pub fn fill(mix: Mix) -> Result<u64> {
 /// Fills the calling thread's netns up to `wanted` entries.
 pub fn fill_to(mix: Mix, wanted: u64) -> Result<u64> {
     let mut maker = Maker::open()?;
-    let mut next = 0;
     for _ in 0..8 {
         let count = sysctl::read(sysctl::COUNT)?;
         if count >= wanted {
             return Ok(count);
         }
         let missing = (wanted - count) as u32;
-        maker.create((next..next + missing).map(|index| entry(mix, index)))?;
-        next += missing;
+        let first = NEXT.fetch_add(missing, Ordering::Relaxed);
+        maker.create((first..first + missing).map(|index| entry(mix, index)))?;
     }
     let count = sysctl::read(sysctl::COUNT)?;
     ensure!(count >= wanted, "the table holds {count} of {wanted} entries after 8 rounds of filling");

@@ -30,6 +30,7 @@ pub(super) fn both_ways_agree(_: &Guest) -> Result<Outcome> {
     let netns = own_inode()?;
     let free = Drops::start(&["--backend", "kprobe", "--table-full", "kfree-skb"])?;
     let simple = Drops::start(&["--backend", "kprobe", "--table-full", "init-conntrack"])?;
+    table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
     let sent = udp::send_on_every_cpu(&Plan::new(loopback(&PORTS), 500))?;
     free.wait_for_ticks(2)?;
@@ -72,6 +73,7 @@ pub(super) fn fifty_times_in_a_storm(_: &Guest) -> Result<Outcome> {
     table::fill(Mix::Realistic)?;
     let netns = own_inode()?;
     let long = Drops::start(&["--backend", "kprobe"])?;
+    table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
     let neighbour = if exists("bpftrace") { Some(Bpftrace::start(NEIGHBOUR)?) } else { None };
     let stop = AtomicBool::new(false);

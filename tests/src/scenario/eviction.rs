@@ -23,6 +23,7 @@ pub(super) fn equal_early_drop(_: &Guest) -> Result<Outcome> {
     table::fill(Mix::OneWay)?;
     let netns = own_inode()?;
     let drops = Drops::start(&[])?;
+    table::fill(Mix::OneWay)?;
     let before = Counters::read()?;
     let plan = Plan { fresh_source_every: 1, ..Plan::new(loopback(&[port]), 1200) };
     let sent = udp::send_on_every_cpu(&plan)?;

@@ -96,6 +96,7 @@ pub(super) fn add_nothing_with_kprobes(_: &Guest) -> Result<Outcome> {
     table::fill(Mix::Realistic)?;
     let netns = own_inode()?;
     let drops = Drops::start(&["--backend", "kprobe"])?;
+    table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
     let (full, firewall) = mixed_traffic()?;
     drops.wait_for_ticks(2)?;
@@ -127,6 +128,7 @@ pub(super) fn tracepoint_alone_is_exact(_: &Guest) -> Result<Outcome> {
     table::fill(Mix::Realistic)?;
     let netns = own_inode()?;
     let drops = Drops::start(&["--backend", "tracepoint"])?;
+    table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
     let sent = udp::send_on_every_cpu(&Plan::new(loopback(&FULL), 500))?;
     drops.wait_for_ticks(2)?;
@@ -165,6 +167,7 @@ pub(super) fn never_claimed_by_tracepoint(_: &Guest) -> Result<Outcome> {
     admit_known_flows()?;
     table::fill(Mix::Realistic)?;
     let drops = Drops::start(&["--backend", "tracepoint"])?;
+    table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
     // First the firewall alone, where nothing may be claimed, then both.
     let alone = into_the_firewall(200)?;

@@ -25,6 +25,7 @@ pub(super) fn udp_losses_equal_eperm(_: &Guest) -> Result<Outcome> {
     table::fill(Mix::Realistic)?;
     let netns = own_inode()?;
     let drops = Drops::start(&[])?;
+    table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
     let sent = udp::send_on_every_cpu(&Plan::new(loopback(&ports), 400))?;
     drops.wait_for_ticks(2)?;
@@ -76,6 +77,7 @@ pub(super) fn tcp_losses_equal_nft_counters(_: &Guest) -> Result<Outcome> {
     table::fill(Mix::Realistic)?;
     let netns = own_inode()?;
     let drops = Drops::start(&[])?;
+    table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
     // Connections start on both CPUs; the retransmits leave from a timer softirq, whatever runs there.
     let connections = thread::scope(|scope| {

@@ -25,6 +25,8 @@ pub(super) fn two_full_at_once(_: &Guest) -> Result<Outcome> {
     other.run(|| table::fill(Mix::Realistic))?;
     let netns = own_inode()?;
     let drops = Drops::start(&[])?;
+    table::fill(Mix::Realistic)?;
+    other.run(|| table::fill(Mix::Realistic))?;
     let (before, other_before) = (Counters::read()?, other.counters()?);
     let (sent, other_sent) = thread::scope(|scope| {
         let there =

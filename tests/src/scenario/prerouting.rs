@@ -22,6 +22,7 @@ pub(super) fn losses_over_veth(_: &Guest) -> Result<Outcome> {
     table::fill(Mix::Realistic)?;
     let netns = own_inode()?;
     let drops = Drops::start(&["--events"])?;
+    table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
     let to = ports.iter().flat_map(|port| [(veth.v4.0, *port).into(), (veth.v6.0, *port).into()]).collect();
     let sent = other.run(|| udp::send_on_every_cpu(&Plan::new(to, 200)))?;
