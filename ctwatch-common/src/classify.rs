@@ -35,7 +35,14 @@ pub const fn fresh_base(current: u32, own: u32) -> u32 {
 #[inline(always)]
 pub const fn moved(current: u32, accounted: u32) -> Option<u32> {
     let delta = current.wrapping_sub(accounted);
-    if delta > u32::MAX / 2 { None } else { Some(delta) }
+    if delta <= u32::MAX / 2 {
+        Some(delta)
+    } else if accounted.wrapping_sub(current) <= FRESH {
+        // Two contexts claimed one move: the next loss pays it back, and the total stays right.
+        Some(0)
+    } else {
+        None
+    }
 }
 
 /// What moved on this CPU since the last loss was accounted for.

@@ -56,19 +56,22 @@ pub unsafe fn leave(cpu: *mut Cpu, stack: u64) {
 /// What the marks on this CPU say.
 #[derive(Clone, Copy)]
 pub struct Found {
+    /// This context has one, here; else [`MARKS`].
+    pub index: u32,
     /// This context has one.
     pub mine: bool,
     /// How many other contexts have one.
     pub others: u32,
 }
 
-/// Takes this context's mark, if it left one.
+/// Looks for this context's mark. It stays until [`clear`], after its loss is accounted for: an interrupt in between
+/// must see either the mark or the account, or it would take this loss for its own.
 ///
 /// # Safety
 /// `cpu` must be this CPU's record.
 #[inline(always)]
-pub unsafe fn take(cpu: *mut Cpu) -> Found {
-    let mut found = Found { mine: false, others: 0 };
+pub unsafe fn find(cpu: *mut Cpu) -> Found {
+    let mut found = Found { index: MARKS as u32, mine: false, others: 0 };
     let stack = here();
     let now = now();
     // SAFETY: the caller's.
@@ -81,7 +84,7 @@ pub unsafe fn take(cpu: *mut Cpu) -> Found {
             }
             if is_near((*mark).stack, stack) {
                 found.mine = true;
-                (*mark).stack = 0;
+                found.index = index as u32;
             } else if now - (*mark).since > OLD {
                 (*mark).stack = 0;
             } else {
@@ -90,4 +93,21 @@ pub unsafe fn take(cpu: *mut Cpu) -> Found {
         }
     }
     found
+}
+
+/// Removes this context's mark.
+///
+/// # Safety
+/// `cpu` must be this CPU's record.
+#[inline(always)]
+pub unsafe fn clear(cpu: *mut Cpu, found: Found) {
+    if found.mine {
+        // SAFETY: the caller's; the index is masked.
+        unsafe {
+            core::ptr::write_volatile(
+                &raw mut (*cpu).marks[(found.index & (MARKS as u32 - 1)) as usize].stack,
+                0,
+            )
+        };
+    }
 }

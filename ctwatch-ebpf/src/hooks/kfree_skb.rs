@@ -68,7 +68,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         return;
     };
     // SAFETY: this CPU's own map value.
-    let marks = unsafe { marks::take(cpu) };
+    let marks = unsafe { marks::find(cpu) };
     let which = Moved {
         // A context that was refused here but has not dropped its packet yet has moved the counter, too.
         drop: drops > if marks.mine { 0 } else { marks.others },
@@ -79,7 +79,11 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     let mut event = EMPTY;
     // SAFETY: this CPU's own map value.
     let full = unsafe { refused_for_want_of_room(marks.mine, state, &mut event) };
-    let Some(cause) = classify(which, entry != 0, full) else { return };
+    let Some(cause) = classify(which, entry != 0, full) else {
+        // SAFETY: this CPU's own map value.
+        unsafe { marks::clear(cpu, marks) };
+        return;
+    };
     // SAFETY: pointers into map values. Atomic, since an interrupt on this CPU may account for its own loss between.
     unsafe {
         if cause.bumps_drop() {
@@ -91,6 +95,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         if cause.bumps_chaintoolong() {
             add(&raw mut (*state).accounted.chaintoolong, 1);
         }
+        marks::clear(cpu, marks);
     }
     if entry == 0 {
         if !marks.mine

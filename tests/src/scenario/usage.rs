@@ -78,7 +78,7 @@ fn ended(command: &mut Command) -> Result<Output> {
         .stderr(fs::File::create(&err)?)
         .spawn()
         .with_context(|| format!("starting {command:?}"))?;
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(180);
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
@@ -86,7 +86,7 @@ fn ended(command: &mut Command) -> Result<Output> {
         if Instant::now() > until {
             let _ = child.kill();
             let _ = child.wait();
-            ensure!(false, "{command:?} did not end within 60 s: {}", fs::read_to_string(&err)?);
+            ensure!(false, "{command:?} did not end within 180 s: {}", fs::read_to_string(&err)?);
         }
         thread::sleep(Duration::from_millis(20));
     };
