@@ -121,7 +121,7 @@ pub(super) fn fifty_times_in_a_storm(_: &Guest) -> Result<Outcome> {
 /// Sends until told to stop, slowly enough to leave emulated CPUs some time for attaching.
 fn steadily(cpu: usize, stop: &AtomicBool) -> Result<Tally> {
     sys::pin(cpu)?;
-    let plan = Plan { pause: Duration::from_millis(2), ..Plan::new(loopback(&PORTS), 50) };
+    let plan = Plan { pause: Duration::from_millis(10), ..Plan::new(loopback(&PORTS), 50) };
     let mut tally = Tally::default();
     while !stop.load(Ordering::Relaxed) {
         tally.add(&udp::send(&plan)?);
