@@ -80,6 +80,18 @@ pub const fn classify(moved: Moved, has_entry: bool, table_full: bool) -> Option
     }
 }
 
+/// The cause of a packet without an entry that was refused although the table had room.
+///
+/// `nf_conntrack_in` counts `invalid` and `drop` when the TCP tracker answers NF_DROP (5.10 to 7.3): a SYN that reopens
+/// a connection whose entry is being destroyed on another CPU. `invalid` moves for accepted packets too, so this stays
+/// an inference; if it stood still, memory ran out.
+#[must_use]
+#[inline(always)]
+pub const fn refused_with_room(proto: u8, invalid_moved: bool) -> Cause {
+    const TCP: u8 = 6;
+    if invalid_moved && proto == TCP { Cause::TcpRace } else { Cause::NoMemory }
+}
+
 /// Losses the kernel counted and nobody saw, by cause as far as the counters tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Missed {
@@ -168,6 +180,13 @@ mod tests {
         fn counters_wrap_without_losing_a_count(accounted: u32, delta in 0..1_000_000u32) {
             prop_assert_eq!(moved(accounted.wrapping_add(delta), accounted), Some(delta));
         }
+    }
+
+    #[test]
+    fn only_a_tcp_packet_that_was_counted_invalid_can_have_lost_the_reopen_race() {
+        assert_eq!(refused_with_room(6, true), Cause::TcpRace);
+        assert_eq!(refused_with_room(6, false), Cause::NoMemory);
+        assert_eq!(refused_with_room(17, true), Cause::NoMemory);
     }
 
     #[test]

@@ -4,12 +4,16 @@
 /// An offset or address that this kernel does not have.
 pub const NONE: u32 = u32::MAX;
 
-/// Bytes of `struct sk_buff` read in one go.
-pub const SKB_SPAN: usize = 208;
+/// Bytes of `struct sk_buff` read in one go: who the packet belongs to.
+pub const SKB_SPAN: usize = 112;
+/// Bytes of `struct sk_buff` read for a packet that conntrack dropped: where its headers are.
+pub const HEAD_SPAN: usize = 32;
 /// Bytes of `struct ip_conntrack_stat` read in one go (its last ones).
 pub const STAT_SPAN: usize = 48;
 /// Bytes of `struct nf_conn` read in one go, from `status` on.
 pub const CT_SPAN: usize = 24;
+/// CPUs whose counters can be added up when a netns goes.
+pub const MAX_CPUS: u32 = 512;
 /// Kernel stacks are aligned to this on x86-64 (THREAD_SIZE, arch/x86/include/asm/page_64_types.h).
 pub const STACK_ALIGN: u64 = 16 << 10;
 
@@ -37,10 +41,12 @@ pub struct Config {
     pub skb_nfct: u32,
     /// sk_buff.len
     pub skb_len: u32,
+    /// Where the span of sk_buff that says where its headers are starts, and fields relative to **that**.
+    pub head_span: u32,
     /// sk_buff.network_header
-    pub skb_network_header: u32,
+    pub head_network_header: u32,
     /// sk_buff.head
-    pub skb_head: u32,
+    pub head_head: u32,
     /// sk_buff._nfct, from the start of the struct (for probes that read nothing else).
     pub skb_nfct_absolute: u32,
     /// sock.__sk_common.skc_net
@@ -69,10 +75,14 @@ pub struct Config {
     pub stat_insert_failed: u32,
     /// ip_conntrack_stat.early_drop
     pub stat_early_drop: u32,
+    /// ip_conntrack_stat.invalid
+    pub stat_invalid: u32,
     /// ip_conntrack_stat.chaintoolong, [`NONE`] in 5.10
     pub stat_chaintoolong: u32,
     /// The tuple in nf_conn.tuplehash, original direction
     pub ct_tuple: u32,
+    /// The tuple of the reply direction, from that one
+    pub ct_reply: u32,
     /// nf_conn.status: the span starts here
     pub ct_status: u32,
     /// nf_conn.ct_net, relative to `ct_status`
@@ -85,6 +95,16 @@ pub struct Config {
     pub task_nsproxy: u32,
     /// nsproxy.net_ns
     pub nsproxy_net: u32,
+    /// net.loopback_dev
+    pub net_loopback: u32,
+    /// net.exit_list
+    pub net_exit_list: u32,
+    /// nf_conn.proto.tcp.state
+    pub ct_tcp_state: u32,
+    /// task_struct.stack
+    pub task_stack: u32,
+    /// task_struct.flags
+    pub task_flags: u32,
     /// `nf_ct_delete` is probed at its `.part.0`: DYING is set already, the arguments after `ct` are gone.
     pub delete_is_part: u32,
     /// The programs may read the kernel's per-CPU counters (all offsets known).
@@ -97,6 +117,14 @@ pub struct Config {
     pub pair_on_alloc: u32,
     /// Inserts go to the ring buffer too (`--events=insert`).
     pub insert_events: u32,
+    /// Losses go to the ring buffer: someone wants their tuples.
+    pub loss_events: u32,
+    /// Someone wants to know whose packets they were.
+    pub owners: u32,
+    /// Inserts and deletes are counted.
+    pub flows: u32,
+    /// How many CPUs there may be.
+    pub cpus: u32,
     /// Someone looks at single events: time, fill and device name are worth reading.
     pub detail: u32,
 }

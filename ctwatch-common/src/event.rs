@@ -34,6 +34,10 @@ pub mod flag {
     pub const OUT: u8 = 8;
     /// The tuple is known.
     pub const TUPLE: u8 = 16;
+    /// There was an entry: the [`super::EntryPart`] of the record is filled in.
+    pub const ENTRY: u8 = 32;
+    /// The sending process is known: the [`super::OwnerPart`] of the record is filled in.
+    pub const OWNER: u8 = 64;
 }
 
 /// One loss, or with kind [`crate::slot::KIND_FLOWS`] one insert (`--events=insert`).
@@ -80,5 +84,66 @@ pub struct LossEvent {
 
 const _: () = assert!(size_of::<LossEvent>() == 88);
 
-/// Size of a [`LossEvent`] in the ring buffer, bytes.
-pub const LOSS_EVENT_SIZE: usize = size_of::<LossEvent>();
+/// The entry a loss is about: the victim of an eviction, or the entry that was not inserted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EntryPart {
+    /// Reply direction: source address.
+    pub reply_src: [u8; 16],
+    /// Reply direction: destination address.
+    pub reply_dst: [u8; 16],
+    /// Reply direction: source port, host order.
+    pub reply_sport: u16,
+    /// Reply direction: destination port, host order.
+    pub reply_dport: u16,
+    /// nf_conn.status (enum ip_conntrack_status).
+    pub status: u32,
+    /// Jiffies until the entry would have timed out.
+    pub left: i32,
+    /// nf_conn.proto.tcp.state, [`NO_TCP_STATE`] if there is none.
+    pub tcp_state: u8,
+    /// Always 0.
+    pub reserved: [u8; 3],
+}
+
+/// Not a TCP entry, or the kernel doesn't tell.
+pub const NO_TCP_STATE: u8 = u8::MAX;
+
+/// The process that sent a packet, where that is certain.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnerPart {
+    /// Id of its cgroup (v2), 0 if unknown.
+    pub cgroup: u64,
+    /// Its thread group id in the host's pid namespace.
+    pub pid: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// Its name, NUL padded.
+    pub name: [u8; 16],
+}
+
+/// One record of the ring buffer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What was lost.
+    pub loss: LossEvent,
+    /// Flag [`flag::ENTRY`]: its entry.
+    pub entry: EntryPart,
+    /// Flag [`flag::OWNER`]: its sender.
+    pub owner: OwnerPart,
+}
+
+/// Size of a [`Record`], bytes.
+pub const RECORD_SIZE: usize = size_of::<Record>();
+
+const _: () = assert!(size_of::<EntryPart>() == 48);
+const _: () = assert!(size_of::<OwnerPart>() == 32);
+const _: () = assert!(RECORD_SIZE == 168);
+
+/// [`LossEvent::kind`] of a record that says which new flow pushed out the victim with the same `at`.
+pub const KIND_PUSHER: u8 = 30;
+/// [`LossEvent::kind`] of a record that says that a netns is gone: `src` and `dst` hold its last counters, four u64
+/// (drop, early_drop, insert_failed, chaintoolong), summed up over all CPUs.
+pub const KIND_NETNS_GONE: u8 = 29;

@@ -56,8 +56,8 @@ pub struct Slot {
     pub count: u64,
     /// Deletes for [`KIND_FLOWS`].
     pub deletes: u64,
-    /// Kept for later use; always 0.
-    pub reserved: u64,
+    /// Inserts that failed after all, for [`KIND_FLOWS`].
+    pub failed: u64,
 }
 
 const _: () = assert!(size_of::<Slot>() == 32);
@@ -81,15 +81,17 @@ pub struct Control {
     pub lost_events: [u64; super::cause::CAUSES],
     /// Losses whose key found no slot, by cause.
     pub overflow: [u64; super::cause::CAUSES],
-    /// Inserts and deletes whose key found no slot.
-    pub flows_overflow: [u64; 2],
+    /// Inserts, deletes and failed inserts whose key found no slot.
+    pub flows_overflow: [u64; 3],
     /// Losses claimed while another drop was pending on the same CPU and nothing else told the two apart:
     /// the count is right, the tuple may be that of a firewall's drop.
     pub ambiguous: u64,
     /// Address of the netns that the `sync` program was last asked to look up.
     pub sync_net: u64,
-    /// `nf_conntrack_max` as user space read it last, for kernels where programs can't.
-    pub max_sample: u64,
+    /// The stack `gc_worker` runs on at this moment, 0 while it doesn't.
+    pub gc_stack: u64,
+    /// Jiffies when the sync program last ran.
+    pub jiffies: u64,
 }
 
 impl Control {
@@ -99,10 +101,11 @@ impl Control {
         claimed: 0,
         lost_events: [0; super::cause::CAUSES],
         overflow: [0; super::cause::CAUSES],
-        flows_overflow: [0; 2],
+        flows_overflow: [0; 3],
         ambiguous: 0,
         sync_net: 0,
-        max_sample: 0,
+        gc_stack: 0,
+        jiffies: 0,
     };
 }
 

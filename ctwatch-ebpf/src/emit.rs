@@ -1,10 +1,16 @@
-//! The two channels out of the kernel: an exact counter for every loss, and an event for every loss.
+//! The two channels out of the kernel: an exact counter for every loss, and a record for every loss someone looks at.
 //! A full ring or table is counted too: nothing is lost silently.
 
 use crate::config::config;
 use crate::maps::{CLAIMS, COUNTERS, EVENTS, add, control};
+use crate::owner;
+use crate::packet::{Skb, describe_reply};
+use crate::read::read;
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use ctwatch_common::Cause;
-use ctwatch_common::event::LossEvent;
+use ctwatch_common::cause::CAUSES;
+use ctwatch_common::config::NONE;
+use ctwatch_common::event::{EntryPart, LossEvent, NO_TCP_STATE, OwnerPart, Record, flag};
 use ctwatch_common::slot::{
     KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, PROBES, SLOTS, Slot, SlotKey, first_slot,
 };
@@ -15,12 +21,24 @@ const BPF_RB_NO_WAKEUP: u64 = 1;
 const BPF_RB_FORCE_WAKEUP: u64 = 2;
 const BPF_RB_AVAIL_DATA: u64 = 0;
 /// Wake the reader once this much waits; it looks by itself every tenth of a second.
-const WAKE_AT: u64 = 256 << 10;
+const WAKE_AT: u64 = 512 << 10;
+/// IPPROTO_TCP
+const TCP: u8 = 6;
+
+/// Which number of a slot.
+#[derive(Clone, Copy)]
+pub enum Field {
+    /// Losses, or inserts.
+    Count = 0,
+    /// Deletes.
+    Deletes = 1,
+    /// Inserts that failed after all.
+    Failed = 2,
+}
 
 /// The slot of a key, claimed if it is new.
 #[inline(always)]
-fn slot(key: SlotKey) -> Option<*mut Slot> {
-    let packed = key.pack();
+fn slot(packed: u64) -> Option<*mut Slot> {
     let first = first_slot(packed);
     for step in 0..PROBES {
         let index = (first + step) & (SLOTS - 1);
@@ -50,50 +68,58 @@ fn slot(key: SlotKey) -> Option<*mut Slot> {
     None
 }
 
-/// Counts losses under a key.
-#[inline(always)]
-pub fn count_losses(key: SlotKey, cause: Cause, losses: u64) {
-    // SAFETY: pointers into map values.
+/// Adds to one number of a key's slot. A global function: the verifier goes through it once for each program, not
+/// once for each of its callers' paths, and arguments that are numbers are all that 5.10 lets it have.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn count(packed: u64, field: u64, by: u64) -> u64 {
+    // SAFETY: pointers into map values; indices are masked or compared.
     unsafe {
-        match slot(key) {
-            Some(slot) => add(&raw mut (*slot).count, losses),
-            None => {
-                if let Some(control) = control() {
-                    add(&raw mut (*control).overflow[cause as usize], losses);
-                }
+        if let Some(slot) = slot(packed) {
+            match field {
+                0 => add(&raw mut (*slot).count, by),
+                1 => add(&raw mut (*slot).deletes, by),
+                _ => add(&raw mut (*slot).failed, by),
             }
+            return 0;
+        }
+        let Some(control) = control() else { return 1 };
+        let kind = (packed >> 56) as u8 & !(KIND_LOOPBACK | KIND_UNATTRIBUTED);
+        if kind == KIND_FLOWS {
+            match field {
+                0 => add(&raw mut (*control).flows_overflow[0], by),
+                1 => add(&raw mut (*control).flows_overflow[1], by),
+                _ => add(&raw mut (*control).flows_overflow[2], by),
+            }
+        } else {
+            add(&raw mut (*control).overflow[usize::from(kind) & (CAUSES - 1)], by);
         }
     }
+    1
+}
+
+/// Counts losses under a key.
+#[inline(always)]
+pub fn count_losses(key: SlotKey, losses: u64) {
+    count(key.pack(), Field::Count as u64, losses);
 }
 
 /// Counts losses whose tuple nobody saw.
 #[inline(always)]
 pub fn count_unattributed(netns: u32, cause: Cause, losses: u64) {
-    count_losses(SlotKey { netns, port: 0, proto: 0, kind: cause as u8 | KIND_UNATTRIBUTED }, cause, losses);
+    count_losses(SlotKey { netns, port: 0, proto: 0, kind: cause as u8 | KIND_UNATTRIBUTED }, losses);
 }
 
-/// Counts an entry that came (`inserts` 1) or went (`deletes` 1).
+/// Counts an entry that came, went, or was not inserted after all. `inode`: flows don't tell one life of it from the next.
 #[inline(always)]
-pub fn count_flow(netns: u32, proto: u8, port: u16, inserted: bool) {
-    let key = SlotKey { netns, port, proto, kind: KIND_FLOWS };
-    // SAFETY: pointers into map values.
-    unsafe {
-        match slot(key) {
-            Some(slot) if inserted => add(&raw mut (*slot).count, 1),
-            Some(slot) => add(&raw mut (*slot).deletes, 1),
-            None => {
-                if let Some(control) = control() {
-                    add(&raw mut (*control).flows_overflow[usize::from(!inserted)], 1);
-                }
-            }
-        }
-    }
+pub fn count_flow(inode: u32, proto: u8, port: u16, field: Field) {
+    count(SlotKey { netns: inode, port, proto, kind: KIND_FLOWS }.pack(), field as u64, 1);
 }
 
 /// The key a loss is counted under.
 #[inline(always)]
 pub fn loss_key(event: &LossEvent, cause: Cause) -> SlotKey {
-    let loopback = if event.flags & ctwatch_common::event::flag::LOOPBACK == 0 { 0 } else { KIND_LOOPBACK };
+    let loopback = if event.flags & flag::LOOPBACK == 0 { 0 } else { KIND_LOOPBACK };
     SlotKey {
         netns: event.netns,
         port: crate::packet::service_port(event),
@@ -102,22 +128,107 @@ pub fn loss_key(event: &LossEvent, cause: Cause) -> SlotKey {
     }
 }
 
-/// Pushes an event, or counts that it could not be pushed.
+/// Whether anyone looks at single losses.
 #[inline(always)]
-pub fn push(event: &LossEvent, kind: u8) {
-    if let Some(mut place) = EVENTS.reserve::<LossEvent>(0) {
-        // SAFETY: the place is as large as the event.
-        unsafe { core::ptr::copy_nonoverlapping(event, place.as_mut_ptr(), 1) };
-        let waiting = EVENTS.query(BPF_RB_AVAIL_DATA);
-        place.submit(if waiting >= WAKE_AT { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
-    } else if let Some(control) = control() {
-        // SAFETY: a pointer into the map's value; the index is masked.
-        unsafe { add(&raw mut (*control).lost_events[usize::from(kind & 15)], 1) };
-    }
+pub fn wants_losses() -> bool {
+    config!(loss_events) != 0
 }
 
 /// Whether inserts go to the ring buffer too.
 #[inline(always)]
 pub fn wants_inserts() -> bool {
     config!(insert_events) != 0
+}
+
+/// Pushes a record without entry and owner, or counts that it could not be pushed.
+#[inline(always)]
+pub fn push(event: &LossEvent) {
+    push_filled(event, |_| {});
+}
+
+/// Pushes the record of a packet, with the entry it holds if any and its sender where that is certain.
+#[inline(always)]
+pub fn push_packet(event: &LossEvent, skb: &Skb, entry: u64) {
+    push_filled(event, |record| {
+        if entry != 0 {
+            // SAFETY: the reserved record.
+            unsafe { describe_entry(entry, &raw mut (*record).entry) };
+        }
+        if config!(owners) != 0 && skb.device() == 0 {
+            // SAFETY: the reserved record.
+            unsafe {
+                let known = owner::of_packet(skb.socket(), event, &raw mut (*record).owner);
+                let entry = if entry == 0 { 0 } else { flag::ENTRY };
+                let owner = if known { flag::OWNER } else { 0 };
+                (*record).loss.flags = event.flags | entry | owner;
+            }
+        } else if entry != 0 {
+            // SAFETY: the reserved record.
+            unsafe { (*record).loss.flags = event.flags | flag::ENTRY };
+        }
+    });
+}
+
+/// Pushes a record that `fill` completes where it lies: two of its parts would not fit the stack.
+#[inline(always)]
+pub fn push_filled(event: &LossEvent, fill: impl FnOnce(*mut Record)) {
+    if let Some(mut place) = EVENTS.reserve::<Record>(0) {
+        let record: *mut Record = place.as_mut_ptr();
+        // SAFETY: the place is as large as the record; all of it is written.
+        unsafe {
+            core::ptr::copy_nonoverlapping(event, &raw mut (*record).loss, 1);
+            (&raw mut (*record).entry).write(NO_ENTRY);
+            (&raw mut (*record).owner).write(NO_OWNER);
+        }
+        fill(record);
+        let waiting = EVENTS.query(BPF_RB_AVAIL_DATA);
+        place.submit(if waiting >= WAKE_AT { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
+    } else if let Some(control) = control() {
+        // SAFETY: a pointer into the map's value; the index is masked.
+        unsafe { add(&raw mut (*control).lost_events[usize::from(event.kind & 15)], 1) };
+    }
+}
+
+const NO_ENTRY: EntryPart = EntryPart {
+    reply_src: [0; 16],
+    reply_dst: [0; 16],
+    reply_sport: 0,
+    reply_dport: 0,
+    status: 0,
+    left: 0,
+    tcp_state: NO_TCP_STATE,
+    reserved: [0; 3],
+};
+const NO_OWNER: OwnerPart = OwnerPart { cgroup: 0, pid: 0, reserved: 0, name: [0; 16] };
+
+/// What can be said of an entry that is still there.
+///
+/// # Safety
+/// `to` must point into a reserved record.
+#[inline(always)]
+unsafe fn describe_entry(entry: u64, to: *mut EntryPart) {
+    let reply: [u64; 5] = read(entry + u64::from(config!(ct_tuple)) + u64::from(config!(ct_reply)));
+    let (status, left, tcp_state) = state_of_entry(entry, (reply[4] >> 48) as u8);
+    // SAFETY: the caller's.
+    unsafe {
+        describe_reply(&reply, to);
+        (*to).status = status;
+        (*to).left = left;
+        (*to).tcp_state = tcp_state;
+    }
+}
+
+/// Status, jiffies left, TCP state of an entry that isn't in the table yet or no more.
+#[inline(always)]
+pub fn state_of_entry(entry: u64, proto: u8) -> (u32, i32, u8) {
+    let status: u32 = read(entry + u64::from(config!(ct_status)));
+    let timeout: u32 = read(entry + u64::from(config!(ct_timeout)));
+    // SAFETY: the helper has no preconditions.
+    let left = timeout.wrapping_sub(unsafe { bpf_jiffies64() } as u32).cast_signed();
+    let tcp_state = if proto == TCP && config!(ct_tcp_state) != NONE {
+        read(entry + u64::from(config!(ct_tcp_state)))
+    } else {
+        NO_TCP_STATE
+    };
+    (status, left, tcp_state)
 }

@@ -14,6 +14,7 @@ mod hooks;
 mod maps;
 mod marks;
 mod netns;
+mod owner;
 mod packet;
 mod read;
 
@@ -62,6 +63,69 @@ pub fn nf_ct_delete_victims(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub fn nf_conntrack_confirm(ctx: ProbeContext) -> u32 {
     hooks::nf_conntrack_confirm::on_entry(&ctx);
+    0
+}
+
+/// The collector of expired entries starts …
+#[kprobe]
+pub fn gc_worker(ctx: ProbeContext) -> u32 {
+    hooks::gc_worker::on_entry(&ctx);
+    0
+}
+
+/// … and is done.
+#[kretprobe]
+pub fn gc_worker_return(ctx: RetProbeContext) -> u32 {
+    hooks::gc_worker::on_return(&ctx);
+    0
+}
+
+/// A new flow meets another with its tuple …
+#[kprobe]
+pub fn nf_ct_resolve_clash(ctx: ProbeContext) -> u32 {
+    hooks::insert::on_clash(&ctx);
+    0
+}
+
+/// … and did it get into the table?
+#[kretprobe]
+pub fn nf_ct_resolve_clash_return(ctx: RetProbeContext) -> u32 {
+    hooks::insert::on_clash_resolved(&ctx);
+    0
+}
+
+/// Someone other than a packet inserts an entry …
+#[kprobe]
+pub fn nf_conntrack_hash_check_insert(ctx: ProbeContext) -> u32 {
+    hooks::insert::on_created(&ctx);
+    0
+}
+
+/// … and did it get into the table?
+#[kretprobe]
+pub fn nf_conntrack_hash_check_insert_return(ctx: RetProbeContext) -> u32 {
+    hooks::insert::on_created_return(&ctx);
+    0
+}
+
+/// Network namespaces go.
+#[kprobe]
+pub fn nf_conntrack_pernet_exit(ctx: ProbeContext) -> u32 {
+    hooks::pernet_exit::on_entry(&ctx);
+    0
+}
+
+/// `--cause invalid`: every packet …
+#[kprobe]
+pub fn nf_conntrack_in(ctx: ProbeContext) -> u32 {
+    hooks::nf_conntrack_in::on_entry(&ctx);
+    0
+}
+
+/// … and whether it goes on untracked.
+#[kretprobe]
+pub fn nf_conntrack_in_return(ctx: RetProbeContext) -> u32 {
+    hooks::nf_conntrack_in::on_return(&ctx);
     0
 }
 

@@ -2,7 +2,9 @@
 //! Sizes given here are upper bounds for tests; user space sets those that depend on the host.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use ctwatch_common::config::MAX_CPUS;
+use ctwatch_common::event::OwnerPart;
 use ctwatch_common::netns::NetCpu;
 use ctwatch_common::slot::{Control, SLOTS, Slot};
 
@@ -22,21 +24,29 @@ pub static CLAIMS: HashMap<u32, u64> = HashMap::with_max_entries(SLOTS, 0);
 
 /// Every loss, one event.
 #[map]
-pub static EVENTS: RingBuf = RingBuf::with_byte_size(2 << 20, 0);
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
 /// What is accounted for, by address of `struct net`.
 #[map]
 pub static NETS: PerCpuHashMap<u64, NetCpu> = PerCpuHashMap::with_max_entries(1024, 0);
 
+/// How many netns had an inode number before and are gone.
+#[map]
+pub static LIVES: HashMap<u32, u32> = HashMap::with_max_entries(16_384, 0);
+
 /// What a CPU knows of itself.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Cpu {
-    /// This element's own address, and the per-CPU offset found by it.
-    pub own: u64,
+    /// What to add to a per-CPU pointer to reach this CPU's copy; 0 until it is found.
     pub offset: u64,
+    /// Where a pointer is turned into a number.
+    pub scratch: u64,
     /// The packet the first kfree_skb program took.
     pub packet: u64,
+    /// The stack of the context that evicted an entry last, and when: its new flow is about to be confirmed.
+    pub evicting_stack: u64,
+    pub evicting_at: u64,
     /// Where early_drop found no victim: the packet of that context is about to be dropped.
     pub marks: [Mark; MARKS],
 }
@@ -57,16 +67,25 @@ pub struct Mark {
 #[map]
 pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 
-/// Where the address of [`CPU`] itself is turned into a number.
+/// [`Cpu::offset`] of every CPU.
 #[map]
-pub static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+pub static OFFSETS: Array<u64> = Array::with_max_entries(MAX_CPUS, 0);
 
 /// One entry that `nf_ct_delete` removed, perhaps for `early_drop`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Victim {
-    pub tuple: [u64; 5],
+    pub original: [u64; 5],
+    pub reply: [u64; 5],
+    pub status: u32,
+    pub left: i32,
+    pub tcp_state: u32,
+    /// It was counted as early_drop's.
+    pub counted: u32,
 }
+
+/// How many victims of one context are remembered (a power of two): early_drop empties one hash chain.
+pub const REMEMBERED: usize = 8;
 
 /// The last victims of one context.
 #[repr(C)]
@@ -74,12 +93,20 @@ pub struct Victim {
 pub struct Victims {
     pub net: u64,
     pub seen: u64,
-    pub last: [Victim; 4],
+    pub last: [Victim; REMEMBERED],
 }
+
+/// No victim yet.
+pub static NOBODY: Victims = Victims {
+    net: 0,
+    seen: 0,
+    last: [Victim { original: [0; 5], reply: [0; 5], status: 0, left: 0, tcp_state: 0, counted: 0 };
+        REMEMBERED],
+};
 
 /// Victims by the stack of their context (its aligned base).
 #[map]
-pub static VICTIMS: HashMap<u64, Victims> = HashMap::with_max_entries(4096, 0);
+pub static VICTIMS: HashMap<u64, Victims> = HashMap::with_max_entries(1024, 0);
 
 /// What a new flow's entry probe keeps for its return.
 #[repr(C)]
@@ -93,6 +120,35 @@ pub struct Pending {
 /// Pending new flows, by stack pointer at entry.
 #[map]
 pub static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(4096, 0);
+
+/// An insert of which the outcome is open.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Inserting {
+    pub skb: u64,
+    pub entry: u64,
+    pub netns: u32,
+    pub port: u16,
+    pub proto: u8,
+    pub reserved: u8,
+}
+
+/// Inserts by ctnetlink, and clashes, by stack pointer at entry.
+#[map]
+pub static INSERTING: HashMap<u64, Inserting> = HashMap::with_max_entries(1024, 0);
+
+/// Whose a socket is, noted when its process sent the flow's first packet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SocketOwner {
+    /// Source and destination port of the flow, so that a socket at a reused address is not taken for it.
+    pub ports: u64,
+    pub owner: OwnerPart,
+}
+
+/// Sockets by address.
+#[map]
+pub static SOCKETS: LruHashMap<u64, SocketOwner> = LruHashMap::with_max_entries(8192, 0);
 
 /// Adds to shared memory, atomically.
 ///

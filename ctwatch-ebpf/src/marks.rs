@@ -2,7 +2,7 @@
 //! A context is known by its stack: nested softirqs run on another one, and a preempted task takes its own along.
 
 use crate::maps::{Cpu, MARKS, Mark};
-use crate::netns::number;
+use crate::netns::this_cpu;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 
 /// Frames of one context lie this close; stacks are 16 KB each.
@@ -13,13 +13,28 @@ const OLD: u64 = 100;
 /// Where the caller's stack is. A function of its own with a small frame: from 6.13 on the kernel gives programs
 /// with a large one a private stack, which would say nothing about the context.
 #[inline(never)]
-pub fn here() -> u64 {
+pub fn here(cpu: *mut Cpu) -> u64 {
     let mut local = 0u64;
-    number((&raw mut local).cast()).unwrap_or(0)
+    // SAFETY: `cpu` is this CPU's record.
+    unsafe { number(cpu, (&raw mut local).cast()) }
+}
+
+/// An address as a number: a pointer that went through memory comes back as one.
+///
+/// # Safety
+/// `cpu` must be this CPU's record.
+#[inline(always)]
+pub unsafe fn number(cpu: *mut Cpu, address: *const core::ffi::c_void) -> u64 {
+    // SAFETY: the caller's; volatile, or the compiler would keep the pointer.
+    unsafe {
+        let scratch = &raw mut (*cpu).scratch;
+        core::ptr::write_volatile(scratch.cast::<*const core::ffi::c_void>(), address);
+        core::ptr::read_volatile(scratch)
+    }
 }
 
 #[inline(always)]
-fn is_near(a: u64, b: u64) -> bool {
+pub fn is_near(a: u64, b: u64) -> bool {
     a.wrapping_sub(b).wrapping_add(NEAR) < 2 * NEAR
 }
 
@@ -56,25 +71,38 @@ pub unsafe fn leave(cpu: *mut Cpu, stack: u64) {
 /// What the marks on this CPU say.
 #[derive(Clone, Copy)]
 pub struct Found {
-    /// This context has one, here; else [`MARKS`].
-    pub index: u32,
+    /// Where this context's is.
+    index: u32,
     /// This context has one.
     pub mine: bool,
     /// How many other contexts have one.
     pub others: u32,
 }
 
+const MINE: u64 = 1 << 16;
+
 /// Looks for this context's mark. It stays until [`clear`], after its loss is accounted for: an interrupt in between
 /// must see either the mark or the account, or it would take this loss for its own.
-///
-/// # Safety
-/// `cpu` must be this CPU's record.
 #[inline(always)]
-pub unsafe fn find(cpu: *mut Cpu) -> Found {
-    let mut found = Found { index: MARKS as u32, mine: false, others: 0 };
-    let stack = here();
+pub fn find() -> Found {
+    let found = find_mark();
+    Found {
+        index: (found >> 8) as u32 & (MARKS as u32 - 1),
+        mine: found & MINE != 0,
+        others: found as u32 & 0xff,
+    }
+}
+
+/// [`find`], packed into a number. A global function: to the verifier its result is just that, so what the marks look
+/// like doesn't multiply the ways through the rest.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_mark() -> u64 {
+    let Some(cpu) = this_cpu() else { return 0 };
+    let mut found = 0;
+    let stack = here(cpu);
     let now = now();
-    // SAFETY: the caller's.
+    // SAFETY: this CPU's own map value.
     unsafe {
         let marks = &raw mut (*cpu).marks;
         for index in 0..MARKS {
@@ -83,16 +111,45 @@ pub unsafe fn find(cpu: *mut Cpu) -> Found {
                 continue;
             }
             if is_near((*mark).stack, stack) {
-                found.mine = true;
-                found.index = index as u32;
+                found |= MINE | (index as u64) << 8;
             } else if now - (*mark).since > OLD {
                 (*mark).stack = 0;
             } else {
-                found.others += 1;
+                found += 1;
             }
         }
     }
     found
+}
+
+/// Says that this context has evicted an entry, so that its new flow can be named.
+///
+/// # Safety
+/// `cpu` must be this CPU's record.
+#[inline(always)]
+pub unsafe fn evicted(cpu: *mut Cpu, stack: u64, at: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*cpu).evicting_stack = stack;
+        (*cpu).evicting_at = at;
+    }
+}
+
+/// When this context evicted an entry just now: its new flow is being confirmed, so that is told only once.
+///
+/// # Safety
+/// `cpu` must be this CPU's record.
+#[inline(always)]
+pub unsafe fn take_eviction(cpu: *mut Cpu, stack: u64) -> Option<u64> {
+    // SAFETY: the caller's.
+    unsafe {
+        let evicting = (*cpu).evicting_stack;
+        if evicting == 0 || !is_near(evicting, stack) {
+            return None;
+        }
+        (*cpu).evicting_stack = 0;
+        Some((*cpu).evicting_at)
+    }
 }
 
 /// Removes this context's mark.
@@ -103,11 +160,6 @@ pub unsafe fn find(cpu: *mut Cpu) -> Found {
 pub unsafe fn clear(cpu: *mut Cpu, found: Found) {
     if found.mine {
         // SAFETY: the caller's; the index is masked.
-        unsafe {
-            core::ptr::write_volatile(
-                &raw mut (*cpu).marks[(found.index & (MARKS as u32 - 1)) as usize].stack,
-                0,
-            )
-        };
+        unsafe { core::ptr::write_volatile(&raw mut (*cpu).marks[found.index as usize].stack, 0) };
     }
 }

@@ -2,11 +2,13 @@
 //! The per-CPU offset is found without symbols: an element of our own per-CPU map, less the map's per-CPU base.
 
 use crate::config::config;
-use crate::maps::{CPU, Cpu, NETS, SCRATCH, control};
+use crate::maps::{CPU, Cpu, LIVES, NETS, OFFSETS, control};
+use crate::marks::number;
 use crate::read::read;
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use ctwatch_common::classify::{Counters, fresh_base};
 use ctwatch_common::config::{NONE, STAT_SPAN};
-use ctwatch_common::netns::NetCpu;
+use ctwatch_common::netns::{NetCpu, id};
 
 /// BPF_NOEXIST
 const NOEXIST: u64 = 1;
@@ -18,18 +20,6 @@ pub fn this_cpu() -> Option<*mut Cpu> {
     CPU.get_ptr_mut(0)
 }
 
-/// The address of a map, of a map's value or of a local, as a number.
-#[inline(always)]
-pub fn number(address: *const core::ffi::c_void) -> Option<u64> {
-    let scratch = SCRATCH.get_ptr_mut(0)?;
-    // A pointer that went through memory comes back as a number; volatile, or the compiler would keep the pointer.
-    // SAFETY: both accesses are to this CPU's own map value.
-    unsafe {
-        core::ptr::write_volatile(scratch.cast::<*const core::ffi::c_void>(), address);
-        Some(core::ptr::read_volatile(scratch))
-    }
-}
-
 /// What to add to a per-CPU pointer to reach this CPU's copy (this_cpu_off).
 #[inline(always)]
 fn per_cpu_offset() -> Option<u64> {
@@ -39,14 +29,17 @@ fn per_cpu_offset() -> Option<u64> {
         if (*cpu).offset != 0 {
             return Some((*cpu).offset);
         }
-        let map = number((&raw const CPU).cast())?;
-        let own = number(cpu.cast_const().cast())?;
+        let map = number(cpu, (&raw const CPU).cast());
+        let own = number(cpu, cpu.cast_const().cast());
         let base: u64 = read(map + u64::from(config!(bpf_array_pptrs)));
         if base == 0 {
             return None;
         }
-        (*cpu).own = own;
         (*cpu).offset = own.wrapping_sub(base);
+        // For whoever adds up all CPUs.
+        if let Some(offset) = OFFSETS.get_ptr_mut(bpf_get_smp_processor_id()) {
+            *offset = (*cpu).offset;
+        }
         Some((*cpu).offset)
     }
 }
@@ -90,6 +83,12 @@ pub fn counters(stat: u64) -> Counters {
     }
 }
 
+/// The kernel's count of invalid packets on this CPU now.
+#[inline(always)]
+pub fn invalid(stat: u64) -> u32 {
+    read(stat + u64::from(config!(stat_invalid)))
+}
+
 /// How a netns met for the first time on this CPU starts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Start {
@@ -125,7 +124,11 @@ pub fn lookup(net: u64, inum: u32, start: Start) -> Option<*mut NetCpu> {
             stat: 0,
             count: 0,
             inum: 0,
+            id: 0,
+            loopback: 0,
             synced: 0,
+            invalid: 0,
+            reserved: 0,
             base: Counters { drop: 0, insert_failed: 0, chaintoolong: 0, early_drop: 0 },
             accounted: Counters { drop: 0, insert_failed: 0, chaintoolong: 0, early_drop: 0 },
         };
@@ -157,6 +160,9 @@ pub fn lookup(net: u64, inum: u32, start: Start) -> Option<*mut NetCpu> {
             (*entry).stat = stat;
             (*entry).count = count_address(net);
             (*entry).inum = inum;
+            (*entry).id = id(inum, LIVES.get(&inum).copied().unwrap_or(0));
+            (*entry).loopback = read(net + u64::from(config!(net_loopback)));
+            (*entry).invalid = invalid(stat);
             (*entry).base = base;
             (*entry).accounted = base;
             (*entry).synced = 1;

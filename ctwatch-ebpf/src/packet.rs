@@ -4,12 +4,12 @@
 use crate::config::config;
 use crate::read::{field, read, read_words};
 use core::mem::MaybeUninit;
-use ctwatch_common::config::SKB_SPAN;
-use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag, hook};
+use ctwatch_common::config::{HEAD_SPAN, SKB_SPAN};
+use ctwatch_common::event::{EntryPart, IPV4, IPV6, LossEvent, flag, hook};
 
 const SKB_WORDS: usize = SKB_SPAN / 8;
+const HEAD_WORDS: usize = HEAD_SPAN / 8;
 const HEADER_WORDS: usize = 6;
-const LOOPBACK_IFINDEX: u32 = 1;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -20,17 +20,19 @@ const UDPLITE: u8 = 136;
 
 /// The part of an skb that matters, read in one go.
 pub struct Skb {
+    address: u64,
     block: MaybeUninit<[u64; SKB_WORDS]>,
 }
 
 impl Skb {
     #[inline(always)]
     pub fn uninit() -> Self {
-        Self { block: MaybeUninit::uninit() }
+        Self { address: 0, block: MaybeUninit::uninit() }
     }
 
     #[inline(always)]
     pub fn read(&mut self, skb: u64) {
+        self.address = skb;
         // SAFETY: the block is as large as the read.
         unsafe { read_words(self.block.as_mut_ptr(), skb + u64::from(config!(skb_span))) }
     }
@@ -44,7 +46,13 @@ impl Skb {
     /// The conntrack entry the packet holds, 0 if none.
     #[inline(always)]
     pub fn entry(&self) -> u64 {
-        self.get::<u64>(config!(skb_nfct)) & !7
+        self.nfct() & !7
+    }
+
+    /// `_nfct` as it is.
+    #[inline(always)]
+    pub fn nfct(&self) -> u64 {
+        self.get(config!(skb_nfct))
     }
 
     #[inline(always)]
@@ -52,8 +60,9 @@ impl Skb {
         self.get(config!(skb_dev))
     }
 
+    /// The socket the packet was sent from, 0 if none.
     #[inline(always)]
-    fn socket(&self) -> u64 {
+    pub fn socket(&self) -> u64 {
         self.get(config!(skb_sk))
     }
 
@@ -79,9 +88,9 @@ impl Skb {
         if device == 0 { 0 } else { read(device + u64::from(config!(dev_net))) }
     }
 
-    /// Device, hook and length.
+    /// Device, hook and length. `loopback`: the address of the netns's loopback device.
     #[inline(always)]
-    pub fn describe_path(&self, has_entry: bool, event: &mut LossEvent) {
+    pub fn describe_path(&self, has_entry: bool, loopback: u64, event: &mut LossEvent) {
         event.length = self.get(config!(skb_len));
         let mut device = self.device();
         if device == 0 {
@@ -95,12 +104,12 @@ impl Skb {
             event.hook = hook::PRE_ROUTING;
         }
         if device != 0 {
-            event.ifindex = read(device + u64::from(config!(dev_ifindex)));
-            if config!(detail) != 0 {
-                event.device = read(device + u64::from(config!(dev_name)));
-            }
-            if event.ifindex == LOOPBACK_IFINDEX {
+            if device == loopback {
                 event.flags |= flag::LOOPBACK;
+            }
+            if config!(detail) != 0 {
+                event.ifindex = read(device + u64::from(config!(dev_ifindex)));
+                event.device = read(device + u64::from(config!(dev_name)));
             }
         }
     }
@@ -108,8 +117,14 @@ impl Skb {
     /// The tuple, from the packet's own headers.
     #[inline(always)]
     pub fn describe_tuple(&self, event: &mut LossEvent) {
-        let start =
-            self.get::<u64>(config!(skb_head)) + u64::from(self.get::<u16>(config!(skb_network_header)));
+        let mut head = MaybeUninit::<[u64; HEAD_WORDS]>::uninit();
+        let block = head.as_mut_ptr();
+        // SAFETY: the block is as large as the read, and user space checked both offsets against HEAD_SPAN.
+        let start = unsafe {
+            read_words(block, self.address + u64::from(config!(head_span)));
+            field::<u64, HEAD_WORDS>(block, config!(head_head))
+                + u64::from(field::<u16, HEAD_WORDS>(block, config!(head_network_header)))
+        };
         let mut header = MaybeUninit::<[u64; HEADER_WORDS]>::uninit();
         let block = header.as_mut_ptr();
         // SAFETY: the block is as large as the read, and all offsets below are constants inside it.
@@ -217,6 +232,32 @@ pub fn describe_from_tuple(tuple: &[u64; 5], event: &mut LossEvent) {
         event.dport = port.swap_bytes();
     } else {
         event.sport = 0;
+    }
+}
+
+/// Fills in the reply direction of an entry.
+///
+/// # Safety
+/// `to` must point into a reserved record.
+#[inline(always)]
+pub unsafe fn describe_reply(tuple: &[u64; 5], to: *mut EntryPart) {
+    let (family, source) = ((tuple[2] >> 16) as u16, tuple[2] as u16);
+    let (port, proto) = ((tuple[4] >> 32) as u16, (tuple[4] >> 48) as u8);
+    let low = tuple[2] >> 32 | tuple[3] << 32;
+    let high = tuple[3] >> 32 | tuple[4] << 32;
+    // SAFETY: the caller's.
+    unsafe {
+        if family == 2 {
+            (*to).reply_src = words(u64::from(tuple[0] as u32), 0);
+            (*to).reply_dst = words(u64::from(low as u32), 0);
+        } else {
+            (*to).reply_src = words(tuple[0], tuple[1]);
+            (*to).reply_dst = words(low, high);
+        }
+        if matches!(proto, TCP | UDP | SCTP | DCCP | UDPLITE) {
+            (*to).reply_sport = source.swap_bytes();
+            (*to).reply_dport = port.swap_bytes();
+        }
     }
 }
 

@@ -1,14 +1,41 @@
 //! What flows from the kernel into `state`: losses as they happen, and one sample of all counters per tick.
 //! Live and replayed data have these same types; nothing here does I/O.
 
-use ctwatch_common::event::LossEvent;
+use ctwatch_common::event::{EntryPart, LossEvent, OwnerPart};
+use ctwatch_common::netns;
 use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 
-/// Inode number of a network namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
-#[serde(transparent)]
+/// A network namespace: its inode number, made distinct from earlier namespaces that had the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId(pub u32);
+
+impl NetnsId {
+    /// The namespace that has this inode number after so many others had it.
+    #[must_use]
+    pub const fn new(inode: u32, life: u32) -> Self {
+        Self(netns::id(inode, life))
+    }
+
+    /// Its inode number.
+    #[must_use]
+    pub const fn inode(self) -> u32 {
+        netns::split(self.0).0
+    }
+
+    /// How many namespaces had this inode number before it, since ctwatch started.
+    #[must_use]
+    pub const fn life(self) -> u32 {
+        netns::split(self.0).1
+    }
+}
+
+/// People and scripts know a netns by its inode number.
+impl serde::Serialize for NetnsId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(self.inode())
+    }
+}
 
 /// The kernel's conntrack counters that losses are judged by (/proc/net/stat/nf_conntrack).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -30,6 +57,20 @@ pub struct Loss {
     pub time: Timestamp,
     /// The event as it came out of the ring buffer.
     pub event: LossEvent,
+    /// The entry it is about (flag ENTRY).
+    pub entry: EntryPart,
+    /// The process that sent it (flag OWNER).
+    pub owner: OwnerPart,
+    /// The new flow that pushed an evicted entry out.
+    pub pushed_out_by: Option<LossEvent>,
+}
+
+impl Loss {
+    /// A loss of which nothing but the event is known.
+    #[must_use]
+    pub fn new(time: Timestamp, event: LossEvent) -> Self {
+        Self { time, event, entry: EntryPart::default(), owner: OwnerPart::default(), pushed_out_by: None }
+    }
 }
 
 /// One network namespace at the time of a sample.
@@ -49,6 +90,8 @@ pub struct NetnsSample {
     pub after: KernelCounters,
     /// The netns is gone: these are its last known values.
     pub gone: bool,
+    /// It is gone, and the kernel's counters are what it had counted in the end.
+    pub complete: bool,
 }
 
 /// One exact counter slot. Values are totals since the programs were attached.
@@ -60,6 +103,8 @@ pub struct SlotSample {
     pub count: u64,
     /// Deletes for KIND_FLOWS.
     pub deletes: u64,
+    /// Inserts that failed after all, for KIND_FLOWS.
+    pub failed: u64,
 }
 
 /// Everything read at one tick.

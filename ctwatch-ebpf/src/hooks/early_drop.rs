@@ -4,63 +4,108 @@
 use crate::config::config;
 use crate::emit;
 use crate::hooks::kfree_skb::EMPTY;
-use crate::maps::{VICTIMS, add};
+use crate::maps::{REMEMBERED, VICTIMS, Victim, Victims, add};
 use crate::marks;
 use crate::netns;
-use crate::packet::describe_from_tuple;
+use crate::packet::{describe_from_tuple, describe_reply};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::RetProbeContext;
 use ctwatch_common::Cause;
 use ctwatch_common::classify::moved;
 use ctwatch_common::config::STACK_ALIGN;
-use ctwatch_common::event::hook;
+use ctwatch_common::event::{flag, hook};
 
 #[inline(always)]
 pub fn on_return(ctx: &RetProbeContext) {
     let made_room = ctx.ret::<u64>() as u8 != 0;
     let Some(cpu) = netns::this_cpu() else { return };
+    // SAFETY: the kernel's own registers.
+    let pointer = unsafe { (*ctx.regs).rsp };
     if !made_room {
-        // SAFETY: this CPU's own map value, and the kernel's own registers.
-        unsafe { marks::leave(cpu, (*ctx.regs).rsp) };
+        // SAFETY: this CPU's own map value.
+        unsafe { marks::leave(cpu, pointer) };
         return;
     }
-    // SAFETY: the kernel's own registers.
-    let stack = unsafe { (*ctx.regs).rsp } & !(STACK_ALIGN - 1);
-    let Some(victims) = VICTIMS.get_ptr_mut(stack) else { return };
-    // SAFETY: a pointer into the map's value, of this context alone.
+    let Some(victims) = VICTIMS.get_ptr_mut(&(pointer & !(STACK_ALIGN - 1))) else { return };
+    // SAFETY: pointers into map values, of this context alone.
     unsafe {
         let net = (*victims).net;
         let inum = netns::inum(net);
-        let seen = (*victims).seen;
         let mut evicted = 1;
+        let mut id = inum;
         if config!(has_stat) != 0 {
             let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
             let now = netns::counters((*state).stat);
             let Some(delta) = moved(now.early_drop, (*state).accounted.early_drop) else { return };
             evicted = u64::from(delta);
+            id = (*state).id;
             add(&raw mut (*state).accounted.early_drop, delta);
         }
-        // The newest victims are early_drop's; older ones were deleted in this context for other reasons.
-        let mut left = evicted;
-        for back in 1..=4u64 {
+        let at = bpf_ktime_get_ns();
+        // The newest are early_drop's; older ones were deleted in this context for other reasons. It reaps expired
+        // entries too, which are no victims; but one may have expired just after early_drop looked.
+        let left = report(victims, id, at, evicted, false);
+        let left = report(victims, id, at, left, true);
+        if left != 0 {
+            emit::count_unattributed(id, Cause::Evicted, left);
+        }
+        (*victims).seen = 0;
+        if emit::wants_losses() {
+            marks::evicted(cpu, pointer, at);
+        }
+    }
+}
+
+/// Reports up to `wanted` victims, newest first, and returns how many it did not find.
+///
+/// # Safety
+/// `victims` must point to this context's map value.
+#[inline(always)]
+unsafe fn report(victims: *mut Victims, netns: u32, at: u64, wanted: u64, expired: bool) -> u64 {
+    let mut left = wanted;
+    for back in 1..=REMEMBERED as u64 {
+        // SAFETY: the caller's; the index is masked.
+        unsafe {
+            let seen = (*victims).seen;
             if left == 0 || back > seen {
                 break;
             }
-            let index = (seen - back) & 3;
-            let mut event = EMPTY;
-            event.at = bpf_ktime_get_ns();
-            event.netns = inum;
-            event.kind = Cause::Evicted as u8;
-            event.hook = hook::UNKNOWN;
-            let tuple = (*victims).last[index as usize].tuple;
-            describe_from_tuple(&tuple, &mut event);
-            emit::count_losses(emit::loss_key(&event, Cause::Evicted), Cause::Evicted, 1);
-            emit::push(&event, Cause::Evicted as u8);
+            let victim = &raw mut (*victims).last[((seen - back) & (REMEMBERED as u64 - 1)) as usize];
+            if (*victim).counted != 0 || ((*victim).left <= 0) != expired {
+                continue;
+            }
+            (*victim).counted = 1;
+            report_one(victim, netns, at);
             left -= 1;
         }
-        if left != 0 {
-            emit::count_unattributed(inum, Cause::Evicted, left);
-        }
-        (*victims).seen = 0;
+    }
+    left
+}
+
+/// # Safety
+/// `victim` must point into a map value.
+#[inline(always)]
+unsafe fn report_one(victim: *const Victim, netns: u32, at: u64) {
+    let mut event = EMPTY;
+    event.at = at;
+    event.netns = netns;
+    event.kind = Cause::Evicted as u8;
+    event.hook = hook::UNKNOWN;
+    // SAFETY: the caller's.
+    let tuple = unsafe { (*victim).original };
+    describe_from_tuple(&tuple, &mut event);
+    emit::count_losses(emit::loss_key(&event, Cause::Evicted), 1);
+    if emit::wants_losses() {
+        event.flags |= flag::ENTRY;
+        emit::push_filled(&event, |record| {
+            // SAFETY: the caller's, and a reserved record.
+            unsafe {
+                let reply = (*victim).reply;
+                describe_reply(&reply, &raw mut (*record).entry);
+                (*record).entry.status = (*victim).status;
+                (*record).entry.left = (*victim).left;
+                (*record).entry.tcp_state = (*victim).tcp_state as u8;
+            }
+        });
     }
 }

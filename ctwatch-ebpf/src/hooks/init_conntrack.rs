@@ -53,15 +53,21 @@ pub fn on_return(ctx: &RetProbeContext) {
     let cause = refusal(full);
     // SAFETY: the helper has no preconditions.
     event.at = unsafe { bpf_ktime_get_ns() };
-    event.netns = inum;
     event.kind = cause as u8;
     event.hook = hook::UNKNOWN;
+    // SAFETY: this CPU's own map values.
+    let loopback = unsafe {
+        event.netns = (*state).id;
+        (*state).loopback
+    };
     if address != 0 {
         let mut skb = Skb::uninit();
         skb.read(address);
-        skb.describe_path(false, &mut event);
+        skb.describe_path(false, loopback, &mut event);
     }
     describe_from_tuple(&tuple, &mut event);
-    emit::count_losses(emit::loss_key(&event, cause), cause, 1);
-    emit::push(&event, cause as u8);
+    emit::count_losses(emit::loss_key(&event, cause), 1);
+    if emit::wants_losses() {
+        emit::push(&event);
+    }
 }

@@ -6,12 +6,12 @@ use crate::emit;
 use crate::maps::{add, control};
 use crate::marks;
 use crate::netns;
-use crate::packet::{Skb, describe_from_tuple};
+use crate::packet::{Skb, describe_from_tuple, service_of_tuple};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::RawTracePointContext;
 use ctwatch_common::Cause;
-use ctwatch_common::classify::{Counters, Moved, classify, moved};
+use ctwatch_common::classify::{Counters, Moved, classify, moved, refused_with_room};
 use ctwatch_common::event::{LossEvent, flag};
 use ctwatch_common::netns::NetCpu;
 
@@ -67,8 +67,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         restart(state, now);
         return;
     };
-    // SAFETY: this CPU's own map value.
-    let marks = unsafe { marks::find(cpu) };
+    let marks = marks::find();
     let which = Moved {
         // A context that was refused here but has not dropped its packet yet has moved the counter, too.
         drop: drops > if marks.mine { 0 } else { marks.others },
@@ -79,11 +78,18 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     let mut event = EMPTY;
     // SAFETY: this CPU's own map value.
     let full = unsafe { refused_for_want_of_room(marks.mine, state, &mut event) };
-    let Some(cause) = classify(which, entry != 0, full) else {
+    let Some(mut cause) = classify(which, entry != 0, full) else {
         // SAFETY: this CPU's own map value.
         unsafe { marks::clear(cpu, marks) };
         return;
     };
+    // The cause decides which counters are accounted for, so it must be final here.
+    if cause == Cause::NoMemory {
+        skb.describe_tuple(&mut event);
+        // SAFETY: this CPU's own map value.
+        let invalid = unsafe { netns::invalid((*state).stat) != (*state).invalid };
+        cause = refused_with_room(event.proto, invalid);
+    }
     // SAFETY: pointers into map values. Atomic, since an interrupt on this CPU may account for its own loss between.
     unsafe {
         if cause.bumps_drop() {
@@ -96,6 +102,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
             add(&raw mut (*state).accounted.chaintoolong, 1);
         }
         marks::clear(cpu, marks);
+        event.netns = (*state).id;
     }
     if entry == 0 {
         if !marks.mine
@@ -114,17 +121,24 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         // SAFETY: the helper has no preconditions.
         event.at = unsafe { bpf_ktime_get_ns() };
     }
-    event.netns = inum;
     event.kind = cause as u8;
-    skb.describe_path(entry != 0, &mut event);
+    // SAFETY: this CPU's own map value.
+    skb.describe_path(entry != 0, unsafe { (*state).loopback }, &mut event);
     if entry == 0 {
         skb.describe_tuple(&mut event);
     } else {
         let tuple: [u64; 5] = read(entry + u64::from(config!(ct_tuple)));
         describe_from_tuple(&tuple, &mut event);
+        if config!(flows) != 0 && matches!(cause, Cause::ChainTooLong | Cause::Dying) {
+            // Counted as an insert when it was tried; a clash is put right where it is resolved.
+            let (proto, port) = service_of_tuple(tuple[4]);
+            emit::count_flow(inum, proto, port, emit::Field::Failed);
+        }
     }
-    emit::count_losses(emit::loss_key(&event, cause), cause, 1);
-    emit::push(&event, cause as u8);
+    emit::count_losses(emit::loss_key(&event, cause), 1);
+    if emit::wants_losses() {
+        emit::push_packet(&event, &skb, entry);
+    }
 }
 
 /// An event that says nothing yet.

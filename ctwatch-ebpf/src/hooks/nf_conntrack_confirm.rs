@@ -1,15 +1,17 @@
 //! `__nf_conntrack_confirm(skb)`: once for every new flow, when its first packet made it through the firewall.
-//! Counted at entry; the few that fail there show up as losses and are subtracted in user space.
+//! Counted at entry; the few that fail there are counted again where that shows, as failed.
 
 use crate::config::config;
-use crate::emit;
+use crate::emit::{self, Field};
 use crate::hooks::kfree_skb::EMPTY;
+use crate::marks;
 use crate::netns;
-use crate::packet::{describe_from_tuple, service_of_tuple};
+use crate::owner;
+use crate::packet::{Skb, describe_from_tuple, service_of_tuple};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
-use ctwatch_common::event::hook;
+use ctwatch_common::event::{KIND_PUSHER, hook};
 use ctwatch_common::slot::KIND_FLOWS;
 
 /// The last word of a tuple holds port and protocol.
@@ -29,16 +31,38 @@ pub fn on_entry(ctx: &ProbeContext) {
     let net: u64 = read(ct + u64::from(config!(ct_status)) + u64::from(config!(ct_net)));
     let inum = netns::inum(net);
     let (proto, port) = service_of_tuple(last);
-    emit::count_flow(inum, proto, port, true);
+    emit::count_flow(inum, proto, port, Field::Count);
+    if emit::wants_losses() || emit::wants_inserts() {
+        tell(ctx, skb, ct, inum);
+    }
+}
+
+/// What single events need of a new flow: whom it pushed out, that it is there, whose it is.
+#[inline(always)]
+fn tell(ctx: &ProbeContext, address: u64, ct: u64, inum: u32) {
+    let mut event = EMPTY;
+    event.netns = inum;
+    event.hook = hook::UNKNOWN;
+    let tuple: [u64; 5] = read(ct + u64::from(config!(ct_tuple)));
+    describe_from_tuple(&tuple, &mut event);
+    if emit::wants_losses()
+        && let Some(cpu) = netns::this_cpu()
+        // SAFETY: the kernel's own registers, and this CPU's own map value.
+        && let Some(at) = unsafe { marks::take_eviction(cpu, (*ctx.regs).rsp) }
+    {
+        event.at = at;
+        event.kind = KIND_PUSHER;
+        emit::push(&event);
+    }
     if emit::wants_inserts() {
-        let mut event = EMPTY;
         // SAFETY: the helper has no preconditions.
         event.at = unsafe { bpf_ktime_get_ns() };
-        event.netns = inum;
         event.kind = KIND_FLOWS;
-        event.hook = hook::UNKNOWN;
-        let tuple: [u64; 5] = read(ct + u64::from(config!(ct_tuple)));
-        describe_from_tuple(&tuple, &mut event);
-        emit::push(&event, KIND_FLOWS);
+        emit::push(&event);
+    }
+    if config!(owners) != 0 {
+        let mut skb = Skb::uninit();
+        skb.read(address);
+        owner::note(skb.socket(), &event);
     }
 }

@@ -2,15 +2,18 @@
 //! 5.10 calls `nf_ct_delete.part.0` from early_drop and gc; there DYING is already set when it starts.
 
 use crate::config::config;
-use crate::emit;
-use crate::maps::{VICTIMS, Victim, Victims};
+use crate::emit::{self, Field};
+use crate::hooks::kfree_skb::EMPTY;
+use crate::maps::{NOBODY, REMEMBERED, VICTIMS, control};
 use crate::netns;
-use crate::packet::service_of_tuple;
+use crate::packet::{describe_from_tuple, describe_reply, service_of_tuple};
 use crate::read::{field, read, read_words};
-use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
 use core::mem::MaybeUninit;
+use ctwatch_common::Cause;
 use ctwatch_common::config::{CT_SPAN, STACK_ALIGN};
+use ctwatch_common::event::{flag, hook};
 
 /// BPF_ANY
 const ANY: u64 = 0;
@@ -35,42 +38,81 @@ pub fn on_entry(ctx: &ProbeContext, count: bool) {
     if status & CONFIRMED == 0 || (status & DYING != 0 && !is_part) {
         return;
     }
+    let last: u64 = read(ct + u64::from(config!(ct_tuple)) + TUPLE_LAST);
+    let (proto, port) = service_of_tuple(last);
     if count {
-        let last: u64 = read(ct + u64::from(config!(ct_tuple)) + TUPLE_LAST);
-        let (proto, port) = service_of_tuple(last);
-        emit::count_flow(netns::inum(net), proto, port, false);
-    }
-    if status & ASSURED != 0 {
-        return;
+        emit::count_flow(netns::inum(net), proto, port, Field::Deletes);
     }
     if !is_part && (ctx.arg::<u32>(1) != Some(0) || ctx.arg::<u32>(2) != Some(0)) {
         // Someone asked for it over ctnetlink.
         return;
     }
-    let timeout: u32 = read(ct + u64::from(config!(ct_timeout)));
-    // SAFETY: the helper has no preconditions.
-    if timeout.wrapping_sub(unsafe { bpf_jiffies64() } as u32).cast_signed() <= 0 {
-        return;
-    }
-    remember(ctx, ct, net);
-}
-
-/// Keeps the tuple for early_drop's return in this context.
-#[inline(always)]
-fn remember(ctx: &ProbeContext, ct: u64, net: u64) {
     // SAFETY: the kernel's own registers.
     let stack = unsafe { (*ctx.regs).rsp } & !(STACK_ALIGN - 1);
-    let mut place = VICTIMS.get_ptr_mut(stack);
+    // SAFETY: a pointer into the map's value.
+    let by_gc = control().is_some_and(|control| unsafe { (*control).gc_stack == stack });
+    if by_gc {
+        evicted_by_gc(ct, net, proto);
+    } else if status & ASSURED == 0 {
+        remember(ct, net, proto, stack);
+    }
+}
+
+/// `gc_worker` reaps expired entries; one that has not expired yet is evicted, because the table is nearly full.
+#[inline(always)]
+fn evicted_by_gc(ct: u64, net: u64, proto: u8) {
+    let (status, left, tcp_state) = emit::state_of_entry(ct, proto);
+    if left <= 0 {
+        return;
+    }
+    let inum = netns::inum(net);
+    let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
+    let mut event = EMPTY;
+    // SAFETY: the helper has no preconditions; this CPU's own map value.
+    unsafe {
+        event.at = bpf_ktime_get_ns();
+        event.netns = (*state).id;
+    }
+    event.kind = Cause::GcEvicted as u8;
+    event.hook = hook::UNKNOWN;
+    let tuple: [u64; 5] = read(ct + u64::from(config!(ct_tuple)));
+    describe_from_tuple(&tuple, &mut event);
+    emit::count_losses(emit::loss_key(&event, Cause::GcEvicted), 1);
+    if emit::wants_losses() {
+        event.flags |= flag::ENTRY;
+        emit::push_filled(&event, |record| {
+            let reply: [u64; 5] = read(ct + u64::from(config!(ct_tuple)) + u64::from(config!(ct_reply)));
+            // SAFETY: a reserved record.
+            unsafe {
+                describe_reply(&reply, &raw mut (*record).entry);
+                (*record).entry.status = status;
+                (*record).entry.left = left;
+                (*record).entry.tcp_state = tcp_state;
+            }
+        });
+    }
+}
+
+/// Keeps the entry for early_drop's return in this context.
+#[inline(always)]
+fn remember(ct: u64, net: u64, proto: u8, stack: u64) {
+    let mut place = VICTIMS.get_ptr_mut(&stack);
     if place.is_none() {
-        const NOBODY: Victims = Victims { net: 0, seen: 0, last: [Victim { tuple: [0; 5] }; 4] };
-        let _ = VICTIMS.insert(stack, NOBODY, ANY);
-        place = VICTIMS.get_ptr_mut(stack);
+        let _ = VICTIMS.insert(&stack, &NOBODY, ANY);
+        place = VICTIMS.get_ptr_mut(&stack);
     }
     let Some(victims) = place else { return };
     // SAFETY: a pointer into the map's value, of this context alone; the index is masked.
     unsafe {
-        let index = ((*victims).seen & 3) as usize;
-        read_words(&raw mut (*victims).last[index].tuple, ct + u64::from(config!(ct_tuple)));
+        let victim = &raw mut (*victims).last[((*victims).seen & (REMEMBERED as u64 - 1)) as usize];
+        let tuple = ct + u64::from(config!(ct_tuple));
+        read_words(&raw mut (*victim).original, tuple);
+        read_words(&raw mut (*victim).reply, tuple + u64::from(config!(ct_reply)));
+        let (status, left, tcp_state) = emit::state_of_entry(ct, proto);
+        (*victim).status = status;
+        (*victim).left = left;
+        (*victim).tcp_state = u32::from(tcp_state);
+        (*victim).counted = 0;
         (*victims).net = net;
         (*victims).seen += 1;
     }

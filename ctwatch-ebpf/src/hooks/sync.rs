@@ -7,6 +7,7 @@ use crate::maps::{add, control};
 use crate::netns::{self, Start};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_get_current_task;
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::debug;
 use ctwatch_common::Cause;
@@ -18,6 +19,8 @@ use ctwatch_common::classify::missed;
 pub fn run(ctx: &RawTracePointContext) -> i32 {
     let Some(control) = control() else { return 1 };
     let what: u64 = ctx.arg(0);
+    // SAFETY: the helper has no preconditions; the pointer goes into the map's value.
+    unsafe { core::ptr::write_volatile(&raw mut (*control).jiffies, bpf_jiffies64()) };
     if what == 0 {
         // SAFETY: the helper has no preconditions; the pointer goes into the map's value.
         unsafe {
@@ -81,7 +84,7 @@ fn settle(ctx: &RawTracePointContext, net: u64, number: u64) {
             return;
         };
         if count != 0 {
-            emit::count_unattributed(inum, cause, u64::from(count));
+            emit::count_unattributed((*state).id, cause, u64::from(count));
             debug!(ctx, "netns {}: {} losses of cause {} were missed", inum, count, cause as u8);
         }
     }

@@ -14,7 +14,7 @@ use super::{VERSION, backend, view};
 use crate::cli::{Config, Drops, NetnsSpec, TableFullBy};
 use crate::conntrack::netns;
 use crate::error::{Exit, Failure, Mark as _};
-use crate::event::NetnsId;
+use crate::event::{Loss, NetnsId};
 use crate::kernel::Kernel;
 use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
@@ -102,9 +102,10 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
         found = look(&roots, &kernel, None);
         (backend, reason) = backend::choose(drops.backend, &found)?;
     }
+    let mut state = State::new(drops.settings(backend, wanted_netns));
     let settings = Settings {
         roots: roots.clone(),
-        wishes: wishes(drops, backend, found.skips_nested),
+        wishes: wishes(drops, backend, found.skips_nested, state.wants_events()),
         log_level: if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 },
     };
     let (mut watch, began) =
@@ -125,14 +126,13 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
             .collect(),
         since_boot: began.since_boot,
     })?;
-    let mut state = State::new(drops.settings(backend, wanted_netns));
     stop.after(drops.duration);
     watch_until(&mut watch, &mut state, view.as_mut(), &mut stop, drops.interval).await?;
     finish(&mut watch, &mut state, view.as_mut())?;
     Ok(Exit::Done)
 }
 
-fn wishes(drops: &Drops, backend: Backend, skips_nested: bool) -> Option<Wishes> {
+fn wishes(drops: &Drops, backend: Backend, skips_nested: bool, loss_events: bool) -> Option<Wishes> {
     let kprobes = match backend {
         Backend::Kprobe => true,
         Backend::Tracepoint => false,
@@ -142,7 +142,10 @@ fn wishes(drops: &Drops, backend: Backend, skips_nested: bool) -> Option<Wishes>
         kprobes,
         flows: kprobes && (drops.count_flows || drops.insert_events),
         insert_events: drops.insert_events,
+        loss_events,
         detail: drops.drop_events || drops.insert_events,
+        owners: drops.drop_events,
+        invalid: drops.filter.wants_invalid(),
         pair: drops.table_full == TableFullBy::InitConntrack,
         skips_nested,
     })
@@ -198,6 +201,9 @@ fn finish(watch: &mut Watch, state: &mut State, view: &mut dyn View) -> Result<(
     // In a storm events never end; what the ring holds now is what belongs to this run.
     let end = Instant::now() + Duration::from_millis(200);
     while drain(watch, state, view, BATCH)? == BATCH && Instant::now() < end {}
+    let mut written = Ok(());
+    watch.drain_rest(|loss| show(state, view, loss, &mut written));
+    written?;
     // The interval that was cut short: ticks add up to the summary.
     let tick = state.sample(&watch.sample()?);
     view.tick(&tick)?;
@@ -213,18 +219,20 @@ fn finish(watch: &mut Watch, state: &mut State, view: &mut dyn View) -> Result<(
 /// Takes events; returns how many there were.
 fn drain(watch: &mut Watch, state: &mut State, view: &mut dyn View, limit: usize) -> Result<usize> {
     let mut written = Ok(());
-    let taken = watch.drain(limit, |loss| {
-        if let Some(event) = state.loss(loss)
-            && written.is_ok()
-        {
-            written = view.event(&event);
-        }
-    });
+    let taken = watch.drain(limit, |loss| show(state, view, loss, &mut written));
     written?;
     if taken > 0 {
         view.flush()?;
     }
     Ok(taken)
+}
+
+fn show(state: &mut State, view: &mut dyn View, loss: &Loss, written: &mut std::io::Result<()>) {
+    if let Some(event) = state.loss(loss)
+        && written.is_ok()
+    {
+        *written = view.event(&event);
+    }
 }
 
 /// Waits until the ring buffer says it holds much.

@@ -108,13 +108,13 @@ pub fn read_all<'a>(places: impl Iterator<Item = &'a Place> + Send) -> Result<Ve
 /// Moves this thread into a netns, unless it is there already.
 fn enter(place: &Place) -> Result<()> {
     let here = id_of(Path::new("/proc/thread-self/ns/net"))?;
-    if here == place.id {
+    if here.inode() == place.id.inode() {
         return Ok(());
     }
     let file =
         File::open(&place.path).with_context(|| format!("opening the netns {}", place.path.display()))?;
     let found = file.metadata().context("looking up an open netns")?.ino();
-    ensure!(found == u64::from(place.id.0), "{} leads to another netns by now", place.path.display());
+    ensure!(found == u64::from(place.id.inode()), "{} leads to another netns by now", place.path.display());
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| {
         format!("entering the netns {} (this needs CAP_SYS_ADMIN: run as root)", place.path.display())
     })

@@ -9,7 +9,7 @@ use aya::maps::{Map, MapData, PerCpuHashMap, RingBuf};
 use aya::programs::{KProbe, Program, RawTracePoint};
 use ctwatch_common::classify::Counters;
 use ctwatch_common::config::Config;
-use ctwatch_common::event::LossEvent;
+use ctwatch_common::event::Record;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -72,12 +72,12 @@ impl Probe {
     }
 
     /// Hands over at most `limit` waiting events; returns how many there were.
-    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(LossEvent)) -> usize {
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(Record)) -> usize {
         let mut count = 0;
         while count < limit {
             let Some(item) = self.ring.next() else { break };
-            if let Some(event) = decode(&item[..]) {
-                each(event);
+            if let Some(record) = decode(&item[..]) {
+                each(record);
             }
             count += 1;
         }

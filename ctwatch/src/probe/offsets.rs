@@ -2,7 +2,7 @@
 //! Every offset is checked here against the size of the block it is read from; the verifier checks again.
 
 use anyhow::{Context, Result, ensure};
-use ctwatch_common::config::{CT_SPAN, Config, NONE, SKB_SPAN, STAT_SPAN};
+use ctwatch_common::config::{CT_SPAN, Config, HEAD_SPAN, NONE, SKB_SPAN, STAT_SPAN};
 
 use crate::kernel::btf::Btf;
 use crate::kernel::symbols::Symbols;
@@ -15,17 +15,11 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
         })
     };
     let skb = |field: &str| need("sk_buff", field);
-    let fields = [
-        skb("dev")?,
-        skb("sk")?,
-        skb("_skb_refdst")?,
-        skb("_nfct")?,
-        skb("len")?,
-        skb("network_header")?,
-        skb("head")?,
-    ];
+    let fields = [skb("dev")?, skb("sk")?, skb("_skb_refdst")?, skb("_nfct")?, skb("len")?];
+    let head_fields = [skb("network_header")?, skb("head")?];
     // The read helper works in words of eight bytes; fields keep their alignment relative to the span.
-    let skb_span = fields.iter().min().copied().unwrap_or_default() & !7;
+    let start = |fields: &[u32]| fields.iter().min().copied().unwrap_or_default() & !7;
+    let (skb_span, head_span) = (start(&fields), start(&head_fields));
     let within = |offset: u32, size: u32, span: usize, what: &str| {
         ensure!(
             offset + size <= span as u32,
@@ -34,6 +28,7 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
         Ok(offset)
     };
     let in_skb = |offset: u32| within(offset - skb_span, 8, SKB_SPAN, "struct sk_buff");
+    let in_head = |offset: u32, size: u32| within(offset - head_span, size, HEAD_SPAN, "struct sk_buff");
 
     let ct_status = need("nf_conn", "status")?;
     let mut config = Config {
@@ -43,8 +38,9 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
         skb_dst: in_skb(fields[2])?,
         skb_nfct: in_skb(fields[3])?,
         skb_len: in_skb(fields[4])?,
-        skb_network_header: in_skb(fields[5])?,
-        skb_head: in_skb(fields[6])?,
+        head_span,
+        head_network_header: in_head(head_fields[0], 2)?,
+        head_head: in_head(head_fields[1], 8)?,
         skb_nfct_absolute: fields[3],
         sock_net: need("sock", "__sk_common.skc_net")?,
         dev_net: need("net_device", "nd_net")?,
@@ -52,11 +48,17 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
         dev_name: need("net_device", "name")?,
         dst_dev: need("dst_entry", "dev")?,
         net_inum: need("net", "ns.inum")?,
+        cpus: u32::try_from(aya::util::nr_cpus().map_err(|(what, error)| {
+            anyhow::anyhow!("counting the CPUs this kernel may have: {what}: {error}")
+        })?)?,
         net_stat: NONE,
         net_count: btf.offset("net", "ct.count").unwrap_or(NONE),
         net_gen: need("net", "gen")?,
         stat_chaintoolong: NONE,
         ct_tuple: need("nf_conn", "tuplehash")? + need("nf_conntrack_tuple_hash", "tuple")?,
+        ct_reply: btf
+            .size("nf_conntrack_tuple_hash")
+            .context("this kernel's BTF has no struct nf_conntrack_tuple_hash")?,
         ct_status,
         ct_net: within(
             need("nf_conn", "ct_net")?
@@ -70,6 +72,11 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
         bpf_array_pptrs: need("bpf_array", "pptrs")?,
         task_nsproxy: need("task_struct", "nsproxy")?,
         nsproxy_net: need("nsproxy", "net_ns")?,
+        net_loopback: need("net", "loopback_dev")?,
+        net_exit_list: need("net", "exit_list")?,
+        ct_tcp_state: btf.offset("nf_conn", "proto.tcp.state").unwrap_or(NONE),
+        task_stack: need("task_struct", "stack")?,
+        task_flags: need("task_struct", "flags")?,
         ..Config::default()
     };
     resolve_stat(btf, &mut config)?;
@@ -97,6 +104,7 @@ fn resolve_stat(btf: &Btf, config: &mut Config) -> Result<()> {
     config.stat_drop = place("drop")?;
     config.stat_insert_failed = place("insert_failed")?;
     config.stat_early_drop = place("early_drop")?;
+    config.stat_invalid = place("invalid")?;
     if btf.offset("ip_conntrack_stat", "chaintoolong").is_some() {
         config.stat_chaintoolong = place("chaintoolong")?;
     }

@@ -48,8 +48,14 @@ pub struct Wishes {
     pub flows: bool,
     /// Send inserts as events.
     pub insert_events: bool,
+    /// Send losses as events: someone needs their tuples.
+    pub loss_events: bool,
     /// Single events are shown, so they carry time, fill and device.
     pub detail: bool,
+    /// Find out whose packets they were.
+    pub owners: bool,
+    /// Count packets that pass untracked: a pair of probes on every packet.
+    pub invalid: bool,
     /// See a full table by the init_conntrack pair rather than where the packet is freed.
     pub pair: bool,
     /// The kernel skips a tracing program that interrupts itself (bpf_prog.active, 5.16 and later).
@@ -69,6 +75,8 @@ pub struct Plan {
 pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Plan, String> {
     let mut plan = Plan { attachments: Vec::new(), notes: Vec::new() };
     config.detail = u32::from(wishes.detail);
+    config.loss_events = u32::from(wishes.loss_events);
+    config.owners = u32::from(wishes.owners);
     let freed_there = symbols.get("nf_hook_slow").is_some();
     if freed_there {
         plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
@@ -100,6 +108,9 @@ pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Pl
         }
     }
     if !wishes.kprobes {
+        if wishes.invalid {
+            plan.notes.push("packets that pass untracked are not seen without kprobes".to_owned());
+        }
         return Ok(plan);
     }
     if let Some(function) = symbols.function("early_drop") {
@@ -109,15 +120,43 @@ pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Pl
         plan.notes.push("early_drop can't be probed: evictions are not counted".to_owned());
     }
     plan_deletes(symbols, wishes, config, &mut plan);
+    plan.pair(symbols, "gc_worker", ["gc_worker", "gc_worker_return"], "evictions by gc are not seen");
     if wishes.flows {
-        if let Some(function) = symbols.function("__nf_conntrack_confirm") {
-            plan.add("nf_conntrack_confirm", &function.name, HookKind::Kprobe);
-            config.insert_events = u32::from(wishes.insert_events);
-        } else {
-            plan.notes.push("__nf_conntrack_confirm can't be probed: new flows are not counted".to_owned());
-        }
+        plan_inserts(symbols, wishes, config, &mut plan);
+    }
+    if let Some(function) = symbols.function("nf_conntrack_pernet_exit") {
+        plan.add("nf_conntrack_pernet_exit", &function.name, HookKind::Kprobe);
+    } else {
+        plan.notes.push(
+            "nf_conntrack_pernet_exit can't be probed: what a netns counted just before it went is not seen"
+                .to_owned(),
+        );
+    }
+    if wishes.invalid {
+        let programs = ["nf_conntrack_in", "nf_conntrack_in_return"];
+        plan.pair(symbols, "nf_conntrack_in", programs, "packets that pass untracked are not seen");
     }
     Ok(plan)
+}
+
+/// New flows are counted where their first packet is confirmed; few fail there, and few come another way.
+fn plan_inserts(symbols: &Symbols, wishes: Wishes, config: &mut Config, plan: &mut Plan) {
+    let Some(function) = symbols.function("__nf_conntrack_confirm") else {
+        plan.notes.push("__nf_conntrack_confirm can't be probed: new flows are not counted".to_owned());
+        return;
+    };
+    plan.add("nf_conntrack_confirm", &function.name, HookKind::Kprobe);
+    config.flows = 1;
+    config.insert_events = u32::from(wishes.insert_events);
+    let programs = ["nf_ct_resolve_clash", "nf_ct_resolve_clash_return"];
+    plan.pair(symbols, "nf_ct_resolve_clash", programs, "flows that lost a clash count as new ones");
+    let programs = ["nf_conntrack_hash_check_insert", "nf_conntrack_hash_check_insert_return"];
+    plan.pair(
+        symbols,
+        "nf_conntrack_hash_check_insert",
+        programs,
+        "entries made over ctnetlink don't count as new ones",
+    );
 }
 
 /// 5.10 calls nf_ct_delete.part.0 from early_drop and gc, bypassing nf_ct_delete, which calls it too.
@@ -142,6 +181,17 @@ fn pair_function(symbols: &Symbols) -> Option<String> {
 }
 
 impl Plan {
+    /// A function's entry and return, or a note of what is missing without them.
+    fn pair(&mut self, symbols: &Symbols, function: &str, [entry, back]: [&'static str; 2], otherwise: &str) {
+        match symbols.function(function) {
+            Some(symbol) => {
+                self.add(entry, &symbol.name, HookKind::Kprobe);
+                self.add(back, &symbol.name, HookKind::Kretprobe);
+            }
+            None => self.notes.push(format!("{function} can't be probed: {otherwise}")),
+        }
+    }
+
     fn add(&mut self, program: &'static str, function: &str, kind: HookKind) {
         self.attachments.push(Attachment { program, function: function.to_owned(), kind });
     }
@@ -155,7 +205,10 @@ mod tests {
         kprobes: true,
         flows: true,
         insert_events: false,
+        loss_events: false,
         detail: false,
+        owners: false,
+        invalid: false,
         pair: false,
         skips_nested: true,
     };

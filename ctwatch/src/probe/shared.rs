@@ -70,7 +70,7 @@ impl Shared {
                 key: (&raw const (*slot).key).read_volatile(),
                 count: (&raw const (*slot).count).read_volatile(),
                 deletes: (&raw const (*slot).deletes).read_volatile(),
-                reserved: 0,
+                failed: (&raw const (*slot).failed).read_volatile(),
             }
         }
     }
@@ -111,7 +111,12 @@ impl Shared {
             .iter()
             .map(|index| {
                 let slot = self.slot(*index);
-                SlotSample { key: SlotKey::unpack(slot.key), count: slot.count, deletes: slot.deletes }
+                SlotSample {
+                    key: SlotKey::unpack(slot.key),
+                    count: slot.count,
+                    deletes: slot.deletes,
+                    failed: slot.failed,
+                }
             })
             .collect()
     }

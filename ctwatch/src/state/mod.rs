@@ -190,9 +190,9 @@ impl State {
     }
 
     fn add_slot(&mut self, slot: &SlotSample) {
-        let SlotSample { key, count, deletes } = *slot;
+        let SlotSample { key, count, deletes, failed } = *slot;
         if key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED) == KIND_FLOWS {
-            self.namespaces.add_flows(NetnsId(key.netns), count, deletes);
+            self.namespaces.add_flows(NetnsId(key.netns), count.saturating_sub(failed), deletes);
             return;
         }
         // A cause from a newer object than this program: nothing sensible can be said about it.

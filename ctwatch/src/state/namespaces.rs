@@ -38,6 +38,8 @@ struct Netns {
     earlier: Four<u64>,
     after_at_last_tick: Four<u64>,
     life: Life,
+    /// It is gone, and nothing it counted is missing.
+    complete: bool,
     ours: Totals,
     ours_at_last_tick: Totals,
 }
@@ -98,7 +100,7 @@ impl Namespaces {
     }
 
     pub fn add_sample(&mut self, sample: &NetnsSample) {
-        let NetnsSample { id, name, count, max, before, after, gone } = sample;
+        let NetnsSample { id, name, count, max, before, after, gone, complete } = sample;
         if *gone && self.buried.ids.contains(id) {
             return;
         }
@@ -115,6 +117,7 @@ impl Namespaces {
             }
             (false, _) => netns.life = Life::Alive,
         }
+        netns.complete = *complete;
         netns.before = balance::four(before);
         netns.after = balance::four(after);
         netns.name.clone_from(name);
@@ -147,7 +150,7 @@ impl Namespaces {
             for (sum, kernel) in account.kernel.iter_mut().zip(netns.kernel_after()) {
                 *sum += kernel;
             }
-            account.gone += u64::from(netns.is_gone());
+            account.gone += u64::from(netns.is_gone() && !netns.complete);
         }
         account.counted[Cause::TableFull as usize] -= account.claimed_too_much;
         account.unexplained = sums.unexplained(elsewhere);
@@ -193,7 +196,7 @@ impl Namespaces {
             }
             let distance = balance::distance(&netns.bracket(), [0; 4], [0; 4]);
             buried.ids.insert(*id);
-            buried.number += 1;
+            buried.number += u64::from(!netns.complete);
             buried.kernel = add(buried.kernel, netns.kernel_after());
             for (sum, distance) in buried.unexplained.iter_mut().zip(distance) {
                 *sum += distance;
@@ -217,7 +220,7 @@ impl Netns {
             before: add(self.earlier, self.before),
             after: self.kernel_after(),
             // An earlier netns of this number may have died with counts that nobody read.
-            open: self.is_gone() || self.earlier != [0; 4],
+            open: (self.is_gone() && !self.complete) || self.earlier != [0; 4],
         }
     }
 

@@ -35,7 +35,7 @@ fn time(second: i64) -> Timestamp {
 }
 
 fn slot(netns: u32, cause: Cause, proto: u8, port: u16, count: u64) -> SlotSample {
-    SlotSample { key: SlotKey { netns, port, proto, kind: cause as u8 }, count, deletes: 0 }
+    SlotSample { key: SlotKey { netns, port, proto, kind: cause as u8 }, count, deletes: 0, failed: 0 }
 }
 
 fn on_loopback(slot: SlotSample) -> SlotSample {
@@ -45,7 +45,7 @@ fn on_loopback(slot: SlotSample) -> SlotSample {
 
 fn unattributed(netns: u32, count: u64) -> SlotSample {
     let kind = FULL as u8 | KIND_UNATTRIBUTED;
-    SlotSample { key: SlotKey { netns, port: 0, proto: 0, kind }, count, deletes: 0 }
+    SlotSample { key: SlotKey { netns, port: 0, proto: 0, kind }, count, deletes: 0, failed: 0 }
 }
 
 fn drops(drop: u64) -> KernelCounters {
@@ -61,6 +61,7 @@ fn netns(id: u32, drop: u64) -> NetnsSample {
         before: drops(drop),
         after: drops(drop),
         gone: false,
+        complete: false,
     }
 }
 
@@ -87,9 +88,9 @@ fn event(cause: Cause, src: &str, sport: u16, dst: &str, dport: u16) -> Loss {
     };
     let mut device = [0; 16];
     device[..2].copy_from_slice(b"lo");
-    Loss {
-        time: time(0),
-        event: LossEvent {
+    Loss::new(
+        time(0),
+        LossEvent {
             at: 1,
             netns: HOST,
             count: 1000,
@@ -109,7 +110,7 @@ fn event(cause: Cause, src: &str, sport: u16, dst: &str, dport: u16) -> Loss {
             dst: bytes(dst),
             device,
         },
-    }
+    )
 }
 
 fn rest(rows: &[Row]) -> Vec<&Row> {
@@ -348,6 +349,7 @@ fn flows_become_rates_of_their_netns() {
         key: SlotKey { netns: HOST, port: 80, proto: 6, kind: KIND_FLOWS },
         count,
         deletes,
+        failed: 0,
     };
     state.sample(&sample(vec![netns(HOST, 0)], vec![flows(100, 50)]));
     let mut next = sample(vec![netns(HOST, 0)], vec![flows(300, 80)]);

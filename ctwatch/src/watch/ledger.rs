@@ -16,13 +16,15 @@ pub struct Ledger {
     total: KernelCounters,
     /// Entries at the last reading.
     pub entries: Option<u32>,
+    /// The netns is gone, and nothing it counted is missing.
+    pub complete: bool,
 }
 
 impl Ledger {
     /// Starts from what each CPU had counted when its watch began (`None`: it was offline).
     #[must_use]
     pub fn new(bases: Vec<Option<Counters>>, is_new: bool) -> Self {
-        Self { last: bases, is_new, total: KernelCounters::default(), entries: None }
+        Self { last: bases, is_new, total: KernelCounters::default(), entries: None, complete: false }
     }
 
     /// Takes in a reading; returns the totals.
@@ -44,6 +46,19 @@ impl Ledger {
     #[must_use]
     pub const fn total(&self) -> KernelCounters {
         self.total
+    }
+
+    /// The netns is gone, and this is what it had counted in the end, summed up over its CPUs.
+    pub fn finish(&mut self, sums: KernelCounters) {
+        let last = |pick: fn(&Counters) -> u32| {
+            self.last.iter().flatten().fold(0u32, |sum, cpu| sum.wrapping_add(pick(cpu)))
+        };
+        // Every CPU's counter wraps at 2^32, and so does their sum: the difference is right nevertheless.
+        self.total.drop += grown(last(|cpu| cpu.drop), sums.drop as u32);
+        self.total.early_drop += grown(last(|cpu| cpu.early_drop), sums.early_drop as u32);
+        self.total.insert_failed += grown(last(|cpu| cpu.insert_failed), sums.insert_failed as u32);
+        self.total.chaintoolong += grown(last(|cpu| cpu.chaintoolong), sums.chaintoolong as u32);
+        self.complete = true;
     }
 
     /// The module was reloaded: the kernel counts from 0 again, the totals stay.
@@ -80,6 +95,16 @@ mod tests {
             }
             prop_assert_eq!(ledger.total().drop, steps.iter().map(|step| u64::from(*step)).sum::<u64>());
         }
+    }
+
+    #[test]
+    fn what_a_netns_counted_after_the_last_reading_is_not_lost_when_it_goes() {
+        let base = |drop| Some(Counters { drop, ..Counters::default() });
+        let mut ledger = Ledger::new(vec![base(u32::MAX - 1), base(10)], false);
+        ledger.update(&reading(&[u32::MAX, 10]));
+        // The first CPU's counter wrapped to 4, the second went on to 12.
+        ledger.finish(KernelCounters { drop: 16, ..KernelCounters::default() });
+        assert_eq!((ledger.total().drop, ledger.complete), (8, true));
     }
 
     #[test]

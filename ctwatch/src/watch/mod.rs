@@ -3,8 +3,9 @@
 
 mod clock;
 mod ledger;
+mod pairing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::classify::Counters;
+use ctwatch_common::event::{KIND_NETNS_GONE, KIND_PUSHER, LossEvent, Record};
+use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
 
 use crate::conntrack::netns::{self, Place};
 use crate::conntrack::stat::Stat;
@@ -23,6 +26,7 @@ use crate::probe::sync::Take;
 use crate::probe::{Probe, offsets};
 use clock::Clock;
 use ledger::Ledger;
+use pairing::Pairing;
 use tokio::io::unix::AsyncFd;
 
 /// How often to look for netns nobody has lost a packet in.
@@ -76,6 +80,11 @@ pub struct Watch {
     places: BTreeMap<NetnsId, Place>,
     ledgers: BTreeMap<NetnsId, Ledger>,
     gone: BTreeMap<NetnsId, Place>,
+    /// How many namespaces with this inode number have gone.
+    lives: HashMap<u32, u32>,
+    /// What a slot of flows held when the netns went whose inode number it bears.
+    flows_before: HashMap<SlotKey, (u64, u64, u64)>,
+    pairing: Pairing,
     carried: Carried,
     clock: Clock,
     last_sample: Instant,
@@ -101,6 +110,9 @@ impl Watch {
             places: BTreeMap::new(),
             ledgers: BTreeMap::new(),
             gone: BTreeMap::new(),
+            lives: HashMap::new(),
+            flows_before: HashMap::new(),
+            pairing: Pairing::default(),
             carried: Carried::default(),
             clock: Clock::now(),
             last_sample: now,
@@ -172,12 +184,60 @@ impl Watch {
         self.probe.as_ref().map(Probe::ring).transpose()
     }
 
-    /// Hands over at most `limit` events.
+    /// Hands over at most `limit` events. Evictions come one call later, when the flow that pushed the entry out is known.
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&Loss)) -> usize {
-        let clock = self.clock;
-        self.probe
-            .as_mut()
-            .map_or(0, |probe| probe.drain(limit, |event| each(&Loss { time: clock.wall(event.at), event })))
+        let Self { probe: Some(probe), clock, pairing, .. } = self else { return 0 };
+        let mut gone = Vec::new();
+        let taken = probe.drain(limit, |record| {
+            let Record { loss: event, entry, owner } = record;
+            match event.kind {
+                KIND_NETNS_GONE => gone.push(event),
+                KIND_PUSHER => pairing.push(&event),
+                _ => {
+                    let loss = Loss { time: clock.wall(event.at), event, entry, owner, pushed_out_by: None };
+                    if let Some(loss) = pairing.hold(loss) {
+                        each(&loss);
+                    }
+                }
+            }
+        });
+        pairing.release(&mut each);
+        for event in gone {
+            self.bury(&event);
+        }
+        taken
+    }
+
+    /// Hands over what was held back.
+    pub fn drain_rest(&mut self, mut each: impl FnMut(&Loss)) {
+        self.pairing.release(&mut each);
+        self.pairing.release(&mut each);
+    }
+
+    /// A netns is gone, and this is the last that its counters said.
+    fn bury(&mut self, event: &LossEvent) {
+        let id = NetnsId(event.netns);
+        let (inode, life) = (id.inode(), id.life());
+        self.lives.insert(inode, life + 1);
+        let word = |bytes: &[u8; 16], at: usize| {
+            u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight of sixteen bytes"))
+        };
+        if let Some(ledger) = self.ledgers.get_mut(&id) {
+            ledger.finish(KernelCounters {
+                drop: word(&event.src, 0),
+                early_drop: word(&event.src, 8),
+                insert_failed: word(&event.dst, 0),
+                chaintoolong: word(&event.dst, 8),
+            });
+        }
+        for slot in self.raw_slots() {
+            if slot.key.kind == KIND_FLOWS && slot.key.netns == inode {
+                self.flows_before.insert(slot.key, (slot.count, slot.deletes, slot.failed));
+            }
+        }
+        if let Some(place) = self.places.remove(&id) {
+            self.gone.insert(id, place);
+        }
     }
 
     /// Follows conntrack when it is unloaded and loaded again.
@@ -201,6 +261,9 @@ impl Watch {
 
     /// Keeps the totals of the programs that die with the module.
     fn carry_over(&mut self) {
+        // The next programs start to tell namespaces of one inode number apart from the beginning.
+        self.lives.clear();
+        self.flows_before.clear();
         if let Some(mut probe) = self.probe.take() {
             self.carried.slots.extend(probe.shared.slots());
             let (lost, overflow, ambiguous) = probe.shared.totals();
@@ -248,6 +311,7 @@ impl Watch {
                     before: before.get(id).copied().unwrap_or_else(|| ledger.total()),
                     after: after.get(id).copied().unwrap_or_else(|| ledger.total()),
                     gone: self.gone.contains_key(id),
+                    complete: ledger.complete,
                 })
             })
             .collect();
@@ -264,7 +328,28 @@ impl Watch {
         }
     }
 
+    /// All slots. Those that count flows bear inode numbers: they belong to the netns that has the number now.
     fn slots(&mut self) -> Vec<SlotSample> {
+        let mut slots = self.raw_slots();
+        if !self.lives.is_empty() {
+            for slot in slots.iter_mut().filter(|slot| slot.key.kind == KIND_FLOWS) {
+                if let Some((count, deletes, failed)) = self.flows_before.get(&slot.key) {
+                    slot.count -= count;
+                    slot.deletes -= deletes;
+                    slot.failed -= failed;
+                }
+                slot.key.netns = self.present_id(slot.key.netns).0;
+            }
+        }
+        slots
+    }
+
+    /// The netns that has this inode number now.
+    fn present_id(&self, inode: u32) -> NetnsId {
+        NetnsId::new(inode, self.lives.get(&inode).copied().unwrap_or(0))
+    }
+
+    fn raw_slots(&mut self) -> Vec<SlotSample> {
         let mut slots = self.carried.slots.clone();
         if let Some(probe) = &mut self.probe {
             slots.extend(probe.shared.slots());
@@ -322,7 +407,9 @@ impl Watch {
     fn look_around(&mut self) {
         self.last_look = Instant::now();
         let Ok(found) = netns::discover() else { return };
-        for (id, place) in found {
+        for (id, mut place) in found {
+            let id = self.present_id(id.inode());
+            place.id = id;
             if let Some(known) = self.places.get_mut(&id) {
                 *known = place;
                 continue;

@@ -78,7 +78,7 @@ pub fn settings(by: By) -> Settings {
 }
 
 fn slot(netns: u32, kind: u8, proto: u8, port: u16, count: u64, deletes: u64) -> SlotSample {
-    SlotSample { key: SlotKey { netns, port, proto, kind }, count, deletes }
+    SlotSample { key: SlotKey { netns, port, proto, kind }, count, deletes, failed: 0 }
 }
 
 /// The story's night, `second` seconds in: redis on loopback suffers, and a container has its own trouble.
@@ -106,6 +106,7 @@ pub fn storm(second: u64) -> Sample {
         before: counters,
         after: counters,
         gone: false,
+        complete: false,
     };
     Sample {
         time: time(i64::try_from(second).unwrap() * 1_000),
@@ -160,9 +161,9 @@ pub fn loss(ipv6: bool, proto: u8) -> Loss {
         device[..5].copy_from_slice(b"lo\0\0\0");
     }
     let loopback = if ipv6 { 0 } else { flag::LOOPBACK | flag::OUT };
-    Loss {
-        time: time(123),
-        event: LossEvent {
+    Loss::new(
+        time(123),
+        LossEvent {
             at: 1,
             netns: HOST,
             count: 262_144,
@@ -182,7 +183,7 @@ pub fn loss(ipv6: bool, proto: u8) -> Loss {
             dst,
             device,
         },
-    }
+    )
 }
 
 /// Some drops and an insert, as `--events=drop,insert` reports them.

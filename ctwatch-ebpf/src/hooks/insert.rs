@@ -1,0 +1,80 @@
+//! Inserts that don't end as `__nf_conntrack_confirm` promises, and those that come another way:
+//! `nf_ct_resolve_clash` drops or replaces the entry, `nf_conntrack_hash_check_insert` is how ctnetlink and BPF insert.
+
+use crate::config::config;
+use crate::emit::{self, Field};
+use crate::maps::{INSERTING, Inserting};
+use crate::netns;
+use crate::packet::service_of_tuple;
+use crate::read::read;
+use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+
+/// BPF_ANY
+const ANY: u64 = 0;
+/// The last word of a tuple holds port and protocol.
+const TUPLE_LAST: u64 = 32;
+/// On x86-64 the return probe runs after the return address was popped.
+const RETURN_ADDRESS: u64 = 8;
+/// include/uapi/linux/netfilter.h
+const NF_ACCEPT: u32 = 1;
+
+/// Two flows with one tuple on two CPUs: this one came second.
+#[inline(always)]
+pub fn on_clash(ctx: &ProbeContext) {
+    let Some(skb) = ctx.arg::<u64>(0) else { return };
+    let nfct: u64 = read(skb + u64::from(config!(skb_nfct_absolute)));
+    keep(ctx, skb, nfct & !7);
+}
+
+/// Unless the packet still holds its own entry and passes, that entry was not inserted.
+#[inline(always)]
+pub fn on_clash_resolved(ctx: &RetProbeContext) {
+    let Some(kept) = take(ctx) else { return };
+    if ctx.ret::<u32>() == NF_ACCEPT {
+        let nfct: u64 = read(kept.skb + u64::from(config!(skb_nfct_absolute)));
+        if nfct & !7 == kept.entry {
+            return;
+        }
+    }
+    emit::count_flow(kept.netns, kept.proto, kept.port, Field::Failed);
+}
+
+/// Someone other than a packet inserts an entry.
+#[inline(always)]
+pub fn on_created(ctx: &ProbeContext) {
+    let Some(entry) = ctx.arg::<u64>(0) else { return };
+    keep(ctx, 0, entry);
+}
+
+/// 0 means that it is in the table.
+#[inline(always)]
+pub fn on_created_return(ctx: &RetProbeContext) {
+    let Some(kept) = take(ctx) else { return };
+    if ctx.ret::<u32>() == 0 {
+        emit::count_flow(kept.netns, kept.proto, kept.port, Field::Count);
+    }
+}
+
+#[inline(always)]
+fn keep(ctx: &ProbeContext, skb: u64, entry: u64) {
+    if entry == 0 {
+        return;
+    }
+    let last: u64 = read(entry + u64::from(config!(ct_tuple)) + TUPLE_LAST);
+    let net: u64 = read(entry + u64::from(config!(ct_status)) + u64::from(config!(ct_net)));
+    let (proto, port) = service_of_tuple(last);
+    let kept = Inserting { skb, entry, netns: netns::inum(net), port, proto, reserved: 0 };
+    // SAFETY: the kernel's own registers.
+    let _ = INSERTING.insert(unsafe { (*ctx.regs).rsp }, kept, ANY);
+}
+
+#[inline(always)]
+fn take(ctx: &RetProbeContext) -> Option<Inserting> {
+    // SAFETY: the kernel's own registers.
+    let key = unsafe { (*ctx.regs).rsp } - RETURN_ADDRESS;
+    let found = INSERTING.get_ptr(key)?;
+    // SAFETY: a pointer into the map's value, of this context alone.
+    let kept = unsafe { *found };
+    let _ = INSERTING.remove(key);
+    Some(kept)
+}

@@ -1,0 +1,67 @@
+//! `nf_conntrack_in(skb, state)`, for `--cause invalid` only: it runs for every packet.
+//! A packet that it accepts without giving it an entry is invalid: it goes on untracked.
+
+use crate::config::config;
+use crate::emit;
+use crate::hooks::kfree_skb::EMPTY;
+use crate::maps::{PENDING, Pending};
+use crate::netns;
+use crate::packet::Skb;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use ctwatch_common::Cause;
+
+/// BPF_ANY
+const ANY: u64 = 0;
+/// On x86-64 the return probe runs after the return address was popped.
+const RETURN_ADDRESS: u64 = 8;
+/// include/uapi/linux/netfilter.h
+const NF_ACCEPT: u32 = 1;
+
+#[inline(always)]
+pub fn on_entry(ctx: &ProbeContext) {
+    let Some(skb) = ctx.arg::<u64>(0) else { return };
+    // SAFETY: the kernel's own registers.
+    let _ = PENDING.insert(unsafe { (*ctx.regs).rsp }, Pending { net: 0, skb, tuple: [0; 5] }, ANY);
+}
+
+#[inline(always)]
+pub fn on_return(ctx: &RetProbeContext) {
+    // SAFETY: the kernel's own registers.
+    let key = unsafe { (*ctx.regs).rsp } - RETURN_ADDRESS;
+    let Some(found) = PENDING.get_ptr(key) else { return };
+    // SAFETY: a pointer into the map's value, of this context alone.
+    let address = unsafe { (*found).skb };
+    let _ = PENDING.remove(key);
+    if ctx.ret::<u32>() != NF_ACCEPT {
+        return;
+    }
+    let mut skb = Skb::uninit();
+    skb.read(address);
+    // Not even IP_CT_UNTRACKED, which is what NOTRACK leaves.
+    if skb.nfct() != 0 {
+        return;
+    }
+    let net = skb.net();
+    if net == 0 {
+        return;
+    }
+    let inum = netns::inum(net);
+    let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
+    let mut event = EMPTY;
+    // SAFETY: the helper has no preconditions; this CPU's own map value.
+    let loopback = unsafe {
+        if config!(detail) != 0 {
+            event.at = bpf_ktime_get_ns();
+        }
+        event.netns = (*state).id;
+        (*state).loopback
+    };
+    event.kind = Cause::Invalid as u8;
+    skb.describe_path(false, loopback, &mut event);
+    skb.describe_tuple(&mut event);
+    emit::count_losses(emit::loss_key(&event, Cause::Invalid), 1);
+    if emit::wants_losses() {
+        emit::push_packet(&event, &skb, 0);
+    }
+}

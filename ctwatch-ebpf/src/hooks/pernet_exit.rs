@@ -1,0 +1,80 @@
+//! `nf_conntrack_pernet_exit(struct list_head *)`: network namespaces go, no packet of theirs is under way any more
+//! (net/netfilter/nf_conntrack_standalone.c, 5.10 to 7.3). The last chance to read what the kernel counted there.
+
+use crate::config::config;
+use crate::emit;
+use crate::hooks::kfree_skb::EMPTY;
+use crate::maps::{LIVES, NETS, OFFSETS};
+use crate::netns;
+use crate::read::read;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::programs::ProbeContext;
+use ctwatch_common::config::{MAX_CPUS, NONE};
+use ctwatch_common::event::{KIND_NETNS_GONE, hook};
+use ctwatch_common::netns::id;
+
+/// BPF_ANY
+const ANY: u64 = 0;
+/// Namespaces that go at once are cleaned up in one batch; more than this are noticed by user space instead.
+const BATCH: u32 = 64;
+
+#[inline(always)]
+pub fn on_entry(ctx: &ProbeContext) {
+    let Some(list) = ctx.arg::<u64>(0) else { return };
+    // list_head.next comes first.
+    let mut node: u64 = read(list);
+    for _ in 0..BATCH {
+        if node == list || node == 0 {
+            break;
+        }
+        gone(node.wrapping_sub(u64::from(config!(net_exit_list))));
+        node = read(node);
+    }
+}
+
+/// Says what a netns counted, and that the next netns of this inode number is another one. A global function, so that
+/// the verifier doesn't go through it once for each netns of a batch.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn gone(net: u64) -> u64 {
+    let inum = netns::inum(net);
+    let life = LIVES.get_ptr(inum).map_or(0, |life| {
+        // SAFETY: a pointer into the map's value.
+        unsafe { *life }
+    });
+    let mut event = EMPTY;
+    // SAFETY: the helper has no preconditions.
+    event.at = unsafe { bpf_ktime_get_ns() };
+    event.netns = id(inum, life);
+    event.kind = KIND_NETNS_GONE;
+    event.hook = hook::UNKNOWN;
+    let stat: u64 = read(net + u64::from(config!(net_stat)));
+    let mut sums = [0u64; 4];
+    for cpu in 0..MAX_CPUS {
+        if cpu >= config!(cpus) {
+            break;
+        }
+        let Some(offset) = OFFSETS.get_ptr(cpu) else { break };
+        // SAFETY: a pointer into the map's value.
+        let offset = unsafe { *offset };
+        if offset == 0 {
+            continue;
+        }
+        let here = stat.wrapping_add(offset) + u64::from(config!(stat_span));
+        sums[0] += u64::from(read::<u32>(here + u64::from(config!(stat_drop))));
+        sums[1] += u64::from(read::<u32>(here + u64::from(config!(stat_early_drop))));
+        sums[2] += u64::from(read::<u32>(here + u64::from(config!(stat_insert_failed))));
+        if config!(stat_chaintoolong) != NONE {
+            sums[3] += u64::from(read::<u32>(here + u64::from(config!(stat_chaintoolong))));
+        }
+    }
+    // SAFETY: both are 16 bytes of plain data.
+    unsafe {
+        event.src = core::mem::transmute::<[u64; 2], [u8; 16]>([sums[0], sums[1]]);
+        event.dst = core::mem::transmute::<[u64; 2], [u8; 16]>([sums[2], sums[3]]);
+    }
+    let _ = LIVES.insert(inum, life + 1, ANY);
+    let _ = NETS.remove(net);
+    emit::push(&event);
+    0
+}

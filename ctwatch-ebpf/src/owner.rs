@@ -1,0 +1,104 @@
+//! Whose packet it is, where that is certain. `current` is taken only when the code runs on that task's own stack.
+//! A SYN retransmit leaves from a timer's softirq, on another stack: there the socket has to have been noted before.
+
+use crate::config::config;
+use crate::maps::{SOCKETS, SocketOwner};
+use crate::marks::here;
+use crate::netns::this_cpu;
+use crate::read::read;
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_comm};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
+use ctwatch_common::config::STACK_ALIGN;
+use ctwatch_common::event::{LossEvent, OwnerPart};
+
+/// BPF_ANY
+const ANY: u64 = 0;
+/// include/linux/sched.h
+const PF_KTHREAD: u32 = 0x0020_0000;
+const TCP: u8 = 6;
+const SCTP: u8 = 132;
+
+/// Whether this code runs for a user process, on the stack of its own task.
+#[inline(always)]
+fn runs_for_a_process() -> bool {
+    let Some(cpu) = this_cpu() else { return false };
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let flags: u32 = read(task + u64::from(config!(task_flags)));
+    let stack: u64 = read(task + u64::from(config!(task_stack)));
+    flags & PF_KTHREAD == 0 && here(cpu).wrapping_sub(stack) < STACK_ALIGN
+}
+
+/// The current process.
+///
+/// # Safety
+/// `to` must be valid for writes.
+#[inline(always)]
+unsafe fn current(to: *mut OwnerPart) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*to).cgroup = bpf_get_current_cgroup_id();
+        (*to).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*to).reserved = 0;
+        bpf_get_current_comm((&raw mut (*to).name).cast(), 16);
+    }
+}
+
+#[inline(always)]
+fn ports(event: &LossEvent) -> u64 {
+    u64::from(event.sport) << 16 | u64::from(event.dport) | u64::from(event.proto) << 32
+}
+
+/// Whether packets of this protocol are sent again without their process.
+#[inline(always)]
+fn retransmits(event: &LossEvent) -> bool {
+    event.proto == TCP || event.proto == SCTP
+}
+
+/// The sender of a locally sent packet; false if it isn't known for certain.
+///
+/// # Safety
+/// `to` must point into a reserved record.
+#[inline(always)]
+pub unsafe fn of_packet(socket: u64, event: &LossEvent, to: *mut OwnerPart) -> bool {
+    if runs_for_a_process() {
+        // SAFETY: the caller's.
+        unsafe { current(to) };
+        note_socket(socket, event);
+        return true;
+    }
+    if socket == 0 || !retransmits(event) {
+        return false;
+    }
+    let Some(noted) = SOCKETS.get_ptr(&socket) else { return false };
+    // SAFETY: a pointer into the map's value.
+    unsafe {
+        if (*noted).ports != ports(event) {
+            return false;
+        }
+        core::ptr::copy_nonoverlapping(&raw const (*noted).owner, to, 1);
+    }
+    true
+}
+
+/// Remembers whose socket this is, if the code runs for its process.
+#[inline(always)]
+pub fn note(socket: u64, event: &LossEvent) {
+    if socket != 0 && retransmits(event) && runs_for_a_process() {
+        note_socket(socket, event);
+    }
+}
+
+#[inline(always)]
+fn note_socket(socket: u64, event: &LossEvent) {
+    if socket == 0 || !retransmits(event) {
+        return;
+    }
+    let mut noted = SocketOwner {
+        ports: ports(event),
+        owner: OwnerPart { cgroup: 0, pid: 0, reserved: 0, name: [0; 16] },
+    };
+    // SAFETY: a local.
+    unsafe { current(&raw mut noted.owner) };
+    let _ = SOCKETS.insert(&socket, &noted, ANY);
+}
