@@ -7,13 +7,17 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// Functions and data to look for, without suffix.
-const WANTED: [&[u8]; 9] = [
+const WANTED: [&[u8]; 13] = [
     b"nf_hook_slow",
     b"early_drop",
     b"nf_ct_delete",
     b"__nf_conntrack_confirm",
     b"__nf_conntrack_alloc",
     b"init_conntrack",
+    b"gc_worker",
+    b"nf_ct_resolve_clash",
+    b"nf_conntrack_hash_check_insert",
+    b"nf_conntrack_pernet_exit",
     b"nf_conntrack_in",
     b"nf_conntrack_max",
     b"nf_conntrack_net_id",
