@@ -149,24 +149,27 @@ pub fn push(event: &LossEvent) {
 /// Pushes the record of a packet, with the entry it holds if any and its sender where that is certain.
 #[inline(always)]
 pub fn push_packet(event: &LossEvent, skb: &Skb, entry: u64) {
-    push_filled(event, |record| {
-        if entry != 0 {
-            // SAFETY: the reserved record.
-            unsafe { describe_entry(entry, &raw mut (*record).entry) };
-        }
-        if config!(owners) != 0 && skb.device() == 0 {
+    push_filled(
+        event,
+        #[inline(always)]
+        |record| {
+            let mut flags = event.flags;
             // SAFETY: the reserved record.
             unsafe {
-                let known = owner::of_packet(skb.socket(), event, &raw mut (*record).owner);
-                let entry = if entry == 0 { 0 } else { flag::ENTRY };
-                let owner = if known { flag::OWNER } else { 0 };
-                (*record).loss.flags = event.flags | entry | owner;
+                if entry != 0 {
+                    describe_entry(entry, &raw mut (*record).entry);
+                    flags |= flag::ENTRY;
+                }
+                if config!(owners) != 0
+                    && skb.device() == 0
+                    && owner::of_packet(skb.socket(), owner::flow(event), &raw mut (*record).owner)
+                {
+                    flags |= flag::OWNER;
+                }
+                (*record).loss.flags = flags;
             }
-        } else if entry != 0 {
-            // SAFETY: the reserved record.
-            unsafe { (*record).loss.flags = event.flags | flag::ENTRY };
-        }
-    });
+        },
+    );
 }
 
 /// Pushes a record that `fill` completes where it lies: two of its parts would not fit the stack.
@@ -201,11 +204,11 @@ const NO_ENTRY: EntryPart = EntryPart {
 };
 const NO_OWNER: OwnerPart = OwnerPart { cgroup: 0, pid: 0, reserved: 0, name: [0; 16] };
 
-/// What can be said of an entry that is still there.
+/// What can be said of an entry that is still there. On a stack frame of its own: the caller's is nearly full.
 ///
 /// # Safety
 /// `to` must point into a reserved record.
-#[inline(always)]
+#[inline(never)]
 unsafe fn describe_entry(entry: u64, to: *mut EntryPart) {
     let reply: [u64; 5] = read(entry + u64::from(config!(ct_tuple)) + u64::from(config!(ct_reply)));
     let (status, left, tcp_state) = state_of_entry(entry, (reply[4] >> 48) as u8);

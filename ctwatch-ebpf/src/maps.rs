@@ -47,6 +47,8 @@ pub struct Cpu {
     /// The stack of the context that evicted an entry last, and when: its new flow is about to be confirmed.
     pub evicting_stack: u64,
     pub evicting_at: u64,
+    /// Where a socket's owner is put together: it would not fit the stack.
+    pub noted: SocketOwner,
     /// Where early_drop found no victim: the packet of that context is about to be dropped.
     pub marks: [Mark; MARKS],
 }
@@ -141,8 +143,8 @@ pub static INSERTING: HashMap<u64, Inserting> = HashMap::with_max_entries(1024, 
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SocketOwner {
-    /// Source and destination port of the flow, so that a socket at a reused address is not taken for it.
-    pub ports: u64,
+    /// The flow's ports and protocol, so that a socket at a reused address is not taken for it.
+    pub flow: u64,
     pub owner: OwnerPart,
 }
 

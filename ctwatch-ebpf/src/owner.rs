@@ -2,7 +2,7 @@
 //! A SYN retransmit leaves from a timer's softirq, on another stack: there the socket has to have been noted before.
 
 use crate::config::config;
-use crate::maps::{SOCKETS, SocketOwner};
+use crate::maps::SOCKETS;
 use crate::marks::here;
 use crate::netns::this_cpu;
 use crate::read::read;
@@ -44,36 +44,38 @@ unsafe fn current(to: *mut OwnerPart) {
     }
 }
 
+/// Ports and protocol of a flow in one number: what a noted socket is compared by.
 #[inline(always)]
-fn ports(event: &LossEvent) -> u64 {
+pub fn flow(event: &LossEvent) -> u64 {
     u64::from(event.sport) << 16 | u64::from(event.dport) | u64::from(event.proto) << 32
 }
 
 /// Whether packets of this protocol are sent again without their process.
 #[inline(always)]
-fn retransmits(event: &LossEvent) -> bool {
-    event.proto == TCP || event.proto == SCTP
+fn retransmits(flow: u64) -> bool {
+    matches!((flow >> 32) as u8, TCP | SCTP)
 }
 
-/// The sender of a locally sent packet; false if it isn't known for certain.
+/// The sender of a locally sent packet; false if it isn't known for certain. On a stack frame of its own: the caller's is
+/// nearly full.
 ///
 /// # Safety
 /// `to` must point into a reserved record.
-#[inline(always)]
-pub unsafe fn of_packet(socket: u64, event: &LossEvent, to: *mut OwnerPart) -> bool {
+#[inline(never)]
+pub unsafe fn of_packet(socket: u64, flow: u64, to: *mut OwnerPart) -> bool {
     if runs_for_a_process() {
         // SAFETY: the caller's.
         unsafe { current(to) };
-        note_socket(socket, event);
+        note_socket(socket, flow);
         return true;
     }
-    if socket == 0 || !retransmits(event) {
+    if socket == 0 || !retransmits(flow) {
         return false;
     }
     let Some(noted) = SOCKETS.get_ptr(&socket) else { return false };
     // SAFETY: a pointer into the map's value.
     unsafe {
-        if (*noted).ports != ports(event) {
+        if (*noted).flow != flow {
             return false;
         }
         core::ptr::copy_nonoverlapping(&raw const (*noted).owner, to, 1);
@@ -83,22 +85,24 @@ pub unsafe fn of_packet(socket: u64, event: &LossEvent, to: *mut OwnerPart) -> b
 
 /// Remembers whose socket this is, if the code runs for its process.
 #[inline(always)]
-pub fn note(socket: u64, event: &LossEvent) {
-    if socket != 0 && retransmits(event) && runs_for_a_process() {
-        note_socket(socket, event);
+pub fn note(socket: u64, flow: u64) {
+    if socket != 0 && retransmits(flow) && runs_for_a_process() {
+        note_socket(socket, flow);
     }
 }
 
 #[inline(always)]
-fn note_socket(socket: u64, event: &LossEvent) {
-    if socket == 0 || !retransmits(event) {
+fn note_socket(socket: u64, flow: u64) {
+    if socket == 0 || !retransmits(flow) {
         return;
     }
-    let mut noted = SocketOwner {
-        ports: ports(event),
-        owner: OwnerPart { cgroup: 0, pid: 0, reserved: 0, name: [0; 16] },
-    };
-    // SAFETY: a local.
-    unsafe { current(&raw mut noted.owner) };
-    let _ = SOCKETS.insert(&socket, &noted, ANY);
+    let Some(cpu) = this_cpu() else { return };
+    // SAFETY: this CPU's own map value; only code on a task's own stack comes here, so nothing interrupts it that would
+    // write there too.
+    unsafe {
+        let noted = &raw mut (*cpu).noted;
+        (*noted).flow = flow;
+        current(&raw mut (*noted).owner);
+        let _ = SOCKETS.insert(&socket, &*noted, ANY);
+    }
 }

@@ -117,54 +117,60 @@ impl Skb {
     /// The tuple, from the packet's own headers.
     #[inline(always)]
     pub fn describe_tuple(&self, event: &mut LossEvent) {
-        let mut head = MaybeUninit::<[u64; HEAD_WORDS]>::uninit();
-        let block = head.as_mut_ptr();
-        // SAFETY: the block is as large as the read, and user space checked both offsets against HEAD_SPAN.
-        let start = unsafe {
-            read_words(block, self.address + u64::from(config!(head_span)));
-            field::<u64, HEAD_WORDS>(block, config!(head_head))
-                + u64::from(field::<u16, HEAD_WORDS>(block, config!(head_network_header)))
-        };
-        let mut header = MaybeUninit::<[u64; HEADER_WORDS]>::uninit();
-        let block = header.as_mut_ptr();
-        // SAFETY: the block is as large as the read, and all offsets below are constants inside it.
-        unsafe {
-            read_words(block, start);
-            let first: u8 = field(block, 0);
-            let transport: u64;
-            match first >> 4 {
-                4 => {
-                    event.family = IPV4;
-                    event.proto = field(block, 9);
-                    copy4(&mut event.src, field(block, 12));
-                    copy4(&mut event.dst, field(block, 16));
-                    let length = (first & 15) * 4;
-                    transport =
-                        if length == 20 { field_unaligned(block) } else { read(start + u64::from(length)) };
-                }
-                6 => {
-                    event.family = IPV6;
-                    event.src = words(field(block, 8), field(block, 16));
-                    event.dst = words(field(block, 24), field(block, 32));
-                    let mut next: u8 = field(block, 6);
-                    let mut at = start + 40;
-                    // Hop-by-hop, routing and destination options come before the transport header.
-                    for _ in 0..4 {
-                        if next != 0 && next != 43 && next != 60 {
-                            break;
-                        }
-                        let option: u16 = read(at);
-                        next = option as u8;
-                        at += (u64::from(option >> 8) + 1) * 8;
-                    }
-                    event.proto = next;
-                    transport = if at == start + 40 { field(block, 40) } else { read(at) };
-                }
-                _ => return,
+        describe_from_headers(self.address, event);
+    }
+}
+
+/// On a stack frame of its own: the caller's is nearly full.
+#[inline(never)]
+fn describe_from_headers(skb: u64, event: &mut LossEvent) {
+    let mut head = MaybeUninit::<[u64; HEAD_WORDS]>::uninit();
+    let block = head.as_mut_ptr();
+    // SAFETY: the block is as large as the read, and user space checked both offsets against HEAD_SPAN.
+    let start = unsafe {
+        read_words(block, skb + u64::from(config!(head_span)));
+        field::<u64, HEAD_WORDS>(block, config!(head_head))
+            + u64::from(field::<u16, HEAD_WORDS>(block, config!(head_network_header)))
+    };
+    let mut header = MaybeUninit::<[u64; HEADER_WORDS]>::uninit();
+    let block = header.as_mut_ptr();
+    // SAFETY: the block is as large as the read, and all offsets below are constants inside it.
+    unsafe {
+        read_words(block, start);
+        let first: u8 = field(block, 0);
+        let transport: u64;
+        match first >> 4 {
+            4 => {
+                event.family = IPV4;
+                event.proto = field(block, 9);
+                copy4(&mut event.src, field(block, 12));
+                copy4(&mut event.dst, field(block, 16));
+                let length = (first & 15) * 4;
+                transport =
+                    if length == 20 { field_unaligned(block) } else { read(start + u64::from(length)) };
             }
-            event.flags |= flag::TUPLE;
-            ports(transport, event);
+            6 => {
+                event.family = IPV6;
+                event.src = words(field(block, 8), field(block, 16));
+                event.dst = words(field(block, 24), field(block, 32));
+                let mut next: u8 = field(block, 6);
+                let mut at = start + 40;
+                // Hop-by-hop, routing and destination options come before the transport header.
+                for _ in 0..4 {
+                    if next != 0 && next != 43 && next != 60 {
+                        break;
+                    }
+                    let option: u16 = read(at);
+                    next = option as u8;
+                    at += (u64::from(option >> 8) + 1) * 8;
+                }
+                event.proto = next;
+                transport = if at == start + 40 { field(block, 40) } else { read(at) };
+            }
+            _ => return,
         }
+        event.flags |= flag::TUPLE;
+        ports(transport, event);
     }
 }
 
@@ -203,6 +209,13 @@ fn ports(transport: u64, event: &mut LossEvent) {
         }
         _ => {}
     }
+}
+
+/// Fills the event's tuple from the entry's original direction. On a stack frame of its own: the caller's is nearly full.
+#[inline(never)]
+pub fn describe_from_entry(entry: u64, event: &mut LossEvent) {
+    let tuple: [u64; 5] = read(entry + u64::from(config!(ct_tuple)));
+    describe_from_tuple(&tuple, event);
 }
 
 /// Fills the event's tuple from a `struct nf_conntrack_tuple` (40 bytes, stable: see docs/how-it-works.md).

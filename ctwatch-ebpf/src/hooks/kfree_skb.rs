@@ -6,7 +6,7 @@ use crate::emit;
 use crate::maps::{add, control};
 use crate::marks;
 use crate::netns;
-use crate::packet::{Skb, describe_from_tuple, service_of_tuple};
+use crate::packet::{Skb, describe_from_entry, service_port};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::RawTracePointContext;
@@ -127,12 +127,10 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     if entry == 0 {
         skb.describe_tuple(&mut event);
     } else {
-        let tuple: [u64; 5] = read(entry + u64::from(config!(ct_tuple)));
-        describe_from_tuple(&tuple, &mut event);
+        describe_from_entry(entry, &mut event);
         if config!(flows) != 0 && matches!(cause, Cause::ChainTooLong | Cause::Dying) {
             // Counted as an insert when it was tried; a clash is put right where it is resolved.
-            let (proto, port) = service_of_tuple(tuple[4]);
-            emit::count_flow(inum, proto, port, emit::Field::Failed);
+            emit::count_flow(inum, event.proto, service_port(&event), emit::Field::Failed);
         }
     }
     emit::count_losses(emit::loss_key(&event, cause), 1);

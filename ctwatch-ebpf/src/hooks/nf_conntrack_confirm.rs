@@ -63,6 +63,6 @@ fn tell(ctx: &ProbeContext, address: u64, ct: u64, inum: u32) {
     if config!(owners) != 0 {
         let mut skb = Skb::uninit();
         skb.read(address);
-        owner::note(skb.socket(), &event);
+        owner::note(skb.socket(), owner::flow(&event));
     }
 }

@@ -11,6 +11,7 @@ use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
 use crate::probe::{Probe, offsets};
 use crate::state::report::{self, CheckProgram, SCHEMA};
+use ctwatch_common::config::Config as Offsets;
 
 /// Runs it.
 pub fn run(config: &Config, check: &Check) -> Result<Exit> {
@@ -41,19 +42,30 @@ pub fn run(config: &Config, check: &Check) -> Result<Exit> {
     })
 }
 
-/// Loads every program there is.
+/// Loads every program there is: with all switches off, and with all of them on, since the verifier skips what a
+/// switch turns off.
 fn verify(kernel: &Kernel) -> Result<Vec<CheckProgram>> {
     let (symbols, btf) = kernel.both()?;
-    let config = offsets::resolve(btf, symbols)?;
-    let mut programs: Vec<_> = Probe::verify(&config)?
-        .into_iter()
-        .map(|(name, result)| CheckProgram {
-            name,
+    let least = offsets::resolve(btf, symbols)?;
+    let most = Offsets {
+        by_kfree_skb: 1,
+        early_drop_probed: 1,
+        flows: 1,
+        insert_events: 1,
+        loss_events: 1,
+        owners: 1,
+        detail: 1,
+        ..least
+    };
+    let mut programs = Vec::new();
+    for (config, suffix) in [(&least, ""), (&most, " (all switches on)")] {
+        programs.extend(Probe::verify(config)?.into_iter().map(|(name, result)| CheckProgram {
+            name: name + suffix,
             ok: result.is_ok(),
             verified_instructions: result.as_ref().ok().copied().flatten(),
             log: result.err().map_or_else(String::new, |error| format!("{error:#}")),
-        })
-        .collect();
+        }));
+    }
     programs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(programs)
 }
