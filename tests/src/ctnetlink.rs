@@ -43,6 +43,8 @@ const IPS_CONFIRMED: u32 = 1 << 3;
 /// TCP states of nf_conntrack_tcp.h that entries are made in.
 #[derive(Clone, Copy, Debug)]
 pub enum TcpState {
+    /// A SYN that nobody answered yet: half open.
+    SynSent = 1,
     /// Both sides talk; gc never takes an assured entry in this state.
     Established = 3,
     /// Closed, waiting two minutes: what fills the story's table.

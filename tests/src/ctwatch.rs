@@ -52,6 +52,10 @@ pub struct Row {
     /// A loss whose tuple was missed.
     #[serde(default)]
     pub unattributed: bool,
+    /// In rows by process: whose packets they were.
+    pub process: Option<Process>,
+    /// In rows by container.
+    pub container: Option<String>,
 }
 
 impl Row {
@@ -106,6 +110,29 @@ pub struct Table {
     pub fill: Option<f64>,
     /// Arrivals.
     pub new_per_s: Option<f64>,
+    /// Seconds until full.
+    pub full_in_s: Option<f64>,
+    /// Who fills it.
+    #[serde(default)]
+    pub occupants: Vec<Occupant>,
+    /// Whether the occupants' numbers are exact.
+    pub occupancy_exact: Option<bool>,
+    /// The netns has vanished.
+    #[serde(default)]
+    pub gone: bool,
+}
+
+/// One service port's entries in a table.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Occupant {
+    /// Protocol.
+    pub proto: String,
+    /// Service port.
+    pub port: Option<u16>,
+    /// Entries.
+    pub entries: u64,
+    /// Its part of the table.
+    pub share: f64,
 }
 
 /// One interval.
@@ -136,6 +163,8 @@ pub struct End {
     pub rows: Vec<Row>,
     /// Tracepoint backend: drops seen that may be a firewall's.
     pub ambiguous: Option<u64>,
+    /// Namespaces whose last counts nobody read.
+    pub netns_gone: u64,
 }
 
 impl End {
@@ -224,6 +253,55 @@ pub struct Drop {
     pub fill: Option<f64>,
     /// "event" or "sample".
     pub fill_source: Option<String>,
+    /// The entry's reply direction.
+    pub reply: Option<Ends>,
+    /// The entry's original direction.
+    pub original: Option<Ends>,
+    /// Whether the reply direction is another one than the original's mirror.
+    pub nat: Option<bool>,
+    /// What kind of entry it was.
+    pub entry: Option<EntryState>,
+    /// The new flow for which an entry was evicted.
+    pub pushed_out_by: Option<Ends>,
+    /// Whose packet it was, or who listens.
+    pub process: Option<Process>,
+    /// The container of that process or of the netns.
+    pub container: Option<String>,
+}
+
+/// Two ends of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Ends {
+    /// Source address.
+    pub src: String,
+    /// Destination address.
+    pub dst: String,
+    /// Source port.
+    pub sport: Option<u16>,
+    /// Destination port.
+    pub dport: Option<u16>,
+}
+
+/// What an entry was like when it was lost.
+#[derive(Clone, Debug, Deserialize)]
+pub struct EntryState {
+    /// Both sides had talked.
+    pub assured: bool,
+    /// The other side had answered.
+    pub seen_reply: bool,
+    /// Name of the TCP state.
+    pub tcp_state: Option<String>,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
+    /// "sender" or "listener".
+    pub role: Option<String>,
 }
 
 /// A remark on the run.
@@ -257,6 +335,8 @@ pub struct Run {
 #[derive(Default)]
 struct Lines {
     read: Vec<Value>,
+    /// When each of them was read.
+    times: Vec<Instant>,
     broken: Option<String>,
     closed: bool,
 }
@@ -298,7 +378,10 @@ impl Drops {
                 });
                 let mut lines = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
                 match parsed {
-                    Ok(value) => lines.read.push(value),
+                    Ok(value) => {
+                        lines.read.push(value);
+                        lines.times.push(Instant::now());
+                    }
                     Err(error) => lines.broken = Some(error),
                 }
                 shared.1.notify_all();
@@ -355,6 +438,30 @@ impl Drops {
     /// How many ticks were read so far.
     pub fn ticks(&self) -> usize {
         count_ticks(&self.lines.0.lock().unwrap_or_else(PoisonError::into_inner).read)
+    }
+
+    /// The last tick that was read.
+    pub fn last_tick(&self) -> Option<Tick> {
+        let lines = self.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = lines.read.iter().rev().find(|line| line["type"] == "tick")?;
+        serde_json::from_value(line.clone()).ok()
+    }
+
+    /// A cause's total in the last tick, 0 before the first.
+    pub fn last_counted(&self, cause: &str) -> u64 {
+        self.last_tick().and_then(|tick| tick.counted.get(cause).copied()).unwrap_or(0)
+    }
+
+    /// All ticks read so far, with the moments they were read at.
+    pub fn ticks_with_times(&self) -> Vec<(Instant, Tick)> {
+        let lines = self.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines
+            .times
+            .iter()
+            .zip(&lines.read)
+            .filter(|(_, line)| line["type"] == "tick")
+            .filter_map(|(at, line)| Some((*at, serde_json::from_value(line.clone()).ok()?)))
+            .collect()
     }
 
     /// The process, for whoever wants to send it something else than SIGINT.

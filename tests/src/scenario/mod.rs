@@ -7,14 +7,18 @@ mod eviction;
 mod filters;
 mod firewall;
 mod leftovers;
+mod lives;
 mod loopback;
 mod module;
 mod namespaces;
+mod occupancy;
+mod owners;
 mod prerouting;
 mod storm;
 mod story;
 mod tuples;
 mod usage;
+mod victims;
 
 use std::fs;
 use std::io::Read;
@@ -88,6 +92,16 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("chain_too_long_is_told_apart", causes::chain_too_long, 300),
     Scenario("clash_is_told_apart", causes::clash, 300),
     Scenario("nat_port_exhaustion_is_a_clash", causes::nat_port_exhaustion, 240),
+    Scenario("invalid_packets_are_counted_when_asked_for", causes::invalid, 240),
+    Scenario("victims_of_early_drop_are_named_with_two_ctwatch_and_bpftrace", victims::are_named, 400),
+    Scenario("victims_of_gc_are_named", victims::of_gc, 300),
+    Scenario("one_inode_number_two_lives", lives::one_inode_two_lives, 240),
+    Scenario("three_causes_in_two_netns_while_others_come_and_go", lives::three_causes_in_two_netns, 300),
+    Scenario("retransmits_bear_the_clients_name", owners::retransmits_bear_the_clients_name, 240),
+    Scenario("inbound_losses_name_the_listener", owners::inbound_losses_name_the_listener, 240),
+    Scenario("containers_are_named", owners::containers_are_named, 240),
+    Scenario("occupancy_equals_conntrack_l", occupancy::equals_conntrack_l, 400),
+    Scenario("forecasts_when_the_table_will_be_full", occupancy::forecasts_when_it_will_be_full, 400),
     Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400),
     Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
