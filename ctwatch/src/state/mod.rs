@@ -217,7 +217,13 @@ impl State {
         // A cause from a newer object than this program: nothing sensible can be said about it.
         let Some(seen) = Seen::from_slot(key) else { return };
         self.namespaces.add_losses(seen.facts.netns, seen.cause, count);
-        let Rows::Slots(tally) = &mut self.rows else { return };
+        let Rows::Slots(tally) = &mut self.rows else {
+            // Counted without an event: it may belong to any row.
+            if seen.facts.port.is_none() && count > 0 {
+                self.unattributed.insert((seen.facts.netns, seen.cause));
+            }
+            return;
+        };
         let Settings { by, filter, .. } = &self.settings;
         if !filter.passes_cause(seen.cause) {
             return;

@@ -391,6 +391,16 @@ fn an_event_takes_its_fill_from_the_last_sample_if_it_has_none() {
     assert_eq!(seen.hook, None);
 }
 
+#[test]
+fn losses_that_no_program_saw_take_exactness_from_rows_by_event() {
+    for by in [By::Flow, By::Process, By::Container] {
+        let mut state = State::new(settings(by));
+        state.loss(&sent_by(812, Some("docker:1"), event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379)));
+        let tick = state.sample(&sample(vec![netns(HOST, 2)], vec![unattributed(HOST, 1)]));
+        assert_eq!((tick.rows.len(), tick.rows[0].exact), (1, false));
+    }
+}
+
 fn sent_by(pid: u32, container: Option<&str>, loss: Loss) -> Loss {
     let process = ProcessId { pid, name: *b"nginx\0\0\0\0\0\0\0\0\0\0\0", role: Role::Sender };
     let container = container.map(str::to_owned);
