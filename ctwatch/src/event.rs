@@ -1,6 +1,8 @@
 //! What flows from the kernel into `state`: losses as they happen, and one sample of all counters per tick.
 //! Live and replayed data have these same types; nothing here does I/O.
 
+use std::sync::Arc;
+
 use ctwatch_common::event::{EntryPart, LossEvent, OwnerPart};
 use ctwatch_common::netns;
 use ctwatch_common::slot::SlotKey;
@@ -50,8 +52,42 @@ pub struct KernelCounters {
     pub chaintoolong: u64,
 }
 
+/// What a process had to do with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It sent it.
+    Sender,
+    /// It listens where the packet was going.
+    Listener,
+}
+
+/// A process, in a fixed size: it is part of a row's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProcessId {
+    /// Its thread group id in the host's pid namespace.
+    pub pid: u32,
+    /// Its name, NUL padded.
+    pub name: [u8; 16],
+    /// What it had to do with the packet.
+    pub role: Role,
+}
+
+/// Whose packet it was. Made once per process, not per packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Who {
+    /// The process; `None` if it is unknown or there is none on this host.
+    pub process: Option<ProcessId>,
+    /// Path of the process's cgroup.
+    pub cgroup: Option<String>,
+    /// The container or unit of the process; that of the netns where the process is unknown.
+    pub container: Option<String>,
+    /// Without a process: it may be anybody's, so nobody's count is complete.
+    pub anybodys: bool,
+}
+
 /// One loss with its wall-clock time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Loss {
     /// When the kernel saw it.
     pub time: Timestamp,
@@ -63,13 +99,18 @@ pub struct Loss {
     pub owner: OwnerPart,
     /// The new flow that pushed an evicted entry out.
     pub pushed_out_by: Option<LossEvent>,
+    /// Whose packet it was; `None` if nobody asked.
+    pub who: Option<Arc<Who>>,
+    /// The kernel's HZ, by which `entry.left` counts; `None` until it is known.
+    pub jiffies_per_s: Option<u32>,
 }
 
 impl Loss {
     /// A loss of which nothing but the event is known.
     #[must_use]
     pub fn new(time: Timestamp, event: LossEvent) -> Self {
-        Self { time, event, entry: EntryPart::default(), owner: OwnerPart::default(), pushed_out_by: None }
+        let (entry, owner) = Default::default();
+        Self { time, event, entry, owner, pushed_out_by: None, who: None, jiffies_per_s: None }
     }
 }
 
@@ -78,8 +119,10 @@ impl Loss {
 pub struct NetnsSample {
     /// Its inode number.
     pub id: NetnsId,
-    /// "host", a name from /run/netns, or none.
+    /// "host", a name from /run/netns, that of its container, or none.
     pub name: Option<String>,
+    /// The container or pod that lives in it.
+    pub container: Option<String>,
     /// Entries in its table.
     pub count: Option<u32>,
     /// nf_conntrack_max (global; 0 means unlimited).

@@ -36,6 +36,8 @@ pub struct Row {
     pub dst: Option<String>,
     /// Whether the flow stays on loopback.
     pub loopback: Option<bool>,
+    /// Whose packets, in rows by process; absent or null if unknown.
+    pub process: Option<Process>,
     /// What lost it; absent only in the rest row.
     pub cause: Option<String>,
     /// "packets" or "entries".
@@ -52,8 +54,6 @@ pub struct Row {
     /// A loss whose tuple was missed.
     #[serde(default)]
     pub unattributed: bool,
-    /// In rows by process: whose packets they were.
-    pub process: Option<Process>,
     /// In rows by container.
     pub container: Option<String>,
 }
@@ -73,6 +73,17 @@ impl Row {
     pub fn service_port(&self) -> Option<u16> {
         self.port.or(self.dport)
     }
+}
+
+/// A process that a row or an event names.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Process {
+    /// In the host's pid namespace.
+    pub pid: u32,
+    /// The kernel's name for it.
+    pub name: String,
+    /// "sender" or "listener".
+    pub role: String,
 }
 
 /// The line everything starts with.
@@ -291,17 +302,6 @@ pub struct EntryState {
     pub seen_reply: bool,
     /// Name of the TCP state.
     pub tcp_state: Option<String>,
-}
-
-/// A process.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Process {
-    /// Its id.
-    pub pid: u32,
-    /// Its name.
-    pub name: String,
-    /// "sender" or "listener".
-    pub role: Option<String>,
 }
 
 /// A remark on the run.

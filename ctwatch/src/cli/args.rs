@@ -48,7 +48,7 @@ pub enum Command {
 pub struct Drops {
     #[arg(
         long, value_name = "KEY", value_enum, default_value_t = By::Port, hide_possible_values = true,
-        help = "What one row stands for: port, flow, src, dst,\nproto, cause or netns"
+        help = "What one row stands for: port, flow, src, dst,\nproto, cause, netns, process or\ncontainer"
     )]
     pub by: By,
 
@@ -151,6 +151,8 @@ pub enum By {
     Proto,
     Cause,
     Netns,
+    Process,
+    Container,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -201,6 +201,8 @@ impl From<args::By> for By {
             args::By::Proto => Self::Proto,
             args::By::Cause => Self::Cause,
             args::By::Netns => Self::Netns,
+            args::By::Process => Self::Process,
+            args::By::Container => Self::Container,
         }
     }
 }

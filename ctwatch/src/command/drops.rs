@@ -144,7 +144,7 @@ fn wishes(drops: &Drops, backend: Backend, skips_nested: bool, loss_events: bool
         insert_events: drops.insert_events,
         loss_events,
         detail: drops.drop_events || drops.insert_events,
-        owners: drops.drop_events,
+        owners: drops.drop_events || drops.by.needs_owners(),
         invalid: drops.filter.wants_invalid(),
         pair: drops.table_full == TableFullBy::InitConntrack,
         skips_nested,
@@ -295,8 +295,8 @@ fn events_lost(count: u64) -> Notice {
         time: Timestamp::now(),
         code: "events_lost",
         text: format!(
-            "{count} events did not fit the ring buffer: totals per port stay exact, rows by flow, source or \
-             destination are lower bounds"
+            "{count} events did not fit the ring buffer: totals per port stay exact, rows by flow, source, \
+             destination, process or container are lower bounds"
         ),
     }
 }

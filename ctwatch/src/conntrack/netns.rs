@@ -12,6 +12,9 @@ use nix::sched::{CloneFlags, setns};
 
 use super::stat::{self, Stat};
 use crate::event::NetnsId;
+use crate::kernel::roots::Roots;
+use crate::owner::cgroup;
+use crate::owner::container::{self, Kind};
 
 /// Folders where tools keep named netns (iproute2, docker).
 const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
@@ -23,8 +26,10 @@ pub struct Place {
     pub id: NetnsId,
     /// A file that leads into it.
     pub path: PathBuf,
-    /// "host", or the name its maker gave it.
+    /// "host", the name its maker gave it, or that of the container that lives in it.
     pub name: Option<String>,
+    /// The container or pod that lives in it; else the systemd unit.
+    pub container: Option<String>,
 }
 
 /// The netns a file leads into.
@@ -45,11 +50,11 @@ pub fn discover() -> Result<BTreeMap<NetnsId, Place>> {
     let own_id = id_of(&own)?;
     let first = PathBuf::from("/proc/1/ns/net");
     if let Ok(id) = id_of(&first) {
-        places.insert(id, Place { id, path: first, name: Some("host".to_owned()) });
+        places.insert(id, Place { id, path: first, name: Some(HOST.to_owned()), container: None });
     }
     // Where process 1 may not be looked at (a hardened /proc), the own netns is the best guess for the host's.
-    let name = places.is_empty().then(|| "host".to_owned());
-    places.entry(own_id).or_insert(Place { id: own_id, path: own.clone(), name });
+    let name = places.is_empty().then(|| HOST.to_owned());
+    places.entry(own_id).or_insert(Place { id: own_id, path: own.clone(), name, container: None });
     // Named netns are bind mounts of the same file system as /proc/self/ns/net; other files there are leftovers.
     let device = std::fs::metadata(&own).context("looking up /proc/self/ns/net")?.dev();
     for entry in NAMED.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten() {
@@ -59,22 +64,72 @@ pub fn discover() -> Result<BTreeMap<NetnsId, Place>> {
         }
         let Ok(id) = u32::try_from(metadata.ino()).map(NetnsId) else { continue };
         let name = entry.file_name().to_string_lossy().into_owned();
-        let place = places.entry(id).or_insert(Place { id, path: entry.path(), name: None });
+        let place = places.entry(id).or_insert(Place { id, path: entry.path(), name: None, container: None });
         if place.name.is_none() {
             place.name = Some(name);
             place.path = entry.path();
         }
     }
+    let mut dwellers = Dwellers::default();
     for entry in std::fs::read_dir("/proc").context("listing /proc")?.flatten() {
-        if !entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
-            continue;
-        }
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let path = entry.path().join("ns/net");
         if let Ok(id) = id_of(&path) {
-            places.entry(id).or_insert(Place { id, path, name: None });
+            let place = places.entry(id).or_insert(Place { id, path, name: None, container: None });
+            if place.name.as_deref() != Some(HOST) {
+                dwellers.met(id, pid);
+            }
         }
     }
+    dwellers.name(&mut places);
     Ok(places)
+}
+
+/// What the netns of process 1 is called.
+const HOST: &str = "host";
+/// Processes of one netns whose cgroups are read until one is a container's.
+const ASKED: u8 = 3;
+
+/// Which container lives in which netns, by the first processes met there.
+#[derive(Debug, Default)]
+struct Dwellers(BTreeMap<NetnsId, Dweller>);
+
+#[derive(Debug, Default)]
+struct Dweller {
+    asked: u8,
+    found: Option<(Kind, String)>,
+}
+
+impl Dwellers {
+    fn met(&mut self, id: NetnsId, pid: u32) {
+        let dweller = self.0.entry(id).or_default();
+        let settled = matches!(dweller.found, Some((Kind::Container, _)));
+        if settled || dweller.asked >= ASKED {
+            return;
+        }
+        dweller.asked += 1;
+        let path = cgroup::of_process(&Roots::default(), pid);
+        dweller.consider(path.as_deref().unwrap_or_default());
+    }
+
+    fn name(self, places: &mut BTreeMap<NetnsId, Place>) {
+        for (id, dweller) in self.0 {
+            let Some((place, (_, name))) = places.get_mut(&id).zip(dweller.found) else { continue };
+            place.name.get_or_insert_with(|| name.clone());
+            place.container = Some(name);
+        }
+    }
+}
+
+impl Dweller {
+    /// A container runtime's word is worth more than a unit's, and that more than a session's.
+    fn consider(&mut self, cgroup: &str) {
+        if let Some(container) = container::of_path(cgroup)
+            && self.found.as_ref().is_none_or(|(kind, _)| container.kind < *kind)
+        {
+            self.found = Some((container.kind, container.netns_name()));
+        }
+    }
 }
 
 /// Runs something on a thread of its own, which may change its netns; the rest of the process never does.
@@ -158,9 +213,38 @@ mod tests {
     }
 
     #[test]
+    fn a_netns_is_called_after_the_container_rather_than_the_unit_that_lives_in_it() {
+        let id = NetnsId(1);
+        let mut dweller = Dweller::default();
+        let docker = format!("/system.slice/docker-{}.scope", "ab".repeat(32));
+        for path in [
+            "",
+            "/user.slice/user-0.slice/session-1.scope",
+            "/system.slice/vpn.service",
+            &docker,
+            "/init.scope",
+        ] {
+            dweller.consider(path);
+        }
+        let place = |name: Option<&str>| Place {
+            id,
+            path: PathBuf::from("/x"),
+            name: name.map(str::to_owned),
+            container: None,
+        };
+        for (name, expected) in [(None, "docker:abababababab"), (Some("blue"), "blue")] {
+            let mut places = BTreeMap::from([(id, place(name))]);
+            let found = dweller.found.clone();
+            Dwellers(BTreeMap::from([(id, Dweller { asked: 3, found })])).name(&mut places);
+            assert_eq!(places[&id].name.as_deref(), Some(expected));
+            assert_eq!(places[&id].container.as_deref(), Some("docker:abababababab"));
+        }
+    }
+
+    #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let id = NetnsId(1);
-        let place = Place { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()) };
+        let place = Place { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()), container: None };
         let error = find(&BTreeMap::from([(id, place)]), "red").expect_err("red is unknown").to_string();
         assert!(error.contains("\"red\"") && error.contains("blue"), "{error}");
     }

@@ -66,6 +66,12 @@ impl Probe {
         sync::settle(program, self.shared.sync_net())
     }
 
+    /// The kernel's jiffies now.
+    pub fn jiffies(&self) -> Result<u64> {
+        sync::find_here(self.sync_program()?)?;
+        Ok(self.shared.control().jiffies)
+    }
+
     fn sync_program(&self) -> Result<&RawTracePoint> {
         let program = self.ebpf.program("sync").context("the eBPF object has no program \"sync\"")?;
         program.try_into().context("the program \"sync\" has an unexpected type")

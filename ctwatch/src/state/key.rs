@@ -9,7 +9,7 @@ use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 
 use super::proto::Protocol;
 use super::settings::By;
-use crate::event::NetnsId;
+use crate::event::{NetnsId, ProcessId, Role};
 
 /// A loss, as far as it is known.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,10 @@ pub(super) struct Key([u64; 6]);
 const LOOPBACK: u8 = 1;
 const UNATTRIBUTED: u8 = 2;
 
+/// In rows by process, where other rows have the fifth byte of an address.
+const SENDER: u8 = 1;
+const LISTENER: u8 = 2;
+
 /// The fields of a [`Key`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fields {
@@ -60,6 +64,23 @@ impl Fields {
     /// The row of losses whose port (or whatever else the row needs) is unknown.
     pub fn unattributed(&self) -> bool {
         self.flags & UNATTRIBUTED != 0
+    }
+
+    /// The process of a row by process; `None` if it is unknown.
+    pub fn process(&self) -> Option<ProcessId> {
+        let role = match self.dst[4] {
+            SENDER => Role::Sender,
+            LISTENER => Role::Listener,
+            _ => return None,
+        };
+        let [a, b, c, d, ..] = self.dst;
+        Some(ProcessId { pid: u32::from_be_bytes([a, b, c, d]), name: self.src, role })
+    }
+
+    /// The number of a row's container; 0 if it is unknown.
+    pub fn container(&self) -> u32 {
+        let [a, b, c, d, ..] = self.dst;
+        u32::from_be_bytes([a, b, c, d])
     }
 
     fn pack(&self) -> Key {
@@ -122,7 +143,7 @@ impl Seen {
     /// Whether a row by `by` needs nothing that is unknown of this loss.
     pub fn suffices_for(&self, by: By) -> bool {
         match by {
-            By::Cause | By::Netns => true,
+            By::Cause | By::Netns | By::Process | By::Container => true,
             By::Proto => self.facts.proto.is_some(),
             By::Port | By::Flow | By::Src | By::Dst => self.facts.port.is_some(),
         }
@@ -152,6 +173,27 @@ impl Seen {
                 fields.sport = event.sport;
             }
         }
+        fields.pack()
+    }
+
+    /// The row of a process; of losses whose process is unknown for `None`.
+    pub fn process_key(&self, process: Option<&ProcessId>) -> Key {
+        let mut fields = Fields { netns: self.facts.netns.0, cause: self.cause as u8, ..Fields::default() };
+        if let Some(ProcessId { pid, name, role }) = process {
+            fields.src = *name;
+            fields.dst[..4].copy_from_slice(&pid.to_be_bytes());
+            fields.dst[4] = match role {
+                Role::Sender => SENDER,
+                Role::Listener => LISTENER,
+            };
+        }
+        fields.pack()
+    }
+
+    /// The row of a container by its number; of losses whose container is unknown for 0.
+    pub fn container_key(&self, number: u32) -> Key {
+        let mut fields = Fields { netns: self.facts.netns.0, cause: self.cause as u8, ..Fields::default() };
+        fields.dst[..4].copy_from_slice(&number.to_be_bytes());
         fields.pack()
     }
 
@@ -204,6 +246,19 @@ pub(super) fn addresses(event: &LossEvent) -> Option<(IpAddr, IpAddr)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_process_and_a_container_survive_packing() {
+        let facts = Facts { netns: NetnsId(7), proto: None, port: None, loopback: None };
+        let seen = Seen { cause: Cause::TableFull, facts };
+        for role in [Role::Sender, Role::Listener] {
+            let process = ProcessId { pid: u32::MAX - 1, name: *b"a-name-that-is-\0", role };
+            assert_eq!(seen.process_key(Some(&process)).fields().process(), Some(process));
+        }
+        assert_eq!(seen.process_key(None).fields().process(), None);
+        assert_eq!(seen.container_key(70_000).fields().container(), 70_000);
+        assert_eq!(seen.container_key(0).fields().container(), 0);
+    }
 
     proptest! {
         #[test]

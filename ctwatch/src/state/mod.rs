@@ -2,6 +2,7 @@
 //! Pure: no I/O, no clocks, no drawing.
 
 mod balance;
+mod containers;
 mod key;
 mod namespaces;
 mod packets;
@@ -21,7 +22,8 @@ use jiff::Timestamp;
 pub use proto::{Protocol, service};
 pub use settings::{Backend, By, Filter, PortRange, Settings};
 
-use crate::event::{Loss, NetnsId, Sample, SlotSample};
+use crate::event::{Loss, NetnsId, Sample, SlotSample, Who};
+use containers::Containers;
 use key::{Facts, Seen};
 use namespaces::{Account, Namespaces};
 use report::{Certainty, Counted, End, Event, Tick};
@@ -34,6 +36,7 @@ use tally::{EventTally, SlotTally, Sum, Tallied};
 pub struct State {
     settings: Settings,
     rows: Rows,
+    containers: Containers,
     namespaces: Namespaces,
     /// Measured length of all ticks.
     elapsed_s: f64,
@@ -60,8 +63,9 @@ impl State {
     /// Nothing counted yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let needs_events =
-            matches!(settings.by, By::Flow | By::Src | By::Dst) || settings.filter.needs_addresses();
+        let needs_events = matches!(settings.by, By::Flow | By::Src | By::Dst)
+            || settings.by.needs_owners()
+            || settings.filter.needs_addresses();
         Self {
             rows: if needs_events {
                 Rows::Events(EventTally::new())
@@ -69,6 +73,7 @@ impl State {
                 Rows::Slots(SlotTally::default())
             },
             settings,
+            containers: Containers::default(),
             namespaces: Namespaces::default(),
             elapsed_s: 0.0,
             account: Account::default(),
@@ -106,7 +111,21 @@ impl State {
         if let Rows::Events(tally) = &mut self.rows {
             let by = self.settings.by;
             if verdict == Verdict::Pass && seen.suffices_for(by) {
-                tally.add(seen.key(by, Some(event)));
+                let who = loss.who.as_deref();
+                if by.needs_owners() && is_anybodys(by, who) {
+                    self.unattributed.insert((seen.facts.netns, seen.cause));
+                }
+                match by {
+                    By::Process => tally.add(seen.process_key(who.and_then(|who| who.process.as_ref()))),
+                    By::Container => {
+                        let name = who.and_then(|who| who.container.as_deref());
+                        match name.map_or(Some(0), |name| self.containers.number(name)) {
+                            Some(number) => tally.add(seen.container_key(number)),
+                            None => tally.add_to_rest(seen.cause),
+                        }
+                    }
+                    _ => tally.add(seen.key(by, Some(event))),
+                }
             } else {
                 self.unattributed.insert((seen.facts.netns, seen.cause));
                 tally.add(seen.unattributed_key());
@@ -115,7 +134,7 @@ impl State {
         self.settings.drop_events.then(|| {
             let sampled = self.namespaces.table_of(seen.facts.netns);
             let certainty = self.certainty(seen.cause);
-            Event::Drop(packets::drop_event(loss.time, event, &seen, certainty, sampled))
+            Event::Drop(packets::drop_event(loss, &seen, certainty, sampled))
         })
     }
 
@@ -198,7 +217,13 @@ impl State {
         // A cause from a newer object than this program: nothing sensible can be said about it.
         let Some(seen) = Seen::from_slot(key) else { return };
         self.namespaces.add_losses(seen.facts.netns, seen.cause, count);
-        let Rows::Slots(tally) = &mut self.rows else { return };
+        let Rows::Slots(tally) = &mut self.rows else {
+            // Counted without an event: it may belong to any row.
+            if seen.facts.port.is_none() && count > 0 {
+                self.unattributed.insert((seen.facts.netns, seen.cause));
+            }
+            return;
+        };
         let Settings { by, filter, .. } = &self.settings;
         if !filter.passes_cause(seen.cause) {
             return;
@@ -258,8 +283,17 @@ impl State {
             incomplete[index] |= sampled[index] || (sums_slots && total > 0);
         }
         let Settings { by, top, backend, .. } = self.settings;
-        Shape { by, top, backend, incomplete, sampled, unattributed: &self.unattributed }
-            .rows(tallied, rest, &overflow)
+        Shape {
+            by,
+            top,
+            backend,
+            incomplete,
+            sampled,
+            unattributed: &self.unattributed,
+            containers: &self.containers,
+            namespaces: &self.namespaces,
+        }
+        .rows(tallied, rest, &overflow)
     }
 
     fn certainty(&self, cause: Cause) -> Certainty {
@@ -269,6 +303,13 @@ impl State {
     fn ambiguous(&self) -> Option<u64> {
         (self.settings.backend == Backend::Tracepoint || self.ambiguous > 0).then_some(self.ambiguous)
     }
+}
+
+/// Whether a loss without an owner may belong to a row that has one.
+fn is_anybodys(by: By, who: Option<&Who>) -> bool {
+    let Some(who) = who else { return true };
+    let named = if by == By::Process { who.process.is_some() } else { who.container.is_some() };
+    who.anybodys && !named
 }
 
 #[cfg(test)]

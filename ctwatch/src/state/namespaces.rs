@@ -30,6 +30,7 @@ struct Buried {
 #[derive(Debug, Default)]
 struct Netns {
     name: Option<String>,
+    container: Option<String>,
     count: Option<u32>,
     max: Option<u32>,
     /// The kernel's counters of this life, and those of earlier netns with the same inode number.
@@ -100,7 +101,7 @@ impl Namespaces {
     }
 
     pub fn add_sample(&mut self, sample: &NetnsSample) {
-        let NetnsSample { id, name, count, max, before, after, gone, complete } = sample;
+        let NetnsSample { id, name, container, count, max, before, after, gone, complete } = sample;
         if *gone && self.buried.ids.contains(id) {
             return;
         }
@@ -121,8 +122,14 @@ impl Namespaces {
         netns.before = balance::four(before);
         netns.after = balance::four(after);
         netns.name.clone_from(name);
+        netns.container.clone_from(container);
         netns.count = *count;
         netns.max = *max;
+    }
+
+    /// What a netns is called.
+    pub fn name_of(&self, netns: NetnsId) -> Option<&str> {
+        self.known.get(&netns)?.name.as_deref()
     }
 
     /// Entries and maximum at the last sample.
@@ -253,6 +260,7 @@ impl Netns {
         Table {
             netns: id,
             name: self.name.clone(),
+            container: self.container.clone(),
             count: self.count,
             max: self.max,
             fill: self.count.zip(self.max).and_then(|(count, max)| fill(count, max)),

@@ -1,20 +1,24 @@
 //! Single packets for `--events`: what the kernel sent, in words.
 //! What is unknown stays unknown: no guesses here.
 
-use ctwatch_common::event::{LossEvent, flag, hook};
+use ctwatch_common::Cause;
+use ctwatch_common::event::{EntryPart, LossEvent, flag, hook};
 use jiff::Timestamp;
 
 use super::key::{self, Facts, Seen};
 use super::proto::Protocol;
-use super::report::{Certainty, DropEvent, FillSource, InsertEvent, Packet, fill};
+use super::report::{
+    Certainty, DropEvent, Entry, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View, fill,
+};
+use crate::event::Loss;
 
 pub(super) fn drop_event(
-    time: Timestamp,
-    event: &LossEvent,
+    loss: &Loss,
     seen: &Seen,
     certainty: Certainty,
     sampled: (Option<u32>, Option<u32>),
 ) -> DropEvent {
+    let event = &loss.event;
     let known = |bit: u8, value: u32| (event.flags & bit != 0).then_some(value);
     let (count, fill_source) = match (known(flag::COUNT, event.count), sampled.0) {
         (Some(count), _) => (Some(count), Some(FillSource::Event)),
@@ -24,11 +28,21 @@ pub(super) fn drop_event(
     let max = known(flag::MAX, event.max).or(sampled.1);
     let device = device(&event.device);
     let (input, output) = if event.flags & flag::OUT != 0 { (None, device) } else { (device, None) };
+    let known_entry = (event.flags & flag::ENTRY != 0).then_some(&loss.entry);
+    let original = known_entry.and_then(|_| tuple(event));
+    let reply = known_entry.and_then(|entry| reply(event, entry));
+    let who = loss.who.as_deref();
     DropEvent {
-        time,
+        time: loss.time,
         cause: seen.cause,
         certainty,
         packet: packet(event, &seen.facts),
+        view: (event.flags & flag::TUPLE != 0).then_some(View::PreNat),
+        nat: original.zip(reply).map(|(original, reply)| reply != mirror(original)),
+        original,
+        reply,
+        entry: known_entry.map(|known| entry(known, loss.jiffies_per_s)),
+        pushed_out_by: (seen.cause == Cause::Evicted).then(|| loss.pushed_out_by.as_ref().and_then(flow)),
         hook: hook_name(event.hook),
         input,
         output,
@@ -36,7 +50,9 @@ pub(super) fn drop_event(
         max,
         fill: count.zip(max).and_then(|(count, max)| fill(count, max)),
         fill_source,
-        process: None,
+        process: who.and_then(|who| who.process.as_ref()).map(Process::from),
+        cgroup: who.and_then(|who| who.cgroup.clone()),
+        container: who.and_then(|who| who.container.clone()),
         length: (event.length != 0).then_some(event.length),
     }
 }
@@ -63,6 +79,67 @@ fn packet(event: &LossEvent, facts: &Facts) -> Packet {
         icmp_id: icmp.then_some(event.sport),
         loopback: facts.loopback,
         unattributed: !attributed,
+    }
+}
+
+/// The tuple of an event, which is an entry's original direction if it has one.
+fn tuple(event: &LossEvent) -> Option<Tuple> {
+    let (src, dst) = key::addresses(event)?;
+    let ports = Protocol(event.proto).has_ports();
+    Some(Tuple { src, sport: ports.then_some(event.sport), dst, dport: ports.then_some(event.dport) })
+}
+
+fn reply(event: &LossEvent, entry: &EntryPart) -> Option<Tuple> {
+    let ports = Protocol(event.proto).has_ports();
+    Some(Tuple {
+        src: key::address(event.family, entry.reply_src)?,
+        sport: ports.then_some(entry.reply_sport),
+        dst: key::address(event.family, entry.reply_dst)?,
+        dport: ports.then_some(entry.reply_dport),
+    })
+}
+
+/// What the reply looks like without NAT.
+const fn mirror(original: Tuple) -> Tuple {
+    let Tuple { src, sport, dst, dport } = original;
+    Tuple { src: dst, sport: dport, dst: src, dport: sport }
+}
+
+fn flow(event: &LossEvent) -> Option<Flow> {
+    Some(Flow { proto: Protocol(event.proto), tuple: tuple(event)? })
+}
+
+/// Bits of nf_conn.status (enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h).
+const SEEN_REPLY: u32 = 1 << 1;
+const ASSURED: u32 = 1 << 2;
+const CONFIRMED: u32 = 1 << 3;
+
+/// enum tcp_conntrack, include/uapi/linux/netfilter/nf_conntrack_tcp.h
+const TCP_STATES: [&str; 10] = [
+    "NONE",
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "SYN_SENT2",
+];
+
+fn entry(entry: &EntryPart, jiffies_per_s: Option<u32>) -> Entry {
+    let has = |bit: u32| entry.status & bit != 0;
+    Entry {
+        assured: has(ASSURED),
+        seen_reply: has(SEEN_REPLY),
+        // NO_TCP_STATE is none of these.
+        tcp_state: TCP_STATES.get(usize::from(entry.tcp_state)).copied(),
+        // Until it is confirmed an entry's timeout is a length, not a time (__nf_conntrack_confirm adds the clock to it).
+        timeout_left_s: jiffies_per_s
+            .filter(|_| has(CONFIRMED))
+            .map(|hz| (f64::from(entry.left) / f64::from(hz) * 10.0).round() / 10.0),
+        age_s: None,
     }
 }
 

@@ -10,7 +10,7 @@ use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
 use super::proto::Protocol;
-use crate::event::{KernelCounters, NetnsId};
+use crate::event::{KernelCounters, NetnsId, ProcessId, Role};
 
 /// The number of the contract.
 pub const SCHEMA: u32 = 1;
@@ -104,8 +104,11 @@ pub struct End {
 pub struct Table {
     /// Its inode number.
     pub netns: NetnsId,
-    /// "host", a name from /run/netns, or null.
+    /// "host", a name from /run/netns, that of its container, or null.
     pub name: Option<String>,
+    /// The container, pod or unit that lives in it, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     /// Entries.
     pub count: Option<u32>,
     /// nf_conntrack_max
@@ -136,6 +139,15 @@ pub struct Row {
     /// The netns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns: Option<NetnsId>,
+    /// What the netns is called (rows by netns); null if it has no name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Option<String>>,
+    /// Whose packets they were (rows by process); null if unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<Option<Process>>,
+    /// In which container or unit that was (rows by container); null if unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Option<String>>,
     /// The protocol.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proto: Option<Protocol>,
@@ -267,6 +279,7 @@ impl Unexplained {
 /// A single packet, with `--events`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
+#[expect(clippy::large_enum_variant, reason = "shown and forgotten: there is one at a time")]
 pub enum Event {
     /// A loss.
     Drop(DropEvent),
@@ -288,6 +301,24 @@ pub struct DropEvent {
     /// Who and where.
     #[serde(flatten)]
     pub packet: Packet,
+    /// Whose view the tuple is: that of the packet before NAT, as conntrack sees it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub view: Option<View>,
+    /// Whether the entry's flow is subject to NAT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nat: Option<bool>,
+    /// The entry's original direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original: Option<Tuple>,
+    /// The entry's reply direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Tuple>,
+    /// What more is known of the entry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entry: Option<Entry>,
+    /// The new flow that the entry was evicted for; null if unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pushed_out_by: Option<Option<Flow>>,
     /// Netfilter hook, null if unknown.
     pub hook: Option<&'static str>,
     /// The device it came in by, null if unknown.
@@ -306,6 +337,10 @@ pub struct DropEvent {
     pub fill_source: Option<FillSource>,
     /// Whose packet it was, where that is certain.
     pub process: Option<Process>,
+    /// Path of that process's cgroup, null if unknown.
+    pub cgroup: Option<String>,
+    /// Its container or systemd unit; where the process is unknown, what lives in the netns. Null if unknown.
+    pub container: Option<String>,
     /// Length of the packet, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<u32>,
@@ -359,6 +394,54 @@ pub struct Packet {
     pub unattributed: bool,
 }
 
+/// Whose view of a packet a tuple is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum View {
+    /// As the packet came: conntrack runs before NAT.
+    PreNat,
+}
+
+/// One direction of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Tuple {
+    /// Source address.
+    pub src: IpAddr,
+    /// Source port, where the protocol has ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sport: Option<u16>,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Destination port, where the protocol has ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dport: Option<u16>,
+}
+
+/// A tuple of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Flow {
+    /// The protocol.
+    pub proto: Protocol,
+    /// Where from and where to.
+    #[serde(flatten)]
+    pub tuple: Tuple,
+}
+
+/// An entry that was lost, or not inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Entry {
+    /// It had seen traffic both ways that makes it worth keeping (IPS_ASSURED).
+    pub assured: bool,
+    /// A reply had been seen (IPS_SEEN_REPLY).
+    pub seen_reply: bool,
+    /// State of the TCP connection, as `conntrack -L` spells it; null for other protocols.
+    pub tcp_state: Option<&'static str>,
+    /// Seconds until it would have timed out; null if unknown, or if it never got into the table.
+    pub timeout_left_s: Option<f64>,
+    /// How old it was. The kernel doesn't tell without time stamps: null.
+    pub age_s: Option<f64>,
+}
+
 /// When a fill was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -376,6 +459,15 @@ pub struct Process {
     pub pid: u32,
     /// Its name.
     pub name: String,
+    /// What it had to do with the packet.
+    pub role: Role,
+}
+
+impl From<&ProcessId> for Process {
+    fn from(process: &ProcessId) -> Self {
+        let name = process.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        Self { pid: process.pid, name: String::from_utf8_lossy(name).into_owned(), role: process.role }
+    }
 }
 
 /// Something the reader should know.

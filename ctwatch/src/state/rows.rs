@@ -7,9 +7,11 @@ use std::collections::HashSet;
 use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
 
+use super::containers::Containers;
 use super::key::{self, Fields};
+use super::namespaces::Namespaces;
 use super::proto::{Protocol, service};
-use super::report::{Certainty, Row};
+use super::report::{Certainty, Process, Row};
 use super::settings::{Backend, By};
 use super::tally::{Sum, Tallied};
 use crate::event::NetnsId;
@@ -26,6 +28,9 @@ pub(super) struct Shape<'a> {
     pub sampled: [bool; CAUSES],
     /// Where losses of unknown key may belong to any row of that netns and cause.
     pub unattributed: &'a HashSet<(NetnsId, Cause)>,
+    /// What the numbers in keys stand for.
+    pub containers: &'a Containers,
+    pub namespaces: &'a Namespaces,
 }
 
 impl Shape<'_> {
@@ -67,6 +72,9 @@ impl Shape<'_> {
 
     fn may_lack_unattributed(&self, cause: Cause, row: &Tallied) -> bool {
         match self.by {
+            // Those without an owner are all there: it is the others that may lack some.
+            By::Process if row.key.fields().process().is_none() => false,
+            By::Container if row.key.fields().container() == 0 => false,
             By::Proto | By::Cause => self.unattributed.iter().any(|(_, of)| *of == cause),
             _ => self.unattributed.contains(&(NetnsId(row.key.fields().netns), cause)),
         }
@@ -97,6 +105,14 @@ impl Shape<'_> {
         let proto = Protocol(fields.proto);
         if !matches!(self.by, By::Proto | By::Cause) {
             row.netns = Some(NetnsId(fields.netns));
+        }
+        match self.by {
+            By::Netns => row.name = Some(self.namespaces.name_of(NetnsId(fields.netns)).map(str::to_owned)),
+            By::Process => row.process = Some(fields.process().map(|process| Process::from(&process))),
+            By::Container => {
+                row.container = Some(self.containers.name(fields.container()).map(str::to_owned));
+            }
+            _ => {}
         }
         if matches!(self.by, By::Port | By::Flow | By::Proto) {
             row.proto = Some(proto);
@@ -167,6 +183,9 @@ pub(super) fn certainty(backend: Backend, cause: Cause) -> Certainty {
 fn blank(unit: Unit, certainty: Certainty) -> Row {
     Row {
         netns: None,
+        name: None,
+        process: None,
+        container: None,
         proto: None,
         src: None,
         sport: None,

@@ -27,6 +27,18 @@ pub enum By {
     Cause,
     /// Network namespace.
     Netns,
+    /// Process that sent the packet, or listens where it was going.
+    Process,
+    /// Container of that process, or of the netns.
+    Container,
+}
+
+impl By {
+    /// Whether rows need to know whose packets they were.
+    #[must_use]
+    pub const fn needs_owners(self) -> bool {
+        matches!(self, Self::Process | Self::Container)
+    }
 }
 
 /// Where the losses come from.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 
 use super::key::Key;
@@ -96,6 +97,13 @@ impl EventTally {
         Self { keys: HashMap::new(), limit, rest: [Sum::default(); CAUSES] }
     }
 
+    /// One loss whose key there is no room for anywhere.
+    pub fn add_to_rest(&mut self, cause: Cause) {
+        let rest = &mut self.rest[cause as usize];
+        rest.losses += 1;
+        rest.total += 1;
+    }
+
     /// One loss. The hot path: one look-up.
     pub fn add(&mut self, key: Key) {
         if self.keys.len() >= self.limit && !self.keys.contains_key(&key) {
@@ -173,7 +181,6 @@ mod tests {
     use crate::state::key::{Facts, Seen};
     use crate::state::proto::Protocol;
     use crate::state::settings::By;
-    use ctwatch_common::Cause;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

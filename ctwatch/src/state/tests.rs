@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag, hook};
+use ctwatch_common::event::{EntryPart, IPV4, IPV6, LossEvent, NO_TCP_STATE, flag, hook};
 use ctwatch_common::slot::SlotKey;
 use proptest::prelude::*;
 
-use super::report::{FillSource, Row};
+use super::report::{FillSource, Process, Row, Tuple, View};
 use super::*;
-use crate::event::{KernelCounters, NetnsSample};
+use crate::event::{KernelCounters, NetnsSample, ProcessId, Role};
 
 const HOST: u32 = 4_026_531_840;
 const FULL: Cause = Cause::TableFull;
@@ -56,6 +57,7 @@ fn netns(id: u32, drop: u64) -> NetnsSample {
     NetnsSample {
         id: NetnsId(id),
         name: (id == HOST).then(|| "host".to_owned()),
+        container: None,
         count: Some(900),
         max: Some(1000),
         before: drops(drop),
@@ -387,6 +389,149 @@ fn an_event_takes_its_fill_from_the_last_sample_if_it_has_none() {
     let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
     assert_eq!((seen.count, seen.fill, seen.fill_source), (Some(900), Some(0.9), Some(FillSource::Sample)));
     assert_eq!(seen.hook, None);
+}
+
+#[test]
+fn losses_that_no_program_saw_take_exactness_from_rows_by_event() {
+    for by in [By::Flow, By::Process, By::Container] {
+        let mut state = State::new(settings(by));
+        state.loss(&sent_by(812, Some("docker:1"), event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379)));
+        let tick = state.sample(&sample(vec![netns(HOST, 2)], vec![unattributed(HOST, 1)]));
+        assert_eq!((tick.rows.len(), tick.rows[0].exact), (1, false));
+    }
+}
+
+fn sent_by(pid: u32, container: Option<&str>, loss: Loss) -> Loss {
+    let process = ProcessId { pid, name: *b"nginx\0\0\0\0\0\0\0\0\0\0\0", role: Role::Sender };
+    let container = container.map(str::to_owned);
+    let who = Who { process: Some(process), container, ..Who::default() };
+    Loss { who: Some(Arc::new(who)), ..loss }
+}
+
+fn nobody_s(anybodys: bool, container: Option<&str>, loss: Loss) -> Loss {
+    let who = Who { anybodys, container: container.map(str::to_owned), ..Who::default() };
+    Loss { who: Some(Arc::new(who)), ..loss }
+}
+
+#[test]
+fn rows_by_process_never_merge_the_unknown_into_somebody_s() {
+    let mut state = State::new(settings(By::Process));
+    assert!(state.wants_events());
+    let loss = || event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
+    for pid in [812, 812, 813] {
+        state.loss(&sent_by(pid, None, loss()));
+    }
+    state.loss(&nobody_s(false, None, loss()));
+    let tick = state.sample(&sample(vec![netns(HOST, 4)], vec![]));
+    let rows: Vec<_> = tick.rows.iter().map(|row| (row.process.clone(), row.losses, row.exact)).collect();
+    let nginx = |pid| Some(Some(Process { pid, name: "nginx".to_owned(), role: Role::Sender }));
+    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[0], (nginx(812), 2, true));
+    assert!(rows.contains(&(nginx(813), 1, true)) && rows.contains(&(Some(None), 1, true)));
+
+    // One that may be anybody's makes the others' counts lower bounds.
+    state.loss(&nobody_s(true, None, loss()));
+    state.loss(&sent_by(812, None, loss()));
+    let tick = state.sample(&sample(vec![netns(HOST, 6)], vec![]));
+    for row in &tick.rows {
+        assert_eq!(row.exact, row.process == Some(None));
+    }
+}
+
+#[test]
+fn rows_by_process_and_container_admit_lost_events() {
+    for by in [By::Process, By::Container] {
+        let mut state = State::new(settings(by));
+        let loss = event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
+        state.loss(&sent_by(812, Some("docker:1"), loss));
+        let mut sample = sample(vec![netns(HOST, 2)], vec![]);
+        sample.lost_events[FULL as usize] = 1;
+        assert!(state.sample(&sample).rows.iter().all(|row| !row.exact));
+    }
+}
+
+#[test]
+fn rows_by_container_take_the_netns_s_where_the_process_is_unknown() {
+    let mut state = State::new(settings(By::Container));
+    let loss = || event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
+    state.loss(&sent_by(812, Some("docker:1"), loss()));
+    state.loss(&nobody_s(true, Some("docker:1"), loss()));
+    state.loss(&nobody_s(false, None, loss()));
+    let tick = state.sample(&sample(vec![netns(HOST, 3)], vec![]));
+    let rows: Vec<_> = tick.rows.iter().map(|row| (row.container.clone(), row.losses, row.exact)).collect();
+    assert_eq!(rows, [(Some(Some("docker:1".to_owned())), 2, true), (Some(None), 1, true)]);
+}
+
+#[test]
+fn rows_by_netns_have_its_name() {
+    let mut state = State::new(settings(By::Netns));
+    let slots = vec![slot(HOST, FULL, 6, 80, 5), slot(7, FULL, 6, 80, 3)];
+    let tick = state.sample(&sample(vec![netns(HOST, 5), netns(7, 3)], slots));
+    assert_eq!(tick.rows[0].name, Some(Some("host".to_owned())));
+    assert_eq!(tick.rows[1].name, Some(None));
+}
+
+/// An eviction of 10.0.0.1:40000 -> 10.0.0.9:80, which a service address had been translated to.
+fn evicted() -> Loss {
+    let mut loss = event(Cause::Evicted, "10.0.0.1", 40_000, "10.96.0.1", 80);
+    loss.event.flags |= flag::ENTRY;
+    loss.event.hook = hook::UNKNOWN;
+    loss.entry.reply_src[..4].copy_from_slice(&[10, 0, 0, 9]);
+    loss.entry.reply_dst[..4].copy_from_slice(&[10, 0, 0, 1]);
+    (loss.entry.reply_sport, loss.entry.reply_dport) = (8080, 40_000);
+    (loss.entry.status, loss.entry.left, loss.entry.tcp_state) = (0b1010, 21_500, 7);
+    loss
+}
+
+fn shown(loss: &Loss) -> report::DropEvent {
+    let mut state = State::new(Settings { drop_events: true, ..settings(By::Port) });
+    match state.loss(loss) {
+        Some(Event::Drop(event)) => event,
+        _ => panic!("events are asked for"),
+    }
+}
+
+#[test]
+fn an_event_has_both_directions_of_its_entry_and_says_whether_nat_is_between() {
+    let mut loss = evicted();
+    let seen = shown(&loss);
+    assert_eq!(seen.packet.dst, Some("10.96.0.1".parse().unwrap()), "the original direction");
+    let reply = Tuple {
+        src: "10.0.0.9".parse().unwrap(),
+        sport: Some(8080),
+        dst: "10.0.0.1".parse().unwrap(),
+        dport: Some(40_000),
+    };
+    assert_eq!((seen.nat, seen.reply, seen.view), (Some(true), Some(reply), Some(View::PreNat)));
+    loss.entry.reply_src[..4].copy_from_slice(&[10, 96, 0, 1]);
+    loss.entry.reply_sport = 80;
+    assert_eq!(shown(&loss).nat, Some(false));
+    let refused = shown(&event(FULL, "10.0.0.1", 1, "10.0.0.2", 80));
+    assert_eq!((refused.nat, refused.original, refused.reply, refused.entry), (None, None, None, None));
+    assert_eq!(refused.pushed_out_by, None, "only evictions have one");
+}
+
+#[test]
+fn an_entry_s_state_and_time_are_told_as_far_as_they_are_known() {
+    let mut loss = evicted();
+    let entry = shown(&loss).entry.unwrap();
+    assert_eq!((entry.seen_reply, entry.assured, entry.tcp_state), (true, false, Some("TIME_WAIT")));
+    assert_eq!(entry.timeout_left_s, None, "nobody knows yet how long a jiffy is");
+    loss.jiffies_per_s = Some(250);
+    assert_eq!(shown(&loss).entry.unwrap().timeout_left_s, Some(86.0));
+    // Not in the table yet: its timeout isn't a point in time.
+    loss.entry = EntryPart { status: 0, tcp_state: NO_TCP_STATE, ..loss.entry };
+    let entry = shown(&loss).entry.unwrap();
+    assert_eq!((entry.timeout_left_s, entry.tcp_state, entry.age_s), (None, None, None));
+}
+
+#[test]
+fn an_eviction_names_the_flow_it_made_room_for() {
+    let mut loss = evicted();
+    assert_eq!(shown(&loss).pushed_out_by, Some(None));
+    loss.pushed_out_by = Some(event(Cause::Evicted, "10.0.0.3", 5, "10.0.0.4", 443).event);
+    let flow = shown(&loss).pushed_out_by.unwrap().unwrap();
+    assert_eq!((flow.proto, flow.tuple.sport, flow.tuple.dport), (Protocol::TCP, Some(5), Some(443)));
 }
 
 #[test]

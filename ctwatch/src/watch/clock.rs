@@ -15,9 +15,7 @@ impl Clock {
     /// Reads both clocks.
     #[must_use]
     pub fn now() -> Self {
-        let monotonic_ns = clock_gettime(ClockId::CLOCK_MONOTONIC)
-            .map_or(0, |time| time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec()));
-        Self { time: Timestamp::now(), monotonic_ns }
+        Self { monotonic_ns: monotonic_ns(), time: Timestamp::now() }
     }
 
     /// The wall-clock reading.
@@ -32,4 +30,11 @@ impl Clock {
         let since = i64::try_from(ktime_ns).unwrap_or(i64::MAX).saturating_sub(self.monotonic_ns);
         self.time.checked_add(SignedDuration::from_nanos(since)).unwrap_or(self.time)
     }
+}
+
+/// CLOCK_MONOTONIC, by which the kernel stamps events.
+#[must_use]
+pub fn monotonic_ns() -> i64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec()))
 }

@@ -2,6 +2,7 @@
 //! It reads and reports; what the numbers mean is `state`'s business.
 
 mod clock;
+mod jiffies;
 mod ledger;
 mod pairing;
 
@@ -21,10 +22,12 @@ use crate::conntrack::stat::Stat;
 use crate::event::{KernelCounters, Loss, NetnsId, NetnsSample, Sample, SlotSample};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
+use crate::owner::Owners;
 use crate::probe::plan::{Attachment, Wishes, plan};
 use crate::probe::sync::Take;
 use crate::probe::{Probe, offsets};
 use clock::Clock;
+use jiffies::Jiffies;
 use ledger::Ledger;
 use pairing::Pairing;
 use tokio::io::unix::AsyncFd;
@@ -87,6 +90,10 @@ pub struct Watch {
     pairing: Pairing,
     carried: Carried,
     clock: Clock,
+    /// Only where single losses are shown.
+    jiffies: Option<Jiffies>,
+    /// Only where someone asks whose packets they were.
+    owners: Option<Owners>,
     last_sample: Instant,
     last_look: Instant,
 }
@@ -103,6 +110,8 @@ impl Watch {
     /// Attaches and takes the baseline. conntrack must be there.
     pub fn start(settings: Settings, kernel: Kernel) -> Result<(Self, Began)> {
         let now = Instant::now();
+        let owners = settings.wishes.filter(|wishes| wishes.owners).map(|_| Owners::new(&settings.roots));
+        let jiffies = settings.wishes.filter(|wishes| wishes.detail).map(|_| Jiffies::default());
         let mut watch = Self {
             settings,
             probe: None,
@@ -115,6 +124,8 @@ impl Watch {
             pairing: Pairing::default(),
             carried: Carried::default(),
             clock: Clock::now(),
+            jiffies,
+            owners,
             last_sample: now,
             last_look: now,
         };
@@ -186,7 +197,12 @@ impl Watch {
 
     /// Hands over at most `limit` events. Evictions come one call later, when the flow that pushed the entry out is known.
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&Loss)) -> usize {
-        let Self { probe: Some(probe), clock, pairing, .. } = self else { return 0 };
+        self.measure_jiffies();
+        let Self { probe: Some(probe), clock, pairing, owners, places, jiffies, .. } = self else { return 0 };
+        let jiffies_per_s = jiffies.as_ref().and_then(Jiffies::per_s);
+        if let Some(owners) = owners {
+            owners.begin();
+        }
         let mut gone = Vec::new();
         let taken = probe.drain(limit, |record| {
             let Record { loss: event, entry, owner } = record;
@@ -194,7 +210,9 @@ impl Watch {
                 KIND_NETNS_GONE => gone.push(event),
                 KIND_PUSHER => pairing.push(&event),
                 _ => {
-                    let loss = Loss { time: clock.wall(event.at), event, entry, owner, pushed_out_by: None };
+                    let time = clock.wall(event.at);
+                    let mut loss = Loss { entry, owner, jiffies_per_s, ..Loss::new(time, event) };
+                    loss.who = owners.as_mut().map(|owners| owners.of(&loss, places));
                     if let Some(loss) = pairing.hold(loss) {
                         each(&loss);
                     }
@@ -206,6 +224,16 @@ impl Watch {
             self.bury(&event);
         }
         taken
+    }
+
+    /// Finds out how long a jiffy is, which takes two looks.
+    fn measure_jiffies(&mut self) {
+        let Self { probe: Some(probe), jiffies: Some(jiffies), .. } = self else { return };
+        if jiffies.per_s().is_none()
+            && let Ok(now) = probe.jiffies()
+        {
+            jiffies.reading(now, clock::monotonic_ns());
+        }
     }
 
     /// Hands over what was held back.
@@ -306,6 +334,7 @@ impl Watch {
                 Some(NetnsSample {
                     id: *id,
                     name: place.name.clone(),
+                    container: place.container.clone(),
                     count: ledger.entries,
                     max,
                     before: before.get(id).copied().unwrap_or_else(|| ledger.total()),
@@ -407,6 +436,9 @@ impl Watch {
     fn look_around(&mut self) {
         self.last_look = Instant::now();
         let Ok(found) = netns::discover() else { return };
+        if let Some(owners) = &mut self.owners {
+            owners.places_changed();
+        }
         for (id, mut place) in found {
             let id = self.present_id(id.inode());
             place.id = id;

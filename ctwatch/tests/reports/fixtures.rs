@@ -2,9 +2,10 @@
 //! `BLESS=1 cargo test` writes the files anew; read the diff before committing it.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use ctwatch::event::{KernelCounters, Loss, NetnsId, NetnsSample, Sample, SlotSample};
-use ctwatch::state::report::{Check, CheckItem, CheckProgram, Event, Hook, Notice, Process, SCHEMA, Start};
+use ctwatch::event::{KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role, Sample, SlotSample, Who};
+use ctwatch::state::report::{Check, CheckItem, CheckProgram, Event, Hook, Notice, SCHEMA, Start};
 use ctwatch::state::{Backend, By, Filter, Settings, State};
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
@@ -101,6 +102,7 @@ pub fn storm(second: u64) -> Sample {
     let netns = |id, name: &str, count, counters| NetnsSample {
         id: NetnsId(id),
         name: Some(name.to_owned()),
+        container: (name == "web1").then(|| "docker:3f2a9c0b1d2e".to_owned()),
         count: Some(count),
         max: Some(262_144),
         before: counters,
@@ -186,6 +188,62 @@ pub fn loss(ipv6: bool, proto: u8) -> Loss {
     )
 }
 
+/// A loss whose process and container are known.
+pub fn of(name: &str, role: Role, container: Option<&str>, loss: Loss) -> Loss {
+    let mut comm = [0; 16];
+    comm[..name.len()].copy_from_slice(name.as_bytes());
+    let who = Who {
+        process: Some(ProcessId { pid: 812, name: comm, role }),
+        cgroup: Some(format!("/system.slice/{name}.service")),
+        container: container.map(str::to_owned),
+        anybodys: false,
+    };
+    Loss { who: Some(Arc::new(who)), ..loss }
+}
+
+/// A loss of which only is known in whose netns it happened.
+pub fn of_a_stranger(container: Option<&str>, anybodys: bool, loss: Loss) -> Loss {
+    let who = Who { container: container.map(str::to_owned), anybodys, ..Who::default() };
+    Loss { who: Some(Arc::new(who)), ..loss }
+}
+
+/// What the storm's packets were and whose.
+pub fn losses_with_owners() -> Vec<Loss> {
+    let pod = Some("pod:4c8f1e2d-0a1b-4c3d-8e5f-a1b2c3d4e5f6");
+    let mut elsewhere = loss(false, 6);
+    elsewhere.event.netns = WEB1;
+    vec![
+        of("nginx", Role::Sender, Some("unit:nginx.service"), loss(false, 6)),
+        of("nginx", Role::Sender, Some("unit:nginx.service"), loss(false, 6)),
+        of("nginx", Role::Sender, Some("unit:nginx.service"), loss(false, 6)),
+        of("a-name-of-15-ch", Role::Listener, Some("docker:3f2a9c0b1d2e"), loss(true, 6)),
+        of("a-name-of-15-ch", Role::Listener, Some("docker:3f2a9c0b1d2e"), loss(true, 6)),
+        of_a_stranger(None, false, loss(true, 58)),
+        of_a_stranger(pod, true, elsewhere.clone()),
+        of("redis-cli", Role::Sender, pod, elsewhere),
+    ]
+}
+
+/// An entry thrown out for a new flow, behind a service address.
+pub fn evicted() -> Loss {
+    let mut loss = loss(false, 6);
+    loss.event.kind = Cause::Evicted as u8;
+    loss.event.hook = hook::UNKNOWN;
+    loss.event.device = [0; 16];
+    loss.event.flags = flag::TUPLE | flag::ENTRY;
+    loss.event.src[..4].copy_from_slice(&[10, 0, 0, 1]);
+    loss.event.dst[..4].copy_from_slice(&[10, 96, 0, 1]);
+    loss.entry.reply_src[..4].copy_from_slice(&[10, 0, 0, 9]);
+    loss.entry.reply_dst[..4].copy_from_slice(&[10, 0, 0, 1]);
+    (loss.entry.reply_sport, loss.entry.reply_dport) = (6379, 42_901);
+    (loss.entry.status, loss.entry.left, loss.entry.tcp_state) = (0b1010, 21_500, 7);
+    loss.jiffies_per_s = Some(250);
+    let mut pusher = loss.event;
+    pusher.src[3] = 2;
+    loss.pushed_out_by = Some(pusher);
+    loss
+}
+
 /// Some drops and an insert, as `--events=drop,insert` reports them.
 pub fn events() -> Vec<Event> {
     let mut state = state(By::Flow);
@@ -195,14 +253,22 @@ pub fn events() -> Vec<Event> {
     blind.event.hook = hook::UNKNOWN;
     let mut insert = loss(false, 6);
     insert.event.kind = KIND_FLOWS;
-    let mut events: Vec<Event> = [loss(false, 6), loss(true, 6), loss(true, 58), blind, insert]
-        .iter()
-        .filter_map(|loss| state.loss(loss))
-        .collect();
-    if let Event::Drop(event) = &mut events[0] {
-        event.process = Some(Process { pid: 812, name: "nginx".to_owned() });
-    }
-    events
+    let mut clash = evicted();
+    clash.event.kind = Cause::Clash as u8;
+    clash.entry.reply_src[..4].copy_from_slice(&[10, 96, 0, 1]);
+    [
+        of("nginx", Role::Sender, Some("unit:nginx.service"), loss(false, 6)),
+        of("redis-server", Role::Listener, Some("docker:3f2a9c0b1d2e"), loss(true, 6)),
+        of_a_stranger(Some("docker:3f2a9c0b1d2e"), true, loss(true, 58)),
+        blind,
+        insert,
+        evicted(),
+        Loss { pushed_out_by: None, ..evicted() },
+        clash,
+    ]
+    .iter()
+    .filter_map(|loss| state.loss(loss))
+    .collect()
 }
 
 pub fn notice() -> Notice {

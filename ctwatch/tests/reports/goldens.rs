@@ -2,7 +2,8 @@
 //! The files are in golden/; `BLESS=1` writes them anew.
 
 use crate::fixtures::{
-    check, events, golden, loss, notice, quiet, settings, start, state, storm, storm_with_unknown_ports, time,
+    check, events, golden, loss, losses_with_owners, notice, quiet, settings, start, state, storm,
+    storm_with_unknown_ports, time,
 };
 use ctwatch::state::{Backend, By, Settings, State};
 use ctwatch::view::View;
@@ -45,6 +46,11 @@ fn run(by: By, backend: Backend, view: &mut dyn View) {
                 state.loss(&loss(ipv6, proto));
             }
         }
+        if matches!(by, By::Process | By::Container) {
+            for loss in losses_with_owners() {
+                state.loss(&loss);
+            }
+        }
         let mut sample = storm(second);
         if backend == Backend::Counters {
             sample.slots.clear();
@@ -74,6 +80,8 @@ fn text_of_a_run_by_each_key() {
         (By::Proto, "proto"),
         (By::Cause, "cause"),
         (By::Netns, "netns"),
+        (By::Process, "process"),
+        (By::Container, "container"),
     ] {
         let text = text(false, |view| run(by, Backend::Kprobe, view));
         fits_80_columns(&text);
@@ -150,6 +158,8 @@ fn json_of_a_run() {
     let text = json(|view| {
         run(By::Port, Backend::Kprobe, view);
         run(By::Flow, Backend::Tracepoint, view);
+        run(By::Process, Backend::Kprobe, view);
+        run(By::Container, Backend::Kprobe, view);
         for event in events() {
             view.event(&event).unwrap();
         }

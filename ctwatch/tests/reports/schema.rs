@@ -5,13 +5,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::fixtures::{
-    check, events, loss, notice, quiet, settings, start, state, storm_with_unknown_ports, time,
+    check, events, loss, losses_with_owners, notice, quiet, settings, start, state, storm_with_unknown_ports,
+    time,
 };
 use ctwatch::state::{Backend, By, Settings, State};
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;
 use ctwatch_common::Cause;
 use serde_json::Value;
+
+const EVERY_BY: [By; 9] =
+    [By::Port, By::Flow, By::Src, By::Dst, By::Proto, By::Cause, By::Netns, By::Process, By::Container];
 
 struct Schemas(BTreeMap<String, Value>);
 
@@ -113,11 +117,14 @@ fn records() -> Vec<Value> {
     let mut view = JsonView::new(&mut out);
     for backend in [Backend::Kprobe, Backend::Tracepoint, Backend::Counters] {
         view.start(&start(backend)).unwrap();
-        for by in [By::Port, By::Flow, By::Src, By::Dst, By::Proto, By::Cause, By::Netns] {
+        for by in EVERY_BY {
             let mut state = State::new(Settings { backend, ..settings(by) });
             view.tick(&state.sample(&quiet())).unwrap();
             for (ipv6, proto) in [(false, 6), (true, 58), (true, 47)] {
                 state.loss(&loss(ipv6, proto));
+            }
+            for loss in losses_with_owners() {
+                state.loss(&loss);
             }
             let mut odd = storm_with_unknown_ports(1);
             odd.overflow[Cause::Clash as usize] = 3;

@@ -79,7 +79,7 @@ pub(super) fn retransmits_bear_the_clients_name(_: &Guest) -> Result<Outcome> {
         match &drop.process {
             Some(process) => {
                 checks.equal("name of a loss's process", process.name.as_str(), "redis-cli");
-                checks.equal("its role", process.role.as_deref(), Some("sender"));
+                checks.equal("its role", process.role.as_str(), "sender");
                 checks.that(pids.contains(&process.pid), format!("pid {} is no client of ours", process.pid));
             }
             None => checks.that(false, format!("a loss without its process: {drop:?}")),
@@ -126,7 +126,7 @@ pub(super) fn inbound_losses_name_the_listener(_: &Guest) -> Result<Outcome> {
         let process = drop.process.as_ref();
         checks.equal("hook", drop.hook.as_deref(), Some("prerouting"));
         checks.equal("pid of the listener", process.map(|process| process.pid), Some(std::process::id()));
-        checks.equal("role", process.and_then(|process| process.role.as_deref()), Some("listener"));
+        checks.equal("role", process.map(|process| process.role.as_str()), Some("listener"));
     }
     for drop in unheard {
         checks.equal("process where nobody listens", drop.process.as_ref(), None);

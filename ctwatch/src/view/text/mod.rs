@@ -14,10 +14,10 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::View;
-use crate::event::{KernelCounters, NetnsId};
+use crate::event::{KernelCounters, NetnsId, Role};
 use crate::state::By;
 use crate::state::report::{
-    Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Packet, Row, Start, Table, Tick,
+    Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Packet, Row, Start, Table, Tick, Tuple,
     Unexplained,
 };
 use layout::{COLUMNS, FAINT, NEARLY, Paint, percent, thousands, width, wrap};
@@ -180,7 +180,8 @@ impl<W: Write> TextView<W> {
         };
         let fill = event.fill.map(|fill| format!(" {}", percent(fill).replace(' ', ""))).unwrap_or_default();
         let head = format!("{}{doubt}", event.cause.name());
-        self.packet_line(event.time, &head, &event.packet, &format!("{hook}{device}{fill}"))
+        let tail = format!("{hook}{device}{fill}{}{}", whose(event), of_entry(event));
+        self.packet_line(event.time, &head, &event.packet, &tail)
     }
 
     fn insert_line(&mut self, event: &InsertEvent) -> io::Result<()> {
@@ -206,6 +207,41 @@ impl<W: Write> TextView<W> {
         }
         Ok(())
     }
+}
+
+/// Who suffers, as far as it is known.
+fn whose(event: &DropEvent) -> String {
+    let container = event.container.as_ref().map(|name| format!(" in {name}")).unwrap_or_default();
+    let process = event.process.as_ref().map(|process| {
+        let preposition = match process.role {
+            Role::Sender => "by",
+            Role::Listener => "to",
+        };
+        format!(" {preposition} {}", row_lines::process(process))
+    });
+    format!("{}{container}", process.unwrap_or_default())
+}
+
+/// The entry that was lost or not made, and for whom it had to go.
+fn of_entry(event: &DropEvent) -> String {
+    let mut text = String::new();
+    if let Some(entry) = &event.entry {
+        text += &entry.tcp_state.map(|state| format!(" {state}")).unwrap_or_default();
+        text += if entry.assured { " assured" } else { "" };
+        text += &entry.timeout_left_s.map(|left| format!(" {left:.0}s left")).unwrap_or_default();
+    }
+    if let (Some(true), Some(reply)) = (event.nat, &event.reply) {
+        text += &format!(" NAT, reply {}", arrow(reply));
+    }
+    if let Some(Some(flow)) = &event.pushed_out_by {
+        text += &format!(" pushed out by {} {}", flow.proto, arrow(&flow.tuple));
+    }
+    text
+}
+
+fn arrow(tuple: &Tuple) -> String {
+    let Tuple { src, sport, dst, dport } = *tuple;
+    format!("{} -> {}", row_lines::endpoint(Some(src), sport), row_lines::endpoint(Some(dst), dport))
 }
 
 impl<W: Write> View for TextView<W> {

@@ -4,8 +4,9 @@
 use std::net::IpAddr;
 
 use super::layout::{COLUMNS, FAINT, FULL, Paint, thousands, width};
+use crate::event::Role;
 use crate::state::By;
-use crate::state::report::{Certainty, Row};
+use crate::state::report::{Certainty, Process, Row};
 
 /// Widths of the columns; with a space between them they fill 80 exactly.
 const LOST: usize = 10;
@@ -22,6 +23,12 @@ const KEY_AT: usize = LOST + UNIT + 2;
 /// What these rows stand for, by what is in them. Rows that sum up others don't tell.
 pub(super) fn by(rows: &[Row]) -> Option<By> {
     let row = rows.iter().find(|row| !(row.rest || row.unattributed))?;
+    if row.process.is_some() {
+        return Some(By::Process);
+    }
+    if row.container.is_some() {
+        return Some(By::Container);
+    }
     Some(match (row.src, row.dst, row.loopback, row.proto, row.netns) {
         (Some(_), Some(_), ..) => By::Flow,
         (Some(_), None, ..) => By::Src,
@@ -42,8 +49,14 @@ pub(super) fn header(by: By, paint: Paint) -> String {
         By::Proto => "protocol",
         By::Cause => "",
         By::Netns => "netns",
+        By::Process => "process",
+        By::Container => "container",
     };
-    let path = if matches!(by, By::Port | By::Flow) { "path" } else { "" };
+    let path = match by {
+        By::Port | By::Flow => "path",
+        By::Process => "role",
+        _ => "",
+    };
     let header = format!(
         "{:>LOST$} {:UNIT$} {what:WHAT$} {path:PATH$} {:CAUSE$} {:>TOTAL$}",
         "lost", "", "cause", "total"
@@ -56,7 +69,11 @@ pub(super) fn lines(by: By, row: &Row, netns_name: &str, paint: Paint) -> Vec<St
     let what = what(by, row, netns_name);
     let lost = format!("{:>LOST$}", format!("{}{}", mark(row), thousands(row.losses)));
     let lost = format!("{} {:UNIT$}", paint.on(FULL, &lost), row.unit.name());
-    let path = if row.loopback == Some(true) { "loopback" } else { "" };
+    let path = match &row.process {
+        Some(Some(process)) => role(process.role),
+        _ if row.loopback == Some(true) => "loopback",
+        _ => "",
+    };
     let cause = row.cause.map_or("several", |cause| cause.name());
     let doubt = if row.certainty == Certainty::Inferred { "?" } else { "" };
     let total = format!("{}{}", mark(row), thousands(row.losses_total));
@@ -98,6 +115,8 @@ fn what(by: By, row: &Row, netns_name: &str) -> String {
             By::Proto => "other protocols",
             By::Cause => "other causes",
             By::Netns => "other netns",
+            By::Process => "other processes",
+            By::Container => "other containers",
         }
         .to_owned();
     }
@@ -118,6 +137,23 @@ fn what(by: By, row: &Row, netns_name: &str) -> String {
         By::Proto => proto,
         By::Cause => String::new(),
         By::Netns => netns_name.to_owned(),
+        By::Process => row.process.iter().flatten().next().map_or_else(|| UNKNOWN.to_owned(), process),
+        By::Container => row.container.iter().flatten().next().map_or(UNKNOWN, |name| name).to_owned(),
+    }
+}
+
+/// Whose packets these were is not known; never somebody's, rather than perhaps his.
+const UNKNOWN: &str = "unknown";
+
+/// "nginx[812]"
+pub(super) fn process(process: &Process) -> String {
+    format!("{}[{}]", process.name, process.pid)
+}
+
+pub(super) const fn role(role: Role) -> &'static str {
+    match role {
+        Role::Sender => "sender",
+        Role::Listener => "listener",
     }
 }
 

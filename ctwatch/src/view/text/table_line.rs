@@ -117,6 +117,7 @@ mod tests {
             let table = Table {
                 netns: NetnsId(4_026_532_299),
                 name,
+                container: None,
                 count,
                 max,
                 fill: Some(0.5),

@@ -1,0 +1,162 @@
+//! From a cgroup's id to its path: on cgroup v2 the id is the inode number of its directory.
+//! The tree is walked only when an unknown id turns up, and seldom: a storm of new cgroups must not cost a core.
+
+use std::collections::HashMap;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::container;
+use crate::kernel::roots::Roots;
+
+/// Directories remembered; more than any host has.
+const LIMIT: usize = 1 << 16;
+/// Levels of the tree that are looked at.
+const DEPTH: usize = 24;
+/// The shortest time between two walks.
+const BETWEEN_WALKS: Duration = Duration::from_secs(1);
+/// A walk may take up to one part in so many of the time.
+const SHARE: u32 = 20;
+
+/// The paths of all cgroups.
+#[derive(Debug)]
+pub struct Cgroups {
+    roots: Roots,
+    paths: HashMap<u64, String>,
+    next_walk: Option<Instant>,
+}
+
+impl Cgroups {
+    /// Nothing read yet.
+    #[must_use]
+    pub fn new(roots: &Roots) -> Self {
+        Self { roots: roots.clone(), paths: HashMap::new(), next_walk: None }
+    }
+
+    /// The path of a cgroup below the root of the hierarchy; `None` if it isn't known at present.
+    pub fn path(&mut self, id: u64, now: Instant) -> Option<&str> {
+        if id == 0 {
+            return None;
+        }
+        if !self.paths.contains_key(&id) && self.next_walk.is_none_or(|next| now >= next) {
+            self.walk();
+            let now_then = Instant::now();
+            self.next_walk = Some(now_then + BETWEEN_WALKS.max((now_then - now) * SHARE));
+        }
+        self.paths.get(&id).map(String::as_str)
+    }
+
+    /// Reads the whole tree anew: ids of cgroups that are gone go with it.
+    fn walk(&mut self) {
+        self.paths.clear();
+        let Some(root) = unified(&self.roots) else { return };
+        if let Ok(metadata) = std::fs::metadata(&root) {
+            self.paths.insert(metadata.ino(), "/".to_owned());
+        }
+        self.walk_below(&root, "", DEPTH);
+    }
+
+    fn walk_below(&mut self, folder: &Path, path: &str, depth: usize) {
+        let Ok(entries) = std::fs::read_dir(folder) else { return };
+        for entry in entries.flatten() {
+            // The kernel tells type and inode number along with the name: no look-up per file.
+            if self.paths.len() >= LIMIT || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let name = entry.file_name();
+            let below = format!("{path}/{}", name.to_string_lossy());
+            if depth > 1 {
+                self.walk_below(&entry.path(), &below, depth - 1);
+            }
+            self.paths.insert(entry.ino(), below);
+        }
+    }
+}
+
+/// Where the v2 hierarchy is mounted: alone, or beside v1.
+fn unified(roots: &Roots) -> Option<PathBuf> {
+    ["fs/cgroup", "fs/cgroup/unified"]
+        .iter()
+        .map(|place| roots.sys(place))
+        .find(|place| place.join("cgroup.procs").exists() && place.join("cgroup.controllers").exists())
+}
+
+/// The cgroup that says most about a process, over all hierarchies it is in.
+#[must_use]
+pub fn of_process(roots: &Roots, pid: u32) -> Option<String> {
+    let text = std::fs::read_to_string(roots.proc(format!("{pid}/cgroup"))).ok()?;
+    most_telling(&text).map(str::to_owned)
+}
+
+/// Of the lines of /proc/<pid>/cgroup ("hierarchy:controllers:path"): a container's, else a unit's, else any but the root.
+#[must_use]
+pub fn most_telling(text: &str) -> Option<&str> {
+    let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.min_by_key(|path| {
+        let kind = container::of_path(path).map(|container| container.kind);
+        // Some before None, and the root last of all.
+        (kind.is_none(), kind, *path == "/")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn roots(folder: &Path) -> Roots {
+        Roots { proc: folder.join("proc"), sys: folder.join("sys") }
+    }
+
+    fn make(root: &Path, path: &str) -> u64 {
+        let folder = root.join(path);
+        fs::create_dir_all(&folder).unwrap();
+        fs::metadata(folder).unwrap().ino()
+    }
+
+    #[test]
+    fn an_id_is_the_inode_number_of_a_directory() {
+        for mount in ["sys/fs/cgroup", "sys/fs/cgroup/unified"] {
+            let temporary = tempfile::tempdir().unwrap();
+            let root = temporary.path().join(mount);
+            make(&root, "");
+            fs::write(root.join("cgroup.procs"), "").unwrap();
+            fs::write(root.join("cgroup.controllers"), "").unwrap();
+            let redis = make(&root, "system.slice/redis.service");
+            let mut cgroups = Cgroups::new(&roots(temporary.path()));
+            let now = Instant::now();
+            assert_eq!(cgroups.path(redis, now), Some("/system.slice/redis.service"));
+            assert_eq!(cgroups.path(fs::metadata(&root).unwrap().ino(), now), Some("/"));
+            assert_eq!(cgroups.path(0, now), None);
+        }
+    }
+
+    #[test]
+    fn a_cgroup_that_came_later_is_found_but_not_at_any_price() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().join("sys/fs/cgroup");
+        make(&root, "a");
+        fs::write(root.join("cgroup.procs"), "").unwrap();
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        let mut cgroups = Cgroups::new(&roots(temporary.path()));
+        let now = Instant::now();
+        assert_eq!(cgroups.path(u64::MAX, now), None);
+        let late = make(&root, "late");
+        assert_eq!(cgroups.path(late, now), None, "it has just looked");
+        assert_eq!(cgroups.path(late, now + Duration::from_secs(60)), Some("/late"));
+    }
+
+    #[test]
+    fn of_many_hierarchies_the_container_s_counts() {
+        let id = "ab".repeat(32);
+        let v1 = format!(
+            "12:pids:/docker/{id}\n1:name=systemd:/docker/{id}\n0::/system.slice/containerd.service\n"
+        );
+        assert_eq!(most_telling(&v1), Some(format!("/docker/{id}").as_str()));
+        let hybrid = "9:name=systemd:/system.slice/redis.service\n4:memory:/system.slice\n0::/\n";
+        assert_eq!(most_telling(hybrid), Some("/system.slice/redis.service"));
+        assert_eq!(most_telling("0::/\n"), Some("/"));
+        assert_eq!(most_telling("5:net_cls,net_prio:/\n4:memory:/own\n0::/\n"), Some("/own"));
+        assert_eq!(most_telling(""), None);
+    }
+}

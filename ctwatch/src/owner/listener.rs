@@ -1,0 +1,276 @@
+//! Who listens where a lost packet was going. Found by a thread of its own, once per place and a few seconds.
+//! The watch never waits for it longer than its allowance: a storm of new places is answered "unknown" instead.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{cgroup, container, process, sockets};
+use crate::conntrack::netns::{self, Place};
+use crate::event::{NetnsId, ProcessId, Role, Who};
+use crate::kernel::roots::Roots;
+
+/// Where a packet was going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// The netns.
+    pub netns: NetnsId,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Destination address.
+    pub to: IpAddr,
+    /// Destination port.
+    pub port: u16,
+}
+
+/// Places remembered.
+const LIMIT: usize = 4096;
+/// Questions that may wait for the thread.
+const WAITING: usize = 256;
+/// How long an answer counts.
+const FRESH: Duration = Duration::from_secs(5);
+/// How long the watch waits for the answer to a new question, and for all of them within a second.
+const PATIENCE: Duration = Duration::from_millis(25);
+const ALLOWANCE: Duration = Duration::from_millis(50);
+/// The thread rests so many times longer than it worked.
+const REST: u32 = 9;
+
+/// What is known of listeners.
+#[derive(Debug)]
+pub struct Listeners {
+    known: HashMap<Target, Known>,
+    /// `None` until the first question.
+    thread: Option<Thread>,
+    roots: Roots,
+    waited: Duration,
+    second: Instant,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// `None`: asked, not yet answered.
+    answer: Option<Arc<Who>>,
+    until: Instant,
+}
+
+#[derive(Debug)]
+struct Thread {
+    questions: SyncSender<(Target, Place)>,
+    answers: Receiver<(Target, Arc<Who>)>,
+}
+
+impl Listeners {
+    /// Nothing asked yet.
+    #[must_use]
+    pub fn new(roots: &Roots, now: Instant) -> Self {
+        Self {
+            known: HashMap::new(),
+            thread: None,
+            roots: roots.clone(),
+            waited: Duration::ZERO,
+            second: now,
+        }
+    }
+
+    /// Takes in the answers that have come.
+    pub fn take_answers(&mut self, now: Instant) {
+        if now.duration_since(self.second) >= Duration::from_secs(1) {
+            self.second = now;
+            self.waited = Duration::ZERO;
+        }
+        while let Some(Ok((target, who))) = self.thread.as_ref().map(|thread| thread.answers.try_recv()) {
+            self.enter(target, who, now);
+        }
+    }
+
+    fn enter(&mut self, target: Target, who: Arc<Who>, now: Instant) {
+        self.known.insert(target, Known { answer: Some(who), until: now + FRESH });
+    }
+
+    /// Who listens there; `None` if that isn't known in time.
+    pub fn of(&mut self, target: Target, place: &Place, now: Instant) -> Option<Arc<Who>> {
+        match self.known.get(&target) {
+            Some(known) if now < known.until => return known.answer.clone(),
+            // An old answer is better than none while the new one is on its way.
+            Some(_) => {}
+            None if self.known.len() >= LIMIT => {
+                self.known.retain(|_, known| now < known.until);
+                if self.known.len() >= LIMIT {
+                    return None;
+                }
+            }
+            None => {}
+        }
+        let old = self.known.get(&target).and_then(|known| known.answer.clone());
+        if !self.ask(target, place) {
+            return old;
+        }
+        self.known.insert(target, Known { answer: old.clone(), until: now + FRESH });
+        old.or_else(|| self.wait_for(target, now))
+    }
+
+    fn ask(&mut self, target: Target, place: &Place) -> bool {
+        if self.thread.is_none() {
+            self.thread = start(self.roots.clone());
+        }
+        let Some(thread) = &self.thread else { return false };
+        match thread.questions.try_send((target, place.clone())) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_)) => false,
+            Err(TrySendError::Disconnected(_)) => {
+                self.thread = None;
+                false
+            }
+        }
+    }
+
+    fn wait_for(&mut self, target: Target, now: Instant) -> Option<Arc<Who>> {
+        let patience = PATIENCE.min(ALLOWANCE.saturating_sub(self.waited));
+        let asked = Instant::now();
+        let mut waited = Duration::ZERO;
+        while waited < patience {
+            let answer = self.thread.as_ref()?.answers.recv_timeout(patience - waited);
+            waited = asked.elapsed();
+            let Ok((answered, who)) = answer else { break };
+            self.enter(answered, who, now);
+            if answered == target {
+                break;
+            }
+        }
+        self.waited += waited;
+        self.known.get(&target)?.answer.clone()
+    }
+}
+
+fn start(roots: Roots) -> Option<Thread> {
+    let (questions, asked) = sync_channel(WAITING);
+    let (answer, answers) = channel();
+    let work = move || {
+        while let Some(questions) = wait_for_questions(&asked) {
+            let began = Instant::now();
+            if !answer_all(&roots, questions, &answer) {
+                return;
+            }
+            thread::sleep(began.elapsed() * REST);
+        }
+    };
+    thread::Builder::new().name("listeners".to_owned()).stack_size(512 << 10).spawn(work).ok()?;
+    Some(Thread { questions, answers })
+}
+
+/// All questions that wait, at least one; `None` once nobody asks any more.
+fn wait_for_questions(asked: &Receiver<(Target, Place)>) -> Option<Vec<(Target, Place)>> {
+    let mut questions = vec![asked.recv().ok()?];
+    // Questions come in bursts, and one look through /proc answers them all.
+    while let Ok(question) = asked.recv_timeout(Duration::from_millis(1)) {
+        questions.push(question);
+        if questions.len() >= WAITING {
+            break;
+        }
+    }
+    Some(questions)
+}
+
+/// False if nobody listens to the answers any more.
+fn answer_all(roots: &Roots, questions: Vec<(Target, Place)>, answer: &Sender<(Target, Arc<Who>)>) -> bool {
+    let mut by_netns: BTreeMap<NetnsId, (Place, Vec<Target>)> = BTreeMap::new();
+    for (target, place) in questions {
+        by_netns.entry(target.netns).or_insert_with(|| (place, Vec::new())).1.push(target);
+    }
+    let mut found: Vec<(Target, Option<u64>)> = Vec::new();
+    for (place, targets) in by_netns.values() {
+        let folder = roots.proc("thread-self/net");
+        let look = || Ok(targets.iter().map(|target| (*target, socket_at(&folder, target))).collect());
+        let looked: anyhow::Result<Vec<_>> = netns::inside(place, look);
+        // A netns that died meanwhile has no listeners.
+        found.extend(looked.unwrap_or_else(|_| targets.iter().map(|target| (*target, None)).collect()));
+    }
+    let sockets: Vec<u64> = found.iter().filter_map(|(_, socket)| *socket).collect();
+    let netns: Vec<u64> = by_netns.keys().map(|netns| u64::from(netns.inode())).collect();
+    let holders = if sockets.is_empty() { HashMap::new() } else { process::holders(roots, &sockets, &netns) };
+    found.into_iter().all(|(target, socket)| {
+        let pid = socket.and_then(|socket| holders.get(&socket)).copied();
+        answer.send((target, Arc::new(who(roots, pid)))).is_ok()
+    })
+}
+
+/// The socket that would have taken the packet, if it was going to this very host.
+fn socket_at(folder: &Path, target: &Target) -> Option<u64> {
+    if !is_local(target.to) {
+        return None;
+    }
+    sockets::taker(folder, target.proto, target.to, target.port)
+}
+
+/// Whether this netns has that address: only then a socket can be bound to it, unless a sysctl says otherwise.
+fn is_local(address: IpAddr) -> bool {
+    let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    let nonlocal = std::fs::read(format!("/proc/sys/net/{family}/ip_nonlocal_bind"));
+    !nonlocal.is_ok_and(|value| value.first() != Some(&b'0')) && UdpSocket::bind((address, 0)).is_ok()
+}
+
+fn who(roots: &Roots, pid: Option<u32>) -> Who {
+    let process =
+        pid.and_then(|pid| Some(ProcessId { pid, name: process::name(roots, pid)?, role: Role::Listener }));
+    let cgroup = process.and_then(|process| cgroup::of_process(roots, process.pid));
+    let container = cgroup.as_deref().and_then(container::of_path).map(|container| container.name);
+    Who { process, cgroup, container, anybodys: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::path::PathBuf;
+
+    fn own_place() -> Place {
+        let id = netns::own().expect("/proc is readable");
+        Place { id, path: PathBuf::from("/proc/self/ns/net"), name: None, container: None }
+    }
+
+    /// Asks, and waits as long as it takes: a test machine may be slow.
+    fn ask(listeners: &mut Listeners, target: Target) -> Arc<Who> {
+        let now = Instant::now();
+        let place = own_place();
+        let mut answer = listeners.of(target, &place, now);
+        while answer.is_none() {
+            let answers = &listeners.thread.as_ref().expect("something was asked").answers;
+            let (answered, who) = answers.recv_timeout(Duration::from_secs(10)).expect("an answer comes");
+            listeners.enter(answered, who, now);
+            answer = listeners.of(target, &place, now);
+        }
+        answer.unwrap()
+    }
+
+    #[test]
+    fn this_very_process_is_found_by_its_port() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let target = Target { netns: own_place().id, proto: 6, to: "127.0.0.1".parse().unwrap(), port };
+        let mut listeners = Listeners::new(&Roots::default(), Instant::now());
+        let who = ask(&mut listeners, target);
+        let process = who.process.expect("this process listens there");
+        assert_eq!((process.pid, process.role), (std::process::id(), Role::Listener));
+        let elsewhere = Target { to: "192.0.2.1".parse().unwrap(), ..target };
+        assert_eq!(ask(&mut listeners, elsewhere).process, None, "that address is another host's");
+    }
+
+    #[test]
+    fn a_storm_of_places_is_remembered_within_bounds() {
+        let now = Instant::now();
+        let mut listeners = Listeners::new(&Roots::default(), now);
+        let place = own_place();
+        let began = Instant::now();
+        for number in 0..100_000u32 {
+            let to = IpAddr::from((0x0A00_0000 + number).to_be_bytes());
+            listeners.of(Target { netns: place.id, proto: 6, to, port: 80 }, &place, now);
+        }
+        assert!(listeners.known.len() <= LIMIT);
+        assert!(listeners.waited <= ALLOWANCE + PATIENCE, "it waited {:?}", listeners.waited);
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,247 @@
+//! Whose packets were lost: from what the kernel says of a sender to its cgroup and container, and who listens for those
+//! that came from outside. All I/O about processes is here; nothing is looked up twice for one process, and nothing guessed.
+
+pub mod cgroup;
+pub mod container;
+pub mod listener;
+pub mod process;
+pub mod sockets;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ctwatch_common::event::{self, LossEvent, OwnerPart, flag, hook};
+
+use crate::conntrack::netns::Place;
+use crate::event::{Loss, NetnsId, ProcessId, Role, Who};
+use crate::kernel::roots::Roots;
+use cgroup::Cgroups;
+use listener::{Listeners, Target};
+
+/// Senders remembered; more at once than any host has.
+const SENDERS: usize = 1 << 14;
+/// How long what is known of a sender counts: its number may go to another process.
+const FRESH: Duration = Duration::from_secs(30);
+/// The same while something is still unknown.
+const FRESH_IF_INCOMPLETE: Duration = Duration::from_secs(2);
+/// Processes looked at in /proc each second.
+const LOOKS_PER_S: u32 = 200;
+
+/// What is known of processes.
+#[derive(Debug)]
+pub struct Owners {
+    roots: Roots,
+    cgroups: Cgroups,
+    senders: HashMap<SenderKey, Sender>,
+    listeners: Listeners,
+    /// Losses without a known process, by netns and by whether they may be anybody's.
+    strangers: HashMap<(NetnsId, bool), Arc<Who>>,
+    now: Instant,
+    second: Instant,
+    looks: u32,
+}
+
+/// Cgroup, process and name: what an [`OwnerPart`] says.
+type SenderKey = (u64, u32, [u8; 16]);
+
+#[derive(Debug)]
+struct Sender {
+    who: Arc<Who>,
+    until: Instant,
+}
+
+impl Owners {
+    /// Nothing looked up yet.
+    #[must_use]
+    pub fn new(roots: &Roots) -> Self {
+        let now = Instant::now();
+        Self {
+            roots: roots.clone(),
+            cgroups: Cgroups::new(roots),
+            senders: HashMap::new(),
+            listeners: Listeners::new(roots, now),
+            strangers: HashMap::new(),
+            now,
+            second: now,
+            looks: 0,
+        }
+    }
+
+    /// Before a batch of losses: one look at the clock for all of them.
+    pub fn begin(&mut self) {
+        self.now = Instant::now();
+        if self.now.duration_since(self.second) >= Duration::from_secs(1) {
+            self.second = self.now;
+            self.looks = 0;
+        }
+        self.listeners.take_answers(self.now);
+    }
+
+    /// Namespaces came, went, or got a name.
+    pub fn places_changed(&mut self) {
+        self.strangers.clear();
+    }
+
+    /// Whose packet it was.
+    pub fn of(&mut self, loss: &Loss, places: &BTreeMap<NetnsId, Place>) -> Arc<Who> {
+        let event = &loss.event;
+        let inbound = matches!(event.hook, hook::PRE_ROUTING | hook::LOCAL_IN);
+        // Whoever runs while a packet comes in was merely interrupted.
+        if event.flags & flag::OWNER != 0 && !inbound && event.hook != hook::FORWARD {
+            return self.sender(&loss.owner);
+        }
+        let netns = NetnsId(event.netns);
+        let place = places.get(&netns);
+        let listener = match (inbound, place, target(event)) {
+            (true, Some(place), Some(target)) => self.listeners.of(target, place, self.now),
+            _ => None,
+        };
+        match listener {
+            Some(who) if who.process.is_some() => who,
+            // Nobody listens: it was to be forwarded, or refused.
+            Some(_) => self.stranger(netns, place, false),
+            None => self.stranger(netns, place, event.hook != hook::FORWARD),
+        }
+    }
+
+    fn sender(&mut self, owner: &OwnerPart) -> Arc<Who> {
+        let now = self.now;
+        let key = (owner.cgroup, owner.pid, owner.name);
+        if let Some(known) = self.senders.get(&key).filter(|known| now < known.until) {
+            return Arc::clone(&known.who);
+        }
+        if self.senders.len() >= SENDERS {
+            self.senders.clear();
+        }
+        let cgroup = self.cgroup_of(owner);
+        let container = cgroup.as_deref().and_then(container::of_path).map(|container| container.name);
+        let process = ProcessId { pid: owner.pid, name: owner.name, role: Role::Sender };
+        let until = now + if cgroup.is_some() { FRESH } else { FRESH_IF_INCOMPLETE };
+        let who = Arc::new(Who { process: Some(process), cgroup, container, anybodys: false });
+        self.senders.insert(key, Sender { who: Arc::clone(&who), until });
+        who
+    }
+
+    /// By the id the kernel gave; by /proc where that says nothing, as it does under cgroup v1.
+    fn cgroup_of(&mut self, owner: &OwnerPart) -> Option<String> {
+        let path = self.cgroups.path(owner.cgroup, self.now).map(str::to_owned);
+        if path.as_deref().is_some_and(|path| path != "/") {
+            return path;
+        }
+        if self.looks >= LOOKS_PER_S {
+            return path;
+        }
+        self.looks += 1;
+        // The number may have gone to another process by now.
+        let is_it = process::is_called(&self.roots, owner.pid, &owner.name);
+        is_it.then(|| cgroup::of_process(&self.roots, owner.pid)).flatten().or(path)
+    }
+
+    fn stranger(&mut self, netns: NetnsId, place: Option<&Place>, anybodys: bool) -> Arc<Who> {
+        let make = || {
+            let container = place.and_then(|place| place.container.clone());
+            Arc::new(Who { container, anybodys, ..Who::default() })
+        };
+        Arc::clone(self.strangers.entry((netns, anybodys)).or_insert_with(make))
+    }
+}
+
+/// Where a packet with ports was going.
+fn target(event: &LossEvent) -> Option<Target> {
+    let [a, b, c, d, ..] = event.dst;
+    let to = match event.family {
+        event::IPV4 => IpAddr::from(Ipv4Addr::new(a, b, c, d)),
+        event::IPV6 => IpAddr::from(Ipv6Addr::from(event.dst)),
+        _ => return None,
+    };
+    let has_listeners = matches!(event.proto, 6 | 17 | 132) && event.flags & flag::TUPLE != 0;
+    has_listeners.then_some(Target { netns: NetnsId(event.netns), proto: event.proto, to, port: event.dport })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ctwatch_common::Cause;
+    use jiff::Timestamp;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::PathBuf;
+
+    const NETNS: NetnsId = NetnsId(4_026_532_299);
+
+    fn loss(hook: u8, owner: Option<OwnerPart>) -> Loss {
+        // SAFETY: plain integers, for which zero is a value.
+        let blank: LossEvent = unsafe { std::mem::zeroed() };
+        let flags = if owner.is_some() { flag::OWNER } else { 0 };
+        let event = LossEvent { netns: NETNS.0, kind: Cause::TableFull as u8, hook, flags, ..blank };
+        Loss { owner: owner.unwrap_or_default(), ..Loss::new(Timestamp::UNIX_EPOCH, event) }
+    }
+
+    fn owner(cgroup: u64, pid: u32) -> OwnerPart {
+        OwnerPart { cgroup, pid, reserved: 0, name: *b"redis-server\0\0\0\0" }
+    }
+
+    /// A host on cgroup v2 with one container, and a process that only /proc knows.
+    fn host() -> (tempfile::TempDir, Roots, u64) {
+        let folder = tempfile::tempdir().unwrap();
+        let roots = Roots { proc: folder.path().join("proc"), sys: folder.path().join("sys") };
+        let scope = roots.sys(format!("fs/cgroup/system.slice/docker-{}.scope", "3f2a9c0b1d2e".repeat(6)));
+        fs::create_dir_all(&scope).unwrap();
+        fs::write(roots.sys("fs/cgroup/cgroup.procs"), "").unwrap();
+        fs::write(roots.sys("fs/cgroup/cgroup.controllers"), "").unwrap();
+        fs::create_dir_all(roots.proc("77")).unwrap();
+        fs::write(roots.proc("77/comm"), "redis-server\n").unwrap();
+        fs::write(roots.proc("77/cgroup"), "1:name=systemd:/system.slice/redis.service\n0::/\n").unwrap();
+        let id = fs::metadata(scope).unwrap().ino();
+        (folder, roots, id)
+    }
+
+    #[test]
+    fn a_sender_has_its_cgroup_and_container() {
+        let (_folder, roots, id) = host();
+        let mut owners = Owners::new(&roots);
+        let who = owners.of(&loss(hook::LOCAL_OUT, Some(owner(id, 5))), &BTreeMap::new());
+        let process = who.process.unwrap();
+        assert_eq!((process.pid, process.role), (5, Role::Sender));
+        assert_eq!(who.container.as_deref(), Some("docker:3f2a9c0b1d2e"));
+        let again = owners.of(&loss(hook::LOCAL_OUT, Some(owner(id, 5))), &BTreeMap::new());
+        assert!(Arc::ptr_eq(&who, &again), "it was looked up once");
+    }
+
+    #[test]
+    fn under_v1_the_cgroup_comes_from_proc_if_the_process_is_still_the_same() {
+        let (_folder, roots, _) = host();
+        let mut owners = Owners::new(&roots);
+        let who = owners.of(&loss(hook::LOCAL_OUT, Some(owner(0, 77))), &BTreeMap::new());
+        assert_eq!(who.cgroup.as_deref(), Some("/system.slice/redis.service"));
+        assert_eq!(who.container.as_deref(), Some("unit:redis.service"));
+        let another = OwnerPart { name: *b"cron\0\0\0\0\0\0\0\0\0\0\0\0", ..owner(0, 77) };
+        let who = owners.of(&loss(hook::LOCAL_OUT, Some(another)), &BTreeMap::new());
+        assert_eq!((who.cgroup.as_deref(), who.container.as_deref()), (None, None));
+        assert_eq!(who.process.unwrap().pid, 77);
+    }
+
+    #[test]
+    fn nobody_is_called_the_sender_of_what_came_in() {
+        let (_folder, roots, id) = host();
+        let mut owners = Owners::new(&roots);
+        for inbound in [hook::PRE_ROUTING, hook::LOCAL_IN, hook::FORWARD] {
+            let who = owners.of(&loss(inbound, Some(owner(id, 5))), &BTreeMap::new());
+            assert_eq!(who.process, None);
+        }
+    }
+
+    #[test]
+    fn where_nobody_is_known_the_netns_s_container_is() {
+        let (_folder, roots, _) = host();
+        let mut owners = Owners::new(&roots);
+        let container = Some("pod:1234".to_owned());
+        let place = Place { id: NETNS, path: PathBuf::from("/x"), name: container.clone(), container };
+        let who = owners.of(&loss(hook::LOCAL_OUT, None), &BTreeMap::from([(NETNS, place)]));
+        assert_eq!((who.process, who.container.as_deref(), who.anybodys), (None, Some("pod:1234"), true));
+        let who = owners.of(&loss(hook::FORWARD, None), &BTreeMap::new());
+        assert!(!who.anybodys, "a forwarded packet is no local process's");
+    }
+}

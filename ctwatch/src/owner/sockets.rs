@@ -1,0 +1,204 @@
+//! The socket tables of one netns (/proc/net/tcp and its like): which socket takes what comes to an address and port.
+//! Only listening TCP and SCTP sockets and unconnected UDP sockets count; the others have packets of their own.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
+/// TCP_LISTEN and, of an unconnected UDP socket, TCP_CLOSE (include/net/tcp_states.h).
+const LISTEN: u8 = 0x0A;
+const UNCONNECTED: u8 = 0x07;
+/// Lines read of one table.
+const LINES: usize = 200_000;
+
+/// The inode number of the socket that takes packets to this address and port. `folder`: /proc/…/net in that netns.
+#[must_use]
+pub fn taker(folder: &Path, proto: u8, to: IpAddr, port: u16) -> Option<u64> {
+    let mut best: Option<(Fit, u64)> = None;
+    let mut consider = |at: Option<IpAddr>, inode: u64| {
+        let Some(fit) = at.map_or(Some(Fit::Everything), |at| fit(at, to)) else { return };
+        if inode != 0 && best.is_none_or(|(known, _)| fit < known) {
+            best = Some((fit, inode));
+        }
+    };
+    match proto {
+        TCP | UDP => {
+            let (name, state) = if proto == TCP { ("tcp", LISTEN) } else { ("udp", UNCONNECTED) };
+            for file in [name.to_owned(), format!("{name}6")] {
+                each_line(&folder.join(file), |line| {
+                    let Some(socket) = socket(line) else { return true };
+                    if socket.state == state && socket.port == port {
+                        consider(Some(socket.address), socket.inode);
+                    }
+                    // Listening sockets come first (tcp_get_idx, net/ipv4/tcp_ipv4.c): the rest may be a million lines.
+                    proto == UDP || socket.state == LISTEN
+                });
+            }
+        }
+        SCTP => each_line(&folder.join("sctp/eps"), |line| {
+            if let Some((local, inode)) = endpoint(line)
+                && local == port
+            {
+                consider(None, inode);
+            }
+            true
+        }),
+        _ => {}
+    }
+    best.map(|(_, inode)| inode)
+}
+
+/// How well a socket's address fits, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    Exact,
+    /// Any address of this family.
+    Family,
+    /// An IPv6 socket that takes IPv4 too, or a table that doesn't tell addresses.
+    Everything,
+}
+
+fn fit(at: IpAddr, to: IpAddr) -> Option<Fit> {
+    let at = match at {
+        IpAddr::V6(address) => address.to_ipv4_mapped().map_or(at, IpAddr::V4),
+        IpAddr::V4(_) => at,
+    };
+    if at == to {
+        Some(Fit::Exact)
+    } else if !at.is_unspecified() {
+        None
+    } else if at.is_ipv4() == to.is_ipv4() {
+        Some(Fit::Family)
+    } else {
+        (at.is_ipv6()).then_some(Fit::Everything)
+    }
+}
+
+/// Lines below the header, until `each` has had enough.
+fn each_line(file: &Path, mut each: impl FnMut(&str) -> bool) {
+    let Ok(file) = File::open(file) else { return };
+    let mut file = BufReader::with_capacity(1 << 16, file);
+    let mut line = String::new();
+    for number in 0..LINES {
+        line.clear();
+        if !file.read_line(&mut line).is_ok_and(|length| length > 0) || (number > 0 && !each(&line)) {
+            return;
+        }
+    }
+}
+
+struct Socket {
+    address: IpAddr,
+    port: u16,
+    state: u8,
+    inode: u64,
+}
+
+/// "  0: 0100007F:18EB 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0  0 12345 …"
+fn socket(line: &str) -> Option<Socket> {
+    let mut words = line.split_ascii_whitespace();
+    let (address, port) = words.nth(1)?.split_once(':')?;
+    let state = words.nth(1)?;
+    let inode = words.nth(5)?;
+    Some(Socket {
+        address: self::address(address)?,
+        port: u16::from_str_radix(port, 16).ok()?,
+        state: u8::from_str_radix(state, 16).ok()?,
+        inode: inode.parse().ok()?,
+    })
+}
+
+/// Words of 32 bits in network order, printed as the machine's integers.
+fn address(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| Some(u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    match hex.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let mut bytes = [0; 16];
+            for (index, part) in bytes.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(index * 8)?);
+            }
+            Some(Ipv6Addr::from(bytes).into())
+        }
+        _ => None,
+    }
+}
+
+/// " ENDPT SOCK STY SST HBKT LPORT UID INODE LADDRS": port and inode number (net/sctp/proc.c).
+fn endpoint(line: &str) -> Option<(u16, u64)> {
+    let mut words = line.split_ascii_whitespace();
+    let port = words.nth(5)?.parse().ok()?;
+    Some((port, words.nth(1)?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const TCP4: &str = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode                                                     
+   0: 0100007F:18EB 00000000:0000 0A 00000000:00000000 00:00000000 00000000   112        0 21001 1 0000000000000000 100 0 0 10 0                     
+   1: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 21002 1 0000000000000000 100 0 0 10 0                     
+   2: 0100007F:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 21003 1 0000000000000000 100 0 0 10 0                     
+   3: 0100007F:A795 0100007F:18EB 01 00000000:00000000 00:00000000 00000000     0        0 21004 1 0000000000000000 20 4 30 10 -1                    
+";
+    const TCP6: &str = "\
+  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000000000000000000000000000:01BB 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 31001 1 0000000000000000 100 0 0 10 0
+   1: 00000000000000000000000001000000:18EB 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000   112        0 31002 1 0000000000000000 100 0 0 10 0
+   2: 0000000000000000FFFF00000100007F:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 31003 1 0000000000000000 100 0 0 10 0
+";
+    const UDP4: &str = "\
+   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops             
+  285: 3500007F:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000   101        0 41001 2 0000000000000000 0         
+  300: 0100007F:D431 3500007F:0035 01 00000000:00000000 00:00000000 00000000  1000        0 41002 2 0000000000000000 0         
+";
+    const SCTP: &str = "\
+ ENDPT     SOCK   STY SST HBKT LPORT   UID INODE LADDRS
+0000000000000000 0000000000000000 2   10  24   9899      0 51001 0.0.0.0 
+";
+
+    fn taker_of(proto: u8, to: &str, port: u16) -> Option<u64> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("sctp")).unwrap();
+        for (name, text) in [("tcp", TCP4), ("tcp6", TCP6), ("udp", UDP4), ("sctp/eps", SCTP)] {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        taker(folder.path(), proto, to.parse().unwrap(), port)
+    }
+
+    #[test]
+    fn the_closest_address_takes_the_packet() {
+        assert_eq!(taker_of(6, "127.0.0.1", 6379), Some(21001));
+        assert_eq!(taker_of(6, "10.0.0.5", 6379), None, "it listens on loopback only");
+        assert_eq!(taker_of(6, "127.0.0.1", 80), Some(21003));
+        assert_eq!(taker_of(6, "10.0.0.5", 80), Some(21002));
+        assert_eq!(taker_of(6, "::1", 80), None, "an IPv4 socket takes no IPv6");
+    }
+
+    #[test]
+    fn an_ipv6_socket_may_take_ipv4() {
+        assert_eq!(taker_of(6, "2001:db8::1", 443), Some(31001));
+        assert_eq!(taker_of(6, "10.0.0.5", 443), Some(31001));
+        assert_eq!(taker_of(6, "::1", 6379), Some(31002));
+        assert_eq!(taker_of(6, "127.0.0.1", 8080), Some(31003), "bound to a mapped address");
+    }
+
+    #[test]
+    fn connections_are_no_listeners() {
+        assert_eq!(taker_of(6, "127.0.0.1", 0xA795), None);
+        assert_eq!(taker_of(17, "127.0.0.1", 0xD431), None);
+    }
+
+    #[test]
+    fn udp_and_sctp_have_their_own_tables() {
+        assert_eq!(taker_of(17, "127.0.0.53", 53), Some(41001));
+        assert_eq!(taker_of(132, "10.0.0.5", 9899), Some(51001));
+        assert_eq!(taker_of(47, "10.0.0.5", 0), None);
+    }
+}
