@@ -1,13 +1,17 @@
 //! What flows from the kernel into `state`: losses as they happen, and one sample of all counters per tick.
 //! Live and replayed data have these same types; nothing here does I/O.
 
+mod census;
+
 use ctwatch_common::event::{EntryPart, LossEvent, OwnerPart};
 use ctwatch_common::netns;
 use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 
+pub use census::{Base, Census, CensusKey, Detail, FlowSample, Mix, Remaining, Timeouts};
+
 /// A network namespace: its inode number, made distinct from earlier namespaces that had the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId(pub u32);
 
 impl NetnsId {
