@@ -128,4 +128,6 @@ pub struct Sample {
     pub lost_events: [u64; ctwatch_common::cause::CAUSES],
     /// Drops that may be conntrack's or a firewall's (total; tracepoint backend only).
     pub ambiguous: u64,
+    /// Censuses, and what they can't know.
+    pub flows: FlowSample,
 }

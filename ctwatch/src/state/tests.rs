@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::report::{FillSource, Row};
 use super::*;
-use crate::event::{KernelCounters, NetnsSample};
+use crate::event::{FlowSample, KernelCounters, NetnsSample};
 
 const HOST: u32 = 4_026_531_840;
 const FULL: Cause = Cause::TableFull;
@@ -74,6 +74,7 @@ fn sample(netns: Vec<NetnsSample>, slots: Vec<SlotSample>) -> Sample {
         overflow: [0; CAUSES],
         lost_events: [0; CAUSES],
         ambiguous: 0,
+        flows: FlowSample::default(),
     }
 }
 

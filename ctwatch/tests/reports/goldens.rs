@@ -2,7 +2,8 @@
 //! The files are in golden/; `BLESS=1` writes them anew.
 
 use crate::fixtures::{
-    check, events, golden, loss, notice, quiet, settings, start, state, storm, storm_with_unknown_ports, time,
+    check, events, golden, loss, notice, quiet, settings, start, state, storm, storm_with_occupants,
+    storm_with_unknown_ports, time,
 };
 use ctwatch::state::{Backend, By, Settings, State};
 use ctwatch::view::View;
@@ -90,6 +91,23 @@ fn text_of_the_other_backends() {
     }
 }
 
+/// Two ticks of the storm while it is known who fills the tables, and the summary.
+fn occupied(view: &mut dyn View) {
+    let mut state = state(By::Port);
+    for second in 1..=2 {
+        view.tick(&state.sample(&storm_with_occupants(second))).unwrap();
+    }
+    view.end(&state.end(time(2_000))).unwrap();
+}
+
+#[test]
+fn text_of_victims_beside_culprits() {
+    let text = text(false, occupied);
+    fits_80_columns(&text);
+    assert!(text.contains("fills the table: 6379/tcp 71 % (97 % TIME_WAIT)"), "{text}");
+    golden("text-occupants.txt", &text);
+}
+
 #[test]
 fn text_admits_what_is_not_exact() {
     let text = text(false, |view| {
@@ -150,6 +168,7 @@ fn json_of_a_run() {
     let text = json(|view| {
         run(By::Port, Backend::Kprobe, view);
         run(By::Flow, Backend::Tracepoint, view);
+        occupied(view);
         for event in events() {
             view.event(&event).unwrap();
         }
