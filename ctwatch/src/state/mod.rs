@@ -25,7 +25,7 @@ use jiff::Timestamp;
 pub use proto::{Protocol, service};
 pub use settings::{Backend, By, Filter, PortRange, Settings};
 
-use crate::event::{Loss, NetnsId, Sample, SlotSample};
+use crate::event::{FlowSample, Loss, NetnsId, Sample, SlotSample};
 use key::{Facts, Seen};
 use namespaces::{Account, Namespaces};
 use occupancy::Occupancy;
@@ -146,6 +146,9 @@ impl State {
         let overflow_before = std::mem::replace(&mut self.overflow, *overflow);
         self.lost_events = *lost_events;
 
+        // Without counted flows a census says who was there once, not who is.
+        let uncounted = FlowSample::default();
+        let flows = if self.settings.count_flows { flows } else { &uncounted };
         self.namespaces.begin_tick();
         self.occupancy.begin_tick(flows);
         for netns in netns {

@@ -9,6 +9,10 @@ use crate::event::{Detail, Mix, Remaining, Timeouts};
 
 /// Ticks of arrivals the trend is read from.
 const RATES: usize = 120;
+/// Arrivals of shorter ticks are added up to this long: a rate from a few of them is noise.
+const RATE_S: f64 = 0.95;
+/// Fewer rates tell nothing.
+const FEWEST_RATES: usize = 3;
 /// Points of history kept; older ones thin out.
 const POINTS: usize = 240;
 /// A rise or fall is carried on for so many times the period it was seen in, less if it may be noise.
@@ -157,6 +161,10 @@ pub(super) struct Model {
     history: Vec<Point>,
     /// When, and arrivals per second.
     rates: VecDeque<(f64, f64)>,
+    /// Arrivals, and over how many seconds, that make the next rate.
+    pending: (f64, f64),
+    /// How long entries lasted before the last census.
+    measured: Option<f64>,
 }
 
 /// What will become of one key.
@@ -180,13 +188,15 @@ pub(super) struct Projection<'a> {
 impl Model {
     /// Starts anew with so many entries, of which the prior knows what becomes.
     pub fn begin(&mut self, now: f64, entries: f64, prior: Prior) {
-        let measured = self.settled_lag(now).map(|lag| lag.at_now).filter(|_| prior.lifetime.is_finite());
+        let measured = self.lifetime();
         *self = Self {
             began: now,
             initial: entries,
             prior: Prior { lifetime: measured.unwrap_or(prior.lifetime), ..prior },
             entries,
             rates: std::mem::take(&mut self.rates),
+            pending: self.pending,
+            measured,
             history: vec![Point { at: now, ..Point::default() }],
             ..Self::default()
         };
@@ -200,8 +210,11 @@ impl Model {
         self.entries = step.entries;
         self.inserts += step.inserts;
         self.deletes += step.deletes;
-        if interval_s > 0.0 {
-            self.rates.push_back((now - interval_s / 2.0, step.inserts / interval_s));
+        self.pending.0 += step.inserts;
+        self.pending.1 += interval_s;
+        if self.pending.1 >= RATE_S {
+            let (arrivals, seconds) = std::mem::take(&mut self.pending);
+            self.rates.push_back((now - seconds / 2.0, arrivals / seconds));
             if self.rates.len() > RATES {
                 self.rates.pop_front();
             }
@@ -225,8 +238,8 @@ impl Model {
     /// How long entries last, if enough of them were seen to die and that has settled.
     pub fn lifetime(&self) -> Option<f64> {
         let now = self.history.last()?.at;
-        let settled = self.settled_lag(now)?;
-        (self.dead(now) >= ENOUGH).then_some(settled.at_now)
+        let settled = self.settled_lag(now).filter(|_| self.dead(now) >= ENOUGH);
+        settled.map(|lag| lag.at_now).or(self.measured)
     }
 
     fn settled_lag(&self, now: f64) -> Option<Line> {
@@ -287,7 +300,9 @@ impl Model {
         if self.entries <= 0.0 && self.rates.iter().all(|(_, rate)| *rate == 0.0) {
             return None;
         }
-        self.rates.back()?;
+        if self.rates.len() < FEWEST_RATES {
+            return None;
+        }
         let trend = settled_fit(&self.rates, now);
         let (initial_dead, credit) = self.initial_deaths(now);
         let dead = self.dead(now);

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::report::{FillSource, Row};
 use super::*;
-use crate::event::{FlowSample, KernelCounters, NetnsSample};
+use crate::event::{KernelCounters, NetnsSample};
 
 const HOST: u32 = 4_026_531_840;
 const FULL: Cause = Cause::TableFull;

@@ -11,7 +11,7 @@ const FEW: f64 = 12.0;
 /// The periods a trend is read from, in points, longest first.
 const PERIODS: [usize; 4] = [120, 60, 30, 15];
 /// Fewer points tell no trend.
-const FEWEST: usize = 10;
+const FEWEST: usize = 5;
 
 /// A line, by its value now.
 #[derive(Clone, Copy, Debug, PartialEq)]

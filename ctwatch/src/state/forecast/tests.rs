@@ -156,6 +156,9 @@ proptest! {
 fn without_arrivals_or_without_a_limit_nothing_fills() {
     let mut simulation = Simulation::new(TCP, 1_000.0, 1, timeouts());
     assert_eq!(simulation.tick(|_| 0.0, 1.0), None);
+    for _ in 0..3 {
+        simulation.tick(|_| 10.0, 100.0);
+    }
     assert!(simulation.tick(|_| 10.0, 100.0).is_some());
     assert_eq!(simulation.forecast.full_in_s(10, 0), None);
     assert_eq!(simulation.forecast.full_in_s(10, 10), Some(0.0));

@@ -30,8 +30,8 @@ fn name(occupant: &Occupant) -> String {
     let proto = occupant.proto;
     match (occupant.port, occupant.icmp_type, occupant.icmp_code) {
         (Some(port), ..) => format!("{port}/{proto}"),
-        (None, Some(kind), Some(0) | None) => format!("{proto} type {kind}"),
-        (None, Some(kind), Some(code)) => format!("{proto} type {kind} code {code}"),
+        (None, Some(kind), Some(0) | None) => format!("type {kind}/{proto}"),
+        (None, Some(kind), Some(code)) => format!("type {kind} code {code}/{proto}"),
         _ => proto.to_string(),
     }
 }
@@ -74,7 +74,11 @@ mod tests {
         ];
         assert_eq!(
             line(&occupants, true).as_deref(),
-            Some("      fills the table: 6379/tcp 71 % (97 % TIME_WAIT), 443/tcp 12 %, icmp type 8 9 %")
+            Some("      fills the table: 6379/tcp 71 % (97 % TIME_WAIT), 443/tcp 12 %")
+        );
+        assert_eq!(
+            line(&occupants[1..], true).as_deref(),
+            Some("      fills the table: 443/tcp 12 %, type 8/icmp 9 %")
         );
         assert!(line(&occupants[..1], false).is_some_and(|line| line.contains(": about 6379/tcp 71 %")));
         assert_eq!(line(&occupants[3..], true), None);
