@@ -22,8 +22,10 @@ const TRIES: usize = 3;
 const PAUSE: Duration = Duration::from_secs(30);
 /// Between two of a table whose dump takes long.
 const LONG_PAUSE: Duration = Duration::from_secs(60);
-/// A dump takes this part of the time at most.
-const SHARE: u32 = 200;
+/// A dump that mends the numbers takes this part of the time at most,
+const MENDING_SHARE: u32 = 20;
+/// and one that only renews what is known of states this.
+const RENEWING_SHARE: u32 = 200;
 /// After a refusal.
 const RETRY: Duration = Duration::from_secs(300);
 /// Ticks for which count and occupancy must stay apart.
@@ -196,12 +198,12 @@ impl Known {
         let apart = (held - entries).abs() > (entries / 100).max(64) || (quiet && held != entries);
         self.apart = if apart { self.apart + 1 } else { 0 };
         let pause = if self.took > 3 * CHEAP { LONG_PAUSE } else { PAUSE };
-        if age < pause.max(self.took * SHARE) {
+        if age < pause.max(self.took * MENDING_SHARE) {
             return false;
         }
         // Half the table is newer than what the last census saw: states and timeouts may be others by now.
         let arrived = now.inserts.saturating_sub(self.inserts);
-        let stale = age >= LONG_PAUSE || self.entries < arrived;
+        let stale = (age >= LONG_PAUSE || self.entries < arrived) && age >= self.took * RENEWING_SHARE;
         (quiet && !self.exact) || self.apart >= APART_TICKS || (stale && arrived > self.entries / 2 + 100)
     }
 }
@@ -320,7 +322,12 @@ mod tests {
         assert!(!known.is_due(Moved { inserts: 5, deletes: 5 }, false, Some(0)));
         known.took = Duration::from_secs(2);
         assert!(!known.is_due(Moved::default(), true, Some(0)));
-        known.at = ago(401);
+        known.at = ago(61);
         assert!(known.is_due(Moved::default(), true, Some(0)));
+        // Only states would be news: that can wait.
+        let busy = Moved { inserts: 5_000, deletes: 5_000 };
+        assert!(!known.is_due(busy, false, Some(0)));
+        known.at = ago(401);
+        assert!(known.is_due(busy, false, Some(0)));
     }
 }

@@ -165,6 +165,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn entries_that_share_an_id_by_chance_are_two() {
+        let mut tally = Tally::new();
+        for port in [80, 81] {
+            let bytes = parse::tests::tcp(7, port, 3, 60, 0xE);
+            let Some(Message::Entry(entry)) = Messages::new(&bytes).next() else { panic!("no entry") };
+            tally.add(&entry);
+        }
+        assert_eq!((tally.entries, tally.duplicates), (2, 0));
+    }
+
+    #[test]
     fn a_tally_counts_by_port_and_an_entry_listed_twice_once() {
         let mut tally = Tally::new();
         let bytes: Vec<u8> = (0..100_u32)

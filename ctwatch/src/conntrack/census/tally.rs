@@ -22,7 +22,7 @@ pub(super) struct Tally {
     keys: Vec<Counted>,
     details: Vec<Detail>,
     rest: HashMap<u8, Detail>,
-    recent: Vec<(u32, u32)>,
+    recent: Vec<(u32, u64)>,
     pub entries: u64,
     pub duplicates: u64,
 }
@@ -48,13 +48,12 @@ impl Tally {
 
     pub fn add(&mut self, entry: &Entry) {
         // A dump that lost its place walks a bucket again: the same entry comes twice within a few.
-        let flow = u32::from(entry.proto) << 16 | u32::from(entry.port);
         let recent = &mut self.recent[entry.id as usize % RECENT];
-        if entry.id != 0 && *recent == (entry.id, flow) {
+        if entry.id != 0 && *recent == (entry.id, entry.tuple) {
             self.duplicates += 1;
             return;
         }
-        *recent = (entry.id, flow);
+        *recent = (entry.id, entry.tuple);
         self.entries += 1;
         let ports = self.index.entry(entry.proto).or_insert_with(|| vec![NONE; 1 << 16]);
         let place = &mut ports[usize::from(entry.port)];
