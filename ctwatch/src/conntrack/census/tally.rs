@@ -18,7 +18,7 @@ const NONE: u32 = 0;
 /// What was counted so far.
 pub(super) struct Tally {
     /// Per protocol: the place of each port in `keys`, plus 1. Untouched pages cost nothing.
-    index: HashMap<u8, Vec<u32>>,
+    index: Vec<Vec<u32>>,
     keys: Vec<Counted>,
     details: Vec<Detail>,
     rest: HashMap<u8, Detail>,
@@ -36,7 +36,7 @@ struct Counted {
 impl Tally {
     pub fn new() -> Self {
         Self {
-            index: HashMap::new(),
+            index: vec![Vec::new(); 1 << 8],
             keys: Vec::new(),
             details: Vec::new(),
             rest: HashMap::new(),
@@ -55,7 +55,10 @@ impl Tally {
         }
         *recent = (entry.id, entry.tuple);
         self.entries += 1;
-        let ports = self.index.entry(entry.proto).or_insert_with(|| vec![NONE; 1 << 16]);
+        let ports = &mut self.index[usize::from(entry.proto)];
+        if ports.is_empty() {
+            *ports = vec![NONE; 1 << 16];
+        }
         let place = &mut ports[usize::from(entry.port)];
         if *place == NONE {
             let key =
