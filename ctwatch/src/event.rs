@@ -1,6 +1,8 @@
 //! What flows from the kernel into `state`: losses as they happen, and one sample of all counters per tick.
 //! Live and replayed data have these same types; nothing here does I/O.
 
+mod census;
+
 use std::sync::Arc;
 
 use ctwatch_common::event::{EntryPart, LossEvent, OwnerPart};
@@ -8,8 +10,10 @@ use ctwatch_common::netns;
 use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 
+pub use census::{Base, Census, CensusKey, Detail, FlowSample, Mix, Remaining, Timeouts};
+
 /// A network namespace: its inode number, made distinct from earlier namespaces that had the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId(pub u32);
 
 impl NetnsId {
@@ -167,4 +171,6 @@ pub struct Sample {
     pub lost_events: [u64; ctwatch_common::cause::CAUSES],
     /// Drops that may be conntrack's or a firewall's (total; tracepoint backend only).
     pub ambiguous: u64,
+    /// Censuses, and what they can't know.
+    pub flows: FlowSample,
 }

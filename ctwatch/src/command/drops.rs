@@ -127,6 +127,7 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
         since_boot: began.since_boot,
     })?;
     stop.after(drops.duration);
+    watch.start_census();
     watch_until(&mut watch, &mut state, view.as_mut(), &mut stop, drops.interval).await?;
     finish(&mut watch, &mut state, view.as_mut())?;
     Ok(Exit::Done)
@@ -187,6 +188,9 @@ async fn watch_until(
                 if tick.lost_events > lost_before {
                     view.notice(&events_lost(tick.lost_events - lost_before))?;
                     lost_before = tick.lost_events;
+                }
+                if let Some(reason) = watch.census_trouble() {
+                    view.notice(&no_census(&reason))?;
                 }
                 view.tick(&tick)?;
             }
@@ -287,6 +291,14 @@ fn settled() -> Notice {
         code: "losses_without_tuple",
         text: "the kernel counted losses whose packets no program saw: they are counted without a tuple"
             .to_owned(),
+    }
+}
+
+fn no_census(reason: &str) -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "no_census",
+        text: format!("no telling who fills the table, nor when it will be full: {reason}"),
     }
 }
 

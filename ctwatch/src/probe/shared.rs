@@ -4,10 +4,11 @@
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::slot::{Control, SLOTS, Slot, SlotKey};
+use ctwatch_common::slot::{Control, KIND_FLOWS, SLOTS, Slot, SlotKey};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::event::SlotSample;
@@ -39,10 +40,53 @@ impl Drop for Mapping {
 
 // SAFETY: the memory is shared with the kernel anyway; all access is volatile.
 unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+/// A slot of the mapped counters.
+fn read_slot(slots: &Mapping, index: u32) -> Slot {
+    debug_assert!(index < SLOTS);
+    // SAFETY: inside the mapping; a slot is integers, and a torn read can't happen within an aligned u64.
+    unsafe {
+        let slot = slots.start.as_ptr().cast::<Slot>().add(index as usize);
+        Slot {
+            key: (&raw const (*slot).key).read_volatile(),
+            count: (&raw const (*slot).count).read_volatile(),
+            deletes: (&raw const (*slot).deletes).read_volatile(),
+            failed: (&raw const (*slot).failed).read_volatile(),
+        }
+    }
+}
+
+fn sample_of(slot: Slot) -> SlotSample {
+    SlotSample {
+        key: SlotKey::unpack(slot.key),
+        count: slot.count,
+        deletes: slot.deletes,
+        failed: slot.failed,
+    }
+}
+
+/// Reads flow counters from another thread, for as long as it likes: the memory stays.
+#[derive(Clone)]
+pub struct FlowReader(Arc<Mapping>);
+
+impl FlowReader {
+    /// The flow slots of this netns (by inode number), as they are now.
+    #[must_use]
+    pub fn read(&self, inode: u32) -> Vec<SlotSample> {
+        (0..SLOTS)
+            .map(|index| read_slot(&self.0, index))
+            .filter(|slot| slot.key != 0)
+            .map(sample_of)
+            .filter(|slot| slot.key.kind == KIND_FLOWS && slot.key.netns == inode)
+            .collect()
+    }
+}
 
 /// The shared memory of a loaded object.
 pub struct Shared {
-    slots: Mapping,
+    slots: Arc<Mapping>,
     control: Mapping,
     /// Slots that hold a key, in the order they were found.
     used: Vec<u32>,
@@ -54,7 +98,7 @@ impl Shared {
     /// Maps both.
     pub fn new(counters: impl AsFd, control: impl AsFd) -> Result<Self> {
         Ok(Self {
-            slots: Mapping::new(counters, SLOTS as usize * size_of::<Slot>(), "counters")?,
+            slots: Arc::new(Mapping::new(counters, SLOTS as usize * size_of::<Slot>(), "counters")?),
             control: Mapping::new(control, size_of::<Control>(), "control page")?,
             used: Vec::new(),
             claimed: 0,
@@ -62,17 +106,13 @@ impl Shared {
     }
 
     fn slot(&self, index: u32) -> Slot {
-        debug_assert!(index < SLOTS);
-        // SAFETY: inside the mapping; a slot is integers, and a torn read can't happen within an aligned u64.
-        unsafe {
-            let slot = self.slots.start.as_ptr().cast::<Slot>().add(index as usize);
-            Slot {
-                key: (&raw const (*slot).key).read_volatile(),
-                count: (&raw const (*slot).count).read_volatile(),
-                deletes: (&raw const (*slot).deletes).read_volatile(),
-                failed: (&raw const (*slot).failed).read_volatile(),
-            }
-        }
+        read_slot(&self.slots, index)
+    }
+
+    /// For a census, which runs beside the watch.
+    #[must_use]
+    pub fn flow_reader(&self) -> FlowReader {
+        FlowReader(Arc::clone(&self.slots))
     }
 
     /// The control page as it is now.
@@ -107,18 +147,7 @@ impl Shared {
             // A slot's key is written before `claimed` moves, so none of these is missed.
             self.claimed = claimed;
         }
-        self.used
-            .iter()
-            .map(|index| {
-                let slot = self.slot(*index);
-                SlotSample {
-                    key: SlotKey::unpack(slot.key),
-                    count: slot.count,
-                    deletes: slot.deletes,
-                    failed: slot.failed,
-                }
-            })
-            .collect()
+        self.used.iter().map(|index| sample_of(self.slot(*index))).collect()
     }
 
     /// Totals by cause: events that did not fit the ring, losses that found no slot, and uncertain claims.

@@ -3,14 +3,18 @@
 
 mod balance;
 mod containers;
+mod forecast;
 mod key;
+mod model;
 mod namespaces;
+mod occupancy;
 mod packets;
 mod proto;
 pub mod report;
 mod rows;
 mod settings;
 mod tally;
+mod trend;
 
 use std::collections::HashSet;
 
@@ -22,10 +26,11 @@ use jiff::Timestamp;
 pub use proto::{Protocol, service};
 pub use settings::{Backend, By, Filter, PortRange, Settings};
 
-use crate::event::{Loss, NetnsId, Sample, SlotSample, Who};
+use crate::event::{FlowSample, Loss, NetnsId, Sample, SlotSample, Who};
 use containers::Containers;
 use key::{Facts, Seen};
 use namespaces::{Account, Namespaces};
+use occupancy::Occupancy;
 use report::{Certainty, Counted, End, Event, Tick};
 use rows::Shape;
 use settings::Verdict;
@@ -38,6 +43,9 @@ pub struct State {
     rows: Rows,
     containers: Containers,
     namespaces: Namespaces,
+    occupancy: Occupancy,
+    /// Who occupied the tables that mattered at the last sample.
+    occupied: Vec<report::Occupied>,
     /// Measured length of all ticks.
     elapsed_s: f64,
     account: Account,
@@ -75,6 +83,8 @@ impl State {
             settings,
             containers: Containers::default(),
             namespaces: Namespaces::default(),
+            occupancy: Occupancy::default(),
+            occupied: Vec::new(),
             elapsed_s: 0.0,
             account: Account::default(),
             overflow: [0; CAUSES],
@@ -150,12 +160,16 @@ impl State {
 
     /// One tick's totals. What lost something since the last one makes the rows.
     pub fn sample(&mut self, sample: &Sample) -> Tick {
-        let Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous } = sample;
+        let Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous, flows } = sample;
         self.elapsed_s += interval_s;
         let overflow_before = std::mem::replace(&mut self.overflow, *overflow);
         self.lost_events = *lost_events;
 
+        // Without counted flows a census says who was there once, not who is.
+        let uncounted = FlowSample::default();
+        let flows = if self.settings.count_flows { flows } else { &uncounted };
         self.namespaces.begin_tick();
+        self.occupancy.begin_tick(flows);
         for netns in netns {
             self.namespaces.add_sample(netns);
         }
@@ -167,7 +181,13 @@ impl State {
         self.account = self.namespaces.account(overflow, self.settings.backend);
         self.ambiguous = ambiguous + self.account.claimed_too_much;
         let rates = self.settings.count_flows && self.settings.backend == Backend::Kprobe;
-        let tables = self.namespaces.tables(*interval_s, rates, overflow, self.settings.backend);
+        let mut tables = self.namespaces.tables(*interval_s, rates, overflow, self.settings.backend);
+        self.occupancy.end_tick(*interval_s, flows);
+        for table in &mut tables {
+            self.occupancy.describe(table);
+        }
+        self.occupancy.retain(|netns| tables.iter().any(|table| table.netns == netns && !table.gone));
+        self.occupied = tables.iter().filter_map(|table| table.occupied(&self.namespaces)).collect();
         self.namespaces.end_tick();
 
         let (tallied, rest) = match &mut self.rows {
@@ -205,13 +225,18 @@ impl State {
             rows: self.shaped(tallied, &rest, &[0; CAUSES]),
             ambiguous: self.ambiguous(),
             netns_gone: self.account.gone,
+            occupied: self.occupied.clone(),
         }
     }
 
     fn add_slot(&mut self, slot: &SlotSample) {
         let SlotSample { key, count, deletes, failed } = *slot;
         if key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED) == KIND_FLOWS {
-            self.namespaces.add_flows(NetnsId(key.netns), count.saturating_sub(failed), deletes);
+            let (netns, inserts) = (NetnsId(key.netns), count.saturating_sub(failed));
+            self.namespaces.add_flows(netns, inserts, deletes);
+            if self.settings.count_flows {
+                self.occupancy.add(netns, key.proto, key.port, inserts, deletes);
+            }
             return;
         }
         // A cause from a newer object than this program: nothing sensible can be said about it.

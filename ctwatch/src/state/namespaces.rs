@@ -132,6 +132,11 @@ impl Namespaces {
         self.known.get(&netns)?.name.as_deref()
     }
 
+    /// Whether it lost anything since the baseline.
+    pub fn lost_something(&self, netns: NetnsId) -> bool {
+        self.known.get(&netns).is_some_and(|netns| netns.ours.losses != [0; CAUSES])
+    }
+
     /// Entries and maximum at the last sample.
     pub fn table_of(&self, netns: NetnsId) -> (Option<u32>, Option<u32>) {
         self.known.get(&netns).map_or((None, None), |netns| (netns.count, netns.max))
@@ -267,6 +272,8 @@ impl Netns {
             new_per_s: per_s(self.ours.inserts, self.ours_at_last_tick.inserts),
             gone_per_s: per_s(self.ours.deletes, self.ours_at_last_tick.deletes),
             full_in_s: None,
+            occupants: None,
+            occupancy_exact: None,
             packets_lost,
             entries_lost,
             gone: self.life == Life::Dying,

@@ -76,6 +76,7 @@ fn sample(netns: Vec<NetnsSample>, slots: Vec<SlotSample>) -> Sample {
         overflow: [0; CAUSES],
         lost_events: [0; CAUSES],
         ambiguous: 0,
+        flows: FlowSample::default(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A live watch: the probe in the kernel, the netns it covers, and one consistent sample per tick.
 //! It reads and reports; what the numbers mean is `state`'s business.
 
+mod census;
 mod clock;
 mod jiffies;
 mod ledger;
@@ -19,13 +20,14 @@ use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
 
 use crate::conntrack::netns::{self, Place};
 use crate::conntrack::stat::Stat;
-use crate::event::{KernelCounters, Loss, NetnsId, NetnsSample, Sample, SlotSample};
+use crate::event::{FlowSample, KernelCounters, Loss, NetnsId, NetnsSample, Sample, SlotSample};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::owner::Owners;
 use crate::probe::plan::{Attachment, Wishes, plan};
 use crate::probe::sync::Take;
 use crate::probe::{Probe, offsets};
+use census::{Censuses, Moved};
 use clock::Clock;
 use jiffies::Jiffies;
 use ledger::Ledger;
@@ -89,6 +91,9 @@ pub struct Watch {
     flows_before: HashMap<SlotKey, (u64, u64, u64)>,
     pairing: Pairing,
     carried: Carried,
+    censuses: Censuses,
+    /// The module was loaded again since the last sample.
+    restarted: bool,
     clock: Clock,
     /// Only where single losses are shown.
     jiffies: Option<Jiffies>,
@@ -123,6 +128,8 @@ impl Watch {
             flows_before: HashMap::new(),
             pairing: Pairing::default(),
             carried: Carried::default(),
+            censuses: Censuses::default(),
+            restarted: false,
             clock: Clock::now(),
             jiffies,
             owners,
@@ -282,6 +289,8 @@ impl Watch {
         if module.is_none() {
             return Ok(Some(Change::Unloaded));
         }
+        self.censuses.restart();
+        self.restarted = true;
         self.attach(Kernel::read(&self.settings.roots))
             .context("attaching again after nf_conntrack was loaded again")?;
         Ok(Some(Change::Reattached))
@@ -344,7 +353,59 @@ impl Watch {
                 })
             })
             .collect();
-        Ok(Sample { time: self.clock.time(), interval_s, netns, slots, overflow, lost_events, ambiguous })
+        let flows = self.flows(&slots);
+        let time = self.clock.time();
+        Ok(Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous, flows })
+    }
+
+    /// Starts counting what the tables hold, if flows are counted: that goes on beside the watch.
+    pub fn start_census(&mut self) {
+        let slots = self.slots();
+        self.start_due_censuses(&moved(&slots));
+    }
+
+    /// Why tables can't be counted, once.
+    pub fn census_trouble(&mut self) -> Option<String> {
+        self.censuses.trouble()
+    }
+
+    fn flows(&mut self, slots: &[SlotSample]) -> FlowSample {
+        let moved = moved(slots);
+        let mut censuses = std::mem::take(&mut self.censuses);
+        let mut done = censuses.collect(|id, raw| self.net_of(id, raw), &moved);
+        self.censuses = censuses;
+        // A netns may have died, and its inode number gone to another one, while its table was read.
+        done.retain(|census| self.places.contains_key(&census.netns));
+        self.start_due_censuses(&moved);
+        let overflow = |probe: &Probe| probe.shared.control().flows_overflow.iter().sum();
+        FlowSample {
+            censuses: done,
+            overflow: self.probe.as_ref().map_or(0, overflow),
+            restarted: std::mem::take(&mut self.restarted),
+        }
+    }
+
+    fn start_due_censuses(&mut self, moved: &HashMap<NetnsId, Moved>) {
+        let Self { probe: Some(probe), censuses, places, ledgers, settings, .. } = self else { return };
+        if settings.wishes.is_some_and(|wishes| wishes.flows) {
+            let entries = |id| ledgers.get(&id).and_then(|ledger| ledger.entries);
+            censuses.start_due(places, || probe.shared.flow_reader(), moved, entries);
+        }
+    }
+
+    /// Inserts less deletes per key, of slots read in the present probe: in the terms of [`Watch::slots`].
+    fn net_of(&self, id: NetnsId, raw: &[SlotSample]) -> HashMap<(u8, u16), i64> {
+        let mut net = HashMap::new();
+        for slot in raw.iter().chain(&self.carried.slots) {
+            if slot.key.kind != KIND_FLOWS || slot.key.netns != id.inode() {
+                continue;
+            }
+            let (count, deletes, failed) = self.flows_before.get(&slot.key).copied().unwrap_or_default();
+            let since = |now: u64, then: u64| now.saturating_sub(then) as i64;
+            *net.entry((slot.key.proto, slot.key.port)).or_default() +=
+                since(slot.count, count) - since(slot.failed, failed) - since(slot.deletes, deletes);
+        }
+        net
     }
 
     /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just
@@ -461,6 +522,17 @@ fn give_back_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Inserts and deletes by netns.
+fn moved(slots: &[SlotSample]) -> HashMap<NetnsId, Moved> {
+    let mut sums: HashMap<NetnsId, Moved> = HashMap::new();
+    for slot in slots.iter().filter(|slot| slot.key.kind == KIND_FLOWS) {
+        let moved = sums.entry(NetnsId(slot.key.netns)).or_default();
+        moved.inserts += slot.count.saturating_sub(slot.failed);
+        moved.deletes += slot.deletes;
+    }
+    sums
 }
 
 fn add_up<'a>(total: &mut KernelCounters, cpus: impl Iterator<Item = &'a Counters>) {

@@ -4,7 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ctwatch::event::{KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role, Sample, SlotSample, Who};
+use ctwatch::event::{
+    Base, Census, CensusKey, Detail, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role,
+    Sample, SlotSample, Timeouts, Who,
+};
 use ctwatch::state::report::{Check, CheckItem, CheckProgram, Event, Hook, Notice, SCHEMA, Start};
 use ctwatch::state::{Backend, By, Filter, Settings, State};
 use ctwatch_common::Cause;
@@ -122,7 +125,39 @@ pub fn storm(second: u64) -> Sample {
         overflow: [0; CAUSES],
         lost_events: [0; CAUSES],
         ambiguous: 0,
+        flows: FlowSample::default(),
     }
+}
+
+/// What the story's tables hold when the storm begins: mostly redis's TIME_WAIT on the host.
+pub fn censuses() -> Vec<Census> {
+    let redis = CensusKey { proto: 6, port: 6379, entries: 186_122, assured: 186_122, time_wait: 180_600 };
+    let others = [(6, 443, 31_457), (6, 80, 23_593), (17, 53, 15_728), (1, 8 << 8, 5_000)]
+        .map(|(proto, port, entries)| CensusKey { proto, port, entries, assured: 0, time_wait: 0 });
+    let dns = CensusKey { proto: 17, port: 53, entries: 131_072, assured: 0, time_wait: 0 };
+    let of = |netns, keys: &[CensusKey], exact| Census {
+        netns: NetnsId(netns),
+        keys: keys.to_vec(),
+        details: keys.iter().map(|key| Detail::new(key.proto, Some(key.port))).collect(),
+        bases: keys
+            .iter()
+            .map(|key| Base { proto: key.proto, port: key.port, entries: key.entries.into() })
+            .collect(),
+        rebase: true,
+        timeouts: Timeouts { tcp_time_wait: Some(120), udp: Some(600), ..Timeouts::default() },
+        exact,
+    };
+    vec![of(HOST, &[&[redis], &others[..]].concat(), true), of(WEB1, &[dns], false)]
+}
+
+/// The storm once it is known who fills the tables.
+pub fn storm_with_occupants(second: u64) -> Sample {
+    let mut sample = storm(second);
+    if second == 1 {
+        sample.flows.censuses = censuses();
+    }
+    sample.netns[1].count = Some(131_072 + 20 * u32::try_from(second).unwrap());
+    sample
 }
 
 /// The same, with losses whose tuple was missed.

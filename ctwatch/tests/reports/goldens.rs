@@ -3,7 +3,7 @@
 
 use crate::fixtures::{
     check, events, golden, loss, losses_with_owners, notice, quiet, settings, start, state, storm,
-    storm_with_unknown_ports, time,
+    storm_with_occupants, storm_with_unknown_ports, time,
 };
 use ctwatch::state::{Backend, By, Settings, State};
 use ctwatch::view::View;
@@ -98,6 +98,23 @@ fn text_of_the_other_backends() {
     }
 }
 
+/// Two ticks of the storm while it is known who fills the tables, and the summary.
+fn occupied(view: &mut dyn View) {
+    let mut state = state(By::Port);
+    for second in 1..=2 {
+        view.tick(&state.sample(&storm_with_occupants(second))).unwrap();
+    }
+    view.end(&state.end(time(2_000))).unwrap();
+}
+
+#[test]
+fn text_of_victims_beside_culprits() {
+    let text = text(false, occupied);
+    fits_80_columns(&text);
+    assert!(text.contains("fills the table: 6379/tcp 71 % (97 % TIME_WAIT)"), "{text}");
+    golden("text-occupants.txt", &text);
+}
+
 #[test]
 fn text_admits_what_is_not_exact() {
     let text = text(false, |view| {
@@ -160,6 +177,7 @@ fn json_of_a_run() {
         run(By::Flow, Backend::Tracepoint, view);
         run(By::Process, Backend::Kprobe, view);
         run(By::Container, Backend::Kprobe, view);
+        occupied(view);
         for event in events() {
             view.event(&event).unwrap();
         }

@@ -3,6 +3,7 @@
 
 mod check;
 mod layout;
+mod occupant_line;
 mod row_lines;
 mod summary;
 mod table_line;
@@ -17,8 +18,8 @@ use super::View;
 use crate::event::{KernelCounters, NetnsId, Role};
 use crate::state::By;
 use crate::state::report::{
-    Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Packet, Row, Start, Table, Tick, Tuple,
-    Unexplained,
+    Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Occupied, Packet, Row, Start, Table, Tick,
+    Tuple, Unexplained,
 };
 use layout::{COLUMNS, FAINT, NEARLY, Paint, percent, thousands, width, wrap};
 
@@ -137,6 +138,7 @@ impl<W: Write> TextView<W> {
                 line += &note;
             }
             writeln!(self.out, "{line}")?;
+            self.occupants(table)?;
             self.rows(tick.rows.iter().filter(|row| row.netns == Some(table.netns)))?;
         }
         let is_shown =
@@ -153,6 +155,29 @@ impl<W: Write> TextView<W> {
             self.rows([row].into_iter())?;
         }
         Ok(())
+    }
+
+    /// Who fills a table that is filling or loses something.
+    fn occupants(&mut self, table: &Table) -> io::Result<()> {
+        if !table_line::is_filling(table) && !table_line::loses(table) {
+            return Ok(());
+        }
+        let known = table.occupants.as_deref().zip(table.occupancy_exact);
+        match known.and_then(|(occupants, exact)| occupant_line::line(occupants, exact)) {
+            Some(line) => writeln!(self.out, "{line}"),
+            None => Ok(()),
+        }
+    }
+
+    /// The same at the end of a run.
+    fn occupied(&mut self, occupied: &Occupied, heading: Option<String>) -> io::Result<()> {
+        let Some(line) = occupant_line::line(&occupied.occupants, occupied.occupancy_exact) else {
+            return Ok(());
+        };
+        if let Some(heading) = heading {
+            writeln!(self.out, "{heading}:")?;
+        }
+        writeln!(self.out, "{line}")
     }
 
     /// What makes the numbers above less than the whole truth, said whenever it changes.
@@ -324,12 +349,19 @@ impl<W: Write> View for TextView<W> {
             }
         }
         let headings = self.by != By::Netns && of_netns.iter().flatten().count() > 1;
-        for netns in of_netns {
+        for netns in &of_netns {
             if headings {
                 let heading = netns.map_or_else(|| "any netns".to_owned(), |netns| self.name_of(netns));
                 writeln!(self.out, "{heading}:")?;
             }
-            self.rows(end.rows.iter().filter(|row| row.netns == netns))?;
+            self.rows(end.rows.iter().filter(|row| row.netns == *netns))?;
+            if let Some(occupied) = end.occupied.iter().find(|occupied| Some(occupied.netns) == *netns) {
+                self.occupied(occupied, None)?;
+            }
+        }
+        for occupied in end.occupied.iter().filter(|occupied| !of_netns.contains(&Some(occupied.netns))) {
+            let name = self.name_of(occupied.netns);
+            self.occupied(occupied, (end.occupied.len() > 1 || self.by != By::Port).then_some(name))?;
         }
         writeln!(self.out)?;
         for line in summary::lines(end, self.backend, self.paint) {

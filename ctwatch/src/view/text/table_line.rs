@@ -4,8 +4,8 @@
 use super::layout::{COLUMNS, FULL, NEARLY, PLAIN, Paint, percent, rate, shorten, thousands, width};
 use crate::state::report::Table;
 
-/// From this fill on a table is worth a line even if it loses nothing.
-const WORTH_A_LINE: f64 = 0.5;
+/// A forecast further ahead is no news for a line a second.
+const SOON_S: f64 = 3_600.0;
 /// From this fill on it is worth a warning.
 const NEARLY_FULL: f64 = 0.9;
 
@@ -25,7 +25,7 @@ pub(super) fn loses(table: &Table) -> bool {
 }
 
 pub(super) fn is_filling(table: &Table) -> bool {
-    table.fill.is_some_and(|fill| fill >= WORTH_A_LINE)
+    table.fill.is_some_and(|fill| fill >= Table::FILLING)
 }
 
 /// `names` is the width of the widest name in this tick.
@@ -46,15 +46,21 @@ pub(super) fn line(clock: &str, table: &Table, names: usize, paint: Paint) -> St
     };
     let word = if style == FULL { " full" } else { "     " };
     let rates = rates(table);
-    let lost = lost(table);
+    let soon = soon(table);
+    let lost = lost(table) + &soon;
     let packets_lost = lost.split_inclusive("lost").next().unwrap_or_default();
+    let forecast_only = if table.packets_lost == 0 { soon.as_str() } else { packets_lost };
     let entries = entries(table);
     let body = |word: &str, rates: &str, lost: &str| {
         width(&entries) + 1 + width(&fill) + width(word) + width(rates) + width(lost)
     };
     // The least important goes first: the word "full", the rates, the evictions (their rows are below).
-    let choices =
-        [(word, rates.as_str(), lost.as_str()), ("", &rates, &lost), ("", "", &lost), ("", "", packets_lost)];
+    let choices = [
+        (word, rates.as_str(), lost.as_str()),
+        ("", &rates, &lost),
+        ("", "", &lost),
+        ("", "", forecast_only),
+    ];
     let room = COLUMNS.saturating_sub(width(&head));
     let (word, rates, lost) = choices
         .into_iter()
@@ -88,6 +94,21 @@ fn rates(table: &Table) -> String {
     }
 }
 
+/// When it will be full, unless it is or that is far off.
+fn soon(table: &Table) -> String {
+    match table.full_in_s {
+        Some(seconds) if seconds > 0.0 && seconds < SOON_S => {
+            let time = if seconds < 90.0 {
+                format!("{} s", seconds.ceil())
+            } else {
+                format!("{} min", (seconds / 60.0).round())
+            };
+            format!("  full in {time}")
+        }
+        _ => String::new(),
+    }
+}
+
 fn lost(table: &Table) -> String {
     let mut text = String::new();
     if table.packets_lost > 0 {
@@ -112,6 +133,7 @@ mod tests {
             count in proptest::option::of(0..20_000_000u32),
             max in proptest::option::of(0..20_000_000u32),
             rates in proptest::option::of((0.0..2e6, 0.0..2e6)),
+            full_in_s in proptest::option::of(0.0..1e5),
             (packets_lost, entries_lost) in (0..9_999_999u64, 0..9_999_999u64),
         ) {
             let table = Table {
@@ -123,7 +145,9 @@ mod tests {
                 fill: Some(0.5),
                 new_per_s: rates.map(|(new, _)| new),
                 gone_per_s: rates.map(|(_, gone)| gone),
-                full_in_s: None,
+                full_in_s,
+                occupants: None,
+                occupancy_exact: None,
                 packets_lost,
                 entries_lost,
                 gone: false,

@@ -1,0 +1,303 @@
+//! ctnetlink's answers, attribute by attribute: what a census needs of an entry, and nothing else.
+//! No allocation and no panic, whatever the bytes say.
+
+// include/uapi/linux/netlink.h
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLMSG_OVERRUN: u16 = 4;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// NLA_F_NESTED and NLA_F_NET_BYTEORDER are flags in an attribute's type.
+const NLA_TYPE_MASK: u16 = 0x3FFF;
+/// struct nlmsghdr
+const HEADER: usize = 16;
+/// struct nfgenmsg
+const GENERIC: usize = 4;
+/// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
+const CT_NEW: u16 = 1 << 8;
+
+// enum ctattr_type and friends, include/uapi/linux/netfilter/nfnetlink_conntrack.h
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_TIMEOUT: u16 = 7;
+const CTA_ID: u16 = 12;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTO_ICMP_TYPE: u16 = 5;
+const CTA_PROTO_ICMP_CODE: u16 = 6;
+const CTA_PROTO_ICMPV6_TYPE: u16 = 8;
+const CTA_PROTO_ICMPV6_CODE: u16 = 9;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+
+/// enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h
+const IPS_ASSURED: u32 = 1 << 2;
+
+/// What a census needs of one entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// CTA_ID; 0 if it has none. A hash of 32 bits: two of a million entries often share one.
+    pub id: u32,
+    /// A hash of the original tuple, to tell those apart.
+    pub tuple: u64,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Destination port of the original direction; for ICMP `type << 8 | code`; 0 where there is neither.
+    pub port: u16,
+    /// Both sides talk (IPS_ASSURED).
+    pub assured: bool,
+    /// enum tcp_conntrack; 0 for other protocols.
+    pub tcp_state: u8,
+    /// Seconds until it expires.
+    pub left: u32,
+}
+
+/// One netlink message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// An entry.
+    Entry(Entry),
+    /// The dump is complete, or ended with this error number (0: none).
+    Done(i32),
+    /// The kernel refused with this error number (0: an acknowledgement).
+    Error(i32),
+    /// Answers were lost.
+    Overrun,
+    /// Something else, or an entry without a tuple.
+    Other,
+}
+
+/// The messages of one datagram.
+#[derive(Clone, Debug)]
+pub struct Messages<'a> {
+    bytes: &'a [u8],
+    /// The kernel said that the table changed so that the dump may be inconsistent.
+    pub interrupted: bool,
+}
+
+impl<'a> Messages<'a> {
+    /// Reads them from what one recv() gave.
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, interrupted: false }
+    }
+}
+
+impl Iterator for Messages<'_> {
+    type Item = Message;
+
+    fn next(&mut self) -> Option<Message> {
+        let length = u32_at(self.bytes, 0)? as usize;
+        let kind = u16_at(self.bytes, 4)?;
+        let flags = u16_at(self.bytes, 6)?;
+        let message = self.bytes.get(..length).filter(|message| message.len() >= HEADER);
+        let Some(message) = message else {
+            self.bytes = &[];
+            return None;
+        };
+        self.bytes = self.bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        self.interrupted |= flags & NLM_F_DUMP_INTR != 0;
+        let body = &message[HEADER..];
+        let error = || u32_at(body, 0).map_or(0, |code| (code as i32).saturating_neg());
+        Some(match kind {
+            NLMSG_DONE => Message::Done(error()),
+            NLMSG_ERROR => Message::Error(error()),
+            NLMSG_OVERRUN => Message::Overrun,
+            CT_NEW => body.get(GENERIC..).and_then(entry).map_or(Message::Other, Message::Entry),
+            _ => Message::Other,
+        })
+    }
+}
+
+fn entry(attributes: &[u8]) -> Option<Entry> {
+    let mut entry = Entry::default();
+    let mut has_tuple = false;
+    for (kind, value) in Attributes(attributes) {
+        match kind {
+            CTA_TUPLE_ORIG => {
+                has_tuple = tuple(value, &mut entry);
+                entry.tuple = hash(value);
+            }
+            CTA_STATUS => entry.assured = be32(value)? & IPS_ASSURED != 0,
+            CTA_TIMEOUT => entry.left = be32(value)?,
+            CTA_ID => entry.id = be32(value)?,
+            CTA_PROTOINFO => entry.tcp_state = tcp_state(value).unwrap_or(0),
+            _ => {}
+        }
+    }
+    has_tuple.then_some(entry)
+}
+
+/// Multiply and rotate, eight bytes at a time: enough against chance, and nobody attacks it.
+fn hash(bytes: &[u8]) -> u64 {
+    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+    let words = bytes.chunks_exact(8);
+    let rest = words.remainder().iter().fold(0, |rest, byte| rest << 8 | u64::from(*byte));
+    let hash = words.fold(0, |hash, word| mix(hash, word.try_into().map_or(0, u64::from_ne_bytes)));
+    mix(hash, rest)
+}
+
+/// Protocol and service port; false without a protocol.
+fn tuple(value: &[u8], entry: &mut Entry) -> bool {
+    let Some(proto) = Attributes(value).find(|(kind, _)| *kind == CTA_TUPLE_PROTO) else { return false };
+    let mut has_number = false;
+    for (kind, value) in Attributes(proto.1) {
+        let Some(first) = value.first().copied() else { continue };
+        match kind {
+            CTA_PROTO_NUM => {
+                entry.proto = first;
+                has_number = true;
+            }
+            CTA_PROTO_DST_PORT => {
+                entry.port = value.get(1).map_or(0, |second| u16::from_be_bytes([first, *second]));
+            }
+            CTA_PROTO_ICMP_TYPE | CTA_PROTO_ICMPV6_TYPE => entry.port |= u16::from(first) << 8,
+            CTA_PROTO_ICMP_CODE | CTA_PROTO_ICMPV6_CODE => entry.port |= u16::from(first),
+            _ => {}
+        }
+    }
+    has_number
+}
+
+fn tcp_state(value: &[u8]) -> Option<u8> {
+    let (_, tcp) = Attributes(value).find(|(kind, _)| *kind == CTA_PROTOINFO_TCP)?;
+    let (_, state) = Attributes(tcp).find(|(kind, _)| *kind == CTA_PROTOINFO_TCP_STATE)?;
+    state.first().copied()
+}
+
+/// Attributes: type and value.
+struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = usize::from(u16_at(self.0, 0)?);
+        let kind = u16_at(self.0, 2)? & NLA_TYPE_MASK;
+        let value = self.0.get(4..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    }
+}
+
+#[inline]
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+#[inline]
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[inline]
+fn be32(value: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(in super::super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut out = (4 + value.len() as u16).to_ne_bytes().to_vec();
+        out.extend(kind.to_ne_bytes());
+        out.extend(value);
+        out.resize(out.len().next_multiple_of(4), 0);
+        out
+    }
+
+    const NESTED: u16 = 0x8000;
+
+    pub(in super::super) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+        let mut out = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        out.extend(kind.to_ne_bytes());
+        out.extend(flags.to_ne_bytes());
+        out.extend([0; 8]);
+        out.extend(body);
+        out.resize(out.len().next_multiple_of(4), 0);
+        out
+    }
+
+    pub(in super::super) fn tcp(id: u32, port: u16, state: u8, left: u32, status: u32) -> Vec<u8> {
+        let proto = [
+            attribute(CTA_PROTO_NUM, &[6]),
+            attribute(2, &42_901_u16.to_be_bytes()),
+            attribute(CTA_PROTO_DST_PORT, &port.to_be_bytes()),
+        ]
+        .concat();
+        let ip = [attribute(1, &[127, 0, 0, 1]), attribute(2, &[127, 0, 0, 1])].concat();
+        let tuple = [attribute(1 | NESTED, &ip), attribute(CTA_TUPLE_PROTO | NESTED, &proto)].concat();
+        let info = attribute(CTA_PROTOINFO_TCP | NESTED, &attribute(CTA_PROTOINFO_TCP_STATE, &[state]));
+        let body = [
+            vec![2, 0, 0, 0],
+            attribute(CTA_TUPLE_ORIG | NESTED, &tuple),
+            attribute(2 | NESTED, &tuple),
+            attribute(CTA_STATUS, &status.to_be_bytes()),
+            attribute(CTA_TIMEOUT, &left.to_be_bytes()),
+            attribute(CTA_PROTOINFO | NESTED, &info),
+            attribute(CTA_ID, &id.to_be_bytes()),
+        ]
+        .concat();
+        message(CT_NEW, 2, &body)
+    }
+
+    #[test]
+    fn an_entry_is_read_whatever_stands_around_it() {
+        let bytes =
+            [message(99, 0, b"what"), tcp(5, 6379, 7, 118, 0xE), message(NLMSG_DONE, 2, &[0; 4])].concat();
+        let messages: Vec<_> = Messages::new(&bytes).collect();
+        let Message::Entry(entry) = messages[1] else { panic!("{messages:?}") };
+        let tuple = entry.tuple;
+        assert_eq!(
+            entry,
+            Entry { id: 5, tuple, proto: 6, port: 6379, assured: true, tcp_state: 7, left: 118 }
+        );
+        assert_eq!((messages[0], messages[2], messages.len()), (Message::Other, Message::Done(0), 3));
+    }
+
+    #[test]
+    fn icmp_is_known_by_type_and_code_as_in_the_counters() {
+        let proto = [
+            attribute(CTA_PROTO_NUM, &[58]),
+            attribute(7, &[0, 9]),
+            attribute(CTA_PROTO_ICMPV6_TYPE, &[128]),
+            attribute(CTA_PROTO_ICMPV6_CODE, &[3]),
+        ]
+        .concat();
+        let body =
+            [vec![10, 0, 0, 0], attribute(CTA_TUPLE_ORIG, &attribute(CTA_TUPLE_PROTO, &proto))].concat();
+        let bytes = message(CT_NEW, 2, &body);
+        let Some(Message::Entry(entry)) = Messages::new(&bytes).next() else { panic!("no entry") };
+        assert_eq!((entry.proto, entry.port), (58, 128 << 8 | 3));
+    }
+
+    #[test]
+    fn a_refusal_and_an_interrupted_dump_are_told() {
+        let bytes = message(NLMSG_ERROR, 0, &(-libc::EPERM).to_ne_bytes());
+        assert_eq!(Messages::new(&bytes).next(), Some(Message::Error(libc::EPERM)));
+        let bytes = message(NLMSG_DONE, NLM_F_DUMP_INTR, &[0; 4]);
+        let mut messages = Messages::new(&bytes);
+        assert_eq!(messages.next(), Some(Message::Done(0)));
+        assert!(messages.interrupted);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_read_to_its_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert!(Messages::new(&bytes).count() <= bytes.len() / HEADER + 1);
+        }
+
+        #[test]
+        fn a_damaged_entry_panics_nowhere(at in 0..150usize, byte: u8, cut in 0..200usize) {
+            let mut bytes = [tcp(1, 80, 3, 9, 0), tcp(2, 81, 3, 9, 0)].concat();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            prop_assert!(Messages::new(&bytes).count() < 20);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! When a table will be full: arrivals with their trend, deaths by remaining timeouts and by how long entries last.
+//! Pure and bounded: the largest keys have models of their own, all others share one.
+
+use std::collections::HashMap;
+
+use super::model::{Model, Prior};
+use crate::event::{Census, Detail, Timeouts};
+
+/// Keys with a model of their own.
+const MODELS: usize = 64;
+/// How far to look, seconds.
+const HORIZON: f64 = 86_400.0;
+/// Steps of a second up to here; then each is longer than the last.
+const FINE_STEPS: f64 = 60.0;
+const GROWTH: f64 = 1.05;
+
+/// A key: `proto << 16 | port`.
+pub(super) type FlowKey = u32;
+
+/// One key in one tick.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub key: FlowKey,
+    /// Entries by now.
+    pub entries: f64,
+    /// Inserts and deletes since the last tick.
+    pub inserts: f64,
+    pub deletes: f64,
+}
+
+/// The forecast of one netns.
+#[derive(Debug, Default)]
+pub(super) struct Forecast {
+    /// Seconds since the first tick.
+    now: f64,
+    models: HashMap<FlowKey, Model>,
+    /// One for the other keys of each protocol.
+    rest: HashMap<u8, Model>,
+    details: Vec<Detail>,
+    timeouts: Timeouts,
+}
+
+impl Forecast {
+    /// What is known of remaining timeouts is renewed; how arrivals went so far stays.
+    pub fn take_census(&mut self, census: &Census, entries_of: impl Fn(FlowKey) -> f64) {
+        self.details.clone_from(&census.details);
+        self.timeouts = census.timeouts;
+        for (key, model) in &mut self.models {
+            model.begin(self.now, entries_of(*key), Prior::new(*key, &self.details, &self.timeouts));
+        }
+        for (proto, model) in &mut self.rest {
+            let entries = model.entries();
+            model.begin(self.now, entries, Prior::of_protocol(*proto, &self.details, &self.timeouts));
+        }
+    }
+
+    /// One tick of all keys.
+    pub fn tick(&mut self, interval_s: f64, steps: impl Iterator<Item = Step>) {
+        self.now += interval_s;
+        let now = self.now;
+        let mut rest: HashMap<u8, Step> = HashMap::new();
+        for step in steps {
+            let is_busy = step.entries > 0.0 || step.inserts > 0.0;
+            if is_busy && !self.models.contains_key(&step.key) && self.make_room(step.entries) {
+                let before = (step.entries - step.inserts + step.deletes).max(0.0);
+                let mut model = Model::default();
+                let prior = Prior::new(step.key, &self.details, &self.timeouts);
+                model.begin(now - interval_s, before, prior);
+                self.models.insert(step.key, model);
+            }
+            match self.models.get_mut(&step.key) {
+                Some(model) => model.tick(now, interval_s, &step),
+                None => {
+                    let none = Step { key: 0, entries: 0.0, inserts: 0.0, deletes: 0.0 };
+                    let rest = rest.entry((step.key >> 16) as u8).or_insert(none);
+                    rest.entries += step.entries;
+                    rest.inserts += step.inserts;
+                    rest.deletes += step.deletes;
+                }
+            }
+        }
+        for (proto, step) in rest {
+            let model = self.rest.entry(proto).or_insert_with(|| {
+                let before = (step.entries - step.inserts + step.deletes).max(0.0);
+                let mut model = Model::default();
+                let prior = Prior::of_protocol(proto, &self.details, &self.timeouts);
+                model.begin(now - interval_s, before, prior);
+                model
+            });
+            model.tick(now, interval_s, &step);
+        }
+    }
+
+    /// Room for one more model, taken from a much smaller one if need be.
+    fn make_room(&mut self, entries: f64) -> bool {
+        if self.models.len() < MODELS {
+            return true;
+        }
+        let smallest = self.models.iter().min_by(|(_, a), (_, b)| a.entries().total_cmp(&b.entries()));
+        match smallest.map(|(key, model)| (*key, model.entries())) {
+            Some((key, least)) if least * 2.0 + 16.0 < entries => self.models.remove(&key).is_some(),
+            _ => false,
+        }
+    }
+
+    /// How long entries of this key last, if that was measured.
+    pub fn lifetime(&self, key: FlowKey) -> Option<f64> {
+        self.models.get(&key)?.lifetime()
+    }
+
+    /// Seconds until `count` entries have become `max`; none if they never will at the present trend.
+    pub fn full_in_s(&self, count: u32, max: u32) -> Option<f64> {
+        if max == 0 {
+            return None;
+        }
+        let room = f64::from(max) - f64::from(count);
+        if room <= 0.0 {
+            return Some(0.0);
+        }
+        let models: Vec<_> = self
+            .models
+            .values()
+            .chain(self.rest.values())
+            .filter_map(|model| model.project(self.now))
+            .collect();
+        if models.iter().all(|model| model.arrivals(HORIZON) == 0.0) {
+            return None;
+        }
+        let grown = |at: f64| models.iter().map(|model| model.growth(at)).sum::<f64>();
+        let (mut last, mut at, mut step) = ((0.0, 0.0), 0.0, 1.0);
+        while at < HORIZON {
+            at += step;
+            if at >= FINE_STEPS {
+                step *= GROWTH;
+            }
+            let now = grown(at);
+            if now >= room {
+                let (last_at, last_grown) = last;
+                return Some(last_at + (at - last_at) * (room - last_grown) / (now - last_grown));
+            }
+            last = (at, now);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

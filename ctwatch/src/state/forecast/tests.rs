@@ -1,0 +1,251 @@
+//! Forecasts of simulated traffic, against what the simulation then does.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const UDP: FlowKey = 17 << 16 | 53;
+const TCP: FlowKey = 6 << 16 | 6379;
+
+/// Entries that arrive at a rate and die after a lifetime.
+struct Simulation {
+    forecast: Forecast,
+    key: FlowKey,
+    born: Vec<f64>,
+    dead: usize,
+    now: f64,
+    noise: u64,
+    max: f64,
+    /// Expired entries go all at once, every so many seconds.
+    bursts: f64,
+    /// This part of the entries never dies.
+    stays: f64,
+}
+
+impl Simulation {
+    fn new(key: FlowKey, max: f64, seed: u64, timeouts: Timeouts) -> Self {
+        let mut forecast = Forecast::default();
+        forecast.take_census(&Census { timeouts, ..Census::default() }, |_| 0.0);
+        Self {
+            forecast,
+            key,
+            born: Vec::new(),
+            dead: 0,
+            now: 0.0,
+            noise: seed | 1,
+            max,
+            bursts: 0.0,
+            stays: 0.0,
+        }
+    }
+
+    /// -1 to 1
+    fn random(&mut self) -> f64 {
+        self.noise =
+            self.noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.noise >> 33) as f64 / (1_u64 << 30) as f64 - 1.0
+    }
+
+    /// About normal.
+    fn normal(&mut self) -> f64 {
+        (0..12).map(|_| self.random() / 2.0).sum()
+    }
+
+    fn entries(&self) -> f64 {
+        (self.born.len() - self.dead) as f64
+    }
+
+    /// A tick of about a second; returns the forecast.
+    fn tick(&mut self, rate: impl Fn(f64) -> f64, lifetime: f64) -> Option<f64> {
+        let interval = 1.0 + 0.05 * self.random();
+        let mean = rate(self.now + interval / 2.0) * interval;
+        let arrivals = (mean + mean.sqrt() * self.normal()).round().max(0.0);
+        for index in 0..arrivals as usize {
+            self.born.push(self.now + interval * index as f64 / arrivals);
+        }
+        self.now += interval;
+        let swept = if self.bursts > 0.0 { self.now - self.now % self.bursts } else { self.now };
+        let expired = self.born.partition_point(|born| *born < swept - lifetime);
+        let died = (expired as f64 * (1.0 - self.stays)) as usize;
+        let deletes = (died - self.dead) as f64;
+        self.dead = died;
+        let step = Step { key: self.key, entries: self.entries(), inserts: arrivals, deletes };
+        self.forecast.tick(interval, [step].into_iter());
+        self.forecast.full_in_s(self.entries() as u32, self.max as u32)
+    }
+}
+
+fn timeouts() -> Timeouts {
+    Timeouts {
+        tcp_syn_sent: Some(120),
+        tcp_established: Some(432_000),
+        tcp_time_wait: Some(120),
+        udp: Some(30),
+        udp_stream: Some(120),
+        icmp: Some(30),
+        icmpv6: Some(30),
+        generic: Some(600),
+    }
+}
+
+#[track_caller]
+fn is_near(forecast: Option<f64>, truth: f64, at: f64) {
+    is_within(0.2, forecast, truth, at);
+}
+
+#[track_caller]
+fn is_within(part: f64, forecast: Option<f64>, truth: f64, at: f64) {
+    let Some(forecast) = forecast else { panic!("no forecast at {at:.0} s; full in {truth:.0} s") };
+    // Seconds of slack: near the end a tick is more than that.
+    let slack = part * truth + 1.5;
+    assert!((forecast - truth).abs() <= slack, "at {at:.0} s: {forecast:.1} instead of {truth:.1}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_steady_fill_is_foreseen(rate in 50.0..3_000.0f64, fills_in in 60.0..400.0f64, seed: u64) {
+        let mut simulation = Simulation::new(TCP, rate * fills_in, seed, timeouts());
+        while simulation.entries() < simulation.max {
+            let forecast = simulation.tick(|_| rate, f64::INFINITY);
+            if simulation.now > 10.0 && simulation.entries() < simulation.max {
+                is_near(forecast, (simulation.max - simulation.entries()) / rate, simulation.now);
+            }
+        }
+        prop_assert_eq!(simulation.tick(|_| rate, f64::INFINITY), Some(0.0));
+    }
+
+    #[test]
+    fn a_rising_fill_is_foreseen(
+        rate in 300.0..3_000.0f64, doubles_in in 20.0..100.0f64, fills_in in 60.0..300.0f64, seed: u64,
+    ) {
+        let rise = rate / doubles_in;
+        let max = rate * fills_in + rise * fills_in * fills_in / 2.0;
+        let mut simulation = Simulation::new(TCP, max, seed, timeouts());
+        while simulation.entries() < simulation.max {
+            let forecast = simulation.tick(|at| rate + rise * at, f64::INFINITY);
+            if simulation.now > 30.0 && simulation.entries() < simulation.max {
+                let now = rate + rise * simulation.now;
+                let left = simulation.max - simulation.entries();
+                let truth = ((now * now + 2.0 * rise * left).sqrt() - now) / rise;
+                is_near(forecast, truth, simulation.now);
+            }
+        }
+    }
+
+    #[test]
+    fn what_levels_off_below_the_maximum_is_no_fill(
+        rate in 50.0..2_000.0f64, level in 0.2..0.85f64, seed: u64,
+    ) {
+        let mut simulation = Simulation::new(UDP, rate * 30.0 / level, seed, timeouts());
+        for _ in 0..150 {
+            let forecast = simulation.tick(|_| rate, 30.0);
+            if simulation.now > 10.0 {
+                prop_assert_eq!(forecast, None, "at {:.0} s", simulation.now);
+            }
+        }
+        let lifetime = simulation.forecast.lifetime(UDP).expect("measured");
+        prop_assert!((lifetime - 30.0).abs() < 2.0, "{}", lifetime);
+    }
+
+    #[test]
+    fn a_lifetime_that_timeouts_did_not_tell_is_learnt(rate in 100.0..1_000.0f64, seed: u64) {
+        // Timeouts say five days, but these are closed after 40 s.
+        let mut simulation = Simulation::new(TCP, rate * 60.0, seed, timeouts());
+        for _ in 0..100 {
+            let forecast = simulation.tick(|_| rate, 40.0);
+            if simulation.now > 60.0 {
+                prop_assert_eq!(forecast, None, "at {:.0} s", simulation.now);
+            }
+        }
+    }
+
+    #[test]
+    fn a_collector_that_comes_in_bursts_hides_no_levelling_off(
+        rate in 100.0..1_000.0f64, bursts in 2.0..20.0f64, seed: u64,
+    ) {
+        let mut simulation = Simulation::new(UDP, rate * 30.0 / 0.5, seed, timeouts());
+        simulation.bursts = bursts;
+        for _ in 0..240 {
+            let forecast = simulation.tick(|_| rate, 30.0);
+            if simulation.now > 90.0 {
+                prop_assert_eq!(forecast, None, "at {:.0} s", simulation.now);
+            }
+        }
+    }
+
+    #[test]
+    fn what_stays_of_a_mixture_fills_the_table(rate in 200.0..1_000.0f64, seed: u64) {
+        // Of two entries one dies after 20 s, the other stays.
+        let mut simulation = Simulation::new(TCP, rate * 200.0, seed, timeouts());
+        simulation.stays = 0.5;
+        while simulation.entries() < simulation.max {
+            let forecast = simulation.tick(|_| rate, 20.0);
+            if simulation.now > 60.0 && simulation.entries() < simulation.max {
+                // What is left of two numbers is as uncertain as both.
+                let truth = (simulation.max - simulation.entries()) / (rate / 2.0);
+                is_within(0.4, forecast, truth, simulation.now);
+            }
+        }
+    }
+
+    #[test]
+    fn entries_that_outlive_their_timeout_fill_the_table_after_all(rate in 100.0..1_000.0f64, seed: u64) {
+        let mut simulation = Simulation::new(UDP, rate * 200.0, seed, timeouts());
+        while simulation.now < 190.0 {
+            let forecast = simulation.tick(|_| rate, f64::INFINITY);
+            if simulation.now > 90.0 {
+                is_near(forecast, (simulation.max - simulation.entries()) / rate, simulation.now);
+            }
+        }
+    }
+}
+
+#[test]
+fn without_arrivals_or_without_a_limit_nothing_fills() {
+    let mut simulation = Simulation::new(TCP, 1_000.0, 1, timeouts());
+    assert_eq!(simulation.tick(|_| 0.0, 1.0), None);
+    for _ in 0..3 {
+        simulation.tick(|_| 10.0, 100.0);
+    }
+    assert!(simulation.tick(|_| 10.0, 100.0).is_some());
+    assert_eq!(simulation.forecast.full_in_s(10, 0), None);
+    assert_eq!(simulation.forecast.full_in_s(10, 10), Some(0.0));
+}
+
+#[test]
+fn entries_present_at_the_census_make_room_as_they_expire() {
+    // 6,000 in TIME_WAIT leave at 50/s, 45/s come: it never fills, although a hundred more would.
+    let mut detail = Detail::new(6, Some(6379));
+    for entry in 0..6_000 {
+        detail.add(7, true, entry % 120);
+    }
+    let census = Census { details: vec![detail], timeouts: timeouts(), ..Census::default() };
+    let mut forecast = Forecast::default();
+    forecast.tick(1.0, [Step { key: TCP, entries: 6_000.0, inserts: 0.0, deletes: 0.0 }].into_iter());
+    forecast.take_census(&census, |_| 6_000.0);
+    let mut entries = 6_000.0;
+    for _ in 0..240 {
+        entries -= 5.0 * f64::from(entries > 5_400.0);
+        let deletes = 45.0 + 5.0 * f64::from(entries > 5_400.0);
+        forecast.tick(1.0, [Step { key: TCP, entries, inserts: 45.0, deletes }].into_iter());
+        assert_eq!(forecast.full_in_s(entries as u32, 6_100), None);
+    }
+}
+
+#[test]
+fn models_are_bounded_and_what_has_none_still_counts() {
+    let mut forecast = Forecast::default();
+    forecast.take_census(&Census { timeouts: timeouts(), ..Census::default() }, |_| 0.0);
+    for tick in 1..=20 {
+        let entries = f64::from(tick) * 10.0;
+        forecast.tick(
+            1.0,
+            (0..1_000).map(|port| Step { key: 6 << 16 | port, entries, inserts: 10.0, deletes: 0.0 }),
+        );
+    }
+    assert!(forecast.models.len() <= MODELS);
+    let full = forecast.full_in_s(200_000, 400_000).expect("10,000/s fill it");
+    assert!((full - 20.0).abs() < 2.0, "{full}");
+}

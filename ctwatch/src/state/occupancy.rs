@@ -1,0 +1,371 @@
+//! Who occupies each table: a census plus what was inserted less what was deleted since.
+//! Pure. What is not known is not shown, and what is not exact says so.
+
+use std::collections::HashMap;
+
+use super::forecast::{FlowKey, Forecast, Step};
+use super::proto::{Protocol, service};
+use super::report::{Occupant, Table};
+use crate::event::{Census, FlowSample, NetnsId};
+
+/// Occupants a report names.
+const SHOWN: usize = 5;
+/// Rates are averaged over about so many seconds.
+const SMOOTH_S: f64 = 10.0;
+/// Below this a census says too little of a key's states.
+const FEW: f64 = 16.0;
+
+/// The occupancy of all tables.
+#[derive(Debug, Default)]
+pub(super) struct Occupancy {
+    tables: HashMap<NetnsId, Flows>,
+    overflow: u64,
+}
+
+/// The flows of one netns.
+#[derive(Debug, Default)]
+struct Flows {
+    keys: HashMap<FlowKey, Key>,
+    /// Whether the last census was exact; none before the first.
+    known: Option<bool>,
+    forecast: Forecast,
+    /// Nothing came or went in the last tick.
+    quiet: bool,
+    occupied: u64,
+}
+
+#[derive(Debug, Default)]
+struct Key {
+    base: i64,
+    inserts: u64,
+    deletes: u64,
+    last: (u64, u64),
+    rate: Smoothed,
+    census: Option<AtCensus>,
+}
+
+/// What the last census saw of a key.
+#[derive(Clone, Copy, Debug)]
+struct AtCensus {
+    entries: f64,
+    time_wait: f64,
+    inserts: u64,
+}
+
+/// An average that forgets.
+#[derive(Clone, Copy, Debug, Default)]
+struct Smoothed {
+    sum: f64,
+    weight: f64,
+}
+
+impl Smoothed {
+    fn add(&mut self, amount: f64, seconds: f64) {
+        let kept = (-seconds / SMOOTH_S).exp();
+        self.sum = self.sum * kept + amount;
+        self.weight = self.weight * kept + seconds;
+    }
+
+    fn per_s(&self) -> f64 {
+        if self.weight > 0.0 { self.sum / self.weight } else { 0.0 }
+    }
+}
+
+impl Key {
+    fn entries(&self) -> u64 {
+        let moved = self.inserts as i64 - self.deletes as i64;
+        u64::try_from(self.base + moved).unwrap_or(0)
+    }
+}
+
+const fn flow_key(proto: u8, port: u16) -> FlowKey {
+    (proto as u32) << 16 | port as u32
+}
+
+impl Occupancy {
+    /// A new tick: counters are added up anew.
+    pub fn begin_tick(&mut self, flows: &FlowSample) {
+        if flows.restarted {
+            self.tables.clear();
+        }
+        for key in self.tables.values_mut().flat_map(|flows| flows.keys.values_mut()) {
+            key.last = (key.inserts, key.deletes);
+            (key.inserts, key.deletes) = (0, 0);
+        }
+    }
+
+    /// The totals of one flow slot.
+    pub fn add(&mut self, netns: NetnsId, proto: u8, port: u16, inserts: u64, deletes: u64) {
+        if (inserts, deletes) == (0, 0) {
+            return;
+        }
+        let flows = self.tables.entry(netns).or_default();
+        let key = flows.keys.entry(flow_key(proto, port)).or_default();
+        key.inserts += inserts;
+        key.deletes += deletes;
+    }
+
+    /// All slots are in: takes in the censuses that ended meanwhile.
+    pub fn end_tick(&mut self, interval_s: f64, sample: &FlowSample) {
+        let overflowed = sample.overflow > std::mem::replace(&mut self.overflow, sample.overflow);
+        for census in &sample.censuses {
+            self.tables.entry(census.netns).or_default().take_census(census);
+        }
+        for flows in self.tables.values_mut() {
+            if overflowed {
+                flows.known = flows.known.map(|_| false);
+            }
+            // Right after a restart the totals of earlier programs look like news.
+            flows.end_tick(if sample.restarted { 0.0 } else { interval_s });
+        }
+    }
+
+    /// Forgets namespaces that are gone.
+    pub fn retain(&mut self, is_there: impl Fn(NetnsId) -> bool) {
+        self.tables.retain(|netns, _| is_there(*netns));
+    }
+
+    /// Adds to a table's line what is known of its occupants.
+    pub fn describe(&self, table: &mut Table) {
+        let Some(flows) = self.tables.get(&table.netns).filter(|flows| flows.known.is_some()) else { return };
+        if table.gone {
+            return;
+        }
+        table.occupancy_exact = Some(flows.is_exact(table.count));
+        table.occupants = Some(flows.occupants());
+        if let (Some(count), Some(max)) = (table.count, table.max) {
+            table.full_in_s = flows.forecast.full_in_s(count, max).map(rounded);
+        }
+    }
+}
+
+impl Flows {
+    fn take_census(&mut self, census: &Census) {
+        if census.rebase {
+            for key in self.keys.values_mut() {
+                // A key that the census doesn't name has no entries.
+                key.base = key.deletes as i64 - key.inserts as i64;
+            }
+            for base in &census.bases {
+                self.keys.entry(flow_key(base.proto, base.port)).or_default().base = base.entries;
+            }
+            self.known = Some(census.exact);
+        }
+        for key in self.keys.values_mut() {
+            key.census = None;
+        }
+        for seen in &census.keys {
+            let key = self.keys.entry(flow_key(seen.proto, seen.port)).or_default();
+            key.census = Some(AtCensus {
+                entries: f64::from(seen.entries),
+                time_wait: f64::from(seen.time_wait),
+                inserts: key.inserts,
+            });
+        }
+        let keys = &self.keys;
+        self.forecast.take_census(census, |key| keys.get(&key).map_or(0.0, |key| key.entries() as f64));
+    }
+
+    fn end_tick(&mut self, interval_s: f64) {
+        self.quiet = true;
+        self.occupied = 0;
+        for key in self.keys.values_mut() {
+            if interval_s > 0.0 {
+                key.rate.add(key.inserts.saturating_sub(key.last.0) as f64, interval_s);
+            }
+            self.quiet &= (key.inserts, key.deletes) == key.last;
+            self.occupied += key.entries();
+        }
+        if self.known.is_none() {
+            return;
+        }
+        let steps = self.keys.iter().map(|(key, flows)| Step {
+            key: *key,
+            entries: flows.entries() as f64,
+            inserts: flows.inserts.saturating_sub(flows.last.0) as f64,
+            deletes: flows.deletes.saturating_sub(flows.last.1) as f64,
+        });
+        self.forecast.tick(interval_s, steps);
+    }
+
+    /// The kernel's count is the judge. While entries come and go it is read at another instant.
+    fn is_exact(&self, count: Option<u32>) -> bool {
+        let count = u64::from(count.unwrap_or(0));
+        let slack = if self.quiet { 0 } else { (count / 100).max(64) };
+        self.known == Some(true) && self.occupied.abs_diff(count) <= slack
+    }
+
+    fn occupants(&self) -> Vec<Occupant> {
+        let mut largest: Vec<(u64, FlowKey)> =
+            self.keys.iter().map(|(key, flows)| (flows.entries(), *key)).filter(|(n, _)| *n > 0).collect();
+        let by_size = |a: &(u64, FlowKey), b: &(u64, FlowKey)| b.0.cmp(&a.0).then(a.1.cmp(&b.1));
+        if largest.len() > SHOWN {
+            largest.select_nth_unstable_by(SHOWN, by_size);
+            largest.truncate(SHOWN);
+        }
+        largest.sort_unstable_by(by_size);
+        largest.into_iter().map(|(entries, key)| self.occupant(key, entries)).collect()
+    }
+
+    fn occupant(&self, key: FlowKey, entries: u64) -> Occupant {
+        let flows = &self.keys[&key];
+        let (proto, port) = (Protocol((key >> 16) as u8), key as u16);
+        let [icmp_type, icmp_code] = port.to_be_bytes();
+        let has_port = proto.has_ports();
+        let share = entries as f64 / self.occupied.max(1) as f64;
+        Occupant {
+            proto,
+            port: has_port.then_some(port),
+            service: has_port.then(|| service(proto, port)),
+            icmp_type: proto.is_icmp().then_some(icmp_type),
+            icmp_code: proto.is_icmp().then_some(icmp_code),
+            entries,
+            share: floored(share),
+            new_per_s: rounded(flows.rate.per_s()),
+            mean_lifetime_s: self.forecast.lifetime(key).map(rounded),
+            time_wait_share: (proto == Protocol::TCP).then(|| flows.time_wait_share()).flatten().map(floored),
+        }
+    }
+}
+
+impl Key {
+    /// As of the census; unknown once most entries are newer.
+    fn time_wait_share(&self) -> Option<f64> {
+        let AtCensus { entries, time_wait, inserts } = self.census?;
+        let newer = self.inserts.saturating_sub(inserts) as f64;
+        (newer <= entries.max(FEW)).then(|| time_wait / entries.max(1.0))
+    }
+}
+
+/// To a tenth.
+fn rounded(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
+
+/// As fills are: rounded down, so that only all of it is 1.
+fn floored(share: f64) -> f64 {
+    (share * 10_000.0 + 1e-6).floor() / 10_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Base, CensusKey};
+    use proptest::prelude::*;
+
+    const HOST: NetnsId = NetnsId(4_026_531_840);
+
+    fn table(count: u32) -> Table {
+        Table {
+            netns: HOST,
+            container: None,
+            name: None,
+            count: Some(count),
+            max: Some(1_000_000),
+            fill: None,
+            new_per_s: None,
+            gone_per_s: None,
+            full_in_s: None,
+            occupants: None,
+            occupancy_exact: None,
+            packets_lost: 0,
+            entries_lost: 0,
+            gone: false,
+            unexplained: None,
+        }
+    }
+
+    fn census(exact: bool, entries: &[(u16, u32)], counted: i64) -> Census {
+        let key = |port, entries| CensusKey { proto: 6, port, entries, assured: 0, time_wait: entries / 2 };
+        let base = |port, entries: u32| Base { proto: 6, port, entries: i64::from(entries) - counted };
+        Census {
+            netns: HOST,
+            keys: entries.iter().map(|(port, entries)| key(*port, *entries)).collect(),
+            bases: entries.iter().map(|(port, entries)| base(*port, *entries)).collect(),
+            rebase: true,
+            exact,
+            ..Census::default()
+        }
+    }
+
+    fn tick(occupancy: &mut Occupancy, slots: &[(u16, u64, u64)], censuses: Vec<Census>) {
+        let sample = FlowSample { censuses, ..FlowSample::default() };
+        occupancy.begin_tick(&sample);
+        for (port, inserts, deletes) in slots {
+            occupancy.add(HOST, 6, *port, *inserts, *deletes);
+        }
+        occupancy.end_tick(1.0, &sample);
+    }
+
+    fn shown(occupancy: &Occupancy, count: u32) -> (Vec<(Option<u16>, u64)>, Option<bool>) {
+        let mut table = table(count);
+        occupancy.describe(&mut table);
+        let occupants = table.occupants.unwrap_or_default();
+        (occupants.iter().map(|one| (one.port, one.entries)).collect(), table.occupancy_exact)
+    }
+
+    #[test]
+    fn nothing_is_said_before_the_census() {
+        let mut occupancy = Occupancy::default();
+        tick(&mut occupancy, &[(80, 10, 5)], vec![]);
+        assert_eq!(shown(&occupancy, 5), (vec![], None));
+    }
+
+    #[test]
+    fn entries_are_those_of_the_census_and_what_came_and_went_since() {
+        let mut occupancy = Occupancy::default();
+        tick(&mut occupancy, &[(6379, 10, 0)], vec![census(true, &[(6379, 710)], 10)]);
+        assert_eq!(shown(&occupancy, 710), (vec![(Some(6379), 710)], Some(true)));
+        assert_eq!(shown(&occupancy, 810).1, Some(false));
+        let mut occupancy = Occupancy::default();
+        tick(&mut occupancy, &[], vec![census(true, &[(6379, 700), (443, 100)], 0)]);
+        tick(&mut occupancy, &[(6379, 20, 5), (53, 7, 0)], vec![]);
+        let all = vec![(Some(6379), 715), (Some(443), 100), (Some(53), 7)];
+        assert_eq!(shown(&occupancy, 822), (all.clone(), Some(true)));
+        // Quiet, so every entry must be accounted for.
+        tick(&mut occupancy, &[(6379, 20, 5), (53, 7, 0)], vec![]);
+        assert_eq!(shown(&occupancy, 823), (all, Some(false)));
+    }
+
+    #[test]
+    fn a_later_census_that_is_less_exact_only_tells_states() {
+        let mut occupancy = Occupancy::default();
+        tick(&mut occupancy, &[], vec![census(true, &[(80, 100)], 0)]);
+        let later = Census { rebase: false, ..census(false, &[(80, 90)], 0) };
+        tick(&mut occupancy, &[(80, 4, 4)], vec![later]);
+        assert_eq!(shown(&occupancy, 100), (vec![(Some(80), 100)], Some(true)));
+    }
+
+    #[test]
+    fn the_time_wait_share_is_unknown_once_the_census_is_history() {
+        let mut occupancy = Occupancy::default();
+        let share = |occupancy: &Occupancy| {
+            let mut table = table(100);
+            occupancy.describe(&mut table);
+            table.occupants.unwrap_or_default()[0].time_wait_share
+        };
+        tick(&mut occupancy, &[], vec![census(true, &[(80, 100)], 0)]);
+        assert_eq!(share(&occupancy), Some(0.5));
+        tick(&mut occupancy, &[(80, 100, 100)], vec![]);
+        assert_eq!(share(&occupancy), Some(0.5));
+        tick(&mut occupancy, &[(80, 101, 101)], vec![]);
+        assert_eq!(share(&occupancy), None);
+    }
+
+    proptest! {
+        #[test]
+        fn shares_never_exceed_one_and_entries_never_go_below_nothing(
+            slots in prop::collection::vec((0..20u16, 0..1_000u64, 0..1_000u64), 0..60),
+            found in prop::collection::vec((0..20u16, 0..1_000u32), 0..20),
+        ) {
+            let mut occupancy = Occupancy::default();
+            tick(&mut occupancy, &slots, vec![census(true, &found, 0)]);
+            let mut table = table(1);
+            occupancy.describe(&mut table);
+            let occupants = table.occupants.expect("after a census");
+            prop_assert!(occupants.len() <= SHOWN);
+            prop_assert!(occupants.iter().map(|one| one.share).sum::<f64>() <= 1.0 + 1e-9);
+            prop_assert!(occupants.windows(2).all(|pair| pair[0].entries >= pair[1].entries));
+        }
+    }
+}
