@@ -92,6 +92,8 @@ pub struct Control {
     pub gc_stack: u64,
     /// Jiffies when the sync program last ran.
     pub jiffies: u64,
+    /// Where the number of the system call lies on a task's stack, from its lowest address; 0 if not known.
+    pub orig_ax: u64,
 }
 
 impl Control {
@@ -106,6 +108,7 @@ impl Control {
         sync_net: 0,
         gc_stack: 0,
         jiffies: 0,
+        orig_ax: 0,
     };
 }
 

@@ -2,7 +2,7 @@
 //! A SYN retransmit leaves from a timer's softirq, on another stack: there the socket has to have been noted before.
 
 use crate::config::config;
-use crate::maps::SOCKETS;
+use crate::maps::{SOCKETS, control};
 use crate::marks::here;
 use crate::netns::this_cpu;
 use crate::read::read;
@@ -15,18 +15,49 @@ use ctwatch_common::event::{LossEvent, OwnerPart};
 const ANY: u64 = 0;
 /// include/linux/sched.h
 const PF_KTHREAD: u32 = 0x0020_0000;
+/// sizeof(struct pt_regs) and its orig_ax, x86-64 (arch/x86/include/asm/ptrace.h).
+const PT_REGS: u64 = 168;
+const ORIG_AX: u64 = 120;
+/// __NR_bpf, x86-64.
+const BPF: u64 = 321;
 const TCP: u8 = 6;
 const SCTP: u8 = 132;
 
-/// Whether this code runs for a user process, on the stack of its own task.
+/// Whether this code runs for a user process: on the stack of its own task, in a system call. An interrupt that hits user
+/// mode runs on that stack too, and so may the softirq after it (x86: `run_sysvec_on_irqstack_cond`); then the stack's
+/// top holds the interrupt's registers, where the number of the system call is negative.
 #[inline(always)]
 fn runs_for_a_process() -> bool {
-    let Some(cpu) = this_cpu() else { return false };
+    let (Some(cpu), Some(control)) = (this_cpu(), control()) else { return false };
+    // SAFETY: a pointer into the map's value.
+    let orig_ax = unsafe { (*control).orig_ax };
+    if orig_ax == 0 {
+        return false;
+    }
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
     let flags: u32 = read(task + u64::from(config!(task_flags)));
     let stack: u64 = read(task + u64::from(config!(task_stack)));
-    flags & PF_KTHREAD == 0 && here(cpu).wrapping_sub(stack) < STACK_ALIGN
+    flags & PF_KTHREAD == 0
+        && here(cpu).wrapping_sub(stack) < STACK_ALIGN
+        && read::<u64>(stack + orig_ax).cast_signed() >= 0
+}
+
+/// Finds out where the number of the system call lies, from within bpf(): at the top of the stack, below `struct pt_regs`'s
+/// end and a gap of 16 bytes in kernels that know FRED (TOP_OF_KERNEL_STACK_PADDING, arch/x86/include/asm/thread_info.h).
+#[inline(always)]
+pub fn find_orig_ax() {
+    let Some(control) = control() else { return };
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let stack: u64 = read(task + u64::from(config!(task_stack)));
+    for gap in [0, 16] {
+        let at = STACK_ALIGN - gap - PT_REGS + ORIG_AX;
+        if read::<u64>(stack + at) == BPF {
+            // SAFETY: a pointer into the map's value.
+            unsafe { core::ptr::write_volatile(&raw mut (*control).orig_ax, at) };
+        }
+    }
 }
 
 /// The current process.

@@ -21,7 +21,7 @@ enum Task {
         /// The kernel this VM was asked for: 5.10, 6.1, 6.12 or 7
         #[arg(long)]
         kernel: String,
-        /// Only scenarios whose name contains this
+        /// Only scenarios whose name contains this, or one of these: a,b
         #[arg(long, default_value = "")]
         only: String,
         /// Print the names and end

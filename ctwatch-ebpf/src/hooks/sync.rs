@@ -5,6 +5,7 @@ use crate::config::config;
 use crate::emit;
 use crate::maps::{add, control};
 use crate::netns::{self, Start};
+use crate::owner;
 use crate::read::read;
 use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
@@ -22,6 +23,7 @@ pub fn run(ctx: &RawTracePointContext) -> i32 {
     // SAFETY: the helper has no preconditions; the pointer goes into the map's value.
     unsafe { core::ptr::write_volatile(&raw mut (*control).jiffies, bpf_jiffies64()) };
     if what == 0 {
+        owner::find_orig_ax();
         // SAFETY: the helper has no preconditions; the pointer goes into the map's value.
         unsafe {
             let task = bpf_get_current_task();

@@ -1,5 +1,5 @@
 //! Who listens where a lost packet was going. Found by a thread of its own, once per place and a few seconds.
-//! The watch never waits for it longer than its allowance: a storm of new places is answered "unknown" instead.
+//! The watch never waits for it: whoever asked asks again, and a storm of new places is answered "unknown".
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, UdpSocket};
@@ -33,9 +33,6 @@ const LIMIT: usize = 4096;
 const WAITING: usize = 256;
 /// How long an answer counts.
 const FRESH: Duration = Duration::from_secs(5);
-/// How long the watch waits for the answer to a new question, and for all of them within a second.
-const PATIENCE: Duration = Duration::from_millis(25);
-const ALLOWANCE: Duration = Duration::from_millis(50);
 /// The thread rests so many times longer than it worked.
 const REST: u32 = 9;
 
@@ -46,8 +43,6 @@ pub struct Listeners {
     /// `None` until the first question.
     thread: Option<Thread>,
     roots: Roots,
-    waited: Duration,
-    second: Instant,
 }
 
 #[derive(Debug)]
@@ -66,22 +61,12 @@ struct Thread {
 impl Listeners {
     /// Nothing asked yet.
     #[must_use]
-    pub fn new(roots: &Roots, now: Instant) -> Self {
-        Self {
-            known: HashMap::new(),
-            thread: None,
-            roots: roots.clone(),
-            waited: Duration::ZERO,
-            second: now,
-        }
+    pub fn new(roots: &Roots) -> Self {
+        Self { known: HashMap::new(), thread: None, roots: roots.clone() }
     }
 
     /// Takes in the answers that have come.
     pub fn take_answers(&mut self, now: Instant) {
-        if now.duration_since(self.second) >= Duration::from_secs(1) {
-            self.second = now;
-            self.waited = Duration::ZERO;
-        }
         while let Some(Ok((target, who))) = self.thread.as_ref().map(|thread| thread.answers.try_recv()) {
             self.enter(target, who, now);
         }
@@ -91,7 +76,13 @@ impl Listeners {
         self.known.insert(target, Known { answer: Some(who), until: now + FRESH });
     }
 
-    /// Who listens there; `None` if that isn't known in time.
+    /// Whether the answer to a question is on its way.
+    #[must_use]
+    pub fn is_open(&self, target: &Target, now: Instant) -> bool {
+        self.known.get(target).is_some_and(|known| known.answer.is_none() && now < known.until)
+    }
+
+    /// Who listens there; `None` if that isn't known, or not yet.
     pub fn of(&mut self, target: Target, place: &Place, now: Instant) -> Option<Arc<Who>> {
         match self.known.get(&target) {
             Some(known) if now < known.until => return known.answer.clone(),
@@ -110,7 +101,7 @@ impl Listeners {
             return old;
         }
         self.known.insert(target, Known { answer: old.clone(), until: now + FRESH });
-        old.or_else(|| self.wait_for(target, now))
+        old
     }
 
     fn ask(&mut self, target: Target, place: &Place) -> bool {
@@ -126,23 +117,6 @@ impl Listeners {
                 false
             }
         }
-    }
-
-    fn wait_for(&mut self, target: Target, now: Instant) -> Option<Arc<Who>> {
-        let patience = PATIENCE.min(ALLOWANCE.saturating_sub(self.waited));
-        let asked = Instant::now();
-        let mut waited = Duration::ZERO;
-        while waited < patience {
-            let answer = self.thread.as_ref()?.answers.recv_timeout(patience - waited);
-            waited = asked.elapsed();
-            let Ok((answered, who)) = answer else { break };
-            self.enter(answered, who, now);
-            if answered == target {
-                break;
-            }
-        }
-        self.waited += waited;
-        self.known.get(&target)?.answer.clone()
     }
 }
 
@@ -251,7 +225,7 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let target = Target { netns: own_place().id, proto: 6, to: "127.0.0.1".parse().unwrap(), port };
-        let mut listeners = Listeners::new(&Roots::default(), Instant::now());
+        let mut listeners = Listeners::new(&Roots::default());
         let who = ask(&mut listeners, target);
         let process = who.process.expect("this process listens there");
         assert_eq!((process.pid, process.role), (std::process::id(), Role::Listener));
@@ -262,7 +236,7 @@ mod tests {
     #[test]
     fn a_storm_of_places_is_remembered_within_bounds() {
         let now = Instant::now();
-        let mut listeners = Listeners::new(&Roots::default(), now);
+        let mut listeners = Listeners::new(&Roots::default());
         let place = own_place();
         let began = Instant::now();
         for number in 0..100_000u32 {
@@ -270,7 +244,6 @@ mod tests {
             listeners.of(Target { netns: place.id, proto: 6, to, port: 80 }, &place, now);
         }
         assert!(listeners.known.len() <= LIMIT);
-        assert!(listeners.waited <= ALLOWANCE + PATIENCE, "it waited {:?}", listeners.waited);
         assert!(began.elapsed() < Duration::from_secs(5));
     }
 }

@@ -61,7 +61,7 @@ impl Owners {
             roots: roots.clone(),
             cgroups: Cgroups::new(roots),
             senders: HashMap::new(),
-            listeners: Listeners::new(roots, now),
+            listeners: Listeners::new(roots),
             strangers: HashMap::new(),
             now,
             second: now,
@@ -104,6 +104,13 @@ impl Owners {
             Some(_) => self.stranger(netns, place, false),
             None => self.stranger(netns, place, event.hook != hook::FORWARD),
         }
+    }
+
+    /// Whether the listener that this packet was going to is being looked for: asked again later, it may be known.
+    #[must_use]
+    pub fn may_know_later(&self, loss: &Loss) -> bool {
+        matches!(loss.event.hook, hook::PRE_ROUTING | hook::LOCAL_IN)
+            && target(&loss.event).is_some_and(|target| self.listeners.is_open(&target, self.now))
     }
 
     fn sender(&mut self, owner: &OwnerPart) -> Arc<Who> {

@@ -6,10 +6,12 @@ mod clock;
 mod jiffies;
 mod ledger;
 mod pairing;
+mod unanswered;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -33,9 +35,12 @@ use jiffies::Jiffies;
 use ledger::Ledger;
 use pairing::Pairing;
 use tokio::io::unix::AsyncFd;
+use unanswered::Unanswered;
 
 /// How often to look for netns nobody has lost a packet in.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// How long the end of a run waits for listeners that are being looked for.
+const LAST_ANSWERS: Duration = Duration::from_millis(300);
 
 /// How to watch.
 #[derive(Clone, Debug)]
@@ -90,6 +95,7 @@ pub struct Watch {
     /// What a slot of flows held when the netns went whose inode number it bears.
     flows_before: HashMap<SlotKey, (u64, u64, u64)>,
     pairing: Pairing,
+    unanswered: Unanswered,
     carried: Carried,
     censuses: Censuses,
     /// The module was loaded again since the last sample.
@@ -127,6 +133,7 @@ impl Watch {
             lives: HashMap::new(),
             flows_before: HashMap::new(),
             pairing: Pairing::default(),
+            unanswered: Unanswered::default(),
             carried: Carried::default(),
             censuses: Censuses::default(),
             restarted: false,
@@ -205,11 +212,13 @@ impl Watch {
     /// Hands over at most `limit` events. Evictions come one call later, when the flow that pushed the entry out is known.
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&Loss)) -> usize {
         self.measure_jiffies();
-        let Self { probe: Some(probe), clock, pairing, owners, places, jiffies, .. } = self else { return 0 };
+        self.release_unanswered(&mut each);
+        let Self { probe: Some(probe), clock, pairing, unanswered, owners, places, jiffies, .. } = self
+        else {
+            return 0;
+        };
         let jiffies_per_s = jiffies.as_ref().and_then(Jiffies::per_s);
-        if let Some(owners) = owners {
-            owners.begin();
-        }
+        let now = Instant::now();
         let mut gone = Vec::new();
         let taken = probe.drain(limit, |record| {
             let Record { loss: event, entry, owner } = record;
@@ -220,7 +229,9 @@ impl Watch {
                     let time = clock.wall(event.at);
                     let mut loss = Loss { entry, owner, jiffies_per_s, ..Loss::new(time, event) };
                     loss.who = owners.as_mut().map(|owners| owners.of(&loss, places));
-                    if let Some(loss) = pairing.hold(loss) {
+                    let open = owners.as_ref().is_some_and(|owners| owners.may_know_later(&loss));
+                    let held = if open { unanswered.hold(loss, now) } else { pairing.hold(loss) };
+                    if let Some(loss) = held {
                         each(&loss);
                     }
                 }
@@ -243,8 +254,25 @@ impl Watch {
         }
     }
 
+    /// Hands over the losses whose listener is known by now.
+    fn release_unanswered(&mut self, each: &mut impl FnMut(&Loss)) {
+        let Self { owners: Some(owners), unanswered, places, .. } = self else { return };
+        owners.begin();
+        let answered = |loss: &mut Loss| {
+            loss.who = Some(owners.of(loss, places));
+            !owners.may_know_later(loss)
+        };
+        unanswered.release(Instant::now(), answered, each);
+    }
+
     /// Hands over what was held back.
     pub fn drain_rest(&mut self, mut each: impl FnMut(&Loss)) {
+        let until = Instant::now() + LAST_ANSWERS;
+        while !self.unanswered.is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+            self.release_unanswered(&mut each);
+        }
+        self.unanswered.release(Instant::now(), |_| true, &mut each);
         self.pairing.release(&mut each);
         self.pairing.release(&mut each);
     }
@@ -257,22 +285,21 @@ impl Watch {
         let word = |bytes: &[u8; 16], at: usize| {
             u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight of sixteen bytes"))
         };
-        if let Some(ledger) = self.ledgers.get_mut(&id) {
-            ledger.finish(KernelCounters {
-                drop: word(&event.src, 0),
-                early_drop: word(&event.src, 8),
-                insert_failed: word(&event.dst, 0),
-                chaintoolong: word(&event.dst, 8),
-            });
-        }
+        // One that nobody had noticed yet came up while we watched: all it has counted is ours.
+        let ledger = self.ledgers.entry(id).or_insert_with(|| Ledger::new(Vec::new(), true));
+        ledger.finish(KernelCounters {
+            drop: word(&event.src, 0),
+            early_drop: word(&event.src, 8),
+            insert_failed: word(&event.dst, 0),
+            chaintoolong: word(&event.dst, 8),
+        });
         for slot in self.raw_slots() {
             if slot.key.kind == KIND_FLOWS && slot.key.netns == inode {
                 self.flows_before.insert(slot.key, (slot.count, slot.deletes, slot.failed));
             }
         }
-        if let Some(place) = self.places.remove(&id) {
-            self.gone.insert(id, place);
-        }
+        let unnoticed = || Place { id, path: PathBuf::new(), name: None, container: None };
+        self.gone.insert(id, self.places.remove(&id).unwrap_or_else(unnoticed));
     }
 
     /// Follows conntrack when it is unloaded and loaded again.

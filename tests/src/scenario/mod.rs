@@ -115,9 +115,10 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     SCENARIOS.iter().map(|scenario| scenario.0)
 }
 
-/// Runs all scenarios whose name contains `only`; true when none failed.
+/// Runs all scenarios whose name contains one of the comma-separated words in `only`; true when none failed.
 pub fn run_all(kernel: &str, only: &str) -> Result<bool> {
-    let wanted: Vec<_> = SCENARIOS.iter().filter(|scenario| scenario.0.contains(only)).collect();
+    let wanted: Vec<_> =
+        SCENARIOS.iter().filter(|scenario| only.split(',').any(|word| scenario.0.contains(word))).collect();
     ensure!(!wanted.is_empty(), "no scenario's name contains `{only}`");
     let missing: Vec<_> = ["ip", "nft", "iptables-legacy", "ctwatch", "bpftool"]
         .into_iter()

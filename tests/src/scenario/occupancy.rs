@@ -144,6 +144,9 @@ fn fill_at(rate: impl Fn(f64) -> f64, limit: Duration, full: u64) -> Result<Opti
     }
 }
 
+/// New flows per second, by seconds since the start.
+type Rate = fn(f64) -> f64;
+
 pub(super) fn forecasts_when_it_will_be_full(_: &Guest) -> Result<Outcome> {
     nftables::track()?;
     let netns = own_inode()?;
@@ -151,7 +154,7 @@ pub(super) fn forecasts_when_it_will_be_full(_: &Guest) -> Result<Outcome> {
     let _limit = Setting::set(sysctl::MAX, full)?;
     let mut checks = Checks::new();
     // Entries that outlive the fill; then some that don't.
-    let cases: [(&str, u32, fn(f64) -> f64); 3] =
+    let cases: [(&str, u32, Rate); 3] =
         [("steady", 600, |_| 150.0), ("rising", 600, |at| 60.0 + 7.0 * at), ("levels_off", 6, |_| 150.0)];
     for (name, timeout, rate) in cases {
         run(&["conntrack", "-F"])?;

@@ -25,7 +25,7 @@ pub struct Args {
     /// Run only this stage (may be repeated)
     #[arg(long, value_name = "STAGE", value_parser = parse_stage)]
     only: Vec<Only>,
-    /// In the guests, run only scenarios whose name contains this
+    /// In the guests, run only scenarios whose name contains this, or one of these: a,b
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
     /// How many guests run at once; each has two CPUs
