@@ -248,6 +248,35 @@ pub fn describe_from_tuple(tuple: &[u64; 5], event: &mut LossEvent) {
     }
 }
 
+/// Says that a flow is on loopback if its destination tells: an entry remembers no device.
+#[inline(always)]
+pub fn mark_loopback(event: &mut LossEvent) {
+    let low = u64::from_ne_bytes([
+        event.dst[0],
+        event.dst[1],
+        event.dst[2],
+        event.dst[3],
+        event.dst[4],
+        event.dst[5],
+        event.dst[6],
+        event.dst[7],
+    ]);
+    let high = u64::from_ne_bytes([
+        event.dst[8],
+        event.dst[9],
+        event.dst[10],
+        event.dst[11],
+        event.dst[12],
+        event.dst[13],
+        event.dst[14],
+        event.dst[15],
+    ]);
+    let is = if event.family == IPV4 { event.dst[0] == 127 } else { low == 0 && high == 1u64.to_be() };
+    if is {
+        event.flags |= flag::LOOPBACK;
+    }
+}
+
 /// Fills in the reply direction of an entry.
 ///
 /// # Safety

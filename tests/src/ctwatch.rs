@@ -113,8 +113,8 @@ pub struct Hook {
 pub struct Table {
     /// Inode of the netns.
     pub netns: u64,
-    /// Entries.
-    pub count: u64,
+    /// Entries; unknown of a netns that was gone before anyone looked.
+    pub count: Option<u64>,
     /// Limit.
     pub max: u64,
     /// count / max; null when unlimited.

@@ -7,7 +7,7 @@ use crate::hooks::kfree_skb::EMPTY;
 use crate::maps::{REMEMBERED, VICTIMS, Victim, Victims, add};
 use crate::marks;
 use crate::netns;
-use crate::packet::{describe_from_tuple, describe_reply};
+use crate::packet::{describe_from_tuple, describe_reply, mark_loopback};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::RetProbeContext;
 use ctwatch_common::Cause;
@@ -94,6 +94,7 @@ unsafe fn report_one(victim: *const Victim, netns: u32, at: u64) {
     // SAFETY: the caller's.
     let tuple = unsafe { (*victim).original };
     describe_from_tuple(&tuple, &mut event);
+    mark_loopback(&mut event);
     emit::count_losses(emit::loss_key(&event, Cause::Evicted), 1);
     if emit::wants_losses() {
         event.flags |= flag::ENTRY;

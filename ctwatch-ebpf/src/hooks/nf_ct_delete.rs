@@ -6,7 +6,7 @@ use crate::emit::{self, Field};
 use crate::hooks::kfree_skb::EMPTY;
 use crate::maps::{NOBODY, REMEMBERED, VICTIMS, control};
 use crate::netns;
-use crate::packet::{describe_from_tuple, describe_reply, service_of_tuple};
+use crate::packet::{describe_from_tuple, describe_reply, mark_loopback, service_of_tuple};
 use crate::read::{field, read, read_words};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
@@ -77,6 +77,7 @@ fn evicted_by_gc(ct: u64, net: u64, proto: u8) {
     event.hook = hook::UNKNOWN;
     let tuple: [u64; 5] = read(ct + u64::from(config!(ct_tuple)));
     describe_from_tuple(&tuple, &mut event);
+    mark_loopback(&mut event);
     emit::count_losses(emit::loss_key(&event, Cause::GcEvicted), 1);
     if emit::wants_losses() {
         event.flags |= flag::ENTRY;

@@ -168,11 +168,12 @@ pub(super) fn nat_port_exhaustion(_: &Guest) -> Result<Outcome> {
     }
     let netns = own_inode()?;
     let drops = Drops::start(&[])?;
+    let single = Drops::start(&["--events", "--cause", "clash"])?;
     let before = Counters::read()?;
     let plan = Plan { fresh_source_every: 1, ..Plan::new(loopback(&ports), 150) };
     let sent = udp::send_on_every_cpu(&plan)?;
     drops.wait_for_ticks(2)?;
-    let run = drops.stop()?;
+    let (run, single) = (drops.stop()?, single.stop()?);
     let kernel = Counters::read()?.since(&before);
 
     let mut checks = Checks::new();
@@ -181,6 +182,15 @@ pub(super) fn nat_port_exhaustion(_: &Guest) -> Result<Outcome> {
     checks.figure("Δdrop", kernel.get("drop"));
     checks.figure("Δinsert_failed", kernel.get("insert_failed"));
     checks.that(sent.total_refused() > 300, "too few sends were refused to show anything");
+    // The tuple before NAT is the sender's; the reply goes to the one port that all were to leave from.
+    checks.equal("single clashes", single.drops.len() as u64, kernel.get("insert_failed"));
+    for clash in &single.drops {
+        checks.equal("NAT of a clash", clash.nat, Some(true));
+        let original = clash.original.as_ref().map(|ends| (ends.sport, ends.dport));
+        checks.equal("original ports of a clash", original, Some((clash.sport, clash.dport)));
+        let reply = clash.reply.as_ref().map(|ends| (ends.sport, ends.dport));
+        checks.equal("reply ports of a clash", reply, Some((clash.dport, Some(5555))));
+    }
     checks.equal(
         "counted.clash against Δinsert_failed",
         run.end.counted("clash"),

@@ -12,7 +12,7 @@ use super::{Guest, Outcome};
 use crate::checks::Checks;
 use crate::ctnetlink::{Entry, Maker, TcpState};
 use crate::ctwatch::{Drops, Tick};
-use crate::netns::own_inode;
+use crate::netns::{Netns, own_inode};
 use crate::nftables;
 use crate::shell::run;
 use crate::sysctl::{self, Setting};
@@ -119,7 +119,7 @@ pub(super) fn equals_conntrack_l(_: &Guest) -> Result<Outcome> {
 }
 
 /// Sends new flows at a rate that may grow, until the table is full or the time is up; returns when it was full.
-fn fill_at(rate: impl Fn(f64) -> f64, limit: Duration, full: u64) -> Result<Option<Duration>> {
+fn fill_at(rate: Rate, limit: Duration, full: u64) -> Result<Option<Duration>> {
     let _receiver = UdpSocket::bind(("127.0.0.1", 5400))?;
     let started = Instant::now();
     let (mut sent, mut due) = (0u64, 0.0);
@@ -147,63 +147,82 @@ fn fill_at(rate: impl Fn(f64) -> f64, limit: Duration, full: u64) -> Result<Opti
 /// New flows per second, by seconds since the start.
 type Rate = fn(f64) -> f64;
 
+/// Name, how long entries last without an answer, arrivals: two that fill the table with entries that outlive the fill,
+/// and one whose entries go as fast as they come.
+const CASES: [(&str, u64, Rate); 3] =
+    [("steady", 600, |_| 100.0), ("rising", 600, |at| 40.0 + 5.0 * at), ("levels_off", 6, |_| 100.0)];
+
 pub(super) fn forecasts_when_it_will_be_full(_: &Guest) -> Result<Outcome> {
-    nftables::track()?;
-    let netns = own_inode()?;
-    let full = 6000;
+    let full = 4000;
     let _limit = Setting::set(sysctl::MAX, full)?;
+    let tables: Vec<Netns> = CASES.iter().map(|(name, ..)| Netns::create(name)).collect::<Result<_>>()?;
+    for (table, (_, timeout, _)) in tables.iter().zip(CASES) {
+        table.run(|| {
+            nftables::track()?;
+            // Each netns has its own timeouts, and it ends with them.
+            std::mem::forget(Setting::set("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", timeout)?);
+            Ok(())
+        })?;
+    }
+    let drops = Drops::start(&[])?;
+    let started = Instant::now();
+    let filled: Vec<Option<Duration>> = thread::scope(|scope| {
+        let fillers: Vec<_> = tables
+            .iter()
+            .zip(CASES)
+            .map(|(table, (_, _, rate))| {
+                scope.spawn(move || table.run(|| fill_at(rate, Duration::from_secs(48), full)))
+            })
+            .collect();
+        fillers.into_iter().map(|filler| filler.join().expect("a filler panicked")).collect::<Result<_>>()
+    })?;
+    let ticks = drops.ticks_with_times();
+    drops.stop()?;
+
     let mut checks = Checks::new();
-    // Entries that outlive the fill; then some that don't.
-    let cases: [(&str, u32, Rate); 3] =
-        [("steady", 600, |_| 150.0), ("rising", 600, |at| 60.0 + 7.0 * at), ("levels_off", 6, |_| 150.0)];
-    for (name, timeout, rate) in cases {
-        run(&["conntrack", "-F"])?;
-        let _udp = Setting::set("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", timeout.into())?;
-        let drops = Drops::start(&[])?;
-        let started = Instant::now();
-        let filled = fill_at(rate, Duration::from_secs(50), full)?;
-        let ticks = drops.ticks_with_times();
-        drops.stop()?;
+    for ((table, (name, ..)), filled) in tables.iter().zip(CASES).zip(filled) {
         let forecasts: Vec<(f64, Option<f64>)> = ticks
             .iter()
             .filter_map(|(at, tick)| {
-                let table = tick.tables.iter().find(|table| table.netns == netns)?;
+                let table = tick.tables.iter().find(|one| one.netns == table.inode())?;
                 Some((at.duration_since(started).as_secs_f64(), table.full_in_s))
             })
             .collect();
-        let Some(filled) = filled else {
-            checks.equal(&format!("{name}: did it fill?"), name, "levels_off");
-            // Once lifetimes have shown, it must know that it will never be full.
-            let late: Vec<_> = forecasts.iter().filter(|(at, _)| *at > 20.0 && *at < 48.0).collect();
-            let wrong = late.iter().filter(|(_, forecast)| forecast.is_some()).count();
-            checks.figure("levels_off_ticks", late.len());
-            checks.that(
-                late.len() > 10 && wrong == 0,
-                format!("{name}: {wrong} of {} forecasts: {late:?}", late.len()),
-            );
-            continue;
-        };
-        let filled = filled.as_secs_f64();
-        checks.figure(&format!("{name}_full_after_s"), format!("{filled:.1}"));
-        // From a quarter of the way on, until the last seconds, where a tick's length is all there is.
-        let judged: Vec<_> =
-            forecasts.iter().filter(|(at, _)| *at > filled * 0.4 && *at < filled - 4.0).collect();
-        let off: Vec<_> = judged
-            .iter()
-            .filter(|(at, forecast)| {
-                let truth = filled - at;
-                forecast.is_none_or(|forecast| (forecast - truth).abs() > 0.2 * truth + 1.0)
-            })
-            .collect();
-        checks.figure(&format!("{name}_forecasts"), judged.len());
-        checks.that(
-            judged.len() >= 5 && off.len() * 10 <= judged.len(),
-            format!(
-                "{name}: full after {filled:.1} s; {} of {} forecasts are off: {off:?}",
-                off.len(),
-                judged.len()
-            ),
-        );
+        match filled {
+            Some(filled) => judge(&mut checks, name, filled.as_secs_f64(), &forecasts),
+            None => {
+                checks.equal("the table that never fills", name, "levels_off");
+                // Once lifetimes have shown, it must know that it will never be full.
+                let late: Vec<_> = forecasts.iter().filter(|(at, _)| *at > 20.0).collect();
+                let wrong: Vec<_> = late.iter().filter(|(_, forecast)| forecast.is_some()).collect();
+                checks.figure("levels_off_forecasts", late.len());
+                checks.that(late.len() > 10 && wrong.is_empty(), format!("of {}: {wrong:?}", late.len()));
+            }
+        }
     }
     Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// From two fifths of the way on, until the last seconds, where a tick's length is all there is.
+fn judge(checks: &mut Checks, name: &str, filled: f64, forecasts: &[(f64, Option<f64>)]) {
+    checks.figure(&format!("{name}_full_after_s"), format!("{filled:.1}"));
+    checks.that(name != "levels_off", "the table that was to level off filled up");
+    let judged: Vec<_> =
+        forecasts.iter().filter(|(at, _)| *at > filled * 0.4 && *at < filled - 4.0).collect();
+    let off: Vec<_> = judged
+        .iter()
+        .filter(|(at, forecast)| {
+            let truth = filled - at;
+            forecast.is_none_or(|forecast| (forecast - truth).abs() > 0.2 * truth + 1.0)
+        })
+        .collect();
+    checks.figure(&format!("{name}_forecasts"), judged.len());
+    checks.that(
+        judged.len() >= 5 && off.len() * 10 <= judged.len(),
+        format!(
+            "{name}: full after {filled:.1} s; {} of {} forecasts are off: {off:?}",
+            off.len(),
+            judged.len()
+        ),
+    );
 }
