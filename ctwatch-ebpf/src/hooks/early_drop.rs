@@ -4,7 +4,7 @@
 use crate::config::config;
 use crate::emit;
 use crate::hooks::kfree_skb::EMPTY;
-use crate::maps::{REMEMBERED, VICTIMS, Victim, Victims, add};
+use crate::maps::{REMEMBERED, VICTIMS, Victims, add};
 use crate::marks;
 use crate::netns;
 use crate::packet::{describe_from_tuple, describe_reply, mark_loopback};
@@ -26,7 +26,8 @@ pub fn on_return(ctx: &RetProbeContext) {
         unsafe { marks::leave(cpu, pointer) };
         return;
     }
-    let Some(victims) = VICTIMS.get_ptr_mut(&(pointer & !(STACK_ALIGN - 1))) else { return };
+    let stack = pointer & !(STACK_ALIGN - 1);
+    let Some(victims) = VICTIMS.get_ptr_mut(&stack) else { return };
     // SAFETY: pointers into map values, of this context alone.
     unsafe {
         let net = (*victims).net;
@@ -44,8 +45,8 @@ pub fn on_return(ctx: &RetProbeContext) {
         let at = bpf_ktime_get_ns();
         // The newest are early_drop's; older ones were deleted in this context for other reasons. It reaps expired
         // entries too, which are no victims; but one may have expired just after early_drop looked.
-        let left = report(victims, id, at, evicted, false);
-        let left = report(victims, id, at, left, true);
+        let left = report(stack, victims, id, at, evicted, false);
+        let left = report(stack, victims, id, at, left, true);
         if left != 0 {
             emit::count_unattributed(id, Cause::Evicted, left);
         }
@@ -61,7 +62,7 @@ pub fn on_return(ctx: &RetProbeContext) {
 /// # Safety
 /// `victims` must point to this context's map value.
 #[inline(always)]
-unsafe fn report(victims: *mut Victims, netns: u32, at: u64, wanted: u64, expired: bool) -> u64 {
+unsafe fn report(stack: u64, victims: *mut Victims, netns: u32, at: u64, wanted: u64, expired: bool) -> u64 {
     let mut left = wanted;
     for back in 1..=REMEMBERED as u64 {
         // SAFETY: the caller's; the index is masked.
@@ -70,28 +71,31 @@ unsafe fn report(victims: *mut Victims, netns: u32, at: u64, wanted: u64, expire
             if left == 0 || back > seen {
                 break;
             }
-            let victim = &raw mut (*victims).last[((seen - back) & (REMEMBERED as u64 - 1)) as usize];
-            if (*victim).counted != 0 || ((*victim).left <= 0) != expired {
-                continue;
+            let index = (seen - back) & (REMEMBERED as u64 - 1);
+            let victim = &raw mut (*victims).last[index as usize];
+            if (*victim).counted == 0 && ((*victim).left <= 0) == expired {
+                (*victim).counted = 1;
+                report_victim(stack, index, u64::from(netns), at);
+                left -= 1;
             }
-            (*victim).counted = 1;
-            report_one(victim, netns, at);
-            left -= 1;
         }
     }
     left
 }
 
-/// # Safety
-/// `victim` must point into a map value.
-#[inline(always)]
-unsafe fn report_one(victim: *const Victim, netns: u32, at: u64) {
+/// Reports one remembered victim. A global function: the verifier goes through it once, not once for each of them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn report_victim(stack: u64, index: u64, netns: u64, at: u64) -> u64 {
+    let Some(victims) = VICTIMS.get_ptr_mut(&stack) else { return 1 };
     let mut event = EMPTY;
     event.at = at;
-    event.netns = netns;
+    event.netns = netns as u32;
     event.kind = Cause::Evicted as u8;
     event.hook = hook::UNKNOWN;
-    // SAFETY: the caller's.
+    // SAFETY: a pointer into the map's value, of this context alone; the index is masked.
+    let victim = unsafe { &raw const (*victims).last[(index & (REMEMBERED as u64 - 1)) as usize] };
+    // SAFETY: the same.
     let tuple = unsafe { (*victim).original };
     describe_from_tuple(&tuple, &mut event);
     mark_loopback(&mut event);
@@ -99,7 +103,7 @@ unsafe fn report_one(victim: *const Victim, netns: u32, at: u64) {
     if emit::wants_losses() {
         event.flags |= flag::ENTRY;
         emit::push_filled(&event, |record| {
-            // SAFETY: the caller's, and a reserved record.
+            // SAFETY: the victim's, and a reserved record.
             unsafe {
                 let reply = (*victim).reply;
                 describe_reply(&reply, &raw mut (*record).entry);
@@ -109,4 +113,5 @@ unsafe fn report_one(victim: *const Victim, netns: u32, at: u64) {
             }
         });
     }
+    0
 }
