@@ -99,6 +99,8 @@ pub struct Config {
     pub net_loopback: u32,
     /// net.exit_list
     pub net_exit_list: u32,
+    /// net.ns.count (5.10: net.count, from 6.18 on: net.ns.__ns_ref): 0 in a netns that goes.
+    pub net_references: u32,
     /// nf_conn.proto.tcp.state
     pub ct_tcp_state: u32,
     /// task_struct.stack

@@ -37,6 +37,10 @@ pub fn on_entry(ctx: &ProbeContext) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn gone(net: u64) -> u64 {
+    // When the module is unloaded, this runs for namespaces that live on.
+    if read::<u32>(net + u64::from(config!(net_references))) != 0 {
+        return 1;
+    }
     let inum = netns::inum(net);
     let life = LIVES.get_ptr(inum).map_or(0, |life| {
         // SAFETY: a pointer into the map's value.

@@ -74,6 +74,10 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
         nsproxy_net: need("nsproxy", "net_ns")?,
         net_loopback: need("net", "loopback_dev")?,
         net_exit_list: need("net", "exit_list")?,
+        net_references: ["ns.__ns_ref", "ns.count", "count"]
+            .into_iter()
+            .find_map(|field| btf.offset("net", field))
+            .context("this kernel's BTF has no reference count in struct net")?,
         ct_tcp_state: btf.offset("nf_conn", "proto.tcp.state").unwrap_or(NONE),
         task_stack: need("task_struct", "stack")?,
         task_flags: need("task_struct", "flags")?,
