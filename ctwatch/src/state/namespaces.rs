@@ -22,7 +22,8 @@ pub(super) struct Namespaces {
 #[derive(Debug, Default)]
 struct Buried {
     ids: HashSet<NetnsId>,
-    number: u64,
+    /// Those whose last counts haven't come yet, with what the kernel had counted when last read.
+    incomplete: HashMap<NetnsId, Four<u64>>,
     kernel: Four<u64>,
     unexplained: Four<i64>,
 }
@@ -103,13 +104,23 @@ impl Namespaces {
     pub fn add_sample(&mut self, sample: &NetnsSample) {
         let NetnsSample { id, name, container, count, max, before, after, gone, complete } = sample;
         if *gone && self.buried.ids.contains(id) {
+            if *complete {
+                self.buried.complete(*id, balance::four(after));
+            }
             return;
         }
         self.buried.ids.remove(id);
         let netns = self.known.entry(*id).or_default();
         match (gone, netns.life) {
-            // Its last line was shown: nothing to learn any more.
-            (true, Life::Gone) => return,
+            // Its last line was shown: all that may come is what it had counted in the end.
+            (true, Life::Gone) => {
+                if *complete && !netns.complete {
+                    netns.complete = true;
+                    netns.before = balance::four(before);
+                    netns.after = balance::four(after);
+                }
+                return;
+            }
             (true, _) => netns.life = Life::Dying,
             (false, Life::Gone) => {
                 netns.earlier = netns.kernel_after();
@@ -148,7 +159,7 @@ impl Namespaces {
         let mut account = Account {
             counted: *overflow,
             kernel: self.buried.kernel,
-            gone: self.buried.number,
+            gone: self.buried.incomplete.len() as u64,
             ..Account::default()
         };
         let mut sums = Balance::default();
@@ -208,13 +219,27 @@ impl Namespaces {
             }
             let distance = balance::distance(&netns.bracket(), [0; 4], [0; 4]);
             buried.ids.insert(*id);
-            buried.number += u64::from(!netns.complete);
+            if !netns.complete {
+                buried.incomplete.insert(*id, netns.kernel_after());
+            }
             buried.kernel = add(buried.kernel, netns.kernel_after());
             for (sum, distance) in buried.unexplained.iter_mut().zip(distance) {
                 *sum += distance;
             }
             false
         });
+    }
+}
+
+impl Buried {
+    /// What a netns had counted in the end is known now; none of it was ours.
+    fn complete(&mut self, id: NetnsId, last: Four<u64>) {
+        let Some(read) = self.incomplete.remove(&id) else { return };
+        for counter in 0..read.len() {
+            let more = last[counter].saturating_sub(read[counter]);
+            self.kernel[counter] += more;
+            self.unexplained[counter] += i64::try_from(more).unwrap_or(i64::MAX);
+        }
     }
 }
 

@@ -325,6 +325,20 @@ fn a_netns_that_dies_without_a_loss_is_counted_once_and_forgotten() {
 }
 
 #[test]
+fn the_last_counts_of_a_netns_may_come_after_it_was_found_gone() {
+    let gone = |id, drop, complete| NetnsSample { gone: true, complete, ..netns(id, drop) };
+    let slots = || vec![slot(7, FULL, 6, 80, 5)];
+    let mut state = State::new(settings(By::Port));
+    state.sample(&sample(vec![netns(7, 4), netns(8, 0)], slots()));
+    state.sample(&sample(vec![gone(7, 4, false), gone(8, 0, false)], slots()));
+    assert_eq!(state.end(time(3)).netns_gone, 2);
+    // One more of ours and two that nobody saw, told when the kernel cleaned up.
+    let tick = state.sample(&sample(vec![gone(7, 5, true), gone(8, 2, true)], slots()));
+    assert_eq!((tick.kernel_counters.drop, tick.unexplained.drop), (7, 2));
+    assert_eq!(state.end(time(4)).netns_gone, 0);
+}
+
+#[test]
 fn a_reused_inode_number_starts_from_what_its_forerunner_left() {
     let mut state = State::new(settings(By::Port));
     state.sample(&sample(vec![netns(7, 5)], vec![slot(7, FULL, 6, 80, 5)]));
