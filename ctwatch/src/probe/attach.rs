@@ -7,7 +7,6 @@ use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuHashMap, RingBuf};
 use aya::programs::{KProbe, Program, RawTracePoint};
-use ctwatch_common::classify::Counters;
 use ctwatch_common::config::Config;
 use ctwatch_common::event::Record;
 
@@ -19,7 +18,7 @@ use super::diagnostics::Diagnostics;
 use super::object;
 use super::plan::{Attachment, HookKind, Plan};
 use super::shared::Shared;
-use super::sync::{self, State, Take};
+use super::sync::{self, State, Take, Taken};
 use crate::conntrack::netns::{self, Place};
 
 /// A watch in the kernel.
@@ -50,13 +49,13 @@ impl Probe {
         Ok(Self { ebpf, shared, ring, states, diagnostics })
     }
 
-    /// Makes a netns known to the programs; returns the counters each CPU's watch begins with.
-    pub fn take(&self, place: &Place, how: Take) -> Result<Vec<Option<Counters>>> {
+    /// Makes a netns known to the programs; returns what they call it, and the counters each CPU's watch begins with.
+    pub fn take(&self, place: &Place, how: Take) -> Result<Taken> {
         let program = self.sync_program()?;
         netns::inside(place, || sync::find_here(program))?;
         let net = self.shared.sync_net();
         sync::take(program, net, how)?;
-        sync::bases(&self.states, net)
+        sync::taken(&self.states, net)
     }
 
     /// Counts what the kernel counted and the programs missed: without a tuple, but counted.
@@ -132,9 +131,9 @@ impl Probe {
 }
 
 /// A map taken out of the object.
-struct Taken(Map);
+struct TakenMap(Map);
 
-impl Taken {
+impl TakenMap {
     fn as_array(&self) -> Result<BorrowedFd<'_>> {
         use std::os::fd::AsFd;
         match &self.0 {
@@ -144,8 +143,8 @@ impl Taken {
     }
 }
 
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<Taken> {
-    ebpf.take_map(name).map(Taken).with_context(|| format!("the eBPF object has no map {name:?}"))
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<TakenMap> {
+    ebpf.take_map(name).map(TakenMap).with_context(|| format!("the eBPF object has no map {name:?}"))
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {

@@ -10,6 +10,8 @@ use ctwatch_common::Cause;
 use ctwatch_common::classify::Counters;
 use ctwatch_common::netns::NetCpu;
 
+use crate::event::NetnsId;
+
 /// How the programs should take a netns (see the sync program).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
@@ -56,10 +58,22 @@ pub fn settle(program: &RawTracePoint, net: u64) -> Result<()> {
     Ok(())
 }
 
-/// The counters each CPU's watch began with.
-pub fn bases(states: &PerCpuHashMap<MapData, u64, State>, net: u64) -> Result<Vec<Option<Counters>>> {
+/// What the programs know of a netns.
+#[derive(Debug)]
+pub struct Taken {
+    /// What they call it.
+    pub id: NetnsId,
+    /// The counters each CPU's watch began with.
+    pub bases: Vec<Option<Counters>>,
+}
+
+/// Reads what the sync program noted.
+pub fn taken(states: &PerCpuHashMap<MapData, u64, State>, net: u64) -> Result<Taken> {
     let values = states.get(&net, 0).context("reading what the sync program noted")?;
-    Ok(values.iter().map(|State(state)| (state.synced != 0).then_some(state.base)).collect())
+    let synced = |State(state): &State| (state.synced != 0).then_some(*state);
+    let id = values.iter().find_map(synced).context("the sync program noted nothing")?.id;
+    let bases = values.iter().map(|state| synced(state).map(|state| state.base)).collect();
+    Ok(Taken { id: NetnsId(id), bases })
 }
 
 fn run(program: &RawTracePoint, arguments: [u64; 3], cpu: Option<u32>) -> Result<()> {

@@ -162,8 +162,8 @@ impl Watch {
             let probe = Probe::attach(&plan, &config, u32::try_from(room)?, self.settings.log_level)?;
             for place in self.places.values() {
                 // A netns that died since it was discovered has nothing to say.
-                if let Ok(base) = probe.take(place, Take::AsItIs) {
-                    bases.insert(place.id, base);
+                if let Ok(taken) = probe.take(place, Take::AsItIs) {
+                    bases.insert(place.id, taken.bases);
                 }
             }
             anyhow::ensure!(
@@ -281,7 +281,8 @@ impl Watch {
     fn bury(&mut self, event: &LossEvent) {
         let id = NetnsId(event.netns);
         let (inode, life) = (id.inode(), id.life());
-        self.lives.insert(inode, life + 1);
+        let lives = self.lives.entry(inode).or_default();
+        *lives = (*lives).max(life + 1);
         let word = |bytes: &[u8; 16], at: usize| {
             u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight of sixteen bytes"))
         };
@@ -528,15 +529,21 @@ impl Watch {
             owners.places_changed();
         }
         for (id, mut place) in found {
-            let id = self.present_id(id.inode());
-            place.id = id;
-            if let Some(known) = self.places.get_mut(&id) {
+            place.id = self.present_id(id.inode());
+            if let Some(known) = self.places.get_mut(&place.id) {
                 *known = place;
                 continue;
             }
+            let taken = self.probe.as_ref().and_then(|probe| probe.take(&place, Take::AsNew).ok());
+            if let Some(taken) = &taken {
+                // The programs may know already that the netns before it is gone, and have yet to tell.
+                place.id = taken.id;
+                self.lives.insert(taken.id.inode(), taken.id.life());
+            }
+            let id = place.id;
             self.gone.remove(&id);
-            let bases = self.probe.as_ref().and_then(|probe| probe.take(&place, Take::AsNew).ok());
-            self.ledgers.entry(id).or_insert_with(|| Ledger::new(bases.unwrap_or_default(), true));
+            let bases = taken.map_or_else(Vec::new, |taken| taken.bases);
+            self.ledgers.entry(id).or_insert_with(|| Ledger::new(bases, true));
             self.places.insert(id, place);
         }
     }
