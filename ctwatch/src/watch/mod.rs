@@ -446,19 +446,25 @@ impl Watch {
         }
     }
 
-    /// All slots. Those that count flows bear inode numbers: they belong to the netns that has the number now.
+    /// All slots. Those that count flows bear inode numbers: they belong to the netns that has the number now, if any.
     fn slots(&mut self) -> Vec<SlotSample> {
         let mut slots = self.raw_slots();
-        if !self.lives.is_empty() {
-            for slot in slots.iter_mut().filter(|slot| slot.key.kind == KIND_FLOWS) {
-                if let Some((count, deletes, failed)) = self.flows_before.get(&slot.key) {
-                    slot.count -= count;
-                    slot.deletes -= deletes;
-                    slot.failed -= failed;
-                }
-                slot.key.netns = self.present_id(slot.key.netns).0;
-            }
+        if self.lives.is_empty() {
+            return slots;
         }
+        slots.retain_mut(|slot| {
+            if slot.key.kind != KIND_FLOWS {
+                return true;
+            }
+            if let Some((count, deletes, failed)) = self.flows_before.get(&slot.key) {
+                slot.count = slot.count.saturating_sub(*count);
+                slot.deletes = slot.deletes.saturating_sub(*deletes);
+                slot.failed = slot.failed.saturating_sub(*failed);
+            }
+            let id = self.present_id(slot.key.netns);
+            slot.key.netns = id.0;
+            self.places.contains_key(&id)
+        });
         slots
     }
 
