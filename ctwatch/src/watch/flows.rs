@@ -1,0 +1,74 @@
+//! What the tables hold: a census now and then, and counted inserts and deletes in between.
+//! A census runs beside the watch and never holds it up.
+
+use std::collections::HashMap;
+
+use ctwatch_common::slot::KIND_FLOWS;
+
+use super::Watch;
+use super::census::Moved;
+use crate::event::{FlowSample, NetnsId, SlotSample};
+use crate::probe::Probe;
+
+impl Watch {
+    /// Starts counting what the tables hold, if flows are counted: that goes on beside the watch.
+    pub fn start_census(&mut self) {
+        let slots = self.slots();
+        self.start_due_censuses(&moved(&slots));
+    }
+
+    /// Why tables can't be counted, once.
+    pub fn census_trouble(&mut self) -> Option<String> {
+        self.censuses.trouble()
+    }
+
+    pub(super) fn flows(&mut self, slots: &[SlotSample]) -> FlowSample {
+        let moved = moved(slots);
+        let mut censuses = std::mem::take(&mut self.censuses);
+        let mut done = censuses.collect(|id, raw| self.net_of(id, raw), &moved);
+        self.censuses = censuses;
+        // A netns may have died, and its inode number gone to another one, while its table was read.
+        done.retain(|census| self.places.contains_key(&census.netns));
+        self.start_due_censuses(&moved);
+        let overflow = |probe: &Probe| probe.shared.control().flows_overflow.iter().sum();
+        FlowSample {
+            censuses: done,
+            overflow: self.probe.as_ref().map_or(0, overflow),
+            restarted: std::mem::take(&mut self.restarted),
+        }
+    }
+
+    pub(super) fn start_due_censuses(&mut self, moved: &HashMap<NetnsId, Moved>) {
+        let Self { probe: Some(probe), censuses, places, ledgers, settings, .. } = self else { return };
+        if settings.wishes.is_some_and(|wishes| wishes.flows) {
+            let entries = |id| ledgers.get(&id).and_then(|ledger| ledger.entries);
+            censuses.start_due(places, || probe.shared.flow_reader(), moved, entries);
+        }
+    }
+
+    /// Inserts less deletes per key, of slots read in the present probe: in the terms of [`Watch::slots`].
+    pub(super) fn net_of(&self, id: NetnsId, raw: &[SlotSample]) -> HashMap<(u8, u16), i64> {
+        let mut net = HashMap::new();
+        for slot in raw.iter().chain(&self.carried.slots) {
+            if slot.key.kind != KIND_FLOWS || slot.key.netns != id.inode() {
+                continue;
+            }
+            let (count, deletes, failed) = self.flows_before.get(&slot.key).copied().unwrap_or_default();
+            let since = |now: u64, then: u64| now.saturating_sub(then) as i64;
+            *net.entry((slot.key.proto, slot.key.port)).or_default() +=
+                since(slot.count, count) - since(slot.failed, failed) - since(slot.deletes, deletes);
+        }
+        net
+    }
+}
+
+/// Inserts and deletes by netns.
+fn moved(slots: &[SlotSample]) -> HashMap<NetnsId, Moved> {
+    let mut sums: HashMap<NetnsId, Moved> = HashMap::new();
+    for slot in slots.iter().filter(|slot| slot.key.kind == KIND_FLOWS) {
+        let moved = sums.entry(NetnsId(slot.key.netns)).or_default();
+        moved.inserts += slot.count.saturating_sub(slot.failed);
+        moved.deletes += slot.deletes;
+    }
+    sums
+}
