@@ -125,6 +125,10 @@ pub struct Config {
     pub owners: u32,
     /// Inserts and deletes are counted.
     pub flows: u32,
+    /// `nf_conntrack_pernet_exit` is probed: the programs forget a netns when it goes.
+    pub exit_probed: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// How many CPUs there may be.
     pub cpus: u32,
     /// Someone looks at single events: time, fill and device name are worth reading.

@@ -101,7 +101,6 @@ pub extern "C" fn find_mark() -> u64 {
     let Some(cpu) = this_cpu() else { return 0 };
     let mut found = 0;
     let stack = here(cpu);
-    let now = now();
     // SAFETY: this CPU's own map value.
     unsafe {
         let marks = &raw mut (*cpu).marks;
@@ -112,7 +111,7 @@ pub extern "C" fn find_mark() -> u64 {
             }
             if is_near((*mark).stack, stack) {
                 found |= MINE | (index as u64) << 8;
-            } else if now - (*mark).since > OLD {
+            } else if now() - (*mark).since > OLD {
                 (*mark).stack = 0;
             } else {
                 found += 1;

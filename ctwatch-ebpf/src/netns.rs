@@ -65,12 +65,19 @@ fn count_address(net: u64) -> u64 {
 /// The kernel's counters on this CPU now.
 #[inline(always)]
 pub fn counters(stat: u64) -> Counters {
+    counters_and_invalid(stat).0
+}
+
+/// The same, and its count of invalid packets.
+#[inline(always)]
+pub fn counters_and_invalid(stat: u64) -> (Counters, u32) {
     let mut span = core::mem::MaybeUninit::<[u64; STAT_WORDS]>::uninit();
     let block = span.as_mut_ptr();
     // SAFETY: `span` is as large as the read, and user space checked the offsets against it.
     unsafe {
         crate::read::read_words(block, stat);
-        Counters {
+        let invalid = crate::read::field(block, config!(stat_invalid));
+        let counters = Counters {
             drop: crate::read::field(block, config!(stat_drop)),
             insert_failed: crate::read::field(block, config!(stat_insert_failed)),
             chaintoolong: if config!(stat_chaintoolong) == NONE {
@@ -79,14 +86,9 @@ pub fn counters(stat: u64) -> Counters {
                 crate::read::field(block, config!(stat_chaintoolong))
             },
             early_drop: crate::read::field(block, config!(stat_early_drop)),
-        }
+        };
+        (counters, invalid)
     }
-}
-
-/// The kernel's count of invalid packets on this CPU now.
-#[inline(always)]
-pub fn invalid(stat: u64) -> u32 {
-    read(stat + u64::from(config!(stat_invalid)))
 }
 
 /// How a netns met for the first time on this CPU starts.
@@ -110,6 +112,20 @@ pub fn start_of_a_loss() -> Start {
         }
         _ => Start::NotYet,
     }
+}
+
+/// The record of a netns that is losing something. If it is told when a netns goes, an address that is known stands for the
+/// same netns still, and its inode number need not be read again.
+#[inline(always)]
+pub fn of_a_loss(net: u64) -> Option<*mut NetCpu> {
+    if config!(exit_probed) != 0
+        && let Some(known) = NETS.get_ptr_mut(net)
+        // SAFETY: this CPU's own map value.
+        && unsafe { (*known).synced } != 0
+    {
+        return Some(known);
+    }
+    lookup(net, inum(net), start_of_a_loss())
 }
 
 /// The record of a netns on this CPU, filled in.
@@ -147,7 +163,7 @@ pub fn lookup(net: u64, inum: u32, start: Start) -> Option<*mut NetCpu> {
                 return None;
             }
             let stat = stat.wrapping_add(per_cpu_offset()?) + u64::from(config!(stat_span));
-            let now = counters(stat);
+            let (now, invalid) = counters_and_invalid(stat);
             let base = match start {
                 Start::Present => now,
                 Start::Fresh | Start::NotYet => Counters {
@@ -162,7 +178,7 @@ pub fn lookup(net: u64, inum: u32, start: Start) -> Option<*mut NetCpu> {
             (*entry).inum = inum;
             (*entry).id = id(inum, LIVES.get(&inum).copied().unwrap_or(0));
             (*entry).loopback = read(net + u64::from(config!(net_loopback)));
-            (*entry).invalid = invalid(stat);
+            (*entry).invalid = invalid;
             (*entry).base = base;
             (*entry).accounted = base;
             (*entry).synced = 1;

@@ -3,13 +3,13 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::hooks::kfree_skb::EMPTY;
 use crate::maps::{REMEMBERED, VICTIMS, Victims, add};
 use crate::marks;
 use crate::netns;
-use crate::packet::{describe_from_tuple, describe_reply, mark_loopback};
+use crate::packet::{blank, describe_from_tuple, describe_reply, mark_loopback};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::RetProbeContext;
+use core::mem::MaybeUninit;
 use ctwatch_common::Cause;
 use ctwatch_common::classify::moved;
 use ctwatch_common::config::STACK_ALIGN;
@@ -88,7 +88,8 @@ unsafe fn report(stack: u64, victims: *mut Victims, netns: u32, at: u64, wanted:
 #[inline(never)]
 pub extern "C" fn report_victim(stack: u64, index: u64, netns: u64, at: u64) -> u64 {
     let Some(victims) = VICTIMS.get_ptr_mut(&stack) else { return 1 };
-    let mut event = EMPTY;
+    let mut event = MaybeUninit::uninit();
+    let event = blank(&mut event);
     event.at = at;
     event.netns = netns as u32;
     event.kind = Cause::Evicted as u8;
@@ -97,12 +98,12 @@ pub extern "C" fn report_victim(stack: u64, index: u64, netns: u64, at: u64) -> 
     let victim = unsafe { &raw const (*victims).last[(index & (REMEMBERED as u64 - 1)) as usize] };
     // SAFETY: the same.
     let tuple = unsafe { (*victim).original };
-    describe_from_tuple(&tuple, &mut event);
-    mark_loopback(&mut event);
-    emit::count_losses(emit::loss_key(&event, Cause::Evicted), 1);
+    describe_from_tuple(&tuple, event);
+    mark_loopback(event);
+    emit::count_losses(emit::loss_key(event, Cause::Evicted), 1);
     if emit::wants_losses() {
         event.flags |= flag::ENTRY;
-        emit::push_filled(&event, |record| {
+        emit::push_filled(event, |record| {
             // SAFETY: the victim's, and a reserved record.
             unsafe {
                 let reply = (*victim).reply;

@@ -3,13 +3,14 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::hooks::kfree_skb::{EMPTY, refusal, refused_for_want_of_room};
+use crate::hooks::kfree_skb::{refusal, refused_for_want_of_room};
 use crate::maps::{PENDING, Pending};
 use crate::netns;
-use crate::packet::{Skb, describe_from_tuple};
+use crate::packet::{Skb, blank, describe_from_tuple};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use core::mem::MaybeUninit;
 use ctwatch_common::event::hook;
 
 /// BPF_ANY
@@ -47,9 +48,10 @@ pub fn on_return(ctx: &RetProbeContext) {
     }
     let inum = netns::inum(net);
     let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
-    let mut event = EMPTY;
+    let mut event = MaybeUninit::uninit();
+    let event = blank(&mut event);
     // SAFETY: this CPU's own map values.
-    let full = unsafe { refused_for_want_of_room(false, state, &mut event) };
+    let full = unsafe { refused_for_want_of_room(false, state, event) };
     let cause = refusal(full);
     // SAFETY: the helper has no preconditions.
     event.at = unsafe { bpf_ktime_get_ns() };
@@ -63,11 +65,11 @@ pub fn on_return(ctx: &RetProbeContext) {
     if address != 0 {
         let mut skb = Skb::uninit();
         skb.read(address);
-        skb.describe_path(false, loopback, &mut event);
+        skb.describe_path(false, loopback, event);
     }
-    describe_from_tuple(&tuple, &mut event);
-    emit::count_losses(emit::loss_key(&event, cause), 1);
+    describe_from_tuple(&tuple, event);
+    emit::count_losses(emit::loss_key(event, cause), 1);
     if emit::wants_losses() {
-        emit::push(&event);
+        emit::push(event);
     }
 }

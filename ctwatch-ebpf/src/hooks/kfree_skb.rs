@@ -6,10 +6,11 @@ use crate::emit;
 use crate::maps::{add, control};
 use crate::marks;
 use crate::netns;
-use crate::packet::{Skb, describe_from_entry, service_port};
+use crate::packet::{Skb, blank, describe_from_entry, service_port};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::RawTracePointContext;
+use core::mem::MaybeUninit;
 use ctwatch_common::Cause;
 use ctwatch_common::classify::{Counters, Moved, classify, moved, refused_with_room};
 use ctwatch_common::event::{LossEvent, flag};
@@ -58,11 +59,10 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     if net == 0 {
         return;
     }
-    let inum = netns::inum(net);
-    let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
+    let Some(state) = netns::of_a_loss(net) else { return };
     // SAFETY: this CPU's own map value.
     let (stat, accounted) = unsafe { ((*state).stat, (*state).accounted) };
-    let now = netns::counters(stat);
+    let (now, invalid) = netns::counters_and_invalid(stat);
     let Some(drops) = moved(now.drop, accounted.drop) else {
         restart(state, now);
         return;
@@ -75,9 +75,10 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         chaintoolong: now.chaintoolong != accounted.chaintoolong,
     };
     let entry = skb.entry();
-    let mut event = EMPTY;
+    let mut event = MaybeUninit::uninit();
+    let event = blank(&mut event);
     // SAFETY: this CPU's own map value.
-    let full = unsafe { refused_for_want_of_room(marks.mine, state, &mut event) };
+    let full = unsafe { refused_for_want_of_room(marks.mine, state, event) };
     let Some(mut cause) = classify(which, entry != 0, full) else {
         // SAFETY: this CPU's own map value.
         unsafe { marks::clear(cpu, marks) };
@@ -85,10 +86,9 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     };
     // The cause decides which counters are accounted for, so it must be final here.
     if cause == Cause::NoMemory {
-        skb.describe_tuple(&mut event);
+        skb.describe_tuple(event);
         // SAFETY: this CPU's own map value.
-        let invalid = unsafe { netns::invalid((*state).stat) != (*state).invalid };
-        cause = refused_with_room(event.proto, invalid);
+        cause = refused_with_room(event.proto, unsafe { (*state).invalid } != invalid);
     }
     // SAFETY: pointers into map values. Atomic, since an interrupt on this CPU may account for its own loss between.
     unsafe {
@@ -102,6 +102,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
             add(&raw mut (*state).accounted.chaintoolong, 1);
         }
         marks::clear(cpu, marks);
+        (*state).invalid = invalid;
         event.netns = (*state).id;
     }
     if entry == 0 {
@@ -122,44 +123,25 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         event.at = unsafe { bpf_ktime_get_ns() };
     }
     event.kind = cause as u8;
-    // SAFETY: this CPU's own map value.
-    skb.describe_path(entry != 0, unsafe { (*state).loopback }, &mut event);
     if entry == 0 {
-        skb.describe_tuple(&mut event);
+        skb.describe_tuple(event);
     } else {
-        describe_from_entry(entry, &mut event);
+        describe_from_entry(entry, event);
+    }
+    // SAFETY: this CPU's own map value.
+    skb.describe_path(entry != 0, unsafe { (*state).loopback }, event);
+    if entry != 0 {
         if config!(flows) != 0 && matches!(cause, Cause::ChainTooLong | Cause::Dying) {
             // Counted as an insert when it was tried; a clash is put right where it is resolved.
-            emit::count_flow(inum, event.proto, service_port(&event), emit::Field::Failed);
+            // SAFETY: this CPU's own map value.
+            emit::count_flow(unsafe { (*state).inum }, event.proto, service_port(event), emit::Field::Failed);
         }
     }
-    emit::count_losses(emit::loss_key(&event, cause), 1);
+    emit::count_losses(emit::loss_key(event, cause), 1);
     if emit::wants_losses() {
-        emit::push_packet(&event, &skb, entry);
+        emit::push_packet(event, &skb, entry);
     }
 }
-
-/// An event that says nothing yet.
-pub const EMPTY: LossEvent = LossEvent {
-    at: 0,
-    netns: 0,
-    count: 0,
-    max: 0,
-    ifindex: 0,
-    kind: 0,
-    proto: 0,
-    family: 0,
-    hook: 0,
-    flags: 0,
-    icmp: [0; 2],
-    reserved: 0,
-    sport: 0,
-    dport: 0,
-    length: 0,
-    src: [0; 16],
-    dst: [0; 16],
-    device: [0; 16],
-};
 
 /// A new netns took the address of one that died: start over.
 #[inline(always)]

@@ -3,14 +3,14 @@
 
 use crate::config::config;
 use crate::emit::{self, Field};
-use crate::hooks::kfree_skb::EMPTY;
 use crate::marks;
 use crate::netns;
 use crate::owner;
-use crate::packet::{Skb, describe_from_tuple, service_of_tuple};
+use crate::packet::{Skb, blank, describe_from_tuple, service_of_tuple};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
+use core::mem::MaybeUninit;
 use ctwatch_common::event::{KIND_PUSHER, hook};
 use ctwatch_common::slot::KIND_FLOWS;
 
@@ -40,11 +40,12 @@ pub fn on_entry(ctx: &ProbeContext) {
 /// What single events need of a new flow: whom it pushed out, that it is there, whose it is.
 #[inline(always)]
 fn tell(ctx: &ProbeContext, address: u64, ct: u64, inum: u32) {
-    let mut event = EMPTY;
+    let mut event = MaybeUninit::uninit();
+    let event = blank(&mut event);
     event.netns = inum;
     event.hook = hook::UNKNOWN;
     let tuple: [u64; 5] = read(ct + u64::from(config!(ct_tuple)));
-    describe_from_tuple(&tuple, &mut event);
+    describe_from_tuple(&tuple, event);
     if emit::wants_losses()
         && let Some(cpu) = netns::this_cpu()
         // SAFETY: the kernel's own registers, and this CPU's own map value.
@@ -52,17 +53,17 @@ fn tell(ctx: &ProbeContext, address: u64, ct: u64, inum: u32) {
     {
         event.at = at;
         event.kind = KIND_PUSHER;
-        emit::push(&event);
+        emit::push(event);
     }
     if emit::wants_inserts() {
         // SAFETY: the helper has no preconditions.
         event.at = unsafe { bpf_ktime_get_ns() };
         event.kind = KIND_FLOWS;
-        emit::push(&event);
+        emit::push(event);
     }
     if config!(owners) != 0 {
         let mut skb = Skb::uninit();
         skb.read(address);
-        owner::note(skb.socket(), owner::flow(&event));
+        owner::note(skb.socket(), owner::flow(event));
     }
 }

@@ -3,12 +3,12 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::hooks::kfree_skb::EMPTY;
 use crate::maps::{PENDING, Pending};
 use crate::netns;
-use crate::packet::Skb;
+use crate::packet::{Skb, blank};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use core::mem::MaybeUninit;
 use ctwatch_common::Cause;
 
 /// BPF_ANY
@@ -48,7 +48,8 @@ pub fn on_return(ctx: &RetProbeContext) {
     }
     let inum = netns::inum(net);
     let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
-    let mut event = EMPTY;
+    let mut event = MaybeUninit::uninit();
+    let event = blank(&mut event);
     // SAFETY: the helper has no preconditions; this CPU's own map value.
     let loopback = unsafe {
         if config!(detail) != 0 {
@@ -58,10 +59,10 @@ pub fn on_return(ctx: &RetProbeContext) {
         (*state).loopback
     };
     event.kind = Cause::Invalid as u8;
-    skb.describe_path(false, loopback, &mut event);
-    skb.describe_tuple(&mut event);
-    emit::count_losses(emit::loss_key(&event, Cause::Invalid), 1);
+    skb.describe_path(false, loopback, event);
+    skb.describe_tuple(event);
+    emit::count_losses(emit::loss_key(event, Cause::Invalid), 1);
     if emit::wants_losses() {
-        emit::push_packet(&event, &skb, 0);
+        emit::push_packet(event, &skb, 0);
     }
 }

@@ -3,10 +3,9 @@
 
 use crate::config::config;
 use crate::emit::{self, Field};
-use crate::hooks::kfree_skb::EMPTY;
 use crate::maps::{NOBODY, REMEMBERED, VICTIMS, control};
 use crate::netns;
-use crate::packet::{describe_from_tuple, describe_reply, mark_loopback, service_of_tuple};
+use crate::packet::{blank, describe_from_tuple, describe_reply, mark_loopback, service_of_tuple};
 use crate::read::{field, read, read_words};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
@@ -67,7 +66,8 @@ fn evicted_by_gc(ct: u64, net: u64, proto: u8) {
     }
     let inum = netns::inum(net);
     let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
-    let mut event = EMPTY;
+    let mut event = MaybeUninit::uninit();
+    let event = blank(&mut event);
     // SAFETY: the helper has no preconditions; this CPU's own map value.
     unsafe {
         event.at = bpf_ktime_get_ns();
@@ -76,12 +76,12 @@ fn evicted_by_gc(ct: u64, net: u64, proto: u8) {
     event.kind = Cause::GcEvicted as u8;
     event.hook = hook::UNKNOWN;
     let tuple: [u64; 5] = read(ct + u64::from(config!(ct_tuple)));
-    describe_from_tuple(&tuple, &mut event);
-    mark_loopback(&mut event);
-    emit::count_losses(emit::loss_key(&event, Cause::GcEvicted), 1);
+    describe_from_tuple(&tuple, event);
+    mark_loopback(event);
+    emit::count_losses(emit::loss_key(event, Cause::GcEvicted), 1);
     if emit::wants_losses() {
         event.flags |= flag::ENTRY;
-        emit::push_filled(&event, |record| {
+        emit::push_filled(event, |record| {
             let reply: [u64; 5] = read(ct + u64::from(config!(ct_tuple)) + u64::from(config!(ct_reply)));
             // SAFETY: a reserved record.
             unsafe {

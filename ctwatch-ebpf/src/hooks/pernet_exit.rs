@@ -3,12 +3,13 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::hooks::kfree_skb::EMPTY;
 use crate::maps::{LIVES, NETS, OFFSETS};
 use crate::netns;
+use crate::packet::blank;
 use crate::read::read;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
+use core::mem::MaybeUninit;
 use ctwatch_common::config::MAX_CPUS;
 use ctwatch_common::event::{KIND_NETNS_GONE, hook};
 use ctwatch_common::netns::id;
@@ -16,7 +17,7 @@ use ctwatch_common::netns::id;
 /// BPF_ANY
 const ANY: u64 = 0;
 /// Namespaces that go at once are cleaned up in one batch; more than this are noticed by user space instead.
-const BATCH: u32 = 64;
+const BATCH: u32 = 512;
 
 #[inline(always)]
 pub fn on_entry(ctx: &ProbeContext) {
@@ -46,7 +47,8 @@ pub extern "C" fn gone(net: u64) -> u64 {
         // SAFETY: a pointer into the map's value.
         unsafe { *life }
     });
-    let mut event = EMPTY;
+    let mut event = MaybeUninit::uninit();
+    let event = blank(&mut event);
     // SAFETY: the helper has no preconditions.
     event.at = unsafe { bpf_ktime_get_ns() };
     event.netns = id(inum, life);
@@ -78,6 +80,6 @@ pub extern "C" fn gone(net: u64) -> u64 {
     }
     let _ = LIVES.insert(inum, life + 1, ANY);
     let _ = NETS.remove(net);
-    emit::push(&event);
+    emit::push(event);
     0
 }

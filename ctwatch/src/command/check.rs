@@ -55,6 +55,7 @@ fn verify(kernel: &Kernel) -> Result<Vec<CheckProgram>> {
         loss_events: 1,
         owners: 1,
         detail: 1,
+        exit_probed: 1,
         ..least
     };
     let mut programs = Vec::new();

@@ -126,6 +126,7 @@ pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Pl
     }
     if let Some(function) = symbols.function("nf_conntrack_pernet_exit") {
         plan.add("nf_conntrack_pernet_exit", &function.name, HookKind::Kprobe);
+        config.exit_probed = 1;
     } else {
         plan.notes.push(
             "nf_conntrack_pernet_exit can't be probed: what a netns counted just before it went is not seen"
