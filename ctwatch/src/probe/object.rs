@@ -25,10 +25,16 @@ pub fn load(config: &Config, netns: u32, log_level: u8) -> Result<Ebpf> {
         .override_global("CONFIG", &Frozen(*config), true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("NETS", netns)
+        .map_max_entries("EVENTS", ring_bytes(config))
         // One page unless someone reads it.
         .map_max_entries("AYA_LOGS", if log_level == 0 { 4096 } else { 1 << 17 })
         .load(OBJECT)
         .context("loading the eBPF object (this needs CAP_BPF or root)")
+}
+
+/// The ring is mapped twice over, all of it resident. Without events it carries no more than the ends of namespaces.
+fn ring_bytes(config: &Config) -> u32 {
+    if config.loss_events | config.insert_events == 0 { 64 << 10 } else { 4 << 20 }
 }
 
 /// Before 5.11 maps count against RLIMIT_MEMLOCK. A refusal shows when the maps are created.
