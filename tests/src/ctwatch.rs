@@ -131,6 +131,8 @@ pub struct Table {
     /// The netns has vanished.
     #[serde(default)]
     pub gone: bool,
+    /// The container that the netns is of.
+    pub container: Option<String>,
 }
 
 /// One service port's entries in a table.

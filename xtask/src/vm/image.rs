@@ -14,7 +14,7 @@ use super::tools::Tools;
 use crate::apt::{BOOKWORM, PrivateApt};
 use crate::cache;
 
-const PACKAGES: [&str; 44] = [
+const PACKAGES: [&str; 45] = [
     "apache2-utils",
     "base-files",
     "base-passwd",
@@ -54,6 +54,7 @@ const PACKAGES: [&str; 44] = [
     "psmisc",
     "redis-server",
     "redis-tools",
+    "runc",
     "sed",
     "socat",
     "sqlite3",
