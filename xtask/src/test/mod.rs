@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
     /// How many guests run at once; each has two CPUs
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 2)]
     jobs: usize,
 }
 
