@@ -88,7 +88,7 @@ pub fn of_process(roots: &Roots, pid: u32) -> Option<String> {
     most_telling(&text).map(str::to_owned)
 }
 
-/// Of the lines of /proc/<pid>/cgroup ("hierarchy:controllers:path"): a container's, else a unit's, else any but the root.
+/// Of the lines of /proc/PID/cgroup ("hierarchy:controllers:path"): a container's, else a unit's, else any but the root.
 #[must_use]
 pub fn most_telling(text: &str) -> Option<&str> {
     let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
