@@ -5,6 +5,7 @@ use crate::config::config;
 use crate::emit;
 use crate::hooks::kfree_skb::{refusal, refused_for_want_of_room};
 use crate::maps::{PENDING, Pending};
+use crate::marks;
 use crate::netns;
 use crate::packet::{Skb, blank, describe_from_tuple};
 use crate::read::read;
@@ -50,8 +51,9 @@ pub fn on_return(ctx: &RetProbeContext) {
     let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
+    // The mark says what early_drop found, whatever room there is by now. It stays until the packet is freed.
     // SAFETY: this CPU's own map values.
-    let full = unsafe { refused_for_want_of_room(false, state, event) };
+    let full = unsafe { refused_for_want_of_room(marks::find().mine, state, event) };
     let cause = refusal(full);
     // SAFETY: the helper has no preconditions.
     event.at = unsafe { bpf_ktime_get_ns() };
