@@ -38,7 +38,7 @@ impl Watch {
         }
     }
 
-    pub(super) fn start_due_censuses(&mut self, moved: &HashMap<NetnsId, Moved>) {
+    fn start_due_censuses(&mut self, moved: &HashMap<NetnsId, Moved>) {
         let Self { probe: Some(probe), censuses, places, ledgers, settings, .. } = self else { return };
         if settings.wishes.is_some_and(|wishes| wishes.flows) {
             let entries = |id| ledgers.get(&id).and_then(|ledger| ledger.entries);
@@ -47,18 +47,27 @@ impl Watch {
     }
 
     /// Inserts less deletes per key, of slots read in the present probe: in the terms of [`Watch::slots`].
-    pub(super) fn net_of(&self, id: NetnsId, raw: &[SlotSample]) -> HashMap<(u8, u16), i64> {
+    fn net_of(&self, id: NetnsId, raw: &[SlotSample]) -> HashMap<(u8, u16), i64> {
         let mut net = HashMap::new();
         for slot in raw.iter().chain(&self.carried.slots) {
             if slot.key.kind != KIND_FLOWS || slot.key.netns != id.inode() {
                 continue;
             }
-            let (count, deletes, failed) = self.flows_before.get(&slot.key).copied().unwrap_or_default();
-            let since = |now: u64, then: u64| now.saturating_sub(then) as i64;
-            *net.entry((slot.key.proto, slot.key.port)).or_default() +=
-                since(slot.count, count) - since(slot.failed, failed) - since(slot.deletes, deletes);
+            let SlotSample { key, count, deletes, failed } = self.of_this_life(*slot);
+            *net.entry((key.proto, key.port)).or_default() += count as i64 - failed as i64 - deletes as i64;
         }
         net
+    }
+
+    /// A slot of flows without what earlier namespaces of its inode number left in it.
+    pub(super) fn of_this_life(&self, slot: SlotSample) -> SlotSample {
+        let (count, deletes, failed) = self.flows_before.get(&slot.key).copied().unwrap_or_default();
+        SlotSample {
+            key: slot.key,
+            count: slot.count.saturating_sub(count),
+            deletes: slot.deletes.saturating_sub(deletes),
+            failed: slot.failed.saturating_sub(failed),
+        }
     }
 }
 

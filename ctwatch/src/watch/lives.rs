@@ -62,12 +62,12 @@ impl Watch {
         Ok(totals)
     }
 
-    pub(super) fn enter_into_ledger(&mut self, id: NetnsId, stat: &Stat) -> KernelCounters {
+    fn enter_into_ledger(&mut self, id: NetnsId, stat: &Stat) -> KernelCounters {
         self.ledgers.entry(id).or_insert_with(|| Ledger::new(Vec::new(), true)).update(stat)
     }
 
     /// A netns can't be read: unless another process still leads there, it is gone.
-    pub(super) fn lose(&mut self, id: NetnsId) {
+    fn lose(&mut self, id: NetnsId) {
         if conntrack_module(&self.settings.roots).is_none() {
             return;
         }

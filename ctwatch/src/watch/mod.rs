@@ -194,12 +194,6 @@ impl Watch {
         reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"))
     }
 
-    /// Where all netns are that are watched.
-    #[must_use]
-    pub const fn places(&self) -> &BTreeMap<NetnsId, Place> {
-        &self.places
-    }
-
     /// The ring buffer's readiness, while there is one: readable once much is waiting.
     pub fn ring(&self) -> Result<Option<AsyncFd<OwnedFd>>> {
         self.probe.as_ref().map(Probe::ring).transpose()
@@ -308,11 +302,7 @@ impl Watch {
             if slot.key.kind != KIND_FLOWS {
                 return true;
             }
-            if let Some((count, deletes, failed)) = self.flows_before.get(&slot.key) {
-                slot.count = slot.count.saturating_sub(*count);
-                slot.deletes = slot.deletes.saturating_sub(*deletes);
-                slot.failed = slot.failed.saturating_sub(*failed);
-            }
+            *slot = self.of_this_life(*slot);
             let id = self.present_id(slot.key.netns);
             slot.key.netns = id.0;
             self.places.contains_key(&id)
