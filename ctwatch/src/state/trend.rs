@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 const NOISE: f64 = 2.0;
 /// From so many on it is certain; more if there are few points.
 const SIGNIFICANT: f64 = 4.0;
+/// A fall must stand out by so many times more: taken from noise, it would hide that a table fills.
+const DOUBT_IN_A_FALL: f64 = 1.5;
 const FEW: f64 = 12.0;
 /// The periods a trend is read from, in points, longest first.
 const PERIODS: [usize; 4] = [120, 60, 30, 15];
@@ -72,13 +74,14 @@ pub(super) fn settled_fit(rates: &VecDeque<(f64, f64)>, now: f64) -> Fit {
     let mean = points.iter().map(|(_, rate)| rate).sum::<f64>() / points.len() as f64;
     // Arrivals of independent flows scatter at least this much, even if these few happen not to.
     let error = fit.error * (mean.sqrt() / fit.spread.max(1e-9)).max(1.0);
-    let certain = SIGNIFICANT * (1.0 + FEW / points.len() as f64);
+    let doubt = if fit.line.slope < 0.0 { DOUBT_IN_A_FALL } else { 1.0 };
+    let (noise, certain) = (NOISE * doubt, SIGNIFICANT * doubt * (1.0 + FEW / points.len() as f64));
     let strength = fit.line.slope.abs() / error.max(1e-12);
     // Between noise and certainty the slope counts in part: a forecast that jumps is of no use.
     let part = if points.len() < FEWEST {
         0.0
     } else {
-        ((strength - NOISE) / (certain - NOISE)).clamp(0.0, 1.0).powi(2)
+        ((strength - noise) / (certain - noise)).clamp(0.0, 1.0).powi(2)
     };
     let slope = fit.line.slope * part;
     let middle = points.iter().map(|(at, _)| at).sum::<f64>() / points.len() as f64;
