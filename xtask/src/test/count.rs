@@ -12,6 +12,8 @@ pub struct Count {
     pub skipped: u64,
     /// What the summary adds in words.
     pub note: String,
+    /// What each failed test said of itself, for the end of the run: CI often keeps no more than that.
+    pub failures: Vec<String>,
 }
 
 impl Count {
@@ -30,8 +32,11 @@ impl Count {
         self
     }
 
-    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    /// Adds a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`, or `test NAME ... FAILED`.
     pub fn add_test_result(&mut self, line: &str) {
+        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+            self.failures.push(name.to_owned());
+        }
         let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
         else {
             return;
@@ -52,7 +57,10 @@ impl Count {
     pub fn add_scenario(&mut self, line: &str) {
         match line.split_once(' ') {
             Some(("ok", _)) => self.passed += 1,
-            Some(("FAILED", _)) => self.failed += 1,
+            Some(("FAILED", what)) => {
+                self.failed += 1;
+                self.failures.push(what.to_owned());
+            }
             Some(("skipped", _)) => self.skipped += 1,
             _ => {}
         }
@@ -69,7 +77,10 @@ mod tests {
         count.add_test_result("test result: ok. 3 passed; 0 failed; 1 ignored; finished in 0.02s");
         count.add_test_result("test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured");
         count.add_test_result("test results are fine");
-        assert_eq!(count, Count { passed: 5, failed: 1, skipped: 1, note: String::new() });
+        count.add_test_result("test a::good ... ok");
+        count.add_test_result("test a::bad ... FAILED");
+        let failures = vec!["a::bad".to_owned()];
+        assert_eq!(count, Count { passed: 5, failed: 1, skipped: 1, failures, ..Count::default() });
     }
 
     #[test]
@@ -80,7 +91,8 @@ mod tests {
         {
             count.add_scenario(line);
         }
-        assert_eq!(count, Count { passed: 1, failed: 1, skipped: 1, note: String::new() });
+        let failures = vec!["b: why".to_owned()];
+        assert_eq!(count, Count { passed: 1, failed: 1, skipped: 1, failures, ..Count::default() });
     }
 
     #[test]

@@ -204,6 +204,11 @@ fn summarize(lines: &[Line]) -> bool {
         );
         println!("{}", row.trim_end());
     }
+    for Line { stage, count, .. } in lines {
+        for failure in &count.failures {
+            println!("FAILED in {}: {failure}", stage.name());
+        }
+    }
     let passed: u64 = lines.iter().map(|line| line.count.passed).sum();
     let failed: u64 = lines.iter().map(|line| line.count.failed).sum();
     println!("\n{passed} passed, {failed} failed");
