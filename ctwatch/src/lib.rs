@@ -1,6 +1,7 @@
 //! The parts of ctwatch, as a library so that tests and benchmarks reach them.
 //! The binary is the product: this API has no stability promise.
 
+pub mod advise;
 pub mod cli;
 pub mod command;
 pub mod conntrack;

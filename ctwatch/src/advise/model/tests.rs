@@ -1,0 +1,130 @@
+//! The model against simulated tables, whose true size is counted.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const TCP: u8 = 6;
+
+/// Connections that come at a rate, talk for a while and wait in TIME_WAIT: the table after it is steady.
+fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
+    let mut idle = Remaining::default();
+    let waiting = (rate * f64::from(time_wait)).round() as u32;
+    for index in 0..waiting {
+        idle.add((f64::from(index) / f64::from(waiting.max(1)) * f64::from(time_wait)) as u32);
+    }
+    let mut talking_idle = Remaining::default();
+    let talking = (rate * talks).round() as u32;
+    (0..talking).for_each(|_| talking_idle.add(0));
+    Service {
+        proto: TCP,
+        port: 6379,
+        way: Way::Loopback,
+        entries: waiting + talking,
+        admitted_per_s: rate,
+        offered_per_s: rate,
+        refused_per_s: 0.0,
+        stays: vec![
+            Stay { phase: Phase::TimeWait, timeout: time_wait, entries: waiting, idle, per_s: rate },
+            Stay {
+                phase: Phase::Established,
+                timeout: 432_000,
+                entries: talking,
+                idle: talking_idle,
+                per_s: rate,
+            },
+        ],
+        pairs: Some(1),
+    }
+}
+
+fn demand(services: Vec<Service>, max: u32) -> Demand {
+    Demand { services, max, ephemeral: Some(28_232) }
+}
+
+fn after(demand: &Demand, changes: &str) -> Outcome {
+    demand.after(&changes.parse().expect("these changes are right"))
+}
+
+proptest! {
+    #[test]
+    fn a_timeout_takes_effect_in_proportion(
+        rate in 10.0..150.0f64, talks in 0.0..2.0f64, before in 20..180u32, then in 1..180u32,
+    ) {
+        let demand = demand(vec![measured(rate, talks, before)], 1 << 20);
+        let outcome = after(&demand, &format!("time_wait={then}"));
+        let truth = rate * (f64::from(then) + talks);
+        prop_assert!((outcome.needed - truth).abs() <= 2.0 + 0.01 * truth, "{} for {truth}", outcome.needed);
+    }
+
+    #[test]
+    fn the_table_overflows_at_the_rate_it_says(rate in 10.0..150.0f64, max in 1_000..100_000u32) {
+        let demand = Demand { ephemeral: None, ..demand(vec![measured(rate, 0.1, 120)], max) };
+        let full_at = demand.after(&Changes::default()).full_at_times.expect("some rate fills it");
+        let below = Changes { times: full_at * 0.999, ..Changes::default() };
+        let above = Changes { times: full_at * 1.001, ..Changes::default() };
+        prop_assert!(!demand.after(&below).overflows());
+        prop_assert!(demand.after(&above).overflows());
+    }
+
+    #[test]
+    fn no_change_makes_it_hold_a_negative_number_nor_more_than_its_limit(
+        rate in 0.0..1_000.0f64, changes in "(time_wait|established|fin_wait|udp)=[0-9]{1,5}", max in 0..5_000u32,
+    ) {
+        let demand = demand(vec![measured(rate, 1.0, 60)], max);
+        let outcome = after(&demand, &changes);
+        prop_assert!(outcome.needed >= 0.0 && outcome.refused_per_s >= 0.0);
+        prop_assert!(max == 0 || outcome.entries() <= f64::from(max));
+    }
+}
+
+#[test]
+fn untracked_flows_need_no_entries_and_leave_the_others() {
+    let web = Service { port: 80, way: Way::In, pairs: None, ..measured(50.0, 0.5, 120) };
+    let demand = demand(vec![measured(100.0, 0.1, 120), web], 262_144);
+    assert!((after(&demand, "max=262144").needed - 18_035.0).abs() < 5.0);
+    assert!((after(&demand, "notrack=6379/tcp/lo").needed - 6_025.0).abs() < 5.0);
+    assert!((after(&demand, "notrack=6379/tcp/in").needed - 18_035.0).abs() < 5.0);
+    assert_eq!(after(&demand, "notrack=6379,notrack=80").needed, 0.0);
+    assert_eq!(after(&demand, "notrack=6379,notrack=80").full_at_times, None);
+}
+
+#[test]
+fn connections_that_serve_fifty_requests_leave_a_fiftieth_in_time_wait() {
+    let demand = demand(vec![measured(100.0, 0.1, 120)], 262_144);
+    let needed = after(&demand, "keepalive=6379:50").needed;
+    assert!((needed - (100.0 / 50.0 * 120.0 + 10.0)).abs() < 2.0, "{needed}");
+}
+
+#[test]
+fn source_ports_are_a_ceiling_for_each_pair_of_addresses() {
+    let one = demand(vec![measured(400.0, 0.0, 120)], 1 << 20);
+    assert_eq!(one.after(&Changes::default()).needed, 28_232.0);
+    let two = demand(vec![Service { pairs: Some(2), ..measured(400.0, 0.0, 120) }], 1 << 20);
+    assert!((two.after(&Changes::default()).needed - 48_000.0).abs() < 5.0);
+    let inbound = demand(vec![Service { way: Way::In, ..measured(400.0, 0.0, 120) }], 1 << 20);
+    assert!((inbound.after(&Changes::default()).needed - 48_000.0).abs() < 5.0);
+}
+
+#[test]
+fn what_was_refused_comes_back_as_soon_as_there_is_room() {
+    let pent_up = Service { offered_per_s: 60.0, refused_per_s: 45.0, ..measured(30.0, 0.1, 30) };
+    let demand = demand(vec![pent_up], 905);
+    let now = demand.after(&Changes::default());
+    assert!((now.needed - 1_806.0).abs() < 3.0, "{}", now.needed);
+    assert_eq!(now.entries(), 905.0);
+    assert!((now.refused_per_s - 29.9).abs() < 0.2, "{}", now.refused_per_s);
+    let roomy = after(&demand, "max=4096");
+    assert!(!roomy.overflows() && roomy.refused_per_s == 0.0);
+    assert_eq!(after(&demand, "max=0").full_at_times, None);
+}
+
+#[test]
+fn idle_connections_go_with_a_shorter_established_timeout_and_busy_ones_stay() {
+    let mut idle = Remaining::default();
+    (0..900).for_each(|_| idle.add(50_000));
+    (0..100).for_each(|_| idle.add(3));
+    let stay = Stay { phase: Phase::Established, timeout: 432_000, entries: 1_000, idle, per_s: 0.1 };
+    assert_eq!(stay.entries_with(432_000), 1_000.0);
+    assert_eq!(stay.entries_with(7_440), 100.0);
+}

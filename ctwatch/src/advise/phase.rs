@@ -1,0 +1,156 @@
+//! The timeouts an entry can be waiting for, by the names of their sysctls.
+//! Names and numbers only; what is in force is read elsewhere.
+
+use std::fmt;
+
+/// A timeout of conntrack's: `net.netfilter.nf_conntrack_<sysctl>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "each is named like its sysctl")]
+pub enum Phase {
+    SynSent,
+    SynRecv,
+    Established,
+    FinWait,
+    CloseWait,
+    LastAck,
+    TimeWait,
+    Close,
+    Udp,
+    UdpStream,
+    Icmp,
+    Icmpv6,
+    Generic,
+}
+
+impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::SynSent,
+        Self::SynRecv,
+        Self::Established,
+        Self::FinWait,
+        Self::CloseWait,
+        Self::LastAck,
+        Self::TimeWait,
+        Self::Close,
+        Self::Udp,
+        Self::UdpStream,
+        Self::Icmp,
+        Self::Icmpv6,
+        Self::Generic,
+    ];
+
+    /// Its short name: in `--what-if`, and in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynSent => "syn_sent",
+            Self::SynRecv => "syn_recv",
+            Self::Established => "established",
+            Self::FinWait => "fin_wait",
+            Self::CloseWait => "close_wait",
+            Self::LastAck => "last_ack",
+            Self::TimeWait => "time_wait",
+            Self::Close => "close",
+            Self::Udp => "udp",
+            Self::UdpStream => "udp_stream",
+            Self::Icmp => "icmp",
+            Self::Icmpv6 => "icmpv6",
+            Self::Generic => "generic",
+        }
+    }
+
+    /// The phase with this short name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|phase| phase.name() == name)
+    }
+
+    /// What follows `nf_conntrack_` in the sysctl's name.
+    #[must_use]
+    pub const fn sysctl(self) -> &'static str {
+        match self {
+            Self::SynSent => "tcp_timeout_syn_sent",
+            Self::SynRecv => "tcp_timeout_syn_recv",
+            Self::Established => "tcp_timeout_established",
+            Self::FinWait => "tcp_timeout_fin_wait",
+            Self::CloseWait => "tcp_timeout_close_wait",
+            Self::LastAck => "tcp_timeout_last_ack",
+            Self::TimeWait => "tcp_timeout_time_wait",
+            Self::Close => "tcp_timeout_close",
+            Self::Udp => "udp_timeout",
+            Self::UdpStream => "udp_timeout_stream",
+            Self::Icmp => "icmp_timeout",
+            Self::Icmpv6 => "icmpv6_timeout",
+            Self::Generic => "generic_timeout",
+        }
+    }
+
+    /// The phase of an entry: by enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h) for TCP, by
+    /// whether both sides talk for UDP (nf_conntrack_udp_packet, net/netfilter/nf_conntrack_proto_udp.c).
+    #[must_use]
+    pub const fn of(proto: u8, tcp_state: u8, assured: bool) -> Self {
+        match (proto, tcp_state) {
+            // SYN_SENT2, a simultaneous open, has SYN_SENT's timeout.
+            (6, 1 | 9) => Self::SynSent,
+            (6, 2) => Self::SynRecv,
+            (6, 3) => Self::Established,
+            (6, 4) => Self::FinWait,
+            (6, 5) => Self::CloseWait,
+            (6, 6) => Self::LastAck,
+            (6, 7) => Self::TimeWait,
+            (6, _) => Self::Close,
+            (17, _) if assured => Self::UdpStream,
+            (17, _) => Self::Udp,
+            (1, _) => Self::Icmp,
+            (58, _) => Self::Icmpv6,
+            _ => Self::Generic,
+        }
+    }
+
+    /// Whether entries in it mostly wait for its timeout, so that as many leave it as it is shorter.
+    #[must_use]
+    pub const fn only_waits(self) -> bool {
+        !matches!(self, Self::Established | Self::SynRecv | Self::UdpStream | Self::Generic)
+    }
+
+    /// Whether a packet starts it anew as long as both sides talk.
+    #[must_use]
+    pub const fn is_talking(self) -> bool {
+        matches!(self, Self::Established | Self::UdpStream)
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl serde::Serialize for Phase {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_their_phase() {
+        for phase in Phase::ALL {
+            assert_eq!(Phase::from_name(phase.name()), Some(phase));
+        }
+        assert_eq!(Phase::from_name("wait"), None);
+    }
+
+    #[test]
+    fn every_state_has_its_timeout() {
+        assert_eq!(Phase::of(6, 7, true), Phase::TimeWait);
+        assert_eq!(Phase::of(6, 3, false), Phase::Established);
+        assert_eq!(Phase::of(17, 0, false), Phase::Udp);
+        assert_eq!(Phase::of(17, 0, true), Phase::UdpStream);
+        assert_eq!(Phase::of(132, 0, true), Phase::Generic);
+    }
+}

@@ -1,0 +1,130 @@
+//! What advice acts on: a service port and the way its flows take through the host.
+//! Written `6379/tcp/lo` by people and scripts.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+use crate::state::Protocol;
+
+/// The way of a flow through this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Way {
+    /// From this host to itself.
+    Loopback,
+    /// From outside to a server here.
+    In,
+    /// From a client here to outside.
+    Out,
+    /// Through this host.
+    Forwarded,
+}
+
+impl Way {
+    /// The spelling in targets.
+    #[must_use]
+    pub const fn short(self) -> &'static str {
+        match self {
+            Self::Loopback => "lo",
+            Self::In => "in",
+            Self::Out => "out",
+            Self::Forwarded => "fwd",
+        }
+    }
+
+    /// As a reader says it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loopback => "loopback",
+            Self::In => "in",
+            Self::Out => "out",
+            Self::Forwarded => "forwarded",
+        }
+    }
+}
+
+impl Serialize for Way {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// A service by its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Target {
+    /// Service port.
+    pub port: u16,
+    /// The protocol.
+    pub proto: u8,
+    /// The way; none: all of them.
+    pub way: Option<Way>,
+}
+
+impl Target {
+    /// Whether a service is meant by it.
+    #[must_use]
+    pub fn covers(&self, proto: u8, port: u16, way: Way) -> bool {
+        (self.proto, self.port) == (proto, port) && self.way.is_none_or(|wanted| wanted == way)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.port, Protocol(self.proto))?;
+        self.way.map_or(Ok(()), |way| write!(f, "/{}", way.short()))
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let help = || format!("\"{text}\" is no service; write PORT[/PROTO[/lo|in|out|fwd]], such as 6379/tcp/lo");
+        let mut parts = text.split('/');
+        let port = parts.next().and_then(|port| port.parse().ok()).ok_or_else(help)?;
+        let proto = match parts.next() {
+            None => Protocol::TCP,
+            Some(name) => Protocol::from_name(name)
+                .or_else(|| name.parse().ok().map(Protocol))
+                .filter(|proto| proto.has_ports())
+                .ok_or_else(help)?,
+        };
+        let way = match parts.next() {
+            None => None,
+            Some("lo") => Some(Way::Loopback),
+            Some("in") => Some(Way::In),
+            Some("out") => Some(Way::Out),
+            Some("fwd") => Some(Way::Forwarded),
+            Some(_) => return Err(help()),
+        };
+        if parts.next().is_some() { Err(help()) } else { Ok(Self { port, proto: proto.0, way }) }
+    }
+}
+
+impl Serialize for Target {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_read_as_it_is_written() {
+        for text in ["6379/tcp/lo", "53/udp", "443/tcp/in", "5432/tcp/out", "80/sctp/fwd"] {
+            assert_eq!(text.parse::<Target>().expect(text).to_string(), text);
+        }
+        assert_eq!("6379".parse::<Target>().expect("tcp by default").to_string(), "6379/tcp");
+    }
+
+    #[test]
+    fn what_is_no_target_says_how_to_write_one() {
+        for text in ["", "redis", "6379/icmp", "6379/tcp/up", "6379/tcp/lo/x", "70000"] {
+            assert!(text.parse::<Target>().expect_err(text).contains("6379/tcp/lo"), "{text}");
+        }
+    }
+}
