@@ -85,12 +85,10 @@ impl Service {
         if self.admitted_per_s > 0.0 { (self.offered_per_s / self.admitted_per_s).max(1.0) } else { 1.0 }
     }
 
-    /// Entries in steady state: all flows admitted, with these changes, at so many times the present rate.
-    fn needs(&self, changes: &Changes, ephemeral: Option<u32>, times: f64) -> f64 {
-        let untracked =
-            changes.notrack.iter().any(|target| target.covers(self.proto, self.port, self.way));
-        if untracked {
-            return 0.0;
+    /// Its steady state: all flows admitted, with these changes, at so many times the present rate.
+    fn steady(&self, changes: &Changes, ephemeral: Option<u32>, times: f64) -> Steady {
+        if changes.notrack.iter().any(|target| target.covers(self.proto, self.port, self.way)) {
+            return Steady::default();
         }
         let reuse = changes
             .keepalive
@@ -99,22 +97,89 @@ impl Service {
             .map(|(_, requests)| f64::from((*requests).max(1)))
             .fold(1.0, f64::max);
         let flows = self.pent_up() * times;
-        let stays = self.stays.iter().map(|stay| {
+        let mut steady = Steady::default();
+        for stay in &self.stays {
             let timeout = changes.timeouts.get(&stay.phase).copied().unwrap_or(stay.timeout);
             // A connection that serves more requests is there for longer: as many talk at once as before.
             let rate = if stay.phase.is_talking() { flows } else { flows / reuse };
-            stay.entries_with(timeout) * rate
-        });
-        let entries: f64 = stays.sum();
+            steady.add(stay, timeout, rate);
+        }
         // A client of this host has so many source ports for each pair of addresses.
-        match (self.way, self.pairs, ephemeral) {
-            (Way::Loopback | Way::Out, Some(pairs), Some(ports)) => {
-                entries.min(f64::from(pairs) * f64::from(ports))
+        if let (Way::Loopback | Way::Out, Some(pairs), Some(ports)) = (self.way, self.pairs, ephemeral) {
+            let most = f64::from(pairs) * f64::from(ports);
+            if steady.entries > most {
+                steady = steady.scaled(most / steady.entries);
             }
-            _ => entries,
+        }
+        steady
+    }
+}
+
+/// Entries that are there all the time, and those that are no longer needed but not yet collected.
+#[derive(Clone, Copy, Debug, Default)]
+struct Steady {
+    /// Not yet expired.
+    entries: f64,
+    /// Σ of the seconds they have left, as gc reckons.
+    left: f64,
+    /// How many expire each second.
+    expire_per_s: f64,
+}
+
+impl Steady {
+    fn add(&mut self, stay: &Stay, timeout: u32, rate: f64) {
+        let entries = stay.entries_with(timeout) * rate;
+        let mean_left = if stay.phase.only_waits() { f64::from(timeout) / 2.0 } else { f64::from(timeout) };
+        self.entries += entries;
+        self.left += entries * mean_left.clamp(1.0, GC_CLAMP);
+        if stay.phase.only_waits() {
+            self.expire_per_s += stay.per_s * rate;
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            entries: self.entries + other.entries,
+            left: self.left + other.left,
+            expire_per_s: self.expire_per_s + other.expire_per_s,
+        }
+    }
+
+    fn scaled(self, by: f64) -> Self {
+        Self { entries: self.entries * by, left: self.left * by, expire_per_s: self.expire_per_s * by }
+    }
+
+    /// Seconds between two looks of gc at an entry.
+    fn gc_interval(self, gc: Gc) -> f64 {
+        match gc {
+            Gc::Adaptive => {
+                // Each entry is met twice, once for each direction.
+                let (met, sum) = (2.0 * self.entries, 2.0 * self.left);
+                ((sum + GC_BIAS * GC_MAX) / (met + GC_BIAS)).clamp(1.0, GC_MAX)
+            }
+            Gc::Scanning => GC_SCAN,
         }
     }
 }
+
+/// How this kernel collects expired entries: until then they count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gc {
+    /// From 5.14 on: all at once, as often as entries last on average (gc_worker, nf_conntrack_core.c).
+    #[default]
+    Adaptive,
+    /// Before: a part of the table at a time.
+    Scanning,
+}
+
+/// GC_SCAN_INTERVAL_MAX, seconds, in 5.14 and later.
+const GC_MAX: f64 = 60.0;
+/// GC_SCAN_INTERVAL_CLAMP
+const GC_CLAMP: f64 = 300.0;
+/// GC_SCAN_INITIAL_COUNT: so many entries are pretended to last GC_SCAN_INTERVAL_MAX (1 before 6.0).
+const GC_BIAS: f64 = 100.0;
+/// GC_MAX_SCAN_JIFFIES of 5.10, seconds: a scan of the whole table.
+const GC_SCAN: f64 = 16.0;
 
 /// A measured netns: what a what-if starts from.
 #[derive(Clone, Debug, Default)]
@@ -125,13 +190,17 @@ pub struct Demand {
     pub max: u32,
     /// Source ports a client of this host can have to one destination.
     pub ephemeral: Option<u32>,
+    /// How expired entries go.
+    pub gc: Gc,
 }
 
 /// What the table would be.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Outcome {
-    /// Entries it would hold if it had room for all.
+    /// Entries on average, if there is room for all.
     pub needed: f64,
+    /// Entries just before gc collects the expired ones: so much room it takes.
+    pub peak: f64,
     /// nf_conntrack_max then; 0 is unlimited.
     pub max: u32,
     /// New flows refused each second.
@@ -141,7 +210,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Entries it would hold.
+    /// Entries it would hold on average.
     #[must_use]
     pub fn entries(&self) -> f64 {
         if self.max == 0 { self.needed } else { self.needed.min(f64::from(self.max)) }
@@ -150,30 +219,39 @@ impl Outcome {
     /// Whether flows would still be refused.
     #[must_use]
     pub fn overflows(&self) -> bool {
-        self.max != 0 && self.needed > f64::from(self.max)
+        self.max != 0 && self.peak > f64::from(self.max)
     }
 }
 
 impl Demand {
-    /// Each service's entries with these changes, once things are steady.
+    /// Each service's entries with these changes, once things are steady: its share of what gc leaves included.
     pub fn needs<'a>(&'a self, changes: &'a Changes) -> impl Iterator<Item = (&'a Service, f64)> {
-        self.services.iter().map(|service| (service, service.needs(changes, self.ephemeral, changes.times)))
+        let total = self.steady(changes, 1.0);
+        let lag = total.gc_interval(self.gc) / 2.0;
+        self.services.iter().map(move |service| {
+            let steady = service.steady(changes, self.ephemeral, changes.times);
+            (service, steady.entries + steady.expire_per_s * lag)
+        })
+    }
+
+    fn steady(&self, changes: &Changes, times: f64) -> Steady {
+        let of = |service: &Service| service.steady(changes, self.ephemeral, changes.times * times);
+        self.services.iter().map(of).fold(Steady::default(), Steady::plus)
     }
 
     /// The table with these changes.
     #[must_use]
     pub fn after(&self, changes: &Changes) -> Outcome {
         let max = changes.max.unwrap_or(self.max);
-        let at = |times: f64| -> f64 {
-            let needs = |service: &Service| service.needs(changes, self.ephemeral, changes.times * times);
-            self.services.iter().map(needs).sum()
+        let at = |times: f64, gc_intervals: f64| {
+            let steady = self.steady(changes, times);
+            steady.entries + steady.expire_per_s * steady.gc_interval(self.gc) * gc_intervals
         };
-        let needed = at(1.0);
-        let limit = f64::from(max);
+        let (needed, limit) = (at(1.0, 0.5), f64::from(max));
         let offered: f64 = self.services.iter().map(|service| service.offered_per_s * changes.times).sum();
-        let refused_per_s =
-            if max != 0 && needed > limit { offered * (1.0 - limit / needed) } else { 0.0 };
-        Outcome { needed, max, refused_per_s, full_at_times: (max != 0).then(|| rate_that_fills(at, limit)).flatten() }
+        let refused_per_s = if max != 0 && needed > limit { offered * (1.0 - limit / needed) } else { 0.0 };
+        let full_at_times = (max != 0).then(|| rate_that_fills(|times| at(times, 1.0), limit)).flatten();
+        Outcome { needed, peak: at(1.0, 1.0), max, refused_per_s, full_at_times }
     }
 }
 
@@ -187,7 +265,11 @@ fn rate_that_fills(at: impl Fn(f64) -> f64, limit: f64) -> Option<f64> {
     // `at` only grows: halve on a logarithmic scale once off zero.
     for _ in 0..80 {
         let middle = if low == 0.0 { high / 1_000.0 } else { f64::sqrt(low * high) };
-        if at(middle) < limit { low = middle } else { high = middle }
+        if at(middle) < limit {
+            low = middle
+        } else {
+            high = middle
+        }
         if low == 0.0 && high < 1e-6 {
             return Some(0.0);
         }

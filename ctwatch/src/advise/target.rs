@@ -81,7 +81,8 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let help = || format!("\"{text}\" is no service; write PORT[/PROTO[/lo|in|out|fwd]], such as 6379/tcp/lo");
+        let help =
+            || format!("\"{text}\" is no service; write PORT[/PROTO[/lo|in|out|fwd]], such as 6379/tcp/lo");
         let mut parts = text.split('/');
         let port = parts.next().and_then(|port| port.parse().ok()).ok_or_else(help)?;
         let proto = match parts.next() {

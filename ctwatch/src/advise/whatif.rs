@@ -59,7 +59,8 @@ impl FromStr for Changes {
         let mut changes = Self::default();
         for part in text.split(',') {
             let (name, value) = part.split_once('=').ok_or_else(|| help(part))?;
-            let number = || value.parse::<u32>().map_err(|_| format!("{name}={value}: {value} is no whole number"));
+            let number =
+                || value.parse::<u32>().map_err(|_| format!("{name}={value}: {value} is no whole number"));
             match name {
                 "max" => changes.max = Some(number()?),
                 "times" => {
@@ -71,9 +72,11 @@ impl FromStr for Changes {
                 }
                 "notrack" => changes.notrack.push(value.parse()?),
                 "keepalive" => {
-                    let wrong = || format!("keepalive={value}: write PORT/PROTO:REQUESTS, such as 6379/tcp:50");
+                    let wrong =
+                        || format!("keepalive={value}: write PORT/PROTO:REQUESTS, such as 6379/tcp:50");
                     let (target, requests) = value.rsplit_once(':').ok_or_else(wrong)?;
-                    let requests = requests.parse().ok().filter(|requests| *requests > 0).ok_or_else(wrong)?;
+                    let requests =
+                        requests.parse().ok().filter(|requests| *requests > 0).ok_or_else(wrong)?;
                     changes.keepalive.push((target.parse()?, requests));
                 }
                 _ => {
@@ -92,7 +95,8 @@ impl fmt::Display for Changes {
         parts.extend(self.max.map(|max| format!("max={max}")));
         parts.extend(self.timeouts.iter().map(|(phase, seconds)| format!("{phase}={seconds}")));
         parts.extend(self.notrack.iter().map(|target| format!("notrack={target}")));
-        parts.extend(self.keepalive.iter().map(|(target, requests)| format!("keepalive={target}:{requests}")));
+        parts
+            .extend(self.keepalive.iter().map(|(target, requests)| format!("keepalive={target}:{requests}")));
         if self.times != 1.0 {
             parts.push(format!("times={}", self.times));
         }
