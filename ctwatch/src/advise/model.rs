@@ -19,7 +19,7 @@ pub struct Stay {
     pub entries: u32,
     /// Entries by the seconds since their timeout began anew.
     pub idle: Remaining,
-    /// Entries that came into it each second.
+    /// Entries that come into it each second, if no flow is refused.
     pub per_s: f64,
 }
 
@@ -69,6 +69,8 @@ pub struct Service {
     pub refused_per_s: f64,
     /// How its entries spend their time.
     pub stays: Vec<Stay>,
+    /// How many times more flows come than got in.
+    pub pent_up: f64,
     /// Pairs of source and destination address, if they are few.
     pub pairs: Option<u32>,
 }
@@ -78,11 +80,6 @@ impl Service {
     #[must_use]
     pub const fn target(&self) -> Target {
         Target { port: self.port, proto: self.proto, way: Some(self.way) }
-    }
-
-    /// How many times more flows come than get in.
-    fn pent_up(&self) -> f64 {
-        if self.admitted_per_s > 0.0 { (self.offered_per_s / self.admitted_per_s).max(1.0) } else { 1.0 }
     }
 
     /// Its steady state: all flows admitted, with these changes, at so many times the present rate.
@@ -96,12 +93,15 @@ impl Service {
             .filter(|(target, _)| target.covers(self.proto, self.port, self.way))
             .map(|(_, requests)| f64::from((*requests).max(1)))
             .fold(1.0, f64::max);
-        let flows = self.pent_up() * times;
         let mut steady = Steady::default();
         for stay in &self.stays {
             let timeout = changes.timeouts.get(&stay.phase).copied().unwrap_or(stay.timeout);
             // A connection that serves more requests is there for longer: as many talk at once as before.
-            let rate = if stay.phase.is_talking() { flows } else { flows / reuse };
+            let rate = match (stay.phase.only_waits(), stay.phase.is_talking()) {
+                (true, _) => times / reuse,
+                (false, true) => times * self.pent_up,
+                (false, false) => times * self.pent_up / reuse,
+            };
             steady.add(stay, timeout, rate);
         }
         // A client of this host has so many source ports for each pair of addresses.

@@ -24,6 +24,7 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
         admitted_per_s: rate,
         offered_per_s: rate,
         refused_per_s: 0.0,
+        pent_up: 1.0,
         stays: vec![
             Stay { phase: Phase::TimeWait, timeout: time_wait, entries: waiting, idle, per_s: rate },
             Stay {
@@ -113,8 +114,10 @@ fn source_ports_are_a_ceiling_for_each_pair_of_addresses() {
 
 #[test]
 fn what_was_refused_comes_back_as_soon_as_there_is_room() {
-    let pent_up = Service { offered_per_s: 60.0, refused_per_s: 45.0, ..measured(30.0, 0.1, 30) };
-    let demand = demand(vec![pent_up], 905);
+    let mut service =
+        Service { offered_per_s: 60.0, refused_per_s: 45.0, pent_up: 2.0, ..measured(30.0, 0.1, 30) };
+    service.stays[0].per_s = 60.0;
+    let demand = demand(vec![service], 905);
     let now = demand.after(&Changes::default());
     assert!((alive(&demand, "times=1") - 1_806.0).abs() < 3.0);
     assert_eq!(now.entries(), 905.0);

@@ -1,0 +1,132 @@
+//! What advice needs of a census: per service and way, in which phase its entries are and since when.
+//! Bounded: services beyond [`MOST`] are summed up by protocol.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::model::Timeouts;
+use super::phase::Phase;
+use super::target::Way;
+use crate::event::Remaining;
+
+/// Services with an account of their own.
+const MOST: usize = 2048;
+/// Pairs of addresses remembered of one service.
+const PAIRS: usize = 16;
+
+/// One entry, as far as advice is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// IP protocol number.
+    pub proto: u8,
+    /// Service port; for ICMP `type << 8 | code`.
+    pub port: u16,
+    /// The way.
+    pub way: Way,
+    /// enum tcp_conntrack; 0 for other protocols.
+    pub tcp_state: u8,
+    /// IPS_ASSURED
+    pub assured: bool,
+    /// Seconds until it expires.
+    pub left: u32,
+    /// A hash of source and destination address.
+    pub pair: u64,
+    /// [`super::measure::tuple_hash`] of its original tuple.
+    pub tuple: u64,
+}
+
+/// Entries of one service in one phase.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The timeout in force.
+    pub timeout: u32,
+    /// Entries.
+    pub entries: u32,
+    /// By the seconds since their timeout began anew.
+    pub idle: Remaining,
+    /// Those whose timeout began anew within the last [`Census::look_s`].
+    pub entered: u32,
+}
+
+/// Entries of one service.
+#[derive(Clone, Debug, Default)]
+pub struct Collected {
+    /// By phase.
+    pub phases: BTreeMap<Phase, Seen>,
+    pairs: Vec<u64>,
+    many_pairs: bool,
+}
+
+impl Collected {
+    /// All its entries.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.phases.values().map(|seen| seen.entries).sum()
+    }
+
+    /// Different pairs of addresses; none if they are many.
+    #[must_use]
+    pub fn pairs(&self) -> Option<u32> {
+        (!self.many_pairs).then_some(self.pairs.len() as u32)
+    }
+}
+
+/// A census, by service and way.
+#[derive(Clone, Debug)]
+pub struct Census {
+    timeouts: Timeouts,
+    look_s: u32,
+    services: HashMap<(u8, u16, Way), Collected>,
+}
+
+impl Census {
+    /// Nothing counted yet. Arrivals in each phase are read from the last `look_s` seconds.
+    #[must_use]
+    pub fn new(timeouts: Timeouts, look_s: u32) -> Self {
+        Self { timeouts, look_s: look_s.max(1), services: HashMap::new() }
+    }
+
+    /// Counts an entry; returns how long its timeout has been running, seconds.
+    pub fn add(&mut self, entry: &Entry) -> u32 {
+        let mut key = (entry.proto, entry.port, entry.way);
+        if self.services.len() >= MOST && !self.services.contains_key(&key) {
+            key.1 = 0;
+        }
+        let service = self.services.entry(key).or_default();
+        let phase = Phase::of(entry.proto, entry.tcp_state, entry.assured);
+        // A timeout that can't be read is at least what an entry has left.
+        let timeout = self.timeouts.get(&phase).copied().unwrap_or(entry.left);
+        let seen = service.phases.entry(phase).or_insert_with(|| Seen {
+            timeout,
+            entries: 0,
+            idle: Remaining::default(),
+            entered: 0,
+        });
+        // What is left is cut to whole seconds: with a timeout of 30, 29 are left during the first second.
+        let idle = seen.timeout.saturating_sub(1).saturating_sub(entry.left);
+        seen.entries += 1;
+        seen.idle.add(idle);
+        seen.entered += u32::from(idle < self.look_s.min(seen.timeout));
+        if !service.many_pairs && !service.pairs.contains(&entry.pair) {
+            service.many_pairs = service.pairs.len() == PAIRS;
+            service.pairs.push(entry.pair);
+        }
+        idle
+    }
+
+    /// All services.
+    pub fn services(&self) -> impl Iterator<Item = (&(u8, u16, Way), &Collected)> {
+        self.services.iter()
+    }
+
+    /// The timeout in force, if it is known.
+    #[must_use]
+    pub fn timeout(&self, phase: Phase) -> Option<u32> {
+        self.timeouts.get(&phase).copied()
+    }
+
+    /// Over how many seconds arrivals were counted, at most.
+    #[must_use]
+    pub const fn look_s(&self) -> u32 {
+        self.look_s
+    }
+}

@@ -1,0 +1,343 @@
+//! From a watched window to [`Demand`]: who came, who was refused, who would have come.
+//! Takes the same samples and losses as `state`, live or replayed; no I/O, and bounded memory.
+
+use std::collections::HashMap;
+
+use ctwatch_common::Cause;
+use ctwatch_common::event::{LossEvent, flag};
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
+
+use super::census::{Census, Collected, Entry};
+use super::distinct::Distinct;
+use super::model::{Service, Stay, Timeouts};
+use super::phase::Phase;
+use super::target::Way;
+use crate::event::{NetnsId, Sample};
+
+/// Of the window, so much passes before refused flows count as new: until then they may be retries.
+const SETTLING: f64 = 1.0 / 3.0;
+
+type Key = (u8, u16);
+
+/// What the counters of one netns said at one time.
+#[derive(Clone, Debug, Default)]
+struct Totals {
+    at: f64,
+    inserts: HashMap<Key, u64>,
+    refused: HashMap<(Key, bool), u64>,
+    evicted: HashMap<Key, u64>,
+}
+
+/// A window, while it is watched.
+#[derive(Debug)]
+pub struct Measure {
+    netns: NetnsId,
+    window_s: f64,
+    first: Option<Totals>,
+    /// From here on, a refused tuple that was not refused before is a new flow.
+    settled: Option<Totals>,
+    last: Totals,
+    elapsed: f64,
+    lost_events: u64,
+    refused: Distinct<(Key, bool)>,
+    census: Census,
+    /// Flows that were refused at first and got in since things had settled.
+    got_in: HashMap<(Key, bool), f64>,
+}
+
+/// What a window said of one service.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Rates {
+    admitted: f64,
+    offered: f64,
+    refused: f64,
+    evicted: f64,
+}
+
+impl Measure {
+    /// Nothing seen yet. The timeouts are those in force in that netns.
+    #[must_use]
+    pub fn new(netns: NetnsId, window_s: f64, timeouts: Timeouts) -> Self {
+        Self {
+            netns,
+            window_s,
+            first: None,
+            settled: None,
+            last: Totals::default(),
+            elapsed: 0.0,
+            lost_events: 0,
+            refused: Distinct::default(),
+            census: Census::new(timeouts, window_s.ceil() as u32),
+            got_in: HashMap::new(),
+        }
+    }
+
+    /// One loss.
+    pub fn loss(&mut self, event: &LossEvent) {
+        let is_refusal = event.kind == Cause::TableFull as u8;
+        if !is_refusal || event.netns != self.netns.0 || event.flags & flag::TUPLE == 0 {
+            return;
+        }
+        let service = ((event.proto, service_port(event)), event.flags & flag::LOOPBACK != 0);
+        let [sport, dport] = if has_ports(event.proto) { [event.sport, event.dport] } else { [0; 2] };
+        let hash = tuple_hash(event.proto, &event.src, &event.dst, sport, dport);
+        self.refused.add(hash, service, self.settled.is_some());
+    }
+
+    /// An entry of the table, read when the window is over.
+    pub fn entry(&mut self, entry: &Entry) {
+        let idle = self.census.add(entry);
+        let since_settled = self.last.at - self.settled.as_ref().map_or(self.last.at, |settled| settled.at);
+        if f64::from(idle) < since_settled
+            && let Some((service, stands_for)) = self.refused.find(entry.tuple)
+        {
+            *self.got_in.entry(service).or_default() += stands_for;
+        }
+    }
+
+    /// All counters, at the start of the window and at each tick.
+    pub fn sample(&mut self, sample: &Sample) {
+        if self.first.is_some() {
+            self.elapsed += sample.interval_s;
+        }
+        let mut totals = Totals { at: self.elapsed, ..Totals::default() };
+        for slot in sample.slots.iter().filter(|slot| slot.key.netns == self.netns.0) {
+            let key = (slot.key.proto, slot.key.port);
+            let kind = slot.key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED);
+            let is_loopback = slot.key.kind & KIND_LOOPBACK != 0;
+            if kind == KIND_FLOWS {
+                *totals.inserts.entry(key).or_default() += slot.count.saturating_sub(slot.failed);
+            } else if slot.key.kind & KIND_UNATTRIBUTED != 0 {
+            } else if kind == Cause::TableFull as u8 {
+                *totals.refused.entry((key, is_loopback)).or_default() += slot.count;
+            } else if kind == Cause::Evicted as u8 || kind == Cause::GcEvicted as u8 {
+                *totals.evicted.entry(key).or_default() += slot.count;
+            }
+        }
+        self.lost_events = sample.lost_events.iter().sum();
+        if self.settled.is_none() && self.elapsed >= self.window_s * SETTLING && self.first.is_some() {
+            self.settled = Some(totals.clone());
+        }
+        if self.first.is_none() {
+            self.first = Some(totals.clone());
+        }
+        self.last = totals;
+    }
+
+    /// Length of the window so far, seconds.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.elapsed
+    }
+
+    /// Packets refused for want of room.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        let at = |totals: &Totals| totals.refused.values().sum::<u64>();
+        at(&self.last) - self.first.as_ref().map_or(0, at)
+    }
+
+    /// Its services, once the entries are read.
+    #[must_use]
+    pub fn services(&self) -> Vec<Service> {
+        let census = &self.census;
+        let mut found: HashMap<(Key, Way), Service> = HashMap::new();
+        for ((proto, port, way), collected) in census.services() {
+            let service = service(((*proto, *port), *way), Some(collected), census.look_s());
+            found.insert(((*proto, *port), *way), service);
+        }
+        let mut keys: Vec<Key> = self.last.inserts.keys().copied().collect();
+        keys.extend(self.last.refused.keys().map(|(key, _)| *key));
+        keys.sort_unstable();
+        keys.dedup();
+        for key in keys {
+            self.share_out(key, &mut found);
+        }
+        let mut services: Vec<Service> = found.into_values().collect();
+        services.sort_by(|a, b| {
+            b.entries.cmp(&a.entries).then((a.proto, a.port, a.way).cmp(&(b.proto, b.port, b.way)))
+        });
+        services
+    }
+
+    /// Flow counters know no way: flows of a port go to its ways as its entries do.
+    fn share_out(&self, key: Key, found: &mut HashMap<(Key, Way), Service>) {
+        let census = &self.census;
+        let ways = [Way::Loopback, Way::In, Way::Out, Way::Forwarded];
+        let entered = |way: Way| {
+            let service = found.get(&(key, way));
+            service.map_or(0.0, |service| service.stays.iter().map(|stay| stay.per_s).sum::<f64>())
+        };
+        let weight =
+            |way: Way| entered(way) + found.get(&(key, way)).map_or(0.0, |one| f64::from(one.entries) * 1e-6);
+        let weights = ways.map(weight);
+        let total: f64 = weights.iter().sum();
+        for refused_on_loopback in [true, false] {
+            let rates = self.rates(key, refused_on_loopback);
+            let known: Vec<(Way, f64)> = ways
+                .into_iter()
+                .zip(weights)
+                .filter(|(way, weight)| (*way == Way::Loopback) == refused_on_loopback && *weight > 0.0)
+                .collect();
+            let sum: f64 = known.iter().map(|(_, weight)| weight).sum();
+            let shares = match (known.is_empty(), total > 0.0) {
+                (false, _) => {
+                    known.into_iter().map(|(way, weight)| (way, weight / sum, weight / total)).collect()
+                }
+                // Nothing of it is in the table: all of it is refused, or it is gone already.
+                (true, false) => {
+                    let way = if refused_on_loopback { Way::Loopback } else { Way::In };
+                    vec![(way, 1.0, if refused_on_loopback { 0.0 } else { 1.0 })]
+                }
+                (true, true) if rates.refused > 0.0 => {
+                    vec![(if refused_on_loopback { Way::Loopback } else { Way::In }, 1.0, 0.0)]
+                }
+                (true, true) => continue,
+            };
+            for (way, of_refused, of_admitted) in shares {
+                let admitted = self.admitted(key) * of_admitted;
+                if admitted + rates.refused == 0.0 {
+                    continue;
+                }
+                let one =
+                    found.entry((key, way)).or_insert_with(|| service((key, way), None, census.look_s()));
+                one.admitted_per_s = admitted;
+                one.refused_per_s = rates.refused * of_refused;
+                one.offered_per_s = (rates.offered * of_refused).max(admitted);
+                add_evicted(one, rates.evicted * of_admitted, census);
+                open_the_gate(one);
+            }
+        }
+    }
+
+    fn admitted(&self, key: Key) -> f64 {
+        let Some(first) = &self.first else { return 0.0 };
+        per_s(&self.last.inserts, &first.inserts, &key, self.last.at - first.at)
+    }
+
+    fn rates(&self, key: Key, loopback: bool) -> Rates {
+        let Some(first) = &self.first else { return Rates::default() };
+        let seconds = self.last.at - first.at;
+        let refused = per_s(&self.last.refused, &first.refused, &(key, loopback), seconds);
+        let evicted = per_s(&self.last.evicted, &first.evicted, &key, seconds);
+        let admitted = self.admitted(key);
+        Rates { admitted, refused, evicted, offered: self.offered(key, loopback, admitted, refused) }
+    }
+
+    /// Flows that would come if none was refused: those refused for the first time, and those that got in without
+    /// having been refused before.
+    fn offered(&self, key: Key, loopback: bool, admitted: f64, refused: f64) -> f64 {
+        let Some(settled) = &self.settled else { return admitted + refused };
+        let seconds = self.last.at - settled.at;
+        let refused_since = per_s(&self.last.refused, &settled.refused, &(key, loopback), seconds);
+        if refused_since <= 0.0 {
+            return admitted;
+        }
+        if self.lost_events > 0 {
+            // Tuples are missing: each refused packet may be a flow of its own.
+            return admitted + refused;
+        }
+        let admitted_since = per_s(&self.last.inserts, &settled.inserts, &key, seconds);
+        let tuples = self.refused.since_settled(&(key, loopback)) / seconds;
+        let got_in = self.got_in.get(&(key, loopback)).copied().unwrap_or(0.0) / seconds;
+        tuples + (admitted_since - got_in).max(0.0)
+    }
+}
+
+fn per_s<K: std::hash::Hash + Eq>(
+    last: &HashMap<K, u64>,
+    first: &HashMap<K, u64>,
+    key: &K,
+    seconds: f64,
+) -> f64 {
+    let of = |totals: &HashMap<K, u64>| totals.get(key).copied().unwrap_or(0);
+    if seconds > 0.0 { of(last).saturating_sub(of(first)) as f64 / seconds } else { 0.0 }
+}
+
+fn service((key, way): (Key, Way), collected: Option<&Collected>, look_s: u32) -> Service {
+    let stays = collected.map_or_else(Vec::new, |collected| {
+        let stay = |(phase, seen): (&Phase, &super::census::Seen)| Stay {
+            phase: *phase,
+            timeout: seen.timeout,
+            entries: seen.entries,
+            idle: seen.idle.clone(),
+            // The longer look is the better one, unless the flows began meanwhile.
+            per_s: (f64::from(seen.entered) / f64::from(look_s.min(seen.timeout).max(1)))
+                .max(f64::from(seen.entries) / f64::from(seen.timeout.max(1))),
+        };
+        collected.phases.iter().map(stay).collect()
+    });
+    Service {
+        proto: key.0,
+        port: key.1,
+        way,
+        entries: collected.map_or(0, Collected::entries),
+        admitted_per_s: 0.0,
+        offered_per_s: 0.0,
+        refused_per_s: 0.0,
+        pent_up: 1.0,
+        stays,
+        pairs: collected.and_then(Collected::pairs),
+    }
+}
+
+/// What comes into each phase once all flows get in. A full table lets them in by bursts, as entries expire, so the
+/// window alone does not tell how many did: what waits in the table does, unless most of it talks for long.
+fn open_the_gate(service: &mut Service) {
+    if service.refused_per_s <= 0.0 {
+        return;
+    }
+    let waits = || service.stays.iter().filter(|stay| stay.phase.only_waits());
+    let waiting: u32 = waits().map(|stay| stay.entries).sum();
+    let got_in = if waiting * 2 >= service.entries {
+        waits().map(|stay| stay.per_s).sum()
+    } else {
+        service.admitted_per_s
+    };
+    if got_in > 0.0 {
+        service.pent_up = (service.offered_per_s / got_in).max(1.0);
+    }
+    for stay in &mut service.stays {
+        stay.per_s *= service.pent_up;
+    }
+}
+
+/// Entries that were pushed out would be waiting for their timeout still.
+fn add_evicted(service: &mut Service, evicted: f64, census: &Census) {
+    if evicted <= 0.0 {
+        return;
+    }
+    let phase = match service.proto {
+        6 => Phase::SynSent,
+        proto => Phase::of(proto, 0, false),
+    };
+    let Some(timeout) = census.timeout(phase) else { return };
+    match service.stays.iter_mut().find(|stay| stay.phase == phase) {
+        Some(stay) => stay.per_s += evicted,
+        None => {
+            service.stays.push(Stay { phase, timeout, entries: 0, idle: Default::default(), per_s: evicted })
+        }
+    }
+}
+
+/// The destination port, or ICMP's type and code.
+fn service_port(event: &LossEvent) -> u16 {
+    match event.proto {
+        1 | 58 => u16::from_be_bytes(event.icmp),
+        _ => event.dport,
+    }
+}
+
+/// A hash of an original tuple; ports are 0 where the protocol has none. IPv4 addresses are in the first four bytes.
+#[must_use]
+pub fn tuple_hash(proto: u8, src: &[u8; 16], dst: &[u8; 16], sport: u16, dport: u16) -> u64 {
+    use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+    BuildHasherDefault::<DefaultHasher>::new().hash_one((proto, src, dst, sport, dport))
+}
+
+const fn has_ports(proto: u8) -> bool {
+    crate::state::Protocol(proto).has_ports()
+}
+
+#[cfg(test)]
+mod tests;
