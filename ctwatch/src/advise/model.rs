@@ -149,37 +149,56 @@ impl Steady {
         Self { entries: self.entries * by, left: self.left * by, expire_per_s: self.expire_per_s * by }
     }
 
-    /// Seconds between two looks of gc at an entry.
-    fn gc_interval(self, gc: Gc) -> f64 {
-        match gc {
-            Gc::Adaptive => {
-                // Each entry is met twice, once for each direction.
-                let (met, sum) = (2.0 * self.entries, 2.0 * self.left);
-                ((sum + GC_BIAS * GC_MAX) / (met + GC_BIAS)).clamp(1.0, GC_MAX)
-            }
-            Gc::Scanning => GC_SCAN,
+    /// Expired entries that still count: just before gc comes, and on average.
+    fn lag(self, gc: &Gc) -> Lag {
+        let interval = gc.interval(self);
+        let per_s = gc.reaped_per_s;
+        if per_s * interval < 1e-6 {
+            return Lag { peak: self.expire_per_s * interval, mean: self.expire_per_s * interval / 2.0 };
+        }
+        // Each is found by a passing packet at this rate, until gc takes those that are left.
+        let found = 1.0 - (-per_s * interval).exp();
+        Lag {
+            peak: self.expire_per_s * found / per_s,
+            mean: self.expire_per_s / per_s * (1.0 - found / (per_s * interval)),
         }
     }
 }
 
-/// How this kernel collects expired entries: until then they count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Gc {
-    /// From 5.14 on: all at once, as often as entries last on average (gc_worker, nf_conntrack_core.c).
-    #[default]
-    Adaptive,
-    /// Before: a part of the table at a time.
-    Scanning,
+/// Expired entries that still count.
+#[derive(Clone, Copy, Debug)]
+struct Lag {
+    peak: f64,
+    mean: f64,
 }
 
-/// GC_SCAN_INTERVAL_MAX, seconds, in 5.14 and later.
+/// How this kernel collects expired entries: until then they count.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gc {
+    /// Seconds from one run of gc to the next; none: as long as entries last on average, which is so from 5.15 on
+    /// (gc_worker, net/netfilter/nf_conntrack_core.c).
+    pub every_s: Option<f64>,
+    /// A look-up takes expired entries away that it meets in its bucket (____nf_conntrack_find): look-ups a second
+    /// for each bucket.
+    pub reaped_per_s: f64,
+}
+
+/// GC_SCAN_INTERVAL_MAX, seconds.
 const GC_MAX: f64 = 60.0;
 /// GC_SCAN_INTERVAL_CLAMP
 const GC_CLAMP: f64 = 300.0;
-/// GC_SCAN_INITIAL_COUNT: so many entries are pretended to last GC_SCAN_INTERVAL_MAX (1 before 6.0).
+/// GC_SCAN_INITIAL_COUNT: so many entries are pretended to last GC_SCAN_INTERVAL_MAX.
 const GC_BIAS: f64 = 100.0;
-/// GC_MAX_SCAN_JIFFIES of 5.10, seconds: a scan of the whole table.
-const GC_SCAN: f64 = 16.0;
+
+impl Gc {
+    fn interval(&self, steady: Steady) -> f64 {
+        self.every_s.unwrap_or_else(|| {
+            // Each entry is met twice, once for each direction.
+            let (met, sum) = (2.0 * steady.entries, 2.0 * steady.left);
+            ((sum + GC_BIAS * GC_MAX) / (met + GC_BIAS)).clamp(1.0, GC_MAX)
+        })
+    }
+}
 
 /// A measured netns: what a what-if starts from.
 #[derive(Clone, Debug, Default)]
@@ -227,10 +246,11 @@ impl Demand {
     /// Each service's entries with these changes, once things are steady: its share of what gc leaves included.
     pub fn needs<'a>(&'a self, changes: &'a Changes) -> impl Iterator<Item = (&'a Service, f64)> {
         let total = self.steady(changes, 1.0);
-        let lag = total.gc_interval(self.gc) / 2.0;
+        let lag = total.lag(&self.gc).mean;
         self.services.iter().map(move |service| {
             let steady = service.steady(changes, self.ephemeral, changes.times);
-            (service, steady.entries + steady.expire_per_s * lag)
+            let part = if total.expire_per_s > 0.0 { steady.expire_per_s / total.expire_per_s } else { 0.0 };
+            (service, steady.entries + lag * part)
         })
     }
 
@@ -243,15 +263,17 @@ impl Demand {
     #[must_use]
     pub fn after(&self, changes: &Changes) -> Outcome {
         let max = changes.max.unwrap_or(self.max);
-        let at = |times: f64, gc_intervals: f64| {
+        let steady = self.steady(changes, 1.0);
+        let lag = steady.lag(&self.gc);
+        let (needed, peak, limit) = (steady.entries + lag.mean, steady.entries + lag.peak, f64::from(max));
+        let peak_at = |times: f64| {
             let steady = self.steady(changes, times);
-            steady.entries + steady.expire_per_s * steady.gc_interval(self.gc) * gc_intervals
+            steady.entries + steady.lag(&self.gc).peak
         };
-        let (needed, limit) = (at(1.0, 0.5), f64::from(max));
         let offered: f64 = self.services.iter().map(|service| service.offered_per_s * changes.times).sum();
         let refused_per_s = if max != 0 && needed > limit { offered * (1.0 - limit / needed) } else { 0.0 };
-        let full_at_times = (max != 0).then(|| rate_that_fills(|times| at(times, 1.0), limit)).flatten();
-        Outcome { needed, peak: at(1.0, 1.0), max, refused_per_s, full_at_times }
+        let full_at_times = (max != 0).then(|| rate_that_fills(peak_at, limit)).flatten();
+        Outcome { needed, peak, max, refused_per_s, full_at_times }
     }
 }
 

@@ -173,7 +173,7 @@ proptest! {
         );
         // And so is the room it takes.
         let demand = Demand {
-            services: vec![service], max: max as u32, ephemeral: None, gc: Gc::Adaptive,
+            services: vec![service], max: max as u32, ephemeral: None, gc: Gc::default(),
         };
         let truth = rate * f64::from(TIME_WAIT);
         let needed = demand.after(&Changes::default()).needed;

@@ -40,7 +40,7 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
 }
 
 fn demand(services: Vec<Service>, max: u32) -> Demand {
-    Demand { services, max, ephemeral: Some(28_232), gc: Gc::Adaptive }
+    Demand { services, max, ephemeral: Some(28_232), gc: Gc::default() }
 }
 
 /// Entries without those that gc has yet to collect.
@@ -149,4 +149,17 @@ fn expired_entries_count_until_gc_comes_by() {
     assert!((shorter.peak - 4_500.0).abs() < 100.0, "{}", shorter.peak);
     let shares: f64 = demand.needs(&Changes::default()).map(|(_, entries)| entries).sum();
     assert!((shares - outcome.needed).abs() < 1e-6);
+}
+
+#[test]
+fn passing_packets_take_expired_entries_away_too() {
+    let gc = Gc { every_s: Some(120.0), reaped_per_s: 0.0 };
+    let lazy = Demand { gc, ..demand(vec![measured(100.0, 0.0, 30)], 1 << 20) };
+    assert!((lazy.after(&Changes::default()).peak - 15_000.0).abs() < 50.0);
+    let gc = Gc { every_s: Some(120.0), reaped_per_s: 0.1 };
+    let busy = Demand { gc, ..demand(vec![measured(100.0, 0.0, 30)], 1 << 20) };
+    // Each one is found after ten seconds on average.
+    let outcome = busy.after(&Changes::default());
+    assert!((outcome.peak - 4_000.0).abs() < 50.0, "{}", outcome.peak);
+    assert!(outcome.needed < outcome.peak && outcome.needed > 3_800.0, "{}", outcome.needed);
 }

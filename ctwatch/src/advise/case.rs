@@ -1,0 +1,130 @@
+//! All that advice is drawn from: the measured demand, and what is known of the machine and its firewall.
+//! Plain data; who fills it in does the reading.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::model::{Demand, Timeouts};
+use super::target::Target;
+
+/// Commands of a piece of advice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Commands {
+    /// To try it now.
+    pub now: Vec<String>,
+    /// To keep it over a reboot.
+    pub keep: Vec<String>,
+    /// To have everything as it was.
+    pub undo: Vec<String>,
+}
+
+impl Commands {
+    /// Both: undone in the opposite order.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.now.extend(other.now);
+        self.keep.extend(other.keep);
+        self.undo.splice(0..0, other.undo);
+        self
+    }
+}
+
+/// Why something must not be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Objection {
+    /// The rule or fact it rests on.
+    pub rule: String,
+    /// What would break.
+    pub text: String,
+    /// What would remove it.
+    pub remedy: Option<String>,
+}
+
+/// What is known of one service besides its numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The software that serves it.
+    pub server: Option<String>,
+    /// The software that uses it from this host.
+    pub clients: Vec<String>,
+    /// How its connections can be reused: in a sentence, and the settings.
+    pub reuse: Option<(String, Vec<String>)>,
+    /// Why it must not go untracked.
+    pub objections: Vec<Objection>,
+    /// How it goes untracked; none if this host has no tool for it.
+    pub notrack: Option<Commands>,
+}
+
+/// Someone who sets sysctls by himself, so that ours would not last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manager {
+    /// Its name.
+    pub name: String,
+    /// How we know.
+    pub evidence: String,
+    /// Sysctls it sets, without `net.netfilter.nf_conntrack_`.
+    pub sysctls: Vec<String>,
+    /// Where the setting goes instead; `{value}` stands for it, `{per_core}` for its part of each core.
+    pub instead: Vec<String>,
+}
+
+/// What is known of the machine.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// Entries in the table when looked at.
+    pub count: u32,
+    /// Buckets of the hash table.
+    pub buckets: Option<u32>,
+    /// Whether nf_conntrack is a module with options, rather than built in.
+    pub is_module: bool,
+    /// Bytes an entry takes at most.
+    pub entry_bytes: u64,
+    /// RAM, bytes.
+    pub ram: Option<u64>,
+    /// CPUs.
+    pub cpus: u32,
+    /// Chains have a limit: buckets must grow with max.
+    pub limits_chains: bool,
+    /// Who else sets sysctls.
+    pub managers: Vec<Manager>,
+    /// The file in sysctl.d that sets such a sysctl and would win over a new one.
+    pub sysctl_file: String,
+    /// Put before commands that act on the netns, where it isn't the one they are typed in.
+    pub enter: String,
+}
+
+/// What is known of the firewall.
+#[derive(Clone, Debug, Default)]
+pub struct Firewall {
+    /// There are NAT rules.
+    pub nat: bool,
+    /// Rules that make conntrack track, as text.
+    pub tracking: Vec<String>,
+    /// How to take them away; none if that would cut the host off or break NAT: then `objections` say why.
+    pub without: Option<Commands>,
+    /// Why they must stay.
+    pub objections: Vec<Objection>,
+}
+
+/// A case to advise on.
+#[derive(Clone, Debug, Default)]
+pub struct Case {
+    /// What was measured.
+    pub demand: Demand,
+    /// Timeouts in force.
+    pub timeouts: Timeouts,
+    /// The machine.
+    pub machine: Machine,
+    /// The firewall.
+    pub firewall: Firewall,
+    /// Of services, what is known.
+    pub known: BTreeMap<Target, Known>,
+}
+
+impl Case {
+    /// What is known of a service.
+    pub fn known(&self, target: &Target) -> Option<&Known> {
+        self.known.get(target)
+    }
+}

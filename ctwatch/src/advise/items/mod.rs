@@ -1,0 +1,207 @@
+//! Pieces of advice, one file per kind, and their order.
+//! Each piece is a change on paper first: what it promises comes from the model, not from a rule of thumb.
+
+mod firewall;
+mod notrack;
+mod reuse;
+mod size;
+mod timeouts;
+
+use serde::Serialize;
+
+use super::case::{Case, Commands, Objection};
+use super::model::Outcome;
+use super::whatif::Changes;
+
+/// A table fuller than this at its peaks has too little room.
+pub const COMFORT: f64 = 0.8;
+/// What makes up less than this part of the table is not worth advice.
+const WORTH: f64 = 0.05;
+
+/// What kind of change it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, PartialOrd, Ord)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Connections are used again.
+    Reuse,
+    /// Flows go untracked.
+    Notrack,
+    /// A larger table.
+    Size,
+    /// Entries go sooner.
+    Timeout,
+    /// No stateful firewall.
+    Firewall,
+}
+
+/// How much may go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Little.
+    Low,
+    /// Something, in rare cases.
+    Medium,
+    /// Think first.
+    High,
+}
+
+/// A piece of advice.
+#[derive(Clone, Debug, Serialize)]
+pub struct Item {
+    /// What it is called: `max`, `time_wait`, `notrack-6379-tcp-lo`.
+    pub id: String,
+    /// What kind of change it is.
+    pub kind: Kind,
+    /// What to do.
+    pub title: String,
+    /// What it rests on.
+    pub evidence: String,
+    /// The change, as `--what-if` takes it.
+    pub change: Changes,
+    /// The table then.
+    pub after: Outcome,
+    /// Whether nothing is refused then, with room to spare.
+    pub solves: bool,
+    /// How much more memory the kernel may take, bytes.
+    pub memory_bytes: i64,
+    /// How much may go wrong,
+    pub risk: Level,
+    /// and what.
+    pub risk_text: String,
+    /// Why it must not be done here. Then it has no commands.
+    pub refused: Vec<Objection>,
+    /// What to type.
+    pub commands: Commands,
+    /// What else to set, where commands can't.
+    pub settings: Vec<String>,
+    /// What one should know.
+    pub notes: Vec<String>,
+}
+
+/// The parts of an item that differ from kind to kind.
+struct Draft {
+    id: String,
+    kind: Kind,
+    title: String,
+    evidence: String,
+    change: Changes,
+    risk: Level,
+    risk_text: String,
+}
+
+impl Draft {
+    /// The item, with what the model says of it.
+    fn on(self, case: &Case) -> Item {
+        let Self { id, kind, title, evidence, change, risk, risk_text } = self;
+        let after = case.demand.after(&change);
+        let entries = |outcome: &Outcome| outcome.peak.min(limit(outcome.max)) as i64;
+        let before = case.demand.after(&Changes::default());
+        let memory_bytes = (entries(&after) - entries(&before)) * case.machine.entry_bytes as i64;
+        Item {
+            solves: after.peak <= COMFORT * limit(after.max),
+            id,
+            kind,
+            title,
+            evidence,
+            change,
+            after,
+            memory_bytes,
+            risk,
+            risk_text,
+            refused: Vec::new(),
+            commands: Commands::default(),
+            settings: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+}
+
+fn limit(max: u32) -> f64 {
+    if max == 0 { f64::INFINITY } else { f64::from(max) }
+}
+
+/// All advice for this case, the best first.
+#[must_use]
+pub fn advise(case: &Case) -> Vec<Item> {
+    let mut items = reuse::items(case);
+    items.extend(notrack::items(case));
+    items.extend(size::items(case));
+    items.extend(timeouts::items(case));
+    items.extend(firewall::items(case));
+    items.sort_by(|a, b| {
+        // Of equals, what goes to the root comes first: the kinds are in that order.
+        let rank = |item: &Item| (!item.refused.is_empty(), !item.solves, item.risk, item.kind);
+        rank(a).cmp(&rank(b)).then(a.after.peak.total_cmp(&b.after.peak)).then(a.id.cmp(&b.id))
+    });
+    items
+}
+
+/// The two pieces that do most together at the lowest risk.
+#[must_use]
+pub fn together(case: &Case, items: &[Item]) -> Option<(String, Changes, Outcome)> {
+    let usable: Vec<&Item> =
+        items.iter().filter(|item| item.refused.is_empty() && item.kind != Kind::Firewall).collect();
+    let mut best: Option<((bool, Level, f64), (String, Changes, Outcome))> = None;
+    for (index, one) in usable.iter().enumerate() {
+        for other in &usable[index + 1..] {
+            // Two ways to spare the same flows add nothing.
+            let is_same =
+                one.kind == other.kind || (one.kind <= Kind::Notrack && other.kind <= Kind::Notrack);
+            if is_same {
+                continue;
+            }
+            let change = one.change.and(&other.change);
+            let after = case.demand.after(&change);
+            let fill = after.peak / limit(after.max);
+            let rank = (fill > COMFORT, one.risk.max(other.risk), fill);
+            let is_better = best.as_ref().is_none_or(|(least, _)| {
+                (rank.0, rank.1).cmp(&(least.0, least.1)).then(rank.2.total_cmp(&least.2)).is_lt()
+            });
+            if is_better {
+                best = Some((rank, (format!("{},{}", one.id, other.id), change, after)));
+            }
+        }
+    }
+    best.map(|(_, found)| found)
+}
+
+/// A sysctl of the netns, set now and put back.
+fn sysctl(case: &Case, name: &str, value: u32, before: u32) -> Commands {
+    let enter = &case.machine.enter;
+    let set = |value| format!("{enter}sysctl -w net.netfilter.nf_conntrack_{name}={value}");
+    let file = &case.machine.sysctl_file;
+    Commands {
+        now: vec![set(value)],
+        keep: vec![
+            format!("echo net.netfilter.nf_conntrack_{name} = {value} >> {file}"),
+            // systemd-sysctl runs before a firewall loads conntrack: without the module there is no such sysctl yet.
+            format!("echo nf_conntrack > {MODULES_FILE}"),
+        ],
+        undo: vec![set(before), format!("rm -f {file} {MODULES_FILE}")],
+    }
+}
+
+const MODULES_FILE: &str = "/etc/modules-load.d/ctwatch.conf";
+
+/// Keeps the setting where its manager reads it instead.
+fn through_manager(case: &Case, item: &mut Item, name: &str, value: u32) {
+    for manager in &case.machine.managers {
+        if !manager.sysctls.iter().any(|sysctl| sysctl == name) {
+            continue;
+        }
+        item.commands.keep.clear();
+        let per_core = value.div_ceil(case.machine.cpus.max(1));
+        let fill_in = |line: &String| {
+            line.replace("{value}", &value.to_string()).replace("{per_core}", &per_core.to_string())
+        };
+        item.settings.extend(manager.instead.iter().map(fill_in));
+        item.notes.push(format!(
+            "{} sets this sysctl itself ({}): set it there, or it comes back",
+            manager.name, manager.evidence
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests;

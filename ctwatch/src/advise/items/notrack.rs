@@ -1,0 +1,54 @@
+//! NOTRACK: flows that need no state go past conntrack, unless a rule needs them tracked.
+//! Refused wherever that would break something; then it has no commands.
+
+use super::{Draft, Item, Kind, Level, WORTH};
+use crate::advise::case::Case;
+use crate::advise::model::Service;
+use crate::advise::target::Way;
+use crate::advise::whatif::Changes;
+use crate::state::Protocol;
+
+pub(super) fn items(case: &Case) -> Vec<Item> {
+    let now = Changes::default();
+    let total = case.demand.after(&now).needed;
+    case.demand
+        .needs(&now)
+        .filter(|(service, needs)| {
+            *needs >= WORTH * total
+                && Protocol(service.proto).has_ports()
+                && service.port != 0
+                && service.way != Way::Forwarded
+        })
+        .filter_map(|(service, needs)| item(case, service, needs / total))
+        .collect()
+}
+
+fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
+    let target = service.target();
+    let known = case.known(&target)?;
+    let mut item = Draft {
+        id: format!("notrack-{}", super::super::slug(&target)),
+        kind: Kind::Notrack,
+        title: format!("don't track {target}"),
+        evidence: format!("{target} needs {:.0} % of the table and no rule needs its state", part * 100.0),
+        change: Changes { notrack: vec![target], ..Changes::default() },
+        risk: if service.way == Way::Loopback { Level::Low } else { Level::Medium },
+        risk_text: match service.way {
+            Way::Loopback => "later NAT or `ct state established` rules for these flows won't match them",
+            _ => {
+                "no NAT, no helper and no `ct state established` for these flows: rules added later must accept both \
+                 directions by port; ICMP errors no longer match them"
+            }
+        }
+        .to_owned(),
+    }
+    .on(case);
+    if known.objections.is_empty() {
+        item.commands = known.notrack.clone()?;
+        item.notes.push("entries that exist stay until they expire".to_owned());
+    } else {
+        item.evidence = format!("{target} needs {:.0} % of the table", part * 100.0);
+        item.refused.clone_from(&known.objections);
+    }
+    Some(item)
+}

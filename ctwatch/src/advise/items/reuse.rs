@@ -1,0 +1,84 @@
+//! Connection reuse: the root fix where short connections fill the table.
+//! Only for services whose entries are mostly closed connections.
+
+use super::{Draft, Item, Kind, Level, WORTH};
+use crate::advise::case::Case;
+use crate::advise::model::Service;
+use crate::advise::phase::Phase;
+use crate::advise::target::Way;
+use crate::advise::whatif::Changes;
+
+/// Requests a reused connection is taken to serve: nginx's keepalive_requests was 100 up to 1.19.9.
+const REQUESTS: u32 = 100;
+/// Closed connections are this part of the service's entries at least.
+const CLOSED: f64 = 0.5;
+
+pub(super) fn items(case: &Case) -> Vec<Item> {
+    let now = Changes::default();
+    let total = case.demand.after(&now).needed;
+    case.demand
+        .needs(&now)
+        .filter(|(service, needs)| {
+            service.proto == 6 && *needs >= WORTH * total && closed_part(service) >= CLOSED
+        })
+        .map(|(service, needs)| item(case, service, needs / total))
+        .collect()
+}
+
+fn item(case: &Case, service: &Service, part: f64) -> Item {
+    let target = service.target();
+    let known = case.known(&target);
+    let clients = known.map(|known| known.clients.join(", ")).filter(|clients| !clients.is_empty());
+    let server = known.and_then(|known| known.server.clone()).unwrap_or_else(|| "the server".to_owned());
+    let who = match (service.way, &clients) {
+        (Way::In | Way::Forwarded, _) => format!("its clients to {server}"),
+        (_, Some(clients)) => format!("{clients} to {server}"),
+        (_, None) => format!("its clients here to {server}"),
+    };
+    let mut item = Draft {
+        id: format!("reuse-{}", super::super::slug(&target)),
+        kind: Kind::Reuse,
+        title: format!("keep connections open from {who} on {}/tcp", service.port),
+        evidence: format!(
+            "{:.1} new connections/s to {target}, {:.0} % of its entries are closed ones; they need {:.0} % of the \
+             table",
+            service.offered_per_s,
+            closed_part(service) * 100.0,
+            part * 100.0
+        ),
+        change: Changes { keepalive: vec![(target, REQUESTS)], ..Changes::default() },
+        risk: Level::Low,
+        risk_text: match service.way {
+            Way::In | Way::Forwarded => {
+                "clients decide: those that close after each request change nothing; idle connections hold memory \
+                 in the server"
+            }
+            Way::Loopback | Way::Out => {
+                "a connection that the other side has closed meanwhile fails at its next use: pools must test or \
+                 retry"
+            }
+        }
+        .to_owned(),
+    }
+    .on(case);
+    item.notes.push(format!(
+        "reckoned with {REQUESTS} requests a connection; `--what-if keepalive={target}:N` tries others"
+    ));
+    if let Some((what, settings)) = known.and_then(|known| known.reuse.as_ref()) {
+        item.notes.push(what.clone());
+        item.settings.clone_from(settings);
+    }
+    item
+}
+
+/// Which part of a service's entries only waits after its connection is closed.
+fn closed_part(service: &Service) -> f64 {
+    let of = |stays: &mut dyn Iterator<Item = f64>| stays.sum::<f64>();
+    let all = of(&mut service.stays.iter().map(|stay| f64::from(stay.entries)));
+    let closed = of(&mut service
+        .stays
+        .iter()
+        .filter(|stay| matches!(stay.phase, Phase::TimeWait | Phase::Close | Phase::LastAck | Phase::FinWait))
+        .map(|stay| f64::from(stay.entries)));
+    if all > 0.0 { closed / all } else { 0.0 }
+}

@@ -1,0 +1,72 @@
+//! A larger table: nf_conntrack_max, with buckets to match and memory to pay for it.
+//! Reckoned from the demand; never from a rule of thumb.
+
+use super::{COMFORT, Draft, Item, Kind, Level, limit, sysctl, through_manager};
+use crate::advise::case::{Case, Commands};
+use crate::advise::whatif::Changes;
+
+/// Room for so many times the present peak; the next power of two gives more.
+const HEADROOM: f64 = 1.5;
+/// A larger part of RAM for it is too much.
+const MOST_OF_RAM: f64 = 0.1;
+
+pub(super) fn items(case: &Case) -> Vec<Item> {
+    let now = case.demand.after(&Changes::default());
+    if now.max == 0 || now.peak <= COMFORT * limit(now.max) {
+        return Vec::new();
+    }
+    let wanted = (now.peak * HEADROOM).min(f64::from(1_u32 << 30)) as u32;
+    let max = wanted.next_power_of_two().max(now.max.saturating_mul(2));
+    vec![item(case, max)]
+}
+
+fn item(case: &Case, max: u32) -> Item {
+    let machine = &case.machine;
+    let before = case.demand.after(&Changes::default());
+    let change = Changes { max: Some(max), ..Changes::default() };
+    let full = u64::from(max) * machine.entry_bytes + u64::from(max) * 8;
+    let part_of_ram = machine.ram.map(|ram| full as f64 / ram as f64);
+    let is_too_much = part_of_ram.is_some_and(|part| part > MOST_OF_RAM);
+    let mut item = Draft {
+        id: "max".to_owned(),
+        kind: Kind::Size,
+        title: format!("raise nf_conntrack_max from {} to {max}, buckets to match", before.max),
+        evidence: format!(
+            "at the present demand the table needs {:.0} entries on average and {:.0} before gc comes by; it has {}",
+            before.needed, before.peak, before.max
+        ),
+        change,
+        risk: if is_too_much { Level::High } else { Level::Low },
+        risk_text: match part_of_ram {
+            Some(part) if is_too_much => format!(
+                "full, it takes {:.0} % of this host's memory, which the kernel does not give back while entries last",
+                part * 100.0
+            ),
+            _ => "memory the kernel holds while entries last; changing buckets stops all tracking while it rehashes"
+                .to_owned(),
+        },
+    }
+    .on(case);
+    item.notes.push(format!("full, the table takes {} of memory at most", super::super::mib(full)));
+    let resize = buckets(case, max);
+    item.commands = resize.and(sysctl(case, "max", max, before.max));
+    through_manager(case, &mut item, "max", max);
+    item
+}
+
+/// Buckets first: a long chain drops packets too, whatever max says.
+fn buckets(case: &Case, max: u32) -> Commands {
+    const PARAMETER: &str = "/sys/module/nf_conntrack/parameters/hashsize";
+    const MODPROBE: &str = "/etc/modprobe.d/ctwatch.conf";
+    let Some(before) = case.machine.buckets.filter(|before| *before < max) else {
+        return Commands::default();
+    };
+    let set = |buckets: u32| format!("echo {buckets} > {PARAMETER}");
+    let keep = if case.machine.is_module {
+        vec![format!("echo options nf_conntrack hashsize={max} > {MODPROBE}")]
+    } else {
+        // Built in: there is no module to give options to.
+        Vec::new()
+    };
+    Commands { now: vec![set(max)], keep, undo: vec![set(before), format!("rm -f {MODPROBE}")] }
+}

@@ -1,0 +1,179 @@
+//! The story's host, and what it is told.
+
+use super::*;
+use crate::advise::case::{Firewall, Known, Machine, Manager};
+use crate::advise::model::{Demand, Gc, Service, Stay};
+use crate::advise::phase::Phase;
+use crate::advise::target::{Target, Way};
+use crate::event::Remaining;
+
+fn service(port: u16, way: Way, rate: f64) -> Service {
+    let mut idle = Remaining::default();
+    (0..(rate * 120.0) as u32).for_each(|index| idle.add(index % 120));
+    let time_wait =
+        Stay { phase: Phase::TimeWait, timeout: 120, entries: (rate * 120.0) as u32, idle, per_s: rate };
+    Service {
+        proto: 6,
+        port,
+        way,
+        entries: (rate * 120.0) as u32,
+        admitted_per_s: rate,
+        offered_per_s: rate,
+        refused_per_s: 0.0,
+        pent_up: 1.0,
+        stays: vec![time_wait],
+        pairs: Some(1),
+    }
+}
+
+/// nginx and redis, 500 requests a second, and the default table of a host with 2 GiB.
+fn story() -> Case {
+    let redis: Target = "6379/tcp/lo".parse().expect("a target");
+    let web: Target = "80/tcp/in".parse().expect("a target");
+    let notrack = |port: u16| Commands { now: vec![format!("notrack {port}")], ..Commands::default() };
+    Case {
+        demand: Demand {
+            services: vec![service(6379, Way::Loopback, 500.0), service(80, Way::In, 250.0)],
+            max: 65_536,
+            ephemeral: None,
+            gc: Gc::default(),
+        },
+        timeouts: [(Phase::TimeWait, 120), (Phase::Established, 432_000)].into(),
+        machine: Machine {
+            count: 65_536,
+            buckets: Some(65_536),
+            is_module: true,
+            entry_bytes: 384,
+            ram: Some(2 << 30),
+            cpus: 4,
+            sysctl_file: "/etc/sysctl.d/99-zz-ctwatch.conf".to_owned(),
+            ..Machine::default()
+        },
+        firewall: Firewall {
+            tracking: vec!["ct state established accept".to_owned()],
+            ..Firewall::default()
+        },
+        known: [
+            (
+                redis,
+                Known {
+                    server: Some("redis".to_owned()),
+                    clients: vec!["nginx".to_owned()],
+                    reuse: Some((
+                        "call set_keepalive".to_owned(),
+                        vec!["red:set_keepalive(10000, 100)".to_owned()],
+                    )),
+                    notrack: Some(notrack(6379)),
+                    ..Known::default()
+                },
+            ),
+            (web, Known { notrack: Some(notrack(80)), ..Known::default() }),
+        ]
+        .into(),
+    }
+}
+
+fn find<'a>(items: &'a [Item], id: &str) -> &'a Item {
+    let ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
+    items.iter().find(|item| item.id == id).unwrap_or_else(|| panic!("{id} is not among {ids:?}"))
+}
+
+#[test]
+fn the_story_is_told_to_reuse_connections_first() {
+    let items = advise(&story());
+    assert_eq!(
+        items[0].id,
+        "reuse-6379-tcp-lo",
+        "{:?}",
+        items.iter().map(|item| &item.id).collect::<Vec<_>>()
+    );
+    assert!(items[0].solves && items[0].title.contains("nginx to redis"), "{}", items[0].title);
+    assert_eq!(items[0].settings, ["red:set_keepalive(10000, 100)"]);
+    for id in ["notrack-6379-tcp-lo", "notrack-80-tcp-in", "max", "time_wait", "reuse-80-tcp-in"] {
+        assert!(find(&items, id).refused.is_empty(), "{id}");
+    }
+}
+
+#[test]
+fn a_larger_table_comes_with_buckets_memory_and_a_way_back() {
+    let items = advise(&story());
+    let item = find(&items, "max");
+    assert_eq!(item.change.max, Some(262_144));
+    assert!(item.solves);
+    assert_eq!(
+        item.commands.now,
+        [
+            "echo 262144 > /sys/module/nf_conntrack/parameters/hashsize",
+            "sysctl -w net.netfilter.nf_conntrack_max=262144"
+        ]
+    );
+    assert_eq!(item.commands.undo[0], "sysctl -w net.netfilter.nf_conntrack_max=65536");
+    assert!(item.commands.undo.iter().any(|line| line.starts_with("echo 65536 >")));
+    assert!(
+        item.commands.keep.iter().any(|line| line.contains("hashsize=262144")),
+        "{:?}",
+        item.commands.keep
+    );
+    assert!(item.notes.iter().any(|note| note.contains("98 MiB")), "{:?}", item.notes);
+}
+
+#[test]
+fn a_table_that_takes_much_of_the_memory_is_a_high_risk() {
+    let mut case = story();
+    case.machine.ram = Some(512 << 20);
+    assert_eq!(find(&advise(&case), "max").risk, Level::High);
+}
+
+#[test]
+fn a_table_with_room_to_spare_needs_no_larger_one() {
+    let mut case = story();
+    case.demand.max = 1 << 20;
+    let items = advise(&case);
+    assert!(items.iter().all(|item| item.kind != Kind::Size), "{items:?}");
+}
+
+#[test]
+fn time_wait_is_shortened_no_more_than_it_takes() {
+    let items = advise(&story());
+    assert_eq!(find(&items, "time_wait").change.to_string(), "time_wait=30");
+    let mut case = story();
+    case.demand.max = 100_000;
+    assert_eq!(find(&advise(&case), "time_wait").change.to_string(), "time_wait=60");
+}
+
+#[test]
+fn a_rule_that_needs_state_refuses_notrack_and_says_why() {
+    let mut case = story();
+    let known = case.known.get_mut(&"80/tcp/in".parse().expect("a target")).expect("known");
+    known.objections = vec![Objection {
+        rule: "tcp dport 80 dnat to 10.0.0.2".to_owned(),
+        text: "an untracked packet is not translated".to_owned(),
+        remedy: None,
+    }];
+    let items = advise(&case);
+    let item = find(&items, "notrack-80-tcp-in");
+    assert!(item.commands.now.is_empty() && !item.refused.is_empty());
+    assert!(items.last().is_some_and(|last| !last.refused.is_empty()), "refused advice comes last");
+    assert!(together(&case, &items).is_some_and(|(ids, ..)| !ids.contains("notrack-80")));
+}
+
+#[test]
+fn kube_proxy_gets_the_setting_instead_of_a_sysctl_file() {
+    let mut case = story();
+    case.machine.managers = vec![Manager {
+        name: "kube-proxy".to_owned(),
+        evidence: "pid 7".to_owned(),
+        sysctls: vec!["max".to_owned()],
+        instead: vec!["conntrack.maxPerCore: {per_core}".to_owned()],
+    }];
+    let items = advise(&case);
+    let item = find(&items, "max");
+    assert!(item.commands.keep.is_empty());
+    assert_eq!(item.settings, ["conntrack.maxPerCore: 65536"]);
+}
+
+#[test]
+fn an_empty_table_needs_no_advice() {
+    let case = Case { demand: Demand { max: 65_536, ..Demand::default() }, ..Case::default() };
+    assert!(advise(&case).is_empty());
+}

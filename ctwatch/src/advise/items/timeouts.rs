@@ -1,0 +1,98 @@
+//! Shorter timeouts: entries that only wait for their end go sooner.
+//! Warns below RFC 5382 where NAT is involved.
+
+use super::{COMFORT, Draft, Item, Kind, Level, WORTH, limit, sysctl, through_manager};
+use crate::advise::case::Case;
+use crate::advise::phase::Phase;
+use crate::advise::whatif::Changes;
+
+/// RFC 5382 REQ-5: an established connection is kept for 2 h 4 min at least.
+const RFC_5382: u32 = 7440;
+/// A timeout is advised where what it ends is this part of the table.
+const MUCH: f64 = 0.2;
+
+pub(super) fn items(case: &Case) -> Vec<Item> {
+    let total = case.demand.after(&Changes::default()).needed;
+    let mut items = Vec::new();
+    for phase in Phase::ALL {
+        let Some(before) = case.timeouts.get(&phase).copied() else { continue };
+        let steps: &[u32] = match phase {
+            Phase::TimeWait => &[60, 30, 15],
+            Phase::FinWait | Phase::CloseWait | Phase::SynSent => &[60, 30, 15],
+            Phase::SynRecv | Phase::LastAck => &[30, 15],
+            Phase::Udp => &[15, 10],
+            Phase::UdpStream => &[60, 30],
+            Phase::Established => &[86_400, RFC_5382],
+            _ => continue,
+        };
+        let part = part_of(case, phase, total);
+        if part < if phase == Phase::Established { WORTH } else { MUCH } {
+            continue;
+        }
+        let change = |seconds: u32| Changes { timeouts: [(phase, seconds)].into(), ..Changes::default() };
+        // The mildest that is enough, else the strongest.
+        let shorter = || steps.iter().copied().filter(|seconds| *seconds < before);
+        let enough = shorter().find(|seconds| {
+            let after = case.demand.after(&change(*seconds));
+            after.peak <= COMFORT * limit(after.max)
+        });
+        let Some(seconds) = enough.or_else(|| shorter().last()) else { continue };
+        let after = case.demand.after(&change(seconds));
+        if after.needed > total * (1.0 - WORTH) {
+            continue;
+        }
+        items.push(item(case, phase, before, seconds, part));
+    }
+    items
+}
+
+fn item(case: &Case, phase: Phase, before: u32, seconds: u32, part: f64) -> Item {
+    let below_rfc = phase == Phase::Established && seconds < RFC_5382 && case.firewall.nat;
+    let mut item = Draft {
+        id: phase.name().to_owned(),
+        kind: Kind::Timeout,
+        title: format!("shorten {} from {before} s to {seconds} s", phase.sysctl()),
+        evidence: format!("{:.0} % of the table only waits for this timeout", part * 100.0),
+        change: Changes { timeouts: [(phase, seconds)].into(), ..Changes::default() },
+        risk: match phase {
+            Phase::Established if below_rfc => Level::High,
+            Phase::Established | Phase::UdpStream => Level::Medium,
+            _ => Level::Low,
+        },
+        risk_text: risk(phase, case.firewall.nat),
+    }
+    .on(case);
+    item.notes.push(
+        "it counts for entries that enter this state from now on: the table shrinks as the others expire"
+            .to_owned(),
+    );
+    item.commands = sysctl(case, phase.sysctl(), seconds, before);
+    through_manager(case, &mut item, phase.sysctl(), seconds);
+    item
+}
+
+fn risk(phase: Phase, nat: bool) -> String {
+    match phase {
+        Phase::TimeWait => {
+            "a late segment of a closed connection counts as invalid or new, and `ct state invalid drop` drops it"
+        }
+        Phase::Established if nat => {
+            "connections idle for longer lose their NAT mapping and hang; RFC 5382 asks for 2 h 4 min (7440 s) at least"
+        }
+        Phase::Established => "connections idle for longer are no longer ESTABLISHED to the firewall: pools break",
+        Phase::SynSent | Phase::SynRecv => "a handshake slower than this fails; SYN retransmits take 1, 3, 7, 15 s",
+        Phase::FinWait | Phase::CloseWait | Phase::LastAck => {
+            "a half-closed connection that still sends after a longer pause is cut off"
+        }
+        Phase::UdpStream => "flows with longer pauses between packets get a new entry, and behind NAT a new port",
+        _ => "an answer that comes later than this finds no entry",
+    }
+    .to_owned()
+}
+
+/// Which part of the table waits for this timeout.
+fn part_of(case: &Case, phase: Phase, total: f64) -> f64 {
+    // What a timeout of nothing would leave.
+    let without = Changes { timeouts: [(phase, 0)].into(), ..Changes::default() };
+    if total > 0.0 { 1.0 - case.demand.after(&without).needed / total } else { 0.0 }
+}
