@@ -19,11 +19,17 @@ const ZERO: Config = {
     unsafe { core::mem::zeroed() }
 };
 
-/// One field of [`CONFIG`], as a constant the verifier knows and the compiler doesn't.
+/// Reads a field as the verifier sees it: a constant that the compiler doesn't know.
+#[inline(always)]
+pub fn value<T: Copy>(field: &T) -> T {
+    // SAFETY: a reference is valid for reads.
+    unsafe { core::ptr::read_volatile(field) }
+}
+
+/// One field of [`CONFIG`], by [`value`].
 macro_rules! config {
     ($field:ident $([$index:literal])?) => {
-        // SAFETY: a plain read of an initialised static.
-        unsafe { core::ptr::read_volatile(&raw const $crate::config::CONFIG.0.$field $([$index])?) }
+        $crate::config::value(&$crate::config::CONFIG.0.$field $([$index])?)
     };
 }
 pub(crate) use config;

@@ -209,7 +209,7 @@ const NO_OWNER: OwnerPart = OwnerPart { cgroup: 0, pid: 0, reserved: 0, name: [0
 /// # Safety
 /// `to` must point into a reserved record.
 #[inline(never)]
-unsafe fn describe_entry(entry: u64, to: *mut EntryPart) {
+pub unsafe fn describe_entry(entry: u64, to: *mut EntryPart) {
     let reply: [u64; 5] = read(entry + u64::from(config!(ct_tuple)) + u64::from(config!(ct_reply)));
     let (status, left, tcp_state) = state_of_entry(entry, (reply[4] >> 48) as u8);
     // SAFETY: the caller's.
@@ -225,13 +225,19 @@ unsafe fn describe_entry(entry: u64, to: *mut EntryPart) {
 #[inline(always)]
 pub fn state_of_entry(entry: u64, proto: u8) -> (u32, i32, u8) {
     let status: u32 = read(entry + u64::from(config!(ct_status)));
-    let timeout: u32 = read(entry + u64::from(config!(ct_timeout)));
-    // SAFETY: the helper has no preconditions.
-    let left = timeout.wrapping_sub(unsafe { bpf_jiffies64() } as u32).cast_signed();
+    let left = time_left(entry);
     let tcp_state = if proto == TCP && config!(ct_tcp_state) != NONE {
         read(entry + u64::from(config!(ct_tcp_state)))
     } else {
         NO_TCP_STATE
     };
     (status, left, tcp_state)
+}
+
+/// Jiffies until an entry expires.
+#[inline(always)]
+pub fn time_left(entry: u64) -> i32 {
+    let timeout: u32 = read(entry + u64::from(config!(ct_timeout)));
+    // SAFETY: the helper has no preconditions.
+    timeout.wrapping_sub(unsafe { bpf_jiffies64() } as u32).cast_signed()
 }

@@ -10,6 +10,9 @@ use ctwatch_common::slot::{Control, SLOTS, Slot};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
+/// BPF_ANY: a map's insert may replace what is there.
+pub const ANY: u64 = 0;
+
 /// The exact counters.
 #[map]
 pub static COUNTERS: Array<Slot> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
@@ -122,6 +125,10 @@ pub struct Pending {
 /// Pending new flows, by stack pointer at entry.
 #[map]
 pub static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(4096, 0);
+
+/// Packets about to be freed that the init_conntrack pair has reported, by their address.
+#[map]
+pub static REPORTED: LruHashMap<u64, u8> = LruHashMap::with_max_entries(4096, 0);
 
 /// An insert of which the outcome is open.
 #[repr(C)]

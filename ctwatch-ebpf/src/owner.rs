@@ -2,7 +2,7 @@
 //! A SYN retransmit leaves from a timer's softirq, on another stack: there the socket has to have been noted before.
 
 use crate::config::config;
-use crate::maps::{SOCKETS, control};
+use crate::maps::{ANY, SOCKETS, control};
 use crate::marks::here;
 use crate::netns::this_cpu;
 use crate::read::read;
@@ -11,8 +11,6 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
 use ctwatch_common::config::STACK_ALIGN;
 use ctwatch_common::event::{LossEvent, OwnerPart};
 
-/// BPF_ANY
-const ANY: u64 = 0;
 /// include/linux/sched.h
 const PF_KTHREAD: u32 = 0x0020_0000;
 /// sizeof(struct pt_regs) and its orig_ax, x86-64 (arch/x86/include/asm/ptrace.h).

@@ -2,7 +2,35 @@
 //! No struct layouts here: offsets come from `config`.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use core::mem::MaybeUninit;
+
+use crate::config::config;
+
+/// On x86-64 the return probe runs after the return address was popped.
+const RETURN_ADDRESS: u64 = 8;
+/// The last word of a tuple holds port and protocol.
+const TUPLE_LAST: u64 = 32;
+
+/// The stack pointer at a function's entry: what its arguments are kept under until it returns.
+#[inline(always)]
+pub fn stack_at_entry(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the kernel's own registers.
+    unsafe { (*ctx.regs).rsp }
+}
+
+/// The same, when it returns.
+#[inline(always)]
+pub fn stack_at_its_entry(ctx: &RetProbeContext) -> u64 {
+    // SAFETY: the kernel's own registers.
+    unsafe { (*ctx.regs).rsp - RETURN_ADDRESS }
+}
+
+/// The word of an entry's original tuple that holds its protocol and service port.
+#[inline(always)]
+pub fn service_word(entry: u64) -> u64 {
+    read(entry + u64::from(config!(ct_tuple)) + TUPLE_LAST)
+}
 
 /// Reads a value at a kernel address.
 #[inline(always)]

@@ -2,13 +2,13 @@
 //! on its stack was reaped or evicted by it; a softirq that interrupts it runs on another stack.
 
 use crate::maps::control;
+use crate::read::stack_at_entry;
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use ctwatch_common::config::STACK_ALIGN;
 
 #[inline(always)]
 pub fn on_entry(ctx: &ProbeContext) {
-    // SAFETY: the kernel's own registers.
-    set(unsafe { (*ctx.regs).rsp } & !(STACK_ALIGN - 1));
+    set(stack_at_entry(ctx) & !(STACK_ALIGN - 1));
 }
 
 #[inline(always)]

@@ -4,22 +4,18 @@
 use crate::config::config;
 use crate::emit;
 use crate::hooks::kfree_skb::{refusal, refused_for_want_of_room};
-use crate::maps::{PENDING, Pending};
+use crate::maps::{ANY, PENDING, Pending, REPORTED};
 use crate::marks;
 use crate::netns;
 use crate::packet::{Skb, blank, describe_from_tuple};
-use crate::read::read;
+use crate::read::{read, stack_at_entry, stack_at_its_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use core::mem::MaybeUninit;
 use ctwatch_common::event::hook;
 
-/// BPF_ANY
-const ANY: u64 = 0;
 /// MAX_ERRNO, include/linux/err.h
 const MAX_ERRNO: u64 = 4095;
-/// On x86-64 the return probe runs after the return address was popped.
-const RETURN_ADDRESS: u64 = 8;
 
 #[inline(always)]
 pub fn on_entry(ctx: &ProbeContext) {
@@ -31,14 +27,12 @@ pub fn on_entry(ctx: &ProbeContext) {
     }
     let skb = if on_alloc { 0 } else { ctx.arg::<u64>(3).unwrap_or(0) };
     let pending = Pending { net, skb, tuple: read(tuple) };
-    // SAFETY: the kernel's own registers.
-    let _ = PENDING.insert(unsafe { (*ctx.regs).rsp }, pending, ANY);
+    let _ = PENDING.insert(stack_at_entry(ctx), pending, ANY);
 }
 
 #[inline(always)]
 pub fn on_return(ctx: &RetProbeContext) {
-    // SAFETY: the kernel's own registers.
-    let key = unsafe { (*ctx.regs).rsp } - RETURN_ADDRESS;
+    let key = stack_at_its_entry(ctx);
     let Some(found) = PENDING.get_ptr(key) else { return };
     // SAFETY: a pointer into the map's value, of this context alone.
     let Pending { net, skb: address, tuple } = unsafe { *found };
@@ -68,6 +62,8 @@ pub fn on_return(ctx: &RetProbeContext) {
         let mut skb = Skb::uninit();
         skb.read(address);
         skb.describe_path(false, loopback, event);
+        // A hit inside another program is skipped: what isn't noted here is reported where the packet is freed.
+        let _ = REPORTED.insert(address, 1, ANY);
     }
     describe_from_tuple(&tuple, event);
     emit::count_losses(emit::loss_key(event, cause), 1);

@@ -3,18 +3,12 @@
 
 use crate::config::config;
 use crate::emit::{self, Field};
-use crate::maps::{INSERTING, Inserting};
+use crate::maps::{ANY, INSERTING, Inserting};
 use crate::netns;
 use crate::packet::service_of_tuple;
-use crate::read::read;
+use crate::read::{read, service_word, stack_at_entry, stack_at_its_entry};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 
-/// BPF_ANY
-const ANY: u64 = 0;
-/// The last word of a tuple holds port and protocol.
-const TUPLE_LAST: u64 = 32;
-/// On x86-64 the return probe runs after the return address was popped.
-const RETURN_ADDRESS: u64 = 8;
 /// include/uapi/linux/netfilter.h
 const NF_ACCEPT: u32 = 1;
 
@@ -60,18 +54,15 @@ fn keep(ctx: &ProbeContext, skb: u64, entry: u64) {
     if entry == 0 {
         return;
     }
-    let last: u64 = read(entry + u64::from(config!(ct_tuple)) + TUPLE_LAST);
     let net: u64 = read(entry + u64::from(config!(ct_status)) + u64::from(config!(ct_net)));
-    let (proto, port) = service_of_tuple(last);
+    let (proto, port) = service_of_tuple(service_word(entry));
     let kept = Inserting { skb, entry, netns: netns::inum(net), port, proto, reserved: 0 };
-    // SAFETY: the kernel's own registers.
-    let _ = INSERTING.insert(unsafe { (*ctx.regs).rsp }, kept, ANY);
+    let _ = INSERTING.insert(stack_at_entry(ctx), kept, ANY);
 }
 
 #[inline(always)]
 fn take(ctx: &RetProbeContext) -> Option<Inserting> {
-    // SAFETY: the kernel's own registers.
-    let key = unsafe { (*ctx.regs).rsp } - RETURN_ADDRESS;
+    let key = stack_at_its_entry(ctx);
     let found = INSERTING.get_ptr(key)?;
     // SAFETY: a pointer into the map's value, of this context alone.
     let kept = unsafe { *found };

@@ -3,7 +3,7 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::{add, control};
+use crate::maps::{REPORTED, add, control};
 use crate::marks;
 use crate::netns;
 use crate::packet::{Skb, blank, describe_from_entry, service_port};
@@ -113,8 +113,8 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
             // SAFETY: a pointer into the map's value.
             unsafe { add(&raw mut (*control).ambiguous, 1) };
         }
-        if config!(by_kfree_skb) == 0 {
-            // The init_conntrack pair reports it.
+        if config!(by_kfree_skb) == 0 && (config!(pair_on_alloc) != 0 || REPORTED.remove(address).is_ok()) {
+            // The init_conntrack pair has reported it; the one on __nf_conntrack_alloc doesn't know its packet.
             return;
         }
     }

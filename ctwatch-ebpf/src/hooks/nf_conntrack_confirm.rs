@@ -7,15 +7,13 @@ use crate::marks;
 use crate::netns;
 use crate::owner;
 use crate::packet::{Skb, blank, describe_from_tuple, service_of_tuple};
-use crate::read::read;
+use crate::read::{read, service_word, stack_at_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
 use core::mem::MaybeUninit;
 use ctwatch_common::event::{KIND_PUSHER, hook};
 use ctwatch_common::slot::KIND_FLOWS;
 
-/// The last word of a tuple holds port and protocol.
-const TUPLE_LAST: u64 = 32;
 /// From IP_CT_IS_REPLY on the packet travels in the reply direction and confirms nothing.
 const IS_REPLY: u64 = 3;
 
@@ -27,10 +25,9 @@ pub fn on_entry(ctx: &ProbeContext) {
     if ct == 0 || nfct & 7 >= IS_REPLY {
         return;
     }
-    let last: u64 = read(ct + u64::from(config!(ct_tuple)) + TUPLE_LAST);
     let net: u64 = read(ct + u64::from(config!(ct_status)) + u64::from(config!(ct_net)));
     let inum = netns::inum(net);
-    let (proto, port) = service_of_tuple(last);
+    let (proto, port) = service_of_tuple(service_word(ct));
     emit::count_flow(inum, proto, port, Field::Count);
     if emit::wants_losses() || emit::wants_inserts() {
         tell(ctx, skb, ct, inum);
@@ -48,8 +45,8 @@ fn tell(ctx: &ProbeContext, address: u64, ct: u64, inum: u32) {
     describe_from_tuple(&tuple, event);
     if emit::wants_losses()
         && let Some(cpu) = netns::this_cpu()
-        // SAFETY: the kernel's own registers, and this CPU's own map value.
-        && let Some(at) = unsafe { marks::take_eviction(cpu, (*ctx.regs).rsp) }
+        // SAFETY: this CPU's own map value.
+        && let Some(at) = unsafe { marks::take_eviction(cpu, stack_at_entry(ctx)) }
     {
         event.at = at;
         event.kind = KIND_PUSHER;

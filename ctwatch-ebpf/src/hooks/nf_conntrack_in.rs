@@ -3,32 +3,27 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::{PENDING, Pending};
+use crate::maps::{ANY, PENDING, Pending};
 use crate::netns;
 use crate::packet::{Skb, blank};
+use crate::read::{stack_at_entry, stack_at_its_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use core::mem::MaybeUninit;
 use ctwatch_common::Cause;
 
-/// BPF_ANY
-const ANY: u64 = 0;
-/// On x86-64 the return probe runs after the return address was popped.
-const RETURN_ADDRESS: u64 = 8;
 /// include/uapi/linux/netfilter.h
 const NF_ACCEPT: u32 = 1;
 
 #[inline(always)]
 pub fn on_entry(ctx: &ProbeContext) {
     let Some(skb) = ctx.arg::<u64>(0) else { return };
-    // SAFETY: the kernel's own registers.
-    let _ = PENDING.insert(unsafe { (*ctx.regs).rsp }, Pending { net: 0, skb, tuple: [0; 5] }, ANY);
+    let _ = PENDING.insert(stack_at_entry(ctx), Pending { net: 0, skb, tuple: [0; 5] }, ANY);
 }
 
 #[inline(always)]
 pub fn on_return(ctx: &RetProbeContext) {
-    // SAFETY: the kernel's own registers.
-    let key = unsafe { (*ctx.regs).rsp } - RETURN_ADDRESS;
+    let key = stack_at_its_entry(ctx);
     let Some(found) = PENDING.get_ptr(key) else { return };
     // SAFETY: a pointer into the map's value, of this context alone.
     let address = unsafe { (*found).skb };

@@ -3,10 +3,10 @@
 
 use crate::config::config;
 use crate::emit::{self, Field};
-use crate::maps::{NOBODY, REMEMBERED, VICTIMS, control};
+use crate::maps::{ANY, NOBODY, REMEMBERED, VICTIMS, control};
 use crate::netns;
-use crate::packet::{blank, describe_from_tuple, describe_reply, mark_loopback, service_of_tuple};
-use crate::read::{field, read, read_words};
+use crate::packet::{blank, describe_from_tuple, mark_loopback, service_of_tuple};
+use crate::read::{field, read, read_words, service_word, stack_at_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
 use core::mem::MaybeUninit;
@@ -14,14 +14,10 @@ use ctwatch_common::Cause;
 use ctwatch_common::config::{CT_SPAN, STACK_ALIGN};
 use ctwatch_common::event::{flag, hook};
 
-/// BPF_ANY
-const ANY: u64 = 0;
 /// enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h
 const ASSURED: u32 = 1 << 2;
 const CONFIRMED: u32 = 1 << 3;
 const DYING: u32 = 1 << 9;
-/// The last word of a tuple holds port and protocol.
-const TUPLE_LAST: u64 = 32;
 
 #[inline(always)]
 pub fn on_entry(ctx: &ProbeContext, count: bool) {
@@ -37,31 +33,28 @@ pub fn on_entry(ctx: &ProbeContext, count: bool) {
     if status & CONFIRMED == 0 || (status & DYING != 0 && !is_part) {
         return;
     }
-    let last: u64 = read(ct + u64::from(config!(ct_tuple)) + TUPLE_LAST);
-    let (proto, port) = service_of_tuple(last);
     if count {
+        let (proto, port) = service_of_tuple(service_word(ct));
         emit::count_flow(netns::inum(net), proto, port, Field::Deletes);
     }
     if !is_part && (ctx.arg::<u32>(1) != Some(0) || ctx.arg::<u32>(2) != Some(0)) {
         // Someone asked for it over ctnetlink.
         return;
     }
-    // SAFETY: the kernel's own registers.
-    let stack = unsafe { (*ctx.regs).rsp } & !(STACK_ALIGN - 1);
+    let stack = stack_at_entry(ctx) & !(STACK_ALIGN - 1);
     // SAFETY: a pointer into the map's value.
     let by_gc = control().is_some_and(|control| unsafe { (*control).gc_stack == stack });
     if by_gc {
-        evicted_by_gc(ct, net, proto);
+        evicted_by_gc(ct, net);
     } else if status & ASSURED == 0 {
-        remember(ct, net, proto, stack);
+        remember(ct, net, stack);
     }
 }
 
 /// `gc_worker` reaps expired entries; one that has not expired yet is evicted, because the table is nearly full.
 #[inline(always)]
-fn evicted_by_gc(ct: u64, net: u64, proto: u8) {
-    let (status, left, tcp_state) = emit::state_of_entry(ct, proto);
-    if left <= 0 {
+fn evicted_by_gc(ct: u64, net: u64) {
+    if emit::time_left(ct) <= 0 {
         return;
     }
     let inum = netns::inum(net);
@@ -81,22 +74,14 @@ fn evicted_by_gc(ct: u64, net: u64, proto: u8) {
     emit::count_losses(emit::loss_key(event, Cause::GcEvicted), 1);
     if emit::wants_losses() {
         event.flags |= flag::ENTRY;
-        emit::push_filled(event, |record| {
-            let reply: [u64; 5] = read(ct + u64::from(config!(ct_tuple)) + u64::from(config!(ct_reply)));
-            // SAFETY: a reserved record.
-            unsafe {
-                describe_reply(&reply, &raw mut (*record).entry);
-                (*record).entry.status = status;
-                (*record).entry.left = left;
-                (*record).entry.tcp_state = tcp_state;
-            }
-        });
+        // SAFETY: a reserved record.
+        emit::push_filled(event, |record| unsafe { emit::describe_entry(ct, &raw mut (*record).entry) });
     }
 }
 
 /// Keeps the entry for early_drop's return in this context.
 #[inline(always)]
-fn remember(ct: u64, net: u64, proto: u8, stack: u64) {
+fn remember(ct: u64, net: u64, stack: u64) {
     let mut place = VICTIMS.get_ptr_mut(&stack);
     if place.is_none() {
         let _ = VICTIMS.insert(&stack, &NOBODY, ANY);
@@ -109,6 +94,7 @@ fn remember(ct: u64, net: u64, proto: u8, stack: u64) {
         let tuple = ct + u64::from(config!(ct_tuple));
         read_words(&raw mut (*victim).original, tuple);
         read_words(&raw mut (*victim).reply, tuple + u64::from(config!(ct_reply)));
+        let (proto, _) = service_of_tuple((*victim).original[4]);
         let (status, left, tcp_state) = emit::state_of_entry(ct, proto);
         (*victim).status = status;
         (*victim).left = left;

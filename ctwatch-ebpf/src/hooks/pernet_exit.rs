@@ -3,7 +3,7 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::{LIVES, NETS, OFFSETS};
+use crate::maps::{ANY, LIVES, NETS, OFFSETS};
 use crate::netns;
 use crate::packet::blank;
 use crate::read::read;
@@ -14,8 +14,6 @@ use ctwatch_common::config::MAX_CPUS;
 use ctwatch_common::event::{KIND_NETNS_GONE, hook};
 use ctwatch_common::netns::id;
 
-/// BPF_ANY
-const ANY: u64 = 0;
 /// Namespaces that go at once are cleaned up in one batch; more than this are noticed by user space instead.
 const BATCH: u32 = 512;
 
