@@ -2,6 +2,7 @@
 //! Every number comes from the watch and goes through the state; every word goes through the view.
 
 use std::os::fd::OwnedFd;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -20,15 +21,18 @@ use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
 use crate::probe::diagnostics;
 use crate::probe::plan::Wishes;
-use crate::state::report::{Hook, Notice, SCHEMA, Start, Unexplained};
+use crate::state::report::{Hook, Notice, SCHEMA, Start};
 use crate::state::{Backend, State};
 use crate::view::View;
+use crate::watch::missed::{self, Missed};
 use crate::watch::{Change, Settings, Watch, conntrack_module};
 
 /// The kernel wakes us when much is waiting; in between we look this often.
 const LOOK_AT_EVENTS: Duration = Duration::from_millis(100);
 /// How often to see whether conntrack has been loaded.
 const LOOK_FOR_CONNTRACK: Duration = Duration::from_millis(250);
+/// From the kernel's counter to our program it is microseconds, but a CPU may be taken away meanwhile.
+const FOR_A_LOSS_ON_ITS_WAY: Duration = Duration::from_millis(20);
 /// Events taken at once before ticks and signals get their turn.
 const BATCH: usize = 1 << 14;
 
@@ -167,7 +171,7 @@ async fn watch_until(
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ring = watch.ring()?;
     let mut lost_before = 0;
-    let mut unexplained_before = Unexplained::default();
+    let mut missed = Missed::default();
     loop {
         tokio::select! {
             biased;
@@ -179,12 +183,10 @@ async fn watch_until(
                     view.notice(&notice_of(change))?;
                 }
                 let tick = state.sample(&watch.sample()?);
-                // The same difference twice in a row is no loss on its way: the programs missed it.
-                if !tick.unexplained.is_zero() && tick.unexplained == unexplained_before {
+                if missed.look(tick.unexplained) {
                     watch.settle();
                     view.notice(&settled())?;
                 }
-                unexplained_before = tick.unexplained;
                 if tick.lost_events > lost_before {
                     view.notice(&events_lost(tick.lost_events - lost_before))?;
                     lost_before = tick.lost_events;
@@ -209,8 +211,17 @@ fn finish(watch: &mut Watch, state: &mut State, view: &mut dyn View) -> Result<(
     watch.drain_rest(|loss| show(state, view, loss, &mut written));
     written?;
     // The interval that was cut short: ticks add up to the summary.
-    let tick = state.sample(&watch.sample()?);
+    let mut tick = state.sample(&watch.sample()?);
     view.tick(&tick)?;
+    // A loss that is on its way arrives meanwhile.
+    for _ in 1..missed::LOOKS {
+        if tick.unexplained.is_zero() {
+            break;
+        }
+        thread::sleep(FOR_A_LOSS_ON_ITS_WAY);
+        tick = state.sample(&watch.sample()?);
+        view.tick(&tick)?;
+    }
     if !tick.unexplained.is_zero() {
         watch.settle();
         view.notice(&settled())?;

@@ -8,6 +8,7 @@ mod flows;
 mod jiffies;
 mod ledger;
 mod lives;
+pub mod missed;
 mod pairing;
 mod unanswered;
 

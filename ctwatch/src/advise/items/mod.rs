@@ -137,33 +137,39 @@ pub fn advise(case: &Case) -> Vec<Item> {
     items
 }
 
+/// Two pieces of advice at once.
+#[derive(Clone, Debug, Serialize)]
+pub struct Together {
+    /// Their ids.
+    pub ids: [String; 2],
+    /// Both changes.
+    pub change: Changes,
+    /// The table then.
+    pub after: Outcome,
+}
+
 /// The two pieces that do most together at the lowest risk.
 #[must_use]
-pub fn together(case: &Case, items: &[Item]) -> Option<(String, Changes, Outcome)> {
+pub fn together(case: &Case, items: &[Item]) -> Option<Together> {
     let usable: Vec<&Item> =
         items.iter().filter(|item| item.refused.is_empty() && item.kind != Kind::Firewall).collect();
-    let mut best: Option<((bool, Level, f64), (String, Changes, Outcome))> = None;
-    for (index, one) in usable.iter().enumerate() {
-        for other in &usable[index + 1..] {
+    let pairs = usable.iter().enumerate().flat_map(|(index, one)| {
+        usable[index + 1..].iter().filter_map(move |other| {
             // Two ways to spare the same flows add nothing.
             let is_same =
                 one.kind == other.kind || (one.kind <= Kind::Notrack && other.kind <= Kind::Notrack);
-            if is_same {
-                continue;
-            }
-            let change = one.change.and(&other.change);
-            let after = case.demand.after(&change);
-            let fill = after.peak / limit(after.max);
-            let rank = (fill > COMFORT, one.risk.max(other.risk), fill);
-            let is_better = best.as_ref().is_none_or(|(least, _)| {
-                (rank.0, rank.1).cmp(&(least.0, least.1)).then(rank.2.total_cmp(&least.2)).is_lt()
-            });
-            if is_better {
-                best = Some((rank, (format!("{},{}", one.id, other.id), change, after)));
-            }
-        }
-    }
-    best.map(|(_, found)| found)
+            (!is_same).then_some((*one, *other))
+        })
+    });
+    let ranked = pairs.map(|(one, other)| {
+        let change = one.change.and(&other.change);
+        let after = case.demand.after(&change);
+        let fill = after.peak / limit(after.max);
+        let together = Together { ids: [one.id.clone(), other.id.clone()], change, after };
+        (fill > COMFORT, one.risk.max(other.risk), fill, together)
+    });
+    let best = ranked.min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)));
+    best.map(|(.., together)| together)
 }
 
 /// A sysctl of the netns, set now and put back.

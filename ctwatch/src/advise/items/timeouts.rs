@@ -36,7 +36,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
             let after = case.demand.after(&change(*seconds));
             after.peak <= COMFORT * limit(after.max)
         });
-        let Some(seconds) = enough.or_else(|| shorter().last()) else { continue };
+        let Some(seconds) = enough.or_else(|| shorter().next_back()) else { continue };
         let after = case.demand.after(&change(seconds));
         if after.needed > total * (1.0 - WORTH) {
             continue;
