@@ -7,6 +7,7 @@ pub mod command;
 pub mod conntrack;
 pub mod error;
 pub mod event;
+pub mod firewall;
 pub mod kernel;
 pub mod owner;
 pub mod probe;

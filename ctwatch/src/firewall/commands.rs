@@ -1,0 +1,134 @@
+//! The commands that exempt flows from conntrack, keep that over a reboot, and undo it.
+//! They add rules of their own and touch no other, so that the undo brings the rule set back exactly.
+
+use serde::{Deserialize, Serialize};
+
+use super::ir::Tool;
+use super::{Scope, Target};
+use crate::state::Protocol;
+
+/// Lines for a shell; those that begin with `#` are for the reader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commands {
+    /// Until the next reboot.
+    pub now: Vec<String>,
+    /// So that it is there after one.
+    pub keep: Vec<String>,
+    /// Takes away what `now` and `keep` added.
+    pub undo: Vec<String>,
+}
+
+/// A rule that exempts one direction.
+struct Half {
+    output: bool,
+    /// nft's words and iptables' for the way.
+    way: (&'static str, &'static str),
+    end: &'static str,
+}
+
+/// Both directions, each where this host sees it first. A packet over lo meets conntrack in OUTPUT and keeps what it
+/// was given there; at PREROUTING it would be too late.
+fn halves(scope: Scope) -> [Half; 2] {
+    let output = |way, end| Half { output: true, way, end };
+    // Only what is for this host: a forwarded packet with this port may need its translation.
+    let arriving = |end| Half {
+        output: false,
+        way: ("iif != lo fib daddr type local", "! -i lo -m addrtype --dst-type LOCAL"),
+        end,
+    };
+    const LOOPED: (&str, &str) = ("oif lo", "-o lo");
+    const LEAVING: (&str, &str) = ("oif != lo", "! -o lo");
+    match scope {
+        Scope::Loopback => [output(LOOPED, "dport"), output(LOOPED, "sport")],
+        Scope::Served => [arriving("dport"), output(LEAVING, "sport")],
+        Scope::Outgoing => [output(LEAVING, "dport"), arriving("sport")],
+    }
+}
+
+pub fn notrack(target: &Target, tool: Tool) -> Commands {
+    match tool {
+        Tool::Nft => nft(target),
+        Tool::Iptables | Tool::Ip6tables => iptables(target),
+    }
+}
+
+/// The name of the table that holds nothing but this exemption.
+fn name(target: &Target) -> String {
+    let scope = match target.scope {
+        Scope::Loopback => "lo",
+        Scope::Served => "in",
+        Scope::Outgoing => "out",
+    };
+    format!("ctwatch_notrack_{scope}_{}_{}", Protocol(target.proto), target.port)
+}
+
+fn nft(target: &Target) -> Commands {
+    let table = name(target);
+    let file = format!("/etc/nftables.d/{table}.nft");
+    let rules = |output: bool| -> String {
+        let rules = halves(target.scope).into_iter().filter(|half| half.output == output);
+        let proto = Protocol(target.proto);
+        rules.map(|half| format!(" {} {proto} {} {} notrack;", half.way.0, half.end, target.port)).collect()
+    };
+    let chain = |name: &str, rules: String| {
+        if rules.is_empty() {
+            String::new()
+        } else {
+            // raw: before conntrack (-200).
+            format!(" chain {name} {{ type filter hook {name} priority -300;{rules} }}")
+        }
+    };
+    let body = format!(
+        "table inet {table} {{{}{} }}",
+        chain("prerouting", rules(false)),
+        chain("output", rules(true))
+    );
+    // "add" and "delete" first, so that running it twice is harmless.
+    let whole = format!("add table inet {table}; delete table inet {table}; {body}");
+    let main = "$(ls /etc/sysconfig/nftables.conf /etc/nftables.conf 2>/dev/null | head -n1)";
+    Commands {
+        now: vec![format!("nft '{whole}'")],
+        keep: vec![
+            "# read at boot by nftables.service, from /etc/nftables.conf (Debian) or /etc/sysconfig/nftables.conf (RHEL)"
+                .to_owned(),
+            "mkdir -p /etc/nftables.d".to_owned(),
+            format!("echo '{}' > {file}", whole.replace("; ", "\n").replace("\n type", "; type")),
+            format!("echo 'include \"{file}\"' >> {main}"),
+            "systemctl enable nftables.service".to_owned(),
+        ],
+        undo: vec![
+            format!("nft delete table inet {table}"),
+            format!("rm -f {file}"),
+            format!("sed -i '\\|include \"{file}\"|d' {main}"),
+        ],
+    }
+}
+
+fn iptables(target: &Target) -> Commands {
+    let lines = |how: &str| -> Vec<String> {
+        let mut lines = Vec::new();
+        for program in ["iptables", "ip6tables"] {
+            for half in halves(target.scope) {
+                let chain = if half.output { "OUTPUT" } else { "PREROUTING" };
+                lines.push(format!(
+                    "{program} -w -t raw {how} {chain} {} -p {} --{} {} -j CT --notrack",
+                    half.way.1,
+                    Protocol(target.proto),
+                    half.end,
+                    target.port
+                ));
+            }
+        }
+        lines
+    };
+    let save = vec![
+        "# Debian: package iptables-persistent reads these files at boot; RHEL: package iptables-services, `service iptables save`"
+            .to_owned(),
+        "# they hold all rules: where docker, kube-proxy or firewalld make rules, use a unit that runs the commands above instead"
+            .to_owned(),
+        "netfilter-persistent save || { service iptables save && service ip6tables save; }".to_owned(),
+    ];
+    let mut undo = lines("-D");
+    undo.push("# and if the rules were saved: netfilter-persistent save || { service iptables save && service ip6tables save; }".to_owned());
+    Commands { now: lines("-A"), keep: save, undo }
+}

@@ -1,0 +1,295 @@
+//! One form for the rules of nft and iptables, so that they are judged in one place.
+//! Nothing is judged here, and what a front end doesn't understand has to be in the form as not understood.
+
+use super::ranges::Ranges;
+
+/// Bits of `ct state`, as enum nft_ct's NF_CT_STATE_*: include/uapi/linux/netfilter/nf_conntrack_common.h, 6.12.
+pub mod state {
+    /// No entry, and not for want of trying.
+    pub const INVALID: u8 = 1;
+    /// A packet of a known flow that has seen both directions, or a reply.
+    pub const ESTABLISHED: u8 = 2;
+    /// About a known flow: an ICMP error, or a helper's expectation.
+    pub const RELATED: u8 = 4;
+    /// The first direction of a flow without a reply.
+    pub const NEW: u8 = 8;
+    /// Exempted by NOTRACK.
+    pub const UNTRACKED: u8 = 64;
+    /// Each of them.
+    pub const EACH: [u8; 5] = [INVALID, ESTABLISHED, RELATED, NEW, UNTRACKED];
+}
+
+/// Which IP a packet is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// The program whose rules these are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tool {
+    /// `nft`.
+    Nft,
+    /// `iptables`, either variant.
+    Iptables,
+    /// `ip6tables`, either variant.
+    Ip6tables,
+}
+
+/// Where in the stack a base chain sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Every packet that arrives.
+    Prerouting,
+    /// What is for this host.
+    Input,
+    /// What is passed on.
+    Forward,
+    /// What this host sends.
+    Output,
+    /// Every packet that leaves.
+    Postrouting,
+}
+
+/// What a chain is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Sees every packet.
+    Filter,
+    /// Sees the first packet of a tracked flow only: nf_nat_inet_fn, net/netfilter/nf_nat_core.c, 6.12.
+    Nat,
+}
+
+/// A chain that the kernel calls.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// What it is for.
+    pub kind: Kind,
+    /// Where it sits.
+    pub hook: Hook,
+    /// Lower runs first.
+    pub priority: i32,
+    /// Whether a packet no rule decided on is dropped.
+    pub drops: bool,
+}
+
+/// A list of rules.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// Its name.
+    pub name: String,
+    /// Absent for a chain that others jump to.
+    pub base: Option<Base>,
+    /// In order.
+    pub rules: Vec<Rule>,
+}
+
+/// A table of either tool.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// Whose it is.
+    pub tool: Tool,
+    /// The family's word in the tool's commands ("inet"); for iptables "ip" or "ip6".
+    pub family: &'static str,
+    /// Its name.
+    pub name: String,
+    /// Its chains.
+    pub chains: Vec<Chain>,
+}
+
+impl Table {
+    /// Whether packets of this family pass it.
+    #[must_use]
+    pub fn sees(&self, family: Family) -> bool {
+        match self.family {
+            "inet" => true,
+            "ip6" => family == Family::V6,
+            _ => family == Family::V4,
+        }
+    }
+
+    /// How one names a chain of it: "inet filter input", "iptables filter INPUT".
+    #[must_use]
+    pub fn place(&self, chain: &str) -> String {
+        let first = match self.tool {
+            Tool::Nft => self.family,
+            Tool::Iptables => "iptables",
+            Tool::Ip6tables => "ip6tables",
+        };
+        format!("{first} {} {chain}", self.name)
+    }
+}
+
+/// A rule.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Run in order until a condition doesn't hold or something ends the rule.
+    pub steps: Vec<Step>,
+    /// As the tool prints it.
+    pub text: String,
+}
+
+/// A part of a rule.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Go on only if it holds.
+    If(Condition),
+    /// Do it.
+    Do(Action),
+    /// Do what belongs to the first that holds, nothing if none does (a verdict map).
+    Case(Vec<(Condition, Action)>),
+}
+
+/// What a rule does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Let it pass this hook's chain.
+    Accept,
+    /// End it, with or without a word to the sender.
+    Drop,
+    /// On to the next rule.
+    Continue,
+    /// Back to the chain that jumped here.
+    Return,
+    /// Run that chain and come back.
+    Jump(String),
+    /// Run that chain instead of the rest of this one.
+    Goto(String),
+    /// Let a program decide.
+    Queue,
+    /// Change an address or port: dnat, snat, masquerade, redirect, tproxy. With where to, if that is known.
+    Nat(Nat),
+    /// Exempt from conntrack.
+    Notrack,
+    /// Assign a conntrack helper.
+    Helper(String),
+    /// mark = (mark & !mask) ^ value.
+    SetMark {
+        /// The bits to clear first.
+        mask: u32,
+        /// The bits to flip then.
+        value: u32,
+    },
+    /// The mark becomes something that isn't known here.
+    MarkUnknown,
+    /// The mark becomes the connection's.
+    MarkFromConnection,
+    /// Writes something into the conntrack entry: a mark, a label, a zone.
+    WriteConnection,
+    /// Nobody here knows what it does: it may end the packet.
+    Unknown(String),
+}
+
+/// A translation of addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nat {
+    /// dnat, snat, masquerade, redirect or tproxy.
+    pub kind: &'static str,
+    /// Where to, as text.
+    pub to: Option<String>,
+}
+
+impl Nat {
+    /// Whether it changes where a packet goes to (not where it comes from).
+    #[must_use]
+    pub fn is_destination(&self) -> bool {
+        matches!(self.kind, "dnat" | "redirect" | "tproxy")
+    }
+}
+
+/// Whose address or port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The packet's source.
+    Source,
+    /// The packet's destination.
+    Destination,
+}
+
+/// A number in a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// IP protocol.
+    Protocol,
+    /// An address (which family's, a condition beside it says).
+    Address(End),
+    /// A port.
+    Port(End),
+    /// ICMP or ICMPv6 type.
+    IcmpType,
+    /// ICMP or ICMPv6 code.
+    IcmpCode,
+}
+
+/// How long the answer to a question that can't be answered here stays the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stays {
+    /// For all packets of one direction of a flow: an address in a set of another tool, the owner of a socket.
+    Flow,
+    /// For one packet at one hook: a byte somewhere inside.
+    Packet,
+    /// For nothing: rates, counts, time, chance.
+    Never,
+}
+
+/// What a rule asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The packet is of this family.
+    Family(Family),
+    /// A number is in this set.
+    In(Field, Ranges),
+    /// tcp flags & mask == value.
+    TcpFlags {
+        /// Which are looked at.
+        mask: u8,
+        /// Which of them are set.
+        value: u8,
+    },
+    /// The interface it came in by (or leaves by) has this name; `*` at the end stands for anything.
+    Device {
+        /// Leaves by, not came in by.
+        out: bool,
+        /// Name or beginning of a name with `*`.
+        name: String,
+    },
+    /// The connection's state is one of these bits.
+    State(u8),
+    /// The packet belongs to a conntrack entry. nft rules that read anything else but the state of a connection end
+    /// here without one: nft_ct_get_eval, net/netfilter/nft_ct.c, 6.12.
+    Tracked,
+    /// The flow has been translated: `ct status dnat`, `--ctstate DNAT`; `true` for the destination.
+    Translated(bool),
+    /// The packet is of the flow's first direction.
+    Original,
+    /// mark & mask == value.
+    Mark {
+        /// Which bits are looked at.
+        mask: u32,
+        /// Their value.
+        value: u32,
+    },
+    /// The routing table calls the address local, unicast, broadcast …
+    AddressType(End, String),
+    /// Counts connections by looking for their entries: nf_conncount, which finds none for untracked packets.
+    CountsConnections(String),
+    /// Can't be answered here; the text tells questions apart.
+    Unknown(Stays, String),
+    /// All hold.
+    All(Vec<Condition>),
+    /// At least one holds.
+    Any(Vec<Condition>),
+    /// It doesn't hold.
+    Not(Box<Condition>),
+}
+
+impl Condition {
+    /// Turned round if asked for.
+    #[must_use]
+    pub fn negated(self, negate: bool) -> Self {
+        if negate { Self::Not(Box::new(self)) } else { self }
+    }
+}

@@ -1,0 +1,233 @@
+//! The host's firewall rules, and whether exempting a service from conntrack (NOTRACK) would break something.
+//! Pure but for `read`, which only runs programs that list rules; nothing here changes a rule.
+
+mod commands;
+mod dump;
+mod iptables;
+mod ir;
+mod judge;
+mod listing;
+mod nft;
+mod options;
+mod path;
+mod ranges;
+mod read;
+mod walk;
+mod words;
+
+use serde::{Deserialize, Serialize};
+
+pub use commands::Commands;
+pub use dump::{Dump, Save, Tools};
+pub use ir::Tool;
+pub use listing::{Listed, Published};
+pub use read::read;
+
+use ir::Table;
+
+/// All rules of a netns.
+#[derive(Clone, Debug, Default)]
+pub struct Firewall {
+    tables: Vec<Table>,
+    automatic_helpers: bool,
+    local_ports: Option<(u16, u16)>,
+    tools: Tools,
+    legacy: bool,
+}
+
+/// Something about the rules that couldn't be read, and what would help.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// The program or file.
+    pub tool: String,
+    /// What is unknown for that reason.
+    pub text: String,
+}
+
+/// Which way the flows go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Client and service on this host, over lo.
+    Loopback,
+    /// The service is here, its clients are elsewhere.
+    Served,
+    /// The clients are here, the service is elsewhere.
+    Outgoing,
+}
+
+/// Flows to be exempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Target {
+    /// IP protocol: 6 for TCP, 17 for UDP.
+    pub proto: u8,
+    /// The service's port.
+    pub port: u16,
+    /// Which way they go.
+    pub scope: Scope,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.port, crate::state::Protocol(self.proto))
+    }
+}
+
+/// What speaks against exempting them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectionKind {
+    /// A container's or a cluster's published port: its packets need NAT.
+    PublishedPort,
+    /// Another rule that translates addresses or redirects.
+    NatRule,
+    /// A helper looks into the connection (FTP, SIP …).
+    Helper,
+    /// Only packets of known connections are let in (or out): exempted ones would be dropped.
+    EstablishedOnly,
+    /// Packets take their mark from the connection: what goes by the mark (routing, shaping) would change.
+    ConnectionMark,
+    /// A rule that refuses new connections, or too many of them, wouldn't see them any more.
+    OpensAccess,
+    /// ICMP errors about the connections would be dropped: they work until a path has a smaller MTU.
+    IcmpErrors,
+    /// Something decides that can't be judged from here.
+    Unknown,
+    /// Nothing would change: they are exempt already.
+    AlreadyUntracked,
+}
+
+impl ObjectionKind {
+    /// Whether connections would fail, or may fail, at once.
+    #[must_use]
+    pub fn breaks_connections(self) -> bool {
+        !matches!(self, Self::AlreadyUntracked | Self::OpensAccess | Self::IcmpErrors | Self::ConnectionMark)
+    }
+}
+
+/// A reason not to exempt them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Objection {
+    /// What sort of reason.
+    pub kind: ObjectionKind,
+    /// The rule behind it, as its tool prints it.
+    pub rule: String,
+    /// Table and chain of that rule.
+    pub place: String,
+    /// Why, in a sentence.
+    pub text: String,
+    /// A command that would take the reason away without letting in more than today.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl Firewall {
+    /// Reads what the tools printed. Notes say what couldn't be understood.
+    #[must_use]
+    pub fn parse(dump: &Dump) -> (Self, Vec<Note>) {
+        let mut notes = Vec::new();
+        let mut tables = Vec::new();
+        for save in &dump.saves {
+            tables.extend(iptables::parse(&save.text, save.ipv6));
+        }
+        // iptables-nft keeps its rules in tables of nf_tables, where nft shows them with parts it can't print. Those
+        // are judged by what iptables-nft-save said. The legacy variant's are other tables with the same names.
+        let printed: Vec<_> = dump
+            .saves
+            .iter()
+            .filter(|save| !save.legacy)
+            .flat_map(|save| iptables::parse(&save.text, save.ipv6))
+            .map(|table| (table.family, table.name))
+            .collect();
+        if !dump.nft_json.trim().is_empty() {
+            match nft::parse(&dump.nft_json, &dump.nft_text) {
+                Ok(found) => tables.extend(found.into_iter().filter(|table| {
+                    !printed.iter().any(|(family, name)| *family == table.family && *name == table.name)
+                })),
+                Err(error) => notes.push(Note {
+                    tool: "nft".to_owned(),
+                    text: format!("the rules of nft are unknown: {error:#}"),
+                }),
+            }
+        }
+        if listing::has_extensions(&tables) {
+            notes.push(Note {
+                tool: "iptables-save".to_owned(),
+                text: "some rules were made by iptables and nft can't print them: install iptables to have them judged"
+                    .to_owned(),
+            });
+        }
+        let legacy = dump.saves.iter().any(|save| save.legacy && save.text.contains("\n-A "));
+        let firewall = Self {
+            tables,
+            automatic_helpers: dump.automatic_helpers,
+            local_ports: dump.local_ports,
+            tools: dump.tools,
+            legacy,
+        };
+        (firewall, notes)
+    }
+
+    /// What speaks against exempting these flows; nothing means that it is safe as far as rules tell.
+    #[must_use]
+    pub fn objections(&self, target: &Target) -> Vec<Objection> {
+        judge::objections(self, target)
+    }
+
+    /// The existing rules that exempt packets.
+    #[must_use]
+    pub fn untracked(&self) -> Vec<Listed> {
+        listing::untracked(&self.tables)
+    }
+
+    /// The rules because of which conntrack tracks at all.
+    #[must_use]
+    pub fn tracking_rules(&self) -> Vec<Listed> {
+        listing::tracking(&self.tables)
+    }
+
+    /// Whether any rule translates addresses (timeouts below RFC 5382 hurt there).
+    #[must_use]
+    pub fn has_nat(&self) -> bool {
+        listing::has_nat(&self.tables)
+    }
+
+    /// Ports that a rule sends elsewhere.
+    #[must_use]
+    pub fn published(&self) -> Vec<Published> {
+        listing::published(&self.tables)
+    }
+
+    /// Which tool the host's rules are made with, so that advice is in its words: nft unless only iptables is there,
+    /// or the rules in force are iptables' own.
+    #[must_use]
+    pub fn preferred_tool(&self) -> Tool {
+        let rules = |tool: Tool| self.tables.iter().filter(|table| table.tool == tool).count();
+        let iptables = rules(Tool::Iptables) + rules(Tool::Ip6tables);
+        if !self.tools.iptables {
+            Tool::Nft
+        } else if !self.tools.nft || self.legacy || iptables > rules(Tool::Nft) {
+            Tool::Iptables
+        } else {
+            Tool::Nft
+        }
+    }
+
+    /// `nft` is on PATH.
+    #[must_use]
+    pub fn can_nft(&self) -> bool {
+        self.tools.nft
+    }
+
+    /// `iptables` is on PATH.
+    #[must_use]
+    pub fn can_iptables(&self) -> bool {
+        self.tools.iptables
+    }
+
+    /// The commands that exempt these flows, in both directions and both families, keep that over a reboot, and undo it.
+    #[must_use]
+    pub fn notrack_commands(&self, target: &Target, tool: Tool) -> Commands {
+        commands::notrack(target, tool)
+    }
+}

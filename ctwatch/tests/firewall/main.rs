@@ -1,0 +1,151 @@
+//! The judge of NOTRACK against what nft 1.0.6 and iptables 1.8.9 print for rule sets of the field's kinds.
+//! `read/` holds what the tools printed on 6.12 after loading `rules/`; neither may be written by hand.
+
+use std::fs;
+use std::path::Path;
+
+use ctwatch::firewall::ObjectionKind::*;
+use ctwatch::firewall::{Dump, Firewall, ObjectionKind, Save, Scope, Target, Tool, Tools};
+
+mod verdicts;
+
+/// A file of `read/`.
+fn printed(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/firewall/read").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("reading {}: {error}", path.display()))
+}
+
+/// A rule set made with nft.
+fn nft(name: &str) -> Firewall {
+    let dump = Dump {
+        nft_json: printed(&format!("{name}.json")),
+        nft_text: printed(&format!("{name}.nft.txt")),
+        tools: Tools { nft: true, iptables: false, ip6tables: false },
+        ..Dump::default()
+    };
+    parsed(&dump)
+}
+
+/// A rule set made with iptables-nft, which nft shows as well.
+fn iptables_nft(name: &str) -> Firewall {
+    let ipv6 = name.ends_with("v6");
+    let dump = Dump {
+        nft_json: printed(&format!("{name}.nft.json")),
+        nft_text: printed(&format!("{name}.nft.txt")),
+        saves: vec![save(&format!("{name}.nft-save.txt"), ipv6, false)],
+        tools: Tools { nft: true, iptables: true, ip6tables: true },
+        ..Dump::default()
+    };
+    parsed(&dump)
+}
+
+/// A rule set made with iptables-legacy.
+fn legacy(name: &str) -> Firewall {
+    let save = save(&format!("{name}.legacy-save.txt"), name.ends_with("v6"), true);
+    parsed(&Dump { saves: vec![save], ..Dump::default() })
+}
+
+fn save(name: &str, ipv6: bool, legacy: bool) -> Save {
+    Save { tool: "iptables-save".to_owned(), ipv6, legacy, text: printed(name) }
+}
+
+fn parsed(dump: &Dump) -> Firewall {
+    let (firewall, notes) = Firewall::parse(dump);
+    assert_eq!(notes, [], "everything in the fixtures can be read");
+    firewall
+}
+
+/// What speaks against exempting the service, without doubles.
+fn kinds(firewall: &Firewall, proto: u8, port: u16, scope: Scope) -> Vec<ObjectionKind> {
+    let mut kinds: Vec<_> =
+        firewall.objections(&Target { proto, port, scope }).iter().map(|objection| objection.kind).collect();
+    kinds.dedup();
+    kinds
+}
+
+#[test]
+fn the_rules_own_words_and_places_are_in_an_objection() {
+    let found = nft("established").objections(&Target { proto: 6, port: 6379, scope: Scope::Loopback });
+    let first = &found[0];
+    assert_eq!(first.kind, EstablishedOnly);
+    assert_eq!(
+        (first.place.as_str(), first.rule.as_str()),
+        ("inet filter input", "tcp dport { 22, 6379, 8080 } ct state new accept")
+    );
+    assert_eq!(
+        first.remedy.as_deref(),
+        Some("nft insert rule inet filter input iif lo tcp dport 6379 ct state untracked accept")
+    );
+    assert!(found.iter().any(|one| one.rule == "ct state established,related accept" && one.text.contains("replies from")));
+}
+
+#[test]
+fn one_rule_set_is_judged_alike_by_every_tool_that_prints_it() {
+    for name in ["docker.v4", "ufw.v4", "kube.v4", "raw.v4", "plain.v6"] {
+        let (with_nft, without) = (iptables_nft(name), legacy(name));
+        for port in [21, 22, 53, 80, 443, 3128, 5432, 6379, 6380, 8000, 9000, 9001, 9002, 30_379, 40_000] {
+            for proto in [6, 17] {
+                for scope in [Scope::Loopback, Scope::Served, Scope::Outgoing] {
+                    assert_eq!(
+                        kinds(&with_nft, proto, port, scope),
+                        kinds(&without, proto, port, scope),
+                        "{name} {proto} {port} {scope:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rules_that_nft_cant_print_are_never_taken_for_harmless() {
+    let dump = Dump {
+        nft_json: printed("docker.v4.nft.json"),
+        nft_text: printed("docker.v4.nft.txt"),
+        ..Dump::default()
+    };
+    let (firewall, notes) = Firewall::parse(&dump);
+    assert!(notes[0].text.contains("install iptables"), "{notes:?}");
+    let found = kinds(&firewall, 6, 6379, Scope::Served);
+    assert!(found.contains(&PublishedPort), "{found:?}");
+}
+
+#[test]
+fn lists_name_what_tracks_what_is_exempt_and_what_is_published() {
+    let mixed = nft("mixed");
+    let exempt: Vec<_> = mixed.untracked().into_iter().map(|listed| listed.rule).collect();
+    assert_eq!(
+        exempt,
+        ["udp dport 514 notrack", "fib daddr type local udp dport 53 notrack", "udp sport 53 notrack"]
+    );
+    assert!(mixed.has_nat());
+    let ports: Vec<_> =
+        mixed.published().iter().map(|one| (one.ports, one.to.clone(), one.by.clone())).collect();
+    assert_eq!(ports[0], ((8080, 8080), ":80".to_owned(), "nat rule".to_owned()));
+    assert_eq!(ports[1], ((3306, 3306), "10.0.0.5".to_owned(), "nat rule".to_owned()));
+
+    let docker = iptables_nft("docker.v4");
+    let published = docker.published();
+    assert_eq!(published[0].by, "docker");
+    assert_eq!((published[0].proto, published[0].ports), (Some(6), (6379, 6379)));
+    assert_eq!(published[0].to, "172.17.0.2:6379");
+    assert_eq!(docker.tracking_rules().len(), 5, "{:#?}", docker.tracking_rules());
+
+    let simple = nft("simple");
+    assert!(!simple.has_nat() && simple.published().is_empty() && simple.untracked().is_empty());
+    let tracking: Vec<_> = simple.tracking_rules().into_iter().map(|listed| listed.rule).collect();
+    assert_eq!(tracking, ["ct state established,related accept", "ct state invalid drop"]);
+}
+
+#[test]
+fn the_advice_speaks_the_tool_whose_rules_are_in_force() {
+    assert_eq!(nft("simple").preferred_tool(), Tool::Nft);
+    assert_eq!(iptables_nft("ufw.v4").preferred_tool(), Tool::Iptables);
+    assert_eq!(parsed(&Dump::default()).preferred_tool(), Tool::Nft);
+}
+
+#[test]
+fn a_json_that_cant_be_read_is_a_note() {
+    let (_, notes) = Firewall::parse(&Dump { nft_json: "{".to_owned(), ..Dump::default() });
+    assert!(notes[0].text.contains("the rules of nft are unknown"), "{notes:?}");
+}
