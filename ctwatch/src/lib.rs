@@ -7,6 +7,7 @@ pub mod conntrack;
 pub mod error;
 pub mod event;
 pub mod kernel;
+pub mod machine;
 pub mod owner;
 pub mod probe;
 pub mod state;
