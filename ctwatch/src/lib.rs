@@ -9,6 +9,7 @@ pub mod error;
 pub mod event;
 pub mod firewall;
 pub mod kernel;
+pub mod machine;
 pub mod owner;
 pub mod probe;
 pub mod state;

@@ -2,10 +2,12 @@
 //! Arguments in, exit code out: everything else is in the library.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use ctwatch_tests::{bench, native, scenario};
+use ctwatch_tests::traffic::http;
+use ctwatch_tests::{bench, native, scenario, sys};
 
 #[derive(Parser)]
 #[command(name = "ctwatch-tests", about = "End-to-end tests of ctwatch on the running kernel")]
@@ -33,6 +35,24 @@ enum Task {
     },
     /// Run the tracepoint backend on this host in a private netns; touches no sysctl
     Native,
+    /// Send HTTP requests at a fixed rate, whatever becomes of them, and print what did as JSON
+    Load {
+        /// http://ADDRESS[:PORT]/PATH; on IPv4 loopback each connection has a source of its own
+        #[arg(long, default_value = "http://127.0.0.1/")]
+        url: String,
+        /// Requests a second
+        #[arg(long)]
+        rate: f64,
+        /// How long
+        #[arg(long, default_value_t = 60.0)]
+        seconds: f64,
+        /// Seconds until a request has failed
+        #[arg(long, default_value_t = 3.0)]
+        timeout: f64,
+        /// Requests a connection carries
+        #[arg(long, default_value_t = 1)]
+        per_connection: u32,
+    },
     /// Print the instruction table; only in a VM with -icount shift=0,sleep=off -smp 1
     BenchGuest {
         /// Measure once in this process
@@ -45,6 +65,9 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Guest { kernel, only, list, one } => guest(&kernel, &only, list, one.as_deref()),
         Task::Native => native::run().map(|()| 0),
+        Task::Load { url, rate, seconds, timeout, per_connection } => {
+            load(&url, rate, seconds, timeout, per_connection).map(|()| 0)
+        }
         Task::BenchGuest { measure: false } => bench::run().map(|()| 0),
         Task::BenchGuest { measure: true } => bench::measure().map(|()| 0),
     };
@@ -55,6 +78,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn load(url: &str, rate: f64, seconds: f64, timeout: f64, per_connection: u32) -> Result<()> {
+    sys::allow_open_files(65_536);
+    let (to, path) = http::of_url(url)?;
+    let timeout = Duration::try_from_secs_f64(timeout)?;
+    let report = http::Load { to, path, rate, seconds, timeout, per_connection }.run()?;
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(())
 }
 
 fn guest(kernel: &str, only: &str, list: bool, one: Option<&str>) -> Result<u8> {

@@ -210,7 +210,7 @@ impl Preflight {
 }
 
 /// "6.12.117-cloud" → (6, 12)
-fn release_number(release: &str) -> Option<(u32, u32)> {
+pub(crate) fn release_number(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }

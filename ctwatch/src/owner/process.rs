@@ -64,9 +64,17 @@ pub fn holders(roots: &Roots, sockets: &[u64], netns: &[u64]) -> HashMap<u64, u3
     found
 }
 
-fn processes(roots: &Roots) -> Vec<u32> {
+/// The numbers of all processes, in no order.
+#[must_use]
+pub fn processes(roots: &Roots) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir(&roots.proc) else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The sockets a process holds.
+pub fn sockets_of(roots: &Roots, pid: u32) -> impl Iterator<Item = u64> + use<> {
+    let files = std::fs::read_dir(roots.proc(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    files.filter_map(|file| socket_of(&file.path()))
 }
 
 /// "socket:[12345]"

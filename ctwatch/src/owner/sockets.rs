@@ -52,6 +52,62 @@ pub fn taker(folder: &Path, proto: u8, to: IpAddr, port: u16) -> Option<u64> {
     best.map(|(_, inode)| inode)
 }
 
+/// Shows address, port and inode number of every socket that takes new connections, or packets from anybody.
+pub fn each_listening(folder: &Path, proto: u8, mut each: impl FnMut(IpAddr, u16, u64)) {
+    let (name, state) = if proto == UDP { ("udp", UNCONNECTED) } else { ("tcp", LISTEN) };
+    for file in [name.to_owned(), format!("{name}6")] {
+        each_line(&folder.join(file), |line| {
+            let Some(socket) = socket(line) else { return true };
+            if socket.state == state && socket.inode != 0 {
+                each(socket.address, socket.port, socket.inode);
+            }
+            proto == UDP || socket.state == LISTEN
+        });
+    }
+}
+
+/// The inode numbers of the sockets that listen on this port, on whatever address.
+#[must_use]
+pub fn listening(folder: &Path, proto: u8, port: u16) -> Vec<u64> {
+    let mut found = Vec::new();
+    each_listening(folder, proto, |_, at, inode| found.extend((at == port).then_some(inode)));
+    found
+}
+
+/// A socket that is connected, or about to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// Its own port.
+    pub port: u16,
+    /// The other end's address.
+    pub peer: IpAddr,
+    /// The other end's port.
+    pub peer_port: u16,
+    /// Its inode number.
+    pub inode: u64,
+}
+
+/// Shows every connected socket that somebody holds: TIME_WAIT and orphans have no holder any more.
+pub fn each_connected(folder: &Path, proto: u8, mut each: impl FnMut(Connected)) {
+    let name = if proto == UDP { "udp" } else { "tcp" };
+    for file in [name.to_owned(), format!("{name}6")] {
+        each_line(&folder.join(file), |line| {
+            if let Some(connected) = connected(line) {
+                each(connected);
+            }
+            true
+        });
+    }
+}
+
+fn connected(line: &str) -> Option<Connected> {
+    let (peer, peer_port) = line.split_ascii_whitespace().nth(2)?.split_once(':')?;
+    let peer_port = u16::from_str_radix(peer_port, 16).ok()?;
+    let own = (peer_port != 0).then(|| socket(line)).flatten()?;
+    let peer = address(peer)?.to_canonical();
+    (own.inode != 0).then_some(Connected { port: own.port, peer, peer_port, inode: own.inode })
+}
+
 /// How well a socket's address fits, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fit {
@@ -193,6 +249,25 @@ mod tests {
     fn connections_are_no_listeners() {
         assert_eq!(taker_of(6, "127.0.0.1", 0xA795), None);
         assert_eq!(taker_of(17, "127.0.0.1", 0xD431), None);
+    }
+
+    #[test]
+    fn connections_are_shown_with_their_other_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let time_wait =
+            TCP4.replace("01 00000000:00000000 00:00000000 00000000     0        0 21004", "06 0 0 0 0 0 0");
+        for (text, inodes) in [(TCP4, vec![21004]), (time_wait.as_str(), vec![])] {
+            fs::write(folder.path().join("tcp"), text).unwrap();
+            let mut found = Vec::new();
+            each_connected(folder.path(), 6, |connected| found.push(connected));
+            assert_eq!(found.iter().map(|connected| connected.inode).collect::<Vec<_>>(), inodes);
+            assert!(
+                found.iter().all(|connected| connected.peer.is_loopback() && connected.peer_port == 6379)
+            );
+        }
+        fs::write(folder.path().join("tcp6"), TCP6).unwrap();
+        assert_eq!(listening(folder.path(), 6, 80), [21002, 21003]);
+        assert_eq!(listening(folder.path(), 6, 6379), [21001, 31002]);
     }
 
     #[test]

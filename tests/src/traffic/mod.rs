@@ -1,6 +1,7 @@
 //! Packets of known number to known places; each sender counts what the kernel refused it.
 //! A sender may not know what ctwatch says, nor hide an error that isn't the refusal it counts.
 
+pub mod http;
 pub mod icmp;
 pub mod sctp;
 pub mod tcp;

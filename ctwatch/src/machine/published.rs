@@ -1,0 +1,129 @@
+//! Ports that a program takes on behalf of a container: to track them less would cut the container off.
+//! Only programs in user space; published ports that are NAT rules are the firewall's to find.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::software;
+use crate::kernel::roots::Roots;
+use crate::owner::{process, sockets};
+
+/// A published port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// "docker-proxy", "rootlessport"
+    pub program: String,
+    /// Its process.
+    pub pid: u32,
+    /// "tcp", "udp" or "sctp".
+    pub proto: String,
+    /// On this address of the host; none for all, or unknown.
+    pub address: Option<IpAddr>,
+    /// The port of the host.
+    pub port: u16,
+    /// Where it leads to, if that is known.
+    pub to: Option<(IpAddr, u16)>,
+}
+
+/// Programs that listen for rootless containers, as the kernel cuts their names.
+const FORWARDERS: [&str; 7] =
+    ["rootlesskit", "rootlessport", "rootlessport-ch", "slirp4netns", "pasta", "pasta.avx2", "gvproxy"];
+
+/// All ports that programs of this host publish.
+pub(super) fn read(roots: &Roots) -> Vec<Published> {
+    let mut found = Vec::new();
+    for pid in process::processes(roots) {
+        let Some(name) = process::name(roots, pid) else { continue };
+        let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+        if name == "docker-proxy" {
+            found.extend(of_docker_proxy(pid, &software::arguments(roots, pid)));
+        } else if FORWARDERS.contains(&name.as_str()) {
+            found.extend(of_forwarder(roots, pid, &name));
+        }
+    }
+    found.sort_by_key(|published| (published.port, published.pid, published.proto.clone()));
+    found
+}
+
+/// "docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip 172.17.0.2 -container-port 80"
+fn of_docker_proxy(pid: u32, arguments: &[String]) -> Option<Published> {
+    let value = |name: &str| software::option(arguments, name);
+    let address = |name: &str| value(name)?.parse::<IpAddr>().ok();
+    let port = |name: &str| value(name)?.parse::<u16>().ok();
+    Some(Published {
+        program: "docker-proxy".to_owned(),
+        pid,
+        proto: value("proto").unwrap_or("tcp").to_owned(),
+        address: address("host-ip").filter(|address| !address.is_unspecified()),
+        port: port("host-port")?,
+        to: address("container-ip").zip(port("container-port")),
+    })
+}
+
+/// Their ports come and go while they run, so only their sockets tell.
+fn of_forwarder(roots: &Roots, pid: u32, name: &str) -> Vec<Published> {
+    let held: Vec<u64> = process::sockets_of(roots, pid).collect();
+    let mut found = Vec::new();
+    for (proto, number) in [("tcp", 6), ("udp", 17)] {
+        sockets::each_listening(&roots.proc(format!("{pid}/net")), number, |address, port, inode| {
+            // Control sockets on loopback are no published ports, but published ports may be there too.
+            if held.contains(&inode) {
+                found.push(Published {
+                    program: name.to_owned(),
+                    pid,
+                    proto: proto.to_owned(),
+                    address: Some(address).filter(|address| !address.is_unspecified()),
+                    port,
+                    to: None,
+                });
+            }
+        });
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::Fixture;
+    use super::*;
+
+    #[test]
+    fn docker_s_proxy_says_which_port_leads_where() {
+        let line = "/usr/bin/docker-proxy -proto tcp -host-ip :: -host-port 8080 -container-ip 172.17.0.2 -container-port 80 -use-listen-fd";
+        let line = line.replace(' ', "\0");
+        let fixture = Fixture::of(&[
+            ("proc/900/comm", "docker-proxy\n"),
+            ("proc/900/cmdline", line.as_str()),
+            ("proc/901/comm", "bash\n"),
+        ]);
+        let expected = Published {
+            program: "docker-proxy".to_owned(),
+            pid: 900,
+            proto: "tcp".to_owned(),
+            address: None,
+            port: 8080,
+            to: Some(("172.17.0.2".parse().unwrap(), 80)),
+        };
+        assert_eq!(read(&fixture.host.roots), [expected]);
+    }
+
+    #[test]
+    fn a_rootless_container_s_ports_are_its_forwarder_s_sockets() {
+        let tcp = "  sl  local_address rem_address   st\n   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 1000 0 4711 1\n   1: 0100007F:18EB 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4712 1\n";
+        let fixture = Fixture::of(&[
+            ("proc/50/comm", "rootlessport\n"),
+            ("proc/50/fd/9", "-> socket:[4711]"),
+            ("proc/50/net/tcp", tcp),
+        ]);
+        let found = read(&fixture.host.roots);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].port, found[0].proto.as_str(), found[0].to), (8080, "tcp", None));
+    }
+
+    #[test]
+    fn a_proxy_without_arguments_is_passed_over() {
+        assert_eq!(of_docker_proxy(1, &[]), None);
+        assert_eq!(of_docker_proxy(1, &["docker-proxy".to_owned(), "-host-port".to_owned()]), None);
+    }
+}
