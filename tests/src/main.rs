@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use ctwatch_tests::{bench, native, scenario};
+use ctwatch_tests::{bench, census, native, scenario};
 
 #[derive(Parser)]
 #[command(name = "ctwatch-tests", about = "End-to-end tests of ctwatch on the running kernel")]
@@ -39,6 +39,12 @@ enum Task {
         #[arg(long, hide = true)]
         measure: bool,
     },
+    /// Fill a table with a million entries and measure who lists it how fast; only in a throw-away VM
+    BenchCensus {
+        /// On this host in a private netns, with as many entries as its limit allows; touches no sysctl
+        #[arg(long)]
+        native: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -47,6 +53,8 @@ fn main() -> ExitCode {
         Task::Native => native::run().map(|()| 0),
         Task::BenchGuest { measure: false } => bench::run().map(|()| 0),
         Task::BenchGuest { measure: true } => bench::measure().map(|()| 0),
+        Task::BenchCensus { native: false } => census::bench().map(|()| 0),
+        Task::BenchCensus { native: true } => census::bench_native().map(|()| 0),
     };
     match done {
         Ok(code) => ExitCode::from(code),
