@@ -2,6 +2,7 @@
 //! Live and replayed data have these same types; nothing here does I/O.
 
 mod census;
+mod listed;
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 
 pub use census::{Base, Census, CensusKey, Detail, FlowSample, Mix, Remaining, Timeouts};
+pub use listed::{Address, Listed, LocalAddress, Wanted};
 
 /// A network namespace: its inode number, made distinct from earlier namespaces that had the same number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod bpftrace;
+pub mod census;
 pub mod checks;
 pub mod counters;
 pub mod ctnetlink;

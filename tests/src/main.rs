@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ctwatch_tests::traffic::http;
-use ctwatch_tests::{bench, native, scenario, sys};
+use ctwatch_tests::{bench, census, native, scenario, sys};
 
 #[derive(Parser)]
 #[command(name = "ctwatch-tests", about = "End-to-end tests of ctwatch on the running kernel")]
@@ -59,6 +59,12 @@ enum Task {
         #[arg(long, hide = true)]
         measure: bool,
     },
+    /// Fill a table with a million entries and measure who lists it how fast; only in a throw-away VM
+    BenchCensus {
+        /// On this host in a private netns, with as many entries as its limit allows; touches no sysctl
+        #[arg(long)]
+        native: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -70,6 +76,8 @@ fn main() -> ExitCode {
         }
         Task::BenchGuest { measure: false } => bench::run().map(|()| 0),
         Task::BenchGuest { measure: true } => bench::measure().map(|()| 0),
+        Task::BenchCensus { native: false } => census::bench().map(|()| 0),
+        Task::BenchCensus { native: true } => census::bench_native().map(|()| 0),
     };
     match done {
         Ok(code) => ExitCode::from(code),

@@ -74,3 +74,17 @@ pub fn allow_open_files(wanted: u64) {
     // SAFETY: `limit` is a live rlimit; failure leaves the old limit, and the first open past it says so.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
 }
+
+/// Waits for a child; returns whether it succeeded and its peak resident memory in KB. The kernel counts in what this
+/// process held when it started the child, so a small parent makes it true.
+pub fn wait_for(pid: u32) -> Result<(bool, u64)> {
+    let mut status = 0;
+    // SAFETY: rusage is plain numbers, for which zeroes are a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers lead to live variables that the kernel fills.
+    let waited = unsafe { libc::wait4(pid as libc::pid_t, &raw mut status, 0, &raw mut usage) };
+    if waited < 0 {
+        return Err(io::Error::last_os_error()).context("waiting for a child");
+    }
+    Ok((libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, usage.ru_maxrss as u64))
+}

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use super::value::{self, NetnsSpec};
+use crate::state::table::Keys;
 use crate::state::{PortRange, Protocol};
 
 /// Tells which flows a full nf_conntrack table drops, and why.
@@ -39,6 +40,8 @@ pub struct Global {
 pub enum Command {
     /// Live stream of what conntrack loses: a line per interval, a row per key
     Drops(Drops),
+    /// Who fills the table now; needs no eBPF
+    Table(Table),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),
 }
@@ -115,6 +118,56 @@ pub struct Drops {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = TABLE_AFTER)]
+pub struct Table {
+    #[arg(
+        long, value_name = "KEY[,KEY]", value_parser = value::keys, default_value = "port",
+        help = "What one row stands for: port, state, proto,\ndirection, src, dst, netns, container, zone or\nmark; or two of them, crossed"
+    )]
+    pub by: Keys,
+
+    /// Only these service ports: 80,443,6000-6010
+    #[arg(long, value_name = "PORTS", value_delimiter = ',', value_parser = value::ports, help_heading = ROW_FILTERS)]
+    pub port: Vec<PortRange>,
+    /// Only from these addresses: 10.0.0.0/8,fd00::/8
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = value::cidr, help_heading = ROW_FILTERS)]
+    pub src: Vec<IpNet>,
+    /// Only to these addresses
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = value::cidr, help_heading = ROW_FILTERS)]
+    pub dst: Vec<IpNet>,
+    #[arg(
+        long, value_name = "PROTO", value_delimiter = ',', value_parser = value::protocol,
+        help_heading = ROW_FILTERS, help = "Only these protocols: tcp, udp, icmp, icmpv6, sctp\nor a number"
+    )]
+    pub proto: Vec<Protocol>,
+    #[arg(
+        long, value_name = "NETNS", value_delimiter = ',', value_parser = value::netns, help_heading = ROW_FILTERS,
+        help = "Only these network namespaces: host, a name, an\ninode or pid:N"
+    )]
+    pub netns: Vec<NetnsSpec>,
+    #[arg(
+        long, value_name = "only|no", num_args = 0..=1, require_equals = true, value_enum,
+        default_missing_value = "only", hide_possible_values = true, help_heading = ROW_FILTERS,
+        help = "Only flows from a netns to itself, or with =no all\nbut them"
+    )]
+    pub loopback: Option<Loopback>,
+
+    #[arg(
+        long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 20,
+        help = "Rows shown; the others are summed up, one sum\nper netns"
+    )]
+    pub top: u32,
+    #[arg(
+        long, value_name = "TIME", num_args = 0..=1, value_parser = value::interval, default_missing_value = "2s",
+        help = "Look again and again, this often [2s without a\nvalue], resting at least as long as it takes"
+    )]
+    pub watch: Option<SignedDuration>,
+    /// text, or json: one object a line
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text, hide_possible_values = true)]
+    pub format: Format,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = CHECK_AFTER)]
 pub struct Check {
     /// text, or json: one object a line
@@ -126,6 +179,22 @@ pub struct Check {
 }
 
 const FILTERS: &str = "Filters (on rows and events; lists, and repeatable)";
+
+const ROW_FILTERS: &str = "Filters (on rows; lists, and repeatable)";
+
+const TABLE_AFTER: &str = "\
+Columns: entries, their part of the table and of nf_conntrack_max, how many of
+  them are assured and in TIME_WAIT, the seconds within which half and nine
+  tenths of them expire if nothing refreshes them, and their median age (with
+  net.netfilter.nf_conntrack_timestamp); error: by so many `entries` may be off
+
+Examples:
+  ctwatch table                             by service port
+  ctwatch table --by port,state --port 6379
+  ctwatch table --by src --loopback=no --format json
+
+Exit codes: 0 done, also by Ctrl-C; 1 failed while running; 2 wrong usage;
+  3 cannot read a table here (no right to, or conntrack is not loaded)";
 
 const DROPS_AFTER: &str = "\
 Causes, of lost packets: table_full no_memory clash chain_too_long dying

@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 use super::args;
 use super::value::NetnsSpec;
 use crate::event::NetnsId;
+use crate::state::table;
 use crate::state::{Backend, By, Filter, Settings};
 use crate::view::text::Look;
 
@@ -34,6 +35,8 @@ pub struct Config {
 pub enum Command {
     /// `ctwatch drops`
     Drops(Drops),
+    /// `ctwatch table`
+    Table(Table),
     /// `ctwatch check`
     Check(Check),
 }
@@ -94,6 +97,19 @@ pub struct Drops {
     pub table_full: TableFullBy,
 }
 
+/// `ctwatch table`
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// What rows stand for, which entries make them, and how many are shown.
+    pub settings: table::Settings,
+    /// The namespaces asked for, not yet looked up; empty means all.
+    pub netns: Vec<NetnsSpec>,
+    /// Look again and again, this often.
+    pub watch: Option<Duration>,
+    /// How to print.
+    pub format: Format,
+}
+
 /// `ctwatch check`
 #[derive(Clone, Debug)]
 pub struct Check {
@@ -130,6 +146,7 @@ impl Config {
             look: Look { color: wants_color(), time_zone: TimeZone::system() },
             command: match command {
                 args::Command::Drops(drops) => Command::Drops(Drops::resolve(drops)),
+                args::Command::Table(table) => Command::Table(Table::resolve(table)),
                 args::Command::Check(args::Check { format, verifier }) => {
                     Command::Check(Check { format: format.into(), verifier })
                 }
@@ -187,6 +204,30 @@ impl Drops {
                 args::TableFull::KfreeSkb => TableFullBy::KfreeSkb,
                 args::TableFull::InitConntrack => TableFullBy::InitConntrack,
             },
+        }
+    }
+}
+
+impl Table {
+    fn resolve(args: args::Table) -> Self {
+        let args::Table { by, port, src, dst, proto, netns, loopback, top, watch, format } = args;
+        Self {
+            settings: table::Settings {
+                by,
+                filter: Filter {
+                    ports: port,
+                    src,
+                    dst,
+                    protos: proto,
+                    causes: Vec::new(),
+                    netns: None,
+                    loopback: loopback.map(|loopback| matches!(loopback, args::Loopback::Only)),
+                },
+                top: usize::try_from(top).unwrap_or(usize::MAX),
+            },
+            netns,
+            watch: watch.map(|watch| watch.unsigned_abs()),
+            format: format.into(),
         }
     }
 }

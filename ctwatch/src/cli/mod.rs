@@ -9,7 +9,7 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory as _, Parser as _};
 
-pub use config::{BackendChoice, Check, Command, Config, Drops, Format, TableFullBy};
+pub use config::{BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy};
 pub use value::NetnsSpec;
 
 /// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).
@@ -37,6 +37,7 @@ pub fn command() -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::table::{Dimension, Keys};
     use crate::state::{Backend, By, PortRange};
     use std::time::Duration;
 
@@ -44,7 +45,15 @@ mod tests {
         let arguments = ["ctwatch", "drops"].into_iter().chain(flags.split_whitespace());
         match parse(arguments).expect("these flags are right").command {
             Command::Drops(drops) => drops,
-            Command::Check(_) => panic!("asked for drops"),
+            other => panic!("asked for drops, not {other:?}"),
+        }
+    }
+
+    fn table(flags: &str) -> Table {
+        let arguments = ["ctwatch", "table"].into_iter().chain(flags.split_whitespace());
+        match parse(arguments).expect("these flags are right").command {
+            Command::Table(table) => table,
+            other => panic!("asked for a table, not {other:?}"),
         }
     }
 
@@ -100,12 +109,25 @@ mod tests {
     }
 
     #[test]
+    fn a_table_is_by_port_once_unless_more_is_asked_for() {
+        let once = table("");
+        assert_eq!((once.settings.by, once.settings.top, once.watch), (Keys::default(), 20, None));
+        assert_eq!(table("--watch").watch, Some(Duration::from_secs(2)));
+        let crossed = table("--watch 500ms --by src,state --loopback=no");
+        assert_eq!(crossed.watch, Some(Duration::from_millis(500)));
+        assert!(crossed.settings.by.has(Dimension::Src) && crossed.settings.by.has(Dimension::State));
+        assert_eq!(crossed.settings.filter.loopback, Some(false));
+    }
+
+    #[test]
     fn wrong_usage_says_what_is_right() {
         assert!(wrong("drops --src 10.0.0.0/33").contains("0 to 32"));
         assert!(wrong("drops --cause full").contains("table_full"));
         assert!(wrong("drops --interval 1").contains("500ms"));
         assert!(wrong("drops --top 0").contains("--top"));
         assert!(wrong("drops --prot tcp").contains("--proto"));
+        assert!(wrong("table --by colour").contains("direction"));
+        assert!(wrong("table --by port,port").contains("twice"));
         wrong("check --by port");
         wrong("top");
     }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use crate::event::NetnsId;
+use crate::state::table::{Dimension, Keys};
 use crate::state::{PortRange, Protocol};
 
 /// A network namespace as the user names it.
@@ -70,6 +71,21 @@ pub fn cause(text: &str) -> Result<Cause, String> {
         let names = Cause::ALL.map(Cause::name);
         format!("causes are {}", names.join(", "))
     })
+}
+
+pub fn keys(text: &str) -> Result<Keys, String> {
+    let key = |name: &str| {
+        Dimension::ALL.into_iter().find(|key| key.name() == name).ok_or_else(|| {
+            let names = Dimension::ALL.map(Dimension::name);
+            format!("`{name}` is no key; keys are {}", names.join(", "))
+        })
+    };
+    match text.split(',').collect::<Vec<_>>().as_slice() {
+        [one] => Ok(Keys::one(key(one)?)),
+        [first, second] => Keys::two(key(first)?, key(second)?)
+            .ok_or_else(|| format!("`{first}` twice crosses nothing; give two different keys or one")),
+        _ => Err("two keys can be crossed, not more: port,state".to_owned()),
+    }
 }
 
 pub fn netns(text: &str) -> Result<NetnsSpec, String> {
@@ -149,6 +165,16 @@ mod tests {
         }
         assert!(interval("99ms").is_err());
         assert!(interval("100ms").is_ok());
+    }
+
+    #[test]
+    fn one_key_or_two_that_differ() {
+        assert_eq!(keys("port"), Ok(Keys::default()));
+        assert_eq!(keys("src,mark").unwrap().each().count(), 2);
+        assert!(keys("colour").unwrap_err().contains("container"));
+        assert!(keys("port,port").unwrap_err().contains("twice"));
+        assert!(keys("port,state,src").unwrap_err().contains("not more"));
+        assert!(keys("").is_err() && keys("port,").is_err());
     }
 
     #[test]

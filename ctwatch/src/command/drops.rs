@@ -48,7 +48,7 @@ pub fn run(config: &Config, drops: &Drops) -> Result<Exit> {
 }
 
 /// What ends a run from outside.
-struct Stop {
+pub(super) struct Stop {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -56,7 +56,7 @@ struct Stop {
 }
 
 impl Stop {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let listen = |kind| signal(kind).context("listening for signals");
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
@@ -72,7 +72,7 @@ impl Stop {
     }
 
     /// Waits for a signal or the end of the duration. Safe to cancel.
-    async fn wait(&mut self) {
+    pub(super) async fn wait(&mut self) {
         let at = self.at;
         let time_is_up = async {
             match at {
@@ -325,7 +325,7 @@ fn events_lost(count: u64) -> Notice {
 }
 
 /// The namespaces the user named; `None` if none.
-fn resolve_netns(specs: &[NetnsSpec]) -> Result<Option<Vec<NetnsId>>> {
+pub(super) fn resolve_netns(specs: &[NetnsSpec]) -> Result<Option<Vec<NetnsId>>> {
     if specs.is_empty() {
         return Ok(None);
     }

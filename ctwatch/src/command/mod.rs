@@ -4,6 +4,7 @@
 mod backend;
 pub mod check;
 pub mod drops;
+pub mod table;
 
 use std::io::stdout;
 

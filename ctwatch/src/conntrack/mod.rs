@@ -1,6 +1,9 @@
 //! What conntrack says of itself: per-CPU counters, limits, and the netns that have a table.
 //! Read-only: nothing here changes a setting or an entry.
 
+pub mod addresses;
 pub mod census;
+mod netlink;
 pub mod netns;
 pub mod stat;
+pub mod tracking;

@@ -2,6 +2,7 @@
 //! Nothing here loads or attaches anything; /proc and /sys roots are arguments, so fixtures can stand in.
 
 pub mod btf;
+pub mod capabilities;
 pub mod preflight;
 pub mod roots;
 pub mod symbols;

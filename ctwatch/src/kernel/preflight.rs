@@ -5,17 +5,12 @@ use anyhow::Result;
 
 use super::Kernel;
 use super::btf::Btf;
+use super::capabilities::{Capabilities, Capability};
 use super::roots::Roots;
 use super::symbols::Symbols;
 use crate::probe::offsets;
 use crate::state::report::CheckItem;
 use crate::watch::conntrack_module;
-
-/// Capability numbers (include/uapi/linux/capability.h).
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
 
 /// What was found.
 pub struct Preflight {
@@ -46,6 +41,7 @@ pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<
     found.kprobes(roots, kernel.symbols.as_ref().ok());
     found.lockdown(roots);
     found.conntrack(roots);
+    found.census(roots);
     if let Some(try_bpf) = try_bpf
         && found.obstacle.is_none()
     {
@@ -83,21 +79,17 @@ impl Preflight {
     }
 
     fn capabilities(&mut self, roots: &Roots) {
-        let effective = std::fs::read_to_string(roots.proc("self/status")).ok().and_then(|status| {
-            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-            u64::from_str_radix(line.trim(), 16).ok()
-        });
-        let Some(effective) = effective else {
+        let Some(these) = Capabilities::effective(roots) else {
             self.note("capabilities", None, "/proc/self/status has no CapEff line".to_owned(), None);
             return;
         };
-        let has = |cap: u32| effective >> cap & 1 == 1;
+        let has = |capability| these.has(capability);
         let missing: Vec<&str> = [
-            ("CAP_BPF", has(CAP_BPF) || has(CAP_SYS_ADMIN)),
-            ("CAP_PERFMON", has(CAP_PERFMON) || has(CAP_SYS_ADMIN)),
+            ("CAP_BPF", has(Capability::Bpf) || has(Capability::SysAdmin)),
+            ("CAP_PERFMON", has(Capability::Perfmon) || has(Capability::SysAdmin)),
             // Other netns can only be entered with it, and 5.10 to 6.x attach kprobes with it.
-            ("CAP_SYS_ADMIN", has(CAP_SYS_ADMIN)),
-            ("CAP_NET_ADMIN", has(CAP_NET_ADMIN)),
+            ("CAP_SYS_ADMIN", has(Capability::SysAdmin)),
+            ("CAP_NET_ADMIN", has(Capability::NetAdmin)),
         ]
         .into_iter()
         .filter_map(|(name, ok)| (!ok).then_some(name))
@@ -207,6 +199,36 @@ impl Preflight {
             );
         }
     }
+
+    /// What `ctwatch table` needs, which is less than watching does.
+    fn census(&mut self, roots: &Roots) {
+        let Some(these) = Capabilities::effective(roots) else { return };
+        let has = |capability| these.has(capability);
+        let reads = has(Capability::NetAdmin);
+        let text = if reads {
+            "`ctwatch table` can list this netns's table (CAP_NET_ADMIN)"
+        } else {
+            "`ctwatch table` can't list this netns's table: CAP_NET_ADMIN is missing"
+        };
+        let remedy =
+            (!reads).then_some("run as root, or `setcap cap_net_admin+ep` the binary: a table needs no more");
+        self.note("census", Some(reads), text.to_owned(), remedy);
+        let missing: Vec<&str> = [
+            ("CAP_SYS_ADMIN (to enter them)", has(Capability::SysAdmin)),
+            ("CAP_SYS_PTRACE (to find them)", has(Capability::SysPtrace)),
+            ("CAP_NET_ADMIN", reads),
+        ]
+        .into_iter()
+        .filter_map(|(name, has)| (!has).then_some(name))
+        .collect();
+        if missing.is_empty() {
+            let text = "those of other netns too (CAP_SYS_ADMIN, CAP_SYS_PTRACE)";
+            self.note("other netns", Some(true), text.to_owned(), None);
+        } else {
+            let text = format!("not those of other netns: missing {}", missing.join(", "));
+            self.note("other netns", Some(false), text, Some("run as root"));
+        }
+    }
 }
 
 /// "6.12.117-cloud" → (6, 12)
@@ -245,6 +267,21 @@ mod tests {
         );
         let obstacle = found.obstacle.expect("something is missing");
         assert!(obstacle.contains("CAP_BPF") && obstacle.contains("run as root"), "{obstacle}");
+    }
+
+    #[test]
+    fn the_right_to_read_one_table_is_told_apart_from_the_right_to_read_all() {
+        for (capabilities, own, others) in [
+            ("0000000000000000", false, false),
+            ("0000000000001000", true, false),
+            ("000001ffffffffff", true, true),
+        ] {
+            let status = format!("Name:\tx\nCapEff:\t{capabilities}\n");
+            let (_keep, roots) = roots(&[("proc/self/status", status.as_str())]);
+            let found = look(&roots, &Kernel::read(&roots), None);
+            let ok = |name: &str| found.items.iter().find(|item| item.name == name).and_then(|item| item.ok);
+            assert_eq!((ok("census"), ok("other netns")), (Some(own), Some(others)), "{capabilities}");
+        }
     }
 
     #[test]

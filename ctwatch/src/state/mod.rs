@@ -13,6 +13,7 @@ mod proto;
 pub mod report;
 mod rows;
 mod settings;
+pub mod table;
 mod tally;
 mod trend;
 

@@ -115,7 +115,7 @@ const ASSURED: u32 = 1 << 2;
 const CONFIRMED: u32 = 1 << 3;
 
 /// enum tcp_conntrack, include/uapi/linux/netfilter/nf_conntrack_tcp.h
-const TCP_STATES: [&str; 10] = [
+pub(super) const TCP_STATES: [&str; 10] = [
     "NONE",
     "SYN_SENT",
     "SYN_RECV",

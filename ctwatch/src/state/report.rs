@@ -602,11 +602,11 @@ pub fn fill(count: u32, max: u32) -> Option<f64> {
 }
 
 // serde passes `serialize_with` and `skip_serializing_if` fields by reference.
-fn is_false(value: &bool) -> bool {
+pub(super) fn is_false(value: &bool) -> bool {
     !value
 }
 
-fn millis<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn millis<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.3}"))
 }
 
@@ -614,7 +614,7 @@ fn micros<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Er
     serializer.collect_str(&format_args!("{time:.6}"))
 }
 
-fn rounded_millis<S: Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn rounded_millis<S: Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((seconds * 1_000.0).round() / 1_000.0)
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::View;
 use crate::state::report::{Check, End, Event, Notice, Start, Tick};
+use crate::state::table::report::Report;
 
 /// Writes one JSON object a line.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ enum Record<'a> {
     Notice(&'a Notice),
     End(&'a End),
     Check(&'a Check),
+    Table(&'a Report),
 }
 
 impl<W: Write> JsonView<W> {
@@ -65,6 +67,10 @@ impl<W: Write> View for JsonView<W> {
 
     fn check(&mut self, check: &Check) -> io::Result<()> {
         self.record(&Record::Check(check))
+    }
+
+    fn table(&mut self, report: &Report) -> io::Result<()> {
+        self.record(&Record::Table(report))
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -7,6 +7,7 @@ pub mod text;
 use std::io;
 
 use crate::state::report::{Check, End, Event, Notice, Start, Tick};
+use crate::state::table::report::Report;
 
 /// One output format.
 pub trait View {
@@ -25,6 +26,8 @@ pub trait View {
     fn end(&mut self, end: &End) -> io::Result<()>;
     /// The answer to `ctwatch check`.
     fn check(&mut self, check: &Check) -> io::Result<()>;
+    /// The answer of `ctwatch table`.
+    fn table(&mut self, report: &Report) -> io::Result<()>;
     /// Writes out what is buffered.
     fn flush(&mut self) -> io::Result<()>;
 }

@@ -11,7 +11,7 @@ use ctwatch::view::json::JsonView;
 use ctwatch::view::text::{Look, TextView};
 use jiff::tz::TimeZone;
 
-fn text(color: bool, show: impl FnOnce(&mut dyn View)) -> String {
+pub fn text(color: bool, show: impl FnOnce(&mut dyn View)) -> String {
     let mut out = Vec::new();
     let mut view = TextView::new(&mut out, Look { color, time_zone: TimeZone::UTC });
     show(&mut view);
@@ -19,7 +19,7 @@ fn text(color: bool, show: impl FnOnce(&mut dyn View)) -> String {
     String::from_utf8(out).expect("UTF-8")
 }
 
-fn json(show: impl FnOnce(&mut dyn View)) -> String {
+pub fn json(show: impl FnOnce(&mut dyn View)) -> String {
     let mut out = Vec::new();
     let mut view = JsonView::new(&mut out);
     show(&mut view);
@@ -28,7 +28,7 @@ fn json(show: impl FnOnce(&mut dyn View)) -> String {
 }
 
 #[track_caller]
-fn fits_80_columns(text: &str) {
+pub fn fits_80_columns(text: &str) {
     for line in text.lines() {
         let columns = line.chars().count();
         assert!(columns <= 80, "{columns} columns: {line}");
@@ -62,7 +62,7 @@ fn run(by: By, backend: Backend, view: &mut dyn View) {
 
 #[test]
 fn help_texts() {
-    for arguments in [&["--help"][..], &["drops", "--help"], &["check", "--help"]] {
+    for arguments in [&["--help"][..], &["drops", "--help"], &["table", "--help"], &["check", "--help"]] {
         let error = ctwatch::cli::parse(["ctwatch"].iter().chain(arguments)).expect_err("help is no config");
         let help = error.to_string();
         let name = if arguments.len() == 1 { "ctwatch" } else { arguments[0] };

@@ -150,6 +150,9 @@ fn records() -> Vec<Value> {
     view.notice(&notice()).unwrap();
     view.check(&check(true)).unwrap();
     view.check(&check(false)).unwrap();
+    for report in crate::census::reports() {
+        view.table(&report).unwrap();
+    }
     drop(view);
     String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

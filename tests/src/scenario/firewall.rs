@@ -52,6 +52,8 @@ fn admit_known_flows() -> Result<()> {
         tcp: None,
         assured: true,
         timeout: 3600,
+        mark: 0,
+        zone: 0,
     });
     let tcp = Entry {
         src: local(TCP_FLOW.0),
@@ -59,6 +61,8 @@ fn admit_known_flows() -> Result<()> {
         tcp: Some(TcpState::Established),
         assured: true,
         timeout: 3600,
+        mark: 0,
+        zone: 0,
     };
     Maker::open()?.create(udp.into_iter().chain([tcp]))
 }

@@ -2,27 +2,22 @@
 //! Read-only, and never on the thread that watches: a large table takes seconds.
 
 pub mod parse;
+mod recent;
 mod tally;
 
+use std::fmt;
 use std::fs::File;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
-use crate::event::{CensusKey, Detail, Timeouts};
+use super::netlink::{self, Next};
+use crate::event::{CensusKey, Detail, Listed, Timeouts, Wanted};
 use parse::{Message, Messages};
+use recent::Recent;
 use tally::Tally;
 
-/// The kernel fills at most 32 KB of a dump at once (netlink_recvmsg, net/netlink/af_netlink.c).
-const BUFFER: usize = 64 << 10;
-/// The kernel answers at once; a silence this long means that it never will.
-const SILENCE: Duration = Duration::from_secs(10);
-
-// include/uapi/linux/netlink.h
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_DUMP: u16 = 0x300;
 /// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 const CT_GET: u16 = 1 << 8 | 1;
 
@@ -47,100 +42,127 @@ pub struct Count {
 pub fn take_here() -> Result<Count> {
     let started = Instant::now();
     let mut tally = Tally::new();
-    let interrupted = dump_here(|message| {
-        if let Message::Entry(entry) = message {
-            tally.add(&entry);
-        }
-    })?;
+    let interrupted = dump_here(Wanted::default(), |entry| tally.add(entry), || Next::Go)?;
     let (entries, duplicates) = (tally.entries, tally.duplicates);
     let (keys, details) = tally.finish();
     Ok(Count { keys, details, entries, duplicates, interrupted, took: started.elapsed() })
 }
 
-/// Hands over every message of a dump; returns whether the kernel called it inconsistent.
-fn dump_here(mut each: impl FnMut(Message)) -> Result<bool> {
-    let mut socket = open().context("opening a NETLINK_NETFILTER socket")?;
-    socket.write_all(&request()).context("asking for a dump of the conntrack table (IPCTNL_MSG_CT_GET)")?;
-    let mut buffer = vec![0; BUFFER];
-    let mut interrupted = false;
-    loop {
-        let length = match socket.read(&mut buffer) {
-            Ok(0) => bail!("the kernel closed the dump of the conntrack table"),
-            Ok(length) => length,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                bail!("the kernel stopped answering in the middle of a dump of the conntrack table")
+/// How the listing of a table went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Entries, without those listed twice.
+    pub entries: u64,
+    /// Entries that the dump listed twice, handed over once.
+    pub duplicates: u64,
+    /// The kernel said that the dump may be inconsistent.
+    pub interrupted: bool,
+    /// The number of buckets changed meanwhile.
+    pub resized: bool,
+}
+
+/// Hands over every entry of the netns this thread is in, once. When the table is resized meanwhile it ends there if
+/// `end_at_resize`, since a dump that goes on lists a part of the table again, or leaves one out: it keeps its bucket's
+/// number, and nf_conntrack_hash_resize (nf_conntrack_core.c, 5.10 to 7.3) moves every entry to another one.
+pub fn list_here(wanted: Wanted, end_at_resize: bool, mut each: impl FnMut(&Listed)) -> Result<Listing> {
+    let buckets = Buckets::open();
+    let before = buckets.read();
+    let mut recent = Recent::new();
+    let mut listing = Listing::default();
+    listing.interrupted = dump_here(
+        wanted,
+        |entry| {
+            if recent.repeats(entry) {
+                listing.duplicates += 1;
+            } else {
+                listing.entries += 1;
+                each(entry);
             }
-            Err(error) => return Err(error).context("reading the dump of the conntrack table"),
-        };
-        let mut messages = Messages::new(&buffer[..length]);
+        },
+        || {
+            listing.resized |= buckets.read() != before;
+            if listing.resized && end_at_resize { Next::Stop } else { Next::Go }
+        },
+    )?;
+    Ok(listing)
+}
+
+/// net.netfilter.nf_conntrack_buckets, kept open: it is looked at once per datagram.
+struct Buckets(Option<File>);
+
+impl Buckets {
+    fn open() -> Self {
+        Self(File::open("/proc/sys/net/netfilter/nf_conntrack_buckets").ok())
+    }
+
+    /// As text, since all that matters is whether it changes; nothing if it can't be read.
+    fn read(&self) -> [u8; 16] {
+        let mut text = [0; 16];
+        if let Some(file) = &self.0 {
+            let _ = file.read_at(&mut text, 0);
+        }
+        text
+    }
+}
+
+/// Hands over every entry of a dump; returns whether the kernel called it inconsistent. `after` each datagram it may end.
+fn dump_here(wanted: Wanted, mut each: impl FnMut(&Listed), mut after: impl FnMut() -> Next) -> Result<bool> {
+    let mut interrupted = false;
+    netlink::dump_here(CT_GET, libc::AF_UNSPEC as u8, &[], |datagram| {
+        let mut messages = Messages::new(datagram, wanted);
+        let mut done = false;
         for message in messages.by_ref() {
             match message {
-                Message::Done(0) => return Ok(interrupted),
-                Message::Done(code) | Message::Error(code) if code != 0 => return Err(refusal(code)),
-                Message::Overrun => bail!("the kernel lost parts of the dump of the conntrack table"),
-                message => each(message),
+                Message::Entry(entry) => each(&entry),
+                Message::Done(0) => {
+                    done = true;
+                    break;
+                }
+                Message::Done(code) | Message::Error(code) if code != 0 => return Err(Refusal(code).into()),
+                Message::Overrun => bail!("the kernel lost parts of the dump"),
+                _ => {}
             }
         }
         interrupted |= messages.interrupted;
+        let next = after();
+        Ok(if done { Next::Stop } else { next })
+    })
+    .context("dumping the conntrack table (IPCTNL_MSG_CT_GET)")?;
+    Ok(interrupted)
+}
+
+/// The kernel refused a dump with this error number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal(pub i32);
+
+impl Refusal {
+    /// A right is missing.
+    #[must_use]
+    pub const fn is_for_want_of_rights(self) -> bool {
+        matches!(self.0, libc::EPERM | libc::EACCES)
     }
 }
 
-/// Why the kernel refused, and what would help.
-fn refusal(code: i32) -> anyhow::Error {
-    let error = std::io::Error::from_raw_os_error(code);
-    let remedy = match code {
-        libc::EPERM | libc::EACCES => " (this needs CAP_NET_ADMIN: run as root)",
-        libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT => {
-            " (the kernel has no ctnetlink: `modprobe nf_conntrack_netlink`)"
-        }
-        _ => "",
-    };
-    anyhow!("the kernel refused to dump the conntrack table: {error}{remedy}")
-}
-
-fn request() -> Vec<u8> {
-    let mut out = 20_u32.to_ne_bytes().to_vec();
-    out.extend(CT_GET.to_ne_bytes());
-    out.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    out.extend([0; 8]);
-    // struct nfgenmsg: AF_UNSPEC is all families.
-    out.extend([libc::AF_UNSPEC as u8, 0, 0, 0]);
-    out
-}
-
-/// A socket of the netns this thread is in.
-fn open() -> std::io::Result<File> {
-    // SAFETY: socket(2) takes plain numbers.
-    let fd = unsafe {
-        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER)
-    };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error());
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = std::io::Error::from_raw_os_error(self.0);
+        let remedy = match self.0 {
+            _ if self.is_for_want_of_rights() => " (this needs CAP_NET_ADMIN: run as root)",
+            libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT => {
+                " (the kernel has no ctnetlink: `modprobe nf_conntrack_netlink`)"
+            }
+            _ => "",
+        };
+        write!(f, "the kernel refused: {error}{remedy}")
     }
-    // SAFETY: the descriptor is new and nobody else owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let patience = libc::timeval { tv_sec: SILENCE.as_secs() as libc::time_t, tv_usec: 0 };
-    // SAFETY: the pointer and length describe one live timeval.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            (&raw const patience).cast(),
-            size_of::<libc::timeval>() as libc::socklen_t,
-        )
-    };
-    if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(socket.into()) }
 }
+
+impl std::error::Error for Refusal {}
 
 /// The timeouts in force in the netns this thread is in; what can't be read is unknown.
 #[must_use]
 pub fn timeouts_here() -> Timeouts {
-    let read = |name: &str| {
-        let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
-        text.trim().parse::<u32>().ok()
-    };
+    let read = number;
     Timeouts {
         tcp_syn_sent: read("tcp_timeout_syn_sent"),
         tcp_established: read("tcp_timeout_established"),
@@ -156,7 +178,17 @@ pub fn timeouts_here() -> Timeouts {
 /// Entries in the table of the netns this thread is in, as the kernel counts them.
 #[must_use]
 pub fn entries_here() -> Option<u32> {
-    let text = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?;
+    number("count")
+}
+
+/// nf_conntrack_max, as it holds in the netns this thread is in.
+#[must_use]
+pub fn max_here() -> Option<u32> {
+    number("max")
+}
+
+fn number(name: &str) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
     text.trim().parse().ok()
 }
 
@@ -169,7 +201,9 @@ mod tests {
         let mut tally = Tally::new();
         for port in [80, 81] {
             let bytes = parse::tests::tcp(7, port, 3, 60, 0xE);
-            let Some(Message::Entry(entry)) = Messages::new(&bytes).next() else { panic!("no entry") };
+            let Some(Message::Entry(entry)) = Messages::new(&bytes, Wanted::default()).next() else {
+                panic!("no entry")
+            };
             tally.add(&entry);
         }
         assert_eq!((tally.entries, tally.duplicates), (2, 0));
@@ -182,7 +216,7 @@ mod tests {
             .flat_map(|id| parse::tests::tcp(id + 1, if id < 97 { 6379 } else { 443 }, 7, 60, 0xE))
             .chain(parse::tests::tcp(100, 443, 7, 60, 0xE))
             .collect();
-        for message in Messages::new(&bytes) {
+        for message in Messages::new(&bytes, Wanted::default()) {
             let Message::Entry(entry) = message else { panic!("{message:?}") };
             tally.add(&entry);
         }

@@ -1,6 +1,8 @@
 //! ctnetlink's answers, attribute by attribute: what a census needs of an entry, and nothing else.
 //! No allocation and no panic, whatever the bytes say.
 
+use crate::event::{Address, Listed, Wanted};
+
 // include/uapi/linux/netlink.h
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -17,11 +19,21 @@ const CT_NEW: u16 = 1 << 8;
 
 // enum ctattr_type and friends, include/uapi/linux/netfilter/nfnetlink_conntrack.h
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_TIMEOUT: u16 = 7;
+const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_TIMESTAMP: u16 = 20;
+const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_TUPLE_ZONE: u16 = 3;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTO_ICMP_TYPE: u16 = 5;
@@ -30,34 +42,19 @@ const CTA_PROTO_ICMPV6_TYPE: u16 = 8;
 const CTA_PROTO_ICMPV6_CODE: u16 = 9;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+const CTA_PROTOINFO_SCTP: u16 = 3;
+const CTA_PROTOINFO_SCTP_STATE: u16 = 1;
+const CTA_TIMESTAMP_START: u16 = 1;
 
 /// enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h
+const IPS_SEEN_REPLY: u32 = 1 << 1;
 const IPS_ASSURED: u32 = 1 << 2;
-
-/// What a census needs of one entry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Entry {
-    /// CTA_ID; 0 if it has none. A hash of 32 bits: two of a million entries often share one.
-    pub id: u32,
-    /// A hash of the original tuple, to tell those apart.
-    pub tuple: u64,
-    /// IP protocol number.
-    pub proto: u8,
-    /// Destination port of the original direction; for ICMP `type << 8 | code`; 0 where there is neither.
-    pub port: u16,
-    /// Both sides talk (IPS_ASSURED).
-    pub assured: bool,
-    /// enum tcp_conntrack; 0 for other protocols.
-    pub tcp_state: u8,
-    /// Seconds until it expires.
-    pub left: u32,
-}
 
 /// One netlink message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// An entry.
-    Entry(Entry),
+    Entry(Listed),
     /// The dump is complete, or ended with this error number (0: none).
     Done(i32),
     /// The kernel refused with this error number (0: an acknowledgement).
@@ -72,6 +69,7 @@ pub enum Message {
 #[derive(Clone, Debug)]
 pub struct Messages<'a> {
     bytes: &'a [u8],
+    wanted: Wanted,
     /// The kernel said that the table changed so that the dump may be inconsistent.
     pub interrupted: bool,
 }
@@ -79,8 +77,8 @@ pub struct Messages<'a> {
 impl<'a> Messages<'a> {
     /// Reads them from what one recv() gave.
     #[must_use]
-    pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, interrupted: false }
+    pub const fn new(bytes: &'a [u8], wanted: Wanted) -> Self {
+        Self { bytes, wanted, interrupted: false }
     }
 }
 
@@ -104,29 +102,90 @@ impl Iterator for Messages<'_> {
             NLMSG_DONE => Message::Done(error()),
             NLMSG_ERROR => Message::Error(error()),
             NLMSG_OVERRUN => Message::Overrun,
-            CT_NEW => body.get(GENERIC..).and_then(entry).map_or(Message::Other, Message::Entry),
+            CT_NEW => body
+                .get(GENERIC..)
+                .and_then(|attributes| entry(attributes, self.wanted))
+                .map_or(Message::Other, Message::Entry),
             _ => Message::Other,
         })
     }
 }
 
-fn entry(attributes: &[u8]) -> Option<Entry> {
-    let mut entry = Entry::default();
+fn entry(attributes: &[u8], wanted: Wanted) -> Option<Listed> {
+    let mut entry = Listed::default();
     let mut has_tuple = false;
     for (kind, value) in Attributes(attributes) {
         match kind {
             CTA_TUPLE_ORIG => {
                 has_tuple = tuple(value, &mut entry);
                 entry.tuple = hash(value);
+                if wanted.addresses {
+                    (entry.src, entry.dst) = addresses(value);
+                }
+                if wanted.marks {
+                    zone_of_tuple(value, &mut entry);
+                }
             }
-            CTA_STATUS => entry.assured = be32(value)? & IPS_ASSURED != 0,
+            CTA_TUPLE_REPLY if wanted.addresses || wanted.marks => {
+                if wanted.addresses {
+                    entry.reply_src = addresses(value).0;
+                }
+                if wanted.marks {
+                    zone_of_tuple(value, &mut entry);
+                }
+            }
+            CTA_STATUS => {
+                let status = be32(value)?;
+                entry.assured = status & IPS_ASSURED != 0;
+                entry.seen_reply = status & IPS_SEEN_REPLY != 0;
+            }
             CTA_TIMEOUT => entry.left = be32(value)?,
             CTA_ID => entry.id = be32(value)?,
-            CTA_PROTOINFO => entry.tcp_state = tcp_state(value).unwrap_or(0),
+            CTA_PROTOINFO => (entry.tcp_state, entry.sctp_state) = states(value),
+            CTA_TIMESTAMP => entry.started_ns = started(value).unwrap_or(0),
+            CTA_MARK if wanted.marks => entry.mark = be32(value)?,
+            // Both directions are in it; a direction of its own has it in its tuple.
+            CTA_ZONE if wanted.marks => entry.zone = be16(value)?,
             _ => {}
         }
     }
     has_tuple.then_some(entry)
+}
+
+/// Source and destination of a tuple.
+fn addresses(tuple: &[u8]) -> (Address, Address) {
+    let mut found = (Address::default(), Address::default());
+    let Some((_, ip)) = Attributes(tuple).find(|(kind, _)| *kind == CTA_TUPLE_IP) else { return found };
+    for (kind, value) in Attributes(ip) {
+        match kind {
+            CTA_IP_V4_SRC => found.0 = v4(value),
+            CTA_IP_V4_DST => found.1 = v4(value),
+            CTA_IP_V6_SRC => found.0 = v6(value),
+            CTA_IP_V6_DST => found.1 = v6(value),
+            _ => {}
+        }
+    }
+    found
+}
+
+fn v4(value: &[u8]) -> Address {
+    be32(value).map_or_else(Address::default, |bits| Address(0xFFFF_0000_0000 | u128::from(bits)))
+}
+
+fn v6(value: &[u8]) -> Address {
+    let bytes = value.get(..16).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or_else(Address::default, |bytes| Address(u128::from_be_bytes(bytes)))
+}
+
+fn zone_of_tuple(tuple: &[u8], entry: &mut Listed) {
+    if let Some((_, value)) = Attributes(tuple).find(|(kind, _)| *kind == CTA_TUPLE_ZONE) {
+        entry.zone = be16(value).unwrap_or(0);
+    }
+}
+
+fn started(value: &[u8]) -> Option<u64> {
+    let (_, start) = Attributes(value).find(|(kind, _)| *kind == CTA_TIMESTAMP_START)?;
+    Some(u64::from_be_bytes(start.get(..8)?.try_into().ok()?))
 }
 
 /// Multiply and rotate, eight bytes at a time: enough against chance, and nobody attacks it.
@@ -139,7 +198,7 @@ fn hash(bytes: &[u8]) -> u64 {
 }
 
 /// Protocol and service port; false without a protocol.
-fn tuple(value: &[u8], entry: &mut Entry) -> bool {
+fn tuple(value: &[u8], entry: &mut Listed) -> bool {
     let Some(proto) = Attributes(value).find(|(kind, _)| *kind == CTA_TUPLE_PROTO) else { return false };
     let mut has_number = false;
     for (kind, value) in Attributes(proto.1) {
@@ -160,10 +219,26 @@ fn tuple(value: &[u8], entry: &mut Entry) -> bool {
     has_number
 }
 
-fn tcp_state(value: &[u8]) -> Option<u8> {
-    let (_, tcp) = Attributes(value).find(|(kind, _)| *kind == CTA_PROTOINFO_TCP)?;
-    let (_, state) = Attributes(tcp).find(|(kind, _)| *kind == CTA_PROTOINFO_TCP_STATE)?;
-    state.first().copied()
+/// States of TCP and of SCTP: an entry has one at most.
+fn states(value: &[u8]) -> (u8, u8) {
+    let (mut tcp, mut sctp) = (0, 0);
+    for (kind, value) in Attributes(value) {
+        let state = |wanted| {
+            let (_, state) = Attributes(value).find(|(kind, _)| *kind == wanted)?;
+            state.first().copied()
+        };
+        match kind {
+            CTA_PROTOINFO_TCP => tcp = state(CTA_PROTOINFO_TCP_STATE).unwrap_or(0),
+            CTA_PROTOINFO_SCTP => sctp = state(CTA_PROTOINFO_SCTP_STATE).unwrap_or(0),
+            _ => {}
+        }
+    }
+    (tcp, sctp)
+}
+
+/// The attributes of a message's body, type and value.
+pub(in super::super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    Attributes(bytes)
 }
 
 /// Attributes: type and value.
@@ -193,12 +268,19 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 #[inline]
+fn be16(value: &[u8]) -> Option<u16> {
+    Some(u16::from_be_bytes(value.get(..2)?.try_into().ok()?))
+}
+
+#[inline]
 fn be32(value: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?))
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -249,14 +331,53 @@ pub(super) mod tests {
     fn an_entry_is_read_whatever_stands_around_it() {
         let bytes =
             [message(99, 0, b"what"), tcp(5, 6379, 7, 118, 0xE), message(NLMSG_DONE, 2, &[0; 4])].concat();
-        let messages: Vec<_> = Messages::new(&bytes).collect();
+        let messages: Vec<_> = Messages::new(&bytes, Wanted::default()).collect();
         let Message::Entry(entry) = messages[1] else { panic!("{messages:?}") };
-        let tuple = entry.tuple;
-        assert_eq!(
-            entry,
-            Entry { id: 5, tuple, proto: 6, port: 6379, assured: true, tcp_state: 7, left: 118 }
-        );
+        let expected = Listed {
+            id: 5,
+            tuple: entry.tuple,
+            proto: 6,
+            port: 6379,
+            assured: true,
+            seen_reply: true,
+            tcp_state: 7,
+            left: 118,
+            ..Listed::default()
+        };
+        assert_eq!(entry, expected);
         assert_eq!((messages[0], messages[2], messages.len()), (Message::Other, Message::Done(0), 3));
+    }
+
+    #[test]
+    fn addresses_mark_zone_and_age_are_read_when_they_are_wanted() {
+        let tuple = |src: [u8; 4], dst: [u8; 4], zone: Option<u16>| {
+            let ip = [attribute(CTA_IP_V4_SRC, &src), attribute(CTA_IP_V4_DST, &dst)].concat();
+            let zone = zone.map(|zone| attribute(CTA_TUPLE_ZONE, &zone.to_be_bytes())).unwrap_or_default();
+            let proto = attribute(CTA_TUPLE_PROTO | NESTED, &attribute(CTA_PROTO_NUM, &[17]));
+            [attribute(CTA_TUPLE_IP | NESTED, &ip), proto, zone].concat()
+        };
+        let sctp = attribute(CTA_PROTOINFO_SCTP, &attribute(CTA_PROTOINFO_SCTP_STATE, &[4]));
+        let body = [
+            vec![2, 0, 0, 0],
+            attribute(CTA_TUPLE_ORIG | NESTED, &tuple([10, 0, 0, 1], [10, 0, 0, 2], None)),
+            attribute(CTA_TUPLE_REPLY | NESTED, &tuple([10, 0, 0, 3], [10, 0, 0, 1], Some(7))),
+            attribute(CTA_MARK, &0x10_u32.to_be_bytes()),
+            attribute(CTA_TIMESTAMP | NESTED, &attribute(CTA_TIMESTAMP_START, &5_u64.to_be_bytes())),
+            attribute(CTA_PROTOINFO | NESTED, &sctp),
+        ]
+        .concat();
+        let bytes = message(CT_NEW, 2, &body);
+        let read = |wanted| match Messages::new(&bytes, wanted).next() {
+            Some(Message::Entry(entry)) => entry,
+            other => panic!("{other:?}"),
+        };
+        let all = read(Wanted { addresses: true, marks: true });
+        let shown = [all.src, all.dst, all.reply_src].map(|address| IpAddr::from(address).to_string());
+        assert_eq!(shown, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        assert_eq!((all.mark, all.zone, all.started_ns, all.sctp_state, all.tcp_state), (16, 7, 5, 4, 0));
+        let none = read(Wanted::default());
+        assert_eq!((none.src, none.reply_src, none.mark, none.zone), Default::default());
+        assert_eq!(none.started_ns, 5);
     }
 
     #[test]
@@ -271,16 +392,18 @@ pub(super) mod tests {
         let body =
             [vec![10, 0, 0, 0], attribute(CTA_TUPLE_ORIG, &attribute(CTA_TUPLE_PROTO, &proto))].concat();
         let bytes = message(CT_NEW, 2, &body);
-        let Some(Message::Entry(entry)) = Messages::new(&bytes).next() else { panic!("no entry") };
+        let Some(Message::Entry(entry)) = Messages::new(&bytes, Wanted::default()).next() else {
+            panic!("no entry")
+        };
         assert_eq!((entry.proto, entry.port), (58, 128 << 8 | 3));
     }
 
     #[test]
     fn a_refusal_and_an_interrupted_dump_are_told() {
         let bytes = message(NLMSG_ERROR, 0, &(-libc::EPERM).to_ne_bytes());
-        assert_eq!(Messages::new(&bytes).next(), Some(Message::Error(libc::EPERM)));
+        assert_eq!(Messages::new(&bytes, Wanted::default()).next(), Some(Message::Error(libc::EPERM)));
         let bytes = message(NLMSG_DONE, NLM_F_DUMP_INTR, &[0; 4]);
-        let mut messages = Messages::new(&bytes);
+        let mut messages = Messages::new(&bytes, Wanted::default());
         assert_eq!(messages.next(), Some(Message::Done(0)));
         assert!(messages.interrupted);
     }
@@ -288,7 +411,8 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn garbage_is_read_to_its_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            prop_assert!(Messages::new(&bytes).count() <= bytes.len() / HEADER + 1);
+            let all = Wanted { addresses: true, marks: true };
+            prop_assert!(Messages::new(&bytes, all).count() <= bytes.len() / HEADER + 1);
         }
 
         #[test]
@@ -297,7 +421,8 @@ pub(super) mod tests {
             let at = at % bytes.len();
             bytes[at] = byte;
             bytes.truncate(bytes.len().saturating_sub(cut));
-            prop_assert!(Messages::new(&bytes).count() < 20);
+            let all = Wanted { addresses: true, marks: true };
+            prop_assert!(Messages::new(&bytes, all).count() < 20);
         }
     }
 }

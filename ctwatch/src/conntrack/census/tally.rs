@@ -3,15 +3,13 @@
 
 use std::collections::HashMap;
 
-use super::parse::Entry;
-use crate::event::{CensusKey, Detail, Mix};
+use super::recent::Recent;
+use crate::event::{CensusKey, Detail, Listed, Mix};
 
 /// Keys that get a detail of their own; the others share one.
 const DETAILED: usize = 256;
 /// From so many entries on a key is worth it.
 const WORTH_A_DETAIL: u32 = 16;
-/// How far back an entry listed twice is recognised.
-const RECENT: usize = 4096;
 /// No index yet.
 const NONE: u32 = 0;
 
@@ -22,7 +20,7 @@ pub(super) struct Tally {
     keys: Vec<Counted>,
     details: Vec<Detail>,
     rest: HashMap<u8, Detail>,
-    recent: Vec<(u32, u64)>,
+    recent: Recent,
     pub entries: u64,
     pub duplicates: u64,
 }
@@ -40,20 +38,17 @@ impl Tally {
             keys: Vec::new(),
             details: Vec::new(),
             rest: HashMap::new(),
-            recent: vec![(0, 0); RECENT],
+            recent: Recent::new(),
             entries: 0,
             duplicates: 0,
         }
     }
 
-    pub fn add(&mut self, entry: &Entry) {
-        // A dump that lost its place walks a bucket again: the same entry comes twice within a few.
-        let recent = &mut self.recent[entry.id as usize % RECENT];
-        if entry.id != 0 && *recent == (entry.id, entry.tuple) {
+    pub fn add(&mut self, entry: &Listed) {
+        if self.recent.repeats(entry) {
             self.duplicates += 1;
             return;
         }
-        *recent = (entry.id, entry.tuple);
         self.entries += 1;
         let ports = &mut self.index[usize::from(entry.proto)];
         if ports.is_empty() {

@@ -1,6 +1,7 @@
 //! Reports for a terminal 80 columns wide, read under pressure: the fill first, then who suffers.
 //! Whatever is not exact carries a mark.
 
+mod census;
 mod check;
 mod layout;
 mod occupant_line;
@@ -21,6 +22,7 @@ use crate::state::report::{
     Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Occupied, Packet, Row, Start, Table, Tick,
     Tuple, Unexplained,
 };
+use crate::state::table::report::Report;
 use layout::{COLUMNS, FAINT, NEARLY, Paint, percent, thousands, width, wrap};
 
 /// How text looks on this terminal.
@@ -49,6 +51,8 @@ pub struct TextView<W: Write> {
     names: HashMap<NetnsId, String>,
     lines_since_header: Option<usize>,
     unexplained: Unexplained,
+    /// A table was shown before.
+    again: bool,
 }
 
 impl<W: Write> TextView<W> {
@@ -65,6 +69,7 @@ impl<W: Write> TextView<W> {
             names: HashMap::new(),
             lines_since_header: None,
             unexplained: Unexplained::default(),
+            again: false,
         }
     }
 
@@ -372,6 +377,17 @@ impl<W: Write> View for TextView<W> {
 
     fn check(&mut self, check: &Check) -> io::Result<()> {
         for line in check::lines(check, self.paint) {
+            writeln!(self.out, "{line}")?;
+        }
+        self.out.flush()
+    }
+
+    fn table(&mut self, report: &Report) -> io::Result<()> {
+        if std::mem::replace(&mut self.again, true) {
+            writeln!(self.out)?;
+        }
+        let clock = self.clock(report.time, "%H:%M:%S");
+        for line in census::lines(report, &clock, self.paint) {
             writeln!(self.out, "{line}")?;
         }
         self.out.flush()

@@ -1,0 +1,179 @@
+//! `ctwatch table`: who fills which table, now or again and again. It needs no eBPF, only the right to read the table.
+//! It changes nothing; like `conntrack -L`, the first look makes the kernel load nf_conntrack_netlink.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Error, Result};
+use jiff::Timestamp;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use super::drops::{Stop, resolve_netns};
+use super::{VERSION, view};
+use crate::cli::{Config, Table};
+use crate::conntrack::census::{self, Refusal};
+use crate::conntrack::netns::{self, Place};
+use crate::conntrack::{addresses, tracking};
+use crate::error::{Exit, Failure};
+use crate::event::NetnsId;
+use crate::kernel::capabilities::{Capabilities, Capability};
+use crate::kernel::roots::Roots;
+use crate::state::table::report::{Report, Skipped};
+use crate::state::table::{Census, Circumstances, Finished, Locals, Settings, combine};
+use crate::watch::conntrack_module;
+
+/// So often a listing begins anew because the table was resized; the next one goes on, and says so.
+const RESTARTS: u32 = 3;
+
+const NOT_LOADED: &str = "nf_conntrack is not loaded, so nothing is tracked and there is no table; a firewall rule \
+                          that uses it loads it (`ct state …`, NAT), or `modprobe nf_conntrack`";
+
+/// Runs it.
+pub fn run(config: &Config, table: &Table) -> Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("starting the event loop")?;
+    let exit = runtime.block_on(look_on(config, table));
+    // A listing that was cut short ends with the process.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn look_on(config: &Config, table: &Table) -> Result<Exit> {
+    let look = Look {
+        roots: Roots { proc: config.proc_root.clone(), sys: config.sys_root.clone() },
+        settings: table.settings.clone(),
+        netns: resolve_netns(&table.netns)?,
+    };
+    let mut view = view(table.format, &config.look, None);
+    let mut stop = Stop::new()?;
+    loop {
+        let started = Instant::now();
+        let one = look.clone();
+        let listing = spawn_blocking(move || one.at_all());
+        let report = tokio::select! {
+            biased;
+            () = stop.wait() => return Ok(Exit::Done),
+            report = listing => report.context("listing the tables")??,
+        };
+        view.table(&report).context("writing the table")?;
+        let Some(every) = table.watch else { return Ok(Exit::Done) };
+        let took = started.elapsed();
+        tokio::select! {
+            biased;
+            () = stop.wait() => return Ok(Exit::Done),
+            () = sleep(every.saturating_sub(took).max(took)) => {}
+        }
+    }
+}
+
+/// What to look at, and how.
+#[derive(Clone)]
+struct Look {
+    roots: Roots,
+    settings: Settings,
+    /// Those asked for; `None` means all.
+    netns: Option<Vec<NetnsId>>,
+}
+
+impl Look {
+    /// All tables that were asked for, or that may be entered.
+    fn at_all(&self) -> Result<Report> {
+        if conntrack_module(&self.roots).is_none() {
+            return Err(Failure::cannot_watch(NOT_LOADED).into());
+        }
+        let started = Instant::now();
+        let places = netns::discover()?;
+        let own = netns::own()?;
+        let may_enter =
+            Capabilities::effective(&self.roots).is_none_or(|these| these.has(Capability::SysAdmin));
+        let own_netns_only = self.netns.is_none() && !may_enter;
+        let (mut finished, mut skipped) = (Vec::new(), Vec::new());
+        for place in places.values() {
+            let must = match &self.netns {
+                Some(wanted) if !wanted.contains(&place.id) => continue,
+                Some(_) => true,
+                None if place.id == own => true,
+                None if own_netns_only => continue,
+                None => false,
+            };
+            // Whoever can't be entered is told apart from whoever can't be read.
+            let listed =
+                netns::inside(place, || Ok(self.at(place))).map_err(|error| unable(&error)).flatten();
+            match listed {
+                Ok(listed) => finished.push(listed),
+                Err(error) if must => {
+                    return Err(error.context(format!("listing the table of {}", named(place))));
+                }
+                // It went while we came.
+                Err(_) if !place.path.exists() => {}
+                Err(error) => skipped.push(Skipped {
+                    netns: place.id,
+                    name: place.name.clone(),
+                    reason: format!("{error:#}"),
+                }),
+            }
+        }
+        Ok(combine(
+            &self.settings,
+            finished,
+            skipped,
+            own_netns_only,
+            VERSION,
+            Timestamp::now(),
+            started.elapsed().as_secs_f64(),
+        ))
+    }
+
+    /// The table of the netns this thread is in.
+    fn at(&self, place: &Place) -> Result<Finished> {
+        let settings = &self.settings;
+        let locals =
+            if settings.needs_locals() { Locals::new(&addresses::here()?) } else { Locals::default() };
+        let mut restarts = 0;
+        loop {
+            let started = Instant::now();
+            let count_before = census::entries_here();
+            let mut rows = Census::new(settings, place.id, locals.clone(), now_ns());
+            let listing = census::list_here(settings.wanted(), restarts < RESTARTS, |entry| rows.add(entry))
+                .map_err(|error| match error.downcast_ref::<Refusal>() {
+                    Some(refusal) if refusal.is_for_want_of_rights() => unable(&error),
+                    _ => error,
+                })?;
+            if listing.resized && restarts < RESTARTS {
+                restarts += 1;
+                continue;
+            }
+            return Ok(rows.end(Circumstances {
+                count_before,
+                count: census::entries_here(),
+                max: census::max_here(),
+                listed: listing.entries,
+                duplicates: listing.duplicates,
+                restarts,
+                resized: listing.resized,
+                interrupted: listing.interrupted,
+                tracks: (listing.entries == 0).then(tracking::here),
+                took_s: started.elapsed().as_secs_f64(),
+                name: place.name.clone(),
+                container: place.container.clone(),
+            }));
+        }
+    }
+}
+
+/// The same error with exit code 3.
+fn unable(error: &Error) -> Error {
+    Failure::cannot_watch(format!("{error:#}")).into()
+}
+
+fn named(place: &Place) -> String {
+    place.name.clone().unwrap_or_else(|| format!("netns {}", place.id.inode()))
+}
+
+fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}

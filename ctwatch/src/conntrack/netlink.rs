@@ -1,0 +1,104 @@
+//! A NETLINK_NETFILTER socket, and one dump over it: what ctnetlink and nfnetlink_hook have in common.
+//! It reads requests' answers only; no request made here changes anything.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// The kernel fills at most 32 KB of a dump at once (netlink_recvmsg, net/netlink/af_netlink.c).
+const BUFFER: usize = 64 << 10;
+/// The kernel answers at once; a silence this long means that it never will.
+const SILENCE: Duration = Duration::from_secs(10);
+
+// include/uapi/linux/netlink.h
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_DUMP: u16 = 0x300;
+
+/// NLMSG_ERROR
+pub(super) const ERROR: u16 = 2;
+/// NLMSG_DONE
+pub(super) const DONE: u16 = 3;
+
+/// What to do after a datagram.
+pub(super) enum Next {
+    /// Read another.
+    Go,
+    /// The dump is over, or not wanted any more.
+    Stop,
+}
+
+/// Asks for a dump in the netns this thread is in, and hands over each datagram of the answer.
+pub(super) fn dump_here(
+    kind: u16,
+    family: u8,
+    attributes: &[u8],
+    mut each: impl FnMut(&[u8]) -> Result<Next>,
+) -> Result<()> {
+    let mut socket = open().context("opening a NETLINK_NETFILTER socket")?;
+    socket.write_all(&request(kind, family, attributes)).context("asking the kernel for a dump")?;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = match socket.read(&mut buffer) {
+            Ok(0) => bail!("the kernel closed the dump"),
+            Ok(length) => length,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                bail!("the kernel stopped answering in the middle of a dump")
+            }
+            Err(error) => return Err(error).context("reading a dump"),
+        };
+        if let Next::Stop = each(&buffer[..length])? {
+            return Ok(());
+        }
+    }
+}
+
+fn request(kind: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
+    let mut out = (20 + attributes.len() as u32).to_ne_bytes().to_vec();
+    out.extend(kind.to_ne_bytes());
+    out.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    out.extend([0; 8]);
+    // struct nfgenmsg
+    out.extend([family, 0, 0, 0]);
+    out.extend(attributes);
+    out
+}
+
+/// A socket of the netns this thread is in.
+fn open() -> std::io::Result<File> {
+    // SAFETY: socket(2) takes plain numbers.
+    let fd = unsafe {
+        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER)
+    };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let patience = libc::timeval { tv_sec: SILENCE.as_secs() as libc::time_t, tv_usec: 0 };
+    // SAFETY: the pointer and length describe one live timeval.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const patience).cast(),
+            size_of::<libc::timeval>() as libc::socklen_t,
+        )
+    };
+    if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(socket.into()) }
+}
+
+/// Type and body of each message of a datagram.
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+        let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+        let body = bytes.get(16..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, body))
+    })
+}

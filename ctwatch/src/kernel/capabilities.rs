@@ -1,0 +1,35 @@
+//! What this process may do, as the kernel tells it.
+//! Read from /proc/self/status; nothing is tried out, and nothing raised or dropped.
+
+use super::roots::Roots;
+
+/// A capability's number (include/uapi/linux/capability.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is named like its CAP_ constant")]
+pub enum Capability {
+    NetAdmin = 12,
+    SysPtrace = 19,
+    SysAdmin = 21,
+    Perfmon = 38,
+    Bpf = 39,
+}
+
+/// The effective set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities(u64);
+
+impl Capabilities {
+    /// Those of this process; none if /proc doesn't tell.
+    #[must_use]
+    pub fn effective(roots: &Roots) -> Option<Self> {
+        let status = std::fs::read_to_string(roots.proc("self/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        u64::from_str_radix(line.trim(), 16).ok().map(Self)
+    }
+
+    /// Whether this one is there.
+    #[must_use]
+    pub const fn has(self, capability: Capability) -> bool {
+        self.0 >> capability as u32 & 1 == 1
+    }
+}

@@ -1,0 +1,212 @@
+//! From what was counted to what is reported: rows with their shares, tables with what doesn't add up.
+//! All rounding is done here, once, for every view.
+
+use std::net::IpAddr;
+
+use super::cells::{Counted, Sum};
+use super::key::{self, Wide};
+use super::report::{Reason, Report, Row, Skipped, Table};
+use super::{Census, Dimension, Keys, Settings};
+use crate::state::proto::{Protocol, service};
+use crate::state::report::{SCHEMA, fill};
+use jiff::Timestamp;
+
+/// One netns's table, counted.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    table: Table,
+    rows: Vec<Row>,
+    matched: Sum,
+}
+
+/// What was seen around the listing of one table.
+#[derive(Clone, Debug, Default)]
+pub struct Circumstances {
+    /// Entries before, as the kernel counts them.
+    pub count_before: Option<u32>,
+    /// And after.
+    pub count: Option<u32>,
+    /// nf_conntrack_max
+    pub max: Option<u32>,
+    /// Entries listed.
+    pub listed: u64,
+    /// Entries listed twice.
+    pub duplicates: u64,
+    /// Listings given up because of a resize.
+    pub restarts: u32,
+    /// The last listing was not, though the table was resized.
+    pub resized: bool,
+    /// The kernel called the dump inconsistent.
+    pub interrupted: bool,
+    /// Whether conntrack tracks, asked if nothing was listed.
+    pub tracks: Option<Option<bool>>,
+    /// How long it took.
+    pub took_s: f64,
+    /// What the netns is called.
+    pub name: Option<String>,
+    /// What lives in it.
+    pub container: Option<String>,
+}
+
+impl Census<'_> {
+    /// The end of this table's listing.
+    #[must_use]
+    pub fn end(self, seen: Circumstances) -> Finished {
+        let (settings, netns, filters) = (self.settings, self.netns, self.filters);
+        let (counted, matched) = self.finish();
+        let (unlisted, reasons) = difference(&seen);
+        let Circumstances {
+            count_before,
+            count,
+            max,
+            listed,
+            duplicates,
+            restarts,
+            resized: _,
+            interrupted: _,
+            tracks,
+            took_s,
+            name,
+            container,
+        } = seen;
+        let table = Table {
+            netns,
+            name,
+            container,
+            count,
+            count_before,
+            max,
+            fill: count.zip(max).and_then(|(count, max)| fill(count, max)),
+            listed,
+            matched: filters.then_some(matched.entries),
+            duplicates,
+            restarts,
+            unlisted,
+            reasons,
+            tracks,
+            took_s,
+        };
+        let rows = counted.iter().map(|counted| row(settings.by, counted, &table)).collect();
+        Finished { table, rows, matched }
+    }
+}
+
+/// How far the listing is from what the kernel counted, and why that can be.
+fn difference(seen: &Circumstances) -> (i64, Vec<Reason>) {
+    let Some((before, after)) = seen.count_before.zip(seen.count) else { return (0, Vec::new()) };
+    let listed = seen.listed as i64;
+    // What came or went meanwhile may have been listed or not.
+    let nearest = listed.clamp(before.min(after).into(), before.max(after).into());
+    let unlisted = nearest - listed;
+    let moved = before != after || seen.duplicates > 0;
+    let mut reasons = Vec::new();
+    if unlisted > 0 {
+        reasons.extend([Reason::Expired, Reason::Unconfirmed, Reason::Dying, Reason::ReplyOnly]);
+    }
+    if unlisted < 0 || (unlisted != 0 && moved) {
+        reasons.push(Reason::Churn);
+    }
+    if unlisted != 0 && seen.resized {
+        reasons.push(Reason::Resize);
+    }
+    if unlisted != 0 && seen.interrupted {
+        reasons.push(Reason::Interrupted);
+    }
+    (unlisted, reasons)
+}
+
+fn row(by: Keys, counted: &Counted<Wide>, table: &Table) -> Row {
+    let fields = by.fields(counted.key);
+    let proto = fields.proto.map(Protocol);
+    let port = fields.port.filter(|_| proto.is_some_and(Protocol::has_ports));
+    let icmp = fields.port.filter(|_| proto.is_some_and(Protocol::is_icmp)).map(u16::to_be_bytes);
+    let certain = counted.entries - counted.error;
+    let tells_time_wait = proto.is_none_or(|proto| proto == Protocol::TCP);
+    Row {
+        state: fields.state.map(|state| key::state_name(fields.proto.unwrap_or_default(), state)),
+        proto,
+        port,
+        service: port.map(|port| proto.and_then(|proto| service(proto, port))),
+        icmp_type: icmp.map(|[kind, _]| kind),
+        icmp_code: icmp.map(|[_, code]| code),
+        direction: fields.direction,
+        src: fields.src.map(IpAddr::from),
+        dst: fields.dst.map(IpAddr::from),
+        zone: fields.zone,
+        mark: fields.mark,
+        error: counted.error,
+        assured_share: (certain > 0).then(|| part(counted.assured, certain)),
+        time_wait_share: (certain > 0 && tells_time_wait).then(|| part(counted.time_wait, certain)),
+        timeout_left_median_s: counted.left_median.map(f64::round),
+        timeout_left_p90_s: counted.left_p90.map(f64::round),
+        age_median_s: counted.age_median.map(f64::round),
+        ..of_table(by, counted.entries, table)
+    }
+}
+
+/// A row that says nothing but whose and how many.
+fn of_table(by: Keys, entries: u64, table: &Table) -> Row {
+    Row {
+        netns: table.netns,
+        name: by.has(Dimension::Netns).then(|| table.name.clone()),
+        container: by.has(Dimension::Container).then(|| table.container.clone()),
+        entries,
+        share: part(entries, table.listed),
+        share_of_max: table.max.filter(|max| *max > 0).map(|max| part(entries, max.into())),
+        ..Row::default()
+    }
+}
+
+/// Rounded down to four digits, so that only all is 1; never above it.
+fn part(of: u64, all: u64) -> f64 {
+    if all == 0 {
+        return 0.0;
+    }
+    (of as f64 / all as f64 * 10_000.0 + 1e-9).floor().min(10_000.0) / 10_000.0
+}
+
+/// The rows of all tables in one report: the largest of all, and for each table a sum of its others.
+#[must_use]
+pub fn combine(
+    settings: &Settings,
+    finished: Vec<Finished>,
+    skipped: Vec<Skipped>,
+    own_netns_only: bool,
+    version: &str,
+    time: Timestamp,
+    took_s: f64,
+) -> Report {
+    let mut rows: Vec<Row> = finished.iter().flat_map(|one| one.rows.iter().cloned()).collect();
+    // Stable: what has as many entries stays in the order of its table.
+    rows.sort_by_key(|row| std::cmp::Reverse(row.entries));
+    rows.truncate(settings.top);
+    let rests: Vec<Row> = finished.iter().filter_map(|one| rest(settings.by, one, &rows)).collect();
+    rows.extend(rests);
+    Report {
+        schema: SCHEMA,
+        version: version.to_owned(),
+        time,
+        took_s,
+        by: settings.by.each().map(Dimension::name).collect(),
+        tables: finished.into_iter().map(|one| one.table).collect(),
+        rows,
+        skipped,
+        own_netns_only,
+    }
+}
+
+fn rest(by: Keys, finished: &Finished, shown: &[Row]) -> Option<Row> {
+    let Finished { table, rows: _, matched } = finished;
+    let shown = shown.iter().filter(|row| row.netns == table.netns);
+    let (entries, error) =
+        shown.fold((0, 0), |(entries, error), row| (entries + row.entries, error + row.error));
+    let entries = matched.entries.saturating_sub(entries);
+    (entries + error > 0).then(|| Row { rest: true, error, ..of_table(by, entries, table) })
+}
+
+/// For [`super::tests`]: counts these entries as one quiet table.
+#[cfg(test)]
+pub(super) fn quiet(entries: &[crate::event::Listed]) -> Circumstances {
+    let count = Some(entries.len() as u32);
+    Circumstances { count_before: count, count, listed: entries.len() as u64, ..Circumstances::default() }
+}

@@ -1,0 +1,176 @@
+//! `ctwatch table` as people and scripts see it: the story's table by several keys, and whatever can be odd about one.
+//! The same reports go through the schema test.
+
+use std::net::IpAddr;
+
+use crate::fixtures::{HOST, WEB1, golden, time};
+use crate::goldens::{fits_80_columns, json, text};
+use ctwatch::event::{Address, Listed, LocalAddress, NetnsId};
+use ctwatch::state::Filter;
+use ctwatch::state::table::report::{Report, Skipped};
+use ctwatch::state::table::{Census, Circumstances, Dimension, Finished, Keys, Locals, Settings, combine};
+use ctwatch::view::View;
+
+const TCP: u8 = 6;
+const NOW_NS: u64 = 1_000_000_000_000;
+
+fn address(text: &str) -> Address {
+    Address::from(text.parse::<IpAddr>().unwrap())
+}
+
+fn entry(src: &str, dst: &str, proto: u8, port: u16) -> Listed {
+    let (src, dst) = (address(src), address(dst));
+    Listed { id: 1, proto, port, src, dst, reply_src: dst, left: 30, ..Listed::default() }
+}
+
+/// The table of that night: redis on loopback in TIME_WAIT, and everything else.
+fn story() -> Vec<Listed> {
+    let mut entries = Vec::new();
+    for index in 0..5_481_u32 {
+        let redis = entry("127.0.0.1", "127.0.0.1", TCP, 6379);
+        let tcp_state = if index % 33 == 0 { 3 } else { 7 };
+        entries.push(Listed { tcp_state, assured: true, seen_reply: true, left: index % 120, ..redis });
+    }
+    for index in 0..1_926_u32 {
+        let client = format!("198.51.100.{}", index % 200);
+        let web = entry(&client, "192.0.2.7", TCP, if index % 3 == 0 { 443 } else { 80 });
+        let established = Listed { tcp_state: 3, assured: true, seen_reply: true, left: 431_990, ..web };
+        entries.push(if index % 5 == 0 { Listed { tcp_state: 1, left: 100, ..web } } else { established });
+    }
+    let answered = Listed { seen_reply: true, ..entry("192.0.2.7", "2001:db8::53", 17, 53) };
+    entries.extend(std::iter::repeat_n(Listed { mark: 0x10, zone: 7, ..answered }, 250));
+    entries.push(entry("fd00::9", "2001:db8:ffff:ffff:ffff:ffff:ffff:fff8", 58, 128 << 8));
+    entries.push(entry("203.0.113.1", "203.0.113.2", 47, 0));
+    entries.push(Listed { sctp_state: 4, assured: true, ..entry("192.0.2.7", "203.0.113.2", 132, 38_412) });
+    entries
+}
+
+fn settings(by: Keys, top: usize) -> Settings {
+    Settings { by, filter: Filter::default(), top }
+}
+
+fn locals() -> Locals {
+    let local = |address: &str| LocalAddress {
+        address: address.parse().unwrap(),
+        prefix: 24,
+        on_loopback: false,
+        broadcast: None,
+    };
+    Locals::new(&[local("192.0.2.7"), local("fd00::9")])
+}
+
+fn named(name: &str, container: Option<&str>, listed: usize) -> Circumstances {
+    let count = Some(listed as u32);
+    Circumstances {
+        count_before: count,
+        count,
+        max: Some(262_144),
+        listed: listed as u64,
+        took_s: 0.021,
+        name: Some(name.to_owned()),
+        container: container.map(str::to_owned),
+        ..Circumstances::default()
+    }
+}
+
+fn listed(settings: &Settings, netns: u32, entries: &[Listed], seen: Circumstances) -> Finished {
+    let mut census = Census::new(settings, NetnsId(netns), locals(), NOW_NS);
+    entries.iter().for_each(|entry| census.add(entry));
+    census.end(seen)
+}
+
+fn report(settings: &Settings, finished: Vec<Finished>) -> Report {
+    combine(settings, finished, Vec::new(), false, "0.1.0", time(0), 0.022)
+}
+
+/// The story by some keys: the host, and a container with little in it.
+fn story_by(keys: Keys) -> Report {
+    let settings = settings(keys, 5);
+    let entries = story();
+    let host = listed(&settings, HOST, &entries, named("host", None, entries.len()));
+    let web: Vec<Listed> = entries.iter().rev().take(40).copied().collect();
+    let seen = named("docker:3f2a9c0b1d2e", Some("docker:3f2a9c0b1d2e"), web.len());
+    report(&settings, vec![host, listed(&settings, WEB1, &web, seen)])
+}
+
+/// More sources than cells, and what doesn't add up.
+fn odd() -> Vec<Report> {
+    let by_src = settings(Keys::two(Dimension::Src, Dimension::Dst).unwrap(), 3);
+    let mut many: Vec<Listed> = (0..70_000_u32)
+        .map(|index| Listed { src: Address(u128::from(index) << 64), ..entry("::1", "fd00::9", TCP, 80) })
+        .collect();
+    let started_ns = NOW_NS - 59_000_000_000;
+    many.extend(std::iter::repeat_n(Listed { started_ns, ..entry("10.0.0.1", "192.0.2.7", TCP, 80) }, 9_000));
+    let seen = Circumstances { duplicates: 17, count: Some(79_900), ..named("host", None, many.len()) };
+    let seen = Circumstances { count_before: Some(80_000), restarts: 1, ..seen };
+    let crowded = report(&by_src, vec![listed(&by_src, HOST, &many, seen)]);
+
+    let by_port = settings(Keys::default(), 5);
+    let few = vec![entry("10.0.0.1", "10.0.0.2", TCP, 80); 3];
+    let torn = Circumstances {
+        count: Some(1),
+        count_before: Some(2),
+        resized: true,
+        interrupted: true,
+        ..named("torn", None, 3)
+    };
+    let unlimited = Circumstances { max: Some(0), name: None, ..named("", None, 3) };
+    let mut filtered = by_port.clone();
+    filtered.filter.protos = vec![ctwatch::state::Protocol::UDP];
+    let mut reports = vec![
+        crowded,
+        report(&by_port, vec![listed(&by_port, WEB1, &few, torn)]),
+        report(&by_port, vec![listed(&by_port, WEB1, &few, unlimited)]),
+        report(&filtered, vec![listed(&filtered, WEB1, &few, named("web", None, 3))]),
+    ];
+    for tracks in [Some(true), Some(false), None] {
+        let seen = Circumstances { tracks: Some(tracks), ..named("host", None, 0) };
+        reports.push(report(&by_port, vec![listed(&by_port, HOST, &[], seen)]));
+    }
+    let skipped = |name: &str| Skipped {
+        netns: NetnsId(WEB1),
+        name: (!name.is_empty()).then(|| name.to_owned()),
+        reason: "entering the netns /proc/812/ns/net (this needs CAP_SYS_ADMIN: run as root): EPERM"
+            .to_owned(),
+    };
+    let host = listed(&by_port, HOST, &few, named("host", None, 3));
+    let skipped = vec![skipped("blue"), skipped(""), skipped("a"), skipped("b"), skipped("c")];
+    reports.push(combine(&by_port, vec![host], skipped, true, "0.1.0", time(0), 0.001));
+    reports
+}
+
+/// Every report of this file, for the schema.
+pub fn reports() -> Vec<Report> {
+    let mut reports: Vec<Report> = Dimension::ALL.into_iter().map(|key| story_by(Keys::one(key))).collect();
+    reports.extend(odd());
+    reports
+}
+
+#[test]
+fn text_of_a_table_by_each_key() {
+    let two = |first, second| Keys::two(first, second).unwrap();
+    for (keys, name) in [
+        (Keys::default(), "port"),
+        (two(Dimension::Port, Dimension::State), "port-state"),
+        (two(Dimension::Direction, Dimension::Proto), "direction-proto"),
+        (two(Dimension::Src, Dimension::Dst), "src-dst"),
+        (two(Dimension::Zone, Dimension::Mark), "zone-mark"),
+        (two(Dimension::Netns, Dimension::Container), "netns-container"),
+    ] {
+        let text = text(false, |view: &mut dyn View| view.table(&story_by(keys)).unwrap());
+        fits_80_columns(&text);
+        golden(&format!("table-by-{name}.txt"), &text);
+    }
+}
+
+#[test]
+fn text_of_tables_that_do_not_add_up() {
+    let text = text(false, |view: &mut dyn View| odd().iter().for_each(|report| view.table(report).unwrap()));
+    fits_80_columns(&text);
+    golden("table-odd.txt", &text);
+}
+
+#[test]
+fn json_of_a_table() {
+    golden("table.ndjson", &json(|view: &mut dyn View| view.table(&story_by(Keys::default())).unwrap()));
+}
