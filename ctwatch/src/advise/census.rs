@@ -5,34 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::model::Timeouts;
 use super::phase::Phase;
-use super::target::Way;
-use crate::event::Remaining;
+use crate::event::{Address, Listed, Remaining};
+use crate::state::table::Direction;
 
 /// Services with an account of their own.
 const MOST: usize = 2048;
 /// Pairs of addresses remembered of one service.
 const PAIRS: usize = 16;
-
-/// One entry, as far as advice is concerned.
-#[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    /// IP protocol number.
-    pub proto: u8,
-    /// Service port; for ICMP `type << 8 | code`.
-    pub port: u16,
-    /// The way.
-    pub way: Way,
-    /// enum tcp_conntrack; 0 for other protocols.
-    pub tcp_state: u8,
-    /// IPS_ASSURED
-    pub assured: bool,
-    /// Seconds until it expires.
-    pub left: u32,
-    /// A hash of source and destination address.
-    pub pair: u64,
-    /// [`super::measure::tuple_hash`] of its original tuple.
-    pub tuple: u64,
-}
 
 /// Entries of one service in one phase.
 #[derive(Clone, Debug)]
@@ -52,7 +31,7 @@ pub struct Seen {
 pub struct Collected {
     /// By phase.
     pub phases: BTreeMap<Phase, Seen>,
-    pairs: Vec<u64>,
+    pairs: Vec<(Address, Address)>,
     many_pairs: bool,
 }
 
@@ -75,7 +54,7 @@ impl Collected {
 pub struct Census {
     timeouts: Timeouts,
     look_s: u32,
-    services: HashMap<(u8, u16, Way), Collected>,
+    services: HashMap<(u8, u16, Direction), Collected>,
 }
 
 impl Census {
@@ -86,8 +65,8 @@ impl Census {
     }
 
     /// Counts an entry; returns how long its timeout has been running, seconds.
-    pub fn add(&mut self, entry: &Entry) -> u32 {
-        let mut key = (entry.proto, entry.port, entry.way);
+    pub fn add(&mut self, entry: &Listed, direction: Direction) -> u32 {
+        let mut key = (entry.proto, entry.port, direction);
         if self.services.len() >= MOST && !self.services.contains_key(&key) {
             key.1 = 0;
         }
@@ -106,15 +85,15 @@ impl Census {
         seen.entries += 1;
         seen.idle.add(idle);
         seen.entered += u32::from(idle < self.look_s.min(seen.timeout));
-        if !service.many_pairs && !service.pairs.contains(&entry.pair) {
+        if !service.many_pairs && !service.pairs.contains(&(entry.src, entry.dst)) {
             service.many_pairs = service.pairs.len() == PAIRS;
-            service.pairs.push(entry.pair);
+            service.pairs.push((entry.src, entry.dst));
         }
         idle
     }
 
     /// All services.
-    pub fn services(&self) -> impl Iterator<Item = (&(u8, u16, Way), &Collected)> {
+    pub fn services(&self) -> impl Iterator<Item = (&(u8, u16, Direction), &Collected)> {
         self.services.iter()
     }
 

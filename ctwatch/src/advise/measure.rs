@@ -2,17 +2,18 @@
 //! Takes the same samples and losses as `state`, live or replayed; no I/O, and bounded memory.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use ctwatch_common::Cause;
-use ctwatch_common::event::{LossEvent, flag};
+use ctwatch_common::event::{IPV4, LossEvent, flag};
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 
-use super::census::{Census, Collected, Entry};
+use super::census::{Census, Collected};
 use super::distinct::Distinct;
 use super::model::{Service, Stay, Timeouts};
 use super::phase::Phase;
-use super::target::Way;
-use crate::event::{NetnsId, Sample};
+use crate::event::{Address, Listed, NetnsId, Sample};
+use crate::state::table::Direction;
 
 /// Of the window, so much passes before refused flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;
@@ -80,16 +81,18 @@ impl Measure {
         }
         let service = ((event.proto, service_port(event)), event.flags & flag::LOOPBACK != 0);
         let [sport, dport] = if has_ports(event.proto) { [event.sport, event.dport] } else { [0; 2] };
-        let hash = tuple_hash(event.proto, &event.src, &event.dst, sport, dport);
+        let hash =
+            tuple_hash(event.proto, address(event, &event.src), address(event, &event.dst), sport, dport);
         self.refused.add(hash, service, self.settled.is_some());
     }
 
     /// An entry of the table, read when the window is over.
-    pub fn entry(&mut self, entry: &Entry) {
-        let idle = self.census.add(entry);
+    pub fn entry(&mut self, entry: &Listed, direction: Direction) {
+        let idle = self.census.add(entry, direction);
         let since_settled = self.last.at - self.settled.as_ref().map_or(self.last.at, |settled| settled.at);
         if f64::from(idle) < since_settled
-            && let Some((service, stands_for)) = self.refused.find(entry.tuple)
+            && let Some((service, stands_for)) =
+                self.refused.find(tuple_hash(entry.proto, entry.src, entry.dst, entry.sport, port_of(entry)))
         {
             *self.got_in.entry(service).or_default() += stands_for;
         }
@@ -141,7 +144,7 @@ impl Measure {
     #[must_use]
     pub fn services(&self) -> Vec<Service> {
         let census = &self.census;
-        let mut found: HashMap<(Key, Way), Service> = HashMap::new();
+        let mut found: HashMap<(Key, Direction), Service> = HashMap::new();
         for ((proto, port, way), collected) in census.services() {
             let service = service(((*proto, *port), *way), Some(collected), census.look_s());
             found.insert(((*proto, *port), *way), service);
@@ -161,23 +164,24 @@ impl Measure {
     }
 
     /// Flow counters know no way: flows of a port go to its ways as its entries do.
-    fn share_out(&self, key: Key, found: &mut HashMap<(Key, Way), Service>) {
+    fn share_out(&self, key: Key, found: &mut HashMap<(Key, Direction), Service>) {
         let census = &self.census;
-        let ways = [Way::Loopback, Way::In, Way::Out, Way::Forwarded];
-        let entered = |way: Way| {
+        let ways = [Direction::Loopback, Direction::In, Direction::Out, Direction::Forwarded];
+        let entered = |way: Direction| {
             let service = found.get(&(key, way));
             service.map_or(0.0, |service| service.stays.iter().map(|stay| stay.per_s).sum::<f64>())
         };
-        let weight =
-            |way: Way| entered(way) + found.get(&(key, way)).map_or(0.0, |one| f64::from(one.entries) * 1e-6);
+        let weight = |way: Direction| {
+            entered(way) + found.get(&(key, way)).map_or(0.0, |one| f64::from(one.entries) * 1e-6)
+        };
         let weights = ways.map(weight);
         let total: f64 = weights.iter().sum();
         for refused_on_loopback in [true, false] {
             let rates = self.rates(key, refused_on_loopback);
-            let known: Vec<(Way, f64)> = ways
+            let known: Vec<(Direction, f64)> = ways
                 .into_iter()
                 .zip(weights)
-                .filter(|(way, weight)| (*way == Way::Loopback) == refused_on_loopback && *weight > 0.0)
+                .filter(|(way, weight)| (*way == Direction::Loopback) == refused_on_loopback && *weight > 0.0)
                 .collect();
             let sum: f64 = known.iter().map(|(_, weight)| weight).sum();
             let shares = match (known.is_empty(), total > 0.0) {
@@ -186,11 +190,11 @@ impl Measure {
                 }
                 // Nothing of it is in the table: all of it is refused, or it is gone already.
                 (true, false) => {
-                    let way = if refused_on_loopback { Way::Loopback } else { Way::In };
+                    let way = if refused_on_loopback { Direction::Loopback } else { Direction::In };
                     vec![(way, 1.0, if refused_on_loopback { 0.0 } else { 1.0 })]
                 }
                 (true, true) if rates.refused > 0.0 => {
-                    vec![(if refused_on_loopback { Way::Loopback } else { Way::In }, 1.0, 0.0)]
+                    vec![(if refused_on_loopback { Direction::Loopback } else { Direction::In }, 1.0, 0.0)]
                 }
                 (true, true) => continue,
             };
@@ -254,7 +258,7 @@ fn per_s<K: std::hash::Hash + Eq>(
     if seconds > 0.0 { of(last).saturating_sub(of(first)) as f64 / seconds } else { 0.0 }
 }
 
-fn service((key, way): (Key, Way), collected: Option<&Collected>, look_s: u32) -> Service {
+fn service((key, way): (Key, Direction), collected: Option<&Collected>, look_s: u32) -> Service {
     let stays = collected.map_or_else(Vec::new, |collected| {
         let stay = |(phase, seen): (&Phase, &super::census::Seen)| Stay {
             phase: *phase,
@@ -328,11 +332,21 @@ fn service_port(event: &LossEvent) -> u16 {
     }
 }
 
-/// A hash of an original tuple; ports are 0 where the protocol has none. IPv4 addresses are in the first four bytes.
-#[must_use]
-pub fn tuple_hash(proto: u8, src: &[u8; 16], dst: &[u8; 16], sport: u16, dport: u16) -> u64 {
+/// A hash of an original tuple; ports are 0 where the protocol has none.
+fn tuple_hash(proto: u8, src: Address, dst: Address, sport: u16, dport: u16) -> u64 {
     use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
     BuildHasherDefault::<DefaultHasher>::new().hash_one((proto, src, dst, sport, dport))
+}
+
+/// As a census gives it.
+fn address(event: &LossEvent, bytes: &[u8; 16]) -> Address {
+    let [a, b, c, d, ..] = *bytes;
+    let address = if event.family == IPV4 { IpAddr::from([a, b, c, d]) } else { IpAddr::from(*bytes) };
+    address.into()
+}
+
+const fn port_of(entry: &Listed) -> u16 {
+    if has_ports(entry.proto) { entry.port } else { 0 }
 }
 
 const fn has_ports(proto: u8) -> bool {

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::phase::Phase;
-use super::target::{Target, Way};
+use super::target::Target;
 use super::whatif::Changes;
 use crate::event::Remaining;
+use crate::state::table::Direction;
 
 /// What entries of one service wait for, or talk in.
 #[derive(Clone, Debug)]
@@ -58,7 +59,7 @@ pub struct Service {
     /// Service port; for ICMP `type << 8 | code`.
     pub port: u16,
     /// The way.
-    pub way: Way,
+    pub way: Direction,
     /// Entries when looked at.
     pub entries: u32,
     /// Flows that got an entry, each second.
@@ -105,7 +106,9 @@ impl Service {
             steady.add(stay, timeout, rate);
         }
         // A client of this host has so many source ports for each pair of addresses.
-        if let (Way::Loopback | Way::Out, Some(pairs), Some(ports)) = (self.way, self.pairs, ephemeral) {
+        if let (Direction::Loopback | Direction::Out, Some(pairs), Some(ports)) =
+            (self.way, self.pairs, ephemeral)
+        {
             let most = f64::from(pairs) * f64::from(ports);
             if steady.entries > most {
                 steady = steady.scaled(most / steady.entries);

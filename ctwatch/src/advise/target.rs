@@ -7,47 +7,15 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 use crate::state::Protocol;
+use crate::state::table::Direction;
 
-/// The way of a flow through this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Way {
-    /// From this host to itself.
-    Loopback,
-    /// From outside to a server here.
-    In,
-    /// From a client here to outside.
-    Out,
-    /// Through this host.
-    Forwarded,
-}
-
-impl Way {
-    /// The spelling in targets.
-    #[must_use]
-    pub const fn short(self) -> &'static str {
-        match self {
-            Self::Loopback => "lo",
-            Self::In => "in",
-            Self::Out => "out",
-            Self::Forwarded => "fwd",
-        }
-    }
-
-    /// As a reader says it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Loopback => "loopback",
-            Self::In => "in",
-            Self::Out => "out",
-            Self::Forwarded => "forwarded",
-        }
-    }
-}
-
-impl Serialize for Way {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
+/// How a direction is written in a target.
+const fn short(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Loopback => "lo",
+        Direction::In => "in",
+        Direction::Out => "out",
+        Direction::Forwarded => "fwd",
     }
 }
 
@@ -59,13 +27,13 @@ pub struct Target {
     /// The protocol.
     pub proto: u8,
     /// The way; none: all of them.
-    pub way: Option<Way>,
+    pub way: Option<Direction>,
 }
 
 impl Target {
     /// Whether a service is meant by it.
     #[must_use]
-    pub fn covers(&self, proto: u8, port: u16, way: Way) -> bool {
+    pub fn covers(&self, proto: u8, port: u16, way: Direction) -> bool {
         (self.proto, self.port) == (proto, port) && self.way.is_none_or(|wanted| wanted == way)
     }
 }
@@ -73,7 +41,7 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.port, Protocol(self.proto))?;
-        self.way.map_or(Ok(()), |way| write!(f, "/{}", way.short()))
+        self.way.map_or(Ok(()), |way| write!(f, "/{}", short(way)))
     }
 }
 
@@ -94,10 +62,10 @@ impl FromStr for Target {
         };
         let way = match parts.next() {
             None => None,
-            Some("lo") => Some(Way::Loopback),
-            Some("in") => Some(Way::In),
-            Some("out") => Some(Way::Out),
-            Some("fwd") => Some(Way::Forwarded),
+            Some("lo") => Some(Direction::Loopback),
+            Some("in") => Some(Direction::In),
+            Some("out") => Some(Direction::Out),
+            Some("fwd") => Some(Direction::Forwarded),
             Some(_) => return Err(help()),
         };
         if parts.next().is_some() { Err(help()) } else { Ok(Self { port, proto: proto.0, way }) }

@@ -30,6 +30,8 @@ pub struct Listed {
     pub src: Address,
     /// Destination of the original direction (only if [`Wanted::addresses`]).
     pub dst: Address,
+    /// Source port of the original direction (only if [`Wanted::addresses`] and the protocol has ports).
+    pub sport: u16,
     /// Source of the reply direction: the destination after NAT (only if [`Wanted::addresses`]).
     pub reply_src: Address,
     /// The mark (only if [`Wanted::marks`]).

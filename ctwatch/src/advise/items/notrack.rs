@@ -4,9 +4,9 @@
 use super::{Draft, Item, Kind, Level, WORTH};
 use crate::advise::case::Case;
 use crate::advise::model::Service;
-use crate::advise::target::Way;
 use crate::advise::whatif::Changes;
 use crate::state::Protocol;
+use crate::state::table::Direction;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
     let now = Changes::default();
@@ -17,7 +17,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
             *needs >= WORTH * total
                 && Protocol(service.proto).has_ports()
                 && service.port != 0
-                && service.way != Way::Forwarded
+                && service.way != Direction::Forwarded
         })
         .filter_map(|(service, needs)| item(case, service, needs / total))
         .collect()
@@ -32,9 +32,9 @@ fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
         title: format!("don't track {target}"),
         evidence: format!("{target} needs {:.0} % of the table and no rule needs its state", part * 100.0),
         change: Changes { notrack: vec![target], ..Changes::default() },
-        risk: if service.way == Way::Loopback { Level::Low } else { Level::Medium },
+        risk: if service.way == Direction::Loopback { Level::Low } else { Level::Medium },
         risk_text: match service.way {
-            Way::Loopback => "later NAT or `ct state established` rules for these flows won't match them",
+            Direction::Loopback => "later NAT or `ct state established` rules for these flows won't match them",
             _ => {
                 "no NAT, no helper and no `ct state established` for these flows: rules added later must accept both \
                  directions by port; ICMP errors no longer match them"

@@ -5,8 +5,8 @@ use super::{Draft, Item, Kind, Level, WORTH};
 use crate::advise::case::Case;
 use crate::advise::model::Service;
 use crate::advise::phase::Phase;
-use crate::advise::target::Way;
 use crate::advise::whatif::Changes;
+use crate::state::table::Direction;
 
 /// Requests a reused connection is taken to serve: nginx's keepalive_requests was 100 up to 1.19.9.
 const REQUESTS: u32 = 100;
@@ -31,7 +31,7 @@ fn item(case: &Case, service: &Service, part: f64) -> Item {
     let clients = known.map(|known| known.clients.join(", ")).filter(|clients| !clients.is_empty());
     let server = known.and_then(|known| known.server.clone()).unwrap_or_else(|| "the server".to_owned());
     let who = match (service.way, &clients) {
-        (Way::In | Way::Forwarded, _) => format!("its clients to {server}"),
+        (Direction::In | Direction::Forwarded, _) => format!("its clients to {server}"),
         (_, Some(clients)) => format!("{clients} to {server}"),
         (_, None) => format!("its clients here to {server}"),
     };
@@ -49,11 +49,11 @@ fn item(case: &Case, service: &Service, part: f64) -> Item {
         change: Changes { keepalive: vec![(target, REQUESTS)], ..Changes::default() },
         risk: Level::Low,
         risk_text: match service.way {
-            Way::In | Way::Forwarded => {
+            Direction::In | Direction::Forwarded => {
                 "clients decide: those that close after each request change nothing; idle connections hold memory \
                  in the server"
             }
-            Way::Loopback | Way::Out => {
+            Direction::Loopback | Direction::Out => {
                 "a connection that the other side has closed meanwhile fails at its next use: pools must test or \
                  retry"
             }

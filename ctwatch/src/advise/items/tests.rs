@@ -4,10 +4,11 @@ use super::*;
 use crate::advise::case::{Firewall, Known, Machine, Manager};
 use crate::advise::model::{Demand, Gc, Service, Stay};
 use crate::advise::phase::Phase;
-use crate::advise::target::{Target, Way};
+use crate::advise::target::Target;
 use crate::event::Remaining;
+use crate::state::table::Direction;
 
-fn service(port: u16, way: Way, rate: f64) -> Service {
+fn service(port: u16, way: Direction, rate: f64) -> Service {
     let mut idle = Remaining::default();
     (0..(rate * 120.0) as u32).for_each(|index| idle.add(index % 120));
     let time_wait =
@@ -33,7 +34,7 @@ fn story() -> Case {
     let notrack = |port: u16| Commands { now: vec![format!("notrack {port}")], ..Commands::default() };
     Case {
         demand: Demand {
-            services: vec![service(6379, Way::Loopback, 500.0), service(80, Way::In, 250.0)],
+            services: vec![service(6379, Direction::Loopback, 500.0), service(80, Direction::In, 250.0)],
             max: 65_536,
             ephemeral: None,
             gc: Gc::default(),

@@ -6,15 +6,15 @@ use ctwatch_common::slot::SlotKey;
 use proptest::prelude::*;
 
 use super::*;
-use crate::advise::census::Entry;
 use crate::advise::model::{Demand, Gc};
 use crate::advise::whatif::Changes;
 use crate::event::SlotSample;
+use crate::state::table::Direction;
 
 const NETNS: NetnsId = NetnsId(1);
 const PORT: u16 = 6379;
 const TIME_WAIT: u32 = 20;
-const LOCALHOST: [u8; 16] = [127; 16];
+const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
 
 /// Flows that come at a fixed rate into a table of fixed size, and try again when they are refused.
 struct Host {
@@ -99,16 +99,18 @@ impl Host {
 
     fn dump(&self, measure: &mut Measure) {
         for (expires, port) in &self.entries {
-            measure.entry(&Entry {
+            let entry = Listed {
                 proto: 6,
                 port: PORT,
-                way: Way::Loopback,
                 tcp_state: 7,
                 assured: true,
                 left: (expires - self.now) as u32,
-                pair: 1,
-                tuple: tuple_hash(6, &LOCALHOST, &LOCALHOST, *port, PORT),
-            });
+                src: IpAddr::from(LOCALHOST).into(),
+                dst: IpAddr::from(LOCALHOST).into(),
+                sport: *port,
+                ..Listed::default()
+            };
+            measure.entry(&entry, Direction::Loopback);
         }
     }
 }
@@ -130,10 +132,16 @@ fn refusal(port: u16) -> LossEvent {
         icmp: [0; 2],
         reserved: 0,
         length: 60,
-        src: LOCALHOST,
-        dst: LOCALHOST,
+        src: bytes(LOCALHOST),
+        dst: bytes(LOCALHOST),
         device: [0; 16],
     }
+}
+
+fn bytes(address: [u8; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&address);
+    bytes
 }
 
 /// Watches it for so many seconds, after so many.
@@ -195,6 +203,6 @@ proptest! {
 fn a_port_that_never_gets_in_is_a_service_all_the_same() {
     let mut host = Host::new(0);
     let service = the_one(watched(&mut host, 100.0, 0, 5.0, 9.0).1);
-    assert_eq!((service.entries, service.way, service.admitted_per_s), (0, Way::Loopback, 0.0));
+    assert_eq!((service.entries, service.way, service.admitted_per_s), (0, Direction::Loopback, 0.0));
     assert!((service.offered_per_s - 100.0).abs() < 5.0, "{}", service.offered_per_s);
 }

@@ -35,6 +35,7 @@ const CTA_IP_V4_DST: u16 = 2;
 const CTA_IP_V6_SRC: u16 = 3;
 const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTO_ICMP_TYPE: u16 = 5;
 const CTA_PROTO_ICMP_CODE: u16 = 6;
@@ -117,7 +118,7 @@ fn entry(attributes: &[u8], wanted: Wanted) -> Option<Listed> {
     for (kind, value) in Attributes(attributes) {
         match kind {
             CTA_TUPLE_ORIG => {
-                has_tuple = tuple(value, &mut entry);
+                has_tuple = tuple(value, &mut entry, wanted.addresses);
                 entry.tuple = hash(value);
                 if wanted.addresses {
                     (entry.src, entry.dst) = addresses(value);
@@ -197,8 +198,8 @@ fn hash(bytes: &[u8]) -> u64 {
     mix(hash, rest)
 }
 
-/// Protocol and service port; false without a protocol.
-fn tuple(value: &[u8], entry: &mut Listed) -> bool {
+/// Protocol, service port and, if it is wanted, source port; false without a protocol.
+fn tuple(value: &[u8], entry: &mut Listed, wants_source: bool) -> bool {
     let Some(proto) = Attributes(value).find(|(kind, _)| *kind == CTA_TUPLE_PROTO) else { return false };
     let mut has_number = false;
     for (kind, value) in Attributes(proto.1) {
@@ -208,6 +209,7 @@ fn tuple(value: &[u8], entry: &mut Listed) -> bool {
                 entry.proto = first;
                 has_number = true;
             }
+            CTA_PROTO_SRC_PORT if wants_source => entry.sport = be16(value).unwrap_or(0),
             CTA_PROTO_DST_PORT => {
                 entry.port = value.get(1).map_or(0, |second| u16::from_be_bytes([first, *second]));
             }

@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net};
 use crate::event::{Address, Listed, LocalAddress};
 
 /// Where a flow goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From this netns to itself.
