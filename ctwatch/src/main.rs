@@ -4,13 +4,14 @@
 use std::process::ExitCode;
 
 use ctwatch::cli::{self, Command};
-use ctwatch::command::{check, drops, table};
+use ctwatch::command::{advise, check, drops, table};
 use ctwatch::error;
 
 fn main() -> ExitCode {
     let config = cli::from_command_line();
     let result = match &config.command {
         Command::Drops(arguments) => drops::run(&config, arguments),
+        Command::Advise(arguments) => advise::run(&config, arguments),
         Command::Table(arguments) => table::run(&config, arguments),
         Command::Check(arguments) => check::run(&config, arguments),
     };

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::model::{Demand, Timeouts};
 use super::target::Target;
+use crate::machine::Machine;
 
 /// Commands of a piece of advice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,46 +53,12 @@ pub struct Known {
     pub reuse: Option<(String, Vec<String>)>,
     /// Why it must not go untracked.
     pub objections: Vec<Objection>,
+    /// What else would be different if it did.
+    pub warnings: Vec<String>,
+    /// It goes untracked already.
+    pub untracked: bool,
     /// How it goes untracked; none if this host has no tool for it.
     pub notrack: Option<Commands>,
-}
-
-/// Someone who sets sysctls by himself, so that ours would not last.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Manager {
-    /// Its name.
-    pub name: String,
-    /// How we know.
-    pub evidence: String,
-    /// Sysctls it sets, without `net.netfilter.nf_conntrack_`.
-    pub sysctls: Vec<String>,
-    /// Where the setting goes instead; `{value}` stands for it, `{per_core}` for its part of each core.
-    pub instead: Vec<String>,
-}
-
-/// What is known of the machine.
-#[derive(Clone, Debug, Default)]
-pub struct Machine {
-    /// Entries in the table when looked at.
-    pub count: u32,
-    /// Buckets of the hash table.
-    pub buckets: Option<u32>,
-    /// Whether nf_conntrack is a module with options, rather than built in.
-    pub is_module: bool,
-    /// Bytes an entry takes at most.
-    pub entry_bytes: u64,
-    /// RAM, bytes.
-    pub ram: Option<u64>,
-    /// CPUs.
-    pub cpus: u32,
-    /// Chains have a limit: buckets must grow with max.
-    pub limits_chains: bool,
-    /// Who else sets sysctls.
-    pub managers: Vec<Manager>,
-    /// The file in sysctl.d that sets such a sysctl and would win over a new one.
-    pub sysctl_file: String,
-    /// Put before commands that act on the netns, where it isn't the one they are typed in.
-    pub enter: String,
 }
 
 /// What is known of the firewall.
@@ -108,7 +75,7 @@ pub struct Firewall {
 }
 
 /// A case to advise on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Case {
     /// What was measured.
     pub demand: Demand,
@@ -116,6 +83,10 @@ pub struct Case {
     pub timeouts: Timeouts,
     /// The machine.
     pub machine: Machine,
+    /// Advice also says what becomes of the table at so many times the present rate.
+    pub times: f64,
+    /// Put before commands that act on the netns, where it isn't the one they are typed in.
+    pub enter: String,
     /// The firewall.
     pub firewall: Firewall,
     /// Of services, what is known.
@@ -123,6 +94,12 @@ pub struct Case {
 }
 
 impl Case {
+    /// Bytes that an entry takes at most.
+    #[must_use]
+    pub fn entry_bytes(&self) -> u64 {
+        self.machine.table.entry.most()
+    }
+
     /// What is known of a service.
     pub fn known(&self, target: &Target) -> Option<&Known> {
         self.known.get(target)

@@ -97,6 +97,12 @@ impl Census {
         self.services.iter()
     }
 
+    /// Timeouts in force.
+    #[must_use]
+    pub const fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
     /// The timeout in force, if it is known.
     #[must_use]
     pub fn timeout(&self, phase: Phase) -> Option<u32> {

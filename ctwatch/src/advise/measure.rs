@@ -33,6 +33,9 @@ struct Totals {
 #[derive(Debug)]
 pub struct Measure {
     netns: NetnsId,
+    counts_flows: bool,
+    /// Where flows aren't counted: how many came each second, by the timeouts of those that are there.
+    entered: HashMap<Key, f64>,
     window_s: f64,
     first: Option<Totals>,
     /// From here on, a refused tuple that was not refused before is a new flow.
@@ -56,11 +59,14 @@ struct Rates {
 }
 
 impl Measure {
-    /// Nothing seen yet. The timeouts are those in force in that netns.
+    /// Nothing seen yet. The timeouts are those in force in that netns; where no program counts flows, the census alone
+    /// has to tell how many come.
     #[must_use]
-    pub fn new(netns: NetnsId, window_s: f64, timeouts: Timeouts) -> Self {
+    pub fn new(netns: NetnsId, window_s: f64, timeouts: Timeouts, counts_flows: bool) -> Self {
         Self {
             netns,
+            counts_flows,
+            entered: HashMap::new(),
             window_s,
             first: None,
             settled: None,
@@ -127,6 +133,12 @@ impl Measure {
         self.last = totals;
     }
 
+    /// Timeouts in force.
+    #[must_use]
+    pub fn timeouts(&self) -> &Timeouts {
+        self.census.timeouts()
+    }
+
     /// Length of the window so far, seconds.
     #[must_use]
     pub fn seconds(&self) -> f64 {
@@ -142,15 +154,20 @@ impl Measure {
 
     /// Its services, once the entries are read.
     #[must_use]
-    pub fn services(&self) -> Vec<Service> {
-        let census = &self.census;
+    pub fn services(&mut self) -> Vec<Service> {
         let mut found: HashMap<(Key, Direction), Service> = HashMap::new();
-        for ((proto, port, way), collected) in census.services() {
-            let service = service(((*proto, *port), *way), Some(collected), census.look_s());
-            found.insert(((*proto, *port), *way), service);
+        for ((proto, port, direction), collected) in self.census.services() {
+            let key = ((*proto, *port), *direction);
+            let service = service(key, Some(collected), self.census.look_s());
+            let entered: f64 = service.stays.iter().map(|stay| stay.per_s).sum();
+            *self.entered.entry(key.0).or_default() += entered;
+            found.insert(key, service);
         }
         let mut keys: Vec<Key> = self.last.inserts.keys().copied().collect();
         keys.extend(self.last.refused.keys().map(|(key, _)| *key));
+        if !self.counts_flows {
+            keys.extend(self.entered.keys());
+        }
         keys.sort_unstable();
         keys.dedup();
         for key in keys {
@@ -158,53 +175,61 @@ impl Measure {
         }
         let mut services: Vec<Service> = found.into_values().collect();
         services.sort_by(|a, b| {
-            b.entries.cmp(&a.entries).then((a.proto, a.port, a.way).cmp(&(b.proto, b.port, b.way)))
+            b.entries.cmp(&a.entries).then((a.proto, a.port, a.direction).cmp(&(
+                b.proto,
+                b.port,
+                b.direction,
+            )))
         });
         services
     }
 
-    /// Flow counters know no way: flows of a port go to its ways as its entries do.
+    /// Flow counters know no direction: flows of a port go to its directions as its entries do.
     fn share_out(&self, key: Key, found: &mut HashMap<(Key, Direction), Service>) {
         let census = &self.census;
-        let ways = [Direction::Loopback, Direction::In, Direction::Out, Direction::Forwarded];
-        let entered = |way: Direction| {
-            let service = found.get(&(key, way));
+        let directions = [Direction::Loopback, Direction::In, Direction::Out, Direction::Forwarded];
+        let entered = |direction: Direction| {
+            let service = found.get(&(key, direction));
             service.map_or(0.0, |service| service.stays.iter().map(|stay| stay.per_s).sum::<f64>())
         };
-        let weight = |way: Direction| {
-            entered(way) + found.get(&(key, way)).map_or(0.0, |one| f64::from(one.entries) * 1e-6)
+        let weight = |direction: Direction| {
+            entered(direction) + found.get(&(key, direction)).map_or(0.0, |one| f64::from(one.entries) * 1e-6)
         };
-        let weights = ways.map(weight);
+        let weights = directions.map(weight);
         let total: f64 = weights.iter().sum();
         for refused_on_loopback in [true, false] {
             let rates = self.rates(key, refused_on_loopback);
-            let known: Vec<(Direction, f64)> = ways
+            let known: Vec<(Direction, f64)> = directions
                 .into_iter()
                 .zip(weights)
-                .filter(|(way, weight)| (*way == Direction::Loopback) == refused_on_loopback && *weight > 0.0)
+                .filter(|(direction, weight)| {
+                    (*direction == Direction::Loopback) == refused_on_loopback && *weight > 0.0
+                })
                 .collect();
             let sum: f64 = known.iter().map(|(_, weight)| weight).sum();
             let shares = match (known.is_empty(), total > 0.0) {
-                (false, _) => {
-                    known.into_iter().map(|(way, weight)| (way, weight / sum, weight / total)).collect()
-                }
+                (false, _) => known
+                    .into_iter()
+                    .map(|(direction, weight)| (direction, weight / sum, weight / total))
+                    .collect(),
                 // Nothing of it is in the table: all of it is refused, or it is gone already.
                 (true, false) => {
-                    let way = if refused_on_loopback { Direction::Loopback } else { Direction::In };
-                    vec![(way, 1.0, if refused_on_loopback { 0.0 } else { 1.0 })]
+                    let direction = if refused_on_loopback { Direction::Loopback } else { Direction::In };
+                    vec![(direction, 1.0, if refused_on_loopback { 0.0 } else { 1.0 })]
                 }
                 (true, true) if rates.refused > 0.0 => {
                     vec![(if refused_on_loopback { Direction::Loopback } else { Direction::In }, 1.0, 0.0)]
                 }
                 (true, true) => continue,
             };
-            for (way, of_refused, of_admitted) in shares {
+            for (direction, of_refused, of_admitted) in shares {
                 let admitted = self.admitted(key) * of_admitted;
                 if admitted + rates.refused == 0.0 {
                     continue;
                 }
-                let one =
-                    found.entry((key, way)).or_insert_with(|| service((key, way), None, census.look_s()));
+                let one = found
+                    .entry((key, direction))
+                    .or_insert_with(|| service((key, direction), None, census.look_s()));
                 one.admitted_per_s = admitted;
                 one.refused_per_s = rates.refused * of_refused;
                 one.offered_per_s = (rates.offered * of_refused).max(admitted);
@@ -215,6 +240,9 @@ impl Measure {
     }
 
     fn admitted(&self, key: Key) -> f64 {
+        if !self.counts_flows {
+            return self.entered.get(&key).copied().unwrap_or(0.0);
+        }
         let Some(first) = &self.first else { return 0.0 };
         per_s(&self.last.inserts, &first.inserts, &key, self.last.at - first.at)
     }
@@ -241,7 +269,11 @@ impl Measure {
             // Tuples are missing: each refused packet may be a flow of its own.
             return admitted + refused;
         }
-        let admitted_since = per_s(&self.last.inserts, &settled.inserts, &key, seconds);
+        let admitted_since = if self.counts_flows {
+            per_s(&self.last.inserts, &settled.inserts, &key, seconds)
+        } else {
+            admitted
+        };
         let tuples = self.refused.since_settled(&(key, loopback)) / seconds;
         let got_in = self.got_in.get(&(key, loopback)).copied().unwrap_or(0.0) / seconds;
         tuples + (admitted_since - got_in).max(0.0)
@@ -258,7 +290,7 @@ fn per_s<K: std::hash::Hash + Eq>(
     if seconds > 0.0 { of(last).saturating_sub(of(first)) as f64 / seconds } else { 0.0 }
 }
 
-fn service((key, way): (Key, Direction), collected: Option<&Collected>, look_s: u32) -> Service {
+fn service((key, direction): (Key, Direction), collected: Option<&Collected>, look_s: u32) -> Service {
     let stays = collected.map_or_else(Vec::new, |collected| {
         let stay = |(phase, seen): (&Phase, &super::census::Seen)| Stay {
             phase: *phase,
@@ -274,7 +306,7 @@ fn service((key, way): (Key, Direction), collected: Option<&Collected>, look_s: 
     Service {
         proto: key.0,
         port: key.1,
-        way,
+        direction,
         entries: collected.map_or(0, Collected::entries),
         admitted_per_s: 0.0,
         offered_per_s: 0.0,

@@ -4,10 +4,12 @@
 pub mod case;
 pub mod census;
 mod distinct;
+pub mod follow;
 pub mod items;
 pub mod measure;
 pub mod model;
 pub mod phase;
+pub mod report;
 pub mod target;
 pub mod whatif;
 

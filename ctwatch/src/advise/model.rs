@@ -59,7 +59,7 @@ pub struct Service {
     /// Service port; for ICMP `type << 8 | code`.
     pub port: u16,
     /// The way.
-    pub way: Direction,
+    pub direction: Direction,
     /// Entries when looked at.
     pub entries: u32,
     /// Flows that got an entry, each second.
@@ -80,18 +80,18 @@ impl Service {
     /// The target that means this service alone.
     #[must_use]
     pub const fn target(&self) -> Target {
-        Target { port: self.port, proto: self.proto, way: Some(self.way) }
+        Target { port: self.port, proto: self.proto, direction: Some(self.direction) }
     }
 
     /// Its steady state: all flows admitted, with these changes, at so many times the present rate.
     fn steady(&self, changes: &Changes, ephemeral: Option<u32>, times: f64) -> Steady {
-        if changes.notrack.iter().any(|target| target.covers(self.proto, self.port, self.way)) {
+        if changes.notrack.iter().any(|target| target.covers(self.proto, self.port, self.direction)) {
             return Steady::default();
         }
         let reuse = changes
             .keepalive
             .iter()
-            .filter(|(target, _)| target.covers(self.proto, self.port, self.way))
+            .filter(|(target, _)| target.covers(self.proto, self.port, self.direction))
             .map(|(_, requests)| f64::from((*requests).max(1)))
             .fold(1.0, f64::max);
         let mut steady = Steady::default();
@@ -107,7 +107,7 @@ impl Service {
         }
         // A client of this host has so many source ports for each pair of addresses.
         if let (Direction::Loopback | Direction::Out, Some(pairs), Some(ports)) =
-            (self.way, self.pairs, ephemeral)
+            (self.direction, self.pairs, ephemeral)
         {
             let most = f64::from(pairs) * f64::from(ports);
             if steady.entries > most {

@@ -1,4 +1,4 @@
-//! What advice acts on: a service port and the way its flows take through the host.
+//! What advice acts on: a service port and the direction its flows take through the host.
 //! Written `6379/tcp/lo` by people and scripts.
 
 use std::fmt;
@@ -19,29 +19,29 @@ const fn short(direction: Direction) -> &'static str {
     }
 }
 
-/// A service by its way.
+/// A service by its direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Target {
     /// Service port.
     pub port: u16,
     /// The protocol.
     pub proto: u8,
-    /// The way; none: all of them.
-    pub way: Option<Direction>,
+    /// The direction; none: all of them.
+    pub direction: Option<Direction>,
 }
 
 impl Target {
     /// Whether a service is meant by it.
     #[must_use]
-    pub fn covers(&self, proto: u8, port: u16, way: Direction) -> bool {
-        (self.proto, self.port) == (proto, port) && self.way.is_none_or(|wanted| wanted == way)
+    pub fn covers(&self, proto: u8, port: u16, direction: Direction) -> bool {
+        (self.proto, self.port) == (proto, port) && self.direction.is_none_or(|wanted| wanted == direction)
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.port, Protocol(self.proto))?;
-        self.way.map_or(Ok(()), |way| write!(f, "/{}", short(way)))
+        self.direction.map_or(Ok(()), |direction| write!(f, "/{}", short(direction)))
     }
 }
 
@@ -60,7 +60,7 @@ impl FromStr for Target {
                 .filter(|proto| proto.has_ports())
                 .ok_or_else(help)?,
         };
-        let way = match parts.next() {
+        let direction = match parts.next() {
             None => None,
             Some("lo") => Some(Direction::Loopback),
             Some("in") => Some(Direction::In),
@@ -68,7 +68,7 @@ impl FromStr for Target {
             Some("fwd") => Some(Direction::Forwarded),
             Some(_) => return Err(help()),
         };
-        if parts.next().is_some() { Err(help()) } else { Ok(Self { port, proto: proto.0, way }) }
+        if parts.next().is_some() { Err(help()) } else { Ok(Self { port, proto: proto.0, direction }) }
     }
 }
 

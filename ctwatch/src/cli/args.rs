@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use super::value::{self, NetnsSpec};
+use crate::advise::whatif::Changes;
 use crate::state::table::Keys;
 use crate::state::{PortRange, Protocol};
 
@@ -42,6 +43,8 @@ pub enum Command {
     Drops(Drops),
     /// Who fills the table now; needs no eBPF
     Table(Table),
+    /// What would fix it: measured demand, what-if, and commands to try, keep and undo
+    Advise(Advise),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),
 }
@@ -168,6 +171,48 @@ pub struct Table {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = ADVISE_AFTER)]
+pub struct Advise {
+    /// How long to measure
+    #[arg(long, value_name = "TIME", value_parser = value::window, default_value = "15s")]
+    pub window: SignedDuration,
+    #[arg(
+        long, value_name = "NETNS", value_parser = value::netns,
+        help = "The network namespace: host, a name, an inode or\npid:N [default: the one ctwatch runs in]"
+    )]
+    pub netns: Option<NetnsSpec>,
+    #[arg(
+        long, value_name = "CHANGES", value_parser = value::changes,
+        help = "Also say what the table would be with these:\nmax=N, times=K, notrack=PORT/PROTO/lo,\nkeepalive=PORT/PROTO:REQUESTS, time_wait=S,\nestablished=S, udp=S, …"
+    )]
+    pub what_if: Option<Changes>,
+    #[arg(
+        long, value_name = "K", value_parser = value::times, default_value = "2",
+        help = "Also reckon with so many times the present rate"
+    )]
+    pub times: f64,
+    #[arg(
+        long,
+        value_name = "ID",
+        value_delimiter = ',',
+        help = "Only these pieces of advice, by their ids; with\n--format sh the best one if none is named"
+    )]
+    pub item: Vec<String>,
+    #[arg(
+        long, value_name = "FORMAT", value_enum, default_value_t = AdviceFormat::Text, hide_possible_values = true,
+        help = "text, json, or sh: a script that tries, keeps or\nundoes the advice"
+    )]
+    pub format: AdviceFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AdviceFormat {
+    Text,
+    Json,
+    Sh,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = CHECK_AFTER)]
 pub struct Check {
     /// text, or json: one object a line
@@ -208,6 +253,16 @@ Examples:
 
 Exit codes: 0 done, also by Ctrl-C; 1 failed while running; 2 wrong usage;
   3 cannot watch here (`ctwatch check` says why)";
+
+const ADVISE_AFTER: &str = "\
+It measures, reads settings and firewall rules, and changes nothing.
+
+Examples:
+  ctwatch advise                            what is wrong, and what would help
+  ctwatch advise --what-if max=1048576,time_wait=30,notrack=6379/tcp/lo
+  ctwatch advise --format sh --item max > fix.sh; sh fix.sh now; sh fix.sh undo
+
+Exit codes: 0 done; 1 failed while running; 2 wrong usage; 3 cannot look here";
 
 const CHECK_AFTER: &str = "Exit codes: 0 ctwatch can watch here; 3 it cannot";
 

@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 
 use super::args;
 use super::value::NetnsSpec;
+use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
 use crate::state::table;
 use crate::state::{Backend, By, Filter, Settings};
@@ -37,6 +38,8 @@ pub enum Command {
     Drops(Drops),
     /// `ctwatch table`
     Table(Table),
+    /// `ctwatch advise`
+    Advise(Advise),
     /// `ctwatch check`
     Check(Check),
 }
@@ -110,6 +113,32 @@ pub struct Table {
     pub format: Format,
 }
 
+/// `ctwatch advise`
+#[derive(Clone, Debug)]
+pub struct Advise {
+    /// How long to measure.
+    pub window: Duration,
+    /// The netns; `None` means its own.
+    pub netns: Option<NetnsSpec>,
+    /// Changes to try on paper.
+    pub what_if: Option<Changes>,
+    /// Reckon with so many times the present rate, too.
+    pub times: f64,
+    /// Ids of the pieces asked for; empty means all.
+    pub items: Vec<String>,
+    /// How to print.
+    pub format: AdviceFormat,
+}
+
+/// How to print advice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdviceFormat {
+    /// As everything else is printed.
+    Report(Format),
+    /// A script.
+    Sh,
+}
+
 /// `ctwatch check`
 #[derive(Clone, Debug)]
 pub struct Check {
@@ -147,6 +176,7 @@ impl Config {
             command: match command {
                 args::Command::Drops(drops) => Command::Drops(Drops::resolve(drops)),
                 args::Command::Table(table) => Command::Table(Table::resolve(table)),
+                args::Command::Advise(advise) => Command::Advise(Advise::resolve(advise)),
                 args::Command::Check(args::Check { format, verifier }) => {
                     Command::Check(Check { format: format.into(), verifier })
                 }
@@ -203,6 +233,24 @@ impl Drops {
             table_full: match table_full {
                 args::TableFull::KfreeSkb => TableFullBy::KfreeSkb,
                 args::TableFull::InitConntrack => TableFullBy::InitConntrack,
+            },
+        }
+    }
+}
+
+impl Advise {
+    fn resolve(args: args::Advise) -> Self {
+        let args::Advise { window, netns, what_if, times, item, format } = args;
+        Self {
+            window: window.unsigned_abs(),
+            netns,
+            what_if,
+            times,
+            items: item,
+            format: match format {
+                args::AdviceFormat::Text => AdviceFormat::Report(Format::Text),
+                args::AdviceFormat::Json => AdviceFormat::Report(Format::Json),
+                args::AdviceFormat::Sh => AdviceFormat::Sh,
             },
         }
     }

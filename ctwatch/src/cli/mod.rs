@@ -9,7 +9,9 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory as _, Parser as _};
 
-pub use config::{BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy};
+pub use config::{
+    AdviceFormat, Advise, BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy,
+};
 pub use value::NetnsSpec;
 
 /// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).

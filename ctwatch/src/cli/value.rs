@@ -8,6 +8,7 @@ use ctwatch_common::Cause;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
+use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
 use crate::state::table::{Dimension, Keys};
 use crate::state::{PortRange, Protocol};
@@ -118,6 +119,26 @@ pub fn interval(text: &str) -> Result<SignedDuration, String> {
         return Err("the shortest interval is 100ms".to_owned());
     }
     Ok(interval)
+}
+
+/// How long `advise` measures.
+pub fn window(text: &str) -> Result<SignedDuration, String> {
+    let window = duration(text)?;
+    if window < SignedDuration::from_secs(3) {
+        return Err("a shorter window than 3s says too little".to_owned());
+    }
+    Ok(window)
+}
+
+/// `--what-if`
+pub fn changes(text: &str) -> Result<Changes, String> {
+    text.parse()
+}
+
+/// `--times`
+pub fn times(text: &str) -> Result<f64, String> {
+    let times = text.parse::<f64>().ok().filter(|times| times.is_finite() && *times > 0.0);
+    times.ok_or_else(|| "write a number above 0, such as 2".to_owned())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What each subcommand does: it joins the watch, the state and a view.
 //! No kernel detail and no layout of output belongs here.
 
+pub mod advise;
 mod backend;
 pub mod check;
 pub mod drops;

@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, Write};
 use serde::Serialize;
 
 use super::View;
+use crate::advise::report::Report as Advice;
 use crate::state::report::{Check, End, Event, Notice, Start, Tick};
 use crate::state::table::report::Report;
 
@@ -67,6 +68,11 @@ impl<W: Write> View for JsonView<W> {
 
     fn check(&mut self, check: &Check) -> io::Result<()> {
         self.record(&Record::Check(check))
+    }
+
+    fn advice(&mut self, report: &Advice) -> io::Result<()> {
+        self.line(report)?;
+        self.out.flush()
     }
 
     fn table(&mut self, report: &Report) -> io::Result<()> {

@@ -2,10 +2,12 @@
 //! One file per output format over the same reports.
 
 pub mod json;
+pub mod sh;
 pub mod text;
 
 use std::io;
 
+use crate::advise::report::Report as Advice;
 use crate::state::report::{Check, End, Event, Notice, Start, Tick};
 use crate::state::table::report::Report;
 
@@ -24,6 +26,8 @@ pub trait View {
     fn notice(&mut self, notice: &Notice) -> io::Result<()>;
     /// Watching is over.
     fn end(&mut self, end: &End) -> io::Result<()>;
+    /// The answer of `ctwatch advise`.
+    fn advice(&mut self, report: &Advice) -> io::Result<()>;
     /// The answer to `ctwatch check`.
     fn check(&mut self, check: &Check) -> io::Result<()>;
     /// The answer of `ctwatch table`.

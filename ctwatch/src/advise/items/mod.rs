@@ -61,6 +61,8 @@ pub struct Item {
     pub change: Changes,
     /// The table then.
     pub after: Outcome,
+    /// The table then at [`Case::times`] the present rate.
+    pub at_times: Outcome,
     /// Whether nothing is refused then, with room to spare.
     pub solves: bool,
     /// How much more memory the kernel may take, bytes.
@@ -97,8 +99,9 @@ impl Draft {
         let after = case.demand.after(&change);
         let entries = |outcome: &Outcome| outcome.peak.min(limit(outcome.max)) as i64;
         let before = case.demand.after(&Changes::default());
-        let memory_bytes = (entries(&after) - entries(&before)) * case.machine.entry_bytes as i64;
+        let memory_bytes = (entries(&after) - entries(&before)) * case.entry_bytes() as i64;
         Item {
+            at_times: case.demand.after(&Changes { times: case.times, ..change.clone() }),
             solves: after.peak <= COMFORT * limit(after.max),
             id,
             kind,
@@ -172,42 +175,35 @@ pub fn together(case: &Case, items: &[Item]) -> Option<Together> {
     best.map(|(.., together)| together)
 }
 
-/// A sysctl of the netns, set now and put back.
-fn sysctl(case: &Case, name: &str, value: u32, before: u32) -> Commands {
-    let enter = &case.machine.enter;
-    let set = |value| format!("{enter}sysctl -w net.netfilter.nf_conntrack_{name}={value}");
-    let file = &case.machine.sysctl_file;
-    Commands {
-        now: vec![set(value)],
-        keep: vec![
-            format!("echo net.netfilter.nf_conntrack_{name} = {value} >> {file}"),
-            // systemd-sysctl runs before a firewall loads conntrack: without the module there is no such sysctl yet.
-            format!("echo nf_conntrack > {MODULES_FILE}"),
-        ],
-        undo: vec![set(before), format!("rm -f {file} {MODULES_FILE}")],
-    }
-}
-
-const MODULES_FILE: &str = "/etc/modules-load.d/ctwatch.conf";
-
-/// Keeps the setting where its manager reads it instead.
-fn through_manager(case: &Case, item: &mut Item, name: &str, value: u32) {
-    for manager in &case.machine.managers {
-        if !manager.sysctls.iter().any(|sysctl| sysctl == name) {
-            continue;
-        }
-        item.commands.keep.clear();
-        let per_core = value.div_ceil(case.machine.cpus.max(1));
-        let fill_in = |line: &String| {
-            line.replace("{value}", &value.to_string()).replace("{per_core}", &per_core.to_string())
-        };
-        item.settings.extend(manager.instead.iter().map(fill_in));
+/// Sets a sysctl of the netns, by what follows `nf_conntrack_`: now, for good, and back.
+fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32) {
+    let full = format!("net.netfilter.nf_conntrack_{name}");
+    let set = |value| format!("{}sysctl -w {full}={value}", case.enter);
+    let mut commands = Commands { now: vec![set(value)], keep: Vec::new(), undo: vec![set(before)] };
+    let settings = &case.machine.settings;
+    if let Some(owner) = case.machine.owner_of(&full) {
+        item.settings.extend(owner.instead(&full, u64::from(value)));
         item.notes.push(format!(
-            "{} sets this sysctl itself ({}): set it there, or it comes back",
-            manager.name, manager.evidence
+            "{} sets this sysctl {}: give it the value in {}, or it comes back",
+            owner.evidence, owner.when, owner.configured_in
         ));
+    } else if case.enter.is_empty() {
+        let file = settings.new_sysctl_file.display();
+        commands.keep.push(format!("echo '{full} = {value}' >> {file}"));
+        commands.undo.push(format!("rm -f {file}"));
+        if settings.loaded_at_boot.is_none() && settings.set_again_on_load.is_none() {
+            // systemd-sysctl runs before a firewall loads conntrack: without the module there is no such sysctl yet.
+            commands.keep.push(format!("echo nf_conntrack > {MODULES_FILE}"));
+            commands.undo.push(format!("rm -f {MODULES_FILE}"));
+        }
+    } else {
+        item.notes.push("what starts this netns has to set it anew each time".to_owned());
     }
+    item.commands = std::mem::take(&mut item.commands).and(commands);
 }
+
+/// Loads conntrack early at boot.
+const MODULES_FILE: &str = "/etc/modules-load.d/ctwatch.conf";
 
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
             *needs >= WORTH * total
                 && Protocol(service.proto).has_ports()
                 && service.port != 0
-                && service.way != Direction::Forwarded
+                && service.direction != Direction::Forwarded
         })
         .filter_map(|(service, needs)| item(case, service, needs / total))
         .collect()
@@ -25,15 +25,15 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
 
 fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
     let target = service.target();
-    let known = case.known(&target)?;
+    let known = case.known(&target).filter(|known| !known.untracked)?;
     let mut item = Draft {
         id: format!("notrack-{}", super::super::slug(&target)),
         kind: Kind::Notrack,
         title: format!("don't track {target}"),
         evidence: format!("{target} needs {:.0} % of the table and no rule needs its state", part * 100.0),
         change: Changes { notrack: vec![target], ..Changes::default() },
-        risk: if service.way == Direction::Loopback { Level::Low } else { Level::Medium },
-        risk_text: match service.way {
+        risk: if service.direction == Direction::Loopback { Level::Low } else { Level::Medium },
+        risk_text: match service.direction {
             Direction::Loopback => "later NAT or `ct state established` rules for these flows won't match them",
             _ => {
                 "no NAT, no helper and no `ct state established` for these flows: rules added later must accept both \
@@ -45,6 +45,10 @@ fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
     .on(case);
     if known.objections.is_empty() {
         item.commands = known.notrack.clone()?;
+        if !known.warnings.is_empty() {
+            item.risk = Level::Medium;
+            item.notes.clone_from(&known.warnings);
+        }
         item.notes.push("entries that exist stay until they expire".to_owned());
     } else {
         item.evidence = format!("{target} needs {:.0} % of the table", part * 100.0);

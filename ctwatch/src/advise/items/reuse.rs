@@ -30,7 +30,7 @@ fn item(case: &Case, service: &Service, part: f64) -> Item {
     let known = case.known(&target);
     let clients = known.map(|known| known.clients.join(", ")).filter(|clients| !clients.is_empty());
     let server = known.and_then(|known| known.server.clone()).unwrap_or_else(|| "the server".to_owned());
-    let who = match (service.way, &clients) {
+    let who = match (service.direction, &clients) {
         (Direction::In | Direction::Forwarded, _) => format!("its clients to {server}"),
         (_, Some(clients)) => format!("{clients} to {server}"),
         (_, None) => format!("its clients here to {server}"),
@@ -48,7 +48,7 @@ fn item(case: &Case, service: &Service, part: f64) -> Item {
         ),
         change: Changes { keepalive: vec![(target, REQUESTS)], ..Changes::default() },
         risk: Level::Low,
-        risk_text: match service.way {
+        risk_text: match service.direction {
             Direction::In | Direction::Forwarded => {
                 "clients decide: those that close after each request change nothing; idle connections hold memory \
                  in the server"

@@ -1,9 +1,10 @@
 //! A larger table: nf_conntrack_max, with buckets to match and memory to pay for it.
 //! Reckoned from the demand; never from a rule of thumb.
 
-use super::{COMFORT, Draft, Item, Kind, Level, limit, sysctl, through_manager};
+use super::{COMFORT, Draft, Item, Kind, Level, limit, set_sysctl};
 use crate::advise::case::{Case, Commands};
 use crate::advise::whatif::Changes;
+use crate::machine::table::Module;
 
 /// Room for so many times the present peak; the next power of two gives more.
 const HEADROOM: f64 = 1.5;
@@ -21,11 +22,10 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
 }
 
 fn item(case: &Case, max: u32) -> Item {
-    let machine = &case.machine;
     let before = case.demand.after(&Changes::default());
     let change = Changes { max: Some(max), ..Changes::default() };
-    let full = u64::from(max) * machine.entry_bytes + u64::from(max) * 8;
-    let part_of_ram = machine.ram.map(|ram| full as f64 / ram as f64);
+    let full = case.machine.table.entry.memory(u64::from(max), u64::from(max)).1;
+    let part_of_ram = case.machine.memory.map(|memory| full as f64 / memory.total as f64);
     let is_too_much = part_of_ram.is_some_and(|part| part > MOST_OF_RAM);
     let mut item = Draft {
         id: "max".to_owned(),
@@ -48,25 +48,29 @@ fn item(case: &Case, max: u32) -> Item {
     }
     .on(case);
     item.notes.push(format!("full, the table takes {} of memory at most", super::super::mib(full)));
-    let resize = buckets(case, max);
-    item.commands = resize.and(sysctl(case, "max", max, before.max));
-    through_manager(case, &mut item, "max", max);
+    item.commands = buckets(case, max);
+    set_sysctl(case, &mut item, "max", max, before.max);
     item
 }
 
 /// Buckets first: a long chain drops packets too, whatever max says.
 fn buckets(case: &Case, max: u32) -> Commands {
     const PARAMETER: &str = "/sys/module/nf_conntrack/parameters/hashsize";
-    const MODPROBE: &str = "/etc/modprobe.d/ctwatch.conf";
-    let Some(before) = case.machine.buckets.filter(|before| *before < max) else {
+    let (table, settings) = (&case.machine.table, &case.machine.settings);
+    let Some(before) = table.buckets.filter(|before| *before < u64::from(max)) else {
         return Commands::default();
     };
-    let set = |buckets: u32| format!("echo {buckets} > {PARAMETER}");
-    let keep = if case.machine.is_module {
-        vec![format!("echo options nf_conntrack hashsize={max} > {MODPROBE}")]
-    } else {
-        // Built in: there is no module to give options to.
-        Vec::new()
-    };
-    Commands { now: vec![set(max)], keep, undo: vec![set(before), format!("rm -f {MODPROBE}")] }
+    let set = |buckets: u64| format!("echo {buckets} > {PARAMETER}");
+    let mut commands = Commands { now: vec![set(u64::from(max))], keep: Vec::new(), undo: vec![set(before)] };
+    match table.module {
+        Module::Loaded => {
+            let file = settings.new_modprobe_file.display();
+            commands.keep.push(format!("echo options nf_conntrack hashsize={max} > {file}"));
+            commands.undo.push(format!("rm -f {file}"));
+        }
+        Module::BuiltIn | Module::Absent => {
+            commands.keep.push(format!("# boot the kernel with nf_conntrack.hashsize={max}: it is built in"));
+        }
+    }
+    commands
 }

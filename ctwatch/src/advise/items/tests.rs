@@ -1,14 +1,16 @@
 //! The story's host, and what it is told.
 
 use super::*;
-use crate::advise::case::{Firewall, Known, Machine, Manager};
+use crate::advise::case::{Firewall, Known};
 use crate::advise::model::{Demand, Gc, Service, Stay};
 use crate::advise::phase::Phase;
 use crate::advise::target::Target;
 use crate::event::Remaining;
+use crate::machine::table::{EntrySize, Module, SizeSource, Table};
+use crate::machine::{Machine, Manager, Memory, Settings, managers};
 use crate::state::table::Direction;
 
-fn service(port: u16, way: Direction, rate: f64) -> Service {
+fn service(port: u16, direction: Direction, rate: f64) -> Service {
     let mut idle = Remaining::default();
     (0..(rate * 120.0) as u32).for_each(|index| idle.add(index % 120));
     let time_wait =
@@ -16,7 +18,7 @@ fn service(port: u16, way: Direction, rate: f64) -> Service {
     Service {
         proto: 6,
         port,
-        way,
+        direction,
         entries: (rate * 120.0) as u32,
         admitted_per_s: rate,
         offered_per_s: rate,
@@ -24,6 +26,34 @@ fn service(port: u16, way: Direction, rate: f64) -> Service {
         pent_up: 1.0,
         stays: vec![time_wait],
         pairs: Some(1),
+    }
+}
+
+fn machine(ram: u64) -> Machine {
+    Machine {
+        kernel_release: "6.12.0".to_owned(),
+        kernel_version: Some((6, 12)),
+        cpus: Some(4),
+        memory: Some(Memory { total: ram, available: None }),
+        table: Table {
+            module: Module::Loaded,
+            max: Some(65_536),
+            count: Some(65_536),
+            buckets: Some(65_536),
+            entry: EntrySize { object: 256, source: SizeSource::Slabinfo, extensions: 128 },
+            ..Table::default()
+        },
+        timeouts: Default::default(),
+        tracking: Default::default(),
+        ephemeral_ports: None,
+        settings: Settings {
+            new_sysctl_file: "/etc/sysctl.d/99-ctwatch.conf".into(),
+            new_modprobe_file: "/etc/modprobe.d/99-ctwatch.conf".into(),
+            ..Settings::default()
+        },
+        managers: Vec::new(),
+        published: Vec::new(),
+        notes: Vec::new(),
     }
 }
 
@@ -40,16 +70,9 @@ fn story() -> Case {
             gc: Gc::default(),
         },
         timeouts: [(Phase::TimeWait, 120), (Phase::Established, 432_000)].into(),
-        machine: Machine {
-            count: 65_536,
-            buckets: Some(65_536),
-            is_module: true,
-            entry_bytes: 384,
-            ram: Some(2 << 30),
-            cpus: 4,
-            sysctl_file: "/etc/sysctl.d/99-zz-ctwatch.conf".to_owned(),
-            ..Machine::default()
-        },
+        machine: machine(2 << 30),
+        enter: String::new(),
+        times: 2.0,
         firewall: Firewall {
             tracking: vec!["ct state established accept".to_owned()],
             ..Firewall::default()
@@ -121,7 +144,7 @@ fn a_larger_table_comes_with_buckets_memory_and_a_way_back() {
 #[test]
 fn a_table_that_takes_much_of_the_memory_is_a_high_risk() {
     let mut case = story();
-    case.machine.ram = Some(512 << 20);
+    case.machine = machine(512 << 20);
     assert_eq!(find(&advise(&case), "max").risk, Level::High);
 }
 
@@ -162,19 +185,23 @@ fn a_rule_that_needs_state_refuses_notrack_and_says_why() {
 fn kube_proxy_gets_the_setting_instead_of_a_sysctl_file() {
     let mut case = story();
     case.machine.managers = vec![Manager {
-        name: "kube-proxy".to_owned(),
-        evidence: "pid 7".to_owned(),
-        sysctls: vec!["max".to_owned()],
-        instead: vec!["conntrack.maxPerCore: {per_core}".to_owned()],
+        kind: managers::Kind::KubeProxy,
+        evidence: "kube-proxy (pid 7)".to_owned(),
+        pid: Some(7),
+        sets: [(managers::MAX.to_owned(), 131_072)].into(),
+        overwrites: true,
+        when: "at its start".to_owned(),
+        configured_in: "/var/lib/kube-proxy/config.conf".to_owned(),
     }];
     let items = advise(&case);
     let item = find(&items, "max");
-    assert!(item.commands.keep.is_empty());
-    assert_eq!(item.settings, ["conntrack.maxPerCore: 65536"]);
+    assert!(item.commands.keep.iter().all(|line| !line.contains("sysctl")), "{:?}", item.commands.keep);
+    assert!(item.settings.iter().any(|line| line.contains("262144")), "{:?}", item.settings);
+    assert!(item.notes.iter().any(|note| note.contains("kube-proxy (pid 7)")), "{:?}", item.notes);
 }
 
 #[test]
 fn an_empty_table_needs_no_advice() {
-    let case = Case { demand: Demand { max: 65_536, ..Demand::default() }, ..Case::default() };
+    let case = Case { demand: Demand { max: 65_536, ..Demand::default() }, ..story() };
     assert!(advise(&case).is_empty());
 }

@@ -1,7 +1,7 @@
 //! Shorter timeouts: entries that only wait for their end go sooner.
 //! Warns below RFC 5382 where NAT is involved.
 
-use super::{COMFORT, Draft, Item, Kind, Level, WORTH, limit, sysctl, through_manager};
+use super::{COMFORT, Draft, Item, Kind, Level, WORTH, limit, set_sysctl};
 use crate::advise::case::Case;
 use crate::advise::phase::Phase;
 use crate::advise::whatif::Changes;
@@ -66,8 +66,7 @@ fn item(case: &Case, phase: Phase, before: u32, seconds: u32, part: f64) -> Item
         "it counts for entries that enter this state from now on: the table shrinks as the others expire"
             .to_owned(),
     );
-    item.commands = sysctl(case, phase.sysctl(), seconds, before);
-    through_manager(case, &mut item, phase.sysctl(), seconds);
+    set_sysctl(case, &mut item, phase.sysctl(), seconds, before);
     item
 }
 

@@ -145,9 +145,20 @@ fn bytes(address: [u8; 4]) -> [u8; 16] {
 }
 
 /// Watches it for so many seconds, after so many.
-fn watched(host: &mut Host, rate: f64, retries: usize, after: f64, window: f64) -> (Measure, Vec<Service>) {
+fn watched(host: &mut Host, rate: f64, retries: usize, after: f64, window: f64) -> Vec<Service> {
+    watched_by(true, host, rate, retries, after, window)
+}
+
+fn watched_by(
+    counts_flows: bool,
+    host: &mut Host,
+    rate: f64,
+    retries: usize,
+    after: f64,
+    window: f64,
+) -> Vec<Service> {
     host.run(after, rate, retries, |_| {});
-    let mut measure = Measure::new(NETNS, window, [(Phase::TimeWait, TIME_WAIT)].into());
+    let mut measure = Measure::new(NETNS, window, [(Phase::TimeWait, TIME_WAIT)].into(), counts_flows);
     measure.sample(&host.sample(0.0));
     while host.now < after + window - 0.01 {
         let mut refused = Vec::new();
@@ -156,8 +167,7 @@ fn watched(host: &mut Host, rate: f64, retries: usize, after: f64, window: f64) 
         measure.sample(&host.sample(1.0));
     }
     host.dump(&mut measure);
-    let services = measure.services();
-    (measure, services)
+    measure.services()
 }
 
 fn the_one(services: Vec<Service>) -> Service {
@@ -173,7 +183,7 @@ proptest! {
         rate in 40.0..400.0f64, room in 0.2..0.9f64, retries in 0..=3_usize,
     ) {
         let max = (rate * f64::from(TIME_WAIT) * room) as usize;
-        let service = the_one(watched(&mut Host::new(max), rate, retries, 45.0, 15.0).1);
+        let service = the_one(watched(&mut Host::new(max), rate, retries, 45.0, 15.0));
         prop_assert!(
             (service.offered_per_s / rate - 1.0).abs() < 0.15,
             "offered {:.1} of {rate:.1}, admitted {:.1}, refused {:.1}",
@@ -191,7 +201,7 @@ proptest! {
     #[test]
     fn without_refusals_what_comes_is_what_gets_in(rate in 40.0..400.0f64, seconds in 5.0..30.0f64) {
         // Also while the table has not yet filled up.
-        let service = the_one(watched(&mut Host::new(1 << 20), rate, 3, seconds, 10.0).1);
+        let service = the_one(watched(&mut Host::new(1 << 20), rate, 3, seconds, 10.0));
         prop_assert_eq!(service.refused_per_s, 0.0);
         prop_assert!((service.admitted_per_s / rate - 1.0).abs() < 0.05);
         prop_assert_eq!(service.offered_per_s, service.admitted_per_s);
@@ -200,9 +210,15 @@ proptest! {
 }
 
 #[test]
+fn without_counted_flows_timeouts_tell_how_many_came() {
+    let service = the_one(watched_by(false, &mut Host::new(1 << 20), 100.0, 0, 45.0, 10.0));
+    assert!((service.admitted_per_s - 100.0).abs() < 5.0, "{}", service.admitted_per_s);
+}
+
+#[test]
 fn a_port_that_never_gets_in_is_a_service_all_the_same() {
     let mut host = Host::new(0);
-    let service = the_one(watched(&mut host, 100.0, 0, 5.0, 9.0).1);
-    assert_eq!((service.entries, service.way, service.admitted_per_s), (0, Direction::Loopback, 0.0));
+    let service = the_one(watched(&mut host, 100.0, 0, 5.0, 9.0));
+    assert_eq!((service.entries, service.direction, service.admitted_per_s), (0, Direction::Loopback, 0.0));
     assert!((service.offered_per_s - 100.0).abs() < 5.0, "{}", service.offered_per_s);
 }

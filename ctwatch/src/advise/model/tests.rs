@@ -20,7 +20,7 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
     Service {
         proto: TCP,
         port: 6379,
-        way: Direction::Loopback,
+        direction: Direction::Loopback,
         entries: waiting + talking,
         admitted_per_s: rate,
         offered_per_s: rate,
@@ -87,7 +87,7 @@ proptest! {
 
 #[test]
 fn untracked_flows_need_no_entries_and_leave_the_others() {
-    let web = Service { port: 80, way: Direction::In, pairs: None, ..measured(50.0, 0.5, 120) };
+    let web = Service { port: 80, direction: Direction::In, pairs: None, ..measured(50.0, 0.5, 120) };
     let demand = demand(vec![measured(100.0, 0.1, 120), web], 262_144);
     assert!((alive(&demand, "max=262144") - 18_035.0).abs() < 5.0);
     assert!((alive(&demand, "notrack=6379/tcp/lo") - 6_025.0).abs() < 5.0);
@@ -109,7 +109,7 @@ fn source_ports_are_a_ceiling_for_each_pair_of_addresses() {
     assert!((alive(&one, "times=1") - 28_232.0).abs() < 1.0);
     let two = demand(vec![Service { pairs: Some(2), ..measured(400.0, 0.0, 120) }], 1 << 20);
     assert!((alive(&two, "times=1") - 48_000.0).abs() < 5.0);
-    let inbound = demand(vec![Service { way: Direction::In, ..measured(400.0, 0.0, 120) }], 1 << 20);
+    let inbound = demand(vec![Service { direction: Direction::In, ..measured(400.0, 0.0, 120) }], 1 << 20);
     assert!((alive(&inbound, "times=1") - 48_000.0).abs() < 5.0);
 }
 

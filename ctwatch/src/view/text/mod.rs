@@ -1,6 +1,7 @@
 //! Reports for a terminal 80 columns wide, read under pressure: the fill first, then who suffers.
 //! Whatever is not exact carries a mark.
 
+mod advice;
 mod census;
 mod check;
 mod layout;
@@ -16,6 +17,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::View;
+use crate::advise::report::Report as Advice;
 use crate::event::{KernelCounters, NetnsId, Role};
 use crate::state::By;
 use crate::state::report::{
@@ -377,6 +379,13 @@ impl<W: Write> View for TextView<W> {
 
     fn check(&mut self, check: &Check) -> io::Result<()> {
         for line in check::lines(check, self.paint) {
+            writeln!(self.out, "{line}")?;
+        }
+        self.out.flush()
+    }
+
+    fn advice(&mut self, report: &Advice) -> io::Result<()> {
+        for line in advice::lines(report, self.paint) {
             writeln!(self.out, "{line}")?;
         }
         self.out.flush()

@@ -1,0 +1,270 @@
+//! What `ctwatch advise` says, in one shape for all formats.
+//! Numbers come from the model; this only puts them together.
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+use super::case::Case;
+use super::items::{self, Item, Together};
+use super::model::{Outcome, Service};
+use super::phase::Phase;
+use super::target::Target;
+use super::whatif::Changes;
+use crate::event::NetnsId;
+use crate::state::table::Direction;
+use crate::state::{Protocol, service as service_name};
+
+/// Services named one by one.
+const SHOWN: usize = 8;
+
+/// All of it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename = "advice")]
+pub struct Report {
+    /// [`crate::state::report::SCHEMA`]
+    pub schema: u32,
+    /// Version of ctwatch.
+    pub version: String,
+    /// When the window ended.
+    #[serde(serialize_with = "seconds")]
+    pub time: Timestamp,
+    /// `uname -r`
+    pub kernel_release: String,
+    /// The netns.
+    pub netns: NetnsId,
+    /// What it is called; null if it has no name.
+    pub name: Option<String>,
+    /// How long was measured, seconds.
+    pub window_s: f64,
+    /// How flows were counted: "kprobe", or "census" where no program can count them.
+    pub measured_by: &'static str,
+    /// The table.
+    pub table: Table,
+    /// Who comes, the largest need first.
+    pub services: Vec<ServiceLine>,
+    /// The change that was asked about; null if none was.
+    pub what_if: Option<WhatIf>,
+    /// Advice, the best first.
+    pub items: Vec<Item>,
+    /// The two pieces that do most together; null if there are no two.
+    pub together: Option<Together>,
+    /// What else should be known.
+    pub notes: Vec<String>,
+}
+
+/// The table, now and at the present demand.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// Entries when looked at.
+    pub count: u32,
+    /// nf_conntrack_max; 0 is unlimited.
+    pub max: u32,
+    /// Buckets; null if unknown.
+    pub buckets: Option<u64>,
+    /// Packets refused each second for want of room.
+    pub refused_packets_per_s: f64,
+    /// Flows that would come each second if none was refused.
+    pub offered_per_s: f64,
+    /// Flows that got in each second.
+    pub admitted_per_s: f64,
+    /// What the present demand needs.
+    pub demand: Outcome,
+    /// What so many times the present demand needs.
+    pub at_times: Outcome,
+    /// So many times.
+    pub times: f64,
+    /// Bytes an entry takes at most.
+    pub entry_bytes: u64,
+    /// What this kernel would have chosen for this host; null if unknown.
+    pub kernel_default_max: Option<u64>,
+    /// What the rule of thumb of old kernels gives (RAM/16384/(ARCH/32)): history, not advice.
+    pub old_rule_max: Option<u64>,
+}
+
+/// One service.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceLine {
+    /// The protocol.
+    pub proto: Protocol,
+    /// Service port.
+    pub port: u16,
+    /// Its well-known name.
+    pub service: Option<&'static str>,
+    /// The direction of its flows.
+    pub direction: Direction,
+    /// The software that serves it here.
+    pub server: Option<String>,
+    /// The software here that uses it.
+    pub clients: Vec<String>,
+    /// Entries when looked at.
+    pub entries: u32,
+    /// Flows that got in each second.
+    pub admitted_per_s: f64,
+    /// Flows that would come each second.
+    pub offered_per_s: f64,
+    /// Packets refused each second.
+    pub refused_packets_per_s: f64,
+    /// How long an entry lasts on average, seconds; null if nothing comes.
+    pub lifetime_s: Option<f64>,
+    /// Entries it needs at the present demand.
+    pub needs: f64,
+    /// The state most of its entries are in, and which part of them.
+    pub mostly: Option<(Phase, f64)>,
+    /// Entries it would have with the change that was asked about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub then: Option<f64>,
+}
+
+/// The answer to `--what-if`.
+#[derive(Clone, Debug, Serialize)]
+pub struct WhatIf {
+    /// The change.
+    pub change: Changes,
+    /// The table then.
+    pub after: Outcome,
+    /// The table then at so many times the rate.
+    pub at_times: Outcome,
+    /// Memory of a full table, bytes.
+    pub memory_bytes: u64,
+    /// What one should know before.
+    pub warnings: Vec<String>,
+}
+
+/// What the case was drawn from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Version of ctwatch.
+    pub version: &'static str,
+    /// When the window ended.
+    pub time: Timestamp,
+    /// The netns.
+    pub netns: NetnsId,
+    /// What it is called.
+    pub name: Option<String>,
+    /// Length of the window, seconds.
+    pub window_s: f64,
+    /// How flows were counted.
+    pub measured_by: &'static str,
+    /// What else should be known.
+    pub notes: Vec<String>,
+}
+
+/// Advises.
+#[must_use]
+pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Report {
+    let now = Changes::default();
+    let items = items::advise(case);
+    let demand = case.demand.after(&now);
+    let sum = |of: fn(&Service) -> f64| case.demand.services.iter().map(of).sum::<f64>();
+    let then: Option<Vec<f64>> =
+        what_if.map(|change| case.demand.needs(change).map(|(_, needs)| needs).collect());
+    let mut services: Vec<ServiceLine> = case
+        .demand
+        .needs(&now)
+        .enumerate()
+        .map(|(index, (service, needs))| {
+            line(case, service, needs, then.as_ref().and_then(|then| then.get(index).copied()))
+        })
+        .collect();
+    services.sort_by(|a, b| b.needs.total_cmp(&a.needs));
+    services.truncate(SHOWN);
+    let table = &case.machine.table;
+    Report {
+        schema: crate::state::report::SCHEMA,
+        version: source.version.to_owned(),
+        time: source.time,
+        kernel_release: case.machine.kernel_release.clone(),
+        netns: source.netns,
+        name: source.name,
+        window_s: source.window_s,
+        measured_by: source.measured_by,
+        table: Table {
+            count: table.count.unwrap_or(0) as u32,
+            max: case.demand.max,
+            buckets: table.buckets,
+            refused_packets_per_s: sum(|service| service.refused_per_s),
+            offered_per_s: sum(|service| service.offered_per_s),
+            admitted_per_s: sum(|service| service.admitted_per_s),
+            demand,
+            at_times: case.demand.after(&Changes { times: case.times, ..Changes::default() }),
+            times: case.times,
+            entry_bytes: case.entry_bytes(),
+            kernel_default_max: table.kernel_default.map(|sizes| sizes.max),
+            old_rule_max: table.old_rule.map(|sizes| sizes.max),
+        },
+        services,
+        what_if: what_if.map(|change| answer(case, change)),
+        together: items::together(case, &items),
+        items,
+        notes: source.notes,
+    }
+}
+
+fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> ServiceLine {
+    let known = case.known(&service.target());
+    let all: u32 = service.stays.iter().map(|stay| stay.entries).sum();
+    let most = service.stays.iter().max_by_key(|stay| stay.entries).filter(|stay| stay.entries > 0);
+    ServiceLine {
+        proto: Protocol(service.proto),
+        port: service.port,
+        service: service_name(Protocol(service.proto), service.port),
+        direction: service.direction,
+        server: known.and_then(|known| known.server.clone()),
+        clients: known.map(|known| known.clients.clone()).unwrap_or_default(),
+        entries: service.entries,
+        admitted_per_s: service.admitted_per_s,
+        offered_per_s: service.offered_per_s,
+        refused_packets_per_s: service.refused_per_s,
+        lifetime_s: (service.offered_per_s > 0.0).then(|| needs / service.offered_per_s),
+        needs,
+        mostly: most.map(|stay| (stay.phase, f64::from(stay.entries) / f64::from(all))),
+        then,
+    }
+}
+
+fn answer(case: &Case, change: &Changes) -> WhatIf {
+    let after = case.demand.after(change);
+    let max = u64::from(after.max);
+    let mut warnings = Vec::new();
+    for target in &change.notrack {
+        let known = case.demand.services.iter().any(|one| target.covers(one.proto, one.port, one.direction));
+        if !known {
+            warnings.push(format!("notrack={target}: no such flow was seen, so it changes nothing"));
+        }
+        let objections = case
+            .known
+            .iter()
+            .filter(|(of, _)| target.covers(of.proto, of.port, of.direction.unwrap_or(Direction::In)))
+            .flat_map(|(_, known)| &known.objections);
+        warnings.extend(objections.map(|objection| format!("notrack={target}: {}", objection.text)));
+    }
+    let seen = |target: &Target| {
+        case.demand.services.iter().any(|one| target.covers(one.proto, one.port, one.direction))
+    };
+    for (target, _) in change.keepalive.iter().filter(|(target, _)| !seen(target)) {
+        warnings.push(format!("keepalive={target}: no such flow was seen, so it changes nothing"));
+    }
+    if case.firewall.nat && change.timeouts.get(&Phase::Established).is_some_and(|seconds| *seconds < 7440) {
+        warnings.push(
+            "established below 7440 s: RFC 5382 asks for 2 h 4 min at least where there is NAT, as here"
+                .to_owned(),
+        );
+    }
+    WhatIf {
+        change: change.clone(),
+        memory_bytes: case
+            .machine
+            .table
+            .entry
+            .memory(max, case.machine.table.buckets.unwrap_or(0).max(max))
+            .1,
+        at_times: case.demand.after(&Changes { times: change.times * case.times, ..change.clone() }),
+        after,
+        warnings,
+    }
+}
+
+// serde passes `serialize_with` fields by reference.
+fn seconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.3}"))
+}

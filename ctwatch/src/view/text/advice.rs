@@ -1,0 +1,217 @@
+//! Advice for a terminal: what is wrong in two lines, who needs the table, then each piece with its numbers.
+//! Commands are never broken: they are to be copied.
+
+use super::layout::{COLUMNS, FAINT, FINE, FULL, NEARLY, PLAIN, Paint, rate, shorten, thousands, wrap};
+use crate::advise::items::{Item, Level};
+use crate::advise::mib;
+use crate::advise::model::Outcome;
+use crate::advise::report::{Report, ServiceLine, Table, WhatIf};
+
+const INDENT: usize = 4;
+/// Where what follows a label starts.
+const TEXT_AT: usize = 14;
+
+pub(super) fn lines(report: &Report, paint: Paint) -> Vec<String> {
+    let mut lines = head(report, paint);
+    lines.extend(services(report, paint));
+    if let Some(what_if) = &report.what_if {
+        lines.extend(answer(what_if, report.table.times, paint));
+    }
+    if report.items.is_empty() {
+        lines.push(String::new());
+        lines.push("nothing to advise: the table has room for what comes".to_owned());
+    }
+    for (number, item) in report.items.iter().enumerate() {
+        lines.extend(piece(number + 1, item, report.table.times, paint));
+    }
+    if let Some(both) = &report.together {
+        lines.push(String::new());
+        let text = format!("{} together: {}", both.ids.join(" and "), outcome(&both.after));
+        lines.extend(wrap(&text, INDENT));
+    }
+    if let (Some(new), Some(old)) = (report.table.kernel_default_max, report.table.old_rule_max) {
+        lines.push(String::new());
+        let text = format!(
+            "(For this much memory the kernel itself chooses max {}; old kernels' RAM/16384/(ARCH/32) would be {}. \
+             Neither knows the demand.)",
+            thousands(new),
+            thousands(old)
+        );
+        lines.extend(wrap(&text, 0).iter().map(|line| paint.on(FAINT, line)));
+    }
+    for note in &report.notes {
+        lines.extend(wrap(&format!("note: {note}"), 6).iter().map(|line| paint.on(FAINT, line)));
+    }
+    lines
+}
+
+fn head(report: &Report, paint: Paint) -> Vec<String> {
+    let Table { count, max, refused_packets_per_s, offered_per_s, admitted_per_s, demand, .. } =
+        &report.table;
+    let name = report.name.clone().unwrap_or_else(|| format!("net:{}", report.netns.0));
+    let style = if demand.overflows() { FULL } else { PLAIN };
+    let size = if *max == 0 { "no limit".to_owned() } else { format!("of {}", thousands((*max).into())) };
+    let mut lines = vec![format!(
+        "{name}: {} entries {size}; {} new flows/s in {:.0} s",
+        thousands((*count).into()),
+        rate(*admitted_per_s),
+        report.window_s
+    )];
+    if *refused_packets_per_s > 0.0 {
+        let text = format!(
+            "it refuses {} packets/s; {} flows/s would come if it had room",
+            rate(*refused_packets_per_s),
+            rate(*offered_per_s)
+        );
+        lines.extend(wrap(&text, 0).iter().map(|line| paint.on(FULL, line)));
+    }
+    let needs = format!(
+        "this demand needs {} entries on average, {} just before gc comes by{}",
+        thousands(demand.needed as u64),
+        thousands(demand.peak as u64),
+        match demand.full_at_times {
+            Some(times) if times < 1.0 => String::new(),
+            Some(times) => format!("; the table overflows at {times:.1} x this rate"),
+            None => String::new(),
+        }
+    );
+    lines.extend(wrap(&needs, 0).iter().map(|line| paint.on(style, line)));
+    lines
+}
+
+fn services(report: &Report, paint: Paint) -> Vec<String> {
+    let has_then = report.what_if.is_some();
+    let then = |text: &str| if has_then { format!(" {text:>9}") } else { String::new() };
+    let header = format!(
+        "{:>9} {:>9}{} {:>8} {:>7}  {}",
+        "entries",
+        "needs",
+        then("then"),
+        "flows/s",
+        "lasts",
+        "service"
+    );
+    let mut lines = vec![String::new(), paint.on(FAINT, &header)];
+    for service in &report.services {
+        let lasts = service.lifetime_s.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds:.0} s"));
+        let numbers = format!(
+            "{:>9} {:>9}{} {:>8} {lasts:>7}  ",
+            thousands(service.entries.into()),
+            thousands(service.needs.round() as u64),
+            then(&service.then.map_or_else(String::new, |then| thousands(then.round() as u64))),
+            rate(service.offered_per_s),
+        );
+        let left = COLUMNS - numbers.chars().count();
+        lines.push(numbers + &shorten(&who(service), left));
+    }
+    lines
+}
+
+fn who(service: &ServiceLine) -> String {
+    let name = service.server.as_deref().or(service.service).unwrap_or_default();
+    let mut text = format!("{}/{} {} {name}", service.port, service.proto, service.direction.name());
+    if !service.clients.is_empty() {
+        text += &format!(" from {}", service.clients.join(", "));
+    }
+    if let Some((phase, part)) = service.mostly {
+        text += &format!(", {:.0} % {phase}", part * 100.0);
+    }
+    text.trim_end().to_owned()
+}
+
+fn answer(what_if: &WhatIf, times: f64, paint: Paint) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    lines.extend(wrap(&format!("what if {}", what_if.change), INDENT));
+    lines.extend(labelled("then", &outcome(&what_if.after)));
+    lines.extend(labelled(&format!("at {times} x"), &outcome(&what_if.at_times)));
+    if what_if.after.max > 0 {
+        lines.extend(labelled("memory", &format!("{} at most, full", mib(what_if.memory_bytes))));
+    }
+    for warning in &what_if.warnings {
+        lines.extend(labelled("but", warning).iter().map(|line| paint.on(NEARLY, line)));
+    }
+    lines
+}
+
+/// An outcome in words.
+fn outcome(outcome: &Outcome) -> String {
+    let peak = thousands(outcome.peak as u64);
+    if outcome.max == 0 {
+        return format!("{} entries, up to {peak}; no limit", thousands(outcome.needed as u64));
+    }
+    let of = format!("of {}", thousands(outcome.max.into()));
+    if outcome.needed > f64::from(outcome.max) {
+        return format!(
+            "full: it needs {} {of}; {} new flows/s refused",
+            thousands(outcome.needed as u64),
+            rate(outcome.refused_per_s)
+        );
+    }
+    let fits = if outcome.overflows() { "; too many then" } else { ", no drops" };
+    let room = match outcome.full_at_times {
+        Some(times) if times >= 1.0 => format!("; full at {times:.1} x"),
+        _ => String::new(),
+    };
+    format!("{} entries {of}, up to {peak}{fits}{room}", thousands(outcome.needed as u64))
+}
+
+fn piece(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let style = match (item.refused.is_empty(), item.solves) {
+        (false, _) => FAINT,
+        (true, true) => FINE,
+        (true, false) => PLAIN,
+    };
+    let title = format!("{number:>2}. {} [{}]", item.title, item.id);
+    lines.extend(wrap(&title, INDENT).iter().map(|line| paint.on(style, line)));
+    lines.extend(labelled("why", &item.evidence));
+    for objection in &item.refused {
+        let text = format!("{}: {}", objection.text, objection.rule);
+        lines.extend(labelled("refused", &text).iter().map(|line| paint.on(NEARLY, line)));
+        if let Some(remedy) = &objection.remedy {
+            lines.push(verbatim("unless", remedy));
+        }
+    }
+    lines.extend(labelled("then", &outcome(&item.after)));
+    lines.extend(labelled(&format!("at {times} x"), &outcome(&item.at_times)));
+    if item.memory_bytes > 0 {
+        lines.extend(labelled("memory", &format!("{} more than now", mib(item.memory_bytes.unsigned_abs()))));
+    }
+    let risk = match item.risk {
+        Level::Low => "low",
+        Level::Medium => "medium",
+        Level::High => "high",
+    };
+    lines.extend(labelled("risk", &format!("{risk}: {}", item.risk_text)));
+    for (label, commands) in
+        [("now", &item.commands.now), ("keep", &item.commands.keep), ("undo", &item.commands.undo)]
+    {
+        lines.extend(
+            commands
+                .iter()
+                .enumerate()
+                .map(|(index, line)| verbatim(if index == 0 { label } else { "" }, line)),
+        );
+    }
+    for (index, setting) in item.settings.iter().enumerate() {
+        lines.push(verbatim(if index == 0 { "set" } else { "" }, setting));
+    }
+    for note in &item.notes {
+        lines.extend(labelled("note", note));
+    }
+    lines
+}
+
+/// A label, and text that wraps beside it.
+fn labelled(label: &str, text: &str) -> Vec<String> {
+    // The label's place is kept by a word without spaces.
+    let place = "\u{1}".repeat(TEXT_AT);
+    let mut lines = wrap(&format!("{place}{text}"), TEXT_AT);
+    lines[0] = lines[0].replacen(&place, &verbatim(label, ""), 1);
+    lines
+}
+
+/// A label, and text that stays in one piece.
+fn verbatim(label: &str, text: &str) -> String {
+    format!("{:INDENT$}{label:<width$}{text}", "", width = TEXT_AT - INDENT)
+}
