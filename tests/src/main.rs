@@ -90,6 +90,7 @@ fn main() -> ExitCode {
 
 fn load(url: &str, rate: f64, seconds: f64, timeout: f64, per_connection: u32) -> Result<()> {
     sys::allow_open_files(65_536);
+    sys::run_first();
     let (to, path) = http::of_url(url)?;
     let timeout = Duration::try_from_secs_f64(timeout)?;
     let report = http::Load { to, path, rate, seconds, timeout, per_connection }.run()?;

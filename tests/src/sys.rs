@@ -68,6 +68,14 @@ pub fn monotonic() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
+/// Lets the calling thread run before all ordinary ones, where this user may: what keeps time must not wait for the servers
+/// it loads. Only for threads that sleep most of the time.
+pub fn run_first() {
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: `priority` is a live sched_param; failure leaves the thread as it was. Children are ordinary again.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const priority) };
+}
+
 /// Raises the soft limit of open files to the hard limit, or to `wanted` when root may.
 pub fn allow_open_files(wanted: u64) {
     let limit = libc::rlimit { rlim_cur: wanted, rlim_max: wanted };

@@ -8,7 +8,9 @@ mod filters;
 mod firewall;
 mod leftovers;
 mod lives;
+mod load;
 mod loopback;
+mod machine;
 mod module;
 mod namespaces;
 mod occupancy;
@@ -104,6 +106,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("forecasts_when_the_table_will_be_full", occupancy::forecasts_when_it_will_be_full, 400),
     Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400),
+    Scenario("facts_of_the_machine_equal_the_tools", machine::facts_equal_the_tools, 240),
+    Scenario("real_programs_are_identified_with_their_clients", machine::real_programs_are_identified, 300),
+    Scenario("an_open_loop_holds_its_rate_on_a_full_table", load::holds_its_rate, 400),
     Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
 ];
 

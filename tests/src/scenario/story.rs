@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use tempfile::TempDir;
 
 use super::{Guest, Outcome};
 use crate::checks::Checks;
@@ -14,27 +15,51 @@ use crate::netns::own_inode;
 use crate::shell::{exists, run};
 use crate::sysctl;
 
+/// As the script has it.
+const LIMIT: u64 = 2000;
 const SCRIPT: &str = include_str!("../../guest/story.sh");
 
+/// nginx and redis as the story has them, stopped when dropped.
+pub(super) struct Story {
+    folder: TempDir,
+}
+
+impl Story {
+    /// Starts them, with room for so many entries.
+    pub(super) fn up(max: u64) -> Result<Self> {
+        let missing: Vec<_> =
+            ["bash", "nginx", "redis-server", "wrk"].into_iter().filter(|tool| !exists(tool)).collect();
+        anyhow::ensure!(missing.is_empty(), "not on PATH: {}", missing.join(", "));
+        let folder = tempfile::tempdir().context("a folder for the story")?;
+        fs::write(folder.path().join("story.sh"), SCRIPT)?;
+        let story = Self { folder };
+        story.step("up")?;
+        fs::write(sysctl::MAX, max.to_string()).context("setting nf_conntrack_max")?;
+        Ok(story)
+    }
+
+    /// Runs a step of the script.
+    fn step(&self, step: &str) -> Result<String> {
+        let script = self.folder.path().join("story.sh");
+        run(&["bash", script.to_str().context("the script's path")?, step])
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        let _ = self.step("down");
+    }
+}
+
 pub(super) fn names_redis_first(_: &Guest) -> Result<Outcome> {
-    let missing: Vec<_> =
-        ["bash", "nginx", "redis-server", "wrk"].into_iter().filter(|tool| !exists(tool)).collect();
-    anyhow::ensure!(missing.is_empty(), "not on PATH: {}", missing.join(", "));
-    let folder = tempfile::tempdir().context("a folder for the story")?;
-    let script = folder.path().join("story.sh");
-    fs::write(&script, SCRIPT)?;
-    let story = |step: &str| -> Result<String> {
-        let shown = script.to_str().context("the script's path")?;
-        run(&["bash", shown, step])
-    };
-    story("up")?;
+    let story = Story::up(LIMIT)?;
     let netns = own_inode()?;
     let drops = Drops::start(&[])?;
     let before = Counters::read()?;
-    let wrk = story("load")?;
+    let wrk = story.step("load")?;
     let count = sysctl::read(sysctl::COUNT)?;
     // The story's connections are still being sent again; without their owners they end.
-    story("down")?;
+    drop(story);
     drops.wait_for_ticks(3)?;
     let watched = drops.stop()?;
     let kernel = Counters::read()?.since(&before);

@@ -52,7 +52,7 @@ impl Load {
             self.rate > 0.0 && self.seconds > 0.0 && self.per_connection > 0,
             "a load needs a rate and a time"
         );
-        Run::new(self)?.to_the_end()
+        Run::new(self)?.finish()
     }
 
     fn due(&self, index: u64) -> Duration {
@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn to_the_end(mut self) -> Result<Report> {
+    fn finish(mut self) -> Result<Report> {
         let mut events = vec![EpollEvent::empty(); 512];
         while self.next < self.total || self.in_flight > 0 {
             let behind = self.begin_what_is_due();
