@@ -270,7 +270,12 @@ fn remarks(table: &Table) -> Vec<String> {
     if table.duplicates > 0 {
         remarks.push(format!("{} entries were listed twice and count once", thousands(table.duplicates)));
     }
-    if table.restarts > 0 {
+    if table.resized {
+        remarks.push(
+            "the table was resized again and again during the listing: entries may be missing or count twice"
+                .to_owned(),
+        );
+    } else if table.restarts > 0 {
         remarks.push("the table was resized during the listing, which began anew".to_owned());
     }
     match table.tracks {
