@@ -28,8 +28,9 @@ pub(super) fn lines(report: &Report, clock: &str, paint: Paint) -> Vec<String> {
     let rows_of =
         |table: &Table| report.rows.iter().filter(|row| row.netns == table.netns).collect::<Vec<_>>();
     let has_rows = |table: &&Table| !rows_of(table).is_empty();
-    let (mut shown, others): (Vec<&Table>, Vec<&Table>) = report.tables.iter().partition(has_rows);
+    let (mut shown, mut others): (Vec<&Table>, Vec<&Table>) = report.tables.iter().partition(has_rows);
     shown.sort_by_key(|table| std::cmp::Reverse(table.listed));
+    others.sort_by_key(|table| table.name.as_deref() != Some("host"));
     // All are empty, or nothing passes the filter: the answer is in the tables.
     let quiet = if shown.is_empty() { others.len() } else { 0 };
     let (quiet, others) = others.split_at(quiet.min(FEW));
