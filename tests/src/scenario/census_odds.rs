@@ -47,8 +47,9 @@ pub(super) fn churn_and_resize(_: &Guest) -> Result<Outcome> {
     let churn = || -> Result<u64> {
         let (mut maker, mut rounds) = (Maker::open()?, 0);
         while !stop.load(Ordering::Relaxed) {
-            maker.create((0..6_000).map(|index| tcp(100_000 + index, GO)))?;
-            run(&["conntrack", "-D", "-p", "tcp", "--dport", &GO.to_string()])?;
+            let entries = || (0..6_000).map(|index| tcp(100_000 + index, GO));
+            maker.create(entries())?;
+            maker.delete(entries())?;
             rounds += 1;
         }
         Ok(rounds)
