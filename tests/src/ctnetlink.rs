@@ -1,5 +1,5 @@
 //! Creates conntrack entries by the hundred thousand over NETLINK_NETFILTER: a full table in seconds, without traffic.
-//! Only entries are made here; what a table should look like is `table`'s knowledge.
+//! Only entries are made, deleted and read here; what a table should look like is `table`'s knowledge.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,6 +17,8 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
 const CT_NEW: u16 = 1 << 8;
+/// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
+const CT_DELETE: u16 = 1 << 8 | 2;
 /// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 const CT_GET: u16 = 1 << 8 | 1;
 const NLA_F_NESTED: u16 = 0x8000;
@@ -109,6 +111,19 @@ impl Maker {
 
     /// Makes all entries. No acknowledgement is asked for: the kernel answers with errors only.
     pub fn create(&mut self, entries: impl IntoIterator<Item = Entry>) -> Result<()> {
+        self.each(entries, create)
+    }
+
+    /// Deletes all entries, which must be there.
+    pub fn delete(&mut self, entries: impl IntoIterator<Item = Entry>) -> Result<()> {
+        self.each(entries, delete)
+    }
+
+    fn each(
+        &mut self,
+        entries: impl IntoIterator<Item = Entry>,
+        message: fn(&mut Vec<u8>, &Entry),
+    ) -> Result<()> {
         let mut batch = Vec::with_capacity(128 << 10);
         for entry in entries {
             message(&mut batch, &entry);
@@ -121,7 +136,7 @@ impl Maker {
     }
 
     fn send(&mut self, batch: &[u8]) -> Result<()> {
-        self.socket.write_all(batch).context("sending IPCTNL_MSG_CT_NEW")?;
+        self.socket.write_all(batch).context("sending to ctnetlink")?;
         // The kernel handles the whole batch inside send(), so its errors are queued by now.
         let mut failures = std::collections::BTreeMap::<i32, u32>::new();
         let socket = self.socket.as_raw_fd();
@@ -184,28 +199,11 @@ fn errors(mut bytes: &[u8]) -> Vec<i32> {
     found
 }
 
-fn message(out: &mut Vec<u8>, entry: &Entry) {
-    let start = out.len();
-    out.extend([0; 4]);
-    out.extend(CT_NEW.to_ne_bytes());
-    out.extend((NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL).to_ne_bytes());
-    out.extend([0; 8]);
-    let family = if entry.src.0.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    out.extend([family as u8, 0, 0, 0]);
-    let proto = if entry.tcp.is_some() { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP } as u8;
+fn create(out: &mut Vec<u8>, entry: &Entry) {
+    let start = begin(out, CT_NEW, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, entry);
     for (kind, from, to) in [(CTA_TUPLE_ORIG, entry.src, entry.dst), (CTA_TUPLE_REPLY, entry.dst, entry.src)]
     {
-        nested(out, kind, |out| {
-            nested(out, CTA_TUPLE_IP, |out| {
-                address(out, from.0, CTA_IP_V4_SRC, CTA_IP_V6_SRC);
-                address(out, to.0, CTA_IP_V4_DST, CTA_IP_V6_DST);
-            });
-            nested(out, CTA_TUPLE_PROTO, |out| {
-                attribute(out, CTA_PROTO_NUM, &[proto]);
-                attribute(out, CTA_PROTO_SRC_PORT, &from.1.to_be_bytes());
-                attribute(out, CTA_PROTO_DST_PORT, &to.1.to_be_bytes());
-            });
-        });
+        tuple(out, kind, from, to, entry);
     }
     let status = IPS_CONFIRMED | if entry.assured { IPS_ASSURED | IPS_SEEN_REPLY } else { 0 };
     attribute(out, CTA_STATUS, &status.to_be_bytes());
@@ -221,8 +219,45 @@ fn message(out: &mut Vec<u8>, entry: &Entry) {
             nested(out, CTA_PROTOINFO_TCP, |out| attribute(out, CTA_PROTOINFO_TCP_STATE, &[state as u8]));
         });
     }
+    end(out, start);
+}
+
+fn delete(out: &mut Vec<u8>, entry: &Entry) {
+    let start = begin(out, CT_DELETE, NLM_F_REQUEST, entry);
+    tuple(out, CTA_TUPLE_ORIG, entry.src, entry.dst, entry);
+    end(out, start);
+}
+
+/// The headers of a message, whose length is still to come.
+fn begin(out: &mut Vec<u8>, kind: u16, flags: u16, entry: &Entry) -> usize {
+    let start = out.len();
+    out.extend([0; 4]);
+    out.extend(kind.to_ne_bytes());
+    out.extend(flags.to_ne_bytes());
+    out.extend([0; 8]);
+    let family = if entry.src.0.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    out.extend([family as u8, 0, 0, 0]);
+    start
+}
+
+fn end(out: &mut [u8], start: usize) {
     let length = (out.len() - start) as u32;
     out[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+}
+
+fn tuple(out: &mut Vec<u8>, kind: u16, from: (IpAddr, u16), to: (IpAddr, u16), entry: &Entry) {
+    let proto = if entry.tcp.is_some() { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP } as u8;
+    nested(out, kind, |out| {
+        nested(out, CTA_TUPLE_IP, |out| {
+            address(out, from.0, CTA_IP_V4_SRC, CTA_IP_V6_SRC);
+            address(out, to.0, CTA_IP_V4_DST, CTA_IP_V6_DST);
+        });
+        nested(out, CTA_TUPLE_PROTO, |out| {
+            attribute(out, CTA_PROTO_NUM, &[proto]);
+            attribute(out, CTA_PROTO_SRC_PORT, &from.1.to_be_bytes());
+            attribute(out, CTA_PROTO_DST_PORT, &to.1.to_be_bytes());
+        });
+    });
 }
 
 fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {

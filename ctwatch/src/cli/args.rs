@@ -37,7 +37,6 @@ pub struct Global {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "a process has one of it")]
 pub enum Command {
     /// Live stream of what conntrack loses: a line per interval, a row per key
     Drops(Drops),

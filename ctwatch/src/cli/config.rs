@@ -32,7 +32,6 @@ pub struct Config {
 
 /// What to do.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a process has one of it")]
 pub enum Command {
     /// `ctwatch drops`
     Drops(Drops),

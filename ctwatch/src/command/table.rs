@@ -138,10 +138,7 @@ impl Look {
             let count_before = census::entries_here();
             let mut rows = Census::new(settings, place.id, locals.clone(), now_ns());
             let listing = census::list_here(settings.wanted(), restarts < RESTARTS, |entry| rows.add(entry))
-                .map_err(|error| match error.downcast_ref::<Refusal>() {
-                    Some(refusal) if refusal.is_for_want_of_rights() => unable(&error),
-                    _ => error,
-                })?;
+                .map_err(|error| if error.is::<Refusal>() { unable(&error) } else { error })?;
             if listing.resized && restarts < RESTARTS {
                 restarts += 1;
                 continue;

@@ -3,6 +3,8 @@
 
 mod attach;
 mod causes;
+mod census;
+mod census_odds;
 mod eviction;
 mod filters;
 mod firewall;
@@ -104,6 +106,14 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("containers_are_named", owners::containers_are_named, 240),
     Scenario("occupancy_equals_conntrack_l", occupancy::equals_conntrack_l, 400),
     Scenario("forecasts_when_the_table_will_be_full", occupancy::forecasts_when_it_will_be_full, 400),
+    Scenario("table_equals_conntrack_l_by_every_key", census::equals_conntrack_l, 400),
+    Scenario("table_tells_directions", census::directions, 240),
+    Scenario("table_of_two_netns", census::two_netns, 240),
+    Scenario("table_errors_of_a_bounded_top_are_true", census::errors_of_a_bounded_top, 400),
+    Scenario("table_under_churn_and_resizes_counts_each_entry_once", census_odds::churn_and_resize, 600),
+    Scenario("table_that_is_empty", census_odds::empty_table, 240),
+    Scenario("table_rights_and_mistakes", census_odds::rights_and_mistakes, 240),
+    Scenario("table_without_conntrack", census_odds::not_loaded, 240),
     Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400),
     Scenario("facts_of_the_machine_equal_the_tools", machine::facts_equal_the_tools, 240),

@@ -72,7 +72,7 @@ fn drop_some(ports: &[u16]) -> Result<(Tally, u64)> {
 }
 
 /// Unloads a module after everything that holds it.
-fn unload(module: &str) -> Result<()> {
+pub(super) fn unload(module: &str) -> Result<()> {
     let folder = Path::new("/sys/module").join(module);
     if !folder.exists() {
         return Ok(());

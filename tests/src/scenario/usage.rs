@@ -61,7 +61,7 @@ pub(super) fn errors(_: &Guest) -> Result<Outcome> {
     Ok(Outcome::Passed(checks.finish()?))
 }
 
-fn said(checks: &mut Checks, what: &str, output: &Output, code: i32, word: &str) {
+pub(super) fn said(checks: &mut Checks, what: &str, output: &Output, code: i32, word: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     checks.equal(&format!("exit code for {what}"), output.status.code(), Some(code));
     checks.that(stderr.contains(word), format!("{what}: stderr does not say `{word}`: {stderr}"));
@@ -69,7 +69,7 @@ fn said(checks: &mut Checks, what: &str, output: &Output, code: i32, word: &str)
 }
 
 /// Runs a command that must end by itself.
-fn ended(command: &mut Command) -> Result<Output> {
+pub(super) fn ended(command: &mut Command) -> Result<Output> {
     let folder = tempfile::tempdir().context("a folder for its output")?;
     let (out, err) = (folder.path().join("out"), folder.path().join("err"));
     let mut child = command

@@ -135,19 +135,11 @@ fn dump_here(wanted: Wanted, mut each: impl FnMut(&Listed), mut after: impl FnMu
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal(pub i32);
 
-impl Refusal {
-    /// A right is missing.
-    #[must_use]
-    pub const fn is_for_want_of_rights(self) -> bool {
-        matches!(self.0, libc::EPERM | libc::EACCES)
-    }
-}
-
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = std::io::Error::from_raw_os_error(self.0);
         let remedy = match self.0 {
-            _ if self.is_for_want_of_rights() => " (this needs CAP_NET_ADMIN: run as root)",
+            libc::EPERM | libc::EACCES => " (this needs CAP_NET_ADMIN: run as root)",
             libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT => {
                 " (the kernel has no ctnetlink: `modprobe nf_conntrack_netlink`)"
             }

@@ -5,8 +5,9 @@ use crate::event::Listed;
 
 /// Places an entry can be in.
 const WAYS: usize = 4;
-/// A chain has at most 80 entries (nf_conntrack_core.c, MAX_CHAINLEN, since 5.15): four of them between an entry and its
-/// repetition in the same one of 1,024 sets happen once in a million chains of full length.
+/// A chain has at most 80 entries (nf_conntrack_core.c, MAX_CHAINLEN; 5.10 has no limit, and long chains only where buckets
+/// are few): four of them between an entry and its repetition in the same one of 1,024 sets happen once in a million
+/// chains of that length.
 const SETS: usize = 1024;
 
 /// The last few thousand entries.

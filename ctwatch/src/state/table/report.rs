@@ -66,6 +66,9 @@ pub struct Table {
     /// Listings given up because the table was resized meanwhile.
     #[serde(skip_serializing_if = "is_zero")]
     pub restarts: u32,
+    /// It was resized so often that this listing is of several sizes: entries may be missing or count twice.
+    #[serde(skip_serializing_if = "is_false")]
+    pub resized: bool,
     /// How far `listed` is from what the kernel counted before and after (from the nearer of the two; 0 in between):
     /// positive if fewer were listed.
     pub unlisted: i64,
