@@ -15,6 +15,7 @@ mod loopback;
 mod machine;
 mod module;
 mod namespaces;
+mod notrack;
 mod occupancy;
 mod owners;
 mod prerouting;
@@ -119,6 +120,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("facts_of_the_machine_equal_the_tools", machine::facts_equal_the_tools, 240),
     Scenario("real_programs_are_identified_with_their_clients", machine::real_programs_are_identified, 300),
     Scenario("an_open_loop_holds_its_rate_on_a_full_table", load::holds_its_rate, 400),
+    Scenario("notrack_breaks_what_the_judge_says_and_nothing_else", notrack::judged, 900),
     Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
 ];
 
