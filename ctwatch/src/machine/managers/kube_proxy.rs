@@ -21,18 +21,20 @@ impl Default for Told {
     }
 }
 
-/// Since 1.33 or so the limit per core times cores ends here (getConntrackMax, pkg/proxy/conntrack/sysctls.go).
+/// Where the limit per core times cores ends in kube-proxy's newest code (getConntrackMax, pkg/proxy/conntrack/sysctls.go);
+/// older releases, K3s and RKE2 (getConntrackMax, pkg/agent/syssetup/setup.go) know no end.
 const CAP: u64 = 1_048_576;
 
 const WHEN: &str = "each time it starts (a release may leave a larger nf_conntrack_max alone; buckets become max / 4 if fewer)";
 
 impl Told {
     /// Zero leaves a sysctl as it is.
-    fn sets(&self, cpus: Option<u32>) -> BTreeMap<String, u64> {
+    fn sets(&self, cpus: Option<u32>, cap: u64) -> BTreeMap<String, u64> {
         let mut sets = BTreeMap::new();
         if let Some(cpus) = cpus.filter(|_| self.max_per_core > 0) {
             let scaled = self.max_per_core.saturating_mul(cpus.into());
-            sets.insert(MAX.to_owned(), scaled.min(CAP.max(self.min)).max(self.min));
+            // What ends there ends there even if the least is more.
+            sets.insert(MAX.to_owned(), if scaled > cap { cap } else { scaled.max(self.min) });
         }
         for (sysctl, seconds) in [(ESTABLISHED, self.established), (CLOSE_WAIT, self.close_wait)] {
             if seconds > 0 {
@@ -188,7 +190,8 @@ fn manager(
     cpus: Option<u32>,
     configured_in: String,
 ) -> Manager {
-    let sets = told.sets(cpus);
+    let cap = if matches!(kind, Kind::K3s | Kind::Rke2) { u64::MAX } else { CAP };
+    let sets = told.sets(cpus, cap);
     let overwrites = !sets.is_empty();
     Manager { kind, evidence, pid: Some(pid), sets, overwrites, when: WHEN.to_owned(), configured_in }
 }
@@ -315,6 +318,13 @@ mod tests {
     }
 
     #[test]
+    fn on_128_cores_kube_proxy_has_an_end_that_k3s_has_not() {
+        let on_128 = |name: &'static str| sets(&[("proc/12/comm", name)], 128).remove(0).1[MAX];
+        assert_eq!(on_128("kube-proxy\n"), 1_048_576);
+        assert_eq!(on_128("k3s-agent\n"), 4_194_304);
+    }
+
+    #[test]
     fn microk8s_keeps_its_flags_in_a_file() {
         let files = [
             ("proc/12/comm", "kubelite\n"),
@@ -327,7 +337,7 @@ mod tests {
     fn what_it_is_told_instead_gives_exactly_that_value() {
         let lines = instead(Kind::KubeProxy, "its flags", MAX, 1_500_000);
         assert_eq!(lines[..2], ["--conntrack-max-per-core=1", "--conntrack-min=1500000"]);
-        assert_eq!(Told::by_flags(&lines).sets(Some(64))[MAX], 1_500_000);
+        assert_eq!(Told::by_flags(&lines).sets(Some(64), CAP)[MAX], 1_500_000);
         let lines = instead(Kind::KubeProxy, "/var/lib/kube-proxy/config.conf", ESTABLISHED, 7440);
         assert_eq!(Told::by_configuration(&lines[1..].join("\n")).established, 7440);
         let lines = instead(Kind::K3s, "/etc/rancher/k3s/config.yaml", CLOSE_WAIT, 60);

@@ -8,7 +8,7 @@ use super::super::settings::sysctl_d::conntrack_lines;
 use super::super::{Host, file};
 use super::{Kind, Manager};
 
-/// Where profiles are looked for, the administrator's first (2.24 moved them into folders of their own).
+/// Where profiles are looked for, the administrator's first; newer releases have folders of their own for them.
 const PROFILES: [&str; 4] = ["etc/tuned/profiles", "etc/tuned", "usr/lib/tuned/profiles", "usr/lib/tuned"];
 /// Profiles that include others do so a few levels deep.
 const DEPTH: usize = 8;
@@ -89,7 +89,7 @@ fn numbers(lines: &str) -> impl Iterator<Item = (String, u64)> {
 pub(super) fn tuned_instead(evidence: &str, sysctl: &str, value: u64) -> Vec<String> {
     let active = evidence.rsplit("profile ").next().unwrap_or_default();
     vec![
-        "in /etc/tuned/profiles/conntrack/tuned.conf (before TuneD 2.24: /etc/tuned/conntrack/tuned.conf):"
+        "in /etc/tuned/profiles/conntrack/tuned.conf (where there is no such folder: /etc/tuned/conntrack/tuned.conf):"
             .to_owned(),
         "[main]".to_owned(),
         format!("include={}", active.replace(' ', ",")),
