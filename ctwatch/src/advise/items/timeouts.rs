@@ -25,7 +25,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
             Phase::Established => &[86_400, RFC_5382],
             _ => continue,
         };
-        let part = part_of(case, phase, total);
+        let part = part_of(case, phase);
         if part < if phase == Phase::Established { WORTH } else { MUCH } {
             continue;
         }
@@ -52,7 +52,7 @@ fn item(case: &Case, phase: Phase, before: u32, seconds: u32, part: f64) -> Item
         id: phase.name().to_owned(),
         kind: Kind::Timeout,
         title: format!("shorten {} from {before} s to {seconds} s", phase.sysctl()),
-        evidence: format!("{:.0} % of the table only waits for this timeout", part * 100.0),
+        evidence: format!("{:.0} % of the entries wait for this timeout", part * 100.0),
         change: Changes { timeouts: [(phase, seconds)].into(), ..Changes::default() },
         risk: match phase {
             Phase::Established if below_rfc => Level::High,
@@ -89,9 +89,13 @@ fn risk(phase: Phase, nat: bool) -> String {
     .to_owned()
 }
 
-/// Which part of the table waits for this timeout.
-fn part_of(case: &Case, phase: Phase, total: f64) -> f64 {
-    // What a timeout of nothing would leave.
-    let without = Changes { timeouts: [(phase, 0)].into(), ..Changes::default() };
-    if total > 0.0 { 1.0 - case.demand.after(&without).needed / total } else { 0.0 }
+/// Which part of the entries waits for this timeout.
+fn part_of(case: &Case, phase: Phase) -> f64 {
+    let stays = || case.demand.services.iter().flat_map(|service| &service.stays);
+    let sum = |wanted: Option<Phase>| -> f64 {
+        let stays = stays().filter(|stay| wanted.is_none_or(|phase| stay.phase == phase));
+        stays.map(|stay| f64::from(stay.entries)).sum()
+    };
+    let all = sum(None);
+    if all > 0.0 { sum(Some(phase)) / all } else { 0.0 }
 }
