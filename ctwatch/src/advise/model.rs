@@ -220,14 +220,18 @@ pub struct Demand {
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Outcome {
     /// Entries on average, if there is room for all.
+    #[serde(serialize_with = "super::report::rounded")]
     pub needed: f64,
     /// Entries just before gc collects the expired ones: so much room it takes.
+    #[serde(serialize_with = "super::report::rounded")]
     pub peak: f64,
     /// nf_conntrack_max then; 0 is unlimited.
     pub max: u32,
     /// New flows refused each second.
+    #[serde(serialize_with = "super::report::rounded")]
     pub refused_per_s: f64,
     /// The table overflows at so many times the rate; none if no rate fills it.
+    #[serde(serialize_with = "super::report::optional_rounded")]
     pub full_at_times: Option<f64>,
 }
 

@@ -35,6 +35,7 @@ pub struct Report {
     /// What it is called; null if it has no name.
     pub name: Option<String>,
     /// How long was measured, seconds.
+    #[serde(serialize_with = "rounded")]
     pub window_s: f64,
     /// How flows were counted: "kprobe", or "census" where no program can count them.
     pub measured_by: &'static str,
@@ -62,10 +63,13 @@ pub struct Table {
     /// Buckets; null if unknown.
     pub buckets: Option<u64>,
     /// Packets refused each second for want of room.
+    #[serde(serialize_with = "rounded")]
     pub refused_packets_per_s: f64,
     /// Flows that would come each second if none was refused.
+    #[serde(serialize_with = "rounded")]
     pub offered_per_s: f64,
     /// Flows that got in each second.
+    #[serde(serialize_with = "rounded")]
     pub admitted_per_s: f64,
     /// What the present demand needs.
     pub demand: Outcome,
@@ -99,20 +103,35 @@ pub struct ServiceLine {
     /// Entries when looked at.
     pub entries: u32,
     /// Flows that got in each second.
+    #[serde(serialize_with = "rounded")]
     pub admitted_per_s: f64,
     /// Flows that would come each second.
+    #[serde(serialize_with = "rounded")]
     pub offered_per_s: f64,
     /// Packets refused each second.
+    #[serde(serialize_with = "rounded")]
     pub refused_packets_per_s: f64,
     /// How long an entry lasts on average, seconds; null if nothing comes.
+    #[serde(serialize_with = "optional_rounded")]
     pub lifetime_s: Option<f64>,
     /// Entries it needs at the present demand.
+    #[serde(serialize_with = "rounded")]
     pub needs: f64,
-    /// The state most of its entries are in, and which part of them.
-    pub mostly: Option<(Phase, f64)>,
+    /// The state most of its entries are in; null if it has none.
+    pub mostly: Option<Mostly>,
     /// Entries it would have with the change that was asked about.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_rounded")]
     pub then: Option<f64>,
+}
+
+/// The state most entries are in.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Mostly {
+    /// By the timeout that ends it.
+    pub state: Phase,
+    /// Which part of the entries that is.
+    #[serde(serialize_with = "rounded")]
+    pub share: f64,
 }
 
 /// The answer to `--what-if`.
@@ -217,7 +236,8 @@ fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> Servic
         refused_packets_per_s: service.refused_per_s,
         lifetime_s: (service.offered_per_s > 0.0).then(|| needs / service.offered_per_s),
         needs,
-        mostly: most.map(|stay| (stay.phase, f64::from(stay.entries) / f64::from(all))),
+        mostly: most
+            .map(|stay| Mostly { state: stay.phase, share: f64::from(stay.entries) / f64::from(all) }),
         then,
     }
 }
@@ -265,6 +285,19 @@ fn answer(case: &Case, change: &Changes) -> WhatIf {
 }
 
 // serde passes `serialize_with` fields by reference.
+
+/// Three digits after the point say more than the numbers hold.
+pub(super) fn rounded<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((number * 1e3).round() / 1e3)
+}
+
+pub(super) fn optional_rounded<S: Serializer>(
+    number: &Option<f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_some(&number.map(|number| (number * 1e3).round() / 1e3))
+}
+
 fn seconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.3}"))
 }

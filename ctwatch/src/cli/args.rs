@@ -38,7 +38,7 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Live stream of what conntrack loses: a line per interval, a row per key
+    /// Live stream of what conntrack loses: a line an interval, a row per key
     Drops(Drops),
     /// Who fills the table now; needs no eBPF
     Table(Table),
@@ -259,7 +259,7 @@ It measures, reads settings and firewall rules, and changes nothing.
 Examples:
   ctwatch advise                            what is wrong, and what would help
   ctwatch advise --what-if max=1048576,time_wait=30,notrack=6379/tcp/lo
-  ctwatch advise --format sh --item max > fix.sh; sh fix.sh now; sh fix.sh undo
+  ctwatch advise --format sh --item max > fix.sh   # then: sh fix.sh now
 
 Exit codes: 0 done; 1 failed while running; 2 wrong usage; 3 cannot look here";
 

@@ -62,7 +62,13 @@ fn run(by: By, backend: Backend, view: &mut dyn View) {
 
 #[test]
 fn help_texts() {
-    for arguments in [&["--help"][..], &["drops", "--help"], &["table", "--help"], &["check", "--help"]] {
+    for arguments in [
+        &["--help"][..],
+        &["drops", "--help"],
+        &["table", "--help"],
+        &["advise", "--help"],
+        &["check", "--help"],
+    ] {
         let error = ctwatch::cli::parse(["ctwatch"].iter().chain(arguments)).expect_err("help is no config");
         let help = error.to_string();
         let name = if arguments.len() == 1 { "ctwatch" } else { arguments[0] };

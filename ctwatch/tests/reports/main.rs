@@ -1,6 +1,7 @@
 //! What people and scripts see, pinned: help texts, the text view, the JSON lines and their schemas.
 //! One binary for all of it, since each shows the same fixed reports.
 
+mod advice;
 mod census;
 mod fixtures;
 mod goldens;

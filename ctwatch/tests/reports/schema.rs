@@ -153,6 +153,9 @@ fn records() -> Vec<Value> {
     for report in crate::census::reports() {
         view.table(&report).unwrap();
     }
+    for report in crate::advice::all() {
+        view.advice(&report).unwrap();
+    }
     drop(view);
     String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

@@ -47,7 +47,11 @@ fn item(case: &Case, service: &Service, part: f64) -> Item {
             part * 100.0
         ),
         change: Changes { keepalive: vec![(target, REQUESTS)], ..Changes::default() },
-        risk: Level::Low,
+        // What clients elsewhere do is not ours to decide.
+        risk: match service.direction {
+            Direction::In | Direction::Forwarded => Level::Medium,
+            Direction::Loopback | Direction::Out => Level::Low,
+        },
         risk_text: match service.direction {
             Direction::In | Direction::Forwarded => {
                 "clients decide: those that close after each request change nothing; idle connections hold memory \

@@ -113,8 +113,8 @@ fn who(service: &ServiceLine) -> String {
     if !service.clients.is_empty() {
         text += &format!(" from {}", service.clients.join(", "));
     }
-    if let Some((phase, part)) = service.mostly {
-        text += &format!(", {:.0} % {phase}", part * 100.0);
+    if let Some(mostly) = service.mostly {
+        text += &format!(", {:.0} % {}", mostly.share * 100.0, mostly.state);
     }
     text.trim_end().to_owned()
 }

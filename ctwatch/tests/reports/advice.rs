@@ -1,0 +1,206 @@
+//! `ctwatch advise` as people and scripts see it: the story's host, text, JSON and the script.
+//! The same report goes through the schema test.
+
+use std::collections::BTreeMap;
+
+use crate::fixtures::{HOST, golden, time};
+use crate::goldens::{fits_80_columns, json, text};
+use ctwatch::advise::case::{Case, Commands, Firewall, Known, Objection};
+use ctwatch::advise::model::{Demand, Gc, Service, Stay};
+use ctwatch::advise::phase::Phase;
+use ctwatch::advise::report::{Report, Source, report};
+use ctwatch::advise::target::Target;
+use ctwatch::event::{NetnsId, Remaining};
+use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, Table};
+use ctwatch::machine::{Machine, Manager, Memory, Settings, managers};
+use ctwatch::state::table::Direction;
+use ctwatch::view::View;
+use ctwatch::view::sh;
+
+fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Service {
+    let entries = (per_s * 60.0) as u32;
+    let mut idle = Remaining::default();
+    (0..entries).for_each(|index| idle.add(index * 60 / entries));
+    let mut talking = Remaining::default();
+    (0..40).for_each(|_| talking.add(0));
+    Service {
+        proto: 6,
+        port,
+        direction,
+        entries: entries + 40,
+        admitted_per_s: per_s,
+        offered_per_s: per_s * held_back,
+        refused_per_s: per_s * (held_back - 1.0) * 2.0,
+        pent_up: held_back,
+        stays: vec![
+            Stay { phase: Phase::TimeWait, timeout: 120, entries, idle, per_s: per_s * held_back },
+            Stay { phase: Phase::Established, timeout: 432_000, entries: 40, idle: talking, per_s },
+        ],
+        pairs: Some(1),
+    }
+}
+
+fn machine() -> Machine {
+    Machine {
+        kernel_release: "6.12.117".to_owned(),
+        kernel_version: Some((6, 12)),
+        cpus: Some(4),
+        memory: Some(Memory { total: 8 << 30, available: Some(5 << 30) }),
+        table: Table {
+            module: Module::Loaded,
+            max: Some(65_536),
+            count: Some(65_536),
+            buckets: Some(65_536),
+            entry: EntrySize { object: 256, source: SizeSource::Slabinfo, extensions: 128 },
+            kernel_default: Some(Sizes { max: 262_144, buckets: 262_144 }),
+            old_rule: Some(Sizes { max: 262_144, buckets: 32_768 }),
+            ..Table::default()
+        },
+        timeouts: BTreeMap::new(),
+        tracking: Default::default(),
+        ephemeral_ports: None,
+        settings: Settings {
+            new_sysctl_file: "/etc/sysctl.d/99-ctwatch.conf".into(),
+            new_modprobe_file: "/etc/modprobe.d/99-ctwatch.conf".into(),
+            ..Settings::default()
+        },
+        managers: Vec::new(),
+        published: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn story() -> Case {
+    let target = |text: &str| text.parse::<Target>().expect("a target");
+    let notrack = Commands {
+        now: vec!["nft 'table inet t { … }'".to_owned()],
+        keep: vec!["# nftables.service reads it".to_owned()],
+        undo: vec!["nft delete table inet t".to_owned()],
+    };
+    let redis = Known {
+        server: Some("redis".to_owned()),
+        clients: vec!["nginx+lua".to_owned()],
+        reuse: Some((
+            "keep the connections from nginx+lua to redis open".to_owned(),
+            vec!["red:set_keepalive(10000, 100) instead of red:close()".to_owned()],
+        )),
+        notrack: Some(notrack.clone()),
+        ..Known::default()
+    };
+    let objection = Objection {
+        rule: "inet nat prerouting: tcp dport 443 dnat to 10.0.0.2".to_owned(),
+        text: "an untracked packet is not translated".to_owned(),
+        remedy: None,
+    };
+    let web = Known {
+        server: Some("nginx".to_owned()),
+        objections: vec![objection],
+        notrack: Some(notrack),
+        ..Known::default()
+    };
+    Case {
+        demand: Demand {
+            services: vec![
+                service(6379, Direction::Loopback, 520.0, 1.6),
+                service(443, Direction::In, 210.0, 1.2),
+            ],
+            max: 65_536,
+            ephemeral: Some(28_232),
+            gc: Gc::default(),
+        },
+        timeouts: [(Phase::TimeWait, 120), (Phase::Established, 432_000)].into(),
+        machine: machine(),
+        times: 2.0,
+        enter: String::new(),
+        firewall: Firewall {
+            nat: true,
+            tracking: vec!["inet filter input: ct state established accept".to_owned()],
+            without: None,
+            objections: vec![Objection {
+                rule: "inet nat prerouting: tcp dport 443 dnat to 10.0.0.2".to_owned(),
+                text: "NAT needs conntrack".to_owned(),
+                remedy: None,
+            }],
+        },
+        known: [(target("6379/tcp/lo"), redis), (target("443/tcp/in"), web)].into(),
+    }
+}
+
+fn advice(case: &Case, what_if: Option<&str>) -> Report {
+    let source = Source {
+        version: "0.1.0",
+        time: time(0),
+        netns: NetnsId(HOST),
+        name: Some("host".to_owned()),
+        window_s: 15.0,
+        measured_by: "kprobe",
+        notes: vec!["/etc/sysctl.d/10.conf sets nf_conntrack_max twice".to_owned()],
+    };
+    let change = what_if.map(|text| text.parse().expect("a change"));
+    report(case, source, change.as_ref())
+}
+
+/// Everything a report can hold, for the schema test.
+pub fn all() -> Vec<Report> {
+    let mut managed = story();
+    managed.machine.managers = vec![Manager {
+        kind: managers::Kind::KubeProxy,
+        evidence: "kube-proxy (pid 7)".to_owned(),
+        pid: Some(7),
+        sets: [(managers::MAX.to_owned(), 131_072)].into(),
+        overwrites: true,
+        when: "at its start".to_owned(),
+        configured_in: "/var/lib/kube-proxy/config.conf".to_owned(),
+    }];
+    let mut empty = story();
+    empty.demand.services.clear();
+    let what_if = "max=0,time_wait=30,notrack=53/udp,keepalive=6379:50,established=300,times=1.5";
+    vec![advice(&story(), Some(what_if)), advice(&managed, None), advice(&empty, None)]
+}
+
+#[test]
+fn the_story_in_text() {
+    let shown = text(false, |view: &mut dyn View| {
+        view.advice(&advice(&story(), Some("max=262144,time_wait=30,notrack=6379/tcp/lo"))).unwrap();
+    });
+    // Commands are to be copied: they alone may be longer.
+    let prose: String = shown
+        .lines()
+        .filter(|line| !line.contains(" > ") && !line.contains(" >> "))
+        .collect::<Vec<_>>()
+        .join("\n");
+    fits_80_columns(&prose);
+    golden("advice.txt", &shown);
+}
+
+#[test]
+fn a_host_with_room_needs_no_advice() {
+    let mut case = story();
+    case.demand.services.clear();
+    let shown = text(false, |view: &mut dyn View| view.advice(&advice(&case, None)).unwrap());
+    assert!(shown.contains("nothing to advise"), "{shown}");
+}
+
+#[test]
+fn the_story_in_json() {
+    golden("advice.ndjson", &json(|view: &mut dyn View| view.advice(&advice(&story(), None)).unwrap()));
+}
+
+#[test]
+fn a_script_tries_keeps_and_undoes_what_was_chosen() {
+    let report = advice(&story(), None);
+    let chosen: Vec<_> =
+        report.items.iter().filter(|item| ["max", "reuse-6379-tcp-lo"].contains(&item.id.as_str())).collect();
+    let mut script = Vec::new();
+    sh::write(&mut script, &report, &chosen).expect("memory is writable");
+    let script = String::from_utf8(script).expect("UTF-8");
+    golden("advice.sh", &script);
+    // The shell reads it, and does nothing unless it is told.
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script, "advice.sh"]).args(arguments);
+        command.output().expect("sh runs")
+    };
+    assert_eq!(run(&[]).status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&run(&["later"]).stderr).contains("now|keep|undo"));
+}
