@@ -75,7 +75,7 @@ fn nft(target: &Target) -> Commands {
             String::new()
         } else {
             // raw: before conntrack (-200).
-            format!(" chain {name} {{ type filter hook {name} priority -300;{rules} }}")
+            format!(" chain {name} {{ type filter hook {name} priority -300;{rules} }};")
         }
     };
     let body = format!(
@@ -85,21 +85,25 @@ fn nft(target: &Target) -> Commands {
     );
     // "add" and "delete" first, so that running it twice is harmless.
     let whole = format!("add table inet {table}; delete table inet {table}; {body}");
-    let main = "$(ls /etc/sysconfig/nftables.conf /etc/nftables.conf 2>/dev/null | head -n1)";
+    let include = format!("include \"{file}\"");
     Commands {
         now: vec![format!("nft '{whole}'")],
         keep: vec![
-            "# read at boot by nftables.service, from /etc/nftables.conf (Debian) or /etc/sysconfig/nftables.conf (RHEL)"
+            "# nftables.service reads /etc/nftables.conf (Debian) or /etc/sysconfig/nftables.conf (RHEL) at boot, if enabled"
                 .to_owned(),
             "mkdir -p /etc/nftables.d".to_owned(),
-            format!("echo '{}' > {file}", whole.replace("; ", "\n").replace("\n type", "; type")),
-            format!("echo 'include \"{file}\"' >> {main}"),
-            "systemctl enable nftables.service".to_owned(),
+            format!("echo '{whole}' > {file}"),
+            format!(
+                "conf=/etc/nftables.conf; [ -d /etc/sysconfig ] && conf=/etc/sysconfig/nftables.conf; \
+                 grep -qsF '{include}' $conf || echo '{include}' >> $conf"
+            ),
         ],
         undo: vec![
             format!("nft delete table inet {table}"),
             format!("rm -f {file}"),
-            format!("sed -i '\\|include \"{file}\"|d' {main}"),
+            format!(
+                "sed -i '\\|^{include}$|d' /etc/nftables.conf /etc/sysconfig/nftables.conf 2> /dev/null || true"
+            ),
         ],
     }
 }
@@ -121,14 +125,31 @@ fn iptables(target: &Target) -> Commands {
         }
         lines
     };
-    let save = vec![
-        "# Debian: package iptables-persistent reads these files at boot; RHEL: package iptables-services, `service iptables save`"
+    let unit = format!("{}.service", name(target).replace('_', "-"));
+    let file = format!("/etc/systemd/system/{unit}");
+    let mut content = vec![
+        "[Unit]".to_owned(),
+        format!("Description=Exempts {target} from conntrack"),
+        // Behind those that load whole rule sets, whichever of them exist.
+        "After=iptables.service ip6tables.service netfilter-persistent.service ufw.service firewalld.service"
             .to_owned(),
-        "# they hold all rules: where docker, kube-proxy or firewalld make rules, use a unit that runs the commands above instead"
-            .to_owned(),
-        "netfilter-persistent save || { service iptables save && service ip6tables save; }".to_owned(),
+        "[Service]".to_owned(),
+        "Type=oneshot".to_owned(),
+        "RemainAfterExit=yes".to_owned(),
     ];
+    content.extend(lines("-A").into_iter().map(|line| format!("ExecStart=/usr/sbin/{line}")));
+    content.extend(["[Install]".to_owned(), "WantedBy=multi-user.target".to_owned()]);
+    let content: Vec<_> = content.into_iter().map(|line| format!("'{line}'")).collect();
     let mut undo = lines("-D");
-    undo.push("# and if the rules were saved: netfilter-persistent save || { service iptables save && service ip6tables save; }".to_owned());
-    Commands { now: lines("-A"), keep: save, undo }
+    undo.push(format!("systemctl disable {unit} 2> /dev/null; rm -f {file}; systemctl daemon-reload"));
+    Commands {
+        now: lines("-A"),
+        keep: vec![
+            "# a unit of its own: iptables-save would also save what docker, kube-proxy and others put there"
+                .to_owned(),
+            format!("printf '%s\\n' {} > {file}", content.join(" ")),
+            format!("systemctl daemon-reload && systemctl enable {unit}"),
+        ],
+        undo,
+    }
 }

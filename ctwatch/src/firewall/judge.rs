@@ -143,8 +143,14 @@ impl Case<'_> {
             }
             // Each packet by itself: one that is dropped would hide what happens to the next.
             for packet in &flow {
-                for (after, dropped) in walker.run(false, &[*packet], vec![path.again()])?.dropped {
-                    self.breaks(path, &after, &dropped, everyone_passes);
+                let after = walker.run(false, &[*packet], vec![path.again()])?;
+                for (way, dropped) in &after.dropped {
+                    // Dropped whatever the answer is: then it doesn't matter that it isn't known.
+                    let may_pass = after.passed.iter().any(|passed| passed.may_be_of_the_flow_of(way));
+                    match way.gambled.or(way.assumed) {
+                        Some(at) if may_pass => self.may_break(&at, dropped),
+                        _ => self.breaks(path, dropped, everyone_passes),
+                    }
                 }
             }
         }
@@ -229,17 +235,16 @@ impl Case<'_> {
         }
     }
 
-    fn breaks(&mut self, today: &Path, after: &Path, dropped: &Dropped, everyone_passes: bool) {
-        let unsure = after.gambled.or(after.assumed);
-        if let Some(at) = unsure {
-            let text = format!(
-                "whether untracked packets of {} pass this rule can't be judged from here, and {}",
-                self.target,
-                self.by(&dropped.at)
-            );
-            self.add(ObjectionKind::Unknown, &at, None, text);
-            return;
-        }
+    fn may_break(&mut self, at: &At, dropped: &Dropped) {
+        let text = format!(
+            "what this rule does with untracked packets of {} can't be judged from here, and {}",
+            self.target,
+            self.by(&dropped.at)
+        );
+        self.add(ObjectionKind::Unknown, at, None, text);
+    }
+
+    fn breaks(&mut self, today: &Path, dropped: &Dropped, everyone_passes: bool) {
         let accepts = today.accepted.iter().find(|(index, at)| {
             *index == dropped.packet.index && (at.table, at.base) == (dropped.at.table, dropped.at.base)
         });
@@ -390,3 +395,6 @@ impl Case<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

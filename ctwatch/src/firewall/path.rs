@@ -135,6 +135,15 @@ impl Path {
         }
     }
 
+    /// Whether one flow could take both.
+    pub fn may_be_of_the_flow_of(&self, other: &Self) -> bool {
+        let meet = |ours: &Ranges, theirs: &Ranges| !ours.and(theirs).is_empty();
+        meet(&self.client, &other.client)
+            && meet(&self.server, &other.server)
+            && meet(&self.client_port, &other.client_port)
+            && self.devices.iter().all(|(name, is)| other.devices.get(name).is_none_or(|other| is == other))
+    }
+
     /// For the flow's next packet.
     pub fn next_packet(&mut self) {
         self.exempted += usize::from(self.exempt);
@@ -310,7 +319,7 @@ impl Path {
         if place.scope == Scope::Loopback {
             return self.known(fits("lo"));
         }
-        if name == "lo" {
+        if matches!(name, "lo" | "") {
             return self.known(false);
         }
         if let Some(answer) = self.devices.get(name) {

@@ -167,8 +167,8 @@ fn options_of_iptables_are_read_or_else_distrusted() {
             (TCP, 21, Served, &[Helper, ConnectionMark]),
             (TCP, 9001, Served, &[ConnectionMark, OpensAccess, Unknown]),
             (TCP, 9002, Served, &[ConnectionMark, OpensAccess, Unknown]),
-            // Only the SYN is let in without state.
-            (TCP, 5432, Served, &[EstablishedOnly, ConnectionMark, OpensAccess, Unknown]),
+            // Only the SYN is let in without state; clients that use 9002 themselves meet the limit.
+            (TCP, 5432, Served, &[EstablishedOnly, ConnectionMark, Unknown]),
             // u32 looks into packets.
             (TCP, 9000, Served, &[ConnectionMark, OpensAccess, Unknown]),
         ],

@@ -11,6 +11,7 @@ mod lives;
 mod loopback;
 mod module;
 mod namespaces;
+mod notrack;
 mod occupancy;
 mod owners;
 mod prerouting;
@@ -104,6 +105,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("forecasts_when_the_table_will_be_full", occupancy::forecasts_when_it_will_be_full, 400),
     Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400),
+    Scenario("notrack_breaks_what_the_judge_says_and_nothing_else", notrack::judged, 900),
     Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
 ];
 

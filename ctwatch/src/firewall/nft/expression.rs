@@ -97,7 +97,7 @@ fn u32_of(value: &Value) -> Option<u32> {
     u32::try_from(value.as_u64()?).ok()
 }
 
-fn names<'a>(value: &'a Value) -> Option<Vec<&'a str>> {
+fn names(value: &Value) -> Option<Vec<&str>> {
     match value {
         Value::String(name) => Some(vec![name]),
         Value::Array(list) => list.iter().map(Value::as_str).collect(),
