@@ -1,6 +1,7 @@
 //! The judge of NOTRACK against the kernel: for each rule set its own commands are run and a connection is tried.
 //! What the judge says comes from the library, since that is what is tested; whether it is true comes from sockets.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -43,6 +44,7 @@ const FIREWALLD: Rules = rules!(Nft, "firewalld.nft");
 const MIXED: Rules = rules!(Nft, "mixed.nft");
 const UFW: Rules = rules!(Iptables, "ufw.v4");
 const DOCKER: Rules = rules!(Iptables, "docker.v4");
+const KUBE: Rules = rules!(Iptables, "kube.v4");
 const RAW: Rules = rules!(Iptables, "raw.v4");
 
 const fn case(rules: Rules, port: u16, scope: Scope, tool: Tool) -> Case {
@@ -52,11 +54,14 @@ const fn case(rules: Rules, port: u16, scope: Scope, tool: Tool) -> Case {
 const CASES: &[Case] = &[
     case(SIMPLE, 6379, Scope::Loopback, Tool::Nft),
     case(SIMPLE, 443, Scope::Served, Tool::Nft),
+    case(SIMPLE, 443, Scope::Served, Tool::Iptables),
     case(SIMPLE, 443, Scope::Outgoing, Tool::Nft),
     case(ESTABLISHED, 6379, Scope::Loopback, Tool::Nft),
     case(ESTABLISHED, 6379, Scope::Served, Tool::Nft),
     case(VMAP, 6379, Scope::Loopback, Tool::Iptables),
     case(VMAP, 6379, Scope::Served, Tool::Nft),
+    case(VMAP, 8005, Scope::Served, Tool::Nft),
+    case(FIREWALLD, 6379, Scope::Loopback, Tool::Nft),
     case(FIREWALLD, 80, Scope::Served, Tool::Nft),
     // Redirected to 80 and 81; nothing listens at 8080 and 8081 themselves.
     case(MIXED, 8080, Scope::Served, Tool::Nft),
@@ -64,6 +69,9 @@ const CASES: &[Case] = &[
     case(UFW, 6379, Scope::Loopback, Tool::Iptables),
     case(UFW, 8005, Scope::Served, Tool::Iptables),
     case(DOCKER, 80, Scope::Served, Tool::Iptables),
+    // The container's, not this host's own 6379.
+    case(DOCKER, 6379, Scope::Served, Tool::Nft),
+    case(KUBE, 6379, Scope::Loopback, Tool::Iptables),
     case(RAW, 5432, Scope::Served, Tool::Iptables),
 ];
 /// Where something listens, here and in the other netns.
@@ -74,8 +82,10 @@ const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 pub(super) fn judged(_: &Guest) -> Result<Outcome> {
     let other = Netns::create("client")?;
     let veth = Veth::join(&other, 7)?;
-    serve()?;
-    other.run(serve)?;
+    let container = container()?;
+    serve(*b"host")?;
+    other.run(|| serve(*b"peer"))?;
+    container.run(|| serve(*b"cont"))?;
     let mut checks = Checks::new();
     let mut figures = [0; 4];
     for case in CASES {
@@ -91,6 +101,24 @@ pub(super) fn judged(_: &Guest) -> Result<Outcome> {
         .that(figures[0] > 3 && figures[0] < CASES.len() - 5, "the cases are too one-sided to show anything");
     checks.that(figures[2] > 1, "no remedy was tried");
     Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// Where docker.v4 publishes 6379 to.
+fn container() -> Result<Netns> {
+    let container = Netns::create("container")?;
+    let netns = container.name();
+    for line in [
+        format!("ip link add docker0 type veth peer name eth0 netns {netns}"),
+        "ip addr add 172.17.0.1/16 dev docker0".to_owned(),
+        "ip link set docker0 up".to_owned(),
+        format!("ip -n {netns} addr add 172.17.0.2/16 dev eth0"),
+        format!("ip -n {netns} link set eth0 up"),
+        format!("ip -n {netns} route add default via 172.17.0.1"),
+        "sysctl -q -w net.ipv4.ip_forward=1".to_owned(),
+    ] {
+        sh(&line)?;
+    }
+    Ok(container)
 }
 
 fn name(rules: Rules) -> &'static str {
@@ -117,7 +145,7 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
     let said = !breaks.is_empty();
 
     let today = connect(case, other, veth)?;
-    ensure!(today.contains(&true), "{what}: nothing connects even without NOTRACK: {today:?}");
+    ensure!(today != [None, None], "{what}: nothing connects even without NOTRACK: {today:?}");
     let tracked = entries(port)?;
     checks.that(tracked > 0, format!("{what}: conntrack tracks nothing, so the case shows nothing"));
 
@@ -125,11 +153,11 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
     shell(&commands.now)?;
     let _ = run(&["conntrack", "-F"]);
     let exempt = connect(case, other, veth)?;
-    let broke = today.iter().zip(exempt).any(|(before, after)| *before && !after);
+    let broke = today.iter().zip(&exempt).any(|(before, after)| before.is_some() && after != before);
     checks.that(
         said == broke,
         format!(
-            "{what}: said {breaks:?}, worked before {today:?} and with NOTRACK {exempt:?} ({FAMILIES:?})"
+            "{what}: said {breaks:#?}, answered before {today:?} and with NOTRACK {exempt:?} ({FAMILIES:?})"
         ),
     );
     checks.equal(&format!("{what}: entries with NOTRACK"), entries(port)?, 0);
@@ -146,7 +174,7 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
     if remedied {
         shell(&remedies)?;
         let healed = connect(case, other, veth)?;
-        checks.equal(&format!("{what}: connections with the remedies {remedies:?}"), healed, today);
+        checks.equal(&format!("{what}: connections with the remedies {remedies:?}"), healed, today.clone());
         let (_, left) = self::judge(&target)?;
         checks.that(left.is_empty(), format!("{what}: after the remedies still {left:?}"));
         // The remedies aren't NOTRACK's to undo.
@@ -164,7 +192,8 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
     let files =
         || sh("find /etc/nftables.d /etc/nftables.conf /etc/systemd/system -type f -exec md5sum {} +");
     sh("mkdir -p /etc/nftables.d /etc/systemd/system")?;
-    sh("touch /etc/nftables.conf")?;
+    // Debian's own begins with `flush ruleset`.
+    fs::write("/etc/nftables.conf", "").context("emptying nftables.conf")?;
     let before = files()?;
     shell(&without_systemd(&commands.keep))?;
     checks.that(files()? != before, format!("{what}: nothing was kept"));
@@ -229,45 +258,44 @@ fn entries(port: u16) -> Result<usize> {
     Ok(count)
 }
 
-/// Whether a connection works in IPv4 and IPv6: there and back, several packets each way.
-fn connect(case: &Case, other: &Netns, veth: &Veth) -> Result<[bool; 2]> {
+/// Who answers in IPv4 and IPv6, over a connection with several packets each way.
+fn connect(case: &Case, other: &Netns, veth: &Veth) -> Result<[Answer; 2]> {
     let port = case.port;
     let to = |v4: IpAddr, v6: IpAddr| [v4, v6].map(|ip| SocketAddr::new(ip, port));
     Ok(match case.scope {
-        Scope::Loopback => to(Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()).map(works),
-        Scope::Served => other.run(|| Ok(to(veth.v4.0, veth.v6.0).map(works)))?,
-        Scope::Outgoing => to(veth.v4.1, veth.v6.1).map(works),
+        Scope::Loopback => to(Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()).map(answer),
+        Scope::Served => other.run(|| Ok(to(veth.v4.0, veth.v6.0).map(answer)))?,
+        Scope::Outgoing => to(veth.v4.1, veth.v6.1).map(answer),
     })
 }
 
-fn works(to: SocketAddr) -> bool {
-    let talk = || -> std::io::Result<()> {
+/// The name of who answered.
+type Answer = Option<String>;
+
+fn answer(to: SocketAddr) -> Answer {
+    let talk = || -> std::io::Result<[u8; 4]> {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
+        let mut name = [0; 4];
         for _ in 0..2 {
-            stream.write_all(b"ping")?;
-            let mut answer = [0; 4];
-            stream.read_exact(&mut answer)?;
+            stream.write_all(b"who?")?;
+            stream.read_exact(&mut name)?;
         }
-        Ok(())
+        Ok(name)
     };
-    talk().is_ok()
+    talk().ok().map(|name| String::from_utf8_lossy(&name).into_owned())
 }
 
-/// Echoes on every port of [`PORTS`], for both families, in the thread's netns.
-fn serve() -> Result<()> {
+/// Answers with `name` on every port of [`PORTS`], for both families, in the thread's netns.
+fn serve(name: [u8; 4]) -> Result<()> {
     for port in PORTS {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
             .with_context(|| format!("listening on port {port}"))?;
         thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 thread::spawn(move || {
-                    let mut bytes = [0; 64];
-                    while let Ok(count @ 1..) = stream.read(&mut bytes) {
-                        if stream.write_all(&bytes[..count]).is_err() {
-                            break;
-                        }
-                    }
+                    let mut question = [0; 4];
+                    while stream.read_exact(&mut question).and_then(|()| stream.write_all(&name)).is_ok() {}
                 });
             }
         });
