@@ -42,7 +42,7 @@ pub enum Command {
     Drops(Drops),
     /// Who fills the table now; needs no eBPF
     Table(Table),
-    /// What would fix it: measured demand, what-if, and commands to try, keep and undo
+    /// What would fix it, with numbers, risks and commands to try and undo
     Advise(Advise),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),
@@ -187,7 +187,7 @@ pub struct Advise {
     pub what_if: Option<Changes>,
     #[arg(
         long, value_name = "K", value_parser = value::times, default_value = "2",
-        help = "Also reckon with so many times the present rate"
+        help = "Also reckon with so many times the present\nrate"
     )]
     pub times: f64,
     #[arg(

@@ -258,7 +258,7 @@ fn case(found: Found, measure: &Measure, place: &Place, own: NetnsId, times: f64
     let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
     let uses = uses(&services, &endpoints);
     follow(&mut services, &uses);
-    let known = services
+    let known: BTreeMap<Target, Known> = services
         .iter()
         .take(LOOKED_UP)
         .map(|service| (service.target(), known(&service.target(), &machine, &firewall, &endpoints)))
@@ -282,7 +282,7 @@ fn case(found: Found, measure: &Measure, place: &Place, own: NetnsId, times: f64
         machine,
         times,
         enter,
-        firewall: rules(&firewall),
+        firewall: rules(&firewall, &known),
         known,
     }
 }
@@ -364,16 +364,39 @@ fn proto(name: &str) -> Option<u8> {
     crate::state::Protocol::from_name(name).map(|proto| proto.0)
 }
 
-/// What the firewall as a whole says.
-fn rules(firewall: &Firewall) -> Rules {
-    Rules {
-        nat: firewall.has_nat(),
-        tracking: firewall
-            .tracking_rules()
-            .into_iter()
-            .map(|one| format!("{}: {}", one.place, one.rule))
-            .collect(),
-        without: None,
-        objections: Vec::new(),
+/// What the firewall as a whole says: whether it could do without state, by what it would do to the flows that are there.
+fn rules(firewall: &Firewall, known: &BTreeMap<Target, Known>) -> Rules {
+    let tracking = firewall.tracking_rules();
+    let nat = firewall.has_nat();
+    let mut objections: Vec<Objection> = Vec::new();
+    if nat {
+        let rule = tracking.iter().find(|one| one.rule.contains("nat") || one.rule.contains("masquerade"));
+        objections.push(Objection {
+            rule: rule.map_or_else(String::new, |one| format!("{}: {}", one.place, one.rule)),
+            text: "NAT can't do without conntrack".to_owned(),
+            remedy: None,
+        });
     }
+    objections.extend(known.values().flat_map(|known| known.objections.iter().cloned()).take(3));
+    objections.dedup();
+    let without = firewall.without_tracking();
+    if without.is_none() {
+        objections.push(Objection {
+            rule: tracking.first().map_or_else(String::new, |one| format!("{}: {}", one.place, one.rule)),
+            text:
+                "rules made with iptables can't be put back by one command: change them where they are made"
+                    .to_owned(),
+            remedy: None,
+        });
+    }
+    Rules {
+        nat,
+        tracking: tracking.into_iter().map(|one| format!("{}: {}", one.place, one.rule)).collect(),
+        without: without.map(commands),
+        objections,
+    }
+}
+
+fn commands(commands: firewall::Commands) -> Commands {
+    Commands { now: commands.now, keep: commands.keep, undo: commands.undo }
 }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ir::Tool;
+use super::listing::Listed;
 use super::{Scope, Target};
 use crate::state::Protocol;
 
@@ -16,6 +17,30 @@ pub struct Commands {
     pub keep: Vec<String>,
     /// Takes away what `now` and `keep` added.
     pub undo: Vec<String>,
+}
+
+/// Takes away the rules that make conntrack track, and puts all rules back; none where a tool of iptables made some, for
+/// what nft saves of those it can't load again.
+pub fn without_tracking(tracking: &[Listed], by_iptables: bool) -> Option<Commands> {
+    const SAVED: &str = "/run/ctwatch-ruleset.nft";
+    if by_iptables || tracking.is_empty() {
+        return None;
+    }
+    let deletes: Vec<String> = tracking.iter().map(|rule| rule.delete.clone()).collect::<Option<_>>()?;
+    let mut keep = vec![
+        "# take these rules out of the file that loads them at boot, such as /etc/nftables.conf:".to_owned(),
+    ];
+    keep.extend(tracking.iter().map(|rule| format!("#   {}: {}", rule.place, rule.rule)));
+    let mut now = vec![format!("nft list ruleset > {SAVED}")];
+    now.extend(deletes);
+    Some(Commands {
+        now,
+        keep,
+        undo: vec![
+            format!("[ ! -f {SAVED} ] || {{ echo flush ruleset; cat {SAVED}; }} | nft -f -"),
+            format!("rm -f {SAVED}"),
+        ],
+    })
 }
 
 /// A rule that exempts one direction.

@@ -24,7 +24,7 @@ pub fn parse(text: &str, ipv6: bool) -> Vec<Table> {
                 });
             } else if let Some(rule) = line.strip_prefix("-A ") {
                 let (name, rest) = rule.split_once(' ').unwrap_or((rule, ""));
-                let rule = Rule { steps: steps(&words(rest)), text: line.to_owned() };
+                let rule = Rule { steps: steps(&words(rest)), text: line.to_owned(), delete: None };
                 if let Some(chain) = table.chains.iter_mut().find(|chain| chain.name == name) {
                     chain.rules.push(rule);
                 }

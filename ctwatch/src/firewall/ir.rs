@@ -130,6 +130,8 @@ pub struct Rule {
     pub steps: Vec<Step>,
     /// As the tool prints it.
     pub text: String,
+    /// The command that takes it away, where one can be told.
+    pub delete: Option<String>,
 }
 
 /// A part of a rule.

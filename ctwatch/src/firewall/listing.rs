@@ -12,6 +12,8 @@ pub struct Listed {
     pub place: String,
     /// The rule as its tool prints it.
     pub rule: String,
+    /// The command that takes it away, where one can be told.
+    pub delete: Option<String>,
 }
 
 /// A port that a rule sends elsewhere.
@@ -37,9 +39,11 @@ fn listed(tables: &[Table], wanted: impl Fn(&Rule) -> bool) -> Vec<Listed> {
     for table in tables {
         for chain in &table.chains {
             let rules = chain.rules.iter().filter(|rule| wanted(rule));
-            found.extend(
-                rules.map(|rule| Listed { place: table.place(&chain.name), rule: rule.text.clone() }),
-            );
+            found.extend(rules.map(|rule| Listed {
+                place: table.place(&chain.name),
+                rule: rule.text.clone(),
+                delete: rule.delete.clone(),
+            }));
         }
     }
     found

@@ -186,6 +186,13 @@ impl Firewall {
         listing::tracking(&self.tables)
     }
 
+    /// How to take the rules away that make conntrack track; none where that can't be undone by a command.
+    #[must_use]
+    pub fn without_tracking(&self) -> Option<Commands> {
+        let by_iptables = self.legacy || self.tables.iter().any(|table| table.tool != Tool::Nft);
+        commands::without_tracking(&self.tracking_rules(), by_iptables)
+    }
+
     /// Whether any rule translates addresses (timeouts below RFC 5382 hurt there).
     #[must_use]
     pub fn has_nat(&self) -> bool {

@@ -48,7 +48,9 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<Table>> {
         let none = Sets::default();
         let steps = statement::steps(&rule["expr"], sets.get(&table_key).unwrap_or(&none));
         if let Some(chain) = table.chains.iter_mut().find(|chain| chain.name == word(rule, "chain")) {
-            chain.rules.push(Rule { steps, text });
+            let delete =
+                (handle > 0).then(|| format!("nft delete rule {table_key} {} handle {handle}", chain.name));
+            chain.rules.push(Rule { steps, text, delete });
         }
     }
     Ok(tables)
