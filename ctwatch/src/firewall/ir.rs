@@ -111,6 +111,15 @@ impl Table {
         }
     }
 
+    /// Whether `other` has all its chains, with as many rules in each.
+    #[must_use]
+    pub fn is_all_in(&self, other: &Self) -> bool {
+        self.chains.iter().all(|chain| {
+            let same = other.chains.iter().find(|same| same.name == chain.name);
+            same.is_some_and(|same| same.rules.len() == chain.rules.len())
+        })
+    }
+
     /// How one names a chain of it: "inet filter input", "iptables filter INPUT".
     #[must_use]
     pub fn place(&self, chain: &str) -> String {

@@ -127,29 +127,33 @@ impl Firewall {
     pub fn parse(dump: &Dump) -> (Self, Vec<Note>) {
         let mut notes = Vec::new();
         let mut tables = Vec::new();
-        for save in &dump.saves {
-            tables.extend(iptables::parse(&save.text, save.ipv6));
-        }
-        // iptables-nft keeps its rules in tables of nf_tables, where nft shows them with parts it can't print. Those
-        // are judged by what iptables-nft-save said. The legacy variant's are other tables with the same names.
-        let printed: Vec<_> = dump
-            .saves
-            .iter()
-            .filter(|save| !save.legacy)
-            .flat_map(|save| iptables::parse(&save.text, save.ipv6))
-            .map(|table| (table.family, table.name))
-            .collect();
+        let mut own = Vec::new();
         if !dump.nft_json.trim().is_empty() {
             match nft::parse(&dump.nft_json, &dump.nft_text) {
-                Ok(found) => tables.extend(found.into_iter().filter(|table| {
-                    !printed.iter().any(|(family, name)| *family == table.family && *name == table.name)
-                })),
+                Ok(found) => own = found,
                 Err(error) => notes.push(Note {
                     tool: "nft".to_owned(),
                     text: format!("the rules of nft are unknown: {error:#}"),
                 }),
             }
         }
+        // iptables-nft keeps its rules in tables of nf_tables, where nft shows them with parts it can't print. Those
+        // are judged by what iptables-nft-save said, if it said all: it leaves out chains it didn't make. The legacy
+        // variant's are other tables with the same names.
+        for save in &dump.saves {
+            for table in iptables::parse(&save.text, save.ipv6) {
+                let twin = own.iter().position(|nft| nft.family == table.family && nft.name == table.name);
+                match twin.filter(|_| !save.legacy) {
+                    Some(twin) if own[twin].is_all_in(&table) => {
+                        own.remove(twin);
+                        tables.push(table);
+                    }
+                    Some(_) => {}
+                    None => tables.push(table),
+                }
+            }
+        }
+        tables.extend(own);
         if listing::has_extensions(&tables) {
             notes.push(Note {
                 tool: "iptables-save".to_owned(),

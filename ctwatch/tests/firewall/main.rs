@@ -6,6 +6,7 @@ use std::path::Path;
 
 use ctwatch::firewall::ObjectionKind::*;
 use ctwatch::firewall::{Dump, Firewall, ObjectionKind, Save, Scope, Target, Tool, Tools};
+use ctwatch::kernel::roots::Roots;
 
 mod verdicts;
 
@@ -98,6 +99,25 @@ fn one_rule_set_is_judged_alike_by_every_tool_that_prints_it() {
 }
 
 #[test]
+fn chains_that_iptables_save_leaves_out_are_judged_all_the_same() {
+    // iptables-nft-save prints the table without the chain `mine`, which drops what isn't ESTABLISHED.
+    assert!(!printed("partial.v4.nft-save.txt").contains("mine"));
+    let found = kinds(&iptables_nft("partial.v4"), 6, 23, Scope::Served);
+    assert_eq!(found, []);
+    let found = kinds(&iptables_nft("partial.v4"), 6, 2222, Scope::Served);
+    assert_eq!(found, [EstablishedOnly]);
+}
+
+#[test]
+fn where_nothing_is_loaded_no_tool_is_run() {
+    let proc = tempfile::tempdir().expect("a folder");
+    let roots = Roots { proc: proc.path().to_owned(), sys: proc.path().to_owned() };
+    let (firewall, dump, notes) = ctwatch::firewall::read(&roots);
+    assert_eq!((dump.nft_json.as_str(), dump.saves.len(), notes.len()), ("", 0, 0));
+    assert!(!firewall.has_nat());
+}
+
+#[test]
 fn rules_that_nft_cant_print_are_never_taken_for_harmless() {
     let dump = Dump {
         nft_json: printed("docker.v4.nft.json"),
@@ -148,4 +168,33 @@ fn the_advice_speaks_the_tool_whose_rules_are_in_force() {
 fn a_json_that_cant_be_read_is_a_note() {
     let (_, notes) = Firewall::parse(&Dump { nft_json: "{".to_owned(), ..Dump::default() });
     assert!(notes[0].text.contains("the rules of nft are unknown"), "{notes:?}");
+}
+
+#[test]
+fn the_commands_exempt_both_directions_and_both_families_and_undo_takes_back_each() {
+    let firewall = Firewall::default();
+    let redis = Target { proto: 6, port: 6379, scope: Scope::Loopback };
+    let nft = firewall.notrack_commands(&redis, Tool::Nft);
+    assert_eq!(
+        nft.now,
+        ["nft 'add table inet ctwatch_notrack_lo_tcp_6379; delete table inet ctwatch_notrack_lo_tcp_6379; \
+          table inet ctwatch_notrack_lo_tcp_6379 { chain output { type filter hook output priority -300; \
+          oif lo tcp dport 6379 notrack; oif lo tcp sport 6379 notrack; }; }'"]
+    );
+    assert_eq!(nft.undo[0], "nft delete table inet ctwatch_notrack_lo_tcp_6379");
+
+    let web = Target { proto: 6, port: 80, scope: Scope::Served };
+    let iptables = firewall.notrack_commands(&web, Tool::Iptables);
+    assert_eq!(
+        iptables.now[..2],
+        [
+            "iptables -w -t raw -A PREROUTING ! -i lo -m addrtype --dst-type LOCAL -p tcp --dport 80 -j CT --notrack",
+            "iptables -w -t raw -A OUTPUT ! -o lo -p tcp --sport 80 -j CT --notrack",
+        ]
+    );
+    assert_eq!(iptables.now.len(), 4);
+    assert!(iptables.now[2..].iter().all(|line| line.starts_with("ip6tables ")));
+    for (add, delete) in iptables.now.iter().zip(&iptables.undo) {
+        assert_eq!(add.replace(" -A ", " -D "), *delete);
+    }
 }
