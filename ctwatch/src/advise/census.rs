@@ -1,5 +1,5 @@
 //! What advice needs of a census: per service and way, in which phase its entries are and since when.
-//! Bounded: services beyond [`MOST`] are summed up by protocol.
+//! Bounded: services beyond the first 2,048 are summed up by protocol.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,5 +1,5 @@
 //! How many different tuples were refused, per service: exact while they are few, by a fair sample when they are many.
-//! Bounded: it never holds more than [`MOST`] hashes.
+//! Bounded: it never holds more than 65,536 hashes.
 
 use std::collections::HashMap;
 use std::hash::Hash;

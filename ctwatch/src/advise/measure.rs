@@ -1,4 +1,4 @@
-//! From a watched window to [`Demand`]: who came, who was refused, who would have come.
+//! From a watched window to the demand: who came, who was refused, who would have come.
 //! Takes the same samples and losses as `state`, live or replayed; no I/O, and bounded memory.
 
 use std::collections::HashMap;

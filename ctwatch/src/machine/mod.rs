@@ -76,7 +76,7 @@ pub struct Memory {
 }
 
 /// The facts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// As `uname -r` prints it.
     pub kernel_release: String,

@@ -1,8 +1,6 @@
 //! `ctwatch advise` as people and scripts see it: the story's host, text, JSON and the script.
 //! The same report goes through the schema test.
 
-use std::collections::BTreeMap;
-
 use crate::fixtures::{HOST, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
 use ctwatch::advise::case::{Case, Commands, Firewall, Known, Objection};
@@ -56,17 +54,12 @@ fn machine() -> Machine {
             old_rule: Some(Sizes { max: 262_144, buckets: 32_768 }),
             ..Table::default()
         },
-        timeouts: BTreeMap::new(),
-        tracking: Default::default(),
-        ephemeral_ports: None,
         settings: Settings {
             new_sysctl_file: "/etc/sysctl.d/99-ctwatch.conf".into(),
             new_modprobe_file: "/etc/modprobe.d/99-ctwatch.conf".into(),
             ..Settings::default()
         },
-        managers: Vec::new(),
-        published: Vec::new(),
-        notes: Vec::new(),
+        ..Machine::default()
     }
 }
 

@@ -10,7 +10,7 @@ mod timeouts;
 use serde::Serialize;
 
 use super::case::{Case, Commands, Objection};
-use super::model::Outcome;
+use super::model::{Outcome, Service};
 use super::whatif::Changes;
 
 /// A table fuller than this at its peaks has too little room.
@@ -119,6 +119,22 @@ impl Draft {
         }
     }
 }
+
+/// The services that need much of the table, and which part of it.
+fn weighty(case: &Case) -> impl Iterator<Item = (&Service, f64)> {
+    let total = case.demand.after(&NOW).needed;
+    let parts = case.demand.needs(&NOW).map(move |(service, needs)| (service, needs / total));
+    parts.filter(|(_, part)| *part >= WORTH)
+}
+
+/// Nothing is changed.
+static NOW: Changes = Changes {
+    max: None,
+    timeouts: std::collections::BTreeMap::new(),
+    notrack: Vec::new(),
+    keepalive: Vec::new(),
+    times: 1.0,
+};
 
 fn limit(max: u32) -> f64 {
     if max == 0 { f64::INFINITY } else { f64::from(max) }

@@ -1,7 +1,7 @@
 //! NOTRACK: flows that need no state go past conntrack, unless a rule needs them tracked.
 //! Refused wherever that would break something; then it has no commands.
 
-use super::{Draft, Item, Kind, Level, WORTH};
+use super::{Draft, Item, Kind, Level, weighty};
 use crate::advise::case::Case;
 use crate::advise::model::Service;
 use crate::advise::whatif::Changes;
@@ -9,17 +9,13 @@ use crate::state::Protocol;
 use crate::state::table::Direction;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
-    let now = Changes::default();
-    let total = case.demand.after(&now).needed;
-    case.demand
-        .needs(&now)
-        .filter(|(service, needs)| {
-            *needs >= WORTH * total
-                && Protocol(service.proto).has_ports()
+    weighty(case)
+        .filter(|(service, _)| {
+            Protocol(service.proto).has_ports()
                 && service.port != 0
                 && service.direction != Direction::Forwarded
         })
-        .filter_map(|(service, needs)| item(case, service, needs / total))
+        .filter_map(|(service, part)| item(case, service, part))
         .collect()
 }
 

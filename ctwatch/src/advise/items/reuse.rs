@@ -1,7 +1,7 @@
 //! Connection reuse: the root fix where short connections fill the table.
 //! Only for services whose entries are mostly closed connections.
 
-use super::{Draft, Item, Kind, Level, WORTH};
+use super::{Draft, Item, Kind, Level, weighty};
 use crate::advise::case::Case;
 use crate::advise::model::Service;
 use crate::advise::phase::Phase;
@@ -14,14 +14,9 @@ const REQUESTS: u32 = 100;
 const CLOSED: f64 = 0.5;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
-    let now = Changes::default();
-    let total = case.demand.after(&now).needed;
-    case.demand
-        .needs(&now)
-        .filter(|(service, needs)| {
-            service.proto == 6 && *needs >= WORTH * total && closed_part(service) >= CLOSED
-        })
-        .map(|(service, needs)| item(case, service, needs / total))
+    weighty(case)
+        .filter(|(service, _)| service.proto == 6 && closed_part(service) >= CLOSED)
+        .map(|(service, part)| item(case, service, part))
         .collect()
 }
 

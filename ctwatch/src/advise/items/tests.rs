@@ -43,17 +43,12 @@ fn machine(ram: u64) -> Machine {
             entry: EntrySize { object: 256, source: SizeSource::Slabinfo, extensions: 128 },
             ..Table::default()
         },
-        timeouts: Default::default(),
-        tracking: Default::default(),
-        ephemeral_ports: None,
         settings: Settings {
             new_sysctl_file: "/etc/sysctl.d/99-ctwatch.conf".into(),
             new_modprobe_file: "/etc/modprobe.d/99-ctwatch.conf".into(),
             ..Settings::default()
         },
-        managers: Vec::new(),
-        published: Vec::new(),
-        notes: Vec::new(),
+        ..Machine::default()
     }
 }
 
