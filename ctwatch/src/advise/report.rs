@@ -83,6 +83,8 @@ pub struct Table {
     pub kernel_default_max: Option<u64>,
     /// What the rule of thumb of old kernels gives (RAM/16384/(ARCH/32)): history, not advice.
     pub old_rule_max: Option<u64>,
+    /// And the buckets that went with it (max/8).
+    pub old_rule_buckets: Option<u64>,
 }
 
 /// One service.
@@ -210,6 +212,7 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Report 
             entry_bytes: case.entry_bytes(),
             kernel_default_max: table.kernel_default.map(|sizes| sizes.max),
             old_rule_max: table.old_rule.map(|sizes| sizes.max),
+            old_rule_buckets: table.old_rule.map(|sizes| sizes.buckets),
         },
         services,
         what_if: what_if.map(|change| answer(case, change)),

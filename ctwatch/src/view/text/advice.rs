@@ -29,13 +29,15 @@ pub(super) fn lines(report: &Report, paint: Paint) -> Vec<String> {
         let text = format!("{} together: {}", both.ids.join(" and "), outcome(&both.after));
         lines.extend(wrap(&text, INDENT));
     }
-    if let (Some(new), Some(old)) = (report.table.kernel_default_max, report.table.old_rule_max) {
+    let Table { kernel_default_max, old_rule_max, old_rule_buckets, .. } = &report.table;
+    if let (Some(new), Some(old), Some(buckets)) = (kernel_default_max, old_rule_max, old_rule_buckets) {
         lines.push(String::new());
         let text = format!(
-            "(For this much memory the kernel itself chooses max {}; old kernels' RAM/16384/(ARCH/32) would be {}. \
-             Neither knows the demand.)",
-            thousands(new),
-            thousands(old)
+            "(For this much memory this kernel chooses max {} by itself; old kernels took RAM/16384/(ARCH/32) = {} and \
+             max/8 = {} buckets. Neither knows the demand.)",
+            thousands(*new),
+            thousands(*old),
+            thousands(*buckets)
         );
         lines.extend(wrap(&text, 0).iter().map(|line| paint.on(FAINT, line)));
     }
