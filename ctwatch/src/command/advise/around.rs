@@ -1,0 +1,239 @@
+//! What `ctwatch advise` reads beside the window: the table once, the machine, its firewall, who is behind the ports.
+//! Reads only; what follows from it is decided in `advise`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::advise::case::{Case, Commands, Firewall as Rules, Known, Objection};
+use crate::advise::follow::{Uses, follow};
+use crate::advise::measure::Measure;
+use crate::advise::model::{Demand, Gc, Service, Timeouts};
+use crate::advise::phase::Phase;
+use crate::advise::target::Target;
+use crate::conntrack::netns::Place;
+use crate::conntrack::{addresses, census};
+use crate::error::Failure;
+use crate::event::{NetnsId, Wanted};
+use crate::firewall::{self, Firewall, Scope};
+use crate::kernel::roots::Roots;
+use crate::machine::endpoint::{self, Endpoint, Port};
+use crate::machine::{self, Host, Machine};
+use crate::state::Protocol;
+use crate::state::table::{Direction, Locals};
+
+/// Services of which everything is looked up.
+const LOOKED_UP: usize = 12;
+/// How long to look for the processes behind ports.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// All that is read once the window is over.
+pub(super) struct Found {
+    machine: Machine,
+    firewall: Firewall,
+    endpoints: BTreeMap<Port, Endpoint>,
+    services: Vec<Service>,
+    lookups_per_s: f64,
+    pub notes: Vec<String>,
+}
+
+/// Reads everything there is to read of the netns this thread is in.
+pub(super) fn look_around(host: &Host, place: &Place, measure: &mut Measure) -> Result<Found> {
+    let machine = machine::read(host);
+    let locals = Locals::new(&addresses::here()?);
+    let packets = packets_here();
+    let since = Instant::now();
+    census::list_here(Wanted { addresses: true, marks: false }, false, |entry| {
+        measure.entry(entry, locals.direction(entry));
+    })
+    .map_err(|error| Failure::cannot_watch(format!("{error:#}")))?;
+    let services = measure.services();
+    let ports: Vec<Port> = services
+        .iter()
+        .filter(|service| matches!(service.proto, 6 | 17))
+        .take(LOOKED_UP)
+        .map(|service| Port { proto: service.proto, port: service.port })
+        .collect();
+    let endpoints = endpoint::read(&host.roots, &ports, PATIENCE);
+    let lookups_per_s = (packets_here() - packets) / since.elapsed().as_secs_f64();
+    let (firewall, _, firewall_notes) = firewall::read(&host.roots);
+    let mut notes = machine.notes.clone();
+    notes.extend(firewall_notes.into_iter().map(|note| format!("{}: {}", note.tool, note.text)));
+    if place.name.as_deref() != Some("host") && machine.table.initial_netns == Some(false) {
+        notes.push(
+            "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
+        );
+    }
+    Ok(Found { machine, firewall, endpoints, services, lookups_per_s, notes })
+}
+
+/// Timeouts in force in the netns this thread is in.
+pub(super) fn in_force(roots: &Roots) -> Timeouts {
+    let read = |phase: Phase| {
+        let path = roots.proc(format!("sys/net/netfilter/nf_conntrack_{}", phase.sysctl()));
+        Some((phase, std::fs::read_to_string(path).ok()?.trim().parse().ok()?))
+    };
+    Phase::ALL.into_iter().filter_map(read).collect()
+}
+
+/// Packets that all devices of this netns have seen; those of lo count once.
+fn packets_here() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    let of = |line: &str| {
+        let (device, numbers) = line.split_once(':')?;
+        let numbers: Vec<f64> =
+            numbers.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let (received, sent) = (numbers.get(1)?, numbers.get(9)?);
+        Some(if device.trim() == "lo" { *sent } else { received + sent })
+    };
+    text.lines().filter_map(of).sum()
+}
+
+/// Puts everything together.
+pub(super) fn case(found: Found, measure: &Measure, place: &Place, own: NetnsId, times: f64) -> Case {
+    let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
+    let uses = uses(&services, &endpoints);
+    follow(&mut services, &uses);
+    let known: BTreeMap<Target, Known> = services
+        .iter()
+        .take(LOOKED_UP)
+        .map(|service| (service.target(), known(&service.target(), &machine, &firewall, &endpoints)))
+        .collect();
+    let buckets = machine.table.buckets.unwrap_or(0);
+    let demand = Demand {
+        services,
+        max: machine.table.max.unwrap_or(0) as u32,
+        ephemeral: machine.ephemeral_ports.as_ref().map(machine::EphemeralPorts::ceiling),
+        gc: Gc {
+            // Up to 5.14 one scan every two minutes.
+            every_s: machine.kernel_version.filter(|version| *version < (5, 15)).map(|_| 120.0),
+            reaped_per_s: if buckets > 0 { lookups_per_s / buckets as f64 } else { 0.0 },
+        },
+    };
+    let enter =
+        if place.id == own { String::new() } else { format!("nsenter --net={} ", place.path.display()) };
+    Case {
+        demand,
+        timeouts: measure.timeouts().clone(),
+        machine,
+        times,
+        enter,
+        firewall: rules(&firewall, &known),
+        known,
+    }
+}
+
+/// Which services are used by the server of which other one.
+fn uses(services: &[Service], endpoints: &BTreeMap<Port, Endpoint>) -> Vec<Uses> {
+    let endpoint = |target: &Target| endpoints.get(&Port { proto: target.proto, port: target.port });
+    let mut found = Vec::new();
+    for front in services {
+        for behind in services {
+            let (served, used) = (front.target(), behind.target());
+            let (Some(server), Some(clients)) = (endpoint(&served), endpoint(&used)) else { continue };
+            let is_client = server.servers.iter().any(|server| {
+                clients.clients.iter().any(|client| client.program.software == server.software)
+            });
+            if served != used && behind.direction != Direction::In && is_client {
+                found.push(Uses { served, used });
+            }
+        }
+    }
+    found
+}
+
+fn known(
+    target: &Target,
+    machine: &Machine,
+    firewall: &Firewall,
+    endpoints: &BTreeMap<Port, Endpoint>,
+) -> Known {
+    let mut known = Known::default();
+    if let Some(endpoint) = endpoints.get(&Port { proto: target.proto, port: target.port }) {
+        let server = endpoint.servers.first().map(|program| program.software.clone());
+        let clients: Vec<machine::Software> =
+            endpoint.clients.iter().map(|client| client.program.software.clone()).collect();
+        known.server = server.as_ref().map(|software| software.name().to_owned());
+        known.clients = clients.iter().map(|software| software.name().to_owned()).collect();
+        known.reuse = server.map(|server| {
+            let hint = machine::reuse::reuse_hint(&server, &clients);
+            (hint.what, hint.settings)
+        });
+    }
+    let scope = match target.direction {
+        Some(Direction::Loopback) => Scope::Loopback,
+        Some(Direction::In) => Scope::Served,
+        Some(Direction::Out) => Scope::Outgoing,
+        Some(Direction::Forwarded) | None => return known,
+    };
+    let exempt = firewall::Target { proto: target.proto, port: target.port, scope };
+    for objection in firewall.objections(&exempt) {
+        if objection.kind == firewall::ObjectionKind::AlreadyUntracked {
+            known.untracked = true;
+        } else if objection.kind.breaks_connections() {
+            known.objections.push(Objection {
+                rule: format!("{}: {}", objection.place, objection.rule),
+                text: objection.text,
+                remedy: objection.remedy,
+            });
+        } else {
+            known.warnings.push(format!("{} ({}: {})", objection.text, objection.place, objection.rule));
+        }
+    }
+    for published in &machine.published {
+        if published.port == target.port && Some(target.proto) == proto(&published.proto) {
+            known.objections.push(Objection {
+                rule: format!("{} (pid {})", published.program, published.pid),
+                text: "this port is published for a container: its packets need NAT".to_owned(),
+                remedy: None,
+            });
+        }
+    }
+    if firewall.can_nft() || firewall.can_iptables() {
+        let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
+        known.notrack = Some(Commands { now: commands.now, keep: commands.keep, undo: commands.undo });
+    }
+    known
+}
+
+fn proto(name: &str) -> Option<u8> {
+    Protocol::from_name(name).map(|proto| proto.0)
+}
+
+/// What the firewall as a whole says: whether it could do without state, by what it would do to the flows that are there.
+fn rules(firewall: &Firewall, known: &BTreeMap<Target, Known>) -> Rules {
+    let tracking = firewall.tracking_rules();
+    let nat = firewall.has_nat();
+    let mut objections: Vec<Objection> = Vec::new();
+    if nat {
+        let rule = tracking.iter().find(|one| one.rule.contains("nat") || one.rule.contains("masquerade"));
+        objections.push(Objection {
+            rule: rule.map_or_else(String::new, |one| format!("{}: {}", one.place, one.rule)),
+            text: "NAT can't do without conntrack".to_owned(),
+            remedy: None,
+        });
+    }
+    objections.extend(known.values().flat_map(|known| known.objections.iter().cloned()).take(3));
+    objections.dedup();
+    let without = firewall.without_tracking();
+    if without.is_none() {
+        objections.push(Objection {
+            rule: tracking.first().map_or_else(String::new, |one| format!("{}: {}", one.place, one.rule)),
+            text:
+                "rules made with iptables can't be put back by one command: change them where they are made"
+                    .to_owned(),
+            remedy: None,
+        });
+    }
+    Rules {
+        nat,
+        tracking: tracking.into_iter().map(|one| format!("{}: {}", one.place, one.rule)).collect(),
+        without: without.map(commands),
+        objections,
+    }
+}
+
+fn commands(commands: firewall::Commands) -> Commands {
+    Commands { now: commands.now, keep: commands.keep, undo: commands.undo }
+}
