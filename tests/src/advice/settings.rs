@@ -12,8 +12,11 @@ use crate::shell::{exists, run};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings(BTreeMap<String, String>);
 
-/// Where sysctls and module options are kept.
-const FOLDERS: [&str; 3] = ["/etc/sysctl.d", "/etc/modprobe.d", "/etc/modules-load.d"];
+/// Where sysctls, module options and rules are kept.
+const FOLDERS: [&str; 5] =
+    ["/etc/sysctl.d", "/etc/modprobe.d", "/etc/modules-load.d", "/etc/nftables.d", "/etc/iptables"];
+/// Where rules are kept, too.
+const FILES: [&str; 2] = ["/etc/nftables.conf", "/etc/sysctl.conf"];
 const SYSCTLS: &str = "/proc/sys/net/netfilter";
 
 impl Settings {
@@ -35,6 +38,11 @@ impl Settings {
         for save in ["iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"] {
             if exists(save) {
                 all.insert(save.to_owned(), rules_of(&run(&[save])?));
+            }
+        }
+        for file in FILES {
+            if let Ok(text) = fs::read_to_string(file) {
+                all.insert(file.to_owned(), text);
             }
         }
         for folder in FOLDERS {

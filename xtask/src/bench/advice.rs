@@ -236,8 +236,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let baseline: Baseline = read(&folder.join("baseline.json"))?;
     let trials = trials(&advice, &folder, &args.only)?;
     println!(
-        "Linux {}: {:.0} flows/s come, advise reckons with {:.1}; without advice the table holds {:.0} entries, {} at most, and \
-         {} packets were dropped while it looked",
+        "Linux {}: {:.0} flows/s come, advise reckons with {:.1}; while it looked, the table held {:.0} entries on average and {} at \
+         most, and {} packets were dropped",
         advice.kernel_release,
         baseline.flows_per_s,
         advice.table.offered_per_s,
