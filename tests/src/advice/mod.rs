@@ -47,11 +47,13 @@ struct Sampler {
 }
 
 /// The table over some time.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 struct Entries {
     mean: f64,
     least: u64,
     most: u64,
+    /// Milliseconds and entries, from the sampler's start on.
+    all: Vec<(u64, u64)>,
 }
 
 impl Sampler {
@@ -71,17 +73,17 @@ impl Sampler {
         Self { over, thread }
     }
 
-    /// What it saw from one time after its start to another.
-    fn stop(self, from: Duration, to: Duration) -> Result<Entries> {
+    /// What it saw from that time after its start on.
+    fn stop(self, from: Duration) -> Result<Entries> {
         self.over.store(true, Ordering::Relaxed);
         let samples = self.thread.join().expect("a thread that only reads doesn't panic")?;
-        let counts: Vec<u64> =
-            samples.into_iter().filter(|(at, _)| (from..to).contains(at)).map(|(_, count)| count).collect();
-        let (least, most) = counts.iter().min().zip(counts.iter().max()).context("no sample in that time")?;
+        let counts = || samples.iter().filter(|(at, _)| *at >= from).map(|(_, count)| *count);
+        let (least, most) = counts().min().zip(counts().max()).context("no sample in that time")?;
         Ok(Entries {
-            mean: counts.iter().sum::<u64>() as f64 / counts.len() as f64,
-            least: *least,
-            most: *most,
+            mean: counts().sum::<u64>() as f64 / counts().count() as f64,
+            least,
+            most,
+            all: samples.iter().map(|(at, count)| (at.as_millis() as u64, *count)).collect(),
         })
     }
 }

@@ -133,8 +133,9 @@ pub(super) fn refused(_: &Guest) -> Result<Outcome> {
             &format!("notrack-{port}-tcp-lo"),
         ])?;
         checks.that(!script.contains("notrack\n"), format!("{what}: the script exempts it: {script}"));
-        let last = advice["items"].as_array().and_then(|items| items.last()).map(|item| &item["id"]);
-        checks.equal(&format!("{what}: the last piece of advice"), last, Some(&item["id"]));
+        let is_refused = |item: &Value| item["refused"].as_array().is_some_and(|why| !why.is_empty());
+        let items = advice["items"].as_array().context("the advice has no items")?;
+        checks.that(items.is_sorted_by_key(is_refused), format!("{what}: what is refused doesn't come last"));
         Ok(())
     };
     judge(
@@ -158,24 +159,24 @@ pub(super) fn refused(_: &Guest) -> Result<Outcome> {
 pub(super) fn odds(_: &Guest) -> Result<Outcome> {
     nftables::track()?;
     let mut checks = Checks::new();
-    let nobody = ended(Command::new("ctwatch").args(["advise", "--window", "2s"]).uid(65_534).gid(65_534))?;
+    let nobody = ended(Command::new("ctwatch").args(["advise", "--window", "3s"]).uid(65_534).gid(65_534))?;
     said(&mut checks, "advice for nobody", &nobody, 3, "root");
 
-    let empty = ended(Command::new("ctwatch").args(["advise", "--window", "2s"]))?;
+    let empty = ended(Command::new("ctwatch").args(["advise", "--window", "3s"]))?;
     said(&mut checks, "advice on an empty table", &empty, 0, "");
     let shown = String::from_utf8_lossy(&empty.stdout).into_owned();
     checks.that(!shown.is_empty(), "nothing is said of an empty table");
 
     // A host without nft and iptables.
     let path = run(&["sh", "-c", "command -v ctwatch"])?;
-    let bare = ended(Command::new(path.trim()).args(["advise", "--window", "2s"]).env("PATH", "/nowhere"))?;
+    let bare = ended(Command::new(path.trim()).args(["advise", "--window", "3s"]).env("PATH", "/nowhere"))?;
     said(&mut checks, "advice without nft and iptables", &bare, 0, "");
     let shown = String::from_utf8_lossy(&bare.stdout).into_owned();
     checks.that(
         shown.contains("nft") && shown.contains("iptables"),
         format!("it doesn't say that nft and iptables are missing: {shown}"),
     );
-    let unknown = ended(Command::new("ctwatch").args(["advise", "--window", "2s", "--item", "luck"]))?;
+    let unknown = ended(Command::new("ctwatch").args(["advise", "--window", "3s", "--item", "luck"]))?;
     said(&mut checks, "an unknown piece of advice", &unknown, 2, "luck");
     let wrong = ended(Command::new("ctwatch").args(["advise", "--what-if", "luck=7"]))?;
     said(&mut checks, "an unknown what-if", &wrong, 2, "luck");
@@ -191,7 +192,7 @@ pub(super) fn not_loaded(_: &Guest) -> Result<Outcome> {
     }
     super::module::unload("nf_conntrack")?;
     let mut checks = Checks::new();
-    let output = ended(Command::new("ctwatch").args(["advise", "--window", "2s"]))?;
+    let output = ended(Command::new("ctwatch").args(["advise", "--window", "3s"]))?;
     said(&mut checks, "advice without conntrack", &output, 3, "nf_conntrack is not loaded");
     checks.that(!there(), "ctwatch advise loaded nf_conntrack");
     sh("modprobe nf_conntrack")?;

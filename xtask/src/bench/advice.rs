@@ -111,6 +111,7 @@ struct Measured {
     rate_held: bool,
     now: Vec<String>,
     left: Vec<String>,
+    failed: Vec<String>,
 }
 
 /// A piece of advice, or two, and how to follow it.
@@ -153,7 +154,7 @@ impl Trial {
         command
     }
 
-    fn run(&self, kernel: Series, files: &[GuestFile]) -> Result<Measured> {
+    fn run(&self, kernel: Series, files: &[GuestFile], folder: &Path) -> Result<Measured> {
         let mut vm = guest(kernel, files);
         let scripts =
             self.scripts.iter().map(|script| GuestFile { host: script.clone(), guest: in_guest(script) });
@@ -161,8 +162,14 @@ impl Trial {
         let mut out = Vec::new();
         let status = vm.run(&self.command(), &mut out, &mut io::stderr())?;
         ensure!(status.success(), "the guest ended with {status:?}");
-        println!("{}: {}", self.name, String::from_utf8_lossy(&out).trim());
-        serde_json::from_slice(&out).context("reading what the guest measured")
+        fs::write(folder.join(format!("{}.result.json", self.slug())), &out).context("keeping the result")?;
+        let measured: Measured = serde_json::from_slice(&out).context("reading what the guest measured")?;
+        eprintln!("{}", self.row(&measured));
+        Ok(measured)
+    }
+
+    fn slug(&self) -> String {
+        self.name.replace(": ", "-").replace(" + ", "+")
     }
 
     /// What is wrong with it, in words.
@@ -183,6 +190,7 @@ impl Trial {
             faults.push("`now` changed nothing".to_owned());
         }
         faults.extend(measured.left.iter().map(|line| format!("after `undo`: {line}")));
+        faults.extend(measured.failed.iter().cloned());
         if !measured.rate_held {
             faults.push("the load did not hold its rate".to_owned());
         }
@@ -248,7 +256,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for item in advice.items.iter().filter(|item| !item.refused.is_empty()) {
         println!("{}: refused, so not tried", item.id);
     }
-    let results = at_once(&trials, args, &files);
+    let results = at_once(&trials, args, &files, &folder);
     println!(
         "\n| advice | entries predicted | measured | off by | peak predicted | measured | off by | drops predicted | \
          measured | requests answered |"
@@ -309,7 +317,7 @@ fn trials(advice: &Advice, folder: &Path, only: &[String]) -> Result<Vec<Trial>>
 }
 
 /// Runs guests side by side.
-fn at_once(trials: &[Trial], args: &Args, files: &[GuestFile]) -> Vec<Result<Measured>> {
+fn at_once(trials: &[Trial], args: &Args, files: &[GuestFile], folder: &Path) -> Vec<Result<Measured>> {
     let queue = Mutex::new(trials.iter().enumerate());
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -318,7 +326,7 @@ fn at_once(trials: &[Trial], args: &Args, files: &[GuestFile]) -> Vec<Result<Mea
                 loop {
                     let next = queue.lock().expect("no thread panics with the lock").next();
                     let Some((index, trial)) = next else { return };
-                    let result = trial.run(args.kernel, files);
+                    let result = trial.run(args.kernel, files, folder);
                     done.lock().expect("no thread panics with the lock").push((index, result));
                 }
             });
