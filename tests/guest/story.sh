@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # The story's host: nginx with Lua in front of Redis, one Redis connection per request, and a table too small for it.
 # Only for a throw-away VM: it lowers nf_conntrack_max. usage: story.sh up | fill PERCENT | load [SECONDS_FULL] | down
+# STORY_MAX=N sets another limit; with STORY_KEEPALIVE=1 the Lua code does what it forgot in the story.
 set -euo pipefail
 
 home=/run/ctwatch-story
 limit=${STORY_MAX:-2000}
+release='client:close()'
+if [ "${STORY_KEEPALIVE:-0}" = 1 ]; then
+  release='client:set_keepalive(10000, 100)'
+fi
 
 value() { cat "/proc/sys/net/netfilter/nf_conntrack_$1"; }
 
@@ -60,7 +65,7 @@ http {
         end
         client:incr("visits")
         -- What the story's code forgot is client:set_keepalive(10000, 100) here.
-        client:close()
+        $release
         ngx.say("hello")
       }
     }
@@ -122,7 +127,7 @@ case ${1:-} in
   load) drive $((limit * 99 / 100)) "${2:-6}" ;;
   down) down ;;
   *)
-    sed -n '2,3s/^# //p' "$0" >&2
+    sed -n '2,4s/^# //p' "$0" >&2
     exit 2
     ;;
 esac

@@ -2,6 +2,7 @@
 //! Nothing here may take a number from ctwatch's own code: every expectation is counted by another way. (`notrack` asks
 //! the library for its verdict, which is what is tested there.)
 
+pub mod advice;
 pub mod bench;
 pub mod bpftrace;
 pub mod census;

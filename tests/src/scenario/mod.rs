@@ -1,6 +1,7 @@
 //! The list of scenarios, and the runner that gives each its own process, a time limit and a clean kernel.
 //! A scenario may not lean on another: any one runs alone with `--only`.
 
+mod advice;
 mod attach;
 mod causes;
 mod census;
@@ -121,6 +122,10 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("real_programs_are_identified_with_their_clients", machine::real_programs_are_identified, 300),
     Scenario("an_open_loop_holds_its_rate_on_a_full_table", load::holds_its_rate, 400),
     Scenario("notrack_breaks_what_the_judge_says_and_nothing_else", notrack::judged, 900),
+    Scenario("advice_is_followed_and_undone", advice::followed_and_undone, 600),
+    Scenario("advice_is_refused_where_it_would_break_something", advice::refused, 400),
+    Scenario("advice_for_nobody_on_nothing_and_without_tools", advice::odds, 240),
+    Scenario("advice_without_conntrack", advice::not_loaded, 240),
     Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
 ];
 

@@ -1,4 +1,4 @@
-//! What ctwatch costs the kernel, in instructions: the emulator runs one instruction per guest nanosecond.
+//! What ctwatch costs and what its advice is worth, measured in guests whose clock counts instructions.
 //! Wall-clock time may only enter as a ratio of two times of one run.
 
 use std::io;
@@ -10,6 +10,8 @@ use clap::{Args as ClapArgs, Subcommand};
 
 use crate::vm::{GuestFile, Series, Vm};
 use crate::{dist, sh};
+
+mod advice;
 
 /// Arguments of `cargo xtask bench`.
 #[derive(ClapArgs)]
@@ -35,6 +37,8 @@ enum What {
         #[arg(long)]
         native: bool,
     },
+    /// What `ctwatch advise` promises against what comes of it: one boot asks, and one for each piece of advice obeys
+    Advice(advice::Args),
 }
 
 /// Runs `cargo xtask bench`.
@@ -43,6 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Overhead { kernels } => overhead(kernels),
         What::Census { native: true, .. } => census_here(),
         What::Census { kernel, native: false } => census(*kernel),
+        What::Advice(args) => advice::run(args),
     }
 }
 

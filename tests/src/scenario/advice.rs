@@ -1,0 +1,199 @@
+//! `ctwatch advise` on a small story: its numbers against the load's own, its commands against the kernel, its refusals.
+//! How near predictions come is measured by `cargo xtask bench advice`, where a busy host can't disturb.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::story::Story;
+use super::usage::{ended, said};
+use super::{Guest, Outcome};
+use crate::advice::settings::Settings;
+use crate::checks::Checks;
+use crate::counters::Counters;
+use crate::shell::{run, sh};
+use crate::sysctl::Setting;
+use crate::traffic::http::Load;
+use crate::{nftables, sys};
+
+/// Requests a second, which an emulated machine bears while its host is busy with others.
+const RATE: f64 = 15.0;
+/// Too few entries for them,
+const MAX: u64 = 200;
+/// since each request is two flows, whose entries wait so long, seconds.
+const TIME_WAIT: u64 = 10;
+
+const TIME_WAIT_PATH: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait";
+
+/// A load that goes on until this process ends.
+fn load(port: u16) {
+    thread::spawn(move || {
+        sys::run_first();
+        Load::new(([127, 0, 0, 1], port).into(), RATE, 600.0).run()
+    });
+}
+
+fn advise(args: &[&str]) -> Result<Value> {
+    let text = run(&[&["ctwatch", "advise", "--format", "json"], args].concat())?;
+    serde_json::from_str(&text).context("reading the advice")
+}
+
+fn item<'a>(advice: &'a Value, id: &str) -> Result<&'a Value> {
+    let items = advice["items"].as_array().context("the advice has no items")?;
+    items.iter().find(|item| item["id"] == id).with_context(|| {
+        let ids: Vec<&str> = items.iter().filter_map(|item| item["id"].as_str()).collect();
+        format!("no advice is called {id}; there is {}", ids.join(", "))
+    })
+}
+
+pub(super) fn followed_and_undone(_: &Guest) -> Result<Outcome> {
+    let _time_wait = Setting::set(TIME_WAIT_PATH, TIME_WAIT)?;
+    let _story = Story::up(MAX)?;
+    load(80);
+    thread::sleep(Duration::from_secs(20));
+    let before = Counters::read()?;
+    let advice = advise(&["--window", "15s"])?;
+    let mut checks = Checks::new();
+    checks.that(Counters::read()?.since(&before).get("drop") > 0, "the table was never full");
+    for port in [80, 6379] {
+        let services = advice["services"].as_array().context("the advice has no services")?;
+        let service = services.iter().find(|one| one["port"] == port && one["direction"] == "loopback");
+        let offered = service.and_then(|one| one["offered_per_s"].as_f64()).unwrap_or(0.0);
+        checks.figure(&format!("offered_{port}"), format!("{offered:.1}"));
+        checks.that(
+            (offered / RATE - 1.0).abs() <= 0.25,
+            format!("{RATE} flows/s come to port {port}, advise says {offered}"),
+        );
+    }
+    let needed = advice["table"]["demand"]["needed"].as_f64().unwrap_or(0.0);
+    checks.figure("needed", format!("{needed:.0}"));
+    checks.that(
+        needed >= 2.0 * RATE * TIME_WAIT as f64 * 0.75,
+        format!("{needed} entries are too few for that demand"),
+    );
+
+    // A raised limit and a flow past conntrack: both have to work, and to leave no trace once undone.
+    let settings = Settings::read()?;
+    let folder = tempfile::tempdir().context("a folder for scripts")?;
+    for id in ["max", "notrack-6379-tcp-lo"] {
+        item(&advice, id)?;
+        let text = run(&["ctwatch", "advise", "--window", "5s", "--format", "sh", "--item", id])?;
+        let script = folder.path().join(format!("{id}.sh"));
+        fs::write(&script, text).with_context(|| format!("writing the script for {id}"))?;
+        let script = script.to_str().context("the script's path")?;
+        let unchanged = settings.changes(&Settings::read()?);
+        checks.that(unchanged.is_empty(), format!("advise changed something: {unchanged:?}"));
+        let without = run(&["sh", "-c", "sh $0 2>&1; echo $?", script])?;
+        checks.equal(&format!("{id}: exit code without a word"), without.lines().last(), Some("2"));
+        run(&["sh", script, "now"])?;
+        let changed = settings.changes(&Settings::read()?);
+        checks.that(!changed.is_empty(), format!("{id}: `now` changed nothing"));
+        if id == "max" {
+            // Retries of what was refused have passed by then.
+            thread::sleep(Duration::from_secs(2));
+            let before = Counters::read()?;
+            thread::sleep(Duration::from_secs(12));
+            checks.equal("drops with a larger table", Counters::read()?.since(&before).get("drop"), 0);
+        }
+        run(&["sh", script, "keep"])?;
+        run(&["sh", script, "undo"])?;
+        let left = settings.changes(&Settings::read()?);
+        checks.that(left.is_empty(), format!("{id}: after `undo`: {left:?}"));
+    }
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+pub(super) fn refused(_: &Guest) -> Result<Outcome> {
+    let _time_wait = Setting::set(TIME_WAIT_PATH, TIME_WAIT)?;
+    let _story = Story::up(65_536)?;
+    let mut checks = Checks::new();
+    let mut judge = |what: &str, rules: &str, port: u16, word: &str| -> Result<()> {
+        nftables::load(rules)?;
+        load(port);
+        thread::sleep(Duration::from_secs(3));
+        let advice = advise(&["--window", "6s"])?;
+        let item = item(&advice, &format!("notrack-{port}-tcp-lo")).with_context(|| what.to_owned())?;
+        let why = item["refused"].to_string();
+        checks.that(why.contains(word), format!("{what}: refused because of {why}"));
+        checks.equal(&format!("{what}: commands"), item["commands"]["now"].as_array().map(Vec::len), Some(0));
+        // Its script says why, and does nothing.
+        let id = format!("notrack-{port}-tcp-lo");
+        let script = run(&["ctwatch", "advise", "--window", "3s", "--format", "sh", "--item", &id])?;
+        let settings = Settings::read()?;
+        run(&["sh", "-c", &script, "script", "now"])?;
+        let changed = settings.changes(&Settings::read()?);
+        checks.that(changed.is_empty(), format!("{what}: its script does {changed:?}"));
+        let is_refused = |item: &Value| item["refused"].as_array().is_some_and(|why| !why.is_empty());
+        let items = advice["items"].as_array().context("the advice has no items")?;
+        checks.that(items.is_sorted_by_key(is_refused), format!("{what}: what is refused doesn't come last"));
+        Ok(())
+    };
+    judge(
+        "a port that NAT leads elsewhere",
+        // With the names of iptables' own tables, but not made by it.
+        "table ip nat {\n chain out {\n  type nat hook output priority -100; policy accept;\n  tcp dport 8000 dnat to \
+         127.0.0.1:80\n }\n}\n",
+        8000,
+        "dnat",
+    )?;
+    nftables::flush()?;
+    judge(
+        "a firewall that takes answers for ESTABLISHED alone",
+        "table inet guard {\n chain in {\n  type filter hook input priority 0; policy drop;\n  ct state \
+         established,related accept\n  tcp dport { 80, 6379, 8000 } ct state new accept\n }\n}\n",
+        80,
+        "established",
+    )?;
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+pub(super) fn odds(_: &Guest) -> Result<Outcome> {
+    nftables::track()?;
+    let mut checks = Checks::new();
+    let nobody = ended(Command::new("ctwatch").args(["advise", "--window", "3s"]).uid(65_534).gid(65_534))?;
+    said(&mut checks, "advice for nobody", &nobody, 3, "root");
+
+    let empty = ended(Command::new("ctwatch").args(["advise", "--window", "3s"]))?;
+    said(&mut checks, "advice on an empty table", &empty, 0, "");
+    let shown = String::from_utf8_lossy(&empty.stdout).into_owned();
+    checks.that(!shown.is_empty(), "nothing is said of an empty table");
+
+    // A host without nft and iptables: they are hidden from this one command.
+    let hide = "mkdir -p /run/nothing; mount --bind /run/nothing /usr/sbin; mount --bind /run/nothing /sbin; \
+                exec ctwatch advise --window 3s";
+    let bare = ended(Command::new("unshare").args(["-m", "bash", "-c", hide]))?;
+    said(&mut checks, "advice without nft and iptables", &bare, 0, "");
+    let shown = String::from_utf8_lossy(&bare.stdout).into_owned();
+    checks.that(
+        shown.contains("nft") && shown.contains("iptables"),
+        format!("it doesn't say that nft and iptables are missing: {shown}"),
+    );
+    let unknown = ended(Command::new("ctwatch").args(["advise", "--window", "3s", "--item", "luck"]))?;
+    said(&mut checks, "an unknown piece of advice", &unknown, 2, "luck");
+    let wrong = ended(Command::new("ctwatch").args(["advise", "--what-if", "luck=7"]))?;
+    said(&mut checks, "an unknown what-if", &wrong, 2, "luck");
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+pub(super) fn not_loaded(_: &Guest) -> Result<Outcome> {
+    const MODULE: &str = "/sys/module/nf_conntrack";
+    nftables::flush()?;
+    let there = || Path::new(MODULE).exists();
+    if there() && !Path::new(MODULE).join("initstate").exists() {
+        return Ok(Outcome::Skipped("nf_conntrack is built in".into()));
+    }
+    super::module::unload("nf_conntrack")?;
+    let mut checks = Checks::new();
+    let output = ended(Command::new("ctwatch").args(["advise", "--window", "3s"]))?;
+    said(&mut checks, "advice without conntrack", &output, 3, "nf_conntrack is not loaded");
+    checks.that(!there(), "ctwatch advise loaded nf_conntrack");
+    sh("modprobe nf_conntrack")?;
+    ensure!(there(), "nf_conntrack does not load");
+    Ok(Outcome::Passed(checks.finish()?))
+}
