@@ -101,8 +101,10 @@ pub(super) fn followed_and_undone(_: &Guest) -> Result<Outcome> {
             thread::sleep(Duration::from_secs(12));
             checks.equal("drops with a larger table", Counters::read()?.since(&before).get("drop"), 0);
         }
-        run(&["sh", script, "keep"])?;
-        run(&["sh", script, "undo"])?;
+        for step in ["keep", "undo"] {
+            let done = run(&["sh", script, step]);
+            checks.that(done.is_ok(), format!("{id}: `{step}`: {done:?}"));
+        }
         let left = settings.changes(&Settings::read()?);
         checks.that(left.is_empty(), format!("{id}: after `undo`: {left:?}"));
     }
@@ -171,8 +173,8 @@ pub(super) fn odds(_: &Guest) -> Result<Outcome> {
     said(&mut checks, "advice without nft and iptables", &bare, 0, "");
     let shown = String::from_utf8_lossy(&bare.stdout).into_owned();
     checks.that(
-        shown.contains("nft") && shown.contains("iptables"),
-        format!("it doesn't say that nft and iptables are missing: {shown}"),
+        shown.contains("nft is not installed"),
+        format!("it doesn't say that it can't read nft's rules: {shown}"),
     );
     let unknown = ended(Command::new("ctwatch").args(["advise", "--window", "3s", "--item", "luck"]))?;
     said(&mut checks, "an unknown piece of advice", &unknown, 2, "luck");
