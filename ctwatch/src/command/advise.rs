@@ -17,6 +17,7 @@ use crate::advise::report::{self, Report, Source};
 use crate::cli::{AdviceFormat, Advise, BackendChoice, Config};
 use crate::conntrack::netns::{self, Place};
 use crate::error::{Exit, Failure, Mark as _};
+use crate::event::Loss;
 use crate::kernel::Kernel;
 use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
@@ -25,7 +26,7 @@ use crate::probe::plan::Wishes;
 use crate::state::Backend;
 use crate::view;
 use crate::watch::{Settings, Watch, conntrack_module};
-use around::{case, in_force, look_around};
+use around::{Senders, case, in_force, look_around};
 
 /// Between two looks at the counters.
 const EVERY: Duration = Duration::from_secs(1);
@@ -61,13 +62,13 @@ async fn measure_and_advise(config: &Config, advise: &Advise) -> Result<Exit> {
         .cloned()
         .ok_or_else(|| Failure::usage(format!("--netns: netns {} is gone", wanted.inode())))?;
     let mut stop = Stop::new()?;
-    let Some((mut measure, measured_by, mut notes)) =
+    let Some(Watched { mut measure, senders, measured_by, mut notes }) =
         watch(config, advise, &roots, &place, &mut stop).await?
     else {
         return Ok(Exit::Done);
     };
     let host = Host { roots, ..Host::default() };
-    let found = netns::inside(&place, || look_around(&host, &place, &mut measure))
+    let found = netns::inside(&place, || look_around(&host, &place, &mut measure, &senders))
         .with_context(|| format!("looking at {}", place.name.as_deref().unwrap_or("the netns")))?;
     notes.extend(found.notes.iter().cloned());
     let case = case(found, &measure, &place, own, advise.times);
@@ -116,6 +117,14 @@ fn choose(report: &Report, advise: &Advise) -> Result<Vec<String>> {
     })
 }
 
+/// What a window gave.
+struct Watched {
+    measure: Measure,
+    senders: Senders,
+    measured_by: &'static str,
+    notes: Vec<String>,
+}
+
 /// Watches for the length of the window; `None` if it was ended before.
 async fn watch(
     config: &Config,
@@ -123,7 +132,7 @@ async fn watch(
     roots: &Roots,
     place: &Place,
     stop: &mut Stop,
-) -> Result<Option<(Measure, &'static str, Vec<String>)>> {
+) -> Result<Option<Watched>> {
     let kernel = Kernel::read(roots);
     let found = look(roots, &kernel, None);
     let (backend, reason) = match backend::choose(BackendChoice::Auto, &found) {
@@ -137,7 +146,7 @@ async fn watch(
         insert_events: false,
         loss_events: true,
         detail: false,
-        owners: false,
+        owners: true,
         invalid: false,
         pair: false,
         skips_nested: found.skips_nested,
@@ -157,6 +166,7 @@ async fn watch(
     }
     let timeouts = netns::inside(place, || Ok(in_force(&Roots::default())))?;
     let mut measure = Measure::new(place.id, advise.window.as_secs_f64(), timeouts, kprobes);
+    let mut senders = Senders::default();
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looks = interval(LOOK_AT_EVENTS);
@@ -166,15 +176,20 @@ async fn watch(
             biased;
             () = stop.wait() => return Ok(None),
             _ = ticks.tick() => {
-                watch.drain(BATCH, |loss| measure.loss(&loss.event));
+                watch.drain(BATCH, |loss| take(loss, &mut measure, &mut senders));
                 watch.follow_module()?;
                 measure.sample(&watch.sample()?);
             }
             _ = looks.tick() => {
-                watch.drain(BATCH, |loss| measure.loss(&loss.event));
+                watch.drain(BATCH, |loss| take(loss, &mut measure, &mut senders));
             }
         }
     }
-    watch.drain_rest(|loss| measure.loss(&loss.event));
-    Ok(Some((measure, if kprobes { "kprobe" } else { "census" }, notes)))
+    watch.drain_rest(|loss| take(loss, &mut measure, &mut senders));
+    Ok(Some(Watched { measure, senders, measured_by: if kprobes { "kprobe" } else { "census" }, notes }))
+}
+
+fn take(loss: &Loss, measure: &mut Measure, senders: &mut Senders) {
+    measure.loss(&loss.event);
+    senders.note(loss);
 }

@@ -7,6 +7,8 @@ mod reuse;
 mod size;
 mod timeouts;
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::case::{Case, Commands, Objection};
@@ -204,13 +206,17 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
             owner.evidence, owner.when, owner.configured_in
         ));
     } else if case.enter.is_empty() {
-        let file = settings.new_sysctl_file.display();
-        commands.keep.push(format!("echo '{full} = {value}' >> {file}"));
+        // A file for each piece, so that undoing one leaves the others.
+        let file = file_for(&settings.new_sysctl_file, &item.id);
+        commands.keep.push("mkdir -p /etc/sysctl.d".to_owned());
+        commands.keep.push(format!("echo '{full} = {value}' > {file}"));
         commands.undo.push(format!("rm -f {file}"));
         if settings.loaded_at_boot.is_none() && settings.set_again_on_load.is_none() {
             // systemd-sysctl runs before a firewall loads conntrack: without the module there is no such sysctl yet.
-            commands.keep.push(format!("echo nf_conntrack > {MODULES_FILE}"));
-            commands.undo.push(format!("rm -f {MODULES_FILE}"));
+            let file = file_for(Path::new("/etc/modules-load.d/ctwatch.conf"), &item.id);
+            commands.keep.push("mkdir -p /etc/modules-load.d".to_owned());
+            commands.keep.push(format!("echo nf_conntrack > {file}"));
+            commands.undo.push(format!("rm -f {file}"));
         }
     } else {
         item.notes.push("what starts this netns has to set it anew each time".to_owned());
@@ -218,8 +224,14 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
     item.commands = std::mem::take(&mut item.commands).and(commands);
 }
 
-/// Loads conntrack early at boot.
-const MODULES_FILE: &str = "/etc/modules-load.d/ctwatch.conf";
+/// A file beside this one that bears a piece's id: "99-ctwatch.conf" becomes "99-ctwatch-max.conf".
+fn file_for(file: &Path, id: &str) -> String {
+    let path = file.display().to_string();
+    match path.strip_suffix(".conf") {
+        Some(stem) => format!("{stem}-{id}.conf"),
+        None => format!("{path}-{id}"),
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -40,7 +40,12 @@ fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
     }
     .on(case);
     if known.objections.is_empty() {
-        item.commands = known.notrack.clone()?;
+        match &known.notrack {
+            Some(commands) => item.commands.clone_from(commands),
+            None => {
+                item.notes.push("no command for it: neither nft nor iptables is installed here".to_owned())
+            }
+        }
         if !known.warnings.is_empty() {
             item.risk = Level::Medium;
             item.notes.clone_from(&known.warnings);

@@ -65,6 +65,7 @@ fn buckets(case: &Case, max: u32) -> Commands {
     match table.module {
         Module::Loaded => {
             let file = settings.new_modprobe_file.display();
+            commands.keep.push("mkdir -p /etc/modprobe.d".to_owned());
             commands.keep.push(format!("echo options nf_conntrack hashsize={max} > {file}"));
             commands.undo.push(format!("rm -f {file}"));
         }

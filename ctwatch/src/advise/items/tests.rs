@@ -200,3 +200,18 @@ fn an_empty_table_needs_no_advice() {
     let case = Case { demand: Demand { max: 65_536, ..Demand::default() }, ..story() };
     assert!(advise(&case).is_empty());
 }
+
+#[test]
+fn each_piece_is_kept_in_files_of_its_own() {
+    let items = advise(&story());
+    let kept = |id: &str| -> Vec<String> {
+        let lines = find(&items, id).commands.keep.iter();
+        lines.filter_map(|line| line.split_once(" > ").map(|(_, file)| file.to_owned())).collect()
+    };
+    let (max, time_wait) = (kept("max"), kept("time_wait"));
+    assert!(max.contains(&"/etc/sysctl.d/99-ctwatch-max.conf".to_owned()), "{max:?}");
+    assert!(!max.is_empty() && max.iter().all(|file| !time_wait.contains(file)), "{max:?} {time_wait:?}");
+    for file in max {
+        assert!(find(&items, "max").commands.undo.contains(&format!("rm -f {file}")), "{file}");
+    }
+}

@@ -1,7 +1,7 @@
 //! What `ctwatch advise` reads beside the window: the table once, the machine, its firewall, who is behind the ports.
 //! Reads only; what follows from it is decided in `advise`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -15,11 +15,11 @@ use crate::advise::target::Target;
 use crate::conntrack::netns::Place;
 use crate::conntrack::{addresses, census};
 use crate::error::Failure;
-use crate::event::{NetnsId, Wanted};
+use crate::event::{Loss, NetnsId, Role, Wanted};
 use crate::firewall::{self, Firewall, Scope};
 use crate::kernel::roots::Roots;
-use crate::machine::endpoint::{self, Endpoint, Port};
-use crate::machine::{self, Host, Machine};
+use crate::machine::endpoint::{self, Client, Endpoint, Port};
+use crate::machine::{self, Host, Machine, software};
 use crate::state::Protocol;
 use crate::state::table::{Direction, Locals};
 
@@ -27,6 +27,37 @@ use crate::state::table::{Direction, Locals};
 const LOOKED_UP: usize = 12;
 /// How long to look for the processes behind ports.
 const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Processes remembered for one port.
+const SENDERS: usize = 8;
+
+/// Whose packets were refused, by the port they were for: with a full table few connections live long enough to be met.
+#[derive(Default)]
+pub(super) struct Senders(BTreeMap<Port, BTreeSet<u32>>);
+
+impl Senders {
+    pub fn note(&mut self, loss: &Loss) {
+        let process = loss.who.as_ref().and_then(|who| who.process.as_ref());
+        let Some(process) = process.filter(|process| process.role == Role::Sender) else { return };
+        let pids = self.0.entry(Port { proto: loss.event.proto, port: loss.event.dport }).or_default();
+        if pids.len() < SENDERS {
+            pids.insert(process.pid);
+        }
+    }
+
+    /// Adds them to the clients of the ports that were looked at.
+    fn join(&self, roots: &Roots, endpoints: &mut BTreeMap<Port, Endpoint>) {
+        for (port, pids) in &self.0 {
+            let Some(endpoint) = endpoints.get_mut(port) else { continue };
+            for program in pids.iter().filter_map(|pid| software::identify(roots, *pid)) {
+                let is_known = |client: &Client| client.program.software == program.software;
+                if !endpoint.clients.iter().any(is_known) {
+                    endpoint.clients.push(Client { program, processes: 1, connections: 0 });
+                }
+            }
+        }
+    }
+}
 
 /// All that is read once the window is over.
 pub(super) struct Found {
@@ -39,7 +70,12 @@ pub(super) struct Found {
 }
 
 /// Reads everything there is to read of the netns this thread is in.
-pub(super) fn look_around(host: &Host, place: &Place, measure: &mut Measure) -> Result<Found> {
+pub(super) fn look_around(
+    host: &Host,
+    place: &Place,
+    measure: &mut Measure,
+    senders: &Senders,
+) -> Result<Found> {
     let machine = machine::read(host);
     let locals = Locals::new(&addresses::here()?);
     let packets = packets_here();
@@ -55,7 +91,8 @@ pub(super) fn look_around(host: &Host, place: &Place, measure: &mut Measure) -> 
         .take(LOOKED_UP)
         .map(|service| Port { proto: service.proto, port: service.port })
         .collect();
-    let endpoints = endpoint::read(&host.roots, &ports, PATIENCE);
+    let mut endpoints = endpoint::read(&host.roots, &ports, PATIENCE);
+    senders.join(&host.roots, &mut endpoints);
     let lookups_per_s = (packets_here() - packets) / since.elapsed().as_secs_f64();
     let (firewall, _, firewall_notes) = firewall::read(&host.roots);
     let mut notes = machine.notes.clone();

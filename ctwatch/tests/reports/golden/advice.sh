@@ -28,16 +28,19 @@ now() {
 
 keep() {
     set -e
+    mkdir -p /etc/modprobe.d
     echo options nf_conntrack hashsize=262144 > /etc/modprobe.d/99-ctwatch.conf
-    echo 'net.netfilter.nf_conntrack_max = 262144' >> /etc/sysctl.d/99-ctwatch.conf
-    echo nf_conntrack > /etc/modules-load.d/ctwatch.conf
+    mkdir -p /etc/sysctl.d
+    echo 'net.netfilter.nf_conntrack_max = 262144' > /etc/sysctl.d/99-ctwatch-max.conf
+    mkdir -p /etc/modules-load.d
+    echo nf_conntrack > /etc/modules-load.d/ctwatch-max.conf
 }
 
 undo() {
     :
     sysctl -w net.netfilter.nf_conntrack_max=65536
-    rm -f /etc/sysctl.d/99-ctwatch.conf
-    rm -f /etc/modules-load.d/ctwatch.conf
+    rm -f /etc/sysctl.d/99-ctwatch-max.conf
+    rm -f /etc/modules-load.d/ctwatch-max.conf
     echo 65536 > /sys/module/nf_conntrack/parameters/hashsize
     rm -f /etc/modprobe.d/99-ctwatch.conf
 }
