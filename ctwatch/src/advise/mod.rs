@@ -5,6 +5,7 @@ pub mod case;
 pub mod census;
 mod distinct;
 pub mod follow;
+pub mod gc;
 pub mod items;
 pub mod measure;
 pub mod model;

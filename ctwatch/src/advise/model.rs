@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::gc::Gc;
 use super::phase::Phase;
 use super::target::Target;
 use super::whatif::Changes;
@@ -105,56 +106,73 @@ impl Service {
             };
             steady.add(stay, timeout, rate);
         }
-        // A client of this host has so many source ports for each pair of addresses.
         if let (Direction::Loopback | Direction::Out, Some(pairs), Some(ports)) =
             (self.direction, self.pairs, ephemeral)
         {
             let most = f64::from(pairs) * f64::from(ports);
-            if steady.entries > most {
-                steady = steady.scaled(most / steady.entries);
+            let part = distinct(self.proto, steady.entries, most) / steady.entries.max(1.0);
+            if part < 1.0 {
+                steady.scale(part);
             }
         }
         steady
     }
 }
 
+/// How many different entries so many connections leave, where there are so many source ports. A port that comes again
+/// while its entry still waits takes that entry's place, and connect() takes ports of one parity as long as there are
+/// any (__inet_hash_connect, net/ipv4/inet_hashtables.c).
+fn distinct(proto: u8, connections: f64, ports: f64) -> f64 {
+    let of_one_parity = ports / 2.0;
+    if proto == TCP && connections < of_one_parity {
+        of_one_parity * (1.0 - (-connections / of_one_parity).exp())
+    } else {
+        connections.min(ports)
+    }
+}
+
+/// IPPROTO_TCP
+const TCP: u8 = 6;
+
 /// Entries that are there all the time, and those that are no longer needed but not yet collected.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Steady {
     /// Not yet expired.
     entries: f64,
-    /// Σ of the seconds they have left, as gc reckons.
-    left: f64,
     /// How many expire each second.
     expire_per_s: f64,
+    /// Entries by timeout, and whether they only wait for it.
+    mix: BTreeMap<(u32, bool), f64>,
 }
 
 impl Steady {
     fn add(&mut self, stay: &Stay, timeout: u32, rate: f64) {
         let entries = stay.entries_with(timeout) * rate;
-        let mean_left = if stay.phase.only_waits() { f64::from(timeout) / 2.0 } else { f64::from(timeout) };
+        let waits = stay.phase.only_waits();
         self.entries += entries;
-        self.left += entries * mean_left.clamp(1.0, GC_CLAMP);
-        if stay.phase.only_waits() {
+        if waits {
             self.expire_per_s += stay.per_s * rate;
         }
+        *self.mix.entry((timeout, waits)).or_default() += entries;
     }
 
-    fn plus(self, other: Self) -> Self {
-        Self {
-            entries: self.entries + other.entries,
-            left: self.left + other.left,
-            expire_per_s: self.expire_per_s + other.expire_per_s,
+    fn plus(mut self, other: Self) -> Self {
+        self.entries += other.entries;
+        self.expire_per_s += other.expire_per_s;
+        for (key, entries) in other.mix {
+            *self.mix.entry(key).or_default() += entries;
         }
+        self
     }
 
-    fn scaled(self, by: f64) -> Self {
-        Self { entries: self.entries * by, left: self.left * by, expire_per_s: self.expire_per_s * by }
+    fn scale(&mut self, by: f64) {
+        self.entries *= by;
+        self.expire_per_s *= by;
+        self.mix.values_mut().for_each(|entries| *entries *= by);
     }
 
-    /// Expired entries that still count: just before gc comes, and on average.
-    fn lag(self, gc: &Gc) -> Lag {
-        let interval = gc.interval(self);
+    /// Expired entries that still count, if gc comes this often: just before it does, and on average.
+    fn lag(&self, gc: &Gc, interval: f64) -> Lag {
         let per_s = gc.reaped_per_s;
         if per_s * interval < 1e-6 {
             return Lag { peak: self.expire_per_s * interval, mean: self.expire_per_s * interval / 2.0 };
@@ -173,34 +191,6 @@ impl Steady {
 struct Lag {
     peak: f64,
     mean: f64,
-}
-
-/// How this kernel collects expired entries: until then they count.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Gc {
-    /// Seconds from one run of gc to the next; none: as long as entries last on average, which is so from 5.15 on
-    /// (gc_worker, net/netfilter/nf_conntrack_core.c).
-    pub every_s: Option<f64>,
-    /// A look-up takes expired entries away that it meets in its bucket (____nf_conntrack_find): look-ups a second
-    /// for each bucket.
-    pub reaped_per_s: f64,
-}
-
-/// GC_SCAN_INTERVAL_MAX, seconds.
-const GC_MAX: f64 = 60.0;
-/// GC_SCAN_INTERVAL_CLAMP
-const GC_CLAMP: f64 = 300.0;
-/// GC_SCAN_INITIAL_COUNT: so many entries are pretended to last GC_SCAN_INTERVAL_MAX.
-const GC_BIAS: f64 = 100.0;
-
-impl Gc {
-    fn interval(&self, steady: Steady) -> f64 {
-        self.every_s.unwrap_or_else(|| {
-            // Each entry is met twice, once for each direction.
-            let (met, sum) = (2.0 * steady.entries, 2.0 * steady.left);
-            ((sum + GC_BIAS * GC_MAX) / (met + GC_BIAS)).clamp(1.0, GC_MAX)
-        })
-    }
 }
 
 /// A measured netns: what a what-if starts from.
@@ -253,7 +243,7 @@ impl Demand {
     /// Each service's entries with these changes, once things are steady: its share of what gc leaves included.
     pub fn needs<'a>(&'a self, changes: &'a Changes) -> impl Iterator<Item = (&'a Service, f64)> {
         let total = self.steady(changes, 1.0);
-        let lag = total.lag(&self.gc).mean;
+        let lag = total.lag(&self.gc, self.gc.interval(&total.mix)).mean;
         self.services.iter().map(move |service| {
             let steady = service.steady(changes, self.ephemeral, changes.times);
             let part = if total.expire_per_s > 0.0 { steady.expire_per_s / total.expire_per_s } else { 0.0 };
@@ -271,11 +261,12 @@ impl Demand {
     pub fn after(&self, changes: &Changes) -> Outcome {
         let max = changes.max.unwrap_or(self.max);
         let steady = self.steady(changes, 1.0);
-        let lag = steady.lag(&self.gc);
+        let interval = self.gc.interval(&steady.mix);
+        let lag = steady.lag(&self.gc, interval);
         let (needed, peak, limit) = (steady.entries + lag.mean, steady.entries + lag.peak, f64::from(max));
         let peak_at = |times: f64| {
             let steady = self.steady(changes, times);
-            steady.entries + steady.lag(&self.gc).peak
+            steady.entries + steady.lag(&self.gc, interval).peak
         };
         let offered: f64 = self.services.iter().map(|service| service.offered_per_s * changes.times).sum();
         let refused_per_s = if max != 0 && needed > limit { offered * (1.0 - limit / needed) } else { 0.0 };

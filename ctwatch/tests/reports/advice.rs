@@ -4,7 +4,8 @@
 use crate::fixtures::{HOST, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
 use ctwatch::advise::case::{Case, Commands, Firewall, Known, Objection};
-use ctwatch::advise::model::{Demand, Gc, Service, Stay};
+use ctwatch::advise::gc::Gc;
+use ctwatch::advise::model::{Demand, Service, Stay};
 use ctwatch::advise::phase::Phase;
 use ctwatch::advise::report::{Report, Source, report};
 use ctwatch::advise::target::Target;

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::advise::case::{Firewall, Known};
-use crate::advise::model::{Demand, Gc, Service, Stay};
+use crate::advise::gc::Gc;
+use crate::advise::model::{Demand, Service, Stay};
 use crate::advise::phase::Phase;
 use crate::advise::target::Target;
 use crate::event::Remaining;

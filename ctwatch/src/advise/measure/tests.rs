@@ -6,7 +6,8 @@ use ctwatch_common::slot::SlotKey;
 use proptest::prelude::*;
 
 use super::*;
-use crate::advise::model::{Demand, Gc};
+use crate::advise::gc::Gc;
+use crate::advise::model::Demand;
 use crate::advise::whatif::Changes;
 use crate::event::SlotSample;
 use crate::state::table::Direction;

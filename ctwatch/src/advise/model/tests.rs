@@ -36,7 +36,7 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
                 per_s: rate,
             },
         ],
-        pairs: Some(1),
+        pairs: None,
     }
 }
 
@@ -105,12 +105,21 @@ fn connections_that_serve_fifty_requests_leave_a_fiftieth_in_time_wait() {
 
 #[test]
 fn source_ports_are_a_ceiling_for_each_pair_of_addresses() {
-    let one = demand(vec![measured(400.0, 0.0, 120)], 1 << 20);
-    assert!((alive(&one, "times=1") - 28_232.0).abs() < 1.0);
-    let two = demand(vec![Service { pairs: Some(2), ..measured(400.0, 0.0, 120) }], 1 << 20);
-    assert!((alive(&two, "times=1") - 48_000.0).abs() < 5.0);
-    let inbound = demand(vec![Service { direction: Direction::In, ..measured(400.0, 0.0, 120) }], 1 << 20);
-    assert!((alive(&inbound, "times=1") - 48_000.0).abs() < 5.0);
+    let from = |pairs: u32, direction: Direction, rate: f64| {
+        let service = Service { pairs: Some(pairs), direction, ..measured(rate, 0.0, 120) };
+        alive(&demand(vec![service], 1 << 20), "times=1")
+    };
+    assert!((from(1, Direction::Loopback, 400.0) - 28_232.0).abs() < 1.0);
+    assert!((from(2, Direction::Loopback, 400.0) - 48_000.0).abs() < 5.0);
+    assert!((from(1, Direction::In, 400.0) - 48_000.0).abs() < 5.0);
+}
+
+#[test]
+fn source_ports_that_come_again_take_the_place_of_their_entry() {
+    // Natively on 6.18, 3,700 connections in a row had 3,366 different ports; in a guest on 6.12 it was 3,255.
+    let service = Service { pairs: Some(1), ..measured(37.0, 0.0, 100) };
+    let entries = alive(&demand(vec![service], 1 << 20), "times=1");
+    assert!((3_240.0..3_270.0).contains(&entries), "{entries}");
 }
 
 #[test]
@@ -140,14 +149,14 @@ fn idle_connections_go_with_a_shorter_established_timeout_and_busy_ones_stay() {
 
 #[test]
 fn expired_entries_count_until_gc_comes_by() {
-    // 100 a second for 120 s: gc comes every 60 s, and finds up to 6,000 of them expired.
+    // 100 a second for 120 s: gc comes every 61.4 s, and finds up to 6,144 of them expired.
     let demand = demand(vec![measured(100.0, 0.0, 120)], 1 << 20);
     let outcome = demand.after(&Changes::default());
-    assert!((outcome.needed - 15_000.0).abs() < 50.0, "{}", outcome.needed);
-    assert!((outcome.peak - 18_000.0).abs() < 50.0, "{}", outcome.peak);
-    // With 30 s they have 15 s left on average, so gc comes by that often.
+    assert!((outcome.needed - 15_072.0).abs() < 50.0, "{}", outcome.needed);
+    assert!((outcome.peak - 18_144.0).abs() < 50.0, "{}", outcome.peak);
+    // With 30 s they have 15 s left on average, so gc comes by about that often.
     let shorter = after(&demand, "time_wait=30");
-    assert!((shorter.peak - 4_500.0).abs() < 100.0, "{}", shorter.peak);
+    assert!((shorter.peak - 4_840.0).abs() < 100.0, "{}", shorter.peak);
     let shares: f64 = demand.needs(&Changes::default()).map(|(_, entries)| entries).sum();
     assert!((shares - outcome.needed).abs() < 1e-6);
 }
@@ -155,10 +164,10 @@ fn expired_entries_count_until_gc_comes_by() {
 #[test]
 fn passing_packets_take_expired_entries_away_too() {
     let gc = Gc { every_s: Some(120.0), reaped_per_s: 0.0 };
-    let lazy = Demand { gc, ..demand(vec![measured(100.0, 0.0, 30)], 1 << 20) };
+    let lazy = Demand { gc, ephemeral: None, ..demand(vec![measured(100.0, 0.0, 30)], 1 << 20) };
     assert!((lazy.after(&Changes::default()).peak - 15_000.0).abs() < 50.0);
     let gc = Gc { every_s: Some(120.0), reaped_per_s: 0.1 };
-    let busy = Demand { gc, ..demand(vec![measured(100.0, 0.0, 30)], 1 << 20) };
+    let busy = Demand { gc, ephemeral: None, ..demand(vec![measured(100.0, 0.0, 30)], 1 << 20) };
     // Each one is found after ten seconds on average.
     let outcome = busy.after(&Changes::default());
     assert!((outcome.peak - 4_000.0).abs() < 50.0, "{}", outcome.peak);

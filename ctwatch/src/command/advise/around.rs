@@ -8,8 +8,9 @@ use anyhow::Result;
 
 use crate::advise::case::{Case, Commands, Firewall as Rules, Known, Objection};
 use crate::advise::follow::{Uses, follow};
+use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
-use crate::advise::model::{Demand, Gc, Service, Timeouts};
+use crate::advise::model::{Demand, Service, Timeouts};
 use crate::advise::phase::Phase;
 use crate::advise::target::Target;
 use crate::conntrack::netns::Place;

@@ -8,16 +8,16 @@ set -u
 # reuse-6379-tcp-lo: keep connections open from nginx+lua to redis on 6379/tcp
 #   why: 832.0 new connections/s to 6379/tcp/lo, 100 % of its entries are closed ones; they need 48 % of the table
 #   risk, low: a connection that the other side has closed meanwhile fails at its next use: pools must test or retry
-#   then: 39160 entries of 65536, 46970 before gc comes by
+#   then: 39299 entries of 65536, 47287 before gc comes by
 #   reckoned with 100 requests a connection; `--what-if keepalive=6379/tcp/lo:N` tries others
 #   keep the connections from nginx+lua to redis open
 #   no command can do this; set it by hand:
 #     red:set_keepalive(10000, 100) instead of red:close()
 
 # max: raise nf_conntrack_max from 65536 to 262144, buckets to match
-#   why: at the present demand the table needs 73133 entries on average and 87747 before gc comes by; it has 65536
+#   why: at the present demand the table needs 73484 entries on average and 88448 before gc comes by; it has 65536
 #   risk, low: memory the kernel holds while entries last; changing buckets stops all tracking while it rehashes
-#   then: 73133 entries of 262144, 87747 before gc comes by
+#   then: 73484 entries of 262144, 88448 before gc comes by
 #   full, the table takes 98 MiB of memory at most
 
 now() {
