@@ -19,7 +19,9 @@ pub fn follow(services: &mut [Service], uses: &[Uses]) {
         .iter()
         .filter_map(|Uses { served, used }| {
             let front = services.iter().find(|service| service.target() == *served)?;
-            (front.pent_up > 1.0).then_some((*used, front.pent_up))
+            // Of the same window: what came to the one behind came of those that got in.
+            let held_back = front.offered_per_s / front.admitted_per_s;
+            (held_back > 1.0 && held_back.is_finite()).then_some((*used, held_back))
         })
         .collect();
     for service in services {
