@@ -256,6 +256,12 @@ impl Demand {
         self.services.iter().map(of).fold(Steady::default(), Steady::plus)
     }
 
+    /// Seconds from one run of gc to the next, at the present demand.
+    #[must_use]
+    pub fn gc_interval(&self) -> f64 {
+        self.gc.interval(&self.steady(&Changes::default(), 1.0).mix)
+    }
+
     /// The table with these changes.
     #[must_use]
     pub fn after(&self, changes: &Changes) -> Outcome {

@@ -190,6 +190,14 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Report 
     services.sort_by(|a, b| b.needs.total_cmp(&a.needs));
     services.truncate(SHOWN);
     let table = &case.machine.table;
+    let mut notes = source.notes;
+    let gc_interval = case.demand.gc_interval();
+    if sum(|service| service.refused_per_s) > 0.0 && source.window_s < gc_interval {
+        notes.push(format!(
+            "a full table lets flows in by bursts, when gc comes by: here about every {gc_interval:.0} s; a longer \
+             --window says more"
+        ));
+    }
     Report {
         schema: crate::state::report::SCHEMA,
         version: source.version.to_owned(),
@@ -218,7 +226,7 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Report 
         what_if: what_if.map(|change| answer(case, change)),
         together: items::together(case, &items),
         items,
-        notes: source.notes,
+        notes,
     }
 }
 
