@@ -68,13 +68,16 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         return;
     };
     let marks = marks::find();
+    let entry = skb.entry();
+    let insert_failed = now.insert_failed != accounted.insert_failed;
+    // A context that was refused here but has not dropped its packet yet has moved the counter, too; if it was refused in
+    // this netns, which its mark doesn't tell. An entry that failed to be inserted moved it itself, unless it was dying.
+    let by_others = if marks.mine || (entry != 0 && insert_failed) { 0 } else { marks.others };
     let which = Moved {
-        // A context that was refused here but has not dropped its packet yet has moved the counter, too.
-        drop: drops > if marks.mine { 0 } else { marks.others },
-        insert_failed: now.insert_failed != accounted.insert_failed,
+        drop: drops > by_others,
+        insert_failed,
         chaintoolong: now.chaintoolong != accounted.chaintoolong,
     };
-    let entry = skb.entry();
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
     // SAFETY: this CPU's own map value.
