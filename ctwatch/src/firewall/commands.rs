@@ -166,12 +166,15 @@ fn iptables(target: &Target) -> Commands {
     content.extend(["[Install]".to_owned(), "WantedBy=multi-user.target".to_owned()]);
     let content: Vec<_> = content.into_iter().map(|line| format!("'{line}'")).collect();
     let mut undo = lines("-D");
-    undo.push(format!("systemctl disable {unit} 2> /dev/null; rm -f {file}; systemctl daemon-reload"));
+    undo.push(format!(
+        "systemctl disable {unit} 2> /dev/null; rm -f {file}; systemctl daemon-reload 2> /dev/null || true"
+    ));
     Commands {
         now: lines("-A"),
         keep: vec![
             "# a unit of its own: iptables-save would also save what docker, kube-proxy and others put there"
                 .to_owned(),
+            "# without systemd, run the lines for now at boot instead".to_owned(),
             format!("printf '%s\\n' {} > {file}", content.join(" ")),
             format!("systemctl daemon-reload && systemctl enable {unit}"),
         ],

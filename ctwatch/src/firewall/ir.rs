@@ -111,6 +111,12 @@ impl Table {
         }
     }
 
+    /// Whether there is a rule in it.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        self.chains.iter().any(|chain| !chain.rules.is_empty())
+    }
+
     /// Whether `other` has all its chains, with as many rules in each.
     #[must_use]
     pub fn is_all_in(&self, other: &Self) -> bool {

@@ -193,7 +193,8 @@ impl Firewall {
     /// How to take the rules away that make conntrack track; none where that can't be undone by a command.
     #[must_use]
     pub fn without_tracking(&self) -> Option<Commands> {
-        let by_iptables = self.legacy || self.tables.iter().any(|table| table.tool != Tool::Nft);
+        let by_iptables =
+            self.legacy || self.tables.iter().any(|table| table.tool != Tool::Nft && table.has_rules());
         commands::without_tracking(&self.tracking_rules(), by_iptables)
     }
 
@@ -213,7 +214,9 @@ impl Firewall {
     /// or the rules in force are iptables' own.
     #[must_use]
     pub fn preferred_tool(&self) -> Tool {
-        let rules = |tool: Tool| self.tables.iter().filter(|table| table.tool == tool).count();
+        // Tables that a loaded module or an earlier command left empty say nothing.
+        let rules =
+            |tool: Tool| self.tables.iter().filter(|table| table.tool == tool && table.has_rules()).count();
         let iptables = rules(Tool::Iptables) + rules(Tool::Ip6tables);
         if !self.tools.iptables {
             Tool::Nft

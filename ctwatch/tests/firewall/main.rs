@@ -162,6 +162,23 @@ fn the_advice_speaks_the_tool_whose_rules_are_in_force() {
     assert_eq!(nft("simple").preferred_tool(), Tool::Nft);
     assert_eq!(iptables_nft("ufw.v4").preferred_tool(), Tool::Iptables);
     assert_eq!(parsed(&Dump::default()).preferred_tool(), Tool::Nft);
+
+    // What loaded modules leave behind are tables without rules.
+    let empty = |table: &str| Save {
+        tool: "iptables-legacy-save".to_owned(),
+        ipv6: false,
+        legacy: true,
+        text: format!("*{table}\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"),
+    };
+    let left = Dump {
+        nft_json: printed("simple.json"),
+        nft_text: printed("simple.nft.txt"),
+        saves: vec![empty("raw"), empty("nat"), empty("filter")],
+        tools: Tools { nft: true, iptables: true, ip6tables: true },
+        ..Dump::default()
+    };
+    assert_eq!(parsed(&left).preferred_tool(), Tool::Nft);
+    assert!(parsed(&left).without_tracking().is_some(), "nft can put its own rules back");
 }
 
 #[test]

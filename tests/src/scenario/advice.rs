@@ -64,6 +64,7 @@ pub(super) fn followed_and_undone(_: &Guest) -> Result<Outcome> {
     let advice = advise(&["--window", WINDOW])?;
     let mut checks = Checks::new();
     checks.that(Counters::read()?.since(&before).get("drop") > 0, "the table was never full");
+    checks.figure("notes", &advice["notes"]);
     for port in [80, 6379] {
         let services = advice["services"].as_array().context("the advice has no services")?;
         let service = services.iter().find(|one| one["port"] == port && one["direction"] == "loopback");
