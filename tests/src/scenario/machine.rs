@@ -119,11 +119,11 @@ fn timeouts(checks: &mut Checks, machine: &Machine, sysctls: &BTreeMap<String, u
 pub(super) fn real_programs_are_identified(_: &Guest) -> Result<Outcome> {
     let story = Story::up(65_536)?;
     // Each request opens a connection to redis that lives for a few milliseconds; meeting one can take seconds here.
-    let load = Load::new(([127, 0, 0, 1], 80).into(), 40.0, 10.0);
+    let load = Load::new(([127, 0, 0, 1], 80).into(), 40.0, 18.0);
     let (report, endpoints) = std::thread::scope(|scope| {
         let load = scope.spawn(|| load.run());
         std::thread::sleep(Duration::from_secs(1));
-        let endpoints = endpoint::read(&Host::default().roots, &[REDIS, HTTP], Duration::from_secs(6));
+        let endpoints = endpoint::read(&Host::default().roots, &[REDIS, HTTP], Duration::from_secs(15));
         (load.join().expect("the load doesn't panic"), endpoints)
     });
     let report = report?;
