@@ -168,7 +168,7 @@ pub fn bench() -> Result<()> {
     for module in ["nf_conntrack", "nf_conntrack_netlink", "nf_tables", "nft_ct", "nft_counter"] {
         let _ = run(&["modprobe", module]);
     }
-    std::fs::write("/proc/sys/net/netfilter/nf_conntrack_buckets", BUCKETS).context("setting buckets")?;
+    std::fs::write(sysctl::BUCKETS, BUCKETS).context("setting buckets")?;
     std::fs::write(sysctl::MAX, "1200000").context("raising nf_conntrack_max")?;
     compare(ENTRIES)
 }

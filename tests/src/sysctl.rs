@@ -10,6 +10,9 @@ pub const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 /// Entries of the calling thread's netns.
 pub const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
+/// Size of the hash table, for all netns.
+pub const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
+
 /// A setting that gets its old value back when this is dropped.
 #[must_use = "dropping it puts the old value back"]
 pub struct Setting {

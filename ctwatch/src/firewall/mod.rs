@@ -193,8 +193,7 @@ impl Firewall {
     /// How to take the rules away that make conntrack track; none where that can't be undone by a command.
     #[must_use]
     pub fn without_tracking(&self) -> Option<Commands> {
-        let by_iptables =
-            self.legacy || self.tables.iter().any(|table| table.tool != Tool::Nft && table.has_rules());
+        let by_iptables = self.filled(|tool| tool != Tool::Nft) > 0;
         commands::without_tracking(&self.tracking_rules(), by_iptables)
     }
 
@@ -214,17 +213,19 @@ impl Firewall {
     /// or the rules in force are iptables' own.
     #[must_use]
     pub fn preferred_tool(&self) -> Tool {
-        // Tables that a loaded module or an earlier command left empty say nothing.
-        let rules =
-            |tool: Tool| self.tables.iter().filter(|table| table.tool == tool && table.has_rules()).count();
-        let iptables = rules(Tool::Iptables) + rules(Tool::Ip6tables);
+        let (nft, iptables) = (self.filled(|tool| tool == Tool::Nft), self.filled(|tool| tool != Tool::Nft));
         if !self.tools.iptables {
             Tool::Nft
-        } else if !self.tools.nft || self.legacy || iptables > rules(Tool::Nft) {
+        } else if !self.tools.nft || self.legacy || iptables > nft {
             Tool::Iptables
         } else {
             Tool::Nft
         }
+    }
+
+    /// Tables of these tools with rules in them; those that a module or an earlier command left empty say nothing.
+    fn filled(&self, tools: impl Fn(Tool) -> bool) -> usize {
+        self.tables.iter().filter(|table| tools(table.tool) && table.has_rules()).count()
     }
 
     /// `nft` is on PATH.

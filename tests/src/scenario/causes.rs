@@ -20,8 +20,6 @@ use crate::traffic::icmp::Icmp;
 use crate::traffic::udp::{self, Plan};
 use crate::traffic::{loopback, sctp};
 
-const BUCKETS: &str = "/sys/module/nf_conntrack/parameters/hashsize";
-
 pub(super) fn chain_too_long(guest: &Guest) -> Result<Outcome> {
     if guest.is_5_10() {
         return Ok(Outcome::Skipped("5.10 has no limit on the length of a hash chain".into()));
@@ -30,7 +28,7 @@ pub(super) fn chain_too_long(guest: &Guest) -> Result<Outcome> {
     nftables::track()?;
     let _limit = Setting::set(sysctl::MAX, 100_000)?;
     // The kernel rounds 16 up to a page of buckets: 512.
-    let _buckets = Setting::set(BUCKETS, 16)?;
+    let _buckets = Setting::set(sysctl::BUCKETS, 16)?;
     let netns = own_inode()?;
     let drops = Drops::start(&[])?;
     let before = Counters::read()?;

@@ -20,8 +20,6 @@ use crate::nftables;
 use crate::shell::{run, sh};
 use crate::sysctl::{self, Setting};
 
-const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
-
 /// Entries that stay, while others on another port come and go.
 const STAY: u16 = 6379;
 const GO: u16 = 7000;
@@ -35,7 +33,7 @@ fn look(netns: u64) -> Result<(Option<u64>, Value)> {
 
 pub(super) fn churn_and_resize(_: &Guest) -> Result<Outcome> {
     // Long chains, for it is within a chain that a dump repeats itself.
-    let _buckets = Setting::set(BUCKETS, 2_048)?;
+    let _buckets = Setting::set(sysctl::BUCKETS, 2_048)?;
     let _limit = Setting::set(sysctl::MAX, 100_000)?;
     let stayers = 12_000_u32;
     let tcp = |index, port| Entry::nth(index, port, Some(TcpState::Established), true);
@@ -94,7 +92,7 @@ pub(super) fn churn_and_resize(_: &Guest) -> Result<Outcome> {
         let (stay, table) = thread::scope(|scope| -> Result<_> {
             let looking = scope.spawn(|| look(netns));
             thread::sleep(Duration::from_millis(30 * (round as u64 % 8)));
-            std::fs::write(BUCKETS, buckets.to_string()).context("resizing the table")?;
+            std::fs::write(sysctl::BUCKETS, buckets.to_string()).context("resizing the table")?;
             looking.join().expect("a look panicked")
         })?;
         checks.that(table["resized"].is_null(), format!("one resize spoilt the last listing too: {table}"));

@@ -186,21 +186,20 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
         shell(&commands.now)?;
     }
     // Without systemd here, units can be written but not enabled.
-    let without_systemd = |lines: &[String]| -> Vec<String> {
-        lines.iter().map(|line| line.replace("systemctl", ": systemctl")).collect()
-    };
+    let keep: Vec<String> =
+        commands.keep.iter().map(|line| line.replace("systemctl", ": systemctl")).collect();
     let files =
         || sh("find /etc/nftables.d /etc/nftables.conf /etc/systemd/system -type f -exec md5sum {} +");
     sh("mkdir -p /etc/nftables.d /etc/systemd/system")?;
     // Debian's own begins with `flush ruleset`.
     fs::write("/etc/nftables.conf", "").context("emptying nftables.conf")?;
     let before = files()?;
-    shell(&without_systemd(&commands.keep))?;
+    shell(&keep)?;
     checks.that(files()? != before, format!("{what}: nothing was kept"));
     if tool == Tool::Nft {
         sh("nft -f /etc/nftables.conf").context("loading what was kept, as at boot")?;
     }
-    shell(&without_systemd(&commands.undo))?;
+    shell(&commands.undo)?;
     let undone = list()? == listed && files()? == before;
     checks.that(undone, format!("{what}: after the undo there is\n{}\nin place of\n{listed}", list()?));
     checks.equal(&format!("{what}: connections after the undo"), connect(case, other, veth)?, today);
