@@ -8,8 +8,9 @@ use crate::marks;
 use crate::netns;
 use crate::packet::{Skb, blank, describe_from_entry, service_port};
 use crate::read::read;
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 use core::mem::MaybeUninit;
 use ctwatch_common::Cause;
 use ctwatch_common::classify::{Counters, Moved, classify, moved, refused_with_room};
@@ -26,10 +27,23 @@ fn in_nf_hook_slow(location: u64) -> bool {
 
 #[inline(always)]
 pub fn first(ctx: &RawTracePointContext) {
-    if !in_nf_hook_slow(ctx.arg(1)) {
-        return;
+    if in_nf_hook_slow(ctx.arg(1)) {
+        take(ctx.arg(0));
     }
-    let skb: u64 = ctx.arg(0);
+}
+
+#[inline(always)]
+pub fn held(ctx: &TracePointContext) {
+    // What all tracepoints begin with comes first.
+    // SAFETY: a program may read its context; user space checked that the two lie there.
+    let [_, skb, location] = unsafe { *ctx.as_ptr().cast::<[u64; 3]>() };
+    if in_nf_hook_slow(location) {
+        take(skb);
+    }
+}
+
+#[inline(always)]
+fn take(skb: u64) {
     let Some(cpu) = netns::this_cpu() else { return };
     // SAFETY: this CPU's own map value.
     unsafe { core::ptr::write_volatile(&raw mut (*cpu).packet, skb) };
@@ -44,9 +58,14 @@ pub fn twin(ctx: &RawTracePointContext) {
     let skb: u64 = ctx.arg(0);
     let Some(cpu) = netns::this_cpu() else { return };
     // SAFETY: this CPU's own map value. The packet is freed only after both programs ran, so an equal address
-    // means that the first program took this very packet.
-    if unsafe { core::ptr::read_volatile(&raw const (*cpu).packet) } == skb {
-        return;
+    // means that the first program took this very packet. It is forgotten then: the next packet may get the same
+    // address, and be one that the first program is skipped for.
+    unsafe {
+        let packet = &raw mut (*cpu).packet;
+        if core::ptr::read_volatile(packet) == skb {
+            core::ptr::write_volatile(packet, 0);
+            return;
+        }
     }
     dropped(skb, cpu);
 }
