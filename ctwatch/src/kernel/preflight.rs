@@ -249,7 +249,7 @@ fn raw_tracepoints(btf: &Btf, roots: &Roots) -> RawTracepoints {
     let event = "trace_event_raw_kfree_skb";
     let listed = ["kernel/tracing", "kernel/debug/tracing"]
         .iter()
-        .any(|folder| roots.sys(&format!("{folder}/events/skb/kfree_skb/id")).exists());
+        .any(|folder| roots.sys(format!("{folder}/events/skb/kfree_skb/id")).exists());
     RawTracepoints::Preempted {
         perf: listed
             && btf.offset(event, "skbaddr") == Some(KFREE_SKB_ADDRESS)
