@@ -99,10 +99,21 @@ pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Pl
     if freed_there {
         let nested = wishes.raw_tracepoints;
         config.preempts = u32::from(matches!(nested, RawTracepoints::Preempted { .. }));
-        if nested == (RawTracepoints::Preempted { perf: true }) {
-            plan.add("kfree_skb_held", "kfree_skb", HookKind::Tracepoint("skb"));
-        } else {
-            plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
+        match nested {
+            RawTracepoints::Preempted { perf: true } => {
+                plan.add("kfree_skb_held", "kfree_skb", HookKind::Tracepoint("skb"));
+            }
+            RawTracepoints::Preempted { perf: false } => {
+                plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
+                plan.notes.push(
+                    "this kernel preempts raw tracepoint programs, so some losses of a storm will have no tuple; \
+                     with `mount -t tracefs tracefs /sys/kernel/tracing` they have"
+                        .to_owned(),
+                );
+            }
+            RawTracepoints::Nested | RawTracepoints::Skipped => {
+                plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
+            }
         }
         if nested != RawTracepoints::Nested {
             plan.add("kfree_skb_twin", "kfree_skb", HookKind::RawTracepoint);
@@ -309,7 +320,7 @@ mod tests {
             let mut config = Config::default();
             let wishes = Wishes { raw_tracepoints: RawTracepoints::Preempted { perf }, ..WISHES };
             let plan = plan(&found, wishes, &mut config).expect("a plan");
-            assert_eq!(config.preempts, 1);
+            assert_eq!((config.preempts, plan.notes.is_empty()), (1, perf));
             [0, 1].map(|at| (plan.attachments[at].program, plan.attachments[at].kind.name()))
         };
         let twin = ("kfree_skb_twin", "raw_tracepoint");
