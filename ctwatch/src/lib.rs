@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod machine;
 pub mod owner;
 pub mod probe;
+pub mod record;
 pub mod state;
 pub mod view;
 pub mod watch;

@@ -1,0 +1,7 @@
+//! Recordings: what was written is read, and whatever happens to a file is said.
+//! Synthetic watches write; no kernel is needed.
+
+mod crash;
+mod damage;
+mod roundtrip;
+mod synthetic;
