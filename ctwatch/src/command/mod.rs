@@ -5,6 +5,8 @@ pub mod advise;
 mod backend;
 pub mod check;
 pub mod drops;
+mod live;
+mod stop;
 pub mod table;
 
 use std::io::stdout;
