@@ -1,6 +1,7 @@
 //! Recordings: one SQLite file that keeps what enters `state`, so that it can enter again.
 //! Crash-safe, bounded in size, readable by any SQLite while it is written; docs/recording.md has it all.
 
+pub mod anonymize;
 mod census;
 mod digest;
 mod event;
