@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use super::args;
+use super::replay::Replay;
 use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
@@ -39,6 +40,8 @@ pub enum Command {
     Table(Table),
     /// `ctwatch advise`
     Advise(Advise),
+    /// `ctwatch replay`
+    Replay(Replay),
     /// `ctwatch check`
     Check(Check),
 }
@@ -176,6 +179,7 @@ impl Config {
                 args::Command::Drops(drops) => Command::Drops(Drops::resolve(drops)),
                 args::Command::Table(table) => Command::Table(Table::resolve(table)),
                 args::Command::Advise(advise) => Command::Advise(Advise::resolve(advise)),
+                args::Command::Replay(replay) => Command::Replay(Replay::resolve(replay)),
                 args::Command::Check(args::Check { format, verifier }) => {
                     Command::Check(Check { format: format.into(), verifier })
                 }

@@ -3,5 +3,6 @@
 
 mod crash;
 mod damage;
+mod replay;
 mod roundtrip;
 mod synthetic;

@@ -65,6 +65,7 @@ fn help_texts() {
     for arguments in [
         &["--help"][..],
         &["drops", "--help"],
+        &["replay", "--help"],
         &["table", "--help"],
         &["advise", "--help"],
         &["check", "--help"],
