@@ -8,6 +8,7 @@ use ctwatch_common::Cause;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
+use super::export::ExportArgs;
 use super::replay::ReplayArgs;
 use super::value::{self, NetnsSpec};
 use crate::advise::whatif::Changes;
@@ -47,6 +48,8 @@ pub enum Command {
     Advise(Advise),
     /// A recording, as `drops` would have shown it
     Replay(ReplayArgs),
+    /// A recording for other programs, as NDJSON or CSV
+    Export(ExportArgs),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),
 }

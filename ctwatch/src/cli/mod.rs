@@ -3,6 +3,7 @@
 
 mod args;
 mod config;
+mod export;
 mod replay;
 mod value;
 
@@ -13,6 +14,7 @@ use clap::{CommandFactory as _, Parser as _};
 pub use config::{
     AdviceFormat, Advise, BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy,
 };
+pub use export::{Export, ExportFormat};
 pub use replay::{Replay, Speed};
 pub use value::NetnsSpec;
 

@@ -39,7 +39,7 @@ pub struct ReplayArgs {
     )]
     from: Option<Moment>,
     /// Up to here
-    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    #[arg(long, visible_alias = "until", value_name = "WHEN", allow_hyphen_values = true)]
     to: Option<Moment>,
     #[arg(
         long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 20,

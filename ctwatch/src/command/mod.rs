@@ -5,6 +5,7 @@ pub mod advise;
 mod backend;
 pub mod check;
 pub mod drops;
+pub mod export;
 mod live;
 pub mod replay;
 mod stop;

@@ -25,6 +25,7 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
 
 pub use proto::{Protocol, service};
+pub use report::fill;
 pub use settings::{Backend, By, Filter, PortRange, Settings};
 
 use crate::event::{FlowSample, Loss, NetnsId, Sample, SlotSample, Who};

@@ -66,6 +66,7 @@ fn help_texts() {
         &["--help"][..],
         &["drops", "--help"],
         &["replay", "--help"],
+        &["export", "--help"],
         &["table", "--help"],
         &["advise", "--help"],
         &["check", "--help"],
