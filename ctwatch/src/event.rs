@@ -80,7 +80,7 @@ pub struct ProcessId {
 }
 
 /// Whose packet it was. Made once per process, not per packet.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Who {
     /// The process; `None` if it is unknown or there is none on this host.
     pub process: Option<ProcessId>,

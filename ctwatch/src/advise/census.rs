@@ -14,7 +14,7 @@ const MOST: usize = 2048;
 const PAIRS: usize = 16;
 
 /// Entries of one service in one phase.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     /// The timeout in force.
     pub timeout: u32,
@@ -27,15 +27,50 @@ pub struct Seen {
 }
 
 /// Entries of one service.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Collected {
     /// By phase.
     pub phases: BTreeMap<Phase, Seen>,
-    pairs: Vec<(Address, Address)>,
-    many_pairs: bool,
+    pairs: Pairs,
+}
+
+/// Different pairs of addresses of one service.
+#[derive(Clone, Debug, PartialEq)]
+enum Pairs {
+    /// These.
+    Few(Vec<(Address, Address)>),
+    /// So many, of which only the number was kept.
+    Counted(u32),
+    Many,
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Pairs {
+    fn add(&mut self, pair: (Address, Address)) {
+        let Self::Few(pairs) = self else { return };
+        if pairs.contains(&pair) {
+            return;
+        }
+        if pairs.len() == PAIRS {
+            *self = Self::Many;
+        } else {
+            pairs.push(pair);
+        }
+    }
 }
 
 impl Collected {
+    /// As it was kept in a recording.
+    #[must_use]
+    pub fn restored(phases: BTreeMap<Phase, Seen>, pairs: Option<u32>) -> Self {
+        Self { phases, pairs: pairs.map_or(Pairs::Many, Pairs::Counted) }
+    }
+
     /// All its entries.
     #[must_use]
     pub fn entries(&self) -> u32 {
@@ -45,12 +80,16 @@ impl Collected {
     /// Different pairs of addresses; none if they are many.
     #[must_use]
     pub fn pairs(&self) -> Option<u32> {
-        (!self.many_pairs).then_some(self.pairs.len() as u32)
+        match &self.pairs {
+            Pairs::Few(pairs) => Some(pairs.len() as u32),
+            Pairs::Counted(pairs) => Some(*pairs),
+            Pairs::Many => None,
+        }
     }
 }
 
 /// A census, by service and way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Census {
     timeouts: Timeouts,
     look_s: u32,
@@ -62,6 +101,16 @@ impl Census {
     #[must_use]
     pub fn new(timeouts: Timeouts, look_s: u32) -> Self {
         Self { timeouts, look_s: look_s.max(1), services: HashMap::new() }
+    }
+
+    /// As it was kept in a recording.
+    #[must_use]
+    pub fn restored(
+        timeouts: Timeouts,
+        look_s: u32,
+        services: HashMap<(u8, u16, Direction), Collected>,
+    ) -> Self {
+        Self { timeouts, look_s, services }
     }
 
     /// Counts an entry; returns how long its timeout has been running, seconds.
@@ -85,10 +134,7 @@ impl Census {
         seen.entries += 1;
         seen.idle.add(idle);
         seen.entered += u32::from(idle < self.look_s.min(seen.timeout));
-        if !service.many_pairs && !service.pairs.contains(&(entry.src, entry.dst)) {
-            service.many_pairs = service.pairs.len() == PAIRS;
-            service.pairs.push((entry.src, entry.dst));
-        }
+        service.pairs.add((entry.src, entry.dst));
         idle
     }
 

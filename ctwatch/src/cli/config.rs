@@ -8,6 +8,8 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use super::args;
+use super::export::Export;
+use super::replay::Replay;
 use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
@@ -39,6 +41,10 @@ pub enum Command {
     Table(Table),
     /// `ctwatch advise`
     Advise(Advise),
+    /// `ctwatch replay`
+    Replay(Replay),
+    /// `ctwatch export`
+    Export(Export),
     /// `ctwatch check`
     Check(Check),
 }
@@ -176,6 +182,8 @@ impl Config {
                 args::Command::Drops(drops) => Command::Drops(Drops::resolve(drops)),
                 args::Command::Table(table) => Command::Table(Table::resolve(table)),
                 args::Command::Advise(advise) => Command::Advise(Advise::resolve(advise)),
+                args::Command::Replay(replay) => Command::Replay(Replay::resolve(replay)),
+                args::Command::Export(export) => Command::Export(Export::resolve(export)),
                 args::Command::Check(args::Check { format, verifier }) => {
                     Command::Check(Check { format: format.into(), verifier })
                 }

@@ -3,6 +3,8 @@
 
 mod args;
 mod config;
+mod export;
+mod replay;
 mod value;
 
 use std::ffi::OsString;
@@ -12,6 +14,8 @@ use clap::{CommandFactory as _, Parser as _};
 pub use config::{
     AdviceFormat, Advise, BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy,
 };
+pub use export::{Export, ExportFormat};
+pub use replay::{Replay, Speed};
 pub use value::NetnsSpec;
 
 /// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).

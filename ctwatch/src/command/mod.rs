@@ -5,6 +5,10 @@ pub mod advise;
 mod backend;
 pub mod check;
 pub mod drops;
+pub mod export;
+mod live;
+pub mod replay;
+mod stop;
 pub mod table;
 
 use std::io::stdout;

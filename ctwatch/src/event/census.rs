@@ -75,6 +75,22 @@ impl Remaining {
         filled.map(|(index, entries)| (f64::from(lower(index)), f64::from(lower(index + 1)), *entries))
     }
 
+    /// Buckets with entries by their numbers, for keeping them.
+    pub fn sparse(&self) -> impl Iterator<Item = (usize, u32)> {
+        let numbered = self.0.iter().copied().enumerate();
+        numbered.filter(|(_, entries)| *entries > 0)
+    }
+
+    /// From what [`Remaining::sparse`] gave; nothing if there is no bucket with such a number.
+    #[must_use]
+    pub fn from_sparse(buckets: &[(usize, u32)]) -> Option<Self> {
+        let mut remaining = Self::default();
+        for (index, entries) in buckets {
+            *remaining.0.get_mut(*index)? = *entries;
+        }
+        Some(remaining)
+    }
+
     /// The seconds within which this part of the entries expires.
     #[must_use]
     pub fn quantile(&self, part: f64) -> Option<f64> {
@@ -212,6 +228,17 @@ mod tests {
             let index = bucket(left);
             prop_assert!(lower(index) <= left && left < lower(index + 1), "{left} is in bucket {index}");
         }
+    }
+
+    #[test]
+    fn what_was_kept_sparsely_is_the_same_again() {
+        let mut remaining = Remaining::default();
+        for left in [0, 63, 64, 432_000] {
+            remaining.add(left);
+        }
+        let kept: Vec<_> = remaining.sparse().collect();
+        assert_eq!(Remaining::from_sparse(&kept), Some(remaining));
+        assert_eq!(Remaining::from_sparse(&[(BUCKETS, 1)]), None);
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::probe::sync::Take;
 use crate::probe::{Probe, offsets};
 use census::Censuses;
 use clock::Clock;
+pub use clock::monotonic_ns;
 use jiffies::Jiffies;
 use ledger::Ledger;
 use lives::LOOK_AROUND;

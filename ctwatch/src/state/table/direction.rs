@@ -36,6 +36,12 @@ impl Direction {
             Self::Forwarded => "forwarded",
         }
     }
+
+    /// The direction with this spelling.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|direction| direction.name() == name)
+    }
 }
 
 /// The addresses of a netns.

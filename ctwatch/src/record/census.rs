@@ -1,0 +1,230 @@
+//! Censuses as rows, and rows as censuses.
+//! One has a checksum over all its rows; what is left out for its size is counted.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rusqlite::{Connection, params};
+
+use super::digest::Digest;
+use super::open::{Trouble, wrong};
+use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
+use crate::event::{Base, Census, CensusKey, Detail, Mix, NetnsId, Remaining, Timeouts};
+
+/// Ports of one census that are kept: those that hold most.
+const KEYS: usize = 2048;
+
+/// Writes a census.
+pub(super) fn insert(
+    connection: &Connection,
+    tick: i64,
+    netns: i64,
+    census: &Census,
+) -> rusqlite::Result<()> {
+    let (census, omitted) = kept(census);
+    let Census { netns: _, keys, details, bases, rebase, timeouts, exact } = &census;
+    connection.execute(
+        "INSERT INTO census (tick, netns, rebase, exact, timeouts, omitted, crc) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![
+            tick,
+            netns,
+            rebase,
+            exact,
+            timeouts_text(timeouts),
+            omitted as i64,
+            checksum(tick, &census, omitted)
+        ],
+    )?;
+    let id = connection.last_insert_rowid();
+    let mut rows: BTreeMap<(u8, u16), (Option<CensusKey>, Option<i64>)> = BTreeMap::new();
+    for key in keys {
+        rows.entry((key.proto, key.port)).or_default().0 = Some(*key);
+    }
+    for base in bases {
+        rows.entry((base.proto, base.port)).or_default().1 = Some(base.entries);
+    }
+    let mut statement =
+        connection.prepare_cached("INSERT INTO census_key VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
+    for ((proto, port), (key, base)) in rows {
+        let entries = key.map(|key| key.entries);
+        let (assured, time_wait) = (key.map(|key| key.assured), key.map(|key| key.time_wait));
+        statement.execute(params![id, proto, port, entries, assured, time_wait, base])?;
+    }
+    let mut statement =
+        connection.prepare_cached("INSERT INTO census_detail VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
+    for detail in details {
+        let Detail { proto, port, mix, lasting, ending } = detail;
+        let port = port.map_or(-1, i64::from);
+        let [lasting, ending] = [lasting, ending].map(|one| sparse_text(&one.sparse().collect()));
+        statement.execute(params![
+            id,
+            proto,
+            port,
+            mix.assured,
+            sparse_text(&states(mix)),
+            lasting,
+            ending
+        ])?;
+    }
+    Ok(())
+}
+
+/// The keys that hold most, in an order that comes back, and how many were left out.
+fn kept(census: &Census) -> (Census, usize) {
+    let mut census = census.clone();
+    let held: HashMap<(u8, u16), u32> =
+        census.keys.iter().map(|key| ((key.proto, key.port), key.entries)).collect();
+    let weight = |proto, port| std::cmp::Reverse(held.get(&(proto, port)).copied().unwrap_or(0));
+    census.bases.sort_by_key(|base| (weight(base.proto, base.port), base.proto, base.port));
+    census.keys.sort_by_key(|key| (weight(key.proto, key.port), key.proto, key.port));
+    let omitted = census.bases.len().max(census.keys.len()).saturating_sub(KEYS);
+    census.bases.truncate(KEYS);
+    census.keys.truncate(KEYS);
+    (ordered(census), omitted)
+}
+
+fn ordered(mut census: Census) -> Census {
+    census.bases.sort_by_key(|base| (base.proto, base.port));
+    census.keys.sort_by_key(|key| (key.proto, key.port));
+    census.details.sort_by_key(|detail| (detail.proto, detail.port));
+    census
+}
+
+/// Reads the censuses that ended in these ticks; the error names what is wrong.
+pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i64, Census)>, Trouble> {
+    let mut statement = connection.prepare_cached(
+        "SELECT c.id, c.tick, n.number, c.rebase, c.exact, c.timeouts, c.omitted, c.crc \
+         FROM census c JOIN netns n ON n.id = c.netns WHERE c.tick BETWEEN ?1 AND ?2 ORDER BY c.tick, c.id",
+    )?;
+    let mut rows = statement.query([from, to])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (id, tick): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let Some(timeouts) = timeouts_from(&row.get::<_, String>(5)?) else {
+            return wrong("census", id);
+        };
+        let mut census = Census {
+            netns: NetnsId(row.get(2)?),
+            rebase: row.get(3)?,
+            exact: row.get(4)?,
+            timeouts,
+            ..Census::default()
+        };
+        read_keys(connection, id, &mut census)?;
+        if !read_details(connection, id, &mut census)? {
+            return wrong("census", id);
+        }
+        let census = ordered(census);
+        let omitted = row.get::<_, u32>(6)? as usize;
+        if checksum(tick, &census, omitted) != row.get::<_, u32>(7)? {
+            return wrong("census", id);
+        }
+        found.push((tick, census));
+    }
+    Ok(found)
+}
+
+fn read_keys(connection: &Connection, id: i64, census: &mut Census) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(
+        "SELECT proto, port, entries, assured, time_wait, base FROM census_key WHERE census = ?1",
+    )?;
+    let mut rows = statement.query([id])?;
+    while let Some(row) = rows.next()? {
+        let (proto, port) = (row.get(0)?, row.get(1)?);
+        if let Some(entries) = row.get(2)? {
+            let (assured, time_wait) = (row.get(3)?, row.get(4)?);
+            census.keys.push(CensusKey { proto, port, entries, assured, time_wait });
+        }
+        if let Some(entries) = row.get(5)? {
+            census.bases.push(Base { proto, port, entries });
+        }
+    }
+    Ok(())
+}
+
+fn read_details(connection: &Connection, id: i64, census: &mut Census) -> rusqlite::Result<bool> {
+    let mut statement = connection.prepare_cached(
+        "SELECT proto, port, assured, states, lasting, ending FROM census_detail WHERE census = ?1",
+    )?;
+    let mut rows = statement.query([id])?;
+    while let Some(row) = rows.next()? {
+        let mut detail = Detail::new(row.get(0)?, u16::try_from(row.get::<_, i64>(1)?).ok());
+        detail.mix.assured = row.get(2)?;
+        let Some(states) = sparse_from(&row.get::<_, String>(3)?) else { return Ok(false) };
+        for (state, entries) in states {
+            let Some(place) = detail.mix.tcp.get_mut(state) else { return Ok(false) };
+            *place = entries;
+        }
+        let remaining = |text: String| Remaining::from_sparse(&sparse_from(&text)?);
+        match (remaining(row.get(4)?), remaining(row.get(5)?)) {
+            (Some(lasting), Some(ending)) => (detail.lasting, detail.ending) = (lasting, ending),
+            _ => return Ok(false),
+        }
+        census.details.push(detail);
+    }
+    Ok(true)
+}
+
+fn checksum(tick: i64, census: &Census, omitted: usize) -> u32 {
+    let Census { netns, keys, details, bases, rebase, timeouts, exact } = census;
+    let mut digest = Digest::default();
+    digest
+        .int(tick)
+        .int(i64::from(netns.0))
+        .int(i64::from(*rebase))
+        .int(i64::from(*exact))
+        .int(omitted as i64);
+    digest.text(&timeouts_text(timeouts));
+    for CensusKey { proto, port, entries, assured, time_wait } in keys {
+        for number in [u32::from(*proto), u32::from(*port), *entries, *assured, *time_wait] {
+            digest.int(i64::from(number));
+        }
+    }
+    for Base { proto, port, entries } in bases {
+        digest.int(i64::from(*proto)).int(i64::from(*port)).int(*entries);
+    }
+    for Detail { proto, port, mix, lasting, ending } in details {
+        digest.int(i64::from(*proto)).optional(port.map(i64::from)).int(i64::from(mix.assured));
+        for part in [states(mix), lasting.sparse().collect(), ending.sparse().collect()] {
+            digest.text(&sparse_text(&part));
+        }
+    }
+    digest.finish()
+}
+
+fn states(mix: &Mix) -> Sparse {
+    mix.tcp.iter().copied().enumerate().filter(|(_, entries)| *entries > 0).collect()
+}
+
+fn timeouts_text(timeouts: &Timeouts) -> String {
+    let Timeouts { tcp_syn_sent, tcp_established, tcp_time_wait, udp, udp_stream, icmp, icmpv6, generic } =
+        timeouts;
+    let named = [
+        ("tcp_syn_sent", tcp_syn_sent),
+        ("tcp_established", tcp_established),
+        ("tcp_time_wait", tcp_time_wait),
+        ("udp", udp),
+        ("udp_stream", udp_stream),
+        ("icmp", icmp),
+        ("icmpv6", icmpv6),
+        ("generic", generic),
+    ];
+    let known: NamedTimeouts =
+        named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), (*value)?))).collect();
+    serde_json::to_string(&known).unwrap_or_default()
+}
+
+fn timeouts_from(text: &str) -> Option<Timeouts> {
+    let named: NamedTimeouts = serde_json::from_str(text).ok()?;
+    let of = |name: &str| named.get(name).copied();
+    Some(Timeouts {
+        tcp_syn_sent: of("tcp_syn_sent"),
+        tcp_established: of("tcp_established"),
+        tcp_time_wait: of("tcp_time_wait"),
+        udp: of("udp"),
+        udp_stream: of("udp_stream"),
+        icmp: of("icmp"),
+        icmpv6: of("icmpv6"),
+        generic: of("generic"),
+    })
+}

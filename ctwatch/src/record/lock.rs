@@ -1,0 +1,94 @@
+//! One recorder for one file: a lock of our own beside it, FILE-lock, which goes with the process that holds it.
+//! Not one of SQLite's: readers must not be shut out, and those are lost when any descriptor of the file is closed.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::open::beside;
+use crate::error::Failure;
+
+/// Bytes kept in the lock file, so that a full disk has room for the end of the run.
+const BALLAST: usize = 256 << 10;
+
+/// The right to write a recording. Given back when dropped.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes it.
+    ///
+    /// # Errors
+    /// Another recorder has it, or nothing can be written there.
+    pub fn take(recording: &Path) -> Result<Self> {
+        let path = beside(recording, "-lock");
+        loop {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let file = file.with_context(|| {
+                format!("creating {}: the folder of a recording must be there and writable", path.display())
+            })?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Failure::usage(format!(
+                        "recording to {}: another ctwatch is recording to this file; give another one with -o",
+                        recording.display()
+                    ))
+                    .into());
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("locking {}", path.display()));
+                }
+            }
+            // The one who had it may have taken it away between our opening and our locking it.
+            if file.metadata().ok().map(|ours| ours.ino())
+                == std::fs::metadata(&path).ok().map(|there| there.ino())
+            {
+                return Ok(Self { file, path });
+            }
+        }
+    }
+
+    /// Fills the lock file, so that there is something to give up.
+    ///
+    /// # Errors
+    /// The disk is full already.
+    pub fn load_ballast(&mut self) -> std::io::Result<()> {
+        self.file.write_all(&vec![0; BALLAST])?;
+        self.file.sync_data()
+    }
+
+    /// Gives the room up.
+    pub fn drop_ballast(&self) {
+        let _ = self.file.set_len(0);
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_refused_until_the_first_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.ctw");
+        let first = Lock::take(&path).unwrap();
+        let refused = Lock::take(&path).unwrap_err().to_string();
+        assert!(refused.contains("another ctwatch is recording"), "{refused}");
+        drop(first);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+        drop(Lock::take(&path).unwrap());
+    }
+}

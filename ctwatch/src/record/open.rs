@@ -1,0 +1,235 @@
+//! Opening what may be no recording, one of another schema, or a damaged one.
+//! Nothing here trusts the file, and nothing here writes to it.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::{APPLICATION_ID, SCHEMA, schema};
+
+/// What is wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// There is none.
+    Missing(PathBuf),
+    /// It can't be read.
+    Unreadable(PathBuf, String),
+    /// It is something else.
+    NotARecording(PathBuf),
+    /// A later ctwatch made it, with this schema.
+    Newer(PathBuf, i64),
+    /// Its end is missing: bytes there, and bytes there should be.
+    Truncated(PathBuf, u64, u64),
+    /// Something in it isn't what was written.
+    Damaged(PathBuf, String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(path) => write!(f, "opening {}: there is no such file", path.display()),
+            Self::Unreadable(path, why) => write!(f, "opening {}: {why}", path.display()),
+            Self::NotARecording(path) => write!(
+                f,
+                "opening {}: this is no recording of ctwatch; `ctwatch record -o FILE` makes one",
+                path.display()
+            ),
+            Self::Newer(path, schema) => write!(
+                f,
+                "opening {}: it has schema {schema}, and this ctwatch reads schemas up to {SCHEMA}: take the ctwatch \
+                 that recorded it, or a newer one",
+                path.display()
+            ),
+            Self::Truncated(path, is, should) => write!(
+                f,
+                "opening {}: its end is missing, it has {is} bytes of {should}: copy it again, together with {}-wal if \
+                 there is one; `sqlite3 {} .recover` gets out what is left",
+                path.display(),
+                path.display(),
+                path.display()
+            ),
+            Self::Damaged(path, what) => write!(
+                f,
+                "reading {}: the file is damaged ({what}): copy it again from where it was recorded, or get out what is \
+                 left with `sqlite3 {} .recover`",
+                path.display(),
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// What can go wrong with a row: SQLite can't give it, or it isn't what was written.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    Sql(rusqlite::Error),
+    Wrong(String),
+}
+
+impl From<rusqlite::Error> for Trouble {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl Trouble {
+    /// As a fault of this file.
+    pub fn of(self, path: &Path) -> Fault {
+        match self {
+            Self::Sql(error) => fault(path, &error),
+            Self::Wrong(what) => Fault::Damaged(path.to_owned(), what),
+        }
+    }
+}
+
+/// An error about this row of this table.
+pub(super) fn wrong<T>(table: &str, id: i64) -> Result<T, Trouble> {
+    Err(Trouble::Wrong(format!("{table} {id}: its checksum is another one")))
+}
+
+/// Whether a recording is still to be made there.
+pub(super) fn is_new(path: &Path) -> Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.len() == 0 && !has_wal(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(Fault::Unreadable(path.to_owned(), error.to_string()).into()),
+    }
+}
+
+/// Opens a file for reading, also where nothing can be written beside it.
+pub(super) fn connect(path: &Path) -> Result<Connection> {
+    examine_head(path)?;
+    examine_size(path)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = if has_wal(path) {
+        // A recorder is at work, or one was killed: what is only in the -wal counts.
+        match Connection::open_with_flags(path, flags).and_then(probed) {
+            // Beside a file in a read-only folder there is no room for the index that readers of a -wal share.
+            Err(error) if error.sqlite_error_code() != Some(ErrorCode::NotADatabase) => {
+                Connection::open_with_flags_and_vfs(path, flags, c"unix-none").and_then(|connection| {
+                    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+                    probed(connection)
+                })
+            }
+            opened => opened,
+        }
+    } else {
+        // Nobody writes: nothing has to be put beside the file to read it, and nothing is left there.
+        let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+        Connection::open_with_flags(immutable(path), flags).and_then(probed)
+    };
+    let connection = connection.map_err(|error| fault(path, &error))?;
+    examine_marks(path, &connection)?;
+    Ok(connection)
+}
+
+/// Whether a file is a recording that this ctwatch can go on with.
+pub(super) fn examine(path: &Path) -> Result<()> {
+    connect(path).map(drop)
+}
+
+/// What an error of SQLite's means for the file.
+pub(super) fn fault(path: &Path, error: &rusqlite::Error) -> Fault {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => Fault::NotARecording(path.to_owned()),
+        Some(ErrorCode::DatabaseCorrupt) | None => Fault::Damaged(path.to_owned(), error.to_string()),
+        Some(ErrorCode::SystemIoFailure) => Fault::Damaged(path.to_owned(), error.to_string()),
+        Some(_) => Fault::Unreadable(path.to_owned(), error.to_string()),
+    }
+}
+
+fn probed(connection: Connection) -> rusqlite::Result<Connection> {
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    schema::distrust(&connection)?;
+    connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))?;
+    Ok(connection)
+}
+
+fn has_wal(path: &Path) -> bool {
+    std::fs::metadata(beside(path, "-wal")).is_ok_and(|metadata| metadata.len() > 0)
+}
+
+/// The file that is called like this one, with something behind it.
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// SQLite's first 16 bytes (file format, section 1.3).
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+const HEAD: usize = 100;
+
+fn head(path: &Path) -> Result<[u8; HEAD], Fault> {
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Fault::Missing(path.to_owned()),
+        std::io::ErrorKind::UnexpectedEof => Fault::NotARecording(path.to_owned()),
+        std::io::ErrorKind::PermissionDenied => {
+            Fault::Unreadable(path.to_owned(), format!("{error}; recordings belong to root: use sudo"))
+        }
+        _ => Fault::Unreadable(path.to_owned(), error.to_string()),
+    };
+    let mut head = [0; HEAD];
+    File::open(path).and_then(|mut file| file.read_exact(&mut head)).map_err(unreadable)?;
+    Ok(head)
+}
+
+fn examine_head(path: &Path) -> Result<(), Fault> {
+    match head(path)?.starts_with(MAGIC) {
+        true => Ok(()),
+        false => Err(Fault::NotARecording(path.to_owned())),
+    }
+}
+
+fn examine_marks(path: &Path, connection: &Connection) -> Result<(), Fault> {
+    let number = |name: &str| {
+        let value = connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        value.map_err(|error| fault(path, &error))
+    };
+    if number("application_id")? != APPLICATION_ID {
+        return Err(Fault::NotARecording(path.to_owned()));
+    }
+    match number("user_version")? {
+        newer if newer > SCHEMA => Err(Fault::Newer(path.to_owned(), newer)),
+        SCHEMA => Ok(()),
+        _ => Err(Fault::NotARecording(path.to_owned())),
+    }
+}
+
+/// Whether all pages are there that the file says it has. A -wal may have some, or more of them.
+fn examine_size(path: &Path) -> Result<(), Fault> {
+    if has_wal(path) {
+        return Ok(());
+    }
+    let head = head(path)?;
+    let page = match u16::from_be_bytes([head[16], head[17]]) {
+        1 => 65_536,
+        size => u64::from(size),
+    };
+    let pages = u32::from_be_bytes([head[28], head[29], head[30], head[31]]);
+    let is = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let should = page * u64::from(pages);
+    if is < should { Err(Fault::Truncated(path.to_owned(), is, should)) } else { Ok(()) }
+}
+
+/// The URI of a file that nobody changes.
+fn immutable(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(*byte))
+            }
+            other => uri.push_str(&format!("%{other:02X}")),
+        }
+    }
+    uri + "?immutable=1"
+}

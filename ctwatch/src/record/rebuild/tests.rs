@@ -1,0 +1,151 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::record::track::Tracker;
+use ctwatch_common::slot::KIND_FLOWS;
+use jiff::Timestamp;
+
+/// What moved in one tick: per slot, and entries in the table.
+type Step = (Vec<(u16, u8, u64)>, Option<u32>, [u64; 4]);
+
+const HOST: NetnsId = NetnsId(4_026_531_840);
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let slot = (0..6u16, prop::sample::select(vec![1u8, 8, KIND_FLOWS, 0x81]), 0..1000u64);
+    let step = (prop::collection::vec(slot, 0..8), prop::option::of(0..100u32), [0..5u64, 0..5, 0..5, 0..5]);
+    prop::collection::vec(step, 1..20)
+}
+
+/// The samples of a watch that sees these steps.
+fn samples(steps: &[Step]) -> Vec<Sample> {
+    let mut slots: BTreeMap<SlotKey, [u64; 3]> = BTreeMap::new();
+    let mut kernel = [0; 4];
+    let mut samples = Vec::new();
+    for (second, (moves, count, counted)) in steps.iter().enumerate() {
+        for (port, kind, by) in moves {
+            let slot =
+                slots.entry(SlotKey { netns: HOST.0, port: *port, proto: 6, kind: *kind }).or_default();
+            slot[0] += by;
+            if *kind == KIND_FLOWS {
+                slot[1] += by / 2;
+            }
+        }
+        let before = kernel;
+        add(&mut kernel, &counted.map(u64::cast_signed));
+        let slots = slots.iter().map(|(key, [count, deletes, failed])| SlotSample {
+            key: *key,
+            count: *count,
+            deletes: *deletes,
+            failed: *failed,
+        });
+        let netns = NetnsSample {
+            id: HOST,
+            name: None,
+            container: None,
+            count: *count,
+            max: Some(100),
+            before: counters(before),
+            after: counters(kernel),
+            gone: false,
+            complete: false,
+        };
+        samples.push(Sample {
+            time: Timestamp::from_second(second as i64).unwrap(),
+            interval_s: 1.0,
+            // A netns that can't be read for a while is in no sample.
+            netns: if count.is_some() { vec![netns] } else { Vec::new() },
+            slots: slots.collect(),
+            overflow: [0; CAUSES],
+            lost_events: [second as u64; CAUSES],
+            ambiguous: second as u64,
+            flows: FlowSample { overflow: 2 * second as u64, ..FlowSample::default() },
+        });
+    }
+    samples
+}
+
+fn text(sample: &Sample, is_there: bool) -> String {
+    let mut sample = sample.clone();
+    sample.slots.retain(|slot| (slot.count, slot.deletes) != (0, 0) && (is_there || !is_flow(slot.key)));
+    sample.slots.sort_by_key(|slot| slot.key);
+    format!("{sample:?}")
+}
+
+fn sums(sample: &Sample) -> (u64, u64) {
+    let of = |flows: bool| sample.slots.iter().filter(move |slot| is_flow(slot.key) == flows);
+    let lost: u64 = of(false).map(|slot| slot.count).sum();
+    let flows: u64 = of(true).map(|slot| slot.count + slot.deletes + slot.failed).sum();
+    (lost + sample.overflow.iter().sum::<u64>(), flows + sample.flows.overflow)
+}
+
+proptest! {
+    #[test]
+    fn what_was_recorded_is_what_was_sampled(steps in steps()) {
+        let (mut tracker, mut rebuild) = (Tracker::default(), Rebuild::default());
+        for sample in samples(&steps) {
+            let tick = tracker.tick(&sample, 0);
+            rebuild.add(&tick);
+            let is_there = !sample.netns.is_empty();
+            prop_assert_eq!(text(&rebuild.sample(&tick, &HashMap::new()), is_there), text(&sample, is_there));
+        }
+    }
+
+    #[test]
+    fn what_found_no_room_is_owed_and_comes_in_the_end(steps in steps(), room in 0..4usize) {
+        let (mut tracker, mut rebuild) = (Tracker::default(), Rebuild::default());
+        let mut samples = samples(&steps);
+        for sample in &mut samples {
+            sample.netns.clear();
+            let tick = tracker.tick_within(sample, 0, room);
+            prop_assert!(tick.losses.len() + tick.flows.len() <= room);
+            rebuild.add(&tick);
+            prop_assert_eq!(sums(&rebuild.sample(&tick, &HashMap::new())), sums(sample));
+        }
+        let last = samples.last().unwrap();
+        let tick = tracker.last_tick(last, 0);
+        rebuild.add(&tick);
+        prop_assert_eq!(text(&rebuild.sample(&tick, &HashMap::new()), true), text(&Sample { interval_s: 1.0, ..last.clone() }, true));
+    }
+
+    #[test]
+    fn thinned_ticks_add_up_to_the_same(steps in steps(), group in 1..5usize) {
+        let mut tracker = Tracker::default();
+        let samples = samples(&steps);
+        let ticks: Vec<Tick> = samples.iter().map(|sample| tracker.tick(sample, 0)).collect();
+        let (mut fine, mut coarse) = (Rebuild::default(), Rebuild::default());
+        for ticks in ticks.chunks(group) {
+            let mut one = ticks[0].clone();
+            fine.add(&ticks[0]);
+            for tick in &ticks[1..] {
+                fine.add(tick);
+                one.append(tick.clone());
+            }
+            coarse.add(&one);
+            let last = Tick { interval_us: one.interval_us, ..ticks[ticks.len() - 1].clone() };
+            prop_assert_eq!(
+                text(&coarse.sample(&one, &HashMap::new()), true),
+                text(&fine.sample(&last, &HashMap::new()), true)
+            );
+        }
+    }
+
+    #[test]
+    fn a_second_file_counts_from_its_beginning(steps in steps(), at in 0..20usize) {
+        let mut tracker = Tracker::default();
+        let samples = samples(&steps);
+        let at = at.min(samples.len() - 1);
+        for sample in &samples[..at] {
+            tracker.tick(sample, 0);
+        }
+        tracker.begin_file();
+        let mut rebuild = Rebuild::default();
+        for sample in &samples[at..] {
+            rebuild.add(&tracker.tick(sample, 0));
+        }
+        let total = |sample: &Sample| sample.slots.iter().map(|slot| slot.count + slot.deletes).sum::<u64>();
+        let before = at.checked_sub(1).map_or(0, |last| total(&samples[last]));
+        let tick = Tick::quiet(Timestamp::UNIX_EPOCH, 0, 0);
+        let rebuilt = Rebuild { netns: BTreeMap::new(), ..rebuild }.sample(&tick, &HashMap::new());
+        prop_assert_eq!(total(&rebuilt), total(&samples[samples.len() - 1]) - before);
+    }
+}

@@ -1,0 +1,36 @@
+//! The layout of a new file, and how every connection is set up.
+//! The tables are in schema.sql; what is decided about files at large is here.
+
+use ctwatch_common::Cause;
+use rusqlite::{Connection, Result, params};
+
+use super::{APPLICATION_ID, SCHEMA};
+
+const TABLES: &str = include_str!("schema.sql");
+
+/// Lays out an empty file.
+pub(super) fn lay_out(connection: &mut Connection, version: &str, created: &str) -> Result<()> {
+    // Before the first table: afterwards it would take a VACUUM.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    let transaction = connection.transaction()?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", SCHEMA)?;
+    transaction.execute_batch(TABLES)?;
+    for (name, value) in
+        [("schema", SCHEMA.to_string().as_str()), ("created_by", version), ("created", created)]
+    {
+        transaction.execute("INSERT INTO meta VALUES (?1, ?2)", params![name, value])?;
+    }
+    for cause in Cause::ALL {
+        let row = params![cause as u8, cause.name(), cause.unit().name()];
+        transaction.execute("INSERT INTO cause VALUES (?1, ?2, ?3)", row)?;
+    }
+    transaction.commit()
+}
+
+/// A file from elsewhere may hold anything: its schema runs no code, and damage in a page shows early.
+pub(super) fn distrust(connection: &Connection) -> Result<()> {
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "cell_size_check", true)
+}

@@ -1,0 +1,391 @@
+//! The one who writes a recording: one transaction a tick, so that a killed recorder leaves whole ticks.
+//! Knows SQL and nothing of what the numbers mean.
+
+pub(super) mod dictionary;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use rusqlite::{Connection, OpenFlags, Transaction, params};
+
+use super::rebuild::Names;
+use super::rows::{Facts, Incident, Listing, Notice, Run, RunEnd, Setting};
+use super::tick::{NetnsTick, Tick};
+use super::{census, event, listing, open, schema};
+use crate::event::{Loss, NetnsId};
+use dictionary::Dictionary;
+
+/// So many ticks may be lost with the power: the last one of them waits until the disk has them.
+const SYNCED_EVERY: u32 = 8;
+/// Pages in the -wal after which it goes into the file: 2 MB.
+const CHECKPOINT_PAGES: i64 = 512;
+/// The -wal is cut back to this after a reader had held it up.
+const WAL_LIMIT: i64 = 4 << 20;
+
+/// Everything that goes into one transaction.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// How the counters moved.
+    pub tick: Option<Tick>,
+    /// What namespaces are called, as far as that is news.
+    pub names: HashMap<NetnsId, Names>,
+    /// A sample of the losses of this tick, and whether each is only kept around an incident.
+    pub events: Vec<(Loss, bool)>,
+    /// Changed settings.
+    pub settings: Vec<Setting>,
+    /// What was read of the machine.
+    pub facts: Vec<Facts>,
+    /// Tables read entry by entry.
+    pub listings: Vec<Listing>,
+    /// What else is to be said.
+    pub notices: Vec<Notice>,
+}
+
+/// Writes one run into a recording.
+#[derive(Debug)]
+pub struct Writer {
+    connection: Connection,
+    run: i64,
+    next_tick: i64,
+    dictionary: Dictionary,
+    unsynced: u32,
+}
+
+impl Writer {
+    /// Opens a recording, or begins one, and starts a run in it. The caller holds its lock.
+    ///
+    /// # Errors
+    /// It can't be written, or what is there is no recording of this schema.
+    pub fn open(path: &Path, run: &Run) -> Result<Self> {
+        let is_new = open::is_new(path)?;
+        if is_new {
+            create(path).with_context(|| format!("creating {}", path.display()))?;
+        } else {
+            open::examine(path)?;
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let opened = Connection::open_with_flags(path, flags).map_err(anyhow::Error::from);
+        let mut connection = opened.with_context(|| format!("opening {}", path.display()))?;
+        schema::distrust(&connection)?;
+        let now = Timestamp::now().to_string();
+        if is_new {
+            schema::lay_out(&mut connection, &run.version, &now)
+                .with_context(|| format!("laying out {}", path.display()))?;
+            // From here on the file says by itself what it is.
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        }
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
+        connection.pragma_update(None, "cache_size", -4096)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        let next_tick = next_tick(&connection)?;
+        let id = insert_run(&connection, run, next_tick)
+            .with_context(|| format!("writing the start of a run to {}", path.display()))?;
+        Ok(Self { connection, run: id, next_tick, dictionary: Dictionary::new(id), unsynced: 0 })
+    }
+
+    /// The number the next tick will have.
+    #[must_use]
+    pub const fn next_tick(&self) -> i64 {
+        self.next_tick
+    }
+
+    /// The run that is being written.
+    #[must_use]
+    pub const fn run(&self) -> i64 {
+        self.run
+    }
+
+    /// Writes one tick and what belongs to it, or nothing of it.
+    ///
+    /// # Errors
+    /// The disk is full ([`is_full`]) or broken.
+    pub fn write(&mut self, batch: &Batch) -> rusqlite::Result<()> {
+        let due = self.unsynced + 1 >= SYNCED_EVERY;
+        if due {
+            self.connection.pragma_update(None, "synchronous", "FULL")?;
+        }
+        let written = self.write_whole(batch);
+        if due {
+            self.connection.pragma_update(None, "synchronous", "NORMAL")?;
+        }
+        if written.is_err() {
+            self.dictionary = Dictionary::load(&self.connection, self.run)?;
+        }
+        written?;
+        self.unsynced = if due { 0 } else { self.unsynced + 1 };
+        self.next_tick += i64::from(batch.tick.is_some());
+        Ok(())
+    }
+
+    fn write_whole(&mut self, batch: &Batch) -> rusqlite::Result<()> {
+        let Batch { tick, names, events, settings, facts, listings, notices } = batch;
+        let Self { connection, run, next_tick, dictionary, .. } = self;
+        let (run, id) = (*run, *next_tick);
+        let transaction = connection.transaction()?;
+        dictionary.name(&transaction, names)?;
+        if let Some(tick) = tick {
+            insert_tick(&transaction, &TickRow { id, first: id, run, level: 0 }, tick, dictionary)?;
+            for census in &tick.censuses {
+                let netns = dictionary.netns(&transaction, census.netns)?;
+                census::insert(&transaction, id, netns, census)?;
+            }
+        }
+        for (place, (loss, detail)) in events.iter().enumerate() {
+            let netns = dictionary.netns(&transaction, event::netns_of(loss))?;
+            let owner = loss.who.as_ref().map(|who| dictionary.owner(&transaction, who)).transpose()?;
+            event::insert(&transaction, (id, place), *detail, netns, owner, loss)?;
+        }
+        for one in listings {
+            let netns = dictionary.netns(&transaction, one.netns)?;
+            listing::insert(&transaction, run, netns, one)?;
+        }
+        for setting in settings {
+            insert_setting(&transaction, run, setting)?;
+        }
+        for one in facts {
+            insert_facts(&transaction, run, one)?;
+        }
+        for notice in notices {
+            insert_notice(&transaction, run, notice)?;
+        }
+        transaction.commit()
+    }
+
+    /// Writes an incident; returns its number.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub fn begin_incident(&mut self, incident: &Incident) -> rusqlite::Result<i64> {
+        self.connection.execute(
+            "INSERT INTO incident (run, condition, tick, wall_us, mono_us, measured, detail_from, detail_to, ceased_us, \
+             crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            params![
+                self.run,
+                incident.condition,
+                incident.tick,
+                incident.at.time.as_microsecond(),
+                incident.at.mono_us,
+                incident.measured,
+                incident.detail_from,
+                incident.detail_to,
+                incident.ceased.map(|ceased| ceased.as_microsecond()),
+                incident.checksum(self.run),
+            ],
+        )?;
+        Ok(self.connection.last_insert_rowid())
+    }
+
+    /// Writes what became of an incident.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub fn update_incident(&mut self, id: i64, incident: &Incident) -> rusqlite::Result<()> {
+        self.connection.execute(
+            "UPDATE incident SET detail_to = ?2, ceased_us = ?3, crc = ?4 WHERE id = ?1",
+            params![
+                id,
+                incident.detail_to,
+                incident.ceased.map(|ceased| ceased.as_microsecond()),
+                incident.checksum(self.run)
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Writes how the run ended, and makes the file whole: nothing is left beside it.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    pub fn end(self, end: &RunEnd) -> rusqlite::Result<()> {
+        self.connection.pragma_update(None, "synchronous", "FULL")?;
+        self.connection.execute(
+            "INSERT OR REPLACE INTO run_end VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![
+                self.run,
+                end.at.time.as_microsecond(),
+                end.at.mono_us,
+                end.reason.name(),
+                end.last_tick,
+                end.checksum(self.run)
+            ],
+        )?;
+        self.connection.close().map_err(|(_, error)| error)
+    }
+}
+
+/// Whether an error says that the disk is full.
+#[must_use]
+pub fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+}
+
+/// An empty file that only its owner may read: it holds addresses.
+fn create(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+}
+
+fn next_tick(connection: &Connection) -> Result<i64> {
+    let last: Option<i64> = connection.query_row("SELECT max(id) FROM tick", [], |row| row.get(0))?;
+    Ok(last.unwrap_or(0) + 1)
+}
+
+fn insert_run(connection: &Connection, run: &Run, first_tick: i64) -> Result<i64> {
+    let Run {
+        started,
+        boot_id,
+        host,
+        version,
+        kernel_release,
+        backend,
+        backend_reason,
+        interval_us,
+        counts_flows,
+        hooks,
+        since_boot,
+        continues,
+    } = run;
+    let hooks: Vec<_> = hooks
+        .iter()
+        .map(|(function, kind)| serde_json::json!({ "function": function, "kind": kind }))
+        .collect();
+    connection.execute(
+        "INSERT INTO run (started_us, started_mono_us, boot_id, host, version, kernel_release, backend, backend_reason, \
+         interval_us, counts_flows, hooks, boot_drop, boot_early_drop, boot_insert_failed, boot_chaintoolong, continues, \
+         first_tick, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+        params![
+            started.time.as_microsecond(),
+            started.mono_us,
+            boot_id,
+            host,
+            version,
+            kernel_release,
+            backend,
+            backend_reason,
+            interval_us,
+            counts_flows,
+            serde_json::to_string(&hooks)?,
+            since_boot.drop.cast_signed(),
+            since_boot.early_drop.cast_signed(),
+            since_boot.insert_failed.cast_signed(),
+            since_boot.chaintoolong.cast_signed(),
+            continues,
+            first_tick,
+            run.checksum(first_tick),
+        ],
+    )?;
+    Ok(connection.last_insert_rowid())
+}
+
+fn insert_setting(transaction: &Transaction<'_>, run: i64, setting: &Setting) -> rusqlite::Result<()> {
+    let Setting { at, name, value, before } = setting;
+    transaction
+        .prepare_cached(
+            "INSERT INTO setting (run, wall_us, mono_us, name, value, before, crc) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute(params![
+            run,
+            at.time.as_microsecond(),
+            at.mono_us,
+            name,
+            value,
+            before,
+            setting.checksum(run)
+        ])?;
+    Ok(())
+}
+
+fn insert_facts(transaction: &Transaction<'_>, run: i64, facts: &Facts) -> rusqlite::Result<()> {
+    let Facts { at, occasion, json } = facts;
+    transaction.execute(
+        "INSERT INTO machine (run, reason, wall_us, mono_us, facts, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![run, occasion.name(), at.time.as_microsecond(), at.mono_us, json, facts.checksum(run)],
+    )?;
+    Ok(())
+}
+
+fn insert_notice(transaction: &Transaction<'_>, run: i64, notice: &Notice) -> rusqlite::Result<()> {
+    let Notice { at, code, text } = notice;
+    transaction.execute(
+        "INSERT INTO notice (run, wall_us, mono_us, code, text, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![run, at.time.as_microsecond(), at.mono_us, code, text, notice.checksum(run)],
+    )?;
+    Ok(())
+}
+
+/// Where a tick is in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TickRow {
+    pub id: i64,
+    pub first: i64,
+    pub run: i64,
+    pub level: u8,
+}
+
+/// Writes a tick without its censuses, which have a life of their own.
+pub(super) fn insert_tick(
+    transaction: &Transaction<'_>,
+    place: &TickRow,
+    tick: &Tick,
+    dictionary: &mut Dictionary,
+) -> rusqlite::Result<()> {
+    let TickRow { id, first, run, level } = *place;
+    let [drop, early_drop, insert_failed, chaintoolong] = tick.unexplained;
+    transaction
+        .prepare_cached(
+            "INSERT INTO tick VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+        )?
+        .execute(params![
+            id,
+            first,
+            run,
+            level,
+            tick.time.as_microsecond(),
+            tick.mono_us,
+            tick.interval_us,
+            tick.restarted,
+            tick.ambiguous,
+            tick.flows_overflow,
+            drop,
+            early_drop,
+            insert_failed,
+            chaintoolong,
+            tick.events_seen.cast_signed(),
+            tick.checksum(),
+        ])?;
+    let mut statement = transaction.prepare_cached(
+        "INSERT INTO tick_netns VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+    )?;
+    for one in &tick.netns {
+        let NetnsTick { id: number, presence, complete, count, peak, max, kernel, width } = one;
+        let peak = if peak == count { None } else { *peak };
+        let ([a, b, c, d], [e, f, g, h]) = (kernel, width);
+        let netns = dictionary.netns(transaction, *number)?;
+        let presence = *presence as i64;
+        statement
+            .execute(params![id, netns, presence, complete, count, peak, max, a, b, c, d, e, f, g, h])?;
+    }
+    let mut statement = transaction.prepare_cached("INSERT INTO tick_loss VALUES (?1, ?2, ?3)")?;
+    for (key, losses) in &tick.losses {
+        let slot = dictionary.slot(transaction, *key)?;
+        statement.execute(params![id, slot, losses])?;
+    }
+    let mut statement = transaction.prepare_cached("INSERT INTO tick_flow VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    for (key, [inserts, deletes, failed]) in &tick.flows {
+        let slot = dictionary.slot(transaction, *key)?;
+        statement.execute(params![id, slot, inserts, deletes, failed])?;
+    }
+    let mut statement = transaction.prepare_cached("INSERT INTO tick_cause VALUES (?1, ?2, ?3, ?4)")?;
+    for (cause, (overflow, lost)) in tick.overflow.iter().zip(&tick.lost_events).enumerate() {
+        if (*overflow, *lost) != (0, 0) {
+            statement.execute(params![id, cause as i64, overflow, lost])?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Recorders that were killed, and folders that nothing can be written to.

@@ -1,0 +1,9 @@
+//! Recordings: what was written is read, and whatever happens to a file is said.
+//! Synthetic watches write; no kernel is needed.
+
+mod crash;
+mod damage;
+mod export;
+mod replay;
+mod roundtrip;
+mod synthetic;

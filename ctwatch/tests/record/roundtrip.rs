@@ -1,0 +1,100 @@
+//! What was written comes back as it was.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use ctwatch::record::rows::{Reason, RunEnd};
+use ctwatch::record::{Recording, Writer};
+
+use super::synthetic::{at, batch, incident, listing, loss, run, tick, write};
+
+#[test]
+fn everything_comes_back_as_it_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 60);
+    let number = writer.begin_incident(&incident(30)).unwrap();
+    let mut ceased = incident(30);
+    (ceased.ceased, ceased.detail_to) = (Some(at(50).time), 55);
+    writer.update_incident(number, &ceased).unwrap();
+    let end = RunEnd { at: at(61), reason: Reason::Duration, last_tick: 60 };
+    writer.end(&end).unwrap();
+
+    let recording = Recording::open(&path).unwrap();
+    recording.verify().unwrap();
+    let runs = recording.runs().unwrap();
+    assert_eq!((runs.len(), &runs[0].run, runs[0].end), (1, &run(), Some(end)));
+    let ticks: Vec<_> = recording.ticks(&runs[0], 1..=60).unwrap().map(Result::unwrap).collect();
+    assert_eq!(ticks.len(), 60);
+    for (second, stored) in (1..).zip(&ticks) {
+        assert_eq!((stored.id, stored.first, stored.level), (second, second, 0));
+        assert_eq!(stored.tick, tick(second), "tick {second}");
+    }
+    let some: Vec<_> = recording.ticks(&runs[0], 20..=29).unwrap().map(|tick| tick.unwrap().id).collect();
+    assert_eq!(some, Vec::from_iter(20..=29));
+    for (second, (number, kept)) in (1..).zip(recording.losses(1..=60).unwrap()) {
+        let mut written = loss(second);
+        written.event.device = *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        // Of who pushed an entry out, the tuple is kept.
+        assert_eq!(kept.pushed_out_by.map(|by| (by.proto, by.src, by.sport)), {
+            written.pushed_out_by.map(|by| (by.proto, by.src, by.sport))
+        });
+        written.pushed_out_by = kept.pushed_out_by;
+        assert_eq!((number, format!("{kept:?}")), (second, format!("{written:?}")));
+    }
+    let names = recording.names(1).unwrap();
+    assert_eq!(names.values().next().unwrap().name.as_deref(), Some("host51"));
+    assert_eq!(recording.listings(1).unwrap()[0].census.services().count(), 1);
+    let listed = |second| {
+        format!("{:?}", listing(second).census.services().map(|(k, v)| (*k, v.pairs())).collect::<Vec<_>>())
+    };
+    assert_eq!(
+        format!(
+            "{:?}",
+            recording.listings(1).unwrap()[0]
+                .census
+                .services()
+                .map(|(k, v)| (*k, v.pairs()))
+                .collect::<Vec<_>>()
+        ),
+        listed(1)
+    );
+    assert_eq!(recording.settings(1).unwrap()[1].before.as_deref(), Some("1"));
+    assert_eq!(recording.notices(1).unwrap().len(), 3);
+    assert_eq!(recording.machines(1).unwrap().len(), 3);
+    assert_eq!(recording.incidents(1).unwrap(), [(number, ceased)]);
+}
+
+#[test]
+fn a_second_run_goes_on_in_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    drop(write(&path, 10));
+    let mut writer = Writer::open(&path, &run()).unwrap();
+    assert_eq!(writer.next_tick(), 11);
+    writer.write(&batch(1)).unwrap();
+    drop(writer);
+    let recording = Recording::open(&path).unwrap();
+    recording.verify().unwrap();
+    let runs = recording.runs().unwrap();
+    assert_eq!((runs.len(), runs[1].first_tick, runs[0].end), (2, 11, None));
+    let again = recording.ticks(&runs[1], i64::MIN..=i64::MAX).unwrap().next().unwrap().unwrap();
+    assert_eq!(again.tick, tick(1));
+}
+
+#[test]
+fn only_the_owner_may_read_it_and_readers_see_whole_ticks_while_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 5);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let reader = Recording::open(&path).unwrap();
+    for second in 6..=600 {
+        writer.write(&batch(second)).unwrap();
+    }
+    let count = |recording: &Recording| {
+        let run = recording.runs().unwrap().remove(0);
+        recording.ticks(&run, i64::MIN..=i64::MAX).unwrap().map(Result::unwrap).count()
+    };
+    assert_eq!(count(&reader), 5, "as it was when it was opened");
+    assert_eq!(count(&Recording::open(&path).unwrap()), 600);
+}

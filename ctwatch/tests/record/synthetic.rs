@@ -1,0 +1,213 @@
+//! A watch that never was: ticks, losses and everything else a recording holds, always the same for the same number.
+//! Only as much as the tests need.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use ctwatch::advise::census::Census as Listed;
+use ctwatch::advise::phase::Phase;
+use ctwatch::event::{
+    Base, Census, CensusKey, Detail, KernelCounters, Listed as Entry, Loss, NetnsId, ProcessId, Role,
+    Timeouts, Who,
+};
+use ctwatch::record::rebuild::Names;
+use ctwatch::record::rows::{Facts, Incident, Instant, Listing, Notice, Occasion, Run, Setting};
+use ctwatch::record::tick::{NetnsTick, Tick};
+use ctwatch::record::writer::Batch;
+use ctwatch::record::{Recording, Writer};
+use ctwatch::state::table::Direction;
+use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag};
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
+use jiff::Timestamp;
+
+pub const HOST: NetnsId = NetnsId(4_026_531_840);
+
+pub fn at(second: i64) -> Instant {
+    let time = Timestamp::from_microsecond(1_700_000_000_000_000 + second * 1_000_000 + 17).unwrap();
+    Instant { time, mono_us: second * 1_000_000 }
+}
+
+pub fn run() -> Run {
+    Run {
+        started: at(0),
+        boot_id: Some("f00".to_owned()),
+        host: Some("web1".to_owned()),
+        version: "0.1.0".to_owned(),
+        kernel_release: "6.12.1".to_owned(),
+        backend: "kprobe".to_owned(),
+        backend_reason: None,
+        interval_us: 1_000_000,
+        counts_flows: true,
+        hooks: vec![("early_drop".to_owned(), "kretprobe".to_owned())],
+        since_boot: KernelCounters { drop: 7, ..KernelCounters::default() },
+        continues: false,
+    }
+}
+
+pub fn tick(second: i64) -> Tick {
+    let slot = |port, kind| SlotKey { netns: HOST.0, port, proto: 6, kind };
+    let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
+    let count = Some((second * 37 % 1000) as u32);
+    tick.netns = vec![NetnsTick {
+        id: HOST,
+        count,
+        peak: count,
+        max: Some(1000),
+        kernel: [second % 3, 0, 0, 0],
+        ..NetnsTick::default()
+    }];
+    tick.losses = vec![(slot(6379, 1 | KIND_LOOPBACK), second % 3 + 1)];
+    let mut flows = BTreeMap::new();
+    for n in 0..5 {
+        flows.insert(slot((second * 7 + n * 13) as u16 % 100, KIND_FLOWS), [n + 1, second % 2, 0]);
+    }
+    tick.flows = flows.into_iter().collect();
+    tick.lost_events[1] = second % 2;
+    tick.unexplained = [0, second % 2, 0, 0];
+    tick.events_seen = second as u64 % 3 + 1;
+    if second % 10 == 0 {
+        tick.censuses = vec![census(second)];
+    }
+    tick
+}
+
+fn census(second: i64) -> Census {
+    let mut detail = Detail::new(6, Some(6379));
+    detail.add(7, true, 60);
+    detail.add(3, true, 432_000);
+    Census {
+        netns: HOST,
+        keys: vec![CensusKey { proto: 6, port: 6379, entries: 710, assured: 700, time_wait: 690 }],
+        details: vec![detail, Detail::new(17, None)],
+        bases: vec![Base { proto: 6, port: 80, entries: -4 }, Base { proto: 6, port: 6379, entries: second }],
+        rebase: true,
+        timeouts: Timeouts { tcp_time_wait: Some(120), udp: Some(30), ..Timeouts::default() },
+        exact: second % 20 == 0,
+    }
+}
+
+pub fn loss(second: i64) -> Loss {
+    let [a, b, c, d] = [10, 1, (second >> 8) as u8, second as u8];
+    let mut src = [0; 16];
+    src[..4].copy_from_slice(&[a, b, c, d]);
+    let v6 = second % 2 == 1;
+    let event = LossEvent {
+        at: second as u64 * 1_000_000_000,
+        netns: HOST.0,
+        count: 1000,
+        max: 1000,
+        ifindex: 1,
+        kind: if v6 { 8 } else { 1 },
+        proto: 6,
+        family: if v6 { IPV6 } else { IPV4 },
+        hook: 3,
+        flags: flag::LOOPBACK | flag::COUNT | flag::MAX | flag::OUT | flag::TUPLE | flag::ENTRY,
+        icmp: [0, 0],
+        reserved: 0,
+        sport: 40_000,
+        dport: 6379,
+        length: 60,
+        src: if v6 { [0x20; 16] } else { src },
+        dst: if v6 { [0xFD; 16] } else { src },
+        device: *b"lo\0\xFFrubbish\0\0\0\0\0",
+    };
+    let mut loss = Loss::new(at(second).time, event);
+    loss.entry.left = -5;
+    loss.entry.status = 0xE;
+    loss.entry.reply_src = event.dst;
+    loss.jiffies_per_s = Some(250);
+    loss.pushed_out_by = v6.then_some(LossEvent { kind: 30, sport: 5, ..event });
+    loss.who = Some(Arc::new(Who {
+        process: Some(ProcessId { pid: 812, name: *b"nginx\0\0\0\0\0\0\0\0\0\0\0", role: Role::Sender }),
+        cgroup: Some("/system.slice/nginx.service".to_owned()),
+        container: v6.then(|| "nginx.service".to_owned()),
+        anybodys: false,
+    }));
+    loss
+}
+
+pub fn batch(second: i64) -> Batch {
+    let mut batch = Batch { tick: Some(tick(second)), ..Batch::default() };
+    batch.events = vec![(loss(second), second % 2 == 0)];
+    if second % 25 == 1 {
+        let name = Names { name: Some(format!("host{second}")), container: None };
+        batch.names = HashMap::from([(HOST, name)]);
+        batch.settings = vec![Setting {
+            at: at(second),
+            name: "net.netfilter.nf_conntrack_max".to_owned(),
+            value: Some(second.to_string()),
+            before: (second > 1).then(|| "1".to_owned()),
+        }];
+        let text = "a word".to_owned();
+        batch.notices = vec![Notice { at: at(second), code: "events_lost".to_owned(), text }];
+        batch.facts =
+            vec![Facts { at: at(second), occasion: Occasion::Start, json: "{\"cpus\":2}".to_owned() }];
+        batch.listings = vec![listing(second)];
+    }
+    batch
+}
+
+pub fn listing(second: i64) -> Listing {
+    let mut census = Listed::new([(Phase::TimeWait, 120), (Phase::Udp, 30)].into(), 15);
+    for n in 0..50u32 {
+        let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left: n, ..Entry::default() };
+        census.add(&entry, Direction::Loopback);
+    }
+    Listing {
+        netns: HOST,
+        occasion: Occasion::Trigger,
+        at: at(second),
+        took_us: 1234,
+        entries: 50,
+        duplicates: 1,
+        interrupted: false,
+        census,
+    }
+}
+
+pub fn incident(tick: i64) -> Incident {
+    Incident {
+        condition: "fill>=90%".to_owned(),
+        tick,
+        at: at(tick),
+        measured: "{\"fill\":0.93}".to_owned(),
+        detail_from: tick - 2,
+        detail_to: tick + 5,
+        ceased: None,
+    }
+}
+
+/// Writes so many seconds, and leaves the writer open.
+pub fn write(path: &Path, seconds: i64) -> Writer {
+    let mut writer = Writer::open(path, &run()).unwrap();
+    for second in 1..=seconds {
+        writer.write(&batch(second)).unwrap();
+    }
+    writer
+}
+
+/// Everything that can be read of a file, as text: two files with the same text hold the same.
+pub fn all_of(path: &Path) -> anyhow::Result<String> {
+    let recording = Recording::open(path)?;
+    let mut text = String::new();
+    for run in recording.runs()? {
+        text += &format!(
+            "{run:?}\n{:?}\n",
+            BTreeMap::from_iter(recording.names(run.id)?.into_iter().map(|(id, n)| (id.0, n)))
+        );
+        for tick in recording.ticks(&run, i64::MIN..=i64::MAX)? {
+            let tick = tick?;
+            text += &format!("{tick:?}\n{:?}\n", recording.losses(tick.first..=tick.id)?);
+        }
+        let mut listings = recording.listings(run.id)?;
+        let timeouts: Vec<_> = listings.iter_mut().map(|one| one.census.timeouts().clone()).collect();
+        text += &format!(
+            "{:?} {timeouts:?}\n",
+            listings.iter().map(|one| (one.at, one.entries)).collect::<Vec<_>>()
+        );
+        text += &format!("{:?}\n{:?}\n", recording.notices(run.id)?, recording.settings(run.id)?);
+        text += &format!("{:?}\n{:?}\n", recording.machines(run.id)?, recording.incidents(run.id)?);
+    }
+    Ok(text)
+}
