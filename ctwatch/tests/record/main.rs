@@ -5,3 +5,4 @@ mod crash;
 mod damage;
 mod roundtrip;
 mod synthetic;
+mod thinning;
