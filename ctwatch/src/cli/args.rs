@@ -8,6 +8,7 @@ use ctwatch_common::Cause;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
+use super::record::RecordArgs;
 use super::value::{self, NetnsSpec};
 use crate::advise::whatif::Changes;
 use crate::state::table::Keys;
@@ -44,6 +45,8 @@ pub enum Command {
     Table(Table),
     /// What would fix it, with numbers, risks and commands to try and undo
     Advise(Advise),
+    /// A flight recorder: into one SQLite file, bounded in size
+    Record(RecordArgs),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),
 }

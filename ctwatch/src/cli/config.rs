@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use super::args;
+use super::record::Record;
 use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
@@ -39,6 +40,8 @@ pub enum Command {
     Table(Table),
     /// `ctwatch advise`
     Advise(Advise),
+    /// `ctwatch record`
+    Record(Record),
     /// `ctwatch check`
     Check(Check),
 }
@@ -176,6 +179,7 @@ impl Config {
                 args::Command::Drops(drops) => Command::Drops(Drops::resolve(drops)),
                 args::Command::Table(table) => Command::Table(Table::resolve(table)),
                 args::Command::Advise(advise) => Command::Advise(Advise::resolve(advise)),
+                args::Command::Record(record) => Command::Record(Record::resolve(record)),
                 args::Command::Check(args::Check { format, verifier }) => {
                     Command::Check(Check { format: format.into(), verifier })
                 }
@@ -223,12 +227,7 @@ impl Drops {
             insert_events: events.contains(&args::EventKind::Insert),
             count_flows: !no_inserts,
             format: format.into(),
-            backend: match backend {
-                args::Backend::Auto => BackendChoice::Auto,
-                args::Backend::Kprobe => BackendChoice::Forced(Backend::Kprobe),
-                args::Backend::Tracepoint => BackendChoice::Forced(Backend::Tracepoint),
-                args::Backend::Counters => BackendChoice::Forced(Backend::Counters),
-            },
+            backend: backend.into(),
             table_full: match table_full {
                 args::TableFull::KfreeSkb => TableFullBy::KfreeSkb,
                 args::TableFull::InitConntrack => TableFullBy::InitConntrack,
@@ -291,6 +290,17 @@ impl From<args::By> for By {
             args::By::Netns => Self::Netns,
             args::By::Process => Self::Process,
             args::By::Container => Self::Container,
+        }
+    }
+}
+
+impl From<args::Backend> for BackendChoice {
+    fn from(backend: args::Backend) -> Self {
+        match backend {
+            args::Backend::Auto => Self::Auto,
+            args::Backend::Kprobe => Self::Forced(Backend::Kprobe),
+            args::Backend::Tracepoint => Self::Forced(Backend::Tracepoint),
+            args::Backend::Counters => Self::Forced(Backend::Counters),
         }
     }
 }

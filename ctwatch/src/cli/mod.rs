@@ -3,6 +3,7 @@
 
 mod args;
 mod config;
+mod record;
 mod value;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use clap::{CommandFactory as _, Parser as _};
 pub use config::{
     AdviceFormat, Advise, BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy,
 };
+pub use record::Record;
 pub use value::NetnsSpec;
 
 /// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).
@@ -130,6 +132,9 @@ mod tests {
         assert!(wrong("drops --prot tcp").contains("--proto"));
         assert!(wrong("table --by colour").contains("direction"));
         assert!(wrong("table --by port,port").contains("twice"));
+        assert!(wrong("record").contains("--output"));
+        assert!(wrong("record -o x --once").contains("--when"));
+        assert!(wrong("record -o x --when load>1").contains("fill>=90%"));
         wrong("check --by port");
         wrong("top");
     }

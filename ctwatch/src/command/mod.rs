@@ -6,6 +6,7 @@ mod backend;
 pub mod check;
 pub mod drops;
 mod live;
+pub mod record;
 mod stop;
 pub mod table;
 

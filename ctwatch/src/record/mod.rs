@@ -4,14 +4,17 @@
 mod census;
 mod digest;
 mod event;
+pub mod lines;
 mod listing;
 mod lock;
 mod open;
 pub mod reader;
 pub mod rebuild;
+pub mod recorder;
 pub mod rows;
 pub mod sampler;
 mod schema;
+pub mod scribe;
 mod sparse;
 pub mod sysctls;
 mod thin;

@@ -57,6 +57,14 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// Whether a recording is there that can go on, or none.
+    ///
+    /// # Errors
+    /// Something else is.
+    pub fn check(path: &Path) -> Result<()> {
+        if open::is_new(path)? { Ok(()) } else { open::examine(path) }
+    }
+
     /// Opens a recording, or begins one, and starts a run in it. The caller holds its lock.
     ///
     /// # Errors
@@ -102,6 +110,12 @@ impl Writer {
     #[must_use]
     pub const fn next_tick(&self) -> i64 {
         self.next_tick
+    }
+
+    /// Where it writes.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The run that is being written.

@@ -107,7 +107,7 @@ pub(super) fn look_around(
 }
 
 /// Timeouts in force in the netns this thread is in.
-pub(super) fn in_force(roots: &Roots) -> Timeouts {
+pub(in crate::command) fn in_force(roots: &Roots) -> Timeouts {
     let read = |phase: Phase| {
         let path = roots.proc(format!("sys/net/netfilter/nf_conntrack_{}", phase.sysctl()));
         Some((phase, std::fs::read_to_string(path).ok()?.trim().parse().ok()?))
