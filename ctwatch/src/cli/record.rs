@@ -24,7 +24,7 @@ pub struct RecordArgs {
     /// Stop after this long (default: at Ctrl-C)
     #[arg(long, value_name = "TIME", value_parser = value::duration)]
     duration: Option<SignedDuration>,
-    /// Older ticks become one sum; incidents stay
+    /// Older ticks become one sum; not incidents
     #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "7d")]
     keep: SignedDuration,
     #[arg(
@@ -41,7 +41,7 @@ pub struct RecordArgs {
     /// Detail kept from before it
     #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "2m", help_heading = TRIGGERS)]
     before: SignedDuration,
-    /// Detail kept once its condition has ceased
+    /// Detail kept once it no longer holds
     #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "5m", help_heading = TRIGGERS)]
     after: SignedDuration,
     #[arg(

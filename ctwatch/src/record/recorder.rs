@@ -177,7 +177,9 @@ impl Recorder {
     fn look(&mut self, report: &Report, at: Instant) -> Vec<Fired> {
         let tick = self.next_tick;
         let after = ticks_in(self.plan.after, self.plan.interval);
-        let detail_from = self.recent.front().map_or(tick, |(number, _)| *number);
+        let before_us = self.plan.before.as_micros() as i64;
+        let is_detail = |(_, mono_us): &&(i64, i64)| at.mono_us - mono_us <= before_us;
+        let detail_from = self.recent.iter().find(is_detail).map_or(tick, |(number, _)| *number);
         let mut fired = Vec::new();
         for (trigger, incident) in &mut self.triggers {
             let condition = trigger.condition().to_string();
