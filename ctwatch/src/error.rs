@@ -16,6 +16,8 @@ pub enum Exit {
     Usage = 2,
     /// Cannot watch on this host.
     CannotWatch = 3,
+    /// `record --once` saw no incident.
+    NoIncident = 4,
 }
 
 /// An error with an exit code of its own. It works as a root error and as context around another one.

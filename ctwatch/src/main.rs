@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use ctwatch::cli::{self, Command};
-use ctwatch::command::{advise, check, drops, export, replay, table};
+use ctwatch::command::{advise, check, drops, export, record, replay, table};
 use ctwatch::error;
 
 fn main() -> ExitCode {
@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Drops(arguments) => drops::run(&config, arguments),
         Command::Advise(arguments) => advise::run(&config, arguments),
         Command::Table(arguments) => table::run(&config, arguments),
+        Command::Record(arguments) => record::run(&config, arguments),
         Command::Replay(arguments) => replay::run(&config, arguments),
         Command::Export(arguments) => export::run(&config, arguments),
         Command::Check(arguments) => check::run(&config, arguments),

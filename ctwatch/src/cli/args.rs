@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use super::export::ExportArgs;
+use super::record::RecordArgs;
 use super::replay::ReplayArgs;
 use super::value::{self, NetnsSpec};
 use crate::advise::whatif::Changes;
@@ -46,6 +47,8 @@ pub enum Command {
     Table(Table),
     /// What would fix it, with numbers, risks and commands to try and undo
     Advise(Advise),
+    /// A flight recorder: into one SQLite file, bounded in size
+    Record(RecordArgs),
     /// A recording, as `drops` would have shown it
     Replay(ReplayArgs),
     /// A recording for other programs, as NDJSON or CSV

@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 
 use super::args;
 use super::export::Export;
+use super::record::Record;
 use super::replay::Replay;
 use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
@@ -41,6 +42,8 @@ pub enum Command {
     Table(Table),
     /// `ctwatch advise`
     Advise(Advise),
+    /// `ctwatch record`
+    Record(Record),
     /// `ctwatch replay`
     Replay(Replay),
     /// `ctwatch export`
@@ -182,6 +185,7 @@ impl Config {
                 args::Command::Drops(drops) => Command::Drops(Drops::resolve(drops)),
                 args::Command::Table(table) => Command::Table(Table::resolve(table)),
                 args::Command::Advise(advise) => Command::Advise(Advise::resolve(advise)),
+                args::Command::Record(record) => Command::Record(Record::resolve(record)),
                 args::Command::Replay(replay) => Command::Replay(Replay::resolve(replay)),
                 args::Command::Export(export) => Command::Export(Export::resolve(export)),
                 args::Command::Check(args::Check { format, verifier }) => {
@@ -231,12 +235,7 @@ impl Drops {
             insert_events: events.contains(&args::EventKind::Insert),
             count_flows: !no_inserts,
             format: format.into(),
-            backend: match backend {
-                args::Backend::Auto => BackendChoice::Auto,
-                args::Backend::Kprobe => BackendChoice::Forced(Backend::Kprobe),
-                args::Backend::Tracepoint => BackendChoice::Forced(Backend::Tracepoint),
-                args::Backend::Counters => BackendChoice::Forced(Backend::Counters),
-            },
+            backend: backend.into(),
             table_full: match table_full {
                 args::TableFull::KfreeSkb => TableFullBy::KfreeSkb,
                 args::TableFull::InitConntrack => TableFullBy::InitConntrack,
@@ -299,6 +298,17 @@ impl From<args::By> for By {
             args::By::Netns => Self::Netns,
             args::By::Process => Self::Process,
             args::By::Container => Self::Container,
+        }
+    }
+}
+
+impl From<args::Backend> for BackendChoice {
+    fn from(backend: args::Backend) -> Self {
+        match backend {
+            args::Backend::Auto => Self::Auto,
+            args::Backend::Kprobe => Self::Forced(Backend::Kprobe),
+            args::Backend::Tracepoint => Self::Forced(Backend::Tracepoint),
+            args::Backend::Counters => Self::Forced(Backend::Counters),
         }
     }
 }

@@ -4,6 +4,7 @@
 mod args;
 mod config;
 mod export;
+mod record;
 mod replay;
 mod value;
 
@@ -15,6 +16,7 @@ pub use config::{
     AdviceFormat, Advise, BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy,
 };
 pub use export::{Export, ExportFormat};
+pub use record::Record;
 pub use replay::{Replay, Speed};
 pub use value::NetnsSpec;
 
@@ -134,6 +136,9 @@ mod tests {
         assert!(wrong("drops --prot tcp").contains("--proto"));
         assert!(wrong("table --by colour").contains("direction"));
         assert!(wrong("table --by port,port").contains("twice"));
+        assert!(wrong("record").contains("--output"));
+        assert!(wrong("record -o x --once").contains("--when"));
+        assert!(wrong("record -o x --when load>1").contains("fill>=90%"));
         wrong("check --by port");
         wrong("top");
     }

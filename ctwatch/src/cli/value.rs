@@ -10,6 +10,7 @@ use jiff::SignedDuration;
 
 use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
+use crate::record::trigger::Condition;
 use crate::state::table::{Dimension, Keys};
 use crate::state::{PortRange, Protocol};
 
@@ -121,6 +122,57 @@ pub fn interval(text: &str) -> Result<SignedDuration, String> {
     Ok(interval)
 }
 
+/// How old something may become: days count, too.
+pub fn age(text: &str) -> Result<SignedDuration, String> {
+    let good = "give a time like 30s, 5m, 12h or 7d";
+    let span = jiff::Span::from_str(text).map_err(|_| good.to_owned())?;
+    let age = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| good.to_owned())?;
+    if age.is_positive() { Ok(age) } else { Err(format!("it must be longer than nothing; {good}")) }
+}
+
+/// The smallest recording: its empty tables take some of it.
+const SMALLEST: u64 = 1_000_000;
+
+/// Bytes: "500MB", "2GiB".
+pub fn size(text: &str) -> Result<u64, String> {
+    let good = "give a size like 500MB, 2GB or 512MiB";
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(good)?;
+    let (number, unit) = text.split_at(at);
+    let factor = match unit.trim() {
+        "kB" | "KB" => 1e3,
+        "MB" | "M" => 1e6,
+        "GB" | "G" => 1e9,
+        "KiB" => 1024.0,
+        "MiB" => 1_048_576.0,
+        "GiB" => 1_073_741_824.0,
+        _ => return Err(good.to_owned()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| good.to_owned())? * factor;
+    if bytes < SMALLEST as f64 {
+        return Err(format!("less than 1MB keeps nothing worth having; {good}"));
+    }
+    Ok(bytes as u64)
+}
+
+/// `--when`
+pub fn condition(text: &str) -> Result<Condition, String> {
+    text.parse()
+}
+
+/// A command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Words {
+    pub text: String,
+    pub words: Vec<String>,
+}
+
+/// `--exec`
+pub fn words(text: &str) -> Result<Words, String> {
+    let words = shlex::split(text).filter(|words| !words.is_empty());
+    let words = words.ok_or("give a program and its arguments; a quote may be open")?;
+    Ok(Words { text: text.to_owned(), words })
+}
+
 /// How long `advise` measures.
 pub fn window(text: &str) -> Result<SignedDuration, String> {
     let window = duration(text)?;
@@ -186,6 +238,26 @@ mod tests {
         }
         assert!(interval("99ms").is_err());
         assert!(interval("100ms").is_ok());
+    }
+
+    #[test]
+    fn ages_know_days_and_sizes_know_units() {
+        assert_eq!(age("7d"), Ok(SignedDuration::from_hours(168)));
+        assert_eq!(age("90s"), Ok(SignedDuration::from_secs(90)));
+        assert_eq!(size("500MB"), Ok(500_000_000));
+        assert_eq!(size("1.5GiB"), Ok(1_610_612_736));
+        for bad in ["", "7", "0d", "-1d"] {
+            assert!(age(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "500", "MB", "1kB", "5 apples", "1.2.3MB"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_split_as_a_shell_splits_it() {
+        assert_eq!(words("page 'the host' --now").unwrap().words, ["page", "the host", "--now"]);
+        assert!(words("").is_err() && words("page 'open").is_err());
     }
 
     #[test]

@@ -27,7 +27,8 @@ use crate::probe::plan::Wishes;
 use crate::state::Backend;
 use crate::view;
 use crate::watch::{Settings, Watch, conntrack_module};
-use around::{Senders, case, in_force, look_around};
+pub(super) use around::in_force;
+use around::{Senders, case, look_around};
 
 /// Between two looks at the counters.
 const EVERY: Duration = Duration::from_secs(1);

@@ -7,6 +7,7 @@ pub mod check;
 pub mod drops;
 pub mod export;
 mod live;
+pub mod record;
 pub mod replay;
 mod stop;
 pub mod table;

@@ -174,7 +174,7 @@ fn who(row: &Row<'_>) -> rusqlite::Result<Option<Who>> {
 }
 
 /// An event of which nothing is known.
-const NOTHING: LossEvent = LossEvent {
+pub(super) const NOTHING: LossEvent = LossEvent {
     at: 0,
     netns: 0,
     count: 0,

@@ -5,23 +5,31 @@ pub mod anonymize;
 mod census;
 mod digest;
 mod event;
+pub mod lines;
 mod listing;
 mod lock;
 mod open;
 pub mod reader;
 pub mod rebuild;
+pub mod recorder;
 pub mod replay;
 pub mod rows;
+pub mod sampler;
 mod schema;
+pub mod scribe;
 pub mod span;
 mod sparse;
+pub mod sysctls;
+mod thin;
 pub mod tick;
 pub mod track;
+pub mod trigger;
 pub mod writer;
 
 pub use lock::Lock;
 pub use open::Fault;
 pub use reader::Recording;
+pub use thin::{Limits, Thinner};
 pub use writer::Writer;
 
 /// The number of the file's layout: `PRAGMA user_version`.

@@ -19,6 +19,7 @@ use super::rows::{
 };
 use super::{event, listing};
 use crate::event::{KernelCounters, Loss, NetnsId};
+pub(super) use ticks::Numbers;
 pub use ticks::{Stored, Ticks};
 
 /// A recording that is open for reading, as it was at that moment. Others may be writing it meanwhile.
@@ -291,7 +292,7 @@ impl Recording {
 }
 
 /// Every row of a query.
-fn each<T, P: rusqlite::Params>(
+pub(super) fn each<T, P: rusqlite::Params>(
     connection: &Connection,
     sql: &str,
     parameters: P,

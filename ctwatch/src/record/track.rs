@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use jiff::Timestamp;
 
 use super::tick::{Four, NetnsTick, Presence, Tick};
 use crate::event::{Census, KernelCounters, NetnsId, NetnsSample, Sample};
@@ -24,6 +25,8 @@ pub struct Tracker {
     lost_events: [i64; CAUSES],
     ambiguous: i64,
     flows_overflow: i64,
+    /// What the last tick had no room for.
+    owed: Owed,
     /// Slots that may still be written.
     budget: usize,
     generation: u32,
@@ -54,6 +57,7 @@ impl Default for Tracker {
             lost_events: [0; CAUSES],
             ambiguous: 0,
             flows_overflow: 0,
+            owed: Owed::default(),
             budget: BURST,
             generation: 0,
             origin: HashMap::new(),
@@ -71,9 +75,18 @@ impl Tracker {
         tick
     }
 
-    /// What moved since the last tick, and all that is still owed: for the end of a file.
-    pub fn last_tick(&mut self, sample: &Sample, mono_us: i64) -> Tick {
-        self.tick_within(sample, mono_us, usize::MAX)
+    /// What is still owed, for the end of a file: a tick of no length.
+    pub fn settle(&mut self, time: Timestamp, mono_us: i64) -> Option<Tick> {
+        let mut tick = Tick::quiet(time, mono_us, 0);
+        self.write_slots(usize::MAX, &mut tick);
+        let owed = std::mem::take(&mut self.owed);
+        for (cause, owed) in owed.losses.into_iter().enumerate() {
+            tick.overflow[cause] = -owed;
+            self.overflow[cause] -= owed;
+        }
+        tick.flows_overflow = -owed.flows;
+        self.flows_overflow -= owed.flows;
+        (!tick.losses.is_empty() || !tick.flows.is_empty()).then_some(tick)
     }
 
     /// A new file begins: everything is counted from here. What is known of namespaces is told anew.
@@ -96,7 +109,9 @@ impl Tracker {
         let mut tick = Tick::quiet(*time, mono_us, (interval_s * 1e6).round() as i64);
         tick.restarted = flows.restarted;
         tick.netns = self.netns(netns);
-        let owed = self.slots(sample, room, &mut tick);
+        self.take_slots(sample);
+        let owed = self.write_slots(room, &mut tick);
+        self.owed = owed;
         for cause in 0..CAUSES {
             let total = overflow[cause] as i64 + owed.losses[cause];
             tick.overflow[cause] = total - std::mem::replace(&mut self.overflow[cause], total);
@@ -143,8 +158,7 @@ impl Tracker {
         changed
     }
 
-    /// Adds the slots that moved; returns what found no room.
-    fn slots(&mut self, sample: &Sample, room: usize, tick: &mut Tick) -> Owed {
+    fn take_slots(&mut self, sample: &Sample) {
         for sample in &sample.slots {
             let slot = self.slots.entry(sample.key).or_default();
             if slot.generation != self.generation {
@@ -155,6 +169,10 @@ impl Tracker {
                 *sum += more.cast_signed();
             }
         }
+    }
+
+    /// Adds the slots that moved; returns what found no room.
+    fn write_slots(&mut self, room: usize, tick: &mut Tick) -> Owed {
         let mut changed: Vec<(SlotKey, [i64; 3])> = self
             .slots
             .iter()

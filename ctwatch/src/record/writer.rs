@@ -4,7 +4,7 @@
 pub(super) mod dictionary;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -41,12 +41,15 @@ pub struct Batch {
     pub listings: Vec<Listing>,
     /// What else is to be said.
     pub notices: Vec<Notice>,
+    /// Incidents that began or went on.
+    pub incidents: Vec<Incident>,
 }
 
 /// Writes one run into a recording.
 #[derive(Debug)]
 pub struct Writer {
     connection: Connection,
+    path: PathBuf,
     run: i64,
     next_tick: i64,
     dictionary: Dictionary,
@@ -54,6 +57,14 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// Whether a recording is there that can go on, or none.
+    ///
+    /// # Errors
+    /// Something else is.
+    pub fn check(path: &Path) -> Result<()> {
+        if open::is_new(path)? { Ok(()) } else { open::examine(path) }
+    }
+
     /// Opens a recording, or begins one, and starts a run in it. The caller holds its lock.
     ///
     /// # Errors
@@ -85,13 +96,26 @@ impl Writer {
         let next_tick = next_tick(&connection)?;
         let id = insert_run(&connection, run, next_tick)
             .with_context(|| format!("writing the start of a run to {}", path.display()))?;
-        Ok(Self { connection, run: id, next_tick, dictionary: Dictionary::new(id), unsynced: 0 })
+        Ok(Self {
+            connection,
+            path: path.to_owned(),
+            run: id,
+            next_tick,
+            dictionary: Dictionary::new(id),
+            unsynced: 0,
+        })
     }
 
     /// The number the next tick will have.
     #[must_use]
     pub const fn next_tick(&self) -> i64 {
         self.next_tick
+    }
+
+    /// Where it writes.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The run that is being written.
@@ -123,7 +147,7 @@ impl Writer {
     }
 
     fn write_whole(&mut self, batch: &Batch) -> rusqlite::Result<()> {
-        let Batch { tick, names, events, settings, facts, listings, notices } = batch;
+        let Batch { tick, names, events, settings, facts, listings, notices, incidents } = batch;
         let Self { connection, run, next_tick, dictionary, .. } = self;
         let (run, id) = (*run, *next_tick);
         let transaction = connection.transaction()?;
@@ -153,48 +177,10 @@ impl Writer {
         for notice in notices {
             insert_notice(&transaction, run, notice)?;
         }
+        for incident in incidents {
+            put_incident(&transaction, run, incident)?;
+        }
         transaction.commit()
-    }
-
-    /// Writes an incident; returns its number.
-    ///
-    /// # Errors
-    /// As [`Writer::write`].
-    pub fn begin_incident(&mut self, incident: &Incident) -> rusqlite::Result<i64> {
-        self.connection.execute(
-            "INSERT INTO incident (run, condition, tick, wall_us, mono_us, measured, detail_from, detail_to, ceased_us, \
-             crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            params![
-                self.run,
-                incident.condition,
-                incident.tick,
-                incident.at.time.as_microsecond(),
-                incident.at.mono_us,
-                incident.measured,
-                incident.detail_from,
-                incident.detail_to,
-                incident.ceased.map(|ceased| ceased.as_microsecond()),
-                incident.checksum(self.run),
-            ],
-        )?;
-        Ok(self.connection.last_insert_rowid())
-    }
-
-    /// Writes what became of an incident.
-    ///
-    /// # Errors
-    /// As [`Writer::write`].
-    pub fn update_incident(&mut self, id: i64, incident: &Incident) -> rusqlite::Result<()> {
-        self.connection.execute(
-            "UPDATE incident SET detail_to = ?2, ceased_us = ?3, crc = ?4 WHERE id = ?1",
-            params![
-                id,
-                incident.detail_to,
-                incident.ceased.map(|ceased| ceased.as_microsecond()),
-                incident.checksum(self.run)
-            ],
-        )?;
-        Ok(())
     }
 
     /// Writes how the run ended, and makes the file whole: nothing is left beside it.
@@ -215,6 +201,13 @@ impl Writer {
             ],
         )?;
         self.connection.close().map_err(|(_, error)| error)
+    }
+}
+
+impl Writer {
+    /// For thinning: where the file is, and the connection to it.
+    pub(super) fn parts(&mut self) -> (&Path, &mut Connection) {
+        (&self.path, &mut self.connection)
     }
 }
 
@@ -316,6 +309,26 @@ fn insert_notice(transaction: &Transaction<'_>, run: i64, notice: &Notice) -> ru
         "INSERT INTO notice (run, wall_us, mono_us, code, text, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         params![run, at.time.as_microsecond(), at.mono_us, code, text, notice.checksum(run)],
     )?;
+    Ok(())
+}
+
+/// One that is known by its condition and tick is brought up to date.
+fn put_incident(transaction: &Transaction<'_>, run: i64, incident: &Incident) -> rusqlite::Result<()> {
+    let Incident { condition, tick, at, measured, detail_from, detail_to, ceased } = incident;
+    let ceased = ceased.map(|ceased| ceased.as_microsecond());
+    let crc = incident.checksum(run);
+    let known = transaction.execute(
+        "UPDATE incident SET detail_to = ?4, ceased_us = ?5, crc = ?6 WHERE run = ?1 AND condition = ?2 AND tick = ?3",
+        params![run, condition, tick, detail_to, ceased, crc],
+    )?;
+    if known == 0 {
+        let (wall_us, mono_us) = (at.time.as_microsecond(), at.mono_us);
+        transaction.execute(
+            "INSERT INTO incident (run, condition, tick, wall_us, mono_us, measured, detail_from, detail_to, ceased_us, \
+             crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            params![run, condition, tick, wall_us, mono_us, measured, detail_from, detail_to, ceased, crc],
+        )?;
+    }
     Ok(())
 }
 

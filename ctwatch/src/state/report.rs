@@ -17,7 +17,8 @@ mod serialize;
 mod table;
 
 pub use event::{DropEvent, Entry, Event, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View};
-pub(super) use serialize::{is_false, millis, rounded_millis};
+pub(crate) use serialize::millis;
+pub(super) use serialize::{is_false, rounded_millis};
 use serialize::{optional_cause, unit};
 pub use table::{Occupant, Occupied, Table, fill};
 

@@ -17,6 +17,11 @@ impl Watch {
         self.start_due_censuses(&moved(&slots));
     }
 
+    /// Counts again what the tables hold, for someone who begins anew.
+    pub fn count_again(&mut self) {
+        self.censuses.restart();
+    }
+
     /// Why tables can't be counted, once.
     pub fn census_trouble(&mut self) -> Option<String> {
         self.censuses.trouble()

@@ -9,6 +9,7 @@ use ctwatch::export::{Choice, Kind, Sink, Table, Value, export};
 use ctwatch::record::Recording;
 use ctwatch::record::rows::{Reason, RunEnd};
 use ctwatch::record::span::Span;
+use ctwatch::record::writer::Batch;
 use serde_json::Value as Json;
 
 use super::synthetic::{at, incident, tick, write};
@@ -17,7 +18,7 @@ use super::synthetic::{at, incident, tick, write};
 fn recording(folder: &Path, seconds: i64) -> PathBuf {
     let path = folder.join("a.ctw");
     let mut writer = write(&path, seconds);
-    writer.begin_incident(&incident(2)).unwrap();
+    writer.write(&Batch { incidents: vec![incident(2)], ..Batch::default() }).unwrap();
     writer.end(&RunEnd { at: at(seconds), reason: Reason::Signal, last_tick: seconds }).unwrap();
     path
 }

@@ -7,3 +7,4 @@ mod export;
 mod replay;
 mod roundtrip;
 mod synthetic;
+mod thinning;

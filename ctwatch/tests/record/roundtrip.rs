@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use ctwatch::record::rows::{Reason, RunEnd};
+use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
 
 use super::synthetic::{at, batch, incident, listing, loss, run, tick, write};
@@ -12,10 +13,10 @@ fn everything_comes_back_as_it_was_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     let mut writer = write(&path, 60);
-    let number = writer.begin_incident(&incident(30)).unwrap();
+    writer.write(&Batch { incidents: vec![incident(30)], ..Batch::default() }).unwrap();
     let mut ceased = incident(30);
     (ceased.ceased, ceased.detail_to) = (Some(at(50).time), 55);
-    writer.update_incident(number, &ceased).unwrap();
+    writer.write(&Batch { incidents: vec![ceased.clone()], ..Batch::default() }).unwrap();
     let end = RunEnd { at: at(61), reason: Reason::Duration, last_tick: 60 };
     writer.end(&end).unwrap();
 
@@ -61,7 +62,7 @@ fn everything_comes_back_as_it_was_written() {
     assert_eq!(recording.settings(1).unwrap()[1].before.as_deref(), Some("1"));
     assert_eq!(recording.notices(1).unwrap().len(), 3);
     assert_eq!(recording.machines(1).unwrap().len(), 3);
-    assert_eq!(recording.incidents(1).unwrap(), [(number, ceased)]);
+    assert_eq!(recording.incidents(1).unwrap(), [(1, ceased)]);
 }
 
 #[test]

@@ -8,6 +8,8 @@ use ctwatch::event::{
     Base, Census, CensusKey, Detail, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role,
     Sample, SlotSample, Timeouts, Who,
 };
+use ctwatch::record::lines::Line;
+use ctwatch::record::trigger::Measured;
 use ctwatch::state::report::{Check, CheckItem, CheckProgram, Event, Hook, Notice, SCHEMA, Start};
 use ctwatch::state::{Backend, By, Filter, Settings, State};
 use ctwatch_common::Cause;
@@ -354,4 +356,49 @@ pub fn check(works: bool) -> Check {
             Vec::new()
         },
     }
+}
+
+/// What `ctwatch record` prints.
+pub fn recording_lines() -> Vec<Line> {
+    let file = std::path::PathBuf::from("/var/lib/ctwatch/host.ctw");
+    let measured = Measured {
+        netns: NetnsId(4_026_531_840),
+        name: Some("host".to_owned()),
+        count: Some(245_000),
+        max: Some(262_144),
+        fill: Some(0.9345),
+        full_in_s: Some(12.5),
+        packets_lost: 0,
+        entries_lost: 0,
+    };
+    let end = state(By::Port).end(time(2_000));
+    vec![
+        Line::Recording {
+            time: time(0),
+            file: file.clone(),
+            schema: ctwatch::record::SCHEMA,
+            version: "0.1.0".to_owned(),
+            backend: "kprobe",
+            backend_reason: None,
+        },
+        Line::Incident {
+            time: time(1_000),
+            file: file.clone(),
+            condition: "fill>=90%".to_owned(),
+            tick: 17,
+            measured,
+        },
+        Line::Recorded {
+            time: end.time,
+            file,
+            reason: "duration",
+            bytes: 126_976,
+            incidents: 1,
+            duration_s: 2.0,
+            counted: end.counted,
+            kernel_counters: end.kernel_counters,
+            lost_events: 0,
+            unexplained: end.unexplained,
+        },
+    ]
 }

@@ -69,6 +69,7 @@ fn help_texts() {
         &["export", "--help"],
         &["table", "--help"],
         &["advise", "--help"],
+        &["record", "--help"],
         &["check", "--help"],
     ] {
         let error = ctwatch::cli::parse(["ctwatch"].iter().chain(arguments)).expect_err("help is no config");

@@ -157,7 +157,10 @@ fn records() -> Vec<Value> {
         view.advice(&report).unwrap();
     }
     drop(view);
-    String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let lines = crate::fixtures::recording_lines();
+    let recorded = lines.iter().map(|line| serde_json::to_value(line).unwrap());
+    let printed = String::from_utf8(out).unwrap();
+    printed.lines().map(|line| serde_json::from_str(line).unwrap()).chain(recorded).collect()
 }
 
 #[test]

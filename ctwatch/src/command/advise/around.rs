@@ -108,7 +108,7 @@ pub(super) fn look_around(
 }
 
 /// Timeouts in force in the netns this thread is in.
-pub(super) fn in_force(roots: &Roots) -> Timeouts {
+pub(in crate::command) fn in_force(roots: &Roots) -> Timeouts {
     let phase = |timeout: &Timeout| {
         let name = timeout.sysctl.strip_prefix("net.netfilter.nf_conntrack_")?;
         let phase = Phase::ALL.into_iter().find(|phase| phase.sysctl() == name)?;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
-use rusqlite::{Row, params};
+use rusqlite::{Connection, Row, params};
 
 use super::{RecordedRun, Recording, SLOTS, each, slot_key};
 use crate::event::NetnsId;
@@ -36,9 +36,7 @@ pub struct Stored {
 #[derive(Debug)]
 pub struct Ticks<'a> {
     recording: &'a Recording,
-    slots: HashMap<i64, SlotKey>,
-    netns: HashMap<i64, NetnsId>,
-    run: i64,
+    numbers: Numbers,
     ready: VecDeque<Stored>,
     /// The number the next tick must begin with; `None`: any.
     expected: Option<i64>,
@@ -56,15 +54,12 @@ impl<'a> Ticks<'a> {
         numbers: RangeInclusive<i64>,
     ) -> Result<Self> {
         let (from, to) = numbers.into_inner();
-        let slots = recording.all(SLOTS, [run.id], |row| Ok((row.get(0)?, slot_key(row)?)))?;
-        let sql = "SELECT id, number FROM netns WHERE run = ?1";
-        let netns = recording.all(sql, [run.id], |row| Ok((row.get(0)?, NetnsId(row.get(1)?))))?;
+        let numbers = Numbers::of(&recording.connection, run.id);
+        let numbers = numbers.map_err(|trouble| trouble.of(recording.path()))?;
         let last = run.end.map(|end| end.last_tick).filter(|last| *last <= to);
         Ok(Self {
             recording,
-            slots: slots.into_iter().collect(),
-            netns: netns.into_iter().collect(),
-            run: run.id,
+            numbers,
             ready: VecDeque::new(),
             expected: (from <= run.first_tick).then_some(run.first_tick),
             last,
@@ -75,7 +70,9 @@ impl<'a> Ticks<'a> {
     }
 
     fn fill(&mut self) -> Result<()> {
-        let batch = self.batch().map_err(|trouble| trouble.of(self.recording.path()))?;
+        let Self { recording, numbers, from, to, .. } = &*self;
+        let batch = numbers.ticks(&recording.connection, *from, *to, BATCH);
+        let batch = batch.map_err(|trouble| trouble.of(recording.path()))?;
         self.done = batch.len() < BATCH;
         for (stored, crc) in batch {
             if self.expected.is_some_and(|expected| expected != stored.first) {
@@ -98,16 +95,55 @@ impl<'a> Ticks<'a> {
     fn damaged(&self, what: String) -> anyhow::Error {
         self.recording.damaged(what).into()
     }
+}
+
+impl Iterator for Ticks<'_> {
+    type Item = Result<Stored>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ready.is_empty()
+            && !self.done
+            && let Err(error) = self.fill()
+        {
+            self.done = true;
+            self.ready.clear();
+            return Some(Err(error));
+        }
+        self.ready.pop_front().map(Ok)
+    }
+}
+
+/// What the numbers of one run stand for.
+#[derive(Debug)]
+pub(in crate::record) struct Numbers {
+    run: i64,
+    slots: HashMap<i64, SlotKey>,
+    netns: HashMap<i64, NetnsId>,
+}
+
+impl Numbers {
+    /// Reads them.
+    pub fn of(connection: &Connection, run: i64) -> Result<Self, Trouble> {
+        let slots = each(connection, SLOTS, [run], |row| Ok((row.get(0)?, slot_key(row)?)))?;
+        let sql = "SELECT id, number FROM netns WHERE run = ?1";
+        let netns = each(connection, sql, [run], |row| Ok((row.get(0)?, NetnsId(row.get(1)?))))?;
+        Ok(Self { run, slots: slots.into_iter().collect(), netns: netns.into_iter().collect() })
+    }
 
     /// The next ticks with their checksums.
-    fn batch(&self) -> Result<Vec<(Stored, u32)>, Trouble> {
-        let connection = &self.recording.connection;
+    pub fn ticks(
+        &self,
+        connection: &Connection,
+        from: i64,
+        to: i64,
+        limit: usize,
+    ) -> Result<Vec<(Stored, u32)>, Trouble> {
         let sql = "SELECT id, first, level, wall_us, mono_us, interval_us, restarted, ambiguous, flows_overflow, \
              unexplained_drop, unexplained_early_drop, unexplained_insert_failed, unexplained_chaintoolong, \
              events_seen, crc FROM tick WHERE id BETWEEN ?1 AND ?2 AND run = ?3 ORDER BY id LIMIT ?4";
-        let mut batch = each(connection, sql, params![self.from, self.to, self.run, BATCH as i64], tick)?;
+        let mut batch = each(connection, sql, params![from, to, self.run, limit as i64], tick)?;
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(batch) };
-        let span = [first.0.id, last.0.id];
+        let (span, first) = ([first.0.id, last.0.id], first.0.first);
         let mut place = Places::new(&mut batch);
         let sql = "SELECT * FROM tick_netns WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
         each(connection, sql, span, |row| {
@@ -139,7 +175,7 @@ impl<'a> Ticks<'a> {
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
-        for (tick, census) in census::read(connection, span[0], span[1])? {
+        for (tick, census) in census::read(connection, first, span[1])? {
             if let Some(tick) = place.at_or_after(tick) {
                 tick.censuses.push(census);
             }
@@ -150,22 +186,6 @@ impl<'a> Ticks<'a> {
             tick.flows.sort_by_key(|(key, _)| *key);
         }
         Ok(batch)
-    }
-}
-
-impl Iterator for Ticks<'_> {
-    type Item = Result<Stored>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.ready.is_empty()
-            && !self.done
-            && let Err(error) = self.fill()
-        {
-            self.done = true;
-            self.ready.clear();
-            return Some(Err(error));
-        }
-        self.ready.pop_front().map(Ok)
     }
 }
 

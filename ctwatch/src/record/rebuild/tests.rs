@@ -101,10 +101,13 @@ proptest! {
             rebuild.add(&tick);
             prop_assert_eq!(sums(&rebuild.sample(&tick, &HashMap::new())), sums(sample));
         }
-        let last = samples.last().unwrap();
-        let tick = tracker.last_tick(last, 0);
-        rebuild.add(&tick);
-        prop_assert_eq!(text(&rebuild.sample(&tick, &HashMap::new()), true), text(&Sample { interval_s: 1.0, ..last.clone() }, true));
+        let last = Sample { interval_s: 0.0, ..samples[samples.len() - 1].clone() };
+        if let Some(tick) = tracker.settle(last.time, 0) {
+            rebuild.add(&tick);
+        }
+        let tick = Tick::quiet(last.time, 0, 0);
+        prop_assert_eq!(text(&rebuild.sample(&tick, &HashMap::new()), true), text(&last, true));
+        prop_assert!(tracker.settle(last.time, 0).is_none());
     }
 
     #[test]

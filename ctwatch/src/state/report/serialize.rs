@@ -11,7 +11,7 @@ pub(in crate::state) fn is_false(value: &bool) -> bool {
     !value
 }
 
-pub(in crate::state) fn millis<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn millis<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.3}"))
 }
 

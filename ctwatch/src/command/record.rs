@@ -1,0 +1,359 @@
+//! `ctwatch record`: the flight recorder. The loop is that of `drops`; what it sees goes into a file.
+//! stdout is for scripts, a line of JSON for each thing that happened; people read stderr.
+
+mod exec;
+mod look;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+
+use super::VERSION;
+use super::live::{self, Attached, Ended, Follower, Loop, Seen};
+use super::stop::{Call, Stop};
+use crate::cli::{Config, Record};
+use crate::conntrack::netns;
+use crate::error::Exit;
+use crate::event::{Loss, NetnsId, Sample};
+use crate::kernel::roots::Roots;
+use crate::probe::diagnostics;
+use crate::probe::plan::{RawTracepoints, Wishes};
+use crate::record::lines::Line;
+use crate::record::recorder::{Fired, Plan, Recorder};
+use crate::record::rows::{Instant, Occasion, Reason, Run};
+use crate::record::scribe::{DiskFull, Scribe};
+use crate::record::{Limits, Lock, SCHEMA, Writer};
+use crate::state::report::{Notice, Start};
+use crate::state::{Backend, By, Filter, Settings};
+use exec::Commands;
+use look::Looks;
+
+/// Runs it.
+pub fn run(config: &Config, record: &Record) -> Result<Exit> {
+    let roots = Roots { proc: config.proc_root.clone(), sys: config.sys_root.clone() };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("starting the event loop")?;
+    runtime.block_on(keep(config, record, roots))
+}
+
+async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
+    // Whether the file can be written is told before anything waits; it is made once there is something to write.
+    let mut lock = Lock::take(&record.output)?;
+    Writer::check(&record.output)?;
+    lock.load_ballast().with_context(|| format!("making room beside {}", record.output.display()))?;
+    let mut stop = Stop::new()?;
+    let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
+    let attached = live::attach(
+        &roots,
+        record.backend,
+        log_level,
+        |backend, found| wishes(record, backend, found.raw_tracepoints),
+        |notice| {
+            eprintln!("{}", notice.text);
+            Ok(())
+        },
+        &mut stop,
+    );
+    let Some(mut attached) = attached.await? else {
+        return Ok(if record.once { Exit::NoIncident } else { Exit::Done });
+    };
+    let mut recording = Recording::start(record, &roots, lock, &attached)?;
+    stop.after(record.duration);
+    attached.watch.start_census();
+    ready();
+    let reason = recording.follow(&mut attached, &mut stop).await;
+    let closed = match reason {
+        Ok(reason) => recording.end(reason),
+        // What writing failed of is known to the one who wrote.
+        Err(error) => recording.end(Reason::Failed).and(Err(error)),
+    };
+    closed?;
+    Ok(if record.once && recording.recorder.incidents() == 0 { Exit::NoIncident } else { Exit::Done })
+}
+
+fn wishes(record: &Record, backend: Backend, raw_tracepoints: RawTracepoints) -> Option<Wishes> {
+    let kprobes = match backend {
+        Backend::Kprobe => true,
+        Backend::Tracepoint => false,
+        Backend::Counters => return None,
+    };
+    Some(Wishes {
+        kprobes,
+        flows: kprobes && record.count_flows,
+        insert_events: false,
+        loss_events: true,
+        detail: true,
+        owners: true,
+        invalid: false,
+        pair: false,
+        raw_tracepoints,
+    })
+}
+
+/// For a supervisor that waits for it (systemd's Type=notify); without one it is nothing.
+fn ready() {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// A recording that is being made.
+struct Recording<'a> {
+    record: &'a Record,
+    recorder: Recorder,
+    run: Run,
+    start: Start,
+    lock: Arc<Lock>,
+    looks: Looks,
+    commands: Commands,
+    own: NetnsId,
+}
+
+impl<'a> Recording<'a> {
+    fn start(record: &'a Record, roots: &Roots, lock: Lock, attached: &Attached) -> Result<Self> {
+        let start = attached.start(VERSION, roots);
+        let run = described(record, roots, &start);
+        let lock = Arc::new(lock);
+        let (scribe, next_tick) = open(record, &run, &lock)?;
+        let plan = Plan {
+            when: record.when.clone(),
+            before: record.before,
+            after: record.after,
+            interval: record.interval,
+        };
+        let settings = Settings {
+            by: By::Port,
+            filter: Filter::default(),
+            top: 1,
+            drop_events: false,
+            insert_events: false,
+            count_flows: record.count_flows,
+            backend: attached.backend,
+        };
+        let own = netns::own()?;
+        let mut looks = Looks::new(roots);
+        looks.start(own, Occasion::Start)?;
+        let recorder = Recorder::new(plan, settings, roots, scribe, next_tick);
+        let commands = Commands::new(record.exec.clone());
+        let recording = Self { record, recorder, run, start, lock, looks, commands, own };
+        recording.say_open()?;
+        Ok(recording)
+    }
+
+    /// Until it is ended; says why it was.
+    async fn follow(&mut self, attached: &mut Attached, stop: &mut Stop) -> Result<Reason> {
+        let mut steps = Loop::default();
+        let every = self.record.interval;
+        let reason = loop {
+            match steps.run(&mut attached.watch, self, stop, every).await? {
+                Ended::Called(Call::Hangup) => {
+                    self.rotate()?;
+                    attached.watch.count_again();
+                }
+                Ended::Called(Call::End) => break Reason::Signal,
+                Ended::Called(Call::TimeIsUp) => break Reason::Duration,
+                Ended::Done => break Reason::Once,
+            }
+        };
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        live::finish(&mut attached.watch, self)?;
+        Ok(reason)
+    }
+
+    /// Closes the file under another name, and goes on in a new one.
+    fn rotate(&mut self) -> Result<()> {
+        self.recorder.finish(Reason::Rotated)?;
+        let output = &self.record.output;
+        let aside = aside(output, Timestamp::now());
+        match std::fs::rename(output, &aside) {
+            Ok(()) => self.say_closed(&aside, Reason::Rotated)?,
+            // Somebody else moved it: that was rotation enough.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("renaming {} to {}", output.display(), aside.display()));
+            }
+        }
+        self.run = Run { started: Instant::now(), continues: true, ..self.run.clone() };
+        let (scribe, next_tick) = open(self.record, &self.run, &self.lock)?;
+        self.recorder.go_on(scribe, next_tick);
+        self.looks.start(self.own, Occasion::Start)?;
+        self.say_open()
+    }
+
+    fn end(&mut self, reason: Reason) -> Result<()> {
+        self.commands.wait(|text| eprintln!("{text}"));
+        let finished = self.recorder.finish(reason);
+        let reason = match &finished {
+            Ok(()) => reason,
+            Err(error) if error.is::<DiskFull>() => Reason::DiskFull,
+            Err(_) => Reason::Failed,
+        };
+        self.say_closed(&self.record.output, reason)?;
+        finished
+    }
+
+    fn fired(&mut self, fired: Fired) -> Result<()> {
+        let Fired { condition, tick, at, measured } = fired;
+        self.looks.start(measured.netns, Occasion::Trigger)?;
+        let file = absolute(&self.record.output);
+        let line = Line::Incident { time: at.time, file, condition, tick, measured };
+        let json = serde_json::to_string(&line)?;
+        say(&line)?;
+        if let Err(text) = self.commands.start(json) {
+            self.tell("exec_failed", &text);
+        }
+        Ok(())
+    }
+
+    /// What was read and run aside.
+    fn collect(&mut self) {
+        while let Some(found) = self.looks.found() {
+            let listing = found.listing.map_err(|error| {
+                self.tell("no_listing", &format!("no telling who fills the table: {error:#}"));
+            });
+            self.recorder.found(listing.ok(), found.facts);
+        }
+        while let Some(ended) = self.commands.ended() {
+            if let Err(text) = ended {
+                self.tell("exec_failed", &text);
+            }
+        }
+    }
+
+    fn tell(&mut self, code: &str, text: &str) {
+        eprintln!("{text}");
+        self.recorder.notice(Instant::now(), code, text);
+    }
+
+    fn say_open(&self) -> Result<()> {
+        say(&Line::Recording {
+            time: self.run.started.time,
+            file: absolute(&self.record.output),
+            schema: SCHEMA,
+            version: VERSION.to_owned(),
+            backend: self.start.backend,
+            backend_reason: self.start.backend_reason.clone(),
+        })
+    }
+
+    fn say_closed(&self, file: &Path, reason: Reason) -> Result<()> {
+        let end = self.recorder.state().end(Timestamp::now());
+        say(&Line::Recorded {
+            time: end.time,
+            file: absolute(file),
+            reason: reason.name(),
+            bytes: std::fs::metadata(file).map_or(0, |metadata| metadata.len()),
+            incidents: self.recorder.incidents(),
+            duration_s: (end.duration_s * 1000.0).round() / 1000.0,
+            counted: end.counted,
+            kernel_counters: end.kernel_counters,
+            lost_events: end.lost_events,
+            unexplained: end.unexplained,
+        })
+    }
+}
+
+impl Follower for Recording<'_> {
+    fn loss(&mut self, loss: &Loss) -> Result<()> {
+        self.recorder.loss(loss);
+        Ok(())
+    }
+
+    fn sample(&mut self, sample: &Sample) -> Result<Seen> {
+        self.collect();
+        let outcome = self.recorder.sample(sample, Instant::now().mono_us)?;
+        for fired in outcome.fired {
+            self.fired(fired)?;
+        }
+        Ok(Seen { unexplained: outcome.report.unexplained, lost_events: outcome.report.lost_events })
+    }
+
+    fn notice(&mut self, notice: &Notice) -> Result<()> {
+        self.tell(notice.code, &notice.text);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        self.record.once && self.recorder.incidents() > 0 && !self.recorder.has_open_incident()
+    }
+}
+
+/// Opens the file for a run, and starts the thread that writes it.
+fn open(record: &Record, run: &Run, lock: &Arc<Lock>) -> Result<(Scribe, i64)> {
+    let writer = Writer::open(&record.output, run)?;
+    let next_tick = writer.next_tick();
+    // Without a trigger there is no detail to be claimed.
+    let limits =
+        Limits { keep: record.keep, max_size: record.max_size, detail: record.before + 2 * record.interval };
+    Ok((Scribe::start(writer, limits, Arc::clone(lock))?, next_tick))
+}
+
+fn described(record: &Record, roots: &Roots, start: &Start) -> Run {
+    let line = |path: &str| std::fs::read_to_string(roots.proc(path)).ok().map(|text| text.trim().to_owned());
+    Run {
+        started: Instant::now(),
+        boot_id: line("sys/kernel/random/boot_id"),
+        host: line("sys/kernel/hostname"),
+        version: start.version.clone(),
+        kernel_release: start.kernel_release.clone(),
+        backend: start.backend.to_owned(),
+        backend_reason: start.backend_reason.clone(),
+        interval_us: record.interval.as_micros() as i64,
+        counts_flows: record.count_flows && start.backend == Backend::Kprobe.name(),
+        hooks: start.hooks.iter().map(|hook| (hook.function.clone(), hook.kind.clone())).collect(),
+        since_boot: start.since_boot,
+        continues: false,
+    }
+}
+
+/// The name a file gets when the next one begins: host.ctw → host-20261126T220500Z.ctw
+fn aside(output: &Path, now: Timestamp) -> PathBuf {
+    let stem = output.file_stem().unwrap_or_default().to_string_lossy();
+    let ending =
+        output.extension().map_or_else(String::new, |ending| format!(".{}", ending.to_string_lossy()));
+    let time = now.strftime("%Y%m%dT%H%M%SZ");
+    let named = |more: &str| output.with_file_name(format!("{stem}-{time}{more}{ending}"));
+    let free = |path: &PathBuf| !path.exists();
+    let first = Some(named("")).filter(free);
+    first.or_else(|| (2..1000).map(|n| named(&format!("-{n}"))).find(free)).unwrap_or_else(|| named(""))
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Whoever reads stdout may have gone: that is no reason to stop recording.
+fn say(line: &Line) -> Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(&text).and_then(|()| out.flush()) {
+        eprintln!("writing to stdout: {error}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_rotated_is_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let output = folder.path().join("host.ctw");
+        let first = aside(&output, now);
+        assert_eq!(first, folder.path().join("host-19700101T000000Z.ctw"));
+        std::fs::write(&first, "").unwrap();
+        assert_eq!(aside(&output, now), folder.path().join("host-19700101T000000Z-2.ctw"));
+    }
+}

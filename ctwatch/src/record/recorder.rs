@@ -1,0 +1,279 @@
+//! Puts together what a recording gets each tick, and says when an incident begins and ends.
+//! Fed by a watch, or by whatever looks like one; writes through the scribe alone.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::rebuild::Names;
+use super::rows::{Facts, Incident, Instant, Listing, Notice, Reason, RunEnd};
+use super::sampler::{COARSE, DETAILED, Sampler};
+use super::scribe::Scribe;
+use super::sysctls::Sysctls;
+use super::tick::Tick;
+use super::track::Tracker;
+use super::trigger::{Condition, Measured, Trigger, Turn};
+use super::writer::Batch;
+use crate::event::{Loss, NetnsId, Sample};
+use crate::kernel::roots::Roots;
+use crate::state::report::Tick as Report;
+use crate::state::{Settings, State};
+
+/// Between two looks at the settings, microseconds: each look reads some forty files.
+const SETTINGS_EVERY_US: i64 = 5_000_000;
+
+/// What the recorder is told.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Conditions that make incidents.
+    pub when: Vec<Condition>,
+    /// Detail kept from before a trigger,
+    pub before: Duration,
+    /// and after its condition ceased.
+    pub after: Duration,
+    /// Time between two ticks.
+    pub interval: Duration,
+}
+
+/// A trigger fired.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fired {
+    /// Which condition.
+    pub condition: String,
+    /// In which tick.
+    pub tick: i64,
+    /// Its end.
+    pub at: Instant,
+    /// What was measured then.
+    pub measured: Measured,
+}
+
+/// What a sample came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What `drops` would show of it.
+    pub report: Report,
+    /// Triggers that fired.
+    pub fired: Vec<Fired>,
+}
+
+/// Records.
+#[derive(Debug)]
+pub struct Recorder {
+    plan: Plan,
+    state: State,
+    tracker: Tracker,
+    sampler: Sampler,
+    sysctls: Sysctls,
+    names: HashMap<NetnsId, Names>,
+    triggers: Vec<(Trigger, Option<Incident>)>,
+    /// What goes with the next tick.
+    pending: Batch,
+    /// None once it has failed to open the next file.
+    scribe: Option<Scribe>,
+    next_tick: i64,
+    /// Ticks of the time before a trigger: number, and end in microseconds.
+    recent: VecDeque<(i64, i64)>,
+    settings_at: Option<i64>,
+    held_up: bool,
+    incidents: u64,
+}
+
+impl Recorder {
+    /// Records what comes into a file whose next tick has this number.
+    #[must_use]
+    pub fn new(plan: Plan, settings: Settings, roots: &Roots, scribe: Scribe, next_tick: i64) -> Self {
+        let triggers = plan.when.iter().map(|when| (Trigger::new(when.clone(), plan.after), None)).collect();
+        let limit = if plan.when.is_empty() { COARSE } else { DETAILED };
+        Self {
+            plan,
+            state: State::new(settings),
+            tracker: Tracker::default(),
+            sampler: Sampler::new(limit),
+            sysctls: Sysctls::new(roots),
+            names: HashMap::new(),
+            triggers,
+            pending: Batch::default(),
+            scribe: Some(scribe),
+            next_tick,
+            recent: VecDeque::new(),
+            settings_at: None,
+            held_up: false,
+            incidents: 0,
+        }
+    }
+
+    /// A loss.
+    pub fn loss(&mut self, loss: &Loss) {
+        self.sampler.add(loss);
+    }
+
+    /// Something to be said.
+    pub fn notice(&mut self, at: Instant, code: &str, text: &str) {
+        self.pending.notices.push(Notice { at, code: code.to_owned(), text: text.to_owned() });
+    }
+
+    /// What was read aside.
+    pub fn found(&mut self, listing: Option<Listing>, facts: Facts) {
+        self.pending.listings.extend(listing);
+        self.pending.facts.push(facts);
+    }
+
+    /// An interval is over.
+    ///
+    /// # Errors
+    /// Writing has failed: [`Recorder::finish`] says why.
+    pub fn sample(&mut self, sample: &Sample, mono_us: i64) -> Result<Outcome> {
+        let at = Instant { time: sample.time, mono_us };
+        let report = self.state.sample(sample);
+        if self.settings_at.is_none_or(|last| mono_us - last >= SETTINGS_EVERY_US) {
+            self.settings_at = Some(mono_us);
+            self.pending.settings.extend(self.sysctls.changes(at));
+        }
+        let fired = self.look(&report, at);
+        if self.scribe.as_ref().is_none_or(Scribe::has_room) {
+            let mut tick = self.tracker.tick(sample, mono_us);
+            let unexplained = &report.unexplained;
+            tick.unexplained = [
+                unexplained.drop,
+                unexplained.early_drop,
+                unexplained.insert_failed,
+                unexplained.chaintoolong,
+            ];
+            self.learn_names(sample);
+            self.write(tick)?;
+            self.held_up = false;
+        } else if !std::mem::replace(&mut self.held_up, true) {
+            self.notice(at, "disk_slow", "the disk doesn't keep up: ticks are longer, and nothing is lost");
+        }
+        Ok(Outcome { report, fired })
+    }
+
+    fn write(&mut self, mut tick: Tick) -> Result<()> {
+        let (seen, events) = self.sampler.take();
+        tick.events_seen = seen;
+        let before_us = self.plan.before.as_micros() as i64;
+        self.recent.push_back((self.next_tick, tick.mono_us));
+        while self.recent.front().is_some_and(|(_, mono_us)| tick.mono_us - mono_us > before_us) {
+            self.recent.pop_front();
+        }
+        self.next_tick += 1;
+        let batch = Batch { tick: Some(tick), events, ..std::mem::take(&mut self.pending) };
+        self.scribe.as_ref().map_or(Ok(()), |scribe| scribe.send(batch))
+    }
+
+    /// Names of namespaces that are news.
+    fn learn_names(&mut self, sample: &Sample) {
+        for netns in &sample.netns {
+            let names = Names { name: netns.name.clone(), container: netns.container.clone() };
+            if self.names.get(&netns.id) != Some(&names) {
+                self.pending.names.insert(netns.id, names.clone());
+                self.names.insert(netns.id, names);
+            }
+        }
+    }
+
+    fn look(&mut self, report: &Report, at: Instant) -> Vec<Fired> {
+        let tick = self.next_tick;
+        let after = ticks_in(self.plan.after, self.plan.interval);
+        let before_us = self.plan.before.as_micros() as i64;
+        let is_detail = |(_, mono_us): &&(i64, i64)| at.mono_us - mono_us <= before_us;
+        let detail_from = self.recent.iter().find(is_detail).map_or(tick, |(number, _)| *number);
+        let mut fired = Vec::new();
+        for (trigger, incident) in &mut self.triggers {
+            let condition = trigger.condition().to_string();
+            match (trigger.look(report, at.mono_us as f64 / 1e6), &mut *incident) {
+                (Turn::Fired(measured), _) => {
+                    self.incidents += 1;
+                    let new = Incident {
+                        condition: condition.clone(),
+                        tick,
+                        at,
+                        measured: serde_json::to_string(&measured).unwrap_or_default(),
+                        detail_from,
+                        detail_to: tick + after,
+                        ceased: None,
+                    };
+                    self.pending.incidents.push(new.clone());
+                    *incident = Some(new);
+                    fired.push(Fired { condition, tick, at, measured });
+                }
+                // Now and then, so that little is missing should the recorder be killed.
+                (Turn::Holds, Some(incident)) if tick + after - incident.detail_to > after / 8 => {
+                    incident.detail_to = tick + after;
+                    self.pending.incidents.push(incident.clone());
+                }
+                (Turn::Over, Some(over)) => {
+                    over.detail_to = tick;
+                    over.ceased =
+                        Some(at.time - jiff::SignedDuration::try_from(self.plan.after).unwrap_or_default());
+                    self.pending.incidents.push(over.clone());
+                    *incident = None;
+                }
+                _ => {}
+            }
+        }
+        fired
+    }
+
+    /// Incidents so far.
+    #[must_use]
+    pub const fn incidents(&self) -> u64 {
+        self.incidents
+    }
+
+    /// Whether one goes on, its time afterwards included.
+    #[must_use]
+    pub fn has_open_incident(&self) -> bool {
+        self.triggers.iter().any(|(_, incident)| incident.is_some())
+    }
+
+    /// What the state says in the end.
+    #[must_use]
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Ends the file: writes what is owed, and why it ended.
+    ///
+    /// # Errors
+    /// Writing failed, now or earlier.
+    pub fn finish(&mut self, reason: Reason) -> Result<()> {
+        let at = Instant::now();
+        for (_, incident) in &mut self.triggers {
+            if let Some(incident) = incident {
+                incident.detail_to = self.next_tick;
+                self.pending.incidents.push(incident.clone());
+            }
+        }
+        let tick = self.tracker.settle(at.time, at.mono_us);
+        self.next_tick += i64::from(tick.is_some());
+        let Some(scribe) = self.scribe.take() else { return Ok(()) };
+        // If that failed, finishing says why.
+        let _ = scribe.send(Batch { tick, ..std::mem::take(&mut self.pending) });
+        scribe.finish(RunEnd { at, reason, last_tick: self.next_tick - 1 })
+    }
+
+    /// Goes on in another file, after [`Recorder::finish`]. Open incidents go on there.
+    pub fn go_on(&mut self, scribe: Scribe, next_tick: i64) {
+        self.scribe = Some(scribe);
+        self.next_tick = next_tick;
+        self.tracker.begin_file();
+        self.sysctls.forget();
+        self.settings_at = None;
+        self.names.clear();
+        self.recent.clear();
+        for (_, incident) in &mut self.triggers {
+            if let Some(incident) = incident {
+                (incident.tick, incident.detail_from) = (next_tick, next_tick);
+                incident.detail_to = next_tick + ticks_in(self.plan.after, self.plan.interval);
+                self.pending.incidents.push(incident.clone());
+            }
+        }
+    }
+}
+
+fn ticks_in(time: Duration, interval: Duration) -> i64 {
+    (time.as_secs_f64() / interval.as_secs_f64()).ceil() as i64
+}

@@ -1,0 +1,139 @@
+//! The thread that writes, so that a slow disk never holds up the watch.
+//! What doesn't get through for a while isn't lost: the next tick that does says how far everything moved until then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result, anyhow};
+
+use super::rows::{Instant, Reason, RunEnd};
+use super::thin::{Limits, Thinner};
+use super::writer::{Batch, Writer, is_full};
+use super::{Fault, Lock};
+
+/// Batches that may wait for the disk.
+const WAITING: usize = 16;
+
+/// Hands batches over to the thread.
+#[derive(Debug)]
+pub struct Scribe {
+    sender: SyncSender<Message>,
+    waiting: Arc<AtomicUsize>,
+    thread: JoinHandle<Result<()>>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Batch(Box<Batch>),
+    End(RunEnd),
+}
+
+/// The disk is full, and the recording ended.
+#[derive(Debug)]
+pub struct DiskFull(std::path::PathBuf);
+
+impl std::fmt::Display for DiskFull {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "writing {}: the disk is full, so the recording ended; the file holds everything until then. Make room, or \
+             give a smaller --max-size",
+            self.0.display()
+        )
+    }
+}
+
+impl std::error::Error for DiskFull {}
+
+impl Scribe {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn start(writer: Writer, limits: Limits, lock: Arc<Lock>) -> Result<Self> {
+        let (sender, receiver) = sync_channel(WAITING * 2);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let behind = Arc::clone(&waiting);
+        let thread = std::thread::Builder::new()
+            .name("scribe".to_owned())
+            .stack_size(1 << 20)
+            .spawn(move || write_all(writer, limits, &lock, &receiver, &behind))
+            .context("starting the thread that writes")?;
+        Ok(Self { sender, waiting, thread })
+    }
+
+    /// Whether the disk keeps up.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) < WAITING
+    }
+
+    /// Hands a batch over. Once writing failed, every call does.
+    ///
+    /// # Errors
+    /// Writing has failed: [`Scribe::finish`] says why.
+    pub fn send(&self, batch: Batch) -> Result<()> {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        self.sender.send(Message::Batch(Box::new(batch))).map_err(|_| anyhow!("the recording has ended"))
+    }
+
+    /// Ends the run.
+    ///
+    /// # Errors
+    /// What writing failed of, also earlier.
+    pub fn finish(self, end: RunEnd) -> Result<()> {
+        let _ = self.sender.send(Message::End(end));
+        self.thread.join().map_err(|_| anyhow!("the thread that writes panicked"))?
+    }
+}
+
+fn write_all(
+    mut writer: Writer,
+    limits: Limits,
+    lock: &Lock,
+    messages: &Receiver<Message>,
+    waiting: &AtomicUsize,
+) -> Result<()> {
+    let mut thinner = Thinner::new(limits);
+    for message in messages {
+        let written = match message {
+            Message::Batch(batch) => {
+                let written = writer.write(&batch).map_err(anyhow::Error::from);
+                waiting.fetch_sub(1, Ordering::AcqRel);
+                written.and_then(|()| thinner.step(&mut writer, Instant::now().time))
+            }
+            Message::End(end) => return end_run(writer, &end),
+        };
+        if let Err(error) = written {
+            return Err(give_up(writer, lock, error));
+        }
+    }
+    Ok(())
+}
+
+fn end_run(writer: Writer, end: &RunEnd) -> Result<()> {
+    let path = writer.path().to_owned();
+    writer.end(end).map_err(|error| failure(&path, error.into()))
+}
+
+/// Writes why it ended into the room that was kept for that.
+fn give_up(writer: Writer, lock: &Lock, error: anyhow::Error) -> anyhow::Error {
+    lock.drop_ballast();
+    let path = writer.path().to_owned();
+    let error = failure(&path, error);
+    let reason = if error.is::<DiskFull>() { Reason::DiskFull } else { Reason::Failed };
+    let last_tick = writer.next_tick() - 1;
+    let _ = writer.end(&RunEnd { at: Instant::now(), reason, last_tick });
+    error
+}
+
+fn failure(path: &std::path::Path, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<rusqlite::Error>() {
+        Ok(error) if is_full(&error) => DiskFull(path.to_owned()).into(),
+        Ok(error) => anyhow::Error::from(error).context(format!("writing {}", path.display())),
+        Err(error) if error.is::<Fault>() => error,
+        Err(error) => error.context(format!("writing {}", path.display())),
+    }
+}

@@ -1,0 +1,102 @@
+//! conntrack's settings as they are now, and what changed since the last look.
+//! Reads only, and only where it is told; a setting that can't be read isn't there.
+
+use std::collections::BTreeMap;
+
+use super::rows::{Instant, Setting};
+use crate::kernel::roots::Roots;
+
+/// The hash table's size, as the module's parameter.
+const HASHSIZE: &str = "module/nf_conntrack/parameters/hashsize";
+
+/// What was seen last.
+#[derive(Debug)]
+pub struct Sysctls {
+    roots: Roots,
+    seen: BTreeMap<String, String>,
+}
+
+impl Sysctls {
+    /// Nothing looked at.
+    #[must_use]
+    pub fn new(roots: &Roots) -> Self {
+        Self { roots: roots.clone(), seen: BTreeMap::new() }
+    }
+
+    /// What is new or different, of this thread's netns and the whole host.
+    pub fn changes(&mut self, at: Instant) -> Vec<Setting> {
+        let now = self.read();
+        let mut changes = Vec::new();
+        for (name, value) in &now {
+            let before = self.seen.get(name);
+            if before != Some(value) {
+                let (value, before) = (Some(value.clone()), before.cloned());
+                changes.push(Setting { at, name: name.clone(), value, before });
+            }
+        }
+        for (name, before) in &self.seen {
+            if !now.contains_key(name) {
+                let before = Some(before.clone());
+                changes.push(Setting { at, name: name.clone(), value: None, before });
+            }
+        }
+        self.seen = now;
+        changes
+    }
+
+    /// All of them again, for a new file.
+    pub fn forget(&mut self) {
+        self.seen.clear();
+    }
+
+    fn read(&self) -> BTreeMap<String, String> {
+        let mut found = BTreeMap::new();
+        let folder = self.roots.proc("sys/net/netfilter");
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let file = entry.file_name();
+            let Some(file) = file.to_str().filter(|file| file.starts_with("nf_conntrack_")) else { continue };
+            // That isn't set by anybody.
+            if file == "nf_conntrack_count" {
+                continue;
+            }
+            if let Ok(value) = std::fs::read_to_string(entry.path()) {
+                found.insert(format!("net.netfilter.{file}"), value.trim().to_owned());
+            }
+        }
+        if let Ok(value) = std::fs::read_to_string(self.roots.sys(HASHSIZE)) {
+            found.insert(format!("/sys/{HASHSIZE}"), value.trim().to_owned());
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_change_is_seen_once_with_what_was_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let roots = Roots { proc: folder.path().join("proc"), sys: folder.path().join("sys") };
+        let sysctl = roots.proc("sys/net/netfilter");
+        fs::create_dir_all(&sysctl).unwrap();
+        fs::write(sysctl.join("nf_conntrack_max"), "65536\n").unwrap();
+        fs::write(sysctl.join("nf_conntrack_count"), "5\n").unwrap();
+        fs::write(sysctl.join("nf_log_all_netns"), "0\n").unwrap();
+        let mut sysctls = Sysctls::new(&roots);
+        let at = Instant::now();
+        let first = sysctls.changes(at);
+        assert_eq!(first.len(), 1);
+        assert_eq!((first[0].value.as_deref(), first[0].before.as_deref()), (Some("65536"), None));
+        assert!(sysctls.changes(at).is_empty());
+        fs::write(sysctl.join("nf_conntrack_max"), "131072\n").unwrap();
+        let changed = sysctls.changes(at);
+        assert_eq!(
+            (changed[0].value.as_deref(), changed[0].before.as_deref()),
+            (Some("131072"), Some("65536"))
+        );
+        fs::remove_file(sysctl.join("nf_conntrack_max")).unwrap();
+        assert_eq!(sysctls.changes(at)[0].value, None);
+    }
+}

@@ -1,0 +1,357 @@
+//! Keeps a recording small: the oldest ticks become coarser, step by step, and at last one sum.
+//! Totals stay what they were, and incidents keep their detail longest; what is freed goes back to the disk.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+
+use super::Writer;
+use super::open::Trouble;
+use super::reader::{Numbers, Stored, each};
+use super::tick::Tick;
+use super::writer::dictionary::Dictionary;
+use super::writer::{TickRow, insert_tick};
+
+/// Ticks that a step looks at: some tens of milliseconds.
+const STEP: usize = 600;
+/// Fewer can wait.
+const WORTH_A_STEP: usize = 60;
+/// The latest ticks stay as they are as long as anything else can be thinned.
+const SPARED: i64 = 900;
+/// Pages given back in a step: 4 MB.
+const PAGES: usize = 1024;
+/// Between two looks at the size: it takes a while to grow.
+const LOOK_EVERY: u32 = 8;
+/// Seconds in a tick of levels 1 to 3.
+const SPANS_S: [i64; 3] = [10, 60, 600];
+/// The level of sums.
+const SUM: u8 = 4;
+
+/// How large and how old a recording may become.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Ticks older than this are summed up.
+    pub keep: Duration,
+    /// Bytes of the file.
+    pub max_size: u64,
+    /// How long detail is kept that no incident has claimed.
+    pub detail: Duration,
+}
+
+/// What thinning has to remember.
+#[derive(Debug)]
+pub struct Thinner {
+    limits: Limits,
+    /// Per level: what lies before this tick was looked at.
+    cursors: [i64; SUM as usize],
+    /// Detail before this tick was looked at.
+    swept: i64,
+    looks: u32,
+    busy: bool,
+}
+
+/// What a step found to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Done,
+    Exhausted,
+}
+
+impl Thinner {
+    /// For a file that is opened now.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, cursors: [0; SUM as usize], swept: 0, looks: 0, busy: false }
+    }
+
+    /// After a tick: one step, if one is due.
+    ///
+    /// # Errors
+    /// The file can't be written, or is damaged.
+    pub fn step(&mut self, writer: &mut Writer, now: Timestamp) -> Result<()> {
+        self.looks += 1;
+        if !self.busy && self.looks < LOOK_EVERY {
+            return Ok(());
+        }
+        self.looks = 0;
+        let run = writer.run();
+        let (path, connection) = writer.parts();
+        self.try_step(connection, run, now).map_err(|trouble| match trouble {
+            Trouble::Sql(error) => anyhow::Error::from(error),
+            Trouble::Wrong(_) => trouble.of(path).into(),
+        })
+    }
+
+    fn try_step(&mut self, connection: &mut Connection, run: i64, now: Timestamp) -> Result<(), Trouble> {
+        self.sweep_detail(connection, now)?;
+        let old = now.as_microsecond() - self.limits.keep.as_micros() as i64;
+        let mut worked = self.sum_up_old(connection, old)? == Step::Done;
+        worked |= drop_old_run(connection, run, old)?;
+        if size(connection)? > self.limits.max_size {
+            worked |= self.thin(connection, run)? == Step::Done;
+        }
+        self.busy = worked;
+        give_back(connection)?;
+        Ok(())
+    }
+
+    /// Drops detail that no incident has claimed in time.
+    fn sweep_detail(&mut self, connection: &Connection, now: Timestamp) -> Result<(), Trouble> {
+        let until = now.as_microsecond() - self.limits.detail.as_micros() as i64;
+        let to: Option<i64> = connection
+            .prepare_cached(
+                "SELECT max(id) FROM (SELECT id FROM tick WHERE id >= ?1 AND wall_us < ?2 LIMIT 600)",
+            )?
+            .query_row([self.swept, until], |row| row.get(0))?;
+        let Some(to) = to else { return Ok(()) };
+        connection
+            .prepare_cached(
+                "DELETE FROM event WHERE tick BETWEEN ?1 AND ?2 AND detail AND NOT EXISTS \
+                 (SELECT 1 FROM incident i WHERE event.tick BETWEEN i.detail_from AND i.detail_to)",
+            )?
+            .execute([self.swept, to])?;
+        self.swept = to + 1;
+        Ok(())
+    }
+
+    /// What is older than `--keep`, outside of incidents.
+    fn sum_up_old(&self, connection: &mut Connection, old: i64) -> Result<Step, Trouble> {
+        let oldest = "SELECT id, run FROM tick WHERE level < 4 AND NOT EXISTS \
+             (SELECT 1 FROM incident i WHERE tick.id >= i.detail_from AND tick.first <= i.detail_to) ORDER BY id LIMIT 1";
+        // Sums lie before everything else: this look is short.
+        let found = connection
+            .prepare_cached(oldest)?
+            .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+            .optional()?;
+        let Some((from, run)) = found else { return Ok(Step::Exhausted) };
+        let to: Option<i64> = connection
+            .prepare_cached(
+                "SELECT max(id) FROM (SELECT id FROM tick WHERE id >= ?1 AND wall_us < ?2 AND run = ?3 LIMIT 600)",
+            )?
+            .query_row([from, old, run], |row| row.get(0))?;
+        match to {
+            Some(to) => self.coarsen(connection, run, from, to, SUM).map(|_| Step::Done),
+            None => Ok(Step::Exhausted),
+        }
+    }
+
+    /// One step to a smaller file: coarser ticks, oldest first; then sums; then the oldest incident loses its detail.
+    fn thin(&mut self, connection: &mut Connection, current: i64) -> Result<Step, Trouble> {
+        let last: i64 = connection.query_row("SELECT ifnull(max(id), 0) FROM tick", [], |row| row.get(0))?;
+        for spared in [SPARED, SPARED / 15] {
+            for level in 0..SUM {
+                let sql = "SELECT id, run FROM tick WHERE id > ?1 AND id <= ?2 AND level = ?3 AND NOT EXISTS \
+                     (SELECT 1 FROM incident i WHERE tick.id >= i.detail_from AND tick.first <= i.detail_to) \
+                     ORDER BY id LIMIT ?4";
+                let limits = params![self.cursors[usize::from(level)], last - spared, level, STEP as i64];
+                let ids =
+                    each(connection, sql, limits, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+                // A few are not worth a step, and would leave pieces.
+                let Some((from, run)) = ids.first().copied().filter(|_| ids.len() >= WORTH_A_STEP) else {
+                    continue;
+                };
+                let to = ids.iter().take_while(|(_, of)| *of == run).last().map_or(from, |(id, _)| *id);
+                self.cursors[usize::from(level)] = self.coarsen(connection, run, from, to, level + 1)?;
+                return Ok(Step::Done);
+            }
+            if self.release_oldest_incident(connection, current)? {
+                return Ok(Step::Done);
+            }
+        }
+        Ok(Step::Exhausted)
+    }
+
+    fn release_oldest_incident(&mut self, connection: &Connection, current: i64) -> Result<bool, Trouble> {
+        let released = connection.execute(
+            "DELETE FROM incident WHERE id = (SELECT id FROM incident WHERE ceased_us IS NOT NULL OR run <> ?1 ORDER BY id LIMIT 1)",
+            [current],
+        )?;
+        if released > 0 {
+            self.cursors = [0; SUM as usize];
+            self.swept = 0;
+        }
+        Ok(released > 0)
+    }
+
+    /// Makes the ticks in this range coarser, except those around incidents. Returns how far it came: a group whose end
+    /// may still be missing is left for the next step.
+    fn coarsen(
+        &self,
+        connection: &mut Connection,
+        run: i64,
+        from: i64,
+        to: i64,
+        level: u8,
+    ) -> Result<i64, Trouble> {
+        let incidents = each(connection, "SELECT detail_from, detail_to FROM incident", [], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+        })?;
+        let claimed =
+            |tick: &Stored| incidents.iter().any(|(from, to)| tick.id >= *from && tick.first <= *to);
+        let numbers = Numbers::of(connection, run)?;
+        // A sum goes on with the sum before it.
+        let from = if level == SUM { sum_before(connection, run, from)?.unwrap_or(from) } else { from };
+        let mut ticks = Vec::new();
+        for (tick, crc) in numbers.ticks(connection, from, to, STEP + 1)? {
+            if tick.tick.checksum() != crc {
+                return super::open::wrong("tick", tick.id);
+            }
+            ticks.push(tick);
+        }
+        while level < SUM
+            && let [.., before, last] = ticks.as_slice()
+            && belongs(before, last, level)
+        {
+            ticks.pop();
+        }
+        if level < SUM && ticks.len() > 1 {
+            ticks.pop();
+        }
+        let reached = ticks.last().map_or(to, |tick| tick.id);
+        let transaction = connection.transaction()?;
+        let mut dictionary = Dictionary::load(&transaction, run)?;
+        let mut group: Vec<Stored> = Vec::new();
+        for tick in ticks {
+            let stays = claimed(&tick) || tick.level > level;
+            if stays || group.last().is_some_and(|last| !belongs(last, &tick, level)) {
+                replace(&transaction, run, &mut group, level, &mut dictionary)?;
+            }
+            if !stays {
+                group.push(tick);
+            }
+        }
+        replace(&transaction, run, &mut group, level, &mut dictionary)?;
+        transaction.commit()?;
+        Ok(reached)
+    }
+}
+
+/// Whether two ticks in a row become one at this level.
+fn belongs(last: &Stored, next: &Stored, level: u8) -> bool {
+    let Some(span) = SPANS_S.get(usize::from(level) - 1) else { return next.first == last.id + 1 };
+    let slot = |tick: &Tick| (tick.mono_us - 1).div_euclid(span * 1_000_000);
+    next.first == last.id + 1 && slot(&last.tick) == slot(&next.tick)
+}
+
+/// The number of the sum right before a tick, if there is one.
+fn sum_before(connection: &Connection, run: i64, from: i64) -> Result<Option<i64>, Trouble> {
+    let sql = "SELECT id FROM tick WHERE run = ?1 AND level = 4 AND id = (SELECT first - 1 FROM tick WHERE id = ?2)";
+    Ok(connection.prepare_cached(sql)?.query_row([run, from], |row| row.get(0)).optional()?)
+}
+
+/// One tick instead of several.
+fn replace(
+    transaction: &Transaction<'_>,
+    run: i64,
+    group: &mut Vec<Stored>,
+    level: u8,
+    dictionary: &mut Dictionary,
+) -> Result<(), Trouble> {
+    let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
+    let place = TickRow { id: last.id, first: first.first, run, level };
+    let (from, to) = (first.id, last.id);
+    for table in ["tick_netns", "tick_loss", "tick_flow", "tick_cause"] {
+        let sql = format!("DELETE FROM {table} WHERE tick BETWEEN ?1 AND ?2");
+        transaction.prepare_cached(&sql)?.execute([from, to])?;
+    }
+    transaction.prepare_cached("DELETE FROM tick WHERE id BETWEEN ?1 AND ?2")?.execute([from, to])?;
+    let mut ticks = group.drain(..).map(|stored| stored.tick);
+    if let Some(mut sum) = ticks.next() {
+        for tick in ticks {
+            sum.append(tick);
+        }
+        insert_tick(transaction, &place, &sum, dictionary)?;
+    }
+    drop_samples(transaction, &place)?;
+    drop_censuses(transaction, &place)
+}
+
+/// The coarser a tick, the fewer of its losses are kept one by one.
+fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Trouble> {
+    let which = match place.level {
+        1 => "place > 1",
+        2 => "place > 0",
+        3 => "place > 0 OR tick % 10 <> 0",
+        _ => "1",
+    };
+    let sql = format!("DELETE FROM event WHERE tick BETWEEN ?1 AND ?2 AND ({which})");
+    transaction.prepare_cached(&sql)?.execute([place.first, place.id])?;
+    Ok(())
+}
+
+/// Of each netns the last census stays, and the last one that set the bases: they hold for what follows.
+fn drop_censuses(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Trouble> {
+    let gone = each(
+        transaction,
+        "SELECT id FROM census c WHERE tick BETWEEN ?1 AND ?2 \
+         AND EXISTS (SELECT 1 FROM census l WHERE l.netns = c.netns AND l.tick BETWEEN ?1 AND ?2 AND l.id > c.id) \
+         AND (NOT c.rebase OR EXISTS (SELECT 1 FROM census l WHERE l.netns = c.netns AND l.rebase \
+           AND l.tick BETWEEN ?1 AND ?2 AND l.id > c.id))",
+        [place.first, place.id],
+        |row| Ok(row.get::<_, i64>(0)?),
+    )?;
+    for id in gone {
+        for table in ["census_key", "census_detail"] {
+            let sql = format!("DELETE FROM {table} WHERE census = ?1");
+            transaction.prepare_cached(&sql)?.execute([id])?;
+        }
+        transaction.prepare_cached("DELETE FROM census WHERE id = ?1")?.execute([id])?;
+    }
+    Ok(())
+}
+
+/// A run of which only sums older than `--keep` are left goes as a whole.
+fn drop_old_run(connection: &mut Connection, current: i64, old: i64) -> Result<bool, Trouble> {
+    let sql = "SELECT r.id FROM run r WHERE r.id <> ?1 AND NOT EXISTS (SELECT 1 FROM tick t WHERE t.run = r.id \
+         AND (t.level < 4 OR t.wall_us >= ?2)) AND r.started_us < ?2 ORDER BY r.id LIMIT 1";
+    let run: Option<i64> =
+        connection.prepare_cached(sql)?.query_row([current, old], |row| row.get(0)).optional()?;
+    let Some(run) = run else { return Ok(false) };
+    let transaction = connection.transaction()?;
+    let ticks = "(SELECT id FROM tick WHERE run = ?1)";
+    let netns = "(SELECT id FROM netns WHERE run = ?1)";
+    let mut statements: Vec<String> = ["tick_netns", "tick_loss", "tick_flow", "tick_cause"]
+        .map(|table| format!("DELETE FROM {table} WHERE tick IN {ticks}"))
+        .into();
+    for table in ["census_key", "census_detail"] {
+        statements.push(format!(
+            "DELETE FROM {table} WHERE census IN (SELECT id FROM census WHERE netns IN {netns})"
+        ));
+    }
+    statements.push(
+        "DELETE FROM listing_phase WHERE listing IN (SELECT id FROM listing WHERE run = ?1)".to_owned(),
+    );
+    for table in ["census", "event", "slot"] {
+        statements.push(format!("DELETE FROM {table} WHERE netns IN {netns}"));
+    }
+    for table in ["listing", "setting", "machine", "notice", "incident", "run_end", "tick", "netns"] {
+        statements.push(format!("DELETE FROM {table} WHERE run = ?1"));
+    }
+    statements.push("DELETE FROM run WHERE id = ?1".to_owned());
+    for statement in statements {
+        transaction.execute(&statement, [run])?;
+    }
+    transaction.commit()?;
+    Ok(true)
+}
+
+/// Bytes in use.
+fn size(connection: &Connection) -> Result<u64, Trouble> {
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let pages = number("page_count")? - number("freelist_count")?;
+    Ok((pages * number("page_size")?).cast_unsigned())
+}
+
+/// Gives free pages back to the file system. The pragma frees one for each row it is asked for.
+fn give_back(connection: &Connection) -> Result<(), Trouble> {
+    let mut statement = connection.prepare_cached("PRAGMA incremental_vacuum")?;
+    let mut rows = statement.query([])?;
+    for _ in 0..PAGES {
+        if rows.next()?.is_none() {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! A recording stays as small and as young as it was told to, and its totals stay right.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use ctwatch::record::writer::Batch;
+use ctwatch::record::{Limits, Recording, Thinner};
+use ctwatch_common::slot::SlotKey;
+
+use super::synthetic::{at, batch, incident, write};
+
+const NEVER: Limits =
+    Limits { keep: Duration::from_secs(1 << 31), max_size: u64::MAX, detail: Duration::from_secs(1 << 31) };
+
+type Totals = BTreeMap<SlotKey, [i64; 3]>;
+
+fn totals(path: &Path) -> Totals {
+    let recording = Recording::open(path).unwrap();
+    recording.verify().unwrap();
+    let mut totals = Totals::new();
+    for run in recording.runs().unwrap() {
+        for tick in recording.ticks(&run, i64::MIN..=i64::MAX).unwrap() {
+            let tick = tick.unwrap().tick;
+            for (key, losses) in tick.losses {
+                totals.entry(key).or_default()[0] += losses;
+            }
+            for (key, counts) in tick.flows {
+                for (sum, more) in totals.entry(key).or_default().iter_mut().zip(counts) {
+                    *sum += more;
+                }
+            }
+        }
+    }
+    totals
+}
+
+fn ticks_by_level(path: &Path) -> BTreeMap<u8, usize> {
+    let recording = Recording::open(path).unwrap();
+    let mut levels = BTreeMap::new();
+    for run in recording.runs().unwrap() {
+        for tick in recording.ticks(&run, i64::MIN..=i64::MAX).unwrap() {
+            *levels.entry(tick.unwrap().level).or_default() += 1;
+        }
+    }
+    levels
+}
+
+fn record(limits: Limits, seconds: i64) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let mut thinner = Thinner::new(limits);
+    for second in 1..=seconds {
+        let mut batch = batch(second);
+        if second == 1000 {
+            batch.incidents = vec![incident(1000)];
+        }
+        writer.write(&batch).unwrap();
+        thinner.step(&mut writer, at(second).time).unwrap();
+    }
+    drop(writer);
+    (folder, path)
+}
+
+#[test]
+fn a_small_file_holds_the_same_totals_and_the_incident_in_detail() {
+    let (_whole, whole) = record(NEVER, 6000);
+    let (_thin, thin) = record(Limits { max_size: 1 << 20, ..NEVER }, 6000);
+    assert_eq!(totals(&whole), totals(&thin));
+    let (before, after) = (std::fs::metadata(&whole).unwrap().len(), std::fs::metadata(&thin).unwrap().len());
+    assert!(before > 5 << 19 && after < (1 << 20) + (1 << 18), "{before} bytes became {after}");
+    let levels = ticks_by_level(&thin);
+    assert!(levels.len() > 2 && levels[&0] > 100, "{levels:?}");
+    let recording = Recording::open(&thin).unwrap();
+    let run = recording.runs().unwrap().remove(0);
+    let around = recording.ticks(&run, 998..=1005).unwrap();
+    assert!(around.map(Result::unwrap).all(|tick| tick.level == 0), "the incident is kept in detail");
+    let detail = recording.losses(1000..=1000).unwrap();
+    assert_eq!(detail.len(), 1);
+}
+
+#[test]
+fn what_is_too_old_becomes_a_sum_and_an_old_run_goes() {
+    let keep = Limits { keep: Duration::from_secs(600), ..NEVER };
+    let (_whole, whole) = record(NEVER, 3000);
+    let (_kept, kept) = record(keep, 3000);
+    assert_eq!(totals(&whole), totals(&kept));
+    let levels = ticks_by_level(&kept);
+    assert_eq!(levels.keys().copied().collect::<Vec<_>>(), [0, 4]);
+    assert!(levels[&0] < 1300 && levels[&4] <= 2, "{levels:?}");
+    let mut writer = write(&kept, 1);
+    let mut thinner = Thinner::new(keep);
+    for second in 0..200 {
+        writer.write(&Batch::default()).unwrap();
+        thinner.step(&mut writer, at(100_000 + second).time).unwrap();
+    }
+    drop(writer);
+    let recording = Recording::open(&kept).unwrap();
+    recording.verify().unwrap();
+    assert_eq!(
+        recording.runs().unwrap().iter().map(|run| run.id).collect::<Vec<_>>(),
+        [1, 2],
+        "it has an incident"
+    );
+}
+
+#[test]
+fn detail_that_no_incident_claimed_is_dropped() {
+    let (_folder, path) = record(Limits { detail: Duration::from_secs(60), ..NEVER }, 2000);
+    let recording = Recording::open(&path).unwrap();
+    let kept = recording.losses(1..=1900).unwrap();
+    // Even seconds are detail: of these only the incident's are left.
+    let even: Vec<i64> = kept.iter().map(|(tick, _)| *tick).filter(|tick| tick % 2 == 0).collect();
+    assert_eq!(even, [998, 1000, 1002, 1004]);
+    assert_eq!(kept.len(), 950 + 4);
+}
