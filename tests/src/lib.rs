@@ -4,6 +4,7 @@
 
 pub mod advice;
 pub mod bench;
+pub mod bench_record;
 pub mod bpftrace;
 pub mod census;
 pub mod checks;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ctwatch_tests::traffic::http;
-use ctwatch_tests::{advice, bench, census, native, scenario, sys};
+use ctwatch_tests::{advice, bench, bench_record, census, native, scenario, sys};
 
 #[derive(Parser)]
 #[command(name = "ctwatch-tests", about = "End-to-end tests of ctwatch on the running kernel")]
@@ -65,6 +65,12 @@ enum Task {
         #[arg(long)]
         native: bool,
     },
+    /// Record 24 hours of a busy host, as fast as it goes, and measure the file and the recorder
+    BenchRecord {
+        /// Where to put the file
+        #[arg(long, default_value = "/var/tmp")]
+        folder: std::path::PathBuf,
+    },
     /// The story's host asks what would help; the answers go to /out; only in a throw-away VM
     AskAdvice,
     /// The same host does what it was told, under the same load; only in a throw-away VM
@@ -82,6 +88,7 @@ fn main() -> ExitCode {
         Task::BenchGuest { measure: true } => bench::measure().map(|()| 0),
         Task::BenchCensus { native: false } => census::bench().map(|()| 0),
         Task::BenchCensus { native: true } => census::bench_native().map(|()| 0),
+        Task::BenchRecord { folder } => bench_record::run(&folder).map(|reached| u8::from(!reached)),
         Task::AskAdvice => advice::ask().map(|()| 0),
         Task::ApplyAdvice(what) => advice::apply(&what).map(|()| 0),
     };

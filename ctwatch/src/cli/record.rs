@@ -24,7 +24,7 @@ pub struct RecordArgs {
     /// Stop after this long (default: at Ctrl-C)
     #[arg(long, value_name = "TIME", value_parser = value::duration)]
     duration: Option<SignedDuration>,
-    /// Older ticks become one sum; not incidents
+    /// Older ticks become a sum; not incidents
     #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "7d")]
     keep: SignedDuration,
     #[arg(

@@ -132,7 +132,7 @@ impl Recorder {
             self.pending.settings.extend(self.sysctls.changes(at));
         }
         let fired = self.look(&report, at);
-        if self.scribe.as_ref().is_none_or(Scribe::has_room) {
+        if self.keeps_up() {
             let mut tick = self.tracker.tick(sample, mono_us);
             let unexplained = &report.unexplained;
             tick.unexplained = [
@@ -215,6 +215,12 @@ impl Recorder {
             }
         }
         fired
+    }
+
+    /// Whether the next tick will be written: else the one after it carries it.
+    #[must_use]
+    pub fn keeps_up(&self) -> bool {
+        self.scribe.as_ref().is_none_or(Scribe::has_room)
     }
 
     /// Incidents so far.

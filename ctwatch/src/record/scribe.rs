@@ -100,9 +100,12 @@ fn write_all(
     for message in messages {
         let written = match message {
             Message::Batch(batch) => {
-                let written = writer.write(&batch).map_err(anyhow::Error::from);
+                let mut written = writer.write(&batch).map_err(anyhow::Error::from);
                 waiting.fetch_sub(1, Ordering::AcqRel);
-                written.and_then(|()| thinner.step(&mut writer, Instant::now().time))
+                if let (Ok(()), Some(tick)) = (&written, &batch.tick) {
+                    written = thinner.step(&mut writer, tick.time);
+                }
+                written
             }
             Message::End(end) => return end_run(writer, &end),
         };

@@ -205,7 +205,7 @@ fn a_recorder_goes_on_in_the_next_file_with_its_incident() {
     let mut rebuild = ctwatch::record::rebuild::Rebuild::default();
     let mut sample = |second: i64, recorder: &mut Recorder| {
         let mut tick = tick(second);
-        if second < 5 || second > 12 {
+        if !(5..=12).contains(&second) {
             tick.losses.clear();
         }
         rebuild.add(&tick);

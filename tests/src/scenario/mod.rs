@@ -20,6 +20,7 @@ mod notrack;
 mod occupancy;
 mod owners;
 mod prerouting;
+mod record;
 mod storm;
 mod story;
 mod tuples;
@@ -126,6 +127,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("advice_is_refused_where_it_would_break_something", advice::refused, 400),
     Scenario("advice_for_nobody_on_nothing_and_without_tools", advice::odds, 240),
     Scenario("advice_without_conntrack", advice::not_loaded, 240),
+    Scenario("record_an_incident_with_known_figures", record::incident_with_known_figures, 300),
+    Scenario("record_rotates_refuses_and_survives_kill9", record::rotation_refusal_and_kill9, 300),
+    Scenario("record_by_script_and_without_loss_of_its_own", record::script_and_no_loss_of_its_own, 300),
     Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
 ];
 

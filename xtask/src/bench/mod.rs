@@ -2,6 +2,7 @@
 //! Wall-clock time may only enter as a ratio of two times of one run.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -37,6 +38,12 @@ enum What {
         #[arg(long)]
         native: bool,
     },
+    /// 24 hours of a busy host with a storm, recorded as fast as it goes: the file, CPU and memory
+    Record {
+        /// Where to put the file
+        #[arg(long, default_value = "/var/tmp")]
+        folder: PathBuf,
+    },
     /// What `ctwatch advise` promises against what comes of it: one boot asks, and one for each piece of advice obeys
     Advice(advice::Args),
 }
@@ -47,6 +54,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Overhead { kernels } => overhead(kernels),
         What::Census { native: true, .. } => census_here(),
         What::Census { kernel, native: false } => census(*kernel),
+        What::Record { folder } => record(folder),
         What::Advice(args) => advice::run(args),
     }
 }
@@ -73,6 +81,14 @@ fn census_here() -> Result<ExitCode> {
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let mut command = Command::new(dist::tests()?);
     command.args(["bench-census", "--native"]).env("PATH", path);
+    let status = sh::die_with_parent(&mut command).status().context("starting the benchmark")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// On this host: it needs no kernel of its own.
+fn record(folder: &Path) -> Result<ExitCode> {
+    let mut command = Command::new(dist::tests()?);
+    command.arg("bench-record").arg("--folder").arg(folder);
     let status = sh::die_with_parent(&mut command).status().context("starting the benchmark")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
