@@ -48,7 +48,7 @@ pub enum Command {
     Advise(Advise),
     /// A recording, as `drops` would have shown it
     Replay(ReplayArgs),
-    /// A recording for other programs, as NDJSON or CSV
+    /// A recording for other programs, as NDJSON, CSV or Parquet
     Export(ExportArgs),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),
