@@ -14,7 +14,7 @@ use parquet::schema::parser::parse_message_type;
 use super::{Kind, Sink, Table, Value};
 
 /// Rows of a row group: enough for a dictionary to pay, and some MB of memory at most.
-const ROWS: usize = 1 << 15;
+const ROWS: usize = 1 << 13;
 
 /// Writes it.
 pub struct Parquet(BTreeMap<Table, Part>);
