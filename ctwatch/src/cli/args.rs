@@ -51,7 +51,7 @@ pub enum Command {
     Record(RecordArgs),
     /// A recording, as `drops` would have shown it
     Replay(ReplayArgs),
-    /// A recording for other programs, as NDJSON or CSV
+    /// A recording for other programs, as NDJSON, CSV or Parquet
     Export(ExportArgs),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),

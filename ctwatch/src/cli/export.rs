@@ -15,14 +15,14 @@ pub struct ExportArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// ndjson or csv
+    /// ndjson, csv or parquet
     #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true)]
     to: ToFormat,
     #[arg(
         short,
         long,
         value_name = "PATH",
-        help = "A new file, or for several tables as csv a folder\n[default: standard output]"
+        help = "A new file; a folder for several tables as csv or\nparquet [default: standard output]"
     )]
     output: Option<PathBuf>,
     #[arg(
@@ -48,14 +48,14 @@ pub struct ExportArgs {
 }
 
 const AFTER: &str = "\
-ndjson is one object a line, `type` says of which table; csv is a file a table,
-with a header. --anonymize keeps which addresses share a network, ports, times,
+ndjson is one object a line, `type` says of which table; csv and parquet are a
+file a table. --anonymize keeps which addresses share a network, ports, times,
 causes and counts; `machine` is left out then. docs/recording.md has it all.
 
 Examples:
   ctwatch export host.ctw --to ndjson | jq 'select(.type == \"losses\")'
   ctwatch export host.ctw --to csv --table losses > losses.csv
-  ctwatch export host.ctw --to csv -o night --from 03:00 --anonymize
+  ctwatch export host.ctw --to parquet -o night --from 03:00 --anonymize
 
 Exit codes: 0 done; 1 failed while running, also a damaged file; 2 wrong usage,
   also if something is there already";
@@ -64,6 +64,7 @@ Exit codes: 0 done; 1 failed while running, also a damaged file; 2 wrong usage,
 enum ToFormat {
     Ndjson,
     Csv,
+    Parquet,
 }
 
 fn table(text: &str) -> Result<Table, String> {
@@ -77,6 +78,8 @@ pub enum ExportFormat {
     Ndjson,
     /// A file a table.
     Csv,
+    /// A file a table, with types.
+    Parquet,
 }
 
 /// `ctwatch export`
@@ -107,6 +110,7 @@ impl Export {
             format: match to {
                 ToFormat::Ndjson => ExportFormat::Ndjson,
                 ToFormat::Csv => ExportFormat::Csv,
+                ToFormat::Parquet => ExportFormat::Parquet,
             },
             output,
             tables: Table::ALL.into_iter().filter(wanted).collect(),

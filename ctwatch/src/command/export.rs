@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::cli::{Config, Export, ExportFormat};
 use crate::error::{Exit, Failure};
-use crate::export::{Choice, Csv, Ndjson, Sink, Table, Target, export};
+use crate::export::{Choice, Csv, Ndjson, Parquet, Sink, Table, Target, export};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::Span;
@@ -41,15 +41,18 @@ pub fn run(config: &Config, arguments: &Export) -> Result<Exit> {
 /// Several tables need several files where each has a header of its own.
 fn target(arguments: &Export) -> Result<Target> {
     let Export { format, output, tables, .. } = arguments;
-    let needs_folder = *format == ExportFormat::Csv && tables.len() > 1;
+    let needs_folder = *format != ExportFormat::Ndjson && tables.len() > 1;
     match output {
         Some(path) if path.is_dir() || needs_folder => Ok(Target::Folder(path.clone())),
         Some(path) => Ok(Target::File(path.clone())),
         None if needs_folder => Err(Failure::usage(
-            "--to csv: there are several tables, and each has columns of its own: give a folder for them with -o, or \
+            "-o: there are several tables, and each has columns of its own: give a folder for them with -o, or \
              one of them with --table",
         )
         .into()),
+        None if *format == ExportFormat::Parquet => {
+            Err(Failure::usage("-o: Parquet is nothing to read or to pipe: give a new file for it").into())
+        }
         None => Ok(Target::Stdout),
     }
 }
@@ -69,6 +72,14 @@ fn sink(arguments: &Export, target: &Target) -> Result<Box<dyn Sink>> {
             let out = create(path)?;
             Box::new(Csv::new(tables.first().map(|table| (*table, out)))?)
         }
+        (ExportFormat::Parquet, Target::Folder(folder)) => {
+            Box::new(Parquet::new(files(folder, tables, "parquet")?)?)
+        }
+        (ExportFormat::Parquet, Target::File(path)) => {
+            let out = create(path)?;
+            Box::new(Parquet::new(tables.first().map(|table| (*table, out)))?)
+        }
+        (ExportFormat::Parquet, Target::Stdout) => bail!("exporting Parquet: it needs a file"),
         (ExportFormat::Csv, Target::Folder(folder)) => Box::new(Csv::new(files(folder, tables, "csv")?)?),
     })
 }

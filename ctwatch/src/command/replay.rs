@@ -91,7 +91,7 @@ impl Player {
         while let Some(step) = replay.step()? {
             self.last = step.sample.time;
             if !step.is_shown {
-                self.shown.state.sample(&step.sample);
+                self.shown.state.pass(&step.sample);
                 called = pause(stop, None).await;
                 if called {
                     break;

@@ -4,6 +4,7 @@
 mod csv;
 mod fill;
 mod ndjson;
+mod parquet;
 mod table;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use jiff::Timestamp;
 pub use csv::Csv;
 pub use fill::{Choice, export};
 pub use ndjson::Ndjson;
+pub use parquet::Parquet;
 pub use table::{Column, Kind, Table};
 
 /// One cell.

@@ -170,6 +170,15 @@ impl State {
 
     /// One tick's totals. What lost something since the last one makes the rows.
     pub fn sample(&mut self, sample: &Sample) -> Tick {
+        self.take(sample, true)
+    }
+
+    /// The same for a tick that nobody looks at: what would be costly to say of it, and only of it, is left out.
+    pub fn pass(&mut self, sample: &Sample) {
+        self.take(sample, false);
+    }
+
+    fn take(&mut self, sample: &Sample, is_shown: bool) -> Tick {
         let Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous, flows } = sample;
         self.elapsed_s += interval_s;
         let overflow_before = std::mem::replace(&mut self.overflow, *overflow);
@@ -193,7 +202,7 @@ impl State {
         let rates = self.settings.count_flows && self.settings.backend == Backend::Kprobe;
         let mut tables = self.namespaces.tables(*interval_s, rates, overflow, self.settings.backend);
         self.occupancy.end_tick(*interval_s, flows);
-        for table in &mut tables {
+        for table in tables.iter_mut().filter(|_| is_shown) {
             self.occupancy.describe(table);
         }
         self.occupancy.retain(|netns| tables.iter().any(|table| table.netns == netns && !table.gone));

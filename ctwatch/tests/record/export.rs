@@ -147,6 +147,45 @@ fn ndjson_and_csv_hold_the_same() {
 }
 
 #[test]
+fn parquet_holds_the_same() {
+    use parquet::file::reader::{FileReader as _, SerializedFileReader};
+    use parquet::record::Field;
+    let folder = tempfile::tempdir().unwrap();
+    let path = recording(folder.path(), 30);
+    let file = path.to_str().unwrap();
+    let out = folder.path().join("out");
+    assert_eq!(exported(&[file, "--to", "parquet", "-o", out.to_str().unwrap()]), "");
+    let ndjson = exported(&[file, "--to", "ndjson"]);
+    let rows: Vec<Json> = ndjson.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for table in Table::ALL {
+        let part = std::fs::File::open(out.join(format!("{}.parquet", table.name()))).unwrap();
+        let reader = SerializedFileReader::new(part).unwrap();
+        let stored: Vec<_> = reader.get_row_iter(None).unwrap().map(Result::unwrap).collect();
+        let of_table: Vec<&Json> = rows.iter().filter(|row| row["type"] == table.name()).collect();
+        assert_eq!(stored.len(), of_table.len(), "{}", table.name());
+        for (stored, row) in stored.iter().zip(of_table) {
+            assert_eq!(stored.get_column_iter().count(), table.columns().len());
+            for (name, field) in stored.get_column_iter() {
+                let value = match field {
+                    Field::Null => Json::Null,
+                    Field::Bool(value) => (*value).into(),
+                    Field::Long(value) => (*value).into(),
+                    Field::Double(value) => (*value).into(),
+                    Field::Str(value) => value.as_str().into(),
+                    Field::TimestampMicros(value) => {
+                        format!("{:.6}", jiff::Timestamp::from_microsecond(*value).unwrap()).into()
+                    }
+                    other => panic!("{}.{name}: {other:?}", table.name()),
+                };
+                assert_eq!(value, row[name], "{}.{name}", table.name());
+            }
+        }
+    }
+    let output = ctwatch(&[file, "--to", "parquet", "--table", "losses"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
 fn anonymized_it_tells_nobody_and_still_fits_together() {
     let folder = tempfile::tempdir().unwrap();
     let path = recording(folder.path(), 12);
