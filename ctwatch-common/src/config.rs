@@ -14,6 +14,8 @@ pub const STAT_SPAN: usize = 48;
 pub const CT_SPAN: usize = 24;
 /// CPUs whose counters can be added up when a netns goes.
 pub const MAX_CPUS: u32 = 512;
+/// Where the tracepoint kfree_skb, read through perf, has the packet's address; the place of the drop comes next.
+pub const KFREE_SKB_ADDRESS: u32 = 8;
 /// Kernel stacks are aligned to this on x86-64 (THREAD_SIZE, arch/x86/include/asm/page_64_types.h).
 pub const STACK_ALIGN: u64 = 16 << 10;
 
@@ -127,8 +129,9 @@ pub struct Config {
     pub flows: u32,
     /// `nf_conntrack_pernet_exit` is probed: the programs forget a netns when it goes.
     pub exit_probed: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Tasks are preempted where raw tracepoints run (7.0 and later): a packet may be freed on another CPU than it was
+    /// refused on.
+    pub preempts: u32,
     /// How many CPUs there may be.
     pub cpus: u32,
     /// Someone looks at single events: time, fill and device name are worth reading.

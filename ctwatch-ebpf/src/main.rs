@@ -5,8 +5,8 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "xadd without its result is the only atomic that 5.10 knows")]
 
-use aya_ebpf::macros::{kprobe, kretprobe, raw_tracepoint};
-use aya_ebpf::programs::{ProbeContext, RawTracePointContext, RetProbeContext};
+use aya_ebpf::macros::{kprobe, kretprobe, raw_tracepoint, tracepoint};
+use aya_ebpf::programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext};
 
 mod config;
 mod emit;
@@ -22,6 +22,14 @@ mod read;
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
     hooks::kfree_skb::first(&ctx);
+    0
+}
+
+/// The same from 7.0 on, where raw tracepoints can be preempted and others' packets are skipped meanwhile: this way in
+/// can't (perf_trace_kfree_skb disables preemption, include/trace/perf.h).
+#[tracepoint]
+pub fn kfree_skb_held(ctx: TracePointContext) -> u32 {
+    hooks::kfree_skb::held(&ctx);
     0
 }
 

@@ -146,6 +146,10 @@ pub struct Inserting {
 #[map]
 pub static INSERTING: HashMap<u64, Inserting> = HashMap::with_max_entries(1024, 0);
 
+/// Entries that a clash cost their packet, by address, with the CPU that counted it: the packet may be freed on another.
+#[map]
+pub static CLASHED: LruHashMap<u64, u32> = LruHashMap::with_max_entries(4096, 0);
+
 /// Whose a socket is, noted when its process sent the flow's first packet.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -1,9 +1,13 @@
 //! Marks tie what early_drop returned to the packet that is dropped a moment later in the same context.
 //! A context is known by its stack: nested softirqs run on another one, and a preempted task takes its own along.
 
-use crate::maps::{Cpu, MARKS, Mark};
+use crate::config::config;
+use crate::maps::{CPU, Cpu, MARKS, Mark};
 use crate::netns::this_cpu;
-use aya_ebpf::helpers::generated::bpf_jiffies64;
+use crate::read::read;
+use aya_ebpf::helpers::bpf_get_current_task;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_map_lookup_percpu_elem};
+use ctwatch_common::config::{MAX_CPUS, STACK_ALIGN};
 
 /// Frames of one context lie this close; stacks are 16 KB each.
 const NEAR: u64 = 3072;
@@ -119,6 +123,46 @@ pub extern "C" fn find_mark() -> u64 {
         }
     }
     found
+}
+
+/// The CPU on which this context, a task's, left its mark before it was moved here. The mark goes. Where
+/// [`crate::config`] says `preempts` only.
+#[inline(always)]
+pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
+    let stack = here(cpu);
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let own: u64 = read(task + u64::from(config!(task_stack)));
+    if stack.wrapping_sub(own) >= STACK_ALIGN {
+        // Softirqs and interrupts stay where they are.
+        return None;
+    }
+    for number in 0..MAX_CPUS {
+        if number >= config!(cpus) {
+            break;
+        }
+        let key = 0u32;
+        // SAFETY: the map and a live key.
+        let other = unsafe {
+            bpf_map_lookup_percpu_elem((&raw const CPU).cast_mut().cast(), (&raw const key).cast(), number)
+        };
+        let other = other.cast::<Cpu>();
+        if other.is_null() {
+            break;
+        }
+        for index in 0..MARKS {
+            // SAFETY: another CPU's map value; a stack is its task's alone, so nobody else takes this mark.
+            unsafe {
+                let mark = &raw mut (*other).marks[index];
+                let Mark { stack: left, since } = core::ptr::read_volatile(mark);
+                if left != 0 && is_near(left, stack) && now() - since <= OLD {
+                    core::ptr::write_volatile(&raw mut (*mark).stack, 0);
+                    return Some(number);
+                }
+            }
+        }
+    }
+    None
 }
 
 /// Says that this context has evicted an entry, so that its new flow can be named.

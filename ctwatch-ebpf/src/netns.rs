@@ -5,7 +5,7 @@ use crate::config::config;
 use crate::maps::{CPU, Cpu, LIVES, NETS, OFFSETS, control};
 use crate::marks::number;
 use crate::read::read;
-use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_map_lookup_percpu_elem};
 use ctwatch_common::classify::{Counters, fresh_base};
 use ctwatch_common::config::{NONE, STAT_SPAN};
 use ctwatch_common::netns::{NetCpu, id};
@@ -185,6 +185,17 @@ pub fn lookup(net: u64, inum: u32, start: Start) -> Option<*mut NetCpu> {
         }
     }
     Some(entry)
+}
+
+/// The record of a netns on another CPU. Where [`crate::config`] says `preempts` only: 5.10 can't look there.
+#[inline(always)]
+pub fn on(cpu: u32, net: u64) -> Option<*mut NetCpu> {
+    // SAFETY: the map and a live key.
+    let found = unsafe {
+        bpf_map_lookup_percpu_elem((&raw const NETS).cast_mut().cast(), (&raw const net).cast(), cpu)
+    };
+    let found = found.cast::<NetCpu>();
+    (!found.is_null()).then_some(found)
 }
 
 /// The inode number of a netns.

@@ -3,13 +3,16 @@
 
 use crate::config::config;
 use crate::emit::{self, Field};
-use crate::maps::{ANY, INSERTING, Inserting};
+use crate::maps::{ANY, CLASHED, INSERTING, Inserting};
 use crate::netns;
 use crate::packet::service_of_tuple;
 use crate::read::{read, service_word, stack_at_entry, stack_at_its_entry};
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 
 /// include/uapi/linux/netfilter.h
+const NF_DROP: u32 = 0;
+/// The same.
 const NF_ACCEPT: u32 = 1;
 
 /// Two flows with one tuple on two CPUs: this one came second.
@@ -24,13 +27,18 @@ pub fn on_clash(ctx: &ProbeContext) {
 #[inline(always)]
 pub fn on_clash_resolved(ctx: &RetProbeContext) {
     let Some(kept) = take(ctx) else { return };
-    if ctx.ret::<u32>() == NF_ACCEPT {
+    let verdict = ctx.ret::<u32>();
+    if verdict == NF_ACCEPT {
         let nfct: u64 = read(kept.skb + u64::from(config!(skb_nfct_absolute)));
         if nfct & !7 == kept.entry {
             return;
         }
     }
     emit::count_flow(kept.netns, kept.proto, kept.port, Field::Failed);
+    if config!(preempts) != 0 && verdict == NF_DROP {
+        // SAFETY: the helper has no preconditions.
+        let _ = CLASHED.insert(kept.entry, unsafe { bpf_get_smp_processor_id() }, ANY);
+    }
 }
 
 /// Someone other than a packet inserts an entry.

@@ -3,13 +3,14 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::{REPORTED, add, control};
+use crate::maps::{CLASHED, REPORTED, add, control};
 use crate::marks;
 use crate::netns;
 use crate::packet::{Skb, blank, describe_from_entry, service_port};
 use crate::read::read;
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 use core::mem::MaybeUninit;
 use ctwatch_common::Cause;
 use ctwatch_common::classify::{Counters, Moved, classify, moved, refused_with_room};
@@ -26,10 +27,23 @@ fn in_nf_hook_slow(location: u64) -> bool {
 
 #[inline(always)]
 pub fn first(ctx: &RawTracePointContext) {
-    if !in_nf_hook_slow(ctx.arg(1)) {
-        return;
+    if in_nf_hook_slow(ctx.arg(1)) {
+        take(ctx.arg(0));
     }
-    let skb: u64 = ctx.arg(0);
+}
+
+#[inline(always)]
+pub fn held(ctx: &TracePointContext) {
+    // What all tracepoints begin with comes first.
+    // SAFETY: a program may read its context; user space checked that the two lie there.
+    let [_, skb, location] = unsafe { *ctx.as_ptr().cast::<[u64; 3]>() };
+    if in_nf_hook_slow(location) {
+        take(skb);
+    }
+}
+
+#[inline(always)]
+fn take(skb: u64) {
     let Some(cpu) = netns::this_cpu() else { return };
     // SAFETY: this CPU's own map value.
     unsafe { core::ptr::write_volatile(&raw mut (*cpu).packet, skb) };
@@ -44,9 +58,14 @@ pub fn twin(ctx: &RawTracePointContext) {
     let skb: u64 = ctx.arg(0);
     let Some(cpu) = netns::this_cpu() else { return };
     // SAFETY: this CPU's own map value. The packet is freed only after both programs ran, so an equal address
-    // means that the first program took this very packet.
-    if unsafe { core::ptr::read_volatile(&raw const (*cpu).packet) } == skb {
-        return;
+    // means that the first program took this very packet. It is forgotten then: the next packet may get the same
+    // address, and be one that the first program is skipped for.
+    unsafe {
+        let packet = &raw mut (*cpu).packet;
+        if core::ptr::read_volatile(packet) == skb {
+            core::ptr::write_volatile(packet, 0);
+            return;
+        }
     }
     dropped(skb, cpu);
 }
@@ -73,15 +92,18 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     // A context that was refused here but has not dropped its packet yet has moved the counter, too; if it was refused in
     // this netns, which its mark doesn't tell. An entry that failed to be inserted moved it itself, unless it was dying.
     let by_others = if marks.mine || (entry != 0 && insert_failed) { 0 } else { marks.others };
-    let which = Moved {
+    let mut which = Moved {
         drop: drops > by_others,
         insert_failed,
         chaintoolong: now.chaintoolong != accounted.chaintoolong,
     };
+    let elsewhere =
+        if config!(preempts) != 0 { counted_elsewhere(cpu, entry, marks.mine, &mut which) } else { None };
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
     // SAFETY: this CPU's own map value.
-    let full = unsafe { refused_for_want_of_room(marks.mine, state, event) };
+    let full =
+        unsafe { refused_for_want_of_room(marks.mine || (entry == 0 && elsewhere.is_some()), state, event) };
     let Some(mut cause) = classify(which, entry != 0, full) else {
         // SAFETY: this CPU's own map value.
         unsafe { marks::clear(cpu, marks) };
@@ -95,14 +117,18 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     }
     // SAFETY: pointers into map values. Atomic, since an interrupt on this CPU may account for its own loss between.
     unsafe {
+        let accounted = match elsewhere {
+            Some(cpu) => &raw mut (*netns::on(cpu, net).unwrap_or(state)).accounted,
+            None => &raw mut (*state).accounted,
+        };
         if cause.bumps_drop() {
-            add(&raw mut (*state).accounted.drop, 1);
+            add(&raw mut (*accounted).drop, 1);
         }
         if cause.bumps_insert_failed() {
-            add(&raw mut (*state).accounted.insert_failed, 1);
+            add(&raw mut (*accounted).insert_failed, 1);
         }
         if cause.bumps_chaintoolong() {
-            add(&raw mut (*state).accounted.chaintoolong, 1);
+            add(&raw mut (*accounted).chaintoolong, 1);
         }
         marks::clear(cpu, marks);
         (*state).invalid = invalid;
@@ -144,6 +170,26 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     if emit::wants_losses() {
         emit::push_packet(event, &skb, entry);
     }
+}
+
+/// The CPU that counted this loss, if the task was moved to another one before it freed its packet: known for refused
+/// packets by the mark they left there, and for clashes.
+#[inline(always)]
+fn counted_elsewhere(cpu: *mut crate::maps::Cpu, entry: u64, marked: bool, which: &mut Moved) -> Option<u32> {
+    if entry != 0 {
+        let found = CLASHED.get_ptr(entry)?;
+        // SAFETY: a pointer into the map's value.
+        let counted = unsafe { *found };
+        let _ = CLASHED.remove(entry);
+        *which = Moved { drop: true, insert_failed: true, chaintoolong: false };
+        return Some(counted);
+    }
+    if marked || which.drop {
+        return None;
+    }
+    let counted = marks::take_from_another(cpu)?;
+    which.drop = true;
+    Some(counted)
 }
 
 /// A new netns took the address of one that died: start over.

@@ -149,7 +149,7 @@ async fn watch(
         owners: true,
         invalid: false,
         pair: false,
-        skips_nested: found.skips_nested,
+        raw_tracepoints: found.raw_tracepoints,
     });
     let settings = Settings { roots: roots.clone(), wishes, log_level: 0 };
     let (mut watch, began) =

@@ -20,7 +20,7 @@ use crate::kernel::Kernel;
 use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
 use crate::probe::diagnostics;
-use crate::probe::plan::Wishes;
+use crate::probe::plan::{RawTracepoints, Wishes};
 use crate::state::report::{Hook, Notice, SCHEMA, Start};
 use crate::state::{Backend, State};
 use crate::view::View;
@@ -109,7 +109,7 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
     let mut state = State::new(drops.settings(backend, wanted_netns));
     let settings = Settings {
         roots: roots.clone(),
-        wishes: wishes(drops, backend, found.skips_nested, state.wants_events()),
+        wishes: wishes(drops, backend, found.raw_tracepoints, state.wants_events()),
         log_level: if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 },
     };
     let (mut watch, began) =
@@ -137,7 +137,12 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn wishes(drops: &Drops, backend: Backend, skips_nested: bool, loss_events: bool) -> Option<Wishes> {
+fn wishes(
+    drops: &Drops,
+    backend: Backend,
+    raw_tracepoints: RawTracepoints,
+    loss_events: bool,
+) -> Option<Wishes> {
     let kprobes = match backend {
         Backend::Kprobe => true,
         Backend::Tracepoint => false,
@@ -152,7 +157,7 @@ fn wishes(drops: &Drops, backend: Backend, skips_nested: bool, loss_events: bool
         owners: drops.drop_events || drops.by.needs_owners(),
         invalid: drops.filter.wants_invalid(),
         pair: drops.table_full == TableFullBy::InitConntrack,
-        skips_nested,
+        raw_tracepoints,
     })
 }
 

@@ -9,8 +9,10 @@ use super::capabilities::{Capabilities, Capability};
 use super::roots::Roots;
 use super::symbols::Symbols;
 use crate::probe::offsets;
+use crate::probe::plan::RawTracepoints;
 use crate::state::report::CheckItem;
 use crate::watch::conntrack_module;
+use ctwatch_common::config::KFREE_SKB_ADDRESS;
 
 /// What was found.
 pub struct Preflight {
@@ -20,14 +22,22 @@ pub struct Preflight {
     pub obstacle: Option<String>,
     /// kprobes can be used; else why not.
     pub kprobes: Result<(), String>,
-    /// The kernel skips a tracing program that interrupts itself.
-    pub skips_nested: bool,
+    /// How the kernel runs raw tracepoint programs.
+    pub raw_tracepoints: RawTracepoints,
 }
 
 /// Looks at everything. `try_bpf` loads a program and says how that went; who attaches anyway leaves it out.
 pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<()>>) -> Preflight {
-    let mut found = Preflight { items: Vec::new(), obstacle: None, kprobes: Ok(()), skips_nested: false };
     let release = roots.release();
+    let mut found = Preflight {
+        items: Vec::new(),
+        obstacle: None,
+        kprobes: Ok(()),
+        raw_tracepoints: kernel
+            .btf
+            .as_ref()
+            .map_or(RawTracepoints::Nested, |btf| raw_tracepoints(btf, roots)),
+    };
     let new_enough = release_number(&release).is_none_or(|number| number >= (5, 10));
     found.need(
         "kernel",
@@ -105,10 +115,7 @@ impl Preflight {
     fn types(&mut self, btf: &Result<Btf>, symbols: Option<&Symbols>) {
         let none = Symbols::default();
         let result = match btf {
-            Ok(btf) => offsets::resolve(btf, symbols.unwrap_or(&none)).map(|_| {
-                // bpf_prog.active: a per-CPU guard since 5.16 (kernel/trace/bpf_trace.c, __bpf_trace_run).
-                self.skips_nested = btf.offset("bpf_prog", "active").is_some();
-            }),
+            Ok(btf) => offsets::resolve(btf, symbols.unwrap_or(&none)).map(drop),
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
         let text = match &result {
@@ -228,6 +235,25 @@ impl Preflight {
             let text = format!("not those of other netns: missing {}", missing.join(", "));
             self.note("other netns", Some(false), text, Some("run as root"));
         }
+    }
+}
+
+/// Which of the ways this kernel has. What programs read through perf must lie where they look for it.
+fn raw_tracepoints(btf: &Btf, roots: &Roots) -> RawTracepoints {
+    if btf.offset("bpf_prog", "active").is_none() {
+        return RawTracepoints::Nested;
+    }
+    if release_number(&roots.release()).is_none_or(|number| number < (7, 0)) {
+        return RawTracepoints::Skipped;
+    }
+    let event = "trace_event_raw_kfree_skb";
+    let listed = ["kernel/tracing", "kernel/debug/tracing"]
+        .iter()
+        .any(|folder| roots.sys(format!("{folder}/events/skb/kfree_skb/id")).exists());
+    RawTracepoints::Preempted {
+        perf: listed
+            && btf.offset(event, "skbaddr") == Some(KFREE_SKB_ADDRESS)
+            && btf.offset(event, "location") == Some(KFREE_SKB_ADDRESS + 8),
     }
 }
 

@@ -76,7 +76,7 @@ pub fn default_of(name: &str) -> Option<u32> {
 }
 
 /// All timeouts of this thread's netns.
-pub(super) fn read(roots: &Roots) -> Timeouts {
+pub(crate) fn read(roots: &Roots) -> Timeouts {
     let folder = roots.proc("sys/net/netfilter");
     let mut timeouts = Timeouts::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

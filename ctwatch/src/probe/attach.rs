@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuHashMap, RingBuf};
-use aya::programs::{KProbe, Program, RawTracePoint};
+use aya::programs::{KProbe, Program, RawTracePoint, TracePoint};
 use ctwatch_common::config::Config;
 use ctwatch_common::event::Record;
 
@@ -153,6 +153,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     match program {
         Program::KProbe(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
+        Program::TracePoint(program) => program.load(),
         _ => return Err(anyhow!("the program {name:?} has an unexpected type")),
     }
     .with_context(|| format!("loading the program {name:?} into the kernel"))
@@ -167,6 +168,10 @@ fn attach(ebpf: &mut Ebpf, attachment: &Attachment) -> Result<()> {
         HookKind::Kprobe | HookKind::Kretprobe => {
             let program: &mut KProbe = program.try_into()?;
             program.attach(function, 0).map(drop)
+        }
+        HookKind::Tracepoint(category) => {
+            let program: &mut TracePoint = program.try_into()?;
+            program.attach(category, function).map(drop)
         }
         HookKind::RawTracepoint => {
             let program: &mut RawTracePoint = program.try_into()?;

@@ -12,6 +12,8 @@ pub enum HookKind {
     Kprobe,
     /// At a function's return.
     Kretprobe,
+    /// A tracepoint of this category, through perf.
+    Tracepoint(&'static str),
     /// A raw tracepoint.
     RawTracepoint,
 }
@@ -23,6 +25,7 @@ impl HookKind {
         match self {
             Self::Kprobe => "kprobe",
             Self::Kretprobe => "kretprobe",
+            Self::Tracepoint(_) => "tracepoint",
             Self::RawTracepoint => "raw_tracepoint",
         }
     }
@@ -58,8 +61,23 @@ pub struct Wishes {
     pub invalid: bool,
     /// See a full table by the init_conntrack pair rather than where the packet is freed.
     pub pair: bool,
-    /// The kernel skips a tracing program that interrupts itself (bpf_prog.active, 5.16 and later).
-    pub skips_nested: bool,
+    /// How the kernel runs raw tracepoint programs.
+    pub raw_tracepoints: RawTracepoints,
+}
+
+/// How a kernel runs raw tracepoint programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RawTracepoints {
+    /// One may interrupt itself, and both runs are whole.
+    Nested,
+    /// One that would interrupt itself is skipped (bpf_prog.active, 5.16 and later: __bpf_trace_run,
+    /// kernel/trace/bpf_trace.c).
+    Skipped,
+    /// The same, and they can be preempted by another task's (7.0 and later).
+    Preempted {
+        /// The tracepoint can be used through perf too, where it is not preempted.
+        perf: bool,
+    },
 }
 
 /// The result.
@@ -79,8 +97,14 @@ pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Pl
     config.owners = u32::from(wishes.owners);
     let freed_there = symbols.get("nf_hook_slow").is_some();
     if freed_there {
-        plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
-        if wishes.skips_nested {
+        let nested = wishes.raw_tracepoints;
+        config.preempts = u32::from(matches!(nested, RawTracepoints::Preempted { .. }));
+        if nested == (RawTracepoints::Preempted { perf: true }) {
+            plan.add("kfree_skb_held", "kfree_skb", HookKind::Tracepoint("skb"));
+        } else {
+            plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
+        }
+        if nested != RawTracepoints::Nested {
             plan.add("kfree_skb_twin", "kfree_skb", HookKind::RawTracepoint);
         }
     }
@@ -211,7 +235,7 @@ mod tests {
         owners: false,
         invalid: false,
         pair: false,
-        skips_nested: true,
+        raw_tracepoints: RawTracepoints::Skipped,
     };
 
     const EVERYTHING: [&str; 9] = [
@@ -259,8 +283,12 @@ mod tests {
             ]
         );
         assert_eq!((config.by_kfree_skb, config.early_drop_probed), (1, 1));
-        let none = plan(&found, Wishes { flows: false, skips_nested: false, ..WISHES }, &mut config)
-            .expect("a plan");
+        let none = plan(
+            &found,
+            Wishes { flows: false, raw_tracepoints: RawTracepoints::Nested, ..WISHES },
+            &mut config,
+        )
+        .expect("a plan");
         assert_eq!(
             programs(&none),
             [
@@ -272,6 +300,21 @@ mod tests {
                 ("nf_conntrack_pernet_exit", "nf_conntrack_pernet_exit"),
             ]
         );
+    }
+
+    #[test]
+    fn where_raw_tracepoints_are_preempted_the_first_look_at_a_packet_comes_through_perf() {
+        let found = symbols(&EVERYTHING);
+        let first_two = |perf| {
+            let mut config = Config::default();
+            let wishes = Wishes { raw_tracepoints: RawTracepoints::Preempted { perf }, ..WISHES };
+            let plan = plan(&found, wishes, &mut config).expect("a plan");
+            assert_eq!(config.preempts, 1);
+            [0, 1].map(|at| (plan.attachments[at].program, plan.attachments[at].kind.name()))
+        };
+        let twin = ("kfree_skb_twin", "raw_tracepoint");
+        assert_eq!(first_two(true), [("kfree_skb_held", "tracepoint"), twin]);
+        assert_eq!(first_two(false), [("kfree_skb", "raw_tracepoint"), twin]);
     }
 
     #[test]

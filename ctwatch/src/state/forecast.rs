@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::model::{Model, Prior};
+use super::model::{Model, Prior, Projection};
 use crate::event::{Census, Detail, Timeouts};
 
 /// Keys with a model of their own.
@@ -126,22 +126,30 @@ impl Forecast {
         if models.iter().all(|model| model.arrivals(HORIZON) == 0.0) {
             return None;
         }
-        let grown = |at: f64| models.iter().map(|model| model.growth(at)).sum::<f64>();
-        let (mut last, mut at, mut step) = ((0.0, 0.0), 0.0, 1.0);
-        while at < HORIZON {
-            at += step;
-            if at >= FINE_STEPS {
-                step *= GROWTH;
-            }
-            let now = grown(at);
-            if now >= room {
-                let (last_at, last_grown) = last;
-                return Some(last_at + (at - last_at) * (room - last_grown) / (now - last_grown));
-            }
-            last = (at, now);
-        }
-        None
+        // Noise must not fill a table that levels off, nor may doubt put off when one is full that fills anyway.
+        let at_least: Vec<_> = models.iter().map(Projection::at_least).collect();
+        exceeds(&at_least, room)?;
+        exceeds(&models, room)
     }
+}
+
+/// Seconds until all have grown by so much; none if they don't within the horizon.
+fn exceeds(models: &[Projection<'_>], room: f64) -> Option<f64> {
+    let grown = |at: f64| models.iter().map(|model| model.growth(at)).sum::<f64>();
+    let (mut last, mut at, mut step) = ((0.0, 0.0), 0.0, 1.0);
+    while at < HORIZON {
+        at += step;
+        if at >= FINE_STEPS {
+            step *= GROWTH;
+        }
+        let now = grown(at);
+        if now >= room {
+            let (last_at, last_grown) = last;
+            return Some(last_at + (at - last_at) * (room - last_grown) / (now - last_grown));
+        }
+        last = (at, now);
+    }
+    None
 }
 
 #[cfg(test)]

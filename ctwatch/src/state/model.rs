@@ -22,6 +22,8 @@ const TRUST_IN_TREND: f64 = 10.0;
 const GC_LAG: f64 = 60.0;
 /// A lag that grows by less than this part of the time has settled.
 const SETTLED: f64 = 0.1;
+/// gc's last rounds that tell how long entries last by now.
+const ROUNDS: usize = 8;
 /// Deaths needed before anything is said of how long entries last.
 const ENOUGH: f64 = 20.0;
 
@@ -163,18 +165,22 @@ pub(super) struct Model {
     rates: VecDeque<(f64, f64)>,
     /// Arrivals, and over how many seconds, that make the next rate.
     pending: (f64, f64),
+    /// Arrivals rise beyond doubt.
+    rises: bool,
     /// How long entries lasted before the last census.
     measured: Option<f64>,
 }
 
 /// What will become of one key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Projection<'a> {
     model: &'a Model,
     now: f64,
     rate: Line,
     /// How long the trend goes on.
     trend_for: f64,
+    /// Arrivals per second if they don't rise, where that is in doubt.
+    unless_they_rise: Option<f64>,
     /// How long entries last from now on: grows with time if ever more of them stay.
     lag: Line,
     lag_limit: f64,
@@ -196,6 +202,7 @@ impl Model {
             entries,
             rates: std::mem::take(&mut self.rates),
             pending: self.pending,
+            rises: self.rises,
             measured,
             history: vec![Point { at: now, ..Point::default() }],
             ..Self::default()
@@ -218,6 +225,7 @@ impl Model {
             if self.rates.len() > RATES {
                 self.rates.pop_front();
             }
+            self.rises = settled_fit(&self.rates, now).is_sure_rise(self.rises);
         }
         if self.history.is_empty() {
             self.history.push(Point { at: now - interval_s, ..Point::default() });
@@ -283,7 +291,8 @@ impl Model {
         }
     }
 
-    /// The lag's line through the younger half of the history. gc comes in bursts: a single lag says little.
+    /// The lag's line: its slope from the younger half of the history, its place from the last few rounds of gc.
+    /// gc comes in bursts: a single lag says little. Of mixed lifetimes the lag wanders: it's not where it was long ago.
     fn lag(&self, now: f64) -> Option<Line> {
         let half = self.began + (now - self.began) / 2.0;
         let lags = self.history.iter().filter(|point| point.at >= half);
@@ -292,7 +301,9 @@ impl Model {
             return None;
         }
         let line = fit(&points, now)?.line;
-        Some(Line { slope: line.slope.clamp(0.0, 1.0), ..line })
+        let last = last_rounds(&points);
+        let off = last.iter().map(|(at, lag)| lag - (line.at_now + line.slope * (at - now))).sum::<f64>();
+        Some(Line { at_now: line.at_now + off / last.len() as f64, slope: line.slope.clamp(0.0, 1.0) })
     }
 
     /// What will become of it; none if it is empty and nothing comes.
@@ -325,6 +336,7 @@ impl Model {
             now,
             rate: trend.line,
             trend_for: trend.period * TRUST_IN_TREND,
+            unless_they_rise: (trend.line.slope > 0.0 && !self.rises).then_some(trend.mean),
             lag,
             lag_limit,
             initial_left: (self.initial - initial_dead).max(0.0),
@@ -335,6 +347,14 @@ impl Model {
 }
 
 impl Projection<'_> {
+    /// The same without a rise that is in doubt.
+    pub fn at_least(&self) -> Self {
+        match self.unless_they_rise {
+            Some(at_now) => Self { rate: Line { at_now, slope: 0.0 }, ..self.clone() },
+            None => self.clone(),
+        }
+    }
+
     /// How many will have come in so many seconds.
     pub fn arrivals(&self, seconds: f64) -> f64 {
         let Line { at_now, slope } = self.rate;
@@ -363,6 +383,14 @@ impl Projection<'_> {
         };
         self.arrivals(seconds) - initial_deaths - (died_by - self.dead).max(0.0)
     }
+}
+
+/// The points since gc came the last few times: while it doesn't, the lag grows as fast as time goes by.
+fn last_rounds(lags: &[(f64, f64)]) -> &[(f64, f64)] {
+    let came = |pair: &[(f64, f64)]| pair[1].1 - pair[0].1 < 0.95 * (pair[1].0 - pair[0].0);
+    let rounds = lags.windows(2).enumerate().rev().filter(|(_, pair)| came(pair));
+    let first = rounds.map(|(index, _)| index).nth(ROUNDS - 1);
+    &lags[first.unwrap_or(0)..]
 }
 
 /// A broken line at some place; level beyond its ends.

@@ -12,6 +12,10 @@ use super::report::{FillSource, Process, Row, Tuple, View};
 use super::*;
 use crate::event::{KernelCounters, NetnsSample, ProcessId, Role};
 
+mod events;
+mod owners;
+mod sums;
+
 const HOST: u32 = 4_026_531_840;
 const FULL: Cause = Cause::TableFull;
 
@@ -392,173 +396,12 @@ fn a_table_without_limit_has_no_fill() {
 }
 
 #[test]
-fn an_event_takes_its_fill_from_the_last_sample_if_it_has_none() {
-    let mut state = State::new(Settings { drop_events: true, ..settings(By::Port) });
-    state.sample(&sample(vec![netns(HOST, 0)], vec![]));
-    let mut loss = event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
-    let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
-    assert_eq!((seen.count, seen.fill, seen.fill_source), (Some(1000), Some(1.0), Some(FillSource::Event)));
-    assert_eq!((seen.hook, seen.output.as_deref(), seen.input), (Some("output"), Some("lo"), None));
-    loss.event.flags &= !(flag::COUNT | flag::MAX);
-    loss.event.hook = hook::UNKNOWN;
-    let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
-    assert_eq!((seen.count, seen.fill, seen.fill_source), (Some(900), Some(0.9), Some(FillSource::Sample)));
-    assert_eq!(seen.hook, None);
-}
-
-#[test]
-fn losses_that_no_program_saw_take_exactness_from_rows_by_event() {
-    for by in [By::Flow, By::Process, By::Container] {
-        let mut state = State::new(settings(by));
-        state.loss(&sent_by(812, Some("docker:1"), event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379)));
-        let tick = state.sample(&sample(vec![netns(HOST, 2)], vec![unattributed(HOST, 1)]));
-        assert_eq!((tick.rows.len(), tick.rows[0].exact), (1, false));
-    }
-}
-
-fn sent_by(pid: u32, container: Option<&str>, loss: Loss) -> Loss {
-    let process = ProcessId { pid, name: *b"nginx\0\0\0\0\0\0\0\0\0\0\0", role: Role::Sender };
-    let container = container.map(str::to_owned);
-    let who = Who { process: Some(process), container, ..Who::default() };
-    Loss { who: Some(Arc::new(who)), ..loss }
-}
-
-fn nobody_s(anybodys: bool, container: Option<&str>, loss: Loss) -> Loss {
-    let who = Who { anybodys, container: container.map(str::to_owned), ..Who::default() };
-    Loss { who: Some(Arc::new(who)), ..loss }
-}
-
-#[test]
-fn rows_by_process_never_merge_the_unknown_into_somebody_s() {
-    let mut state = State::new(settings(By::Process));
-    assert!(state.wants_events());
-    let loss = || event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
-    for pid in [812, 812, 813] {
-        state.loss(&sent_by(pid, None, loss()));
-    }
-    state.loss(&nobody_s(false, None, loss()));
-    let tick = state.sample(&sample(vec![netns(HOST, 4)], vec![]));
-    let rows: Vec<_> = tick.rows.iter().map(|row| (row.process.clone(), row.losses, row.exact)).collect();
-    let nginx = |pid| Some(Some(Process { pid, name: "nginx".to_owned(), role: Role::Sender }));
-    assert_eq!(rows.len(), 3);
-    assert_eq!(rows[0], (nginx(812), 2, true));
-    assert!(rows.contains(&(nginx(813), 1, true)) && rows.contains(&(Some(None), 1, true)));
-
-    // One that may be anybody's makes the others' counts lower bounds.
-    state.loss(&nobody_s(true, None, loss()));
-    state.loss(&sent_by(812, None, loss()));
-    let tick = state.sample(&sample(vec![netns(HOST, 6)], vec![]));
-    for row in &tick.rows {
-        assert_eq!(row.exact, row.process == Some(None));
-    }
-}
-
-#[test]
-fn rows_by_process_and_container_admit_lost_events() {
-    for by in [By::Process, By::Container] {
-        let mut state = State::new(settings(by));
-        let loss = event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
-        state.loss(&sent_by(812, Some("docker:1"), loss));
-        let mut sample = sample(vec![netns(HOST, 2)], vec![]);
-        sample.lost_events[FULL as usize] = 1;
-        assert!(state.sample(&sample).rows.iter().all(|row| !row.exact));
-    }
-}
-
-#[test]
-fn rows_by_container_take_the_netns_s_where_the_process_is_unknown() {
-    let mut state = State::new(settings(By::Container));
-    let loss = || event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
-    state.loss(&sent_by(812, Some("docker:1"), loss()));
-    state.loss(&nobody_s(true, Some("docker:1"), loss()));
-    state.loss(&nobody_s(false, None, loss()));
-    let tick = state.sample(&sample(vec![netns(HOST, 3)], vec![]));
-    let rows: Vec<_> = tick.rows.iter().map(|row| (row.container.clone(), row.losses, row.exact)).collect();
-    assert_eq!(rows, [(Some(Some("docker:1".to_owned())), 2, true), (Some(None), 1, true)]);
-}
-
-#[test]
 fn rows_by_netns_have_its_name() {
     let mut state = State::new(settings(By::Netns));
     let slots = vec![slot(HOST, FULL, 6, 80, 5), slot(7, FULL, 6, 80, 3)];
     let tick = state.sample(&sample(vec![netns(HOST, 5), netns(7, 3)], slots));
     assert_eq!(tick.rows[0].name, Some(Some("host".to_owned())));
     assert_eq!(tick.rows[1].name, Some(None));
-}
-
-/// An eviction of 10.0.0.1:40000 -> 10.0.0.9:80, which a service address had been translated to.
-fn evicted() -> Loss {
-    let mut loss = event(Cause::Evicted, "10.0.0.1", 40_000, "10.96.0.1", 80);
-    loss.event.flags |= flag::ENTRY;
-    loss.event.hook = hook::UNKNOWN;
-    loss.entry.reply_src[..4].copy_from_slice(&[10, 0, 0, 9]);
-    loss.entry.reply_dst[..4].copy_from_slice(&[10, 0, 0, 1]);
-    (loss.entry.reply_sport, loss.entry.reply_dport) = (8080, 40_000);
-    (loss.entry.status, loss.entry.left, loss.entry.tcp_state) = (0b1010, 21_500, 7);
-    loss
-}
-
-fn shown(loss: &Loss) -> report::DropEvent {
-    let mut state = State::new(Settings { drop_events: true, ..settings(By::Port) });
-    match state.loss(loss) {
-        Some(Event::Drop(event)) => event,
-        _ => panic!("events are asked for"),
-    }
-}
-
-#[test]
-fn an_event_has_both_directions_of_its_entry_and_says_whether_nat_is_between() {
-    let mut loss = evicted();
-    let seen = shown(&loss);
-    assert_eq!(seen.packet.dst, Some("10.96.0.1".parse().unwrap()), "the original direction");
-    let reply = Tuple {
-        src: "10.0.0.9".parse().unwrap(),
-        sport: Some(8080),
-        dst: "10.0.0.1".parse().unwrap(),
-        dport: Some(40_000),
-    };
-    assert_eq!((seen.nat, seen.reply, seen.view), (Some(true), Some(reply), Some(View::PreNat)));
-    loss.entry.reply_src[..4].copy_from_slice(&[10, 96, 0, 1]);
-    loss.entry.reply_sport = 80;
-    assert_eq!(shown(&loss).nat, Some(false));
-    let refused = shown(&event(FULL, "10.0.0.1", 1, "10.0.0.2", 80));
-    assert_eq!((refused.nat, refused.original, refused.reply, refused.entry), (None, None, None, None));
-    assert_eq!(refused.pushed_out_by, None, "only evictions have one");
-}
-
-#[test]
-fn an_entry_s_state_and_time_are_told_as_far_as_they_are_known() {
-    let mut loss = evicted();
-    let entry = shown(&loss).entry.unwrap();
-    assert_eq!((entry.seen_reply, entry.assured, entry.tcp_state), (true, false, Some("TIME_WAIT")));
-    assert_eq!(entry.timeout_left_s, None, "nobody knows yet how long a jiffy is");
-    loss.jiffies_per_s = Some(250);
-    assert_eq!(shown(&loss).entry.unwrap().timeout_left_s, Some(86.0));
-    // Not in the table yet: its timeout isn't a point in time.
-    loss.entry = EntryPart { status: 0, tcp_state: NO_TCP_STATE, ..loss.entry };
-    let entry = shown(&loss).entry.unwrap();
-    assert_eq!((entry.timeout_left_s, entry.tcp_state, entry.age_s), (None, None, None));
-}
-
-#[test]
-fn an_eviction_names_the_flow_it_made_room_for() {
-    let mut loss = evicted();
-    assert_eq!(shown(&loss).pushed_out_by, Some(None));
-    loss.pushed_out_by = Some(event(Cause::Evicted, "10.0.0.3", 5, "10.0.0.4", 443).event);
-    let flow = shown(&loss).pushed_out_by.unwrap().unwrap();
-    assert_eq!((flow.proto, flow.tuple.sport, flow.tuple.dport), (Protocol::TCP, Some(5), Some(443)));
-}
-
-#[test]
-fn filters_act_on_events_too() {
-    let filter = Filter { ports: vec![PortRange { first: 80, last: 80 }], ..Filter::default() };
-    let mut state =
-        State::new(Settings { drop_events: true, insert_events: true, ..filtered(By::Port, filter) });
-    assert!(state.loss(&event(FULL, "127.0.0.1", 1, "127.0.0.1", 6379)).is_none());
-    assert!(state.loss(&event(FULL, "127.0.0.1", 1, "127.0.0.1", 80)).is_some());
-    let mut insert = event(FULL, "127.0.0.1", 1, "127.0.0.1", 80);
-    insert.event.kind = KIND_FLOWS;
-    assert!(matches!(state.loss(&insert), Some(Event::Insert(_))));
 }
 
 #[test]
@@ -572,83 +415,4 @@ fn memory_stays_bounded_with_ten_times_more_tuples_than_keys() {
     let tick = state.sample(&sample(vec![netns(HOST, 600_000)], vec![slot(HOST, FULL, 6, 80, 600_000)]));
     assert_eq!(tick.rows.iter().map(|row| row.losses).sum::<u64>(), 600_000);
     assert_eq!(rest(&tick.rows).len(), 1);
-}
-
-fn any_slot() -> impl Strategy<Value = (u32, usize, u8, u16, bool, u64)> {
-    let proto = prop_oneof![Just(6u8), Just(17), Just(1), Just(132), Just(47)];
-    (1..4u32, 0..Cause::ALL.len(), proto, 0..6u16, any::<bool>(), 0..1000u64)
-}
-
-fn any_by() -> impl Strategy<Value = By> {
-    prop_oneof![Just(By::Port), Just(By::Proto), Just(By::Cause), Just(By::Netns)]
-}
-
-proptest! {
-    /// Without filters the rows of every tick add up to what was counted in it, cause by cause unit, at any --top.
-    #[test]
-    fn rows_add_up_to_what_was_counted(
-        by in any_by(),
-        top in 1..8usize,
-        ticks in proptest::collection::vec(proptest::collection::vec(any_slot(), 0..30), 1..5),
-        overflow in proptest::collection::vec(0..50u64, 1..5),
-    ) {
-        let mut state = State::new(Settings { top, ..settings(by) });
-        let mut slots = BTreeMap::<(u32, usize, u8, u16, bool), u64>::new();
-        let mut before = Counted::default();
-        let mut overflowed = 0;
-        for (tick, overflow) in ticks.iter().zip(overflow.iter().cycle()) {
-            for (netns, cause, proto, port, loopback, count) in tick {
-                *slots.entry((*netns, *cause, *proto, *port, *loopback)).or_default() += count;
-            }
-            let slots = slots.iter().map(|((netns, cause, proto, port, loopback), count)| {
-                let slot = slot(*netns, Cause::ALL[*cause], *proto, *port, *count);
-                if *loopback { on_loopback(slot) } else { slot }
-            });
-            let mut sample = sample(vec![], slots.collect());
-            overflowed += overflow;
-            sample.overflow[FULL as usize] = overflowed;
-            let tick = state.sample(&sample);
-            for unit in [Cause::TableFull.unit(), Cause::Evicted.unit()] {
-                let of_unit = |counted: &Counted| -> u64 {
-                    Cause::ALL
-                        .into_iter()
-                        .filter(|cause| cause.unit() == unit && *cause != Cause::Invalid)
-                        .map(|cause| counted.of(cause))
-                        .sum()
-                };
-                let rows: u64 = tick.rows.iter().filter(|row| row.unit == unit).map(|row| row.losses).sum();
-                prop_assert_eq!(rows, of_unit(&tick.counted) - of_unit(&before));
-            }
-            let keyed = tick.rows.iter().filter(|row| !row.rest).count();
-            prop_assert!(keyed <= top);
-            prop_assert!(tick.rows.iter().all(|row| row.losses > 0 && row.losses <= row.losses_total));
-            let sorted = tick.rows.iter().filter(|row| !row.rest).collect::<Vec<_>>();
-            prop_assert!(sorted.windows(2).all(|pair| pair[0].losses >= pair[1].losses));
-            before = tick.counted;
-        }
-    }
-
-    /// When the kernel counted what we counted, nothing is unexplained, whatever the bracket.
-    #[test]
-    fn equal_counts_explain_each_other(
-        counts in proptest::collection::vec((1..6u32, 0..Cause::ALL.len(), 0..1000u64), 0..20),
-        early in 0..5u64,
-        late in 0..5u64,
-    ) {
-        let mut by_netns = BTreeMap::<u32, [u64; CAUSES]>::new();
-        let mut slots = Vec::new();
-        for (netns, cause, count) in counts {
-            let cause = Cause::ALL[cause];
-            by_netns.entry(netns).or_default()[cause as usize] += count;
-            slots.push(slot(netns, cause, 6, 80, count));
-        }
-        let samples = by_netns.iter().map(|(id, counts)| {
-            let truth = Counted(*counts).in_kernel_terms();
-            let before = KernelCounters { drop: truth.drop.saturating_sub(early), ..truth };
-            NetnsSample { before, after: KernelCounters { drop: truth.drop + late, ..truth }, ..netns(*id, 0) }
-        });
-        let tick = State::new(settings(By::Port)).sample(&sample(samples.collect(), slots));
-        prop_assert!(tick.unexplained.is_zero());
-        prop_assert!(tick.tables.iter().all(|table| table.unexplained.is_none()));
-    }
 }

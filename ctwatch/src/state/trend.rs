@@ -7,6 +7,9 @@ use std::collections::VecDeque;
 const NOISE: f64 = 2.0;
 /// From so many on it is certain; more if there are few points.
 const SIGNIFICANT: f64 = 4.0;
+/// A trend is looked for in every tick, in several periods, for each key: of so many looks, one or another is far off
+/// by chance. From here on, and then until it is lost in noise, a rise decides whether a table fills at all.
+const SURE: f64 = 5.0;
 /// A fall must stand out by so many times more: taken from noise, it would hide that a table fills.
 const DOUBT_IN_A_FALL: f64 = 1.5;
 const FEW: f64 = 12.0;
@@ -31,8 +34,32 @@ pub(super) struct Fit {
     error: f64,
     /// Standard deviation of the points around the line.
     spread: f64,
-    /// Seconds from the first point to the last, less if the slope may be noise.
+    /// Seconds from the first point to the last.
+    period: f64,
+}
+
+/// How a rate goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trend {
+    /// Its slope counts in part if it may be noise.
+    pub line: Line,
+    /// Seconds it was seen in, less if the slope may be noise.
     pub period: f64,
+    /// The rate if that slope is noise.
+    pub mean: f64,
+    /// The slope in standard errors; less if there are few points.
+    strength: f64,
+}
+
+impl Trend {
+    const fn level(rate: f64) -> Self {
+        Self { line: Line { at_now: rate, slope: 0.0 }, period: 0.0, mean: rate, strength: 0.0 }
+    }
+
+    /// Whether it is a rise beyond doubt; one that was stays so until it is lost in noise.
+    pub fn is_sure_rise(&self, was: bool) -> bool {
+        self.line.slope > 0.0 && (was || self.strength >= SURE)
+    }
 }
 
 /// The least-squares line; none through less than two points.
@@ -56,7 +83,7 @@ pub(super) fn fit(points: &[(f64, f64)], now: f64) -> Option<Fit> {
 }
 
 /// The rate now, from the longest period that a straight line describes, with its slope if that is no noise.
-pub(super) fn settled_fit(rates: &VecDeque<(f64, f64)>, now: f64) -> Fit {
+pub(super) fn settled_fit(rates: &VecDeque<(f64, f64)>, now: f64) -> Trend {
     let all: Vec<(f64, f64)> = rates.iter().copied().collect();
     let mut best = None;
     for period in PERIODS {
@@ -68,27 +95,28 @@ pub(super) fn settled_fit(rates: &VecDeque<(f64, f64)>, now: f64) -> Fit {
         }
     }
     let Some((fit, points)) = best else {
-        let rate = all.last().map_or(0.0, |(_, rate)| *rate);
-        return Fit { line: Line { at_now: rate, slope: 0.0 }, error: 0.0, spread: 0.0, period: 0.0 };
+        return Trend::level(all.last().map_or(0.0, |(_, rate)| *rate));
     };
-    let mean = points.iter().map(|(_, rate)| rate).sum::<f64>() / points.len() as f64;
+    let n = points.len() as f64;
+    let mean = points.iter().map(|(_, rate)| rate).sum::<f64>() / n;
+    if points.len() < FEWEST {
+        return Trend::level(mean);
+    }
     // Arrivals of independent flows scatter at least this much, even if these few happen not to.
     let error = fit.error * (mean.sqrt() / fit.spread.max(1e-9)).max(1.0);
     let doubt = if fit.line.slope < 0.0 { DOUBT_IN_A_FALL } else { 1.0 };
-    let (noise, certain) = (NOISE * doubt, SIGNIFICANT * doubt * (1.0 + FEW / points.len() as f64));
+    let few = 1.0 + FEW / n;
+    let (noise, certain) = (NOISE * doubt, SIGNIFICANT * doubt * few);
     let strength = fit.line.slope.abs() / error.max(1e-12);
     // Between noise and certainty the slope counts in part: a forecast that jumps is of no use.
-    let part = if points.len() < FEWEST {
-        0.0
-    } else {
-        ((strength - noise) / (certain - noise)).clamp(0.0, 1.0).powi(2)
-    };
+    let part = ((strength - noise) / (certain - noise)).clamp(0.0, 1.0).powi(2);
     let slope = fit.line.slope * part;
-    let middle = points.iter().map(|(at, _)| at).sum::<f64>() / points.len() as f64;
-    Fit {
+    let middle = points.iter().map(|(at, _)| at).sum::<f64>() / n;
+    Trend {
         line: Line { at_now: (mean + slope * (now - middle)).max(0.0), slope },
         period: fit.period * part,
-        ..fit
+        mean,
+        strength: strength / few,
     }
 }
 

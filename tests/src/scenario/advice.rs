@@ -3,21 +3,21 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::module::without_conntrack;
 use super::story::Story;
 use super::usage::{ended, said};
 use super::{Guest, Outcome};
 use crate::advice::settings::Settings;
 use crate::checks::Checks;
 use crate::counters::Counters;
-use crate::shell::{run, sh};
+use crate::shell::run;
 use crate::sysctl::{self, Setting};
 use crate::traffic::http::Load;
 use crate::{nftables, sys};
@@ -191,18 +191,5 @@ pub(super) fn odds(_: &Guest) -> Result<Outcome> {
 }
 
 pub(super) fn not_loaded(_: &Guest) -> Result<Outcome> {
-    const MODULE: &str = "/sys/module/nf_conntrack";
-    nftables::flush()?;
-    let there = || Path::new(MODULE).exists();
-    if there() && !Path::new(MODULE).join("initstate").exists() {
-        return Ok(Outcome::Skipped("nf_conntrack is built in".into()));
-    }
-    super::module::unload("nf_conntrack")?;
-    let mut checks = Checks::new();
-    let output = ended(Command::new("ctwatch").args(["advise", "--window", "3s"]))?;
-    said(&mut checks, "advice without conntrack", &output, 3, "nf_conntrack is not loaded");
-    checks.that(!there(), "ctwatch advise loaded nf_conntrack");
-    sh("modprobe nf_conntrack")?;
-    ensure!(there(), "nf_conntrack does not load");
-    Ok(Outcome::Passed(checks.finish()?))
+    without_conntrack(&["advise", "--window", "3s"], |_| Ok(()))
 }

@@ -1,15 +1,15 @@
 //! `ctwatch table` where not all is well: churn and resizes, an empty table, too few rights, no conntrack.
 //! What the kernel was told before is the judge: entries that stay must be counted once, whatever goes on around them.
 
-use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::module::without_conntrack;
 use super::usage::{ended, said};
 use super::{Guest, Outcome};
 use crate::census::{ctwatch_table, rows_by, table_of};
@@ -17,7 +17,7 @@ use crate::checks::Checks;
 use crate::ctnetlink::{Entry, Maker, TcpState};
 use crate::netns::{Netns, own_inode};
 use crate::nftables;
-use crate::shell::{run, sh};
+use crate::shell::run;
 use crate::sysctl::{self, Setting};
 
 /// Entries that stay, while others on another port come and go.
@@ -201,21 +201,10 @@ fn again_and_again(checks: &mut Checks) -> Result<()> {
 }
 
 pub(super) fn not_loaded(_: &Guest) -> Result<Outcome> {
-    const MODULE: &str = "/sys/module/nf_conntrack";
-    nftables::flush()?;
-    let there = || Path::new(MODULE).exists();
-    if there() && !Path::new(MODULE).join("initstate").exists() {
-        return Ok(Outcome::Skipped("nf_conntrack is built in".into()));
-    }
-    super::module::unload("nf_conntrack")?;
-    let mut checks = Checks::new();
-    let output = ended(Command::new("ctwatch").arg("table"))?;
-    said(&mut checks, "a table without conntrack", &output, 3, "nf_conntrack is not loaded");
-    checks.that(!there(), "ctwatch table loaded nf_conntrack");
-    // nf_conntrack alone: the first look brings ctnetlink, as `conntrack -L` does.
-    sh("modprobe nf_conntrack")?;
-    ensure!(there(), "nf_conntrack does not load");
-    let report = ctwatch_table(&[])?;
-    checks.equal("listed", table_of(&report, own_inode()?)?["listed"].as_u64(), Some(0));
-    Ok(Outcome::Passed(checks.finish()?))
+    without_conntrack(&["table"], |checks| {
+        // The first look brings ctnetlink, as `conntrack -L` does.
+        let report = ctwatch_table(&[])?;
+        checks.equal("listed", table_of(&report, own_inode()?)?["listed"].as_u64(), Some(0));
+        Ok(())
+    })
 }

@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::usage::{ended, said};
 use super::{Guest, Outcome};
 use crate::checks::Checks;
 use crate::counters::Counters;
@@ -22,7 +24,7 @@ const MODULE: &str = "/sys/module/nf_conntrack";
 
 pub(super) fn waits_and_reattaches(_: &Guest) -> Result<Outcome> {
     nftables::flush()?;
-    if Path::new(MODULE).exists() && !Path::new(MODULE).join("initstate").exists() {
+    if is_built_in() {
         return Ok(Outcome::Skipped("nf_conntrack is built in".into()));
     }
     unload("nf_conntrack")?;
@@ -69,6 +71,31 @@ fn drop_some(ports: &[u16]) -> Result<(Tally, u64)> {
     let before = Counters::read()?;
     let sent = udp::send_on_every_cpu(&Plan::new(loopback(ports), 100))?;
     Ok((sent, Counters::read()?.since(&before).get("drop")))
+}
+
+fn is_built_in() -> bool {
+    Path::new(MODULE).exists() && !Path::new(MODULE).join("initstate").exists()
+}
+
+/// ctwatch with these arguments says that nf_conntrack is not loaded, and doesn't load it; then that module alone is.
+pub(super) fn without_conntrack(
+    arguments: &[&str],
+    loaded: impl FnOnce(&mut Checks) -> Result<()>,
+) -> Result<Outcome> {
+    nftables::flush()?;
+    if is_built_in() {
+        return Ok(Outcome::Skipped("nf_conntrack is built in".into()));
+    }
+    unload("nf_conntrack")?;
+    let mut checks = Checks::new();
+    let what = format!("ctwatch {} without conntrack", arguments.join(" "));
+    let output = ended(Command::new("ctwatch").args(arguments))?;
+    said(&mut checks, &what, &output, 3, "nf_conntrack is not loaded");
+    checks.that(!Path::new(MODULE).exists(), format!("{what} loaded nf_conntrack"));
+    sh("modprobe nf_conntrack")?;
+    ensure!(Path::new(MODULE).exists(), "nf_conntrack does not load");
+    loaded(&mut checks)?;
+    Ok(Outcome::Passed(checks.finish()?))
 }
 
 /// Unloads a module after everything that holds it.

@@ -20,6 +20,7 @@ use crate::event::{Loss, NetnsId, Role, Wanted};
 use crate::firewall::{self, Firewall, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
+use crate::machine::timeouts::{self, Timeout};
 use crate::machine::{self, Host, Machine, software};
 use crate::state::Protocol;
 use crate::state::table::{Direction, Locals};
@@ -108,11 +109,12 @@ pub(super) fn look_around(
 
 /// Timeouts in force in the netns this thread is in.
 pub(super) fn in_force(roots: &Roots) -> Timeouts {
-    let read = |phase: Phase| {
-        let path = roots.proc(format!("sys/net/netfilter/nf_conntrack_{}", phase.sysctl()));
-        Some((phase, std::fs::read_to_string(path).ok()?.trim().parse().ok()?))
+    let phase = |timeout: &Timeout| {
+        let name = timeout.sysctl.strip_prefix("net.netfilter.nf_conntrack_")?;
+        let phase = Phase::ALL.into_iter().find(|phase| phase.sysctl() == name)?;
+        Some((phase, timeout.seconds))
     };
-    Phase::ALL.into_iter().filter_map(read).collect()
+    timeouts::read(roots).values().filter_map(phase).collect()
 }
 
 /// Packets that all devices of this netns have seen; those of lo count once.

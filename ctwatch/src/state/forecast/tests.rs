@@ -138,15 +138,30 @@ proptest! {
     fn what_levels_off_below_the_maximum_is_no_fill(
         rate in 50.0..2_000.0f64, level in 0.2..0.85f64, seed: u64,
     ) {
+        levels_off(rate, level, 150, seed);
+    }
+
+    #[test]
+    fn the_longer_it_is_watched_the_less_noise_is_a_rise(level in 0.72..0.85f64, seed: u64) {
+        levels_off(50.0, level, 900, seed);
+    }
+
+    #[test]
+    fn a_rise_that_fills_what_would_have_levelled_off_is_foreseen(
+        rate in 500.0..2_000.0f64, level in 0.4..0.8f64, doubles_in in 60.0..300.0f64, seed: u64,
+    ) {
         let mut simulation = Simulation::new(UDP, rate * 30.0 / level, seed, timeouts());
-        for _ in 0..150 {
-            let forecast = simulation.tick(|_| rate, 30.0);
-            if simulation.now > 10.0 {
-                prop_assert_eq!(forecast, None, "at {:.0} s", simulation.now);
+        let (mut foreseen, mut ticks) = (0.0, 0.0);
+        while simulation.entries() < simulation.max {
+            let rising = |at: f64| rate * (1.0 + ((at - 150.0) / doubles_in).max(0.0));
+            let forecast = simulation.tick(rising, 30.0);
+            if simulation.now > 150.0 {
+                ticks += 1.0;
+                foreseen += f64::from(u8::from(forecast.is_some()));
             }
         }
-        let lifetime = simulation.forecast.lifetime(UDP).expect("measured");
-        prop_assert!((lifetime - 30.0).abs() < 2.0, "{}", lifetime);
+        // Mostly it is four fifths of the time.
+        prop_assert!(foreseen > ticks / 3.0, "only {} of {} ticks", foreseen, ticks);
     }
 
     #[test]
@@ -177,17 +192,7 @@ proptest! {
 
     #[test]
     fn what_stays_of_a_mixture_fills_the_table(rate in 200.0..1_000.0f64, seed: u64) {
-        // Of two entries one dies after 20 s, the other stays.
-        let mut simulation = Simulation::new(TCP, rate * 200.0, seed, timeouts());
-        simulation.stays = 0.5;
-        while simulation.entries() < simulation.max {
-            let forecast = simulation.tick(|_| rate, 20.0);
-            if simulation.now > 60.0 && simulation.entries() < simulation.max {
-                // What is left of two numbers is as uncertain as both.
-                let truth = (simulation.max - simulation.entries()) / (rate / 2.0);
-                is_within(0.4, forecast, truth, simulation.now);
-            }
-        }
+        fills_with_what_stays(rate, seed);
     }
 
     #[test]
@@ -200,6 +205,55 @@ proptest! {
             }
         }
     }
+}
+
+#[track_caller]
+fn levels_off(rate: f64, level: f64, ticks: u32, seed: u64) {
+    let mut simulation = Simulation::new(UDP, rate * 30.0 / level, seed, timeouts());
+    for _ in 0..ticks {
+        let forecast = simulation.tick(|_| rate, 30.0);
+        if simulation.now > 10.0 {
+            assert_eq!(forecast, None, "at {:.0} s", simulation.now);
+        }
+    }
+    let lifetime = simulation.forecast.lifetime(UDP).expect("measured");
+    assert!((lifetime - 30.0).abs() < 2.0, "{lifetime}");
+}
+
+#[track_caller]
+fn fills_with_what_stays(rate: f64, seed: u64) {
+    // Of two entries one dies after 20 s, the other stays.
+    let mut simulation = Simulation::new(TCP, rate * 200.0, seed, timeouts());
+    simulation.stays = 0.5;
+    while simulation.entries() < simulation.max {
+        let forecast = simulation.tick(|_| rate, 20.0);
+        if simulation.now > 60.0 && simulation.entries() < simulation.max {
+            // What is left of two numbers is as uncertain as both.
+            let truth = (simulation.max - simulation.entries()) / (rate / 2.0);
+            is_within(0.4, forecast, truth, simulation.now);
+        }
+    }
+}
+
+#[test]
+fn a_rise_by_chance_is_no_fill() {
+    // Slopes of 3.6 standard errors and more, in 60 to 120 points.
+    levels_off(50.0, 0.821_112_776_285_536_4, 150, 14_335_108_330_445_239_144);
+    levels_off(50.0, 0.814_810_698_835_195_7, 150, 4_173_575_699_644_552_232);
+    // More than 4.5, after five minutes.
+    levels_off(50.0, 0.72, 900, 12_409_074_801_060_514_774);
+    let mut simulation = Simulation::new(UDP, 100.0 * 30.0 / 0.5, 11_951_934_466_316_797_610, timeouts());
+    simulation.bursts = 2.0;
+    for _ in 0..240 {
+        let forecast = simulation.tick(|_| 100.0, 30.0);
+        assert!(simulation.now < 90.0 || forecast.is_none(), "{forecast:?} at {:.0} s", simulation.now);
+    }
+}
+
+#[test]
+fn lifetimes_that_wander_put_off_no_fill() {
+    // The lag was off its line by a second, which is 200 entries, four seconds before the table was full.
+    fills_with_what_stays(200.0, 11_483_637_960_840_223_236);
 }
 
 #[test]
