@@ -115,6 +115,8 @@ pub struct Table {
 /// `ctwatch advise`
 #[derive(Clone, Debug)]
 pub struct Advise {
+    /// The recording to reckon from; `None` means to measure.
+    pub recording: Option<PathBuf>,
     /// How long to measure.
     pub window: Duration,
     /// The netns; `None` means its own.
@@ -239,8 +241,9 @@ impl Drops {
 
 impl Advise {
     fn resolve(args: args::Advise) -> Self {
-        let args::Advise { window, netns, what_if, times, item, format } = args;
+        let args::Advise { recording, window, netns, what_if, times, item, format } = args;
         Self {
+            recording,
             window: window.unsigned_abs(),
             netns,
             what_if,
