@@ -44,6 +44,8 @@ pub enum Command {
     Table(Table),
     /// What would fix it, with numbers, risks and commands to try and undo
     Advise(Advise),
+    /// The postmortem of recordings: text, Markdown, HTML or JSON
+    Report(super::report::Args),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),
 }

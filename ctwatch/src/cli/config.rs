@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use super::args;
+use super::report::Report;
 use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
@@ -39,6 +40,8 @@ pub enum Command {
     Table(Table),
     /// `ctwatch advise`
     Advise(Advise),
+    /// `ctwatch report`
+    Report(Report),
     /// `ctwatch check`
     Check(Check),
 }
@@ -178,6 +181,7 @@ impl Config {
                 args::Command::Drops(drops) => Command::Drops(Drops::resolve(drops)),
                 args::Command::Table(table) => Command::Table(Table::resolve(table)),
                 args::Command::Advise(advise) => Command::Advise(Advise::resolve(advise)),
+                args::Command::Report(report) => Command::Report(Report::resolve(report)),
                 args::Command::Check(args::Check { format, verifier }) => {
                     Command::Check(Check { format: format.into(), verifier })
                 }

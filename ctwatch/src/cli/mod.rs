@@ -3,6 +3,7 @@
 
 mod args;
 mod config;
+mod report;
 mod value;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use clap::{CommandFactory as _, Parser as _};
 pub use config::{
     AdviceFormat, Advise, BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy,
 };
+pub use report::Report;
 pub use value::NetnsSpec;
 
 /// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).

@@ -6,7 +6,9 @@ use std::str::FromStr as _;
 
 use ctwatch_common::Cause;
 use ipnet::IpNet;
-use jiff::SignedDuration;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
@@ -119,6 +121,17 @@ pub fn interval(text: &str) -> Result<SignedDuration, String> {
         return Err("the shortest interval is 100ms".to_owned());
     }
     Ok(interval)
+}
+
+/// A moment: with its offset, or local.
+pub fn moment(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let local = text.parse::<DateTime>().and_then(|time| time.to_zoned(TimeZone::system()));
+    local
+        .map(|time| time.timestamp())
+        .map_err(|_| "give a time like 2026-03-14T12:03:04Z or '2026-03-14 12:03'".to_owned())
 }
 
 /// How long `advise` measures.

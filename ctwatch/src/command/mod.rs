@@ -5,6 +5,7 @@ pub mod advise;
 mod backend;
 pub mod check;
 pub mod drops;
+pub mod report;
 pub mod table;
 
 use std::io::stdout;

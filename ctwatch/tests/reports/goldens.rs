@@ -67,6 +67,7 @@ fn help_texts() {
         &["drops", "--help"],
         &["table", "--help"],
         &["advise", "--help"],
+        &["report", "--help"],
         &["check", "--help"],
     ] {
         let error = ctwatch::cli::parse(["ctwatch"].iter().chain(arguments)).expect_err("help is no config");

@@ -157,6 +157,7 @@ fn records() -> Vec<Value> {
         view.advice(&report).unwrap();
     }
     drop(view);
+    out.extend(crate::postmortem::json().bytes());
     String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
