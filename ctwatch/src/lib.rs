@@ -14,6 +14,7 @@ pub mod machine;
 pub mod owner;
 pub mod probe;
 pub mod record;
+pub mod report;
 pub mod state;
 pub mod view;
 pub mod watch;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use ctwatch::cli::{self, Command};
-use ctwatch::command::{advise, check, drops, export, record, replay, table};
+use ctwatch::command::{advise, check, drops, export, record, replay, report, table};
 use ctwatch::error;
 
 fn main() -> ExitCode {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     let result = match &config.command {
         Command::Drops(arguments) => drops::run(&config, arguments),
         Command::Advise(arguments) => advise::run(&config, arguments),
+        Command::Report(arguments) => report::run(&config, arguments),
         Command::Table(arguments) => table::run(&config, arguments),
         Command::Record(arguments) => record::run(&config, arguments),
         Command::Replay(arguments) => replay::run(&config, arguments),

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod apt;
 mod bench;
+mod browser;
 mod cache;
 mod demo;
 mod dist;
@@ -35,6 +36,8 @@ enum Task {
     Verify,
     /// Watch a full table hurt a web server, on a stock kernel
     Demo(demo::Args),
+    /// Open the HTML report in a browser: light, dark and on paper
+    Browser,
     /// Run everything that has to hold
     Test(test::Args),
     /// Measure what ctwatch costs
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Vm(args) => vm::run(args),
         Task::Verify => verify::run(),
         Task::Demo(args) => demo::run(&args),
+        Task::Browser => browser::run(),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
     };

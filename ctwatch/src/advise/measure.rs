@@ -133,6 +133,17 @@ impl Measure {
         self.last = totals;
     }
 
+    /// The table as it was listed at another time: it stands for all entries.
+    pub fn listed(&mut self, census: Census) {
+        self.census = census;
+    }
+
+    /// Whether no sample came yet.
+    #[must_use]
+    pub const fn is_new(&self) -> bool {
+        self.first.is_none()
+    }
+
     /// Timeouts in force.
     #[must_use]
     pub fn timeouts(&self) -> &Timeouts {

@@ -1,5 +1,5 @@
 //! `ctwatch advise`: from what was measured to what would fix it, with numbers, risks and commands.
-//! Pure: measuring and reading the machine happen elsewhere, and nothing here changes a system.
+//! Pure but for `recorded`, which reads a recording: measuring happens elsewhere, and nothing here changes a system.
 
 pub mod case;
 pub mod census;
@@ -10,6 +10,7 @@ pub mod items;
 pub mod measure;
 pub mod model;
 pub mod phase;
+pub mod recorded;
 pub mod report;
 pub mod target;
 pub mod whatif;

@@ -53,6 +53,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// A recording for other programs, as NDJSON, CSV or Parquet
     Export(ExportArgs),
+    /// The postmortem of recordings: text, Markdown, HTML or JSON
+    Report(super::report::Args),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),
 }
@@ -181,6 +183,12 @@ pub struct Table {
 #[derive(Debug, Args)]
 #[command(after_help = ADVISE_AFTER)]
 pub struct Advise {
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "From a recording instead: its worst window, and\nthe table and machine as they were then"
+    )]
+    pub recording: Option<PathBuf>,
     /// How long to measure
     #[arg(long, value_name = "TIME", value_parser = value::window, default_value = "15s")]
     pub window: SignedDuration,
@@ -269,6 +277,7 @@ Examples:
   ctwatch advise                            what is wrong, and what would help
   ctwatch advise --what-if max=1048576,time_wait=30,notrack=6379/tcp/lo
   ctwatch advise --format sh --item max > fix.sh   # then: sh fix.sh now
+  ctwatch advise --recording host.ctw       the morning after
 
 Exit codes: 0 done; 1 failed while running; 2 wrong usage; 3 cannot look here";
 

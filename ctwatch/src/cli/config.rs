@@ -11,6 +11,7 @@ use super::args;
 use super::export::Export;
 use super::record::Record;
 use super::replay::Replay;
+use super::report::Report;
 use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
@@ -48,6 +49,8 @@ pub enum Command {
     Replay(Replay),
     /// `ctwatch export`
     Export(Export),
+    /// `ctwatch report`
+    Report(Report),
     /// `ctwatch check`
     Check(Check),
 }
@@ -124,6 +127,8 @@ pub struct Table {
 /// `ctwatch advise`
 #[derive(Clone, Debug)]
 pub struct Advise {
+    /// The recording to reckon from; `None` means to measure.
+    pub recording: Option<PathBuf>,
     /// How long to measure.
     pub window: Duration,
     /// The netns; `None` means its own.
@@ -188,6 +193,7 @@ impl Config {
                 args::Command::Record(record) => Command::Record(Record::resolve(record)),
                 args::Command::Replay(replay) => Command::Replay(Replay::resolve(replay)),
                 args::Command::Export(export) => Command::Export(Export::resolve(export)),
+                args::Command::Report(report) => Command::Report(Report::resolve(report)),
                 args::Command::Check(args::Check { format, verifier }) => {
                     Command::Check(Check { format: format.into(), verifier })
                 }
@@ -246,8 +252,9 @@ impl Drops {
 
 impl Advise {
     fn resolve(args: args::Advise) -> Self {
-        let args::Advise { window, netns, what_if, times, item, format } = args;
+        let args::Advise { recording, window, netns, what_if, times, item, format } = args;
         Self {
+            recording,
             window: window.unsigned_abs(),
             netns,
             what_if,

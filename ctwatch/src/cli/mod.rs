@@ -6,6 +6,7 @@ mod config;
 mod export;
 mod record;
 mod replay;
+mod report;
 mod value;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ pub use config::{
 pub use export::{Export, ExportFormat};
 pub use record::Record;
 pub use replay::{Replay, Speed};
+pub use report::Report;
 pub use value::NetnsSpec;
 
 /// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).

@@ -2,6 +2,7 @@
 //! It changes nothing: what it prints is for the reader to run.
 
 mod around;
+mod recorded;
 
 use std::io::stdout;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::live::resolve_netns;
 use super::stop::Stop;
 use super::{VERSION, backend};
+use crate::advise::case::Case;
 use crate::advise::measure::Measure;
 use crate::advise::report::{self, Report, Source};
 use crate::cli::{AdviceFormat, Advise, BackendChoice, Config};
@@ -39,6 +41,9 @@ const BATCH: usize = 1 << 14;
 
 /// Runs it.
 pub fn run(config: &Config, advise: &Advise) -> Result<Exit> {
+    if let Some(path) = &advise.recording {
+        return recorded::run(config, advise, path);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -83,7 +88,12 @@ async fn measure_and_advise(config: &Config, advise: &Advise) -> Result<Exit> {
         measured_by,
         notes,
     };
-    let mut report = report::report(&case, source, advise.what_if.as_ref());
+    show(config, advise, &case, source)
+}
+
+/// Prints what follows from the case.
+fn show(config: &Config, advise: &Advise, case: &Case, source: Source) -> Result<Exit> {
+    let mut report = report::report(case, source, advise.what_if.as_ref());
     let chosen = choose(&report, advise)?;
     match advise.format {
         AdviceFormat::Sh => {

@@ -9,6 +9,7 @@ pub mod export;
 mod live;
 pub mod record;
 pub mod replay;
+pub mod report;
 mod stop;
 pub mod table;
 

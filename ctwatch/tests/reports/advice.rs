@@ -39,7 +39,7 @@ fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Servi
     }
 }
 
-fn machine() -> Machine {
+pub fn machine() -> Machine {
     Machine {
         kernel_release: "6.12.117".to_owned(),
         kernel_version: Some((6, 12)),

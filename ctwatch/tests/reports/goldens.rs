@@ -70,6 +70,7 @@ fn help_texts() {
         &["table", "--help"],
         &["advise", "--help"],
         &["record", "--help"],
+        &["report", "--help"],
         &["check", "--help"],
     ] {
         let error = ctwatch::cli::parse(["ctwatch"].iter().chain(arguments)).expect_err("help is no config");

@@ -5,4 +5,5 @@ mod advice;
 mod census;
 mod fixtures;
 mod goldens;
+mod postmortem;
 mod schema;

@@ -159,6 +159,7 @@ fn records() -> Vec<Value> {
     drop(view);
     let lines = crate::fixtures::recording_lines();
     let recorded = lines.iter().map(|line| serde_json::to_value(line).unwrap());
+    out.extend(crate::postmortem::json().bytes());
     let printed = String::from_utf8(out).unwrap();
     printed.lines().map(|line| serde_json::from_str(line).unwrap()).chain(recorded).collect()
 }

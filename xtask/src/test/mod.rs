@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::ebpf::{self, Check};
 use crate::vm::{GuestFile, Series, Status, Vm};
-use crate::{apt, dist, sh, verify, workspace};
+use crate::{apt, browser, dist, sh, verify, workspace};
 use count::Count;
 
 mod count;
@@ -39,6 +39,7 @@ enum Stage {
     Clippy,
     Unit,
     Docs,
+    Browser,
     Ebpf,
     Dist,
     Verify,
@@ -53,11 +54,12 @@ enum Only {
     Guests,
 }
 
-const STAGES: [Stage; 12] = [
+const STAGES: [Stage; 13] = [
     Stage::Fmt,
     Stage::Clippy,
     Stage::Unit,
     Stage::Docs,
+    Stage::Browser,
     Stage::Ebpf,
     Stage::Dist,
     Stage::Verify,
@@ -75,6 +77,7 @@ impl Stage {
             Stage::Clippy => "clippy".to_owned(),
             Stage::Unit => "unit".to_owned(),
             Stage::Docs => "docs".to_owned(),
+            Stage::Browser => "browser".to_owned(),
             Stage::Ebpf => "ebpf".to_owned(),
             Stage::Dist => "dist".to_owned(),
             Stage::Verify => "verify".to_owned(),
@@ -143,6 +146,7 @@ fn run_stage(stage: Stage, args: &Args, out: &mut (dyn Write + Send), err: &mut 
             &["doc", "--no-deps", "--workspace", "--exclude", "ctwatch-ebpf"],
             &[("RUSTDOCFLAGS", "-D warnings")],
         ),
+        Stage::Browser => browser::open().map(|()| Count::one(true)),
         Stage::Ebpf => ebpf_object(),
         Stage::Dist => dist::ctwatch().and_then(|_| dist::tests()).map(|_| Count::one(true)),
         Stage::Verify => dist::ctwatch().and_then(verify::verify).map(Count::one),

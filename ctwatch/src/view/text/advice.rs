@@ -136,7 +136,7 @@ fn answer(what_if: &WhatIf, times: f64, paint: Paint) -> Vec<String> {
 }
 
 /// An outcome in words.
-fn outcome(outcome: &Outcome) -> String {
+pub(crate) fn outcome(outcome: &Outcome) -> String {
     let peak = thousands(outcome.peak as u64);
     if outcome.max == 0 {
         return format!("{} entries, up to {peak}; no limit", thousands(outcome.needed as u64));

@@ -4,7 +4,7 @@
 use anstyle::{AnsiColor, Style};
 
 /// Columns of the narrowest terminal ctwatch is read on.
-pub(super) const COLUMNS: usize = 80;
+pub(crate) const COLUMNS: usize = 80;
 
 pub(super) const FULL: Style = AnsiColor::Red.on_default().bold();
 pub(super) const NEARLY: Style = AnsiColor::Yellow.on_default();
@@ -26,12 +26,12 @@ impl Paint {
     }
 }
 
-pub(super) fn width(text: &str) -> usize {
+pub(crate) fn width(text: &str) -> usize {
     text.chars().count()
 }
 
 /// 1234567 → "1,234,567"
-pub(super) fn thousands(number: u64) -> String {
+pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -44,12 +44,12 @@ pub(super) fn thousands(number: u64) -> String {
 }
 
 /// -1234 → "-1,234", 1234 → "+1,234"
-pub(super) fn signed(number: i64) -> String {
+pub(crate) fn signed(number: i64) -> String {
     format!("{}{}", if number < 0 { '-' } else { '+' }, thousands(number.unsigned_abs()))
 }
 
 /// A rate in at most seven characters: "0.4", "2,210", "99,999", "123k", "4,567k"
-pub(super) fn rate(per_s: f64) -> String {
+pub(crate) fn rate(per_s: f64) -> String {
     if per_s > 0.0 && per_s < 10.0 {
         return format!("{per_s:.1}");
     }
@@ -58,12 +58,12 @@ pub(super) fn rate(per_s: f64) -> String {
 }
 
 /// The part of a table that is used; rounded down, so that 100 % means full.
-pub(super) fn percent(fill: f64) -> String {
+pub(crate) fn percent(fill: f64) -> String {
     format!("{} %", (fill * 100.0 + 1e-9).floor())
 }
 
 /// Cuts text that is too long, and shows that it did.
-pub(super) fn shorten(text: &str, longest: usize) -> String {
+pub(crate) fn shorten(text: &str, longest: usize) -> String {
     if width(text) <= longest {
         return text.to_owned();
     }
@@ -72,7 +72,7 @@ pub(super) fn shorten(text: &str, longest: usize) -> String {
 }
 
 /// Breaks text at spaces, so that each line fits; all but the first are indented.
-pub(super) fn wrap(text: &str, indent: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, indent: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
     for word in text.split(' ') {

@@ -1,13 +1,13 @@
 //! Reports for a terminal 80 columns wide, read under pressure: the fill first, then who suffers.
 //! Whatever is not exact carries a mark.
 
-mod advice;
+pub(crate) mod advice;
 mod census;
 mod check;
-mod layout;
+pub(crate) mod layout;
 mod occupant_line;
 mod row_lines;
-mod summary;
+pub(crate) mod summary;
 mod table_line;
 
 use std::collections::HashMap;

@@ -125,7 +125,7 @@ pub(super) fn differences(unexplained: &Unexplained) -> Vec<String> {
     .collect()
 }
 
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let whole = seconds as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),

@@ -1,0 +1,398 @@
+//! Advice from a recording: the demand of its worst window, the table as it was listed nearest to it, the machine's facts.
+//! Reads the recording and nothing else; what a recording can't hold (firewall rules, programs) is said.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::RangeInclusive;
+
+use anyhow::{Context as _, Result, bail};
+use ctwatch_common::Cause;
+use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
+use jiff::Timestamp;
+
+use super::case::{Case, Firewall, Known, Objection};
+use super::gc::Gc;
+use super::measure::Measure;
+use super::model::{Demand, Service};
+use super::report::Source;
+use super::target::Target;
+use crate::event::{Loss, NetnsId};
+use crate::machine::{self, Machine};
+use crate::record::Recording;
+use crate::record::reader::{RecordedRun, Stored};
+use crate::record::rebuild::{Names, Rebuild};
+use crate::record::rows::{Facts, Listing};
+
+/// Services of which something is said besides their numbers.
+const NAMED: usize = 12;
+/// A table listed so long before or after the window says less of it.
+const FAR_S: f64 = 120.0;
+
+/// What is asked of a recording.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The netns by what the recording calls it, or its inode number; `None`: the one that lost most.
+    pub netns: Option<Which>,
+    /// Length of the window, seconds.
+    pub window_s: f64,
+    /// Ticks to look at.
+    pub ticks: RangeInclusive<i64>,
+    /// Also reckon with so many times the rate.
+    pub times: f64,
+}
+
+/// A netns of a recording.
+#[derive(Clone, Debug)]
+pub enum Which {
+    /// Its name.
+    Name(String),
+    /// Its inode number.
+    Inode(u32),
+}
+
+/// The case a recording makes, and where it comes from.
+///
+/// # Errors
+/// The recording is damaged, or lacks what advice needs; the error says what and how to record it.
+pub fn case(recording: &Recording, version: &'static str, question: &Question) -> Result<(Case, Source)> {
+    let file = recording.path().display();
+    let doing = || format!("advising from {file}");
+    let found = Found::read(recording, question).with_context(doing)?;
+    let worst = worst(recording, &found, question).with_context(doing)?;
+    let listing = nearest(
+        found.listings.iter().filter(|(_, one)| one.netns == worst.netns),
+        |(_, one)| one.at.time,
+        worst.to,
+    )
+    .map(|(_, listing)| listing);
+    let Some(listing) = listing else {
+        bail!("{}: it holds no listing of the table of that netns; --netns chooses another one", doing());
+    };
+    let Some(facts) = nearest(found.facts.iter(), |facts| facts.at.time, worst.to) else {
+        bail!(
+            "{}: it holds no facts of the machine, which `ctwatch record` reads when it starts and when a trigger \
+             fires: record again",
+            doing()
+        );
+    };
+    let mut machine: Machine = serde_json::from_str(&facts.json).with_context(|| {
+        format!(
+            "{}: its facts of the machine are of another version: take the ctwatch that recorded it",
+            doing()
+        )
+    })?;
+    machine.table.count = Some(listing.entries);
+    let (mut measure, sampled) = replay(recording, &worst, listing, question.window_s).with_context(doing)?;
+    let services = measure.services();
+    let source = source(version, &worst, listing, &measure, &machine, sampled);
+    Ok((assemble(services, &measure, machine, &worst, question.times), source))
+}
+
+/// What a recording holds besides ticks.
+struct Found {
+    runs: Vec<RecordedRun>,
+    listings: Vec<(i64, Listing)>,
+    facts: Vec<Facts>,
+    /// The span of the last incident.
+    incident: Option<RangeInclusive<i64>>,
+    names: HashMap<i64, HashMap<NetnsId, Names>>,
+}
+
+impl Found {
+    fn read(recording: &Recording, question: &Question) -> Result<Self> {
+        let runs = recording.runs()?;
+        let (mut listings, mut facts, mut incident, mut names) =
+            (Vec::new(), Vec::new(), None, HashMap::new());
+        for run in &runs {
+            listings.extend(recording.listings(run.id)?.into_iter().map(|listing| (run.id, listing)));
+            facts.extend(recording.machines(run.id)?);
+            let within = |tick: i64| question.ticks.contains(&tick);
+            let last = recording.incidents(run.id)?.into_iter().rfind(|(_, one)| within(one.tick));
+            incident = last.map(|(_, one)| one.detail_from..=one.detail_to).or(incident);
+            names.insert(run.id, recording.names(run.id)?);
+        }
+        if let Some(which) = &question.netns {
+            listings.retain(|(run, listing)| which.is(listing.netns, names.get(run)));
+        }
+        if listings.is_empty() {
+            bail!(
+                "it holds no table that was read entry by entry{}; `ctwatch record` does that when it starts and when a \
+                 trigger fires: record again, as root",
+                if question.netns.is_some() { " of that netns" } else { "" }
+            );
+        }
+        Ok(Self { runs, listings, facts, incident, names })
+    }
+}
+
+impl Which {
+    fn is(&self, id: NetnsId, names: Option<&HashMap<NetnsId, Names>>) -> bool {
+        match self {
+            Self::Inode(inode) => id.inode() == *inode,
+            Self::Name(wanted) => {
+                names.and_then(|names| names.get(&id)?.name.as_ref()).is_some_and(|name| name == wanted)
+            }
+        }
+    }
+}
+
+/// The window that is reckoned with.
+#[derive(Clone, Debug)]
+struct Worst {
+    run: RecordedRun,
+    netns: NetnsId,
+    name: Option<String>,
+    from: Timestamp,
+    to: Timestamp,
+    ticks: RangeInclusive<i64>,
+    refused: i64,
+    max: Option<u32>,
+}
+
+/// The window in which a netns that was listed refused most; if nothing was, the one before its listing.
+fn worst(recording: &Recording, found: &Found, question: &Question) -> Result<Worst> {
+    let mut best: Option<Worst> = None;
+    for run in &found.runs {
+        let listed: Vec<NetnsId> =
+            found.listings.iter().filter(|(of, _)| *of == run.id).map(|(_, one)| one.netns).collect();
+        if listed.is_empty() {
+            continue;
+        }
+        let mut sliding = Sliding::new(question.window_s, &listed);
+        for stored in recording.ticks(run, i64::MIN..=*question.ticks.end())? {
+            let stored = stored?;
+            let inside = stored.id >= *question.ticks.start()
+                && found.incident.as_ref().is_none_or(|incident| incident.contains(&stored.id));
+            sliding.add(&stored, inside);
+            let Some((netns, refused)) = sliding.most().filter(|_| inside) else { continue };
+            if best.as_ref().is_none_or(|best| refused > best.refused) {
+                best = Some(sliding.window(run, found, netns, refused, &stored));
+            }
+        }
+        if best.is_none() {
+            best = sliding.before_listing(recording, run, found)?;
+        }
+    }
+    best.context("it holds no tick in that span; a wider one may")
+}
+
+/// A window that moves over the ticks.
+struct Sliding<'a> {
+    window_s: f64,
+    listed: &'a [NetnsId],
+    ticks: VecDeque<(i64, f64, Timestamp, BTreeMap<NetnsId, i64>)>,
+    refused: BTreeMap<NetnsId, i64>,
+    seconds: f64,
+    max: HashMap<NetnsId, Option<u32>>,
+}
+
+impl<'a> Sliding<'a> {
+    fn new(window_s: f64, listed: &'a [NetnsId]) -> Self {
+        Self {
+            window_s,
+            listed,
+            ticks: VecDeque::new(),
+            refused: BTreeMap::new(),
+            seconds: 0.0,
+            max: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, stored: &Stored, inside: bool) {
+        let tick = &stored.tick;
+        for netns in &tick.netns {
+            self.max.insert(netns.id, netns.max);
+        }
+        let mut refused: BTreeMap<NetnsId, i64> = BTreeMap::new();
+        for (key, losses) in tick.losses.iter().filter(|_| inside) {
+            let netns = NetnsId(key.netns);
+            let is_full = key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED) == Cause::TableFull as u8;
+            if is_full && self.listed.contains(&netns) {
+                *refused.entry(netns).or_default() += losses;
+            }
+        }
+        for (netns, losses) in &refused {
+            *self.refused.entry(*netns).or_default() += losses;
+        }
+        let seconds = tick.interval_us as f64 / 1e6;
+        self.seconds += seconds;
+        self.ticks.push_back((stored.first, seconds, tick.time, refused));
+        while self.ticks.len() > 1 && self.seconds > self.window_s + 0.5 {
+            let Some((_, seconds, _, refused)) = self.ticks.pop_front() else { break };
+            self.seconds -= seconds;
+            for (netns, losses) in refused {
+                *self.refused.entry(netns).or_default() -= losses;
+            }
+        }
+    }
+
+    fn most(&self) -> Option<(NetnsId, i64)> {
+        let most = self.refused.iter().max_by_key(|(_, refused)| **refused)?;
+        (*most.1 > 0).then_some((*most.0, *most.1))
+    }
+
+    fn window(&self, run: &RecordedRun, found: &Found, netns: NetnsId, refused: i64, last: &Stored) -> Worst {
+        let (first, seconds, time, _) = self.ticks.front().cloned().unwrap_or_default();
+        let name = found.names.get(&run.id).and_then(|names| names.get(&netns)?.name.clone());
+        Worst {
+            run: run.clone(),
+            netns,
+            name,
+            from: time - jiff::SignedDuration::from_secs_f64(seconds),
+            to: last.tick.time,
+            ticks: first..=last.id,
+            refused,
+            max: self.max.get(&netns).copied().flatten(),
+        }
+    }
+
+    /// Nothing was refused: the window that ends where the table was listed last.
+    fn before_listing(
+        &self,
+        recording: &Recording,
+        run: &RecordedRun,
+        found: &Found,
+    ) -> Result<Option<Worst>> {
+        let Some((_, listing)) = found.listings.iter().rfind(|(of, _)| *of == run.id) else {
+            return Ok(None);
+        };
+        let listed = [listing.netns];
+        let mut sliding = Sliding::new(self.window_s, &listed);
+        let mut window = None;
+        for stored in recording.ticks(run, i64::MIN..=i64::MAX)? {
+            let stored = stored?;
+            // A listing at the start has no tick before it: the first window after it will do.
+            if stored.tick.time > listing.at.time && sliding.seconds >= self.window_s - 0.5 {
+                break;
+            }
+            sliding.add(&stored, true);
+            window = Some(sliding.window(run, found, listing.netns, 0, &stored));
+        }
+        Ok(window)
+    }
+}
+
+/// What lies nearest to a time.
+fn nearest<T>(all: impl Iterator<Item = T>, at: impl Fn(&T) -> Timestamp, to: Timestamp) -> Option<T> {
+    all.min_by_key(|one| at(one).duration_since(to).abs())
+}
+
+/// Lets the ticks and losses of the window through the door of a live measurement. Also says whether losses are a sample.
+fn replay(recording: &Recording, worst: &Worst, listing: &Listing, window_s: f64) -> Result<(Measure, bool)> {
+    let timeouts = listing.census.timeouts().clone();
+    let mut measure = Measure::new(worst.netns, window_s, timeouts, worst.run.run.counts_flows);
+    let losses = recording.losses(worst.ticks.clone())?;
+    let is_refusal =
+        |loss: &Loss| loss.event.kind == Cause::TableFull as u8 && NetnsId(loss.event.netns) == worst.netns;
+    let kept = losses.iter().filter(|(_, loss)| is_refusal(loss)).count();
+    let sampled = (kept as i64) < worst.refused;
+    let mut losses = losses.into_iter().peekable();
+    let mut rebuild = Rebuild::default();
+    let names = HashMap::new();
+    let mut before = None;
+    for stored in recording.ticks(&worst.run, i64::MIN..=*worst.ticks.end())? {
+        let stored = stored?;
+        rebuild.add(&stored.tick);
+        if stored.first < *worst.ticks.start() {
+            before = (stored.id + 1 >= *worst.ticks.start()).then(|| rebuild.sample(&stored.tick, &names));
+            continue;
+        }
+        if let Some(before) = before.take() {
+            measure.sample(&before);
+        } else if measure.is_new() {
+            measure.sample(&Rebuild::default().sample(&stored.tick, &names));
+        }
+        while let Some((_, loss)) = losses.next_if(|(tick, _)| *tick <= stored.id) {
+            measure.loss(&loss.event);
+        }
+        let mut sample = rebuild.sample(&stored.tick, &names);
+        // Tuples that were not kept are as good as lost.
+        sample.lost_events[Cause::TableFull as usize] += u64::from(sampled);
+        measure.sample(&sample);
+    }
+    measure.listed(listing.census.clone());
+    Ok((measure, sampled))
+}
+
+fn source(
+    version: &'static str,
+    worst: &Worst,
+    listing: &Listing,
+    measure: &Measure,
+    machine: &Machine,
+    sampled: bool,
+) -> Source {
+    let apart = listing.at.time.duration_since(worst.to).as_secs_f64();
+    let mut notes = vec![format!(
+        "from a recording: what came and was lost from {:.0} to {:.0}, the table as it was listed at {:.0} ({})",
+        worst.from,
+        worst.to,
+        listing.at.time,
+        listing.occasion.name()
+    )];
+    if apart.abs() > FAR_S {
+        notes.push(format!(
+            "the table was listed {:.0} min {} that window: states and lifetimes may have been others by then",
+            apart.abs() / 60.0,
+            if apart < 0.0 { "before" } else { "after" }
+        ));
+    }
+    if sampled {
+        notes.push(
+            "a recording keeps a sample of the losses, so retries can't be told from new flows: each refused packet is \
+             reckoned as a flow, and the demand is an upper bound"
+                .to_owned(),
+        );
+    }
+    if !worst.run.run.counts_flows {
+        notes.push("flows were not counted: arrivals are read from the timeouts of the entries".to_owned());
+    }
+    if worst.name.as_deref().is_some_and(|name| name != "host") {
+        notes.push("commands are for that netns: run them inside it (nsenter, ip netns exec)".to_owned());
+    }
+    notes.extend(machine.notes.iter().cloned());
+    Source {
+        version,
+        time: worst.to,
+        netns: worst.netns,
+        name: worst.name.clone(),
+        window_s: measure.seconds(),
+        measured_by: if worst.run.run.counts_flows { "kprobe" } else { "census" },
+        notes,
+    }
+}
+
+fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: &Worst, times: f64) -> Case {
+    let known: BTreeMap<Target, Known> =
+        services.iter().take(NAMED).map(|service| (service.target(), unseen())).collect();
+    Case {
+        demand: Demand {
+            services,
+            max: worst.max.unwrap_or_else(|| machine.table.max.unwrap_or(0) as u32),
+            ephemeral: machine.ephemeral_ports.as_ref().map(machine::EphemeralPorts::ceiling),
+            gc: Gc {
+                // Up to 5.14 one scan every two minutes.
+                every_s: machine.kernel_version.filter(|version| *version < (5, 15)).map(|_| 120.0),
+                reaped_per_s: 0.0,
+            },
+        },
+        timeouts: measure.timeouts().clone(),
+        machine,
+        times,
+        enter: String::new(),
+        firewall: Firewall::default(),
+        known,
+    }
+}
+
+/// A service of which the recording can't say whether a rule needs its state.
+fn unseen() -> Known {
+    let objection = Objection {
+        rule: "rules are not in a recording".to_owned(),
+        text: "whether NAT or a stateful rule needs these flows is not known".to_owned(),
+        remedy: Some("sudo ctwatch advise".to_owned()),
+    };
+    Known { objections: vec![objection], ..Known::default() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! A recording made by the Writer gives the demand that was put into it.
+
+use super::*;
+use crate::advise::census::Census as Listed;
+use crate::advise::phase::Phase;
+use crate::advise::report::report;
+use crate::event::{KernelCounters, Listed as Entry};
+use crate::record::Writer;
+use crate::record::rows::{Instant, Occasion, Run};
+use crate::record::tick::{NetnsTick, Tick};
+use crate::record::writer::Batch;
+use crate::state::table::Direction;
+use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
+use std::path::Path;
+
+const HOST: NetnsId = NetnsId(4_026_531_840);
+
+fn at(second: i64) -> Instant {
+    let time = Timestamp::from_second(1_700_000_000 + second).unwrap();
+    Instant { time, mono_us: second * 1_000_000 }
+}
+
+fn run() -> Run {
+    Run {
+        started: at(0),
+        boot_id: None,
+        host: Some("web1".to_owned()),
+        version: "0.1.0".to_owned(),
+        kernel_release: "6.12.1".to_owned(),
+        backend: "kprobe".to_owned(),
+        backend_reason: None,
+        interval_us: 1_000_000,
+        counts_flows: true,
+        hooks: Vec::new(),
+        since_boot: KernelCounters::default(),
+        continues: false,
+    }
+}
+
+/// Fifty flows a second get in, and in the middle another fifty are refused.
+fn tick(second: i64) -> Tick {
+    let slot = |kind| SlotKey { netns: HOST.0, port: 6379, proto: 6, kind };
+    let full = (60..90).contains(&second);
+    let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
+    let count = Some(if full { 3_000 } else { 1_500 });
+    tick.netns = vec![NetnsTick { id: HOST, count, peak: count, max: Some(3_000), ..NetnsTick::default() }];
+    tick.flows = vec![(slot(KIND_FLOWS), [50, 50, 0])];
+    if full {
+        tick.losses = vec![(slot(Cause::TableFull as u8 | KIND_LOOPBACK), 50)];
+    }
+    tick
+}
+
+fn listing(second: i64) -> Listing {
+    let mut census = Listed::new([(Phase::TimeWait, 60), (Phase::Established, 432_000)].into(), 15);
+    for left in (0..60).flat_map(|left| std::iter::repeat_n(left, 50)) {
+        let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left, ..Entry::default() };
+        census.add(&entry, Direction::Loopback);
+    }
+    Listing {
+        netns: HOST,
+        occasion: Occasion::Trigger,
+        at: at(second),
+        took_us: 1,
+        entries: 3_000,
+        duplicates: 0,
+        interrupted: false,
+        census,
+    }
+}
+
+fn facts() -> Facts {
+    let machine = Machine { kernel_release: "6.12.1".to_owned(), ..Machine::default() };
+    Facts { at: at(0), occasion: Occasion::Start, json: serde_json::to_string(&machine).unwrap() }
+}
+
+fn write(path: &Path, listings: Vec<Listing>, facts: Vec<Facts>) -> Recording {
+    let mut writer = Writer::open(path, &run()).unwrap();
+    let names = HashMap::from([(HOST, Names { name: Some("host".to_owned()), container: None })]);
+    writer.write(&Batch { names, listings, facts, ..Batch::default() }).unwrap();
+    for second in 1..=120 {
+        writer.write(&Batch { tick: Some(tick(second)), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    Recording::open(path).unwrap()
+}
+
+fn question() -> Question {
+    Question { netns: None, window_s: 15.0, ticks: i64::MIN..=i64::MAX, times: 2.0 }
+}
+
+#[test]
+fn the_worst_window_gives_the_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let recording = write(&folder.path().join("a.ctw"), vec![listing(2), listing(70)], vec![facts()]);
+    let (case, source) = case(&recording, "0.1.0", &question()).unwrap();
+    assert!((source.window_s - 15.0).abs() < 0.1, "{}", source.window_s);
+    assert!((at(74).time..=at(90).time).contains(&source.time), "{}", source.time);
+    assert!(source.notes[0].contains("trigger"), "{:?}", source.notes);
+    assert!(source.notes.iter().any(|note| note.contains("upper bound")), "no event was kept");
+    let service = &case.demand.services[0];
+    assert!((service.admitted_per_s - 50.0).abs() < 0.1, "{service:?}");
+    assert!((service.refused_per_s - 50.0).abs() < 0.1, "{service:?}");
+    assert!((service.offered_per_s - 100.0).abs() < 0.2, "{service:?}");
+    assert_eq!(case.demand.max, 3_000);
+    let report = report(&case, source, None);
+    assert_eq!(report.table.count, 3_000);
+    // 100 flows/s for 60 s, and those that have expired and wait for gc.
+    assert!((6_000.0..8_000.0).contains(&report.table.demand.needed), "{}", report.table.demand.needed);
+    let notrack = report.items.iter().find(|item| item.id.starts_with("notrack")).unwrap();
+    assert!(!notrack.refused.is_empty() && notrack.commands.now.is_empty(), "{notrack:?}");
+}
+
+#[test]
+fn what_a_recording_lacks_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let without = write(&folder.path().join("a.ctw"), vec![], vec![facts()]);
+    let error = format!("{:#}", case(&without, "0.1.0", &question()).unwrap_err());
+    assert!(
+        error.contains("a.ctw") && error.contains("entry by entry") && error.contains("record again"),
+        "{error}"
+    );
+    let without = write(&folder.path().join("b.ctw"), vec![listing(70)], vec![]);
+    let error = format!("{:#}", case(&without, "0.1.0", &question()).unwrap_err());
+    assert!(error.contains("no facts of the machine"), "{error}");
+    let elsewhere = Question { netns: Some(Which::Name("blue".to_owned())), ..question() };
+    let error = format!("{:#}", case(&without, "0.1.0", &elsewhere).unwrap_err());
+    assert!(error.contains("of that netns"), "{error}");
+}
+
+#[test]
+fn a_quiet_recording_is_reckoned_with_where_it_was_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let recording = write(&folder.path().join("a.ctw"), vec![listing(40)], vec![facts()]);
+    let early = Question { ticks: 1..=50, ..question() };
+    let (case, source) = case(&recording, "0.1.0", &early).unwrap();
+    assert_eq!(source.time, at(40).time);
+    assert!((case.demand.services[0].admitted_per_s - 50.0).abs() < 0.1);
+    assert_eq!(case.demand.services[0].refused_per_s, 0.0);
+}

@@ -1,0 +1,36 @@
+//! `ctwatch advise --recording`: the same advice from a file, the morning after, on any host.
+//! Needs no rights but to read it.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::{VERSION, show};
+use crate::advise::recorded::{Question, Which, case};
+use crate::cli::{Advise, Config, NetnsSpec};
+use crate::error::{Exit, Failure};
+use crate::record::Recording;
+
+pub(super) fn run(config: &Config, advise: &Advise, path: &Path) -> Result<Exit> {
+    let recording = Recording::open(path)?;
+    let question = Question {
+        netns: advise.netns.as_ref().map(which).transpose()?,
+        window_s: advise.window.as_secs_f64(),
+        ticks: i64::MIN..=i64::MAX,
+        times: advise.times,
+    };
+    let (case, source) = case(&recording, VERSION, &question)?;
+    show(config, advise, &case, source)
+}
+
+fn which(spec: &NetnsSpec) -> Result<Which> {
+    match spec {
+        NetnsSpec::Host => Ok(Which::Name("host".to_owned())),
+        NetnsSpec::Name(name) => Ok(Which::Name(name.clone())),
+        NetnsSpec::Inode(id) => Ok(Which::Inode(id.inode())),
+        NetnsSpec::Pid(pid) => {
+            let text = format!("--netns pid:{pid}: a recording knows no processes; give a name or an inode");
+            Err(Failure::usage(text).into())
+        }
+    }
+}

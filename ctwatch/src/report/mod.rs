@@ -1,0 +1,78 @@
+//! `ctwatch report`: the postmortem of what a recording holds, gathered once and shown in one of four formats.
+//! Reads recordings and writes strings; nothing here touches the system.
+
+mod advice;
+mod document;
+mod gather;
+mod html;
+mod markdown;
+mod model;
+mod pass;
+mod plots;
+mod sampled;
+mod sections;
+mod series;
+mod text;
+mod trust;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+pub use model::Report;
+
+/// What is asked of the recordings.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The recordings, one a host.
+    pub files: Vec<PathBuf>,
+    /// Only this incident.
+    pub incident: Option<i64>,
+    /// Only from here,
+    pub from: Option<Timestamp>,
+    /// and only until here.
+    pub to: Option<Timestamp>,
+}
+
+/// How to show a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For a terminal, at 80 columns.
+    Text,
+    /// For a wiki.
+    Markdown,
+    /// For a browser: one file without scripts.
+    Html,
+    /// For scripts.
+    Json,
+}
+
+/// Gathers everything.
+///
+/// # Errors
+/// A file is no recording, newer, or damaged; there is no such incident.
+pub fn gather(wish: &Wish, version: &'static str) -> Result<Report> {
+    if wish.from.zip(wish.to).is_some_and(|(from, to)| from >= to) {
+        bail!("reporting: --from must be before --to");
+    }
+    let hosts = wish.files.iter().map(|file| gather::host(file, wish, version)).collect::<Result<_>>()?;
+    Ok(Report { kind: "report", schema: crate::state::report::SCHEMA, version, hosts })
+}
+
+/// The report as it is printed. Times are shown in this time zone; in JSON they are UTC.
+///
+/// # Errors
+/// A plot or template can't be written.
+pub fn render(report: &Report, format: Format, zone: &TimeZone) -> Result<String> {
+    Ok(match format {
+        Format::Json => serde_json::to_string(report)? + "\n",
+        Format::Text => text::render(&document::of(report, zone)),
+        Format::Markdown => markdown::render(&document::of(report, zone)),
+        Format::Html => html::render(report, &document::of(report, zone), zone)?,
+    })
+}
+
+#[cfg(test)]
+mod tests;
