@@ -43,9 +43,9 @@ pub fn run(folder: &Path) -> Result<bool> {
     let (cpu, took) = (cpu_s() - before, began.elapsed().as_secs_f64());
     let rss = peak_rss()?;
     let bytes = std::fs::metadata(&path)?.len();
-    let began = Clock::now();
+    let before = cpu_s();
     let read = read(&path)?;
-    let reading = began.elapsed().as_secs_f64();
+    let reading = cpu_s() - before;
     anyhow::ensure!(read == host.lost, "{} losses were recorded of {}", read, host.lost);
     println!(
         "24 h at 1 s, a storm of {TUPLES} distinct tuples in ten minutes, {MOVING} ports moving each second:"
@@ -54,7 +54,7 @@ pub fn run(folder: &Path) -> Result<bool> {
     println!("peak RSS    {:>8.1} MiB  (goal {} MiB)", rss as f64 / f64::from(1 << 20), RSS_GOAL >> 20);
     println!("CPU         {cpu:>8.1} s    {:.3} % of one core over the day", cpu / SECONDS as f64 * 100.0);
     println!("wall clock  {took:>8.1} s");
-    println!("reading it  {reading:>8.2} s    every tick, with its checksums");
+    println!("reading it  {reading:>8.2} s    of CPU, every tick with its checksums");
     Ok(bytes <= FILE_GOAL && rss <= RSS_GOAL)
 }
 

@@ -151,6 +151,8 @@ impl<'a> Recording<'a> {
         let reason = loop {
             match steps.run(&mut attached.watch, self, stop, every).await? {
                 Ended::Called(Call::Hangup) => {
+                    // What came until now belongs to the file that is closed now.
+                    self.sample(&attached.watch.sample()?)?;
                     self.rotate()?;
                     attached.watch.count_again();
                 }

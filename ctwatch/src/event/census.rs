@@ -63,6 +63,13 @@ impl Remaining {
         self.0[bucket(left)] += 1;
     }
 
+    /// Adds another distribution's entries.
+    pub fn add_all(&mut self, other: &Self) {
+        for (sum, more) in self.0.iter_mut().zip(other.0) {
+            *sum += more;
+        }
+    }
+
     /// Entries counted.
     #[must_use]
     pub fn total(&self) -> u32 {
@@ -153,6 +160,16 @@ impl Detail {
         self.mix.assured += u32::from(assured);
         let lasts = if self.is_tcp() { tcp_state == Mix::ESTABLISHED } else { assured };
         if lasts { self.lasting.add(left) } else { self.ending.add(left) }
+    }
+
+    /// Adds another one's entries.
+    pub fn add_all(&mut self, other: &Self) {
+        for (sum, more) in self.mix.tcp.iter_mut().zip(other.mix.tcp) {
+            *sum += more;
+        }
+        self.mix.assured += other.mix.assured;
+        self.lasting.add_all(&other.lasting);
+        self.ending.add_all(&other.ending);
     }
 
     /// Whether states are TCP's.

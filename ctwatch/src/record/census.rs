@@ -12,6 +12,8 @@ use crate::event::{Base, Census, CensusKey, Detail, Mix, NetnsId, Remaining, Tim
 
 /// Ports of one census that are kept: those that hold most.
 const KEYS: usize = 2048;
+/// Ports whose states and timeouts are kept apart; those of the others are added up by protocol.
+const DETAILS: usize = 16;
 
 /// Writes a census.
 pub(super) fn insert(
@@ -80,7 +82,18 @@ fn kept(census: &Census) -> (Census, usize) {
     let omitted = census.bases.len().max(census.keys.len()).saturating_sub(KEYS);
     census.bases.truncate(KEYS);
     census.keys.truncate(KEYS);
+    sum_up_small(&mut census.details);
     (ordered(census), omitted)
+}
+
+fn sum_up_small(details: &mut Vec<Detail>) {
+    details.sort_by_key(|detail| (detail.port.is_none(), std::cmp::Reverse(detail.mix.total())));
+    let apart = details.iter().take_while(|detail| detail.port.is_some()).take(DETAILS).count();
+    let mut rest: BTreeMap<u8, Detail> = BTreeMap::new();
+    for detail in details.drain(apart..) {
+        rest.entry(detail.proto).or_insert_with(|| Detail::new(detail.proto, None)).add_all(&detail);
+    }
+    details.extend(rest.into_values());
 }
 
 fn ordered(mut census: Census) -> Census {

@@ -1,7 +1,7 @@
 //! Ticks in their order, some hundreds at a time: memory stays small, and no row is looked up alone.
 //! Within a run their numbers have no gap, so that one that got lost shows.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 use anyhow::Result;
@@ -117,8 +117,8 @@ impl Iterator for Ticks<'_> {
 #[derive(Debug)]
 pub(in crate::record) struct Numbers {
     run: i64,
-    slots: HashMap<i64, SlotKey>,
-    netns: HashMap<i64, NetnsId>,
+    slots: Named<SlotKey>,
+    netns: Named<NetnsId>,
 }
 
 impl Numbers {
@@ -127,7 +127,7 @@ impl Numbers {
         let slots = each(connection, SLOTS, [run], |row| Ok((row.get(0)?, slot_key(row)?)))?;
         let sql = "SELECT id, number FROM netns WHERE run = ?1";
         let netns = each(connection, sql, [run], |row| Ok((row.get(0)?, NetnsId(row.get(1)?))))?;
-        Ok(Self { run, slots: slots.into_iter().collect(), netns: netns.into_iter().collect() })
+        Ok(Self { run, slots: Named::of(slots), netns: Named::of(netns) })
     }
 
     /// The next ticks with their checksums.
@@ -147,21 +147,21 @@ impl Numbers {
         let mut place = Places::new(&mut batch);
         let sql = "SELECT * FROM tick_netns WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
         each(connection, sql, span, |row| {
-            let netns = known(&self.netns, row)?;
+            let netns = self.netns.named_by(row)?;
             place.of(row)?.netns.push(netns_tick(row, netns)?);
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
         let sql = "SELECT * FROM tick_loss WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
         each(connection, sql, span, |row| {
-            place.of(row)?.losses.push((known(&self.slots, row)?, row.get(2)?));
+            place.of(row)?.losses.push((self.slots.named_by(row)?, row.get(2)?));
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
         let sql = "SELECT * FROM tick_flow WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
         each(connection, sql, span, |row| {
             let counts = [row.get(2)?, row.get(3)?, row.get(4)?];
-            place.of(row)?.flows.push((known(&self.slots, row)?, counts));
+            place.of(row)?.flows.push((self.slots.named_by(row)?, counts));
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
@@ -218,9 +218,34 @@ impl<'a> Places<'a> {
     }
 }
 
-/// What the number in a row's second column stands for.
-fn known<T: Copy>(of: &HashMap<i64, T>, row: &Row<'_>) -> Result<T, Trouble> {
-    of.get(&row.get(1)?).copied().map_or_else(|| astray(row), Ok)
+/// What numbers stand for. Those of one run lie close together, and are looked up for every row.
+#[derive(Debug)]
+struct Named<T> {
+    first: i64,
+    of: Vec<Option<T>>,
+}
+
+impl<T: Copy> Named<T> {
+    fn of(pairs: Vec<(i64, T)>) -> Self {
+        // A number far away from the others is a damaged one: what names it is astray.
+        let most = 65_536 + 16 * pairs.len();
+        let first = pairs.iter().map(|(number, _)| *number).min().unwrap_or(0);
+        let mut of = Vec::new();
+        for (number, what) in pairs {
+            let Ok(place) = usize::try_from(number - first) else { continue };
+            if place < most {
+                of.resize(of.len().max(place + 1), None);
+                of[place] = Some(what);
+            }
+        }
+        Self { first, of }
+    }
+
+    /// What the number in a row's second column stands for.
+    fn named_by(&self, row: &Row<'_>) -> Result<T, Trouble> {
+        let place = usize::try_from(row.get::<_, i64>(1)? - self.first).ok();
+        place.and_then(|place| self.of.get(place).copied().flatten()).map_or_else(|| astray(row), Ok)
+    }
 }
 
 fn astray<T>(row: &Row<'_>) -> Result<T, Trouble> {
