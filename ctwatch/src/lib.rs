@@ -7,6 +7,7 @@ pub mod command;
 pub mod conntrack;
 pub mod error;
 pub mod event;
+pub mod export;
 pub mod firewall;
 pub mod kernel;
 pub mod machine;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use ctwatch::cli::{self, Command};
-use ctwatch::command::{advise, check, drops, report, table};
+use ctwatch::command::{advise, check, drops, export, replay, report, table};
 use ctwatch::error;
 
 fn main() -> ExitCode {
@@ -14,6 +14,8 @@ fn main() -> ExitCode {
         Command::Advise(arguments) => advise::run(&config, arguments),
         Command::Report(arguments) => report::run(&config, arguments),
         Command::Table(arguments) => table::run(&config, arguments),
+        Command::Replay(arguments) => replay::run(&config, arguments),
+        Command::Export(arguments) => export::run(&config, arguments),
         Command::Check(arguments) => check::run(&config, arguments),
     };
     let exit = result.unwrap_or_else(|error| {

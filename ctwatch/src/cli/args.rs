@@ -8,6 +8,8 @@ use ctwatch_common::Cause;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
+use super::export::ExportArgs;
+use super::replay::ReplayArgs;
 use super::value::{self, NetnsSpec};
 use crate::advise::whatif::Changes;
 use crate::state::table::Keys;
@@ -46,6 +48,10 @@ pub enum Command {
     Advise(Advise),
     /// The postmortem of recordings: text, Markdown, HTML or JSON
     Report(super::report::Args),
+    /// A recording, as `drops` would have shown it
+    Replay(ReplayArgs),
+    /// A recording for other programs, as NDJSON, CSV or Parquet
+    Export(ExportArgs),
     /// Can ctwatch run here, how, and if not, why and what would help
     Check(Check),
 }
@@ -230,7 +236,7 @@ pub struct Check {
     pub verifier: bool,
 }
 
-const FILTERS: &str = "Filters (on rows and events; lists, and repeatable)";
+pub(super) const FILTERS: &str = "Filters (on rows and events; lists, and repeatable)";
 
 const ROW_FILTERS: &str = "Filters (on rows; lists, and repeatable)";
 

@@ -8,6 +8,8 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use super::args;
+use super::export::Export;
+use super::replay::Replay;
 use super::report::Report;
 use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
@@ -42,6 +44,10 @@ pub enum Command {
     Advise(Advise),
     /// `ctwatch report`
     Report(Report),
+    /// `ctwatch replay`
+    Replay(Replay),
+    /// `ctwatch export`
+    Export(Export),
     /// `ctwatch check`
     Check(Check),
 }
@@ -182,6 +188,8 @@ impl Config {
                 args::Command::Table(table) => Command::Table(Table::resolve(table)),
                 args::Command::Advise(advise) => Command::Advise(Advise::resolve(advise)),
                 args::Command::Report(report) => Command::Report(Report::resolve(report)),
+                args::Command::Replay(replay) => Command::Replay(Replay::resolve(replay)),
+                args::Command::Export(export) => Command::Export(Export::resolve(export)),
                 args::Command::Check(args::Check { format, verifier }) => {
                     Command::Check(Check { format: format.into(), verifier })
                 }

@@ -3,6 +3,8 @@
 
 mod args;
 mod config;
+mod export;
+mod replay;
 mod report;
 mod value;
 
@@ -13,6 +15,8 @@ use clap::{CommandFactory as _, Parser as _};
 pub use config::{
     AdviceFormat, Advise, BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy,
 };
+pub use export::{Export, ExportFormat};
+pub use replay::{Replay, Speed};
 pub use report::Report;
 pub use value::NetnsSpec;
 

@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::drops::{Stop, resolve_netns};
+use super::live::resolve_netns;
+use super::stop::Stop;
 use super::{VERSION, backend};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
@@ -184,7 +185,7 @@ async fn watch(
     while measure.seconds() < advise.window.as_secs_f64() - EVERY.as_secs_f64() / 2.0 {
         tokio::select! {
             biased;
-            () = stop.wait() => return Ok(None),
+            _ = stop.wait() => return Ok(None),
             _ = ticks.tick() => {
                 watch.drain(BATCH, |loss| take(loss, &mut measure, &mut senders));
                 watch.follow_module()?;

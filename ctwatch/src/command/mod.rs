@@ -5,7 +5,11 @@ pub mod advise;
 mod backend;
 pub mod check;
 pub mod drops;
+pub mod export;
+mod live;
+pub mod replay;
 pub mod report;
+mod stop;
 pub mod table;
 
 use std::io::stdout;

@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use super::drops::{Stop, resolve_netns};
+use super::live::resolve_netns;
+use super::stop::Stop;
 use super::{VERSION, view};
 use crate::cli::{Config, Table};
 use crate::conntrack::census::{self, Refusal};
@@ -55,7 +56,7 @@ async fn look_on(config: &Config, table: &Table) -> Result<Exit> {
         let listing = spawn_blocking(move || one.at_all());
         let report = tokio::select! {
             biased;
-            () = stop.wait() => return Ok(Exit::Done),
+            _ = stop.wait() => return Ok(Exit::Done),
             report = listing => report.context("listing the tables")??,
         };
         view.table(&report).context("writing the table")?;
@@ -63,7 +64,7 @@ async fn look_on(config: &Config, table: &Table) -> Result<Exit> {
         let took = started.elapsed();
         tokio::select! {
             biased;
-            () = stop.wait() => return Ok(Exit::Done),
+            _ = stop.wait() => return Ok(Exit::Done),
             () = sleep(every.saturating_sub(took).max(took)) => {}
         }
     }

@@ -1,6 +1,7 @@
 //! Recordings: one SQLite file that keeps what enters `state`, so that it can enter again.
 //! Crash-safe, bounded in size, readable by any SQLite while it is written; docs/recording.md has it all.
 
+pub mod anonymize;
 mod census;
 mod digest;
 mod event;
@@ -9,8 +10,10 @@ mod lock;
 mod open;
 pub mod reader;
 pub mod rebuild;
+pub mod replay;
 pub mod rows;
 mod schema;
+pub mod span;
 mod sparse;
 pub mod tick;
 pub mod track;

@@ -1,6 +1,7 @@
 //! Reading a recording: what it holds besides ticks, and ticks and events in their order.
 //! Every row is checked against its checksum on the way; rows that went missing show with [`Recording::verify`].
 
+mod bounds;
 mod ticks;
 
 use std::collections::HashMap;

@@ -25,6 +25,7 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
 
 pub use proto::{Protocol, service};
+pub use report::fill;
 pub use settings::{Backend, By, Filter, PortRange, Settings};
 
 use crate::event::{FlowSample, Loss, NetnsId, Sample, SlotSample, Who};
@@ -54,6 +55,8 @@ pub struct State {
     overflow: [u64; CAUSES],
     lost_events: [u64; CAUSES],
     ambiguous: u64,
+    /// Some losses never come as events.
+    misses_events: bool,
     /// Where there were losses of which a filter or a row needs something unknown.
     unattributed: HashSet<(NetnsId, Cause)>,
 }
@@ -91,6 +94,7 @@ impl State {
             overflow: [0; CAUSES],
             lost_events: [0; CAUSES],
             ambiguous: 0,
+            misses_events: false,
             unattributed: HashSet::new(),
         }
     }
@@ -99,6 +103,11 @@ impl State {
     #[must_use]
     pub fn wants_events(&self) -> bool {
         matches!(self.rows, Rows::Events(_)) || self.settings.drop_events || self.settings.insert_events
+    }
+
+    /// From here on rows made of events are lower bounds: not every loss comes as one.
+    pub const fn miss_events(&mut self) {
+        self.misses_events = true;
     }
 
     /// One event. Returns what to show of it, if events are asked for and it passes the filters.
@@ -302,7 +311,7 @@ impl State {
             if separate_overflow && self.settings.filter.passes_cause(cause) {
                 overflow[index] = Sum { losses: total.saturating_sub(overflow_before[index]), total };
             }
-            sampled[index] = (by_events && self.lost_events[index] > 0)
+            sampled[index] = (by_events && (self.misses_events || self.lost_events[index] > 0))
                 || (cause == Cause::TableFull && self.account.claimed_too_much > 0);
             // A port that has a slot had it from its first loss on; rows that sum up slots may lack those without.
             let sums_slots = separate_overflow && self.settings.by != By::Port;

@@ -3,5 +3,7 @@
 
 mod crash;
 mod damage;
+mod export;
+mod replay;
 mod roundtrip;
 mod synthetic;

@@ -65,6 +65,8 @@ fn help_texts() {
     for arguments in [
         &["--help"][..],
         &["drops", "--help"],
+        &["replay", "--help"],
+        &["export", "--help"],
         &["table", "--help"],
         &["advise", "--help"],
         &["report", "--help"],

@@ -1,0 +1,242 @@
+//! `ctwatch replay`: a recording through the state and the views of `drops`, as fast as it was or faster.
+//! Each run of a recording is a watch of its own: from its start record to its summary.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep_until};
+
+use super::drops::Shown;
+use super::live::Follower as _;
+use super::stop::Stop;
+use super::view;
+use crate::cli::{Config, NetnsSpec, Replay as Arguments, Speed};
+use crate::error::{Exit, Failure};
+use crate::event::NetnsId;
+use crate::record::Recording;
+use crate::record::reader::RecordedRun;
+use crate::record::rebuild::Names;
+use crate::record::replay::Replay;
+use crate::record::span::Span;
+use crate::state::report::{Notice, SCHEMA, Start};
+use crate::state::{Backend, Settings, State};
+
+/// Runs it.
+pub fn run(config: &Config, arguments: &Arguments) -> Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("starting the event loop")?;
+    runtime.block_on(replay(config, arguments))
+}
+
+async fn replay(config: &Config, arguments: &Arguments) -> Result<Exit> {
+    let recording = Recording::open(&arguments.file)?;
+    let runs = recording.runs()?;
+    let span = match recording.bounds(&runs)? {
+        Some(bounds) => {
+            let span = Span::of(arguments.from, arguments.to, bounds, &config.look.time_zone);
+            span.map_err(Failure::usage)?
+        }
+        None => bail!("replaying {}: no run was recorded in it", arguments.file.display()),
+    };
+    let names = runs.iter().map(|run| recording.names(run.id)).collect::<Result<Vec<_>>>()?;
+    known_netns(&arguments.netns, &names)?;
+    let mut stop = Stop::new()?;
+    let mut before = None;
+    for (run, names) in runs.iter().zip(&names) {
+        // It may hold nothing of the span.
+        if span.is_after(run.run.started.time) {
+            break;
+        }
+        let netns = selected(&arguments.netns, names);
+        let settings = settings(arguments, run, netns.clone())?;
+        let shown = Shown { view: view(arguments.format, &config.look, netns), state: State::new(settings) };
+        let mut player = Player { shown, began: None, elapsed_s: 0.0, last: run.run.started.time };
+        let wants_losses = player.shown.state.wants_events();
+        let replay = Replay::new(&recording, run, span, wants_losses)?;
+        let is_over = player.play(replay, run, before, arguments.speed, &mut stop).await?;
+        before = Some(player.last);
+        if is_over {
+            break;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Shows one run.
+struct Player {
+    shown: Shown,
+    /// When its first tick was shown, and its monotonic time.
+    began: Option<(Instant, i64)>,
+    elapsed_s: f64,
+    /// When its last tick ended.
+    last: Timestamp,
+}
+
+impl Player {
+    /// Returns whether it was ended from outside. `before` is when the run before this one ended.
+    async fn play(
+        &mut self,
+        mut replay: Replay<'_>,
+        run: &RecordedRun,
+        before: Option<Timestamp>,
+        speed: Speed,
+        stop: &mut Stop,
+    ) -> Result<bool> {
+        let mut called = false;
+        while let Some(step) = replay.step()? {
+            self.last = step.sample.time;
+            if !step.is_shown {
+                self.shown.state.sample(&step.sample);
+                called = pause(stop, None).await;
+                if called {
+                    break;
+                }
+                continue;
+            }
+            if self.began.is_none() {
+                self.start(run, before, step.sample.time, step.sample.interval_s)?;
+            }
+            let (at, mono_us) = *self.began.get_or_insert((Instant::now(), step.mono_us));
+            let since = Duration::from_micros(u64::try_from(step.mono_us - mono_us).unwrap_or(0));
+            called = pause(stop, speed.scaled(since).map(|since| at + since)).await;
+            if called {
+                break;
+            }
+            for notice in &step.notices {
+                self.shown.notice(notice)?;
+            }
+            if step.is_sampled {
+                self.shown.state.miss_events();
+            }
+            for loss in &step.losses {
+                self.shown.loss(loss)?;
+            }
+            self.elapsed_s += step.sample.interval_s;
+            self.shown.sample(&step.sample)?;
+        }
+        if self.began.is_some() {
+            if !called {
+                for notice in replay.last_words() {
+                    self.shown.notice(&notice)?;
+                }
+            }
+            let mut end = self.shown.state.end(self.last);
+            end.duration_s = self.elapsed_s;
+            self.shown.view.end(&end)?;
+        }
+        Ok(called)
+    }
+
+    fn start(
+        &mut self,
+        run: &RecordedRun,
+        before: Option<Timestamp>,
+        first: Timestamp,
+        interval_s: f64,
+    ) -> Result<()> {
+        let RecordedRun { id, run, .. } = run;
+        self.shown.view.start(&Start {
+            schema: SCHEMA,
+            version: run.version.clone(),
+            time: run.started.time,
+            kernel_release: run.kernel_release.clone(),
+            backend: backend(&run.backend)?.name(),
+            backend_reason: run.backend_reason.clone(),
+            hooks: run.report_hooks(),
+            since_boot: run.since_boot,
+        })?;
+        let host = run.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
+        let text = format!("a replay: run {id}{host} began at {:.0}", run.started.time);
+        self.shown.notice(&Notice { time: run.started.time, code: "replay", text })?;
+        if let Some(before) = before.filter(|before| *before < run.started.time) {
+            let text = format!("nothing was recorded from {before:.0} to {:.0}", run.started.time);
+            self.shown.notice(&Notice { time: run.started.time, code: "gap", text })?;
+        }
+        let began = first.as_microsecond() - (interval_s * 1e6) as i64;
+        if began > run.started.time.as_microsecond() + 2 * run.interval_us.max(1_000_000) {
+            let text = format!("totals count from {first:.0} on, not from the start of the run");
+            self.shown.notice(&Notice { time: first, code: "span", text })?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until then, or only looks; returns whether the run is to end.
+async fn pause(stop: &mut Stop, until: Option<Instant>) -> bool {
+    let pause = async {
+        match until {
+            Some(until) => sleep_until(until).await,
+            None => tokio::task::yield_now().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = stop.wait() => true,
+        () = pause => false,
+    }
+}
+
+fn backend(name: &str) -> Result<Backend> {
+    let known = [Backend::Kprobe, Backend::Tracepoint, Backend::Counters];
+    let backend = known.into_iter().find(|backend| backend.name() == name);
+    backend
+        .with_context(|| format!("replaying a run: its backend is `{name}`, which this ctwatch doesn't know"))
+}
+
+fn settings(arguments: &Arguments, run: &RecordedRun, netns: Option<Vec<NetnsId>>) -> Result<Settings> {
+    Ok(Settings {
+        by: arguments.by,
+        filter: crate::state::Filter { netns, ..arguments.filter.clone() },
+        top: arguments.top,
+        drop_events: arguments.drop_events,
+        insert_events: false,
+        count_flows: run.run.counts_flows,
+        backend: backend(&run.run.backend)?,
+    })
+}
+
+/// Refuses a netns that no run has.
+fn known_netns(wanted: &[NetnsSpec], runs: &[HashMap<NetnsId, Names>]) -> Result<()> {
+    for spec in wanted {
+        if let NetnsSpec::Pid(pid) = spec {
+            let text = format!(
+                "--netns pid:{pid}: a recording doesn't know who was in which netns; give a name or an inode"
+            );
+            return Err(Failure::usage(text).into());
+        }
+        if !runs.iter().flatten().any(|(id, names)| is(spec, *id, names)) {
+            let mut there: Vec<String> =
+                runs.iter().flatten().map(|(id, names)| called(*id, names)).collect();
+            there.sort();
+            there.dedup();
+            let text = format!("--netns: no such netns was recorded; there are {}", there.join(", "));
+            return Err(Failure::usage(text).into());
+        }
+    }
+    Ok(())
+}
+
+fn called(id: NetnsId, names: &Names) -> String {
+    names.name.clone().unwrap_or_else(|| id.inode().to_string())
+}
+
+fn is(spec: &NetnsSpec, id: NetnsId, names: &Names) -> bool {
+    match spec {
+        NetnsSpec::Host => names.name.as_deref() == Some("host"),
+        NetnsSpec::Name(name) => names.name.as_ref() == Some(name),
+        NetnsSpec::Inode(inode) => inode.0 == id.inode(),
+        NetnsSpec::Pid(_) => false,
+    }
+}
+
+/// The namespaces of a run that were asked for; `None`: all.
+fn selected(wanted: &[NetnsSpec], names: &HashMap<NetnsId, Names>) -> Option<Vec<NetnsId>> {
+    let chosen =
+        |(id, names): (&NetnsId, &Names)| wanted.iter().any(|spec| is(spec, *id, names)).then_some(*id);
+    (!wanted.is_empty()).then(|| names.iter().filter_map(chosen).collect())
+}

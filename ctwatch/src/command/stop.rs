@@ -1,0 +1,61 @@
+//! What ends a run from outside, or calls for something: signals, and a duration that is over.
+//! Says which it was; what follows from it is each command's business.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::sleep_until;
+
+/// What came from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    /// SIGINT or SIGTERM.
+    End,
+    /// SIGHUP.
+    Hangup,
+    /// The duration is over.
+    TimeIsUp,
+}
+
+/// Listens for it.
+pub(super) struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    at: Option<tokio::time::Instant>,
+}
+
+impl Stop {
+    pub(super) fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("listening for signals");
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+            at: None,
+        })
+    }
+
+    /// The duration counts from here: waiting and attaching don't belong to it.
+    pub(super) fn after(&mut self, duration: Option<Duration>) {
+        self.at = duration.map(|duration| tokio::time::Instant::now() + duration);
+    }
+
+    /// Waits for a signal or the end of the duration. Safe to cancel.
+    pub(super) async fn wait(&mut self) -> Call {
+        let at = self.at;
+        let time_is_up = async {
+            match at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => Call::End,
+            _ = self.terminate.recv() => Call::End,
+            _ = self.hangup.recv() => Call::Hangup,
+            () = time_is_up => Call::TimeIsUp,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! RFC 4180 with a header; what is unknown is empty.
+//! A file for each table, since each has columns of its own.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use anyhow::Result;
+
+use super::{Sink, Table, Value};
+
+/// Writes it.
+pub struct Csv<W: Write>(BTreeMap<Table, csv::Writer<W>>);
+
+impl<W: Write> Csv<W> {
+    /// Writes these tables there, their headers at once.
+    ///
+    /// # Errors
+    /// As [`Sink::row`].
+    pub fn new(outs: impl IntoIterator<Item = (Table, W)>) -> Result<Self> {
+        let mut writers = BTreeMap::new();
+        for (table, out) in outs {
+            let mut writer = csv::Writer::from_writer(out);
+            writer.write_record(table.columns().iter().map(|(name, _)| name)).map_err(plain)?;
+            writers.insert(table, writer);
+        }
+        Ok(Self(writers))
+    }
+}
+
+/// The crate hides what went wrong with a file, and a closed pipe is no failure.
+fn plain(error: csv::Error) -> anyhow::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error.into(),
+        other => anyhow::anyhow!("writing CSV: {other:?}"),
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Int(value) => value.to_string(),
+        Value::Float(value) => value.to_string(),
+        Value::Bool(value) => value.to_string(),
+        Value::Text(value) => value.clone(),
+        Value::Time(value) => format!("{value:.6}"),
+    }
+}
+
+impl<W: Write> Sink for Csv<W> {
+    fn row(&mut self, table: Table, values: &[Value]) -> Result<()> {
+        if let Some(writer) = self.0.get_mut(&table) {
+            writer.write_record(values.iter().map(text)).map_err(plain)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        for writer in self.0.values_mut() {
+            writer.flush()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,388 @@
+//! From a recording to rows: every checked thing that is in it, run by run and tick by tick.
+//! Only what is asked for is read; memory doesn't grow with the recording.
+
+mod drops;
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use ctwatch_common::Cause;
+use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use jiff::Timestamp;
+
+use super::{Sink, Table, Value};
+use crate::event::{Census, NetnsId};
+use crate::record::Recording;
+use crate::record::anonymize::Anonymizer;
+use crate::record::reader::{RecordedRun, Stored};
+use crate::record::rebuild::Names;
+use crate::record::span::Span;
+use crate::record::tick::{NetnsTick, Presence};
+use crate::state::{Protocol, fill, service};
+use drops::Drops;
+
+/// What is wanted.
+#[derive(Debug)]
+pub struct Choice {
+    /// These tables.
+    pub tables: Vec<Table>,
+    /// What happened in this span. Of runs and of settings first seen, those before it come, too.
+    pub span: Span,
+    /// Without what tells who is who.
+    pub anonymizer: Option<Anonymizer>,
+}
+
+impl Choice {
+    fn wants(&self, table: Table) -> bool {
+        // What the machine was like is full of addresses and names.
+        self.tables.contains(&table) && !(table == Table::Machine && self.anonymizer.is_some())
+    }
+}
+
+/// Writes what is wanted of a recording.
+///
+/// # Errors
+/// The recording is damaged, or the rows can't be written.
+pub fn export(recording: &Recording, mut choice: Choice, sink: &mut dyn Sink) -> Result<()> {
+    for recorded in recording.runs()? {
+        if choice.span.is_after(recorded.run.started.time) {
+            break;
+        }
+        let mut names = recording.names(recorded.id)?;
+        if let Some(anonymizer) = &mut choice.anonymizer {
+            // Numbers follow the ids, not the order of a hash table.
+            let mut ids: Vec<NetnsId> = names.keys().copied().collect();
+            ids.sort();
+            ids.iter()
+                .filter_map(|id| names.get_mut(id).map(|names| anonymizer.names(names)).map(drop))
+                .count();
+        }
+        let run = Run { recording, recorded: &recorded, names: &names };
+        run.about(&mut choice, sink)?;
+        run.ticks(&mut choice, sink)?;
+    }
+    sink.finish()
+}
+
+/// One run.
+struct Run<'a> {
+    recording: &'a Recording,
+    recorded: &'a RecordedRun,
+    names: &'a HashMap<NetnsId, Names>,
+}
+
+/// A row of values of different types.
+macro_rules! row {
+    ($($value:expr),+ $(,)?) => { [$(Value::from($value)),+] };
+}
+use row;
+
+impl Run<'_> {
+    /// Everything but ticks.
+    fn about(&self, choice: &mut Choice, sink: &mut dyn Sink) -> Result<()> {
+        let id = self.recorded.id;
+        if choice.wants(Table::Runs) {
+            self.start(choice, sink)?;
+        }
+        let span = choice.span;
+        if choice.wants(Table::Settings) {
+            // The first values hold until they change.
+            let settings = self.recording.settings(id)?.into_iter().filter(|setting| {
+                span.contains(setting.at.time)
+                    || (setting.before.is_none() && !span.is_after(setting.at.time))
+            });
+            for setting in settings {
+                let row = row![id, setting.at.time, setting.name, setting.value, setting.before];
+                sink.row(Table::Settings, &row)?;
+            }
+        }
+        if choice.wants(Table::Incidents) {
+            for (number, one) in self.recording.incidents(id)? {
+                if span.contains(one.at.time) {
+                    let (from, to) = (one.detail_from, one.detail_to);
+                    let row = row![
+                        id,
+                        number,
+                        one.at.time,
+                        one.condition,
+                        one.tick,
+                        one.measured,
+                        from,
+                        to,
+                        one.ceased
+                    ];
+                    sink.row(Table::Incidents, &row)?;
+                }
+            }
+        }
+        if choice.wants(Table::Notices) {
+            for notice in self.recording.notices(id)? {
+                if span.contains(notice.at.time) {
+                    // What it says may name somebody.
+                    let text = choice.anonymizer.is_none().then_some(notice.text);
+                    sink.row(Table::Notices, &row![id, notice.at.time, notice.code, text])?;
+                }
+            }
+        }
+        if choice.wants(Table::Machine) {
+            for facts in self.recording.machines(id)? {
+                if span.contains(facts.at.time) {
+                    sink.row(Table::Machine, &row![id, facts.at.time, facts.occasion.name(), facts.json])?;
+                }
+            }
+        }
+        if choice.wants(Table::Listings) { self.listings(span, sink) } else { Ok(()) }
+    }
+
+    fn start(&self, choice: &mut Choice, sink: &mut dyn Sink) -> Result<()> {
+        let RecordedRun { id, run, end, .. } = self.recorded;
+        let mut run = run.clone();
+        if let Some(anonymizer) = &mut choice.anonymizer {
+            anonymizer.run(&mut run);
+        }
+        let row = row![
+            *id,
+            run.host,
+            run.boot_id,
+            run.version,
+            run.kernel_release,
+            run.backend,
+            run.backend_reason,
+            run.interval_us as f64 / 1e6,
+            run.counts_flows,
+            run.continues,
+            run.started.time,
+            end.map(|end| end.at.time),
+            end.map(|end| end.reason.name()),
+        ];
+        sink.row(Table::Runs, &row)
+    }
+
+    fn listings(&self, span: Span, sink: &mut dyn Sink) -> Result<()> {
+        let id = self.recorded.id;
+        for listing in self.recording.listings(id)? {
+            if !span.contains(listing.at.time) {
+                continue;
+            }
+            for ((proto, port, direction), collected) in listing.census.services() {
+                for (phase, seen) in &collected.phases {
+                    let proto = Protocol(*proto);
+                    let row = row![
+                        id,
+                        listing.at.time,
+                        listing.occasion.name(),
+                        listing.netns.inode(),
+                        self.name(listing.netns),
+                        proto.to_string(),
+                        *port,
+                        service(proto, *port),
+                        direction.name(),
+                        phase.name(),
+                        seen.timeout,
+                        seen.entries,
+                        seen.entered,
+                        listing.census.look_s(),
+                        collected.pairs(),
+                    ];
+                    sink.row(Table::Listings, &row)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ticks(&self, choice: &mut Choice, sink: &mut dyn Sink) -> Result<()> {
+        let of_ticks = |table: &Table| *table <= Table::Occupancy && *table != Table::Runs;
+        if !choice.tables.iter().any(of_ticks) {
+            return Ok(());
+        }
+        let mut drops =
+            choice.wants(Table::Drops).then(|| Drops::new(&self.recorded.run.backend)).transpose()?;
+        for stored in self.recording.ticks(self.recorded, i64::MIN..=i64::MAX)? {
+            let stored = stored?;
+            if choice.span.is_after(stored.tick.time) {
+                break;
+            }
+            if !choice.span.is_after_from(stored.tick.time) {
+                continue;
+            }
+            self.tick(&stored, choice, sink)?;
+            if let Some(drops) = drops.as_mut().filter(|_| stored.tick.events_seen > 0) {
+                for (tick, mut loss) in self.recording.losses(stored.first..=stored.id)? {
+                    if let Some(anonymizer) = &mut choice.anonymizer {
+                        anonymizer.loss(&mut loss);
+                    }
+                    let name = self.name(NetnsId(loss.event.netns));
+                    if let Some(row) = drops.row(self.recorded.id, tick, name, &loss) {
+                        sink.row(Table::Drops, &row)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tick(&self, stored: &Stored, choice: &Choice, sink: &mut dyn Sink) -> Result<()> {
+        let (run, tick) = (self.recorded.id, &stored.tick);
+        let at = At { run, tick: stored.id, time: tick.time, interval_s: tick.interval_us as f64 / 1e6 };
+        if choice.wants(Table::Ticks) {
+            let [drop, early_drop, insert_failed, chaintoolong] = tick.unexplained;
+            let row = row![
+                run,
+                stored.id,
+                stored.first,
+                stored.level,
+                tick.time,
+                tick.mono_us,
+                at.interval_s,
+                tick.restarted,
+                tick.ambiguous,
+                tick.lost_events.iter().sum::<i64>(),
+                tick.events_seen,
+                drop,
+                early_drop,
+                insert_failed,
+                chaintoolong,
+            ];
+            sink.row(Table::Ticks, &row)?;
+        }
+        if choice.wants(Table::Fills) {
+            for netns in &tick.netns {
+                sink.row(Table::Fills, &self.fill(&at, netns))?;
+            }
+        }
+        if choice.wants(Table::Losses) {
+            for (key, losses) in &tick.losses {
+                if let Some(row) = self.losses(&at, *key, *losses) {
+                    sink.row(Table::Losses, &row)?;
+                }
+            }
+            for cause in Cause::ALL {
+                let losses = tick.overflow[cause as usize];
+                if losses != 0 {
+                    sink.row(Table::Losses, &overflow(&at, cause, losses))?;
+                }
+            }
+        }
+        if choice.wants(Table::Arrivals) {
+            for (key, [inserts, deletes, failed]) in &tick.flows {
+                let (netns, proto) = (NetnsId(key.netns), Protocol(key.proto));
+                let At { run, tick, time, interval_s } = at;
+                let (inserts, name) = (inserts - failed, self.name(netns));
+                let (port, service) = (key.port, service(proto, key.port));
+                let row = row![
+                    run,
+                    tick,
+                    time,
+                    interval_s,
+                    netns.inode(),
+                    name,
+                    proto.to_string(),
+                    port,
+                    service,
+                    inserts,
+                    *deletes,
+                ];
+                sink.row(Table::Arrivals, &row)?;
+            }
+        }
+        if choice.wants(Table::Occupancy) {
+            for census in &tick.censuses {
+                self.occupancy(&at, census, sink)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&self, netns: NetnsId) -> Option<String> {
+        self.names.get(&netns).and_then(|names| names.name.clone())
+    }
+
+    fn fill(&self, at: &At, netns: &NetnsTick) -> [Value; 15] {
+        let NetnsTick { id, presence, complete: _, count, peak, max, kernel, width: _ } = *netns;
+        let [drop, early_drop, insert_failed, chaintoolong] = kernel;
+        let container = self.names.get(&id).and_then(|names| names.container.clone());
+        row![
+            at.run,
+            at.tick,
+            at.time,
+            id.inode(),
+            self.name(id),
+            container,
+            presence != Presence::Present,
+            count,
+            peak,
+            max,
+            count.zip(max).and_then(|(count, max)| fill(count, max)),
+            drop,
+            early_drop,
+            insert_failed,
+            chaintoolong,
+        ]
+    }
+
+    fn losses(&self, at: &At, key: SlotKey, losses: i64) -> Option<[Value; 16]> {
+        let cause = Cause::from_number(key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED))?;
+        let (netns, proto) = (NetnsId(key.netns), Protocol(key.proto));
+        let is_known = key.kind & KIND_UNATTRIBUTED == 0;
+        let port = (is_known && proto.has_ports()).then_some(key.port);
+        let icmp = (is_known && proto.is_icmp()).then(|| key.port.to_be_bytes());
+        Some(row![
+            at.run,
+            at.tick,
+            at.time,
+            at.interval_s,
+            netns.inode(),
+            self.name(netns),
+            proto.to_string(),
+            port,
+            port.and_then(|port| service(proto, port)),
+            icmp.map(|[kind, _]| kind),
+            icmp.map(|[_, code]| code),
+            is_known.then_some(key.kind & KIND_LOOPBACK != 0),
+            cause.name(),
+            cause.unit().name(),
+            losses,
+            false,
+        ])
+    }
+
+    fn occupancy(&self, at: &At, census: &Census, sink: &mut dyn Sink) -> Result<()> {
+        for key in &census.keys {
+            let proto = Protocol(key.proto);
+            let row = row![
+                at.run,
+                at.tick,
+                at.time,
+                census.netns.inode(),
+                self.name(census.netns),
+                census.exact,
+                proto.to_string(),
+                key.port,
+                service(proto, key.port),
+                key.entries,
+                key.assured,
+                key.time_wait,
+            ];
+            sink.row(Table::Occupancy, &row)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where in a recording.
+#[derive(Clone, Copy)]
+struct At {
+    run: i64,
+    tick: i64,
+    time: Timestamp,
+    interval_s: f64,
+}
+
+/// Losses that have no key (yet).
+fn overflow(at: &At, cause: Cause, losses: i64) -> [Value; 16] {
+    const NONE: Value = Value::Null;
+    let [run, tick, time, interval] = row![at.run, at.tick, at.time, at.interval_s];
+    let [cause, unit, losses, overflow] = row![cause.name(), cause.unit().name(), losses, true];
+    [run, tick, time, interval, NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE, cause, unit, losses, overflow]
+}

@@ -1,0 +1,85 @@
+//! Losses one by one: what `ctwatch drops --events` says of one, as a row.
+//! The state decides what is known; here it only gets columns.
+
+use anyhow::{Context as _, Result};
+use ctwatch_common::Cause;
+
+use super::{Value, row};
+use crate::event::{Loss, Role};
+use crate::state::report::{Certainty, DropEvent, Event, Packet};
+use crate::state::{Backend, By, Filter, Settings, State};
+
+/// Makes rows of losses.
+pub(super) struct Drops(State);
+
+impl Drops {
+    pub fn new(backend: &str) -> Result<Self> {
+        let known = [Backend::Kprobe, Backend::Tracepoint, Backend::Counters];
+        let backend = known.into_iter().find(|known| known.name() == backend);
+        let backend =
+            backend.context("exporting drops: the run's backend is none that this ctwatch knows")?;
+        Ok(Self(State::new(Settings {
+            by: By::Port,
+            filter: Filter { causes: Cause::ALL.to_vec(), ..Filter::default() },
+            top: 1,
+            drop_events: true,
+            insert_events: false,
+            count_flows: false,
+            backend,
+        })))
+    }
+
+    pub fn row(&mut self, run: i64, tick: i64, name: Option<String>, loss: &Loss) -> Option<[Value; 42]> {
+        let Event::Drop(event) = self.0.loss(loss)? else { return None };
+        let DropEvent { packet, reply, entry, pushed_out_by, process, .. } = &event;
+        let Packet { netns, proto, src, sport, dst, dport, icmp_type, icmp_code, icmp_id, loopback, .. } =
+            packet;
+        let by = pushed_out_by.flatten();
+        let certainty = if event.certainty == Certainty::Exact { "exact" } else { "inferred" };
+        let role = |role| if role == Role::Sender { "sender" } else { "listener" };
+        Some(row![
+            run,
+            tick,
+            event.time,
+            event.cause.name(),
+            certainty,
+            netns.inode(),
+            name,
+            proto.map(|proto| proto.to_string()),
+            src.map(|address| address.to_string()),
+            *sport,
+            dst.map(|address| address.to_string()),
+            *dport,
+            *icmp_type,
+            *icmp_code,
+            *icmp_id,
+            *loopback,
+            event.hook,
+            event.input.clone(),
+            event.output.clone(),
+            event.count,
+            event.max,
+            event.fill,
+            event.length,
+            process.as_ref().map(|process| process.pid),
+            process.as_ref().map(|process| process.name.clone()),
+            process.as_ref().map(|process| role(process.role)),
+            event.cgroup.clone(),
+            event.container.clone(),
+            event.nat,
+            reply.map(|reply| reply.src.to_string()),
+            reply.and_then(|reply| reply.sport),
+            reply.map(|reply| reply.dst.to_string()),
+            reply.and_then(|reply| reply.dport),
+            entry.map(|entry| entry.assured),
+            entry.map(|entry| entry.seen_reply),
+            entry.and_then(|entry| entry.tcp_state),
+            entry.and_then(|entry| entry.timeout_left_s),
+            by.map(|by| by.proto.to_string()),
+            by.map(|by| by.tuple.src.to_string()),
+            by.and_then(|by| by.tuple.sport),
+            by.map(|by| by.tuple.dst.to_string()),
+            by.and_then(|by| by.tuple.dport),
+        ])
+    }
+}

@@ -1,0 +1,127 @@
+//! A recording as rows of plain tables, for other programs. What tables there are is one file, one more fills them, and one
+//! per format writes them.
+
+mod csv;
+mod fill;
+mod ndjson;
+mod parquet;
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use jiff::Timestamp;
+
+pub use csv::Csv;
+pub use fill::{Choice, export};
+pub use ndjson::Ndjson;
+pub use parquet::Parquet;
+pub use table::{Column, Kind, Table};
+
+/// One cell.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Unknown, or not applicable.
+    Null,
+    /// A whole number.
+    Int(i64),
+    /// Any number.
+    Float(f64),
+    /// Yes or no.
+    Bool(bool),
+    /// Text.
+    Text(String),
+    /// A moment.
+    Time(Timestamp),
+}
+
+/// Takes rows in any order of tables.
+pub trait Sink {
+    /// A row of that table, a value for each of its columns.
+    ///
+    /// # Errors
+    /// It can't be written; a closed pipe is `BrokenPipe`.
+    fn row(&mut self, table: Table, values: &[Value]) -> Result<()>;
+    /// There are no more.
+    ///
+    /// # Errors
+    /// As [`Sink::row`].
+    fn finish(&mut self) -> Result<()>;
+}
+
+/// Where rows go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To other programs.
+    Stdout,
+    /// Into this new file.
+    File(PathBuf),
+    /// Into this folder, a new file for each table.
+    Folder(PathBuf),
+}
+
+impl<T: Into<Value>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Null, Into::into)
+    }
+}
+
+impl From<bool> for Value {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+impl From<f64> for Value {
+    fn from(value: f64) -> Self {
+        Self::Float(value)
+    }
+}
+
+impl From<i64> for Value {
+    fn from(value: i64) -> Self {
+        Self::Int(value)
+    }
+}
+
+impl From<u64> for Value {
+    fn from(value: u64) -> Self {
+        Self::Int(value.cast_signed())
+    }
+}
+
+impl From<u32> for Value {
+    fn from(value: u32) -> Self {
+        Self::Int(value.into())
+    }
+}
+
+impl From<u16> for Value {
+    fn from(value: u16) -> Self {
+        Self::Int(value.into())
+    }
+}
+
+impl From<u8> for Value {
+    fn from(value: u8) -> Self {
+        Self::Int(value.into())
+    }
+}
+
+impl From<&str> for Value {
+    fn from(value: &str) -> Self {
+        Self::Text(value.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::Text(value)
+    }
+}
+
+impl From<Timestamp> for Value {
+    fn from(value: Timestamp) -> Self {
+        Self::Time(value)
+    }
+}

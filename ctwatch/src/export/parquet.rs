@@ -1,0 +1,172 @@
+//! Parquet: a file for each table, its columns typed, every one optional.
+//! Rows wait until there are enough of them for a row group, so memory is bounded.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int64Type};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
+use parquet::schema::parser::parse_message_type;
+
+use super::{Kind, Sink, Table, Value};
+
+/// Rows of a row group: enough for a dictionary to pay, and some MB of memory at most.
+const ROWS: usize = 1 << 15;
+
+/// Writes it.
+pub struct Parquet(BTreeMap<Table, Part>);
+
+/// The file of one table.
+struct Part {
+    /// `None` once it is closed.
+    writer: Option<SerializedFileWriter<File>>,
+    columns: Vec<Cells>,
+    rows: usize,
+}
+
+/// The cells of one column that wait: those that are known, and for each row whether it is.
+struct Cells {
+    known: Known,
+    levels: Vec<i16>,
+}
+
+enum Known {
+    Ints(Vec<i64>),
+    Floats(Vec<f64>),
+    Bools(Vec<bool>),
+    Texts(Vec<ByteArray>),
+}
+
+impl Parquet {
+    /// Writes these tables there.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn new(files: impl IntoIterator<Item = (Table, File)>) -> Result<Self> {
+        let part = |(table, file): (Table, File)| {
+            let schema = Arc::new(parse_message_type(&schema(table)).context("laying out a Parquet file")?);
+            let writer =
+                SerializedFileWriter::new(file, schema, Arc::new(WriterProperties::builder().build()))?;
+            let columns = table.columns().iter().map(|(_, kind)| Cells::new(*kind)).collect();
+            Ok((table, Part { writer: Some(writer), columns, rows: 0 }))
+        };
+        Ok(Self(files.into_iter().map(part).collect::<Result<_>>()?))
+    }
+}
+
+/// In Parquet's own notation.
+fn schema(table: Table) -> String {
+    let columns = table.columns().iter().map(|(name, kind)| {
+        let (physical, logical) = match kind {
+            Kind::Int => ("INT64", ""),
+            Kind::Float => ("DOUBLE", ""),
+            Kind::Bool => ("BOOLEAN", ""),
+            Kind::Text => ("BYTE_ARRAY", " (STRING)"),
+            Kind::Time => ("INT64", " (TIMESTAMP(MICROS,true))"),
+        };
+        format!("OPTIONAL {physical} {name}{logical};")
+    });
+    format!("message {} {{ {} }}", table.name(), columns.collect::<Vec<_>>().join(" "))
+}
+
+impl Cells {
+    const fn new(kind: Kind) -> Self {
+        let known = match kind {
+            Kind::Int | Kind::Time => Known::Ints(Vec::new()),
+            Kind::Float => Known::Floats(Vec::new()),
+            Kind::Bool => Known::Bools(Vec::new()),
+            Kind::Text => Known::Texts(Vec::new()),
+        };
+        Self { known, levels: Vec::new() }
+    }
+
+    fn push(&mut self, value: &Value) {
+        let is_known = match (&mut self.known, value) {
+            (Known::Ints(known), Value::Int(value)) => {
+                known.push(*value);
+                true
+            }
+            (Known::Ints(known), Value::Time(value)) => {
+                known.push(value.as_microsecond());
+                true
+            }
+            (Known::Floats(known), Value::Float(value)) => {
+                known.push(*value);
+                true
+            }
+            (Known::Bools(known), Value::Bool(value)) => {
+                known.push(*value);
+                true
+            }
+            (Known::Texts(known), Value::Text(value)) => {
+                known.push(ByteArray::from(value.as_str()));
+                true
+            }
+            _ => false,
+        };
+        self.levels.push(i16::from(is_known));
+    }
+
+    fn write(&mut self, writer: &mut SerializedColumnWriter<'_>) -> Result<()> {
+        match &mut self.known {
+            Known::Ints(known) => put::<Int64Type>(writer, known, &self.levels)?,
+            Known::Floats(known) => put::<DoubleType>(writer, known, &self.levels)?,
+            Known::Bools(known) => put::<BoolType>(writer, known, &self.levels)?,
+            Known::Texts(known) => put::<ByteArrayType>(writer, known, &self.levels)?,
+        }
+        self.levels.clear();
+        Ok(())
+    }
+}
+
+fn put<T: DataType>(
+    writer: &mut SerializedColumnWriter<'_>,
+    known: &mut Vec<T::T>,
+    levels: &[i16],
+) -> Result<()> {
+    writer.typed::<T>().write_batch(known, Some(levels), None)?;
+    known.clear();
+    Ok(())
+}
+
+impl Part {
+    /// Writes what waits as a row group.
+    fn write(&mut self) -> Result<()> {
+        let Some(writer) = self.writer.as_mut().filter(|_| self.rows > 0) else { return Ok(()) };
+        let mut group = writer.next_row_group()?;
+        let mut columns = self.columns.iter_mut();
+        while let Some(mut column) = group.next_column()? {
+            if let Some(cells) = columns.next() {
+                cells.write(&mut column)?;
+            }
+            column.close()?;
+        }
+        group.close()?;
+        self.rows = 0;
+        Ok(())
+    }
+}
+
+impl Sink for Parquet {
+    fn row(&mut self, table: Table, values: &[Value]) -> Result<()> {
+        let Some(part) = self.0.get_mut(&table) else { return Ok(()) };
+        for (cells, value) in part.columns.iter_mut().zip(values) {
+            cells.push(value);
+        }
+        part.rows += 1;
+        if part.rows == ROWS { part.write() } else { Ok(()) }
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        for part in self.0.values_mut() {
+            part.write()?;
+            if let Some(writer) = part.writer.take() {
+                writer.close()?;
+            }
+        }
+        Ok(())
+    }
+}

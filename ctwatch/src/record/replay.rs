@@ -1,0 +1,124 @@
+//! A run of a recording, tick by tick, as `state` is to see it, with all that a reader should know on the way.
+//! No clock and no view: how fast it goes and how it looks is the caller's business.
+
+mod baseline;
+mod remarks;
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+
+use super::reader::{RecordedRun, Recording, Stored, Ticks};
+use super::rebuild::{Names, Rebuild};
+use super::span::Span;
+use crate::event::{Loss, NetnsId, Sample};
+use crate::state::report::Notice;
+use baseline::Baseline;
+use remarks::Remarks;
+
+/// One tick.
+#[derive(Debug)]
+pub struct Step {
+    /// What is to be said before it.
+    pub notices: Vec<Notice>,
+    /// Losses in it that were kept.
+    pub losses: Vec<Loss>,
+    /// There were more of them.
+    pub is_sampled: bool,
+    /// Everything counted at its end.
+    pub sample: Sample,
+    /// CLOCK_MONOTONIC at its end, microseconds.
+    pub mono_us: i64,
+    /// It is in the span asked for. What comes before has to go into `state`, too: it says who fills the table.
+    pub is_shown: bool,
+}
+
+/// One run.
+#[derive(Debug)]
+pub struct Replay<'a> {
+    recording: &'a Recording,
+    ticks: Ticks<'a>,
+    names: HashMap<NetnsId, Names>,
+    span: Span,
+    wants_losses: bool,
+    rebuild: Rebuild,
+    baseline: Baseline,
+    remarks: Remarks,
+    done: bool,
+}
+
+impl<'a> Replay<'a> {
+    /// The part of a run that is in this span. Losses are read if they are wanted.
+    ///
+    /// # Errors
+    /// The file is damaged; so for all that follow.
+    pub fn new(recording: &'a Recording, run: &RecordedRun, span: Span, wants_losses: bool) -> Result<Self> {
+        Ok(Self {
+            recording,
+            ticks: recording.ticks(run, i64::MIN..=i64::MAX)?,
+            names: recording.names(run.id)?,
+            span,
+            wants_losses,
+            rebuild: Rebuild::default(),
+            baseline: Baseline::default(),
+            remarks: Remarks::new(recording, run)?,
+            done: false,
+        })
+    }
+
+    /// What the namespaces of this run are called.
+    #[must_use]
+    pub const fn names(&self) -> &HashMap<NetnsId, Names> {
+        &self.names
+    }
+
+    /// The next tick.
+    ///
+    /// # Errors
+    /// See [`Replay::new`].
+    pub fn step(&mut self) -> Result<Option<Step>> {
+        if self.done {
+            return Ok(None);
+        }
+        let Some(stored) = self.ticks.next().transpose()? else {
+            self.done = true;
+            return Ok(None);
+        };
+        if self.span.is_after(stored.tick.time) {
+            self.done = true;
+            self.remarks.cut_short();
+            return Ok(None);
+        }
+        let Stored { id, first, level: _, tick } = &stored;
+        self.rebuild.add(tick);
+        let mut sample = self.rebuild.sample(tick, &self.names);
+        let is_shown = self.baseline.is_set() || self.span.is_after_from(tick.time);
+        let mut step = Step {
+            notices: self.remarks.before(&stored, is_shown),
+            losses: Vec::new(),
+            is_sampled: false,
+            mono_us: tick.mono_us,
+            is_shown,
+            sample: if is_shown {
+                self.baseline.set();
+                self.baseline.subtract(&mut sample);
+                sample
+            } else {
+                self.baseline.take(&mut sample);
+                sample
+            },
+        };
+        if is_shown && self.wants_losses && tick.events_seen > 0 {
+            step.losses = self.recording.losses(*first..=*id)?.into_iter().map(|(_, loss)| loss).collect();
+            step.is_sampled = (step.losses.len() as u64) < tick.events_seen;
+            self.remarks.count_events(step.losses.len() as u64, tick.events_seen);
+        }
+        Ok(Some(step))
+    }
+
+    /// What is to be said at the end: how the run ended, and what is missing.
+    #[must_use]
+    pub fn last_words(&self) -> Vec<Notice> {
+        self.remarks.last_words()
+    }
+}

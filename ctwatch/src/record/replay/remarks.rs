@@ -1,0 +1,175 @@
+//! What a reader of a recording should know: what was said while it was made, what changed, and what is missing in it.
+//! Pure but for reading these rows once.
+
+use std::collections::VecDeque;
+
+use anyhow::Result;
+use jiff::Timestamp;
+
+use crate::record::reader::{RecordedRun, Recording, Stored};
+use crate::record::rows::Reason;
+use crate::state::report::Notice;
+
+/// The wall clock stepped if it moved by so much more or less than the monotonic one.
+const STEP_US: i64 = 1_000_000;
+
+/// What was said in the run itself, and what shows on the way.
+#[derive(Debug)]
+pub(super) struct Remarks {
+    /// By CLOCK_MONOTONIC, microseconds.
+    recorded: VecDeque<(i64, Notice)>,
+    level: u8,
+    /// The last tick's end: wall clock, and monotonic in microseconds.
+    last: Option<(Timestamp, i64)>,
+    kept: u64,
+    seen: u64,
+    is_cut_short: bool,
+    end: Option<(Timestamp, Reason)>,
+    began: Timestamp,
+    continues: bool,
+    is_first: bool,
+}
+
+impl Remarks {
+    pub fn new(recording: &Recording, run: &RecordedRun) -> Result<Self> {
+        let mut recorded = Vec::new();
+        for notice in recording.notices(run.id)? {
+            let (code, text) = known(&notice.code, notice.text);
+            recorded.push((notice.at.mono_us, Notice { time: notice.at.time, code, text }));
+        }
+        for setting in recording.settings(run.id)? {
+            let Some(before) = setting.before else { continue };
+            let now = setting.value.as_deref().unwrap_or("no such setting");
+            let text = format!("{} was {before} and is now {now}", setting.name);
+            recorded
+                .push((setting.at.mono_us, Notice { time: setting.at.time, code: "setting_changed", text }));
+        }
+        for (number, incident) in recording.incidents(run.id)? {
+            let text = format!("incident {number}: {}", incident.condition);
+            recorded.push((incident.at.mono_us, Notice { time: incident.at.time, code: "incident", text }));
+        }
+        recorded.sort_by_key(|(mono_us, _)| *mono_us);
+        Ok(Self {
+            recorded: recorded.into(),
+            level: 0,
+            last: None,
+            kept: 0,
+            seen: 0,
+            is_cut_short: false,
+            end: run.end.map(|end| (end.at.time, end.reason)),
+            began: run.run.started.time,
+            continues: run.run.continues,
+            is_first: true,
+        })
+    }
+
+    /// What is to be said before a tick.
+    pub fn before(&mut self, stored: &Stored, is_shown: bool) -> Vec<Notice> {
+        let tick = &stored.tick;
+        let mut notices = Vec::new();
+        while self.recorded.front().is_some_and(|(mono_us, _)| *mono_us <= tick.mono_us) {
+            notices.extend(self.recorded.pop_front().map(|(_, notice)| notice));
+        }
+        let mut say = |code, text| notices.push(Notice { time: tick.time, code, text });
+        if let Some((wall, mono_us)) = self.last.replace((tick.time, tick.mono_us)) {
+            let by = tick.time.as_microsecond() - wall.as_microsecond() - (tick.mono_us - mono_us);
+            if by.abs() > STEP_US {
+                let by = by as f64 / 1e6;
+                say(
+                    "clock_stepped",
+                    format!(
+                        "the clock went {by:+.1} s beside CLOCK_MONOTONIC: it was set, or the host slept"
+                    ),
+                );
+            }
+        }
+        if !is_shown {
+            return Vec::new();
+        }
+        if std::mem::take(&mut self.is_first) && self.continues {
+            say("continues", "this run goes on from an earlier file: totals count from here".to_owned());
+        }
+        if stored.level != self.level {
+            self.level = stored.level;
+            say("thinned", thinned(stored.level));
+        }
+        notices
+    }
+
+    pub const fn count_events(&mut self, kept: u64, seen: u64) {
+        self.kept += kept;
+        self.seen += seen;
+    }
+
+    /// The span ended before the run did.
+    pub const fn cut_short(&mut self) {
+        self.is_cut_short = true;
+    }
+
+    pub fn last_words(&self) -> Vec<Notice> {
+        let time = self.last.map_or(self.began, |(time, _)| time);
+        let mut notices = Vec::new();
+        let mut say = |time, code, text| notices.push(Notice { time, code, text });
+        if self.kept < self.seen {
+            let (kept, seen) = (self.kept, self.seen);
+            say(
+                time,
+                "events_sampled",
+                format!(
+                    "of {seen} losses the recording has {kept} one by one: rows by flow, source, destination, process or \
+                     container are lower bounds; those by port, protocol, cause and netns come from counters"
+                ),
+            );
+        }
+        match self.end {
+            _ if self.is_cut_short => {}
+            None => say(
+                time,
+                "no_end",
+                "the run has no end: it goes on, or its recorder was killed, or the host went down"
+                    .to_owned(),
+            ),
+            Some((ended, Reason::DiskFull)) => {
+                say(ended, "disk_full", "the recording ended here because the disk was full".to_owned());
+            }
+            Some((ended, Reason::Failed)) => {
+                say(ended, "failed", "the recording ended here because its recorder failed".to_owned());
+            }
+            Some((ended, Reason::Rotated)) => {
+                say(ended, "rotated", "the run goes on in a later file".to_owned());
+            }
+            Some((_, Reason::Signal | Reason::Duration | Reason::Once)) => {}
+        }
+        notices
+    }
+}
+
+fn thinned(level: u8) -> String {
+    let length = match level {
+        0 => return "from here on every tick is as it was recorded".to_owned(),
+        1 => "10 s",
+        2 => "1 min",
+        3 => "10 min",
+        _ => {
+            return "what follows is the sum of ticks that were dropped: when what happened is lost"
+                .to_owned();
+        }
+    };
+    format!("from here on ticks are thinned to {length}: totals are right, a fill is that at a tick's end")
+}
+
+/// A code that the contract has; others are told as they are.
+fn known(code: &str, text: String) -> (&'static str, String) {
+    let codes = [
+        "waiting_for_conntrack",
+        "conntrack_unloaded",
+        "reattached",
+        "losses_without_tuple",
+        "no_census",
+        "events_lost",
+    ];
+    match codes.into_iter().find(|known| *known == code) {
+        Some(known) => (known, text),
+        None => ("recorded", format!("{code}: {text}")),
+    }
+}
