@@ -43,6 +43,11 @@ pub struct Args {
         help = "text, md, html or json [default: by the ending of\n-o, else text]"
     )]
     pub format: Option<Kind>,
+    #[arg(
+        long, value_name = "KEY", num_args = 0..=1, require_equals = true, default_missing_value = "",
+        help = "Replace addresses and names, the same always by\nthe same; with a key, in every file alike"
+    )]
+    pub anonymize: Option<String>,
     /// Write to a file, which must not exist yet
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -69,7 +74,7 @@ pub struct Report {
 
 impl Report {
     pub(super) fn resolve(args: Args) -> Self {
-        let Args { files, incident, from, to, format, output } = args;
+        let Args { files, incident, from, to, format, anonymize, output } = args;
         let format = match format {
             Some(Kind::Text) => Format::Text,
             Some(Kind::Md) => Format::Markdown,
@@ -77,7 +82,8 @@ impl Report {
             Some(Kind::Json) => Format::Json,
             None => output.as_deref().map_or(Format::Text, by_ending),
         };
-        Self { wish: Wish { files, incident, from, to }, format, output }
+        let anonymize = anonymize.map(|key| (!key.is_empty()).then_some(key));
+        Self { wish: Wish { files, incident, from, to, anonymize }, format, output }
     }
 }
 

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use crate::advise::recorded::{Question, case};
 use crate::advise::report::{Report, report};
 use crate::record::Recording;
+use crate::record::anonymize::Anonymizer;
 
 /// As `ctwatch advise` measures by itself.
 const WINDOW_S: f64 = 15.0;
@@ -15,10 +16,20 @@ pub(super) fn of(
     recording: &Recording,
     version: &'static str,
     ticks: RangeInclusive<i64>,
+    anonymizer: Option<&mut Anonymizer>,
 ) -> (Option<Report>, Option<String>) {
-    let question = Question { netns: None, window_s: WINDOW_S, ticks, times: 2.0 };
-    match case(recording, version, &question) {
-        Ok((case, source)) => (Some(report(&case, source, None)), None),
-        Err(error) => (None, Some(format!("{error:#}"))),
+    let question =
+        Question { netns: None, window_s: WINDOW_S, ticks, times: 2.0, bare: anonymizer.is_some() };
+    match (case(recording, version, &question), anonymizer) {
+        (Ok((case, source)), None) => (Some(report(&case, source, None)), None),
+        (Ok((case, source)), Some(anonymizer)) => {
+            let mut advice = report(&case, source, None);
+            advice.name = advice.name.map(|name| anonymizer.netns(&name));
+            // They name files of the host.
+            advice.items.iter_mut().for_each(|item| item.commands.keep.clear());
+            (Some(advice), None)
+        }
+        (Err(_), Some(_)) => (None, Some("the recording lacks what advice needs".to_owned())),
+        (Err(error), None) => (None, Some(format!("{error:#}"))),
     }
 }

@@ -18,6 +18,7 @@ use super::pass::{BANDS, Pass, cause_of};
 use super::{Wish, advice, sampled};
 use crate::event::NetnsId;
 use crate::record::Recording;
+use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::rebuild::{Names, counters};
 use crate::record::rows::{Incident, Reason};
@@ -30,7 +31,12 @@ const BETWEEN_RUNS_S: f64 = 2.0;
 
 type AllNames = HashMap<NetnsId, Names>;
 
-pub(super) fn host(path: &Path, wish: &Wish, version: &'static str) -> Result<Host> {
+pub(super) fn host(
+    path: &Path,
+    wish: &Wish,
+    version: &'static str,
+    mut anonymizer: Option<&mut Anonymizer>,
+) -> Result<Host> {
     let recording = Recording::open(path)?;
     let runs = recording.runs()?;
     let incidents = incidents(&recording, &runs)?;
@@ -69,17 +75,18 @@ pub(super) fn host(path: &Path, wish: &Wish, version: &'static str) -> Result<Ho
             before = last.or(before);
             continue;
         }
-        names.extend(recording.names(run.id)?);
+        names.extend(names_of(&recording, run, anonymizer.as_deref_mut())?);
         about_run(run, index + 1 == runs.len(), before, &mut certainty);
         before = last.or(before);
         about_settings(&recording, run, wish, &pass, &mut changes, &mut certainty)?;
         last_run = Some(run);
     }
     let unit_is_packets = packets(&pass) > 0;
-    let (kept, flows, sources, processes) = sampled::estimate(&recording, &pass.lossy, unit_is_packets)?;
+    let (kept, flows, sources, processes) =
+        sampled::estimate(&recording, &pass.lossy, unit_is_packets, anonymizer.as_deref_mut())?;
     certainty.events_kept = kept;
     let (advice, no_advice) = match &ticks {
-        Some(ticks) => advice::of(&recording, version, ticks.clone()),
+        Some(ticks) => advice::of(&recording, version, ticks.clone(), anonymizer.as_deref_mut()),
         None => (None, None),
     };
     let shown = incidents.into_iter().filter(|(_, number, one)| {
@@ -100,6 +107,14 @@ pub(super) fn host(path: &Path, wish: &Wish, version: &'static str) -> Result<Ho
     let victims = Victims { ports: victim_ports(&pass, &names), flows, sources, processes };
     let counted = Counted(pass.counted.map(unsigned));
     let [drop, early_drop, insert_failed, chaintoolong] = pass.unexplained;
+    let (mut file, mut host) = (path.display().to_string(), describes.and_then(|run| run.run.host.clone()));
+    if let Some(anonymizer) = anonymizer {
+        file = "recording".to_owned();
+        host = host.map(|host| anonymizer.host(&host));
+        for notice in &mut certainty.notices {
+            notice.text = "words are left out".to_owned();
+        }
+    }
     let span = pass.from.zip(pass.to).map(|(from, to)| Span {
         from,
         to,
@@ -107,8 +122,8 @@ pub(super) fn host(path: &Path, wish: &Wish, version: &'static str) -> Result<Ho
         ticks: pass.ticks,
     });
     Ok(Host {
-        file: path.display().to_string(),
-        host: describes.and_then(|run| run.run.host.clone()),
+        file,
+        host,
         kernel_release: describes.map(|run| run.run.kernel_release.clone()),
         backend: describes.map(|run| run.run.backend.clone()),
         span,
@@ -128,6 +143,22 @@ pub(super) fn host(path: &Path, wish: &Wish, version: &'static str) -> Result<Ho
         certainty,
         timeline: pass.series.points(),
     })
+}
+
+/// In their order, so that the same recording gives the same numbers.
+fn names_of(
+    recording: &Recording,
+    run: &RecordedRun,
+    mut anonymizer: Option<&mut Anonymizer>,
+) -> Result<Vec<(NetnsId, Names)>> {
+    let mut names: Vec<(NetnsId, Names)> = recording.names(run.id)?.into_iter().collect();
+    names.sort_by_key(|(id, _)| *id);
+    for (_, names) in &mut names {
+        if let Some(anonymizer) = anonymizer.as_deref_mut() {
+            anonymizer.names(names);
+        }
+    }
+    Ok(names)
 }
 
 fn incidents(recording: &Recording, runs: &[RecordedRun]) -> Result<Vec<(i64, i64, Incident)>> {

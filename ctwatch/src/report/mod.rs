@@ -21,6 +21,7 @@ use anyhow::{Result, bail};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::record::anonymize::Anonymizer;
 pub use model::Report;
 
 /// What is asked of the recordings.
@@ -34,6 +35,8 @@ pub struct Wish {
     pub from: Option<Timestamp>,
     /// and only until here.
     pub to: Option<Timestamp>,
+    /// Without addresses and names: by a key, or by one that nobody knows.
+    pub anonymize: Option<Option<String>>,
 }
 
 /// How to show a report.
@@ -57,7 +60,11 @@ pub fn gather(wish: &Wish, version: &'static str) -> Result<Report> {
     if wish.from.zip(wish.to).is_some_and(|(from, to)| from >= to) {
         bail!("reporting: --from must be before --to");
     }
-    let hosts = wish.files.iter().map(|file| gather::host(file, wish, version)).collect::<Result<_>>()?;
+    // One for all files: the same is the same everywhere.
+    let key = wish.anonymize.as_ref();
+    let mut anonymizer = key.map(|key| Anonymizer::new(key.as_deref())).transpose()?;
+    let host = |file: &PathBuf| gather::host(file, wish, version, anonymizer.as_mut());
+    let hosts = wish.files.iter().map(host).collect::<Result<_>>()?;
     Ok(Report { kind: "report", schema: crate::state::report::SCHEMA, version, hosts })
 }
 

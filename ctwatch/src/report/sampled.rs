@@ -14,6 +14,7 @@ use super::model::{Estimate, Port};
 use super::pass::Lossy;
 use crate::event::{Loss, Role, Who};
 use crate::record::Recording;
+use crate::record::anonymize::Anonymizer;
 
 /// Rows of each table.
 const ROWS: usize = 8;
@@ -26,7 +27,12 @@ type Sums<K> = HashMap<K, (f64, u64)>;
 type Estimates = (u64, Vec<Estimate>, Vec<Estimate>, Vec<Estimate>);
 
 /// Reads the events of these ticks; counts those of packets, or of entries.
-pub(super) fn estimate(recording: &Recording, lossy: &[Lossy], of_packets: bool) -> Result<Estimates> {
+pub(super) fn estimate(
+    recording: &Recording,
+    lossy: &[Lossy],
+    of_packets: bool,
+    mut anonymizer: Option<&mut Anonymizer>,
+) -> Result<Estimates> {
     let unit = if of_packets { Unit::Packets } else { Unit::Entries };
     let mut kept = 0;
     let mut flows: Sums<(Option<IpAddr>, Option<IpAddr>, Port)> = HashMap::new();
@@ -38,7 +44,10 @@ pub(super) fn estimate(recording: &Recording, lossy: &[Lossy], of_packets: bool)
         for tick in ticks {
             while events.next_if(|(id, _)| *id < tick.first).is_some() {}
             let mut these = Vec::new();
-            while let Some((_, loss)) = events.next_if(|(id, _)| *id <= tick.last) {
+            while let Some((_, mut loss)) = events.next_if(|(id, _)| *id <= tick.last) {
+                if let Some(anonymizer) = anonymizer.as_deref_mut() {
+                    anonymizer.loss(&mut loss);
+                }
                 these.push(loss);
             }
             let weights = weights(tick, &these);

@@ -143,7 +143,7 @@ fn incident(path: &Path) {
 }
 
 fn wish(path: &Path) -> Wish {
-    Wish { files: vec![path.to_owned()], incident: None, from: None, to: None }
+    Wish { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize: None }
 }
 
 fn one(wish: &Wish) -> model::Host {
@@ -231,6 +231,22 @@ fn gaps_steps_and_killed_runs_are_said() {
     assert_eq!(certainty.clock_steps[0].seconds, 100.0);
     assert!(certainty.unfinished_runs[0].contains("was killed"));
     assert!(certainty.unfinished_runs[1].contains("goes on"));
+}
+
+#[test]
+fn an_anonymous_report_has_the_same_figures_and_none_of_the_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret.ctw");
+    incident(&path);
+    let report = gather(&Wish { anonymize: Some(None), ..wish(&path) }, "0.1.0").unwrap();
+    let shown = render(&report, Format::Json, &TimeZone::UTC).unwrap();
+    for name in ["nginx", "web1", "secret"] {
+        assert!(!shown.contains(name), "{name} in {shown}");
+    }
+    let host = &report.hosts[0];
+    assert_eq!(host.host.as_deref(), Some("host-1"));
+    assert_eq!((host.story.packets_lost, host.victims.ports[0].losses), (400, 300));
+    assert_eq!(host.victims.processes[0].what, "process-1 (sender)");
 }
 
 #[test]

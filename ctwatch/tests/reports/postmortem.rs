@@ -159,7 +159,7 @@ fn recorded(name: &str) -> PathBuf {
 }
 
 fn shown(files: &[PathBuf], format: Format) -> String {
-    let wish = Wish { files: files.to_vec(), incident: None, from: None, to: None };
+    let wish = Wish { files: files.to_vec(), incident: None, from: None, to: None, anonymize: None };
     render(&gather(&wish, "0.1.0").unwrap(), format, &TimeZone::UTC).unwrap()
 }
 

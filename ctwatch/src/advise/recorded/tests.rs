@@ -86,7 +86,7 @@ fn write(path: &Path, listings: Vec<Listing>, facts: Vec<Facts>) -> Recording {
 }
 
 fn question() -> Question {
-    Question { netns: None, window_s: 15.0, ticks: i64::MIN..=i64::MAX, times: 2.0 }
+    Question { netns: None, window_s: 15.0, ticks: i64::MIN..=i64::MAX, times: 2.0, bare: false }
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub(super) fn run(config: &Config, advise: &Advise, path: &Path) -> Result<Exit>
         window_s: advise.window.as_secs_f64(),
         ticks: i64::MIN..=i64::MAX,
         times: advise.times,
+        bare: false,
     };
     let (case, source) = case(&recording, VERSION, &question)?;
     show(config, advise, &case, source)
