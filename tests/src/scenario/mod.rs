@@ -20,6 +20,7 @@ mod notrack;
 mod occupancy;
 mod owners;
 mod prerouting;
+mod readers;
 mod record;
 mod storm;
 mod story;

@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Guest, Outcome};
+use super::{Guest, Outcome, readers};
 use crate::checks::Checks;
 use crate::counters::Counters;
 use crate::nftables;
@@ -199,6 +199,7 @@ pub(super) fn incident_with_known_figures(_: &Guest) -> Result<Outcome> {
     checks.equal("unexplained in the end", held.unexplained, [0; 4]);
     checks.equal("losses without a tuple", held.without_tuple, 0);
     what_is_around(&file, &mut checks)?;
+    readers::agree(&file, &sent.refused(), &kernel, &mut checks)?;
     let mut none = Recorder::spawn(
         folder.path(),
         &folder.path().join("none.ctw"),
