@@ -99,3 +99,33 @@ fn only_the_owner_may_read_it_and_readers_see_whole_ticks_while_it_is_written() 
     assert_eq!(count(&reader), 5, "as it was when it was opened");
     assert_eq!(count(&Recording::open(&path).unwrap()), 600);
 }
+
+#[test]
+fn the_queries_of_the_docs_run_as_written() {
+    let docs = include_str!("../../../docs/recording.md");
+    let queries: String = docs
+        .lines()
+        .filter(|line| line.starts_with("    "))
+        .skip_while(|line| !line.contains("-- "))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    drop(write(&path, 60));
+    let sqlite = rusqlite::Connection::open(&path).unwrap();
+    let mut ran = 0;
+    for query in queries.split(';').filter(|query| query.contains("SELECT")) {
+        let mut statement = sqlite.prepare(query).unwrap_or_else(|error| panic!("{error}: {query}"));
+        let rows = statement.query_map([], |_| Ok(())).unwrap().map(Result::unwrap).count();
+        assert!(rows > 0, "nothing comes of: {query}");
+        ran += 1;
+    }
+    assert_eq!(ran, 5);
+    let lost: i64 = sqlite.query_row("SELECT sum(losses) FROM losses", [], |row| row.get(0)).unwrap();
+    assert_eq!(lost, (1..=60).map(|second| second % 3 + 1).sum::<i64>());
+    for view in ["fills", "arrivals", "drops"] {
+        let count: i64 =
+            sqlite.query_row(&format!("SELECT count(*) FROM {view}"), [], |row| row.get(0)).unwrap();
+        assert!(count >= 60, "{view}");
+    }
+}
