@@ -184,12 +184,10 @@ fn counted_elsewhere(cpu: *mut crate::maps::Cpu, entry: u64, marked: bool, which
         *which = Moved { drop: true, insert_failed: true, chaintoolong: false };
         return Some(counted);
     }
-    if marked || which.drop {
-        return None;
-    }
-    let counted = marks::take_from_another(cpu)?;
+    // A mark is proof by itself: another context that was moved here may have taken the count that this one made.
+    let counted = if marked { None } else { Some(marks::take_from_another(cpu)?) };
     which.drop = true;
-    Some(counted)
+    counted
 }
 
 /// A new netns took the address of one that died: start over.
