@@ -58,6 +58,7 @@ fn browse(folder: &Path, page: &Path, wishes: &[String]) -> Result<String> {
     command.args([
         "--headless",
         "--disable-gpu",
+        "--disable-dev-shm-usage",
         "--hide-scrollbars",
         "--no-first-run",
         "--enable-logging=stderr",
