@@ -303,6 +303,13 @@ pub enum Loopback {
     No,
 }
 
+impl Loopback {
+    /// What a filter asks of a flow.
+    pub const fn is_only(self) -> bool {
+        matches!(self, Self::Only)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EventKind {
     Drop,

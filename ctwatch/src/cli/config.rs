@@ -15,6 +15,7 @@ use super::report::Report;
 use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
+use crate::kernel::roots::Roots;
 use crate::state::table;
 use crate::state::{Backend, By, Filter, Settings};
 use crate::view::text::Look;
@@ -178,6 +179,12 @@ impl Drops {
 }
 
 impl Config {
+    /// Where to look for what the kernel says.
+    #[must_use]
+    pub fn roots(&self) -> Roots {
+        Roots { proc: self.proc_root.clone(), sys: self.sys_root.clone() }
+    }
+
     pub(super) fn resolve(cli: args::Cli) -> Self {
         let args::Cli { global, command } = cli;
         let args::Global { verbose, proc_root, sys_root } = global;
@@ -231,7 +238,7 @@ impl Drops {
                 protos: proto,
                 causes: cause,
                 netns: None,
-                loopback: loopback.map(|loopback| matches!(loopback, args::Loopback::Only)),
+                loopback: loopback.map(args::Loopback::is_only),
             },
             netns,
             interval: interval.unsigned_abs(),
@@ -282,7 +289,7 @@ impl Table {
                     protos: proto,
                     causes: Vec::new(),
                     netns: None,
-                    loopback: loopback.map(|loopback| matches!(loopback, args::Loopback::Only)),
+                    loopback: loopback.map(args::Loopback::is_only),
                 },
                 top: usize::try_from(top).unwrap_or(usize::MAX),
             },

@@ -179,7 +179,7 @@ impl Replay {
                 protos: proto,
                 causes: cause,
                 netns: None,
-                loopback: loopback.map(|loopback| matches!(loopback, Loopback::Only)),
+                loopback: loopback.map(Loopback::is_only),
             },
             netns,
             speed,

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::live::resolve_netns;
 use super::stop::Stop;
-use super::{VERSION, backend};
+use super::{VERSION, backend, event_loop};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
 use crate::advise::report::{self, Report, Source};
@@ -44,16 +44,11 @@ pub fn run(config: &Config, advise: &Advise) -> Result<Exit> {
     if let Some(path) = &advise.recording {
         return recorded::run(config, advise, path);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("starting the event loop")?;
-    runtime.block_on(measure_and_advise(config, advise))
+    event_loop()?.block_on(measure_and_advise(config, advise))
 }
 
 async fn measure_and_advise(config: &Config, advise: &Advise) -> Result<Exit> {
-    let roots = Roots { proc: config.proc_root.clone(), sys: config.sys_root.clone() };
+    let roots = config.roots();
     let own = netns::own()?;
     let wanted = resolve_netns(advise.netns.as_slice())?.and_then(|ids| ids.first().copied()).unwrap_or(own);
     if conntrack_module(&roots).is_none() {

@@ -8,14 +8,13 @@ use crate::cli::{BackendChoice, Check, Config};
 use crate::error::Exit;
 use crate::kernel::Kernel;
 use crate::kernel::preflight::look;
-use crate::kernel::roots::Roots;
 use crate::probe::{Probe, offsets};
 use crate::state::report::{self, CheckProgram, SCHEMA};
 use ctwatch_common::config::Config as Offsets;
 
 /// Runs it.
 pub fn run(config: &Config, check: &Check) -> Result<Exit> {
-    let roots = Roots { proc: config.proc_root.clone(), sys: config.sys_root.clone() };
+    let roots = config.roots();
     let kernel = Kernel::read(&roots);
     let try_bpf = || {
         let (symbols, btf) = kernel.both()?;

@@ -1,12 +1,12 @@
 //! `ctwatch drops`: the live stream.
 //! Every number comes from the watch and goes through the state; every word goes through the view.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 
 use super::live::{self, Follower, Loop, Seen, resolve_netns};
 use super::stop::Stop;
-use super::{VERSION, view};
+use super::{VERSION, event_loop, view};
 use crate::cli::{Config, Drops, TableFullBy};
 use crate::error::Exit;
 use crate::event::{Loss, Sample};
@@ -19,13 +19,8 @@ use crate::view::View;
 
 /// Runs it.
 pub fn run(config: &Config, drops: &Drops) -> Result<Exit> {
-    let roots = Roots { proc: config.proc_root.clone(), sys: config.sys_root.clone() };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("starting the event loop")?;
-    runtime.block_on(stream(config, drops, roots))
+    let roots = config.roots();
+    event_loop()?.block_on(stream(config, drops, roots))
 }
 
 async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
@@ -39,9 +34,7 @@ async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
         &roots,
         drops.backend,
         log_level,
-        |backend, found| {
-            wishes(drops, backend, found.raw_tracepoints, State::new(settings(backend)).wants_events())
-        },
+        |backend, found| wishes(drops, backend, found.raw_tracepoints, settings(backend).wants_events()),
         |notice| Ok(view.notice(notice)?),
         &mut stop,
     );

@@ -15,6 +15,9 @@ pub mod table;
 
 use std::io::stdout;
 
+use anyhow::{Context as _, Result};
+use tokio::runtime::{Builder, Runtime};
+
 use crate::cli::Format;
 use crate::event::NetnsId;
 use crate::view::View;
@@ -23,6 +26,11 @@ use crate::view::text::{Look, TextView};
 
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What a command that waits runs in: one thread.
+fn event_loop() -> Result<Runtime> {
+    Builder::new_current_thread().enable_io().enable_time().build().context("starting the event loop")
+}
 
 /// The view of a format, on stdout. A netns that was asked for gets its line even when nothing happens there.
 fn view(format: Format, look: &Look, selected: Option<Vec<NetnsId>>) -> Box<dyn View> {

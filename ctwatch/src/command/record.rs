@@ -11,9 +11,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 
-use super::VERSION;
 use super::live::{self, Attached, Ended, Follower, Loop, Seen};
 use super::stop::{Call, Stop};
+use super::{VERSION, event_loop};
 use crate::cli::{Config, Record};
 use crate::conntrack::netns;
 use crate::error::Exit;
@@ -33,13 +33,8 @@ use look::Looks;
 
 /// Runs it.
 pub fn run(config: &Config, record: &Record) -> Result<Exit> {
-    let roots = Roots { proc: config.proc_root.clone(), sys: config.sys_root.clone() };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("starting the event loop")?;
-    runtime.block_on(keep(config, record, roots))
+    let roots = config.roots();
+    event_loop()?.block_on(keep(config, record, roots))
 }
 
 async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::drops::Shown;
 use super::live::Follower as _;
 use super::stop::Stop;
-use super::view;
+use super::{event_loop, view};
 use crate::cli::{Config, NetnsSpec, Replay as Arguments, Speed};
 use crate::error::{Exit, Failure};
 use crate::event::NetnsId;
@@ -25,12 +25,7 @@ use crate::state::{Backend, Settings, State};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &Arguments) -> Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("starting the event loop")?;
-    runtime.block_on(replay(config, arguments))
+    event_loop()?.block_on(replay(config, arguments))
 }
 
 async fn replay(config: &Config, arguments: &Arguments) -> Result<Exit> {

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::live::resolve_netns;
 use super::stop::Stop;
-use super::{VERSION, view};
+use super::{VERSION, event_loop, view};
 use crate::cli::{Config, Table};
 use crate::conntrack::census::{self, Refusal};
 use crate::conntrack::netns::{self, Place};
@@ -31,11 +31,7 @@ const NOT_LOADED: &str = "nf_conntrack is not loaded, so nothing is tracked and 
 
 /// Runs it.
 pub fn run(config: &Config, table: &Table) -> Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("starting the event loop")?;
+    let runtime = event_loop()?;
     let exit = runtime.block_on(look_on(config, table));
     // A listing that was cut short ends with the process.
     runtime.shutdown_background();
@@ -43,11 +39,8 @@ pub fn run(config: &Config, table: &Table) -> Result<Exit> {
 }
 
 async fn look_on(config: &Config, table: &Table) -> Result<Exit> {
-    let look = Look {
-        roots: Roots { proc: config.proc_root.clone(), sys: config.sys_root.clone() },
-        settings: table.settings.clone(),
-        netns: resolve_netns(&table.netns)?,
-    };
+    let look =
+        Look { roots: config.roots(), settings: table.settings.clone(), netns: resolve_netns(&table.netns)? };
     let mut view = view(table.format, &config.look, None);
     let mut stop = Stop::new()?;
     loop {

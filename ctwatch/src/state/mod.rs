@@ -75,11 +75,8 @@ impl State {
     /// Nothing counted yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let needs_events = matches!(settings.by, By::Flow | By::Src | By::Dst)
-            || settings.by.needs_owners()
-            || settings.filter.needs_addresses();
         Self {
-            rows: if needs_events {
+            rows: if settings.rows_are_events() {
                 Rows::Events(EventTally::new())
             } else {
                 Rows::Slots(SlotTally::default())
@@ -102,7 +99,7 @@ impl State {
     /// Whether [`State::loss`] does anything: if not, events needn't even be decoded.
     #[must_use]
     pub fn wants_events(&self) -> bool {
-        matches!(self.rows, Rows::Events(_)) || self.settings.drop_events || self.settings.insert_events
+        self.settings.wants_events()
     }
 
     /// From here on rows made of events are lower bounds: not every loss comes as one.

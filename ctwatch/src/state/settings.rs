@@ -194,3 +194,18 @@ pub struct Settings {
     /// Where the losses come from.
     pub backend: Backend,
 }
+
+impl Settings {
+    /// Whether rows are made of events: counters have no addresses and no owners.
+    pub(super) fn rows_are_events(&self) -> bool {
+        matches!(self.by, By::Flow | By::Src | By::Dst)
+            || self.by.needs_owners()
+            || self.filter.needs_addresses()
+    }
+
+    /// Whether anything is made of single events.
+    #[must_use]
+    pub fn wants_events(&self) -> bool {
+        self.rows_are_events() || self.drop_events || self.insert_events
+    }
+}
