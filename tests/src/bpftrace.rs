@@ -7,9 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tempfile::TempDir;
+
+use crate::shell::interrupt;
 
 /// A running bpftrace, stopped when dropped.
 pub struct Bpftrace {
@@ -54,7 +54,6 @@ impl Bpftrace {
 
 impl Drop for Bpftrace {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT);
-        let _ = self.child.wait();
+        let _ = interrupt(&mut self.child);
     }
 }

@@ -2,9 +2,16 @@
 //! A failed command may not pass unseen: the error holds the command line and what it wrote.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long an interrupted program may take to end; emulation is slow.
+const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a program with its arguments and returns what it wrote to stdout.
 pub fn run(line: &[&str]) -> Result<String> {
@@ -45,4 +52,17 @@ pub fn sh(line: &str) -> Result<String> {
 pub fn exists(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+}
+
+/// Interrupts a program as Ctrl-C does, and kills it if that doesn't end it: neither bpftrace nor conntrack is sure to.
+pub fn interrupt(child: &mut Child) -> Result<()> {
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).context("sending SIGINT")?;
+    let until = Instant::now() + END_PATIENCE;
+    while child.try_wait().context("waiting for a program's end")?.is_none() {
+        if Instant::now() > until {
+            child.kill().context("sending SIGKILL")?;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }

@@ -7,9 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context, Result, anyhow};
 
 use super::{Guest, Outcome};
 use crate::bpftrace::Bpftrace;
@@ -18,42 +16,57 @@ use crate::counters::Counters;
 use crate::ctnetlink::{Entry, Maker, TcpState};
 use crate::ctwatch::{Drops, Run};
 use crate::nftables;
-use crate::shell::{exists, run};
+use crate::shell::{exists, interrupt, run};
+use crate::sys;
 use crate::table::{self, LIMIT};
-use crate::traffic::loopback;
 use crate::traffic::udp::{self, Plan};
+use crate::traffic::{Tally, loopback};
 
 const ONE_WAY: u16 = 7001;
 const HALF_OPEN: u16 = 6380;
 const PUSHERS: u16 = 7777;
 
+/// How long `conntrack -E` may go on writing after the last entry went.
+const WORDS_PATIENCE: Duration = Duration::from_secs(20);
+
 /// `conntrack -E -e DESTROY`, which sees every entry go that was made while it listened.
 struct Destroyed {
     child: Child,
     words: tempfile::NamedTempFile,
+    complaints: tempfile::NamedTempFile,
 }
 
 impl Destroyed {
     fn listen() -> Result<Self> {
         let words = tempfile::NamedTempFile::new().context("a file for conntrack's words")?;
+        let complaints = tempfile::NamedTempFile::new().context("a file for conntrack's complaints")?;
         let child = Command::new("conntrack")
             .args(["-E", "-e", "DESTROY", "-b", "33554432"])
             .stdin(Stdio::null())
             .stdout(words.reopen()?)
-            .stderr(Stdio::null())
+            .stderr(complaints.reopen()?)
             .spawn()
             .context("starting conntrack -E")?;
         thread::sleep(Duration::from_millis(700));
-        Ok(Self { child, words })
+        Ok(Self { child, words, complaints })
     }
 
-    /// The original tuples of all entries that went, as conntrack prints them.
-    fn tuples(mut self) -> Result<BTreeSet<String>> {
-        thread::sleep(Duration::from_millis(500));
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT)?;
-        self.child.wait()?;
+    /// The original tuples of all entries that went, as conntrack prints them, once it has no more to say;
+    /// and what it complained about.
+    fn tuples(mut self) -> Result<(BTreeSet<String>, String)> {
+        let until = Instant::now() + WORDS_PATIENCE;
+        let mut length = None;
+        while Instant::now() < until {
+            let now = std::fs::metadata(self.words.path())?.len();
+            if length.replace(now) == Some(now) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1500));
+        }
+        interrupt(&mut self.child)?;
         let text = std::fs::read_to_string(self.words.path())?;
-        Ok(text.lines().filter_map(original_of).collect())
+        let complaints = std::fs::read_to_string(self.complaints.path())?;
+        Ok((text.lines().filter_map(original_of).collect(), complaints.trim().to_owned()))
     }
 }
 
@@ -74,12 +87,79 @@ fn tuple_of(drop: &crate::ctwatch::Drop) -> String {
     )
 }
 
-/// A full table: 1,500 one-way UDP flows, 1,000 half-open TCP connections, the rest assured.
-fn fill_with_victims() -> Result<()> {
+/// 1,500 one-way UDP flows and 1,000 half-open TCP connections: those that early_drop may take.
+fn possible_victims() -> impl Iterator<Item = Entry> {
     let one_way = (0..1500).map(|index| Entry::nth(index, ONE_WAY, None, false));
-    let half_open = (1500..2500).map(|index| Entry::nth(index, HALF_OPEN, Some(TcpState::SynSent), false));
+    one_way.chain((1500..2500).map(|index| Entry::nth(index, HALF_OPEN, Some(TcpState::SynSent), false)))
+}
+
+/// A full table of them and assured entries.
+fn fill_with_victims() -> Result<()> {
     let assured = (2500..LIMIT as u32).map(|index| Entry::nth(index, 443, Some(TcpState::Established), true));
-    Maker::open()?.create(one_way.chain(half_open).chain(assured))
+    Maker::open()?.create(possible_victims().chain(assured))
+}
+
+/// Who can tell that an entry went: `conntrack -E`, and where it lost events, who made the entry and finds it gone.
+struct Witnesses {
+    destroyed: BTreeSet<String>,
+    complaints: String,
+    made: BTreeSet<String>,
+    left: BTreeSet<String>,
+}
+
+impl Witnesses {
+    fn hear(destroyed: Destroyed) -> Result<Self> {
+        let (destroyed, complaints) = destroyed.tuples()?;
+        let victims = possible_victims().map(|entry| {
+            let ((src, sport), (dst, dport)) = (entry.src, entry.dst);
+            format!("src={src} dst={dst} sport={sport} dport={dport}")
+        });
+        let pushers = (0..sys::cpus()).flat_map(pusher_sources).flat_map(|sport| {
+            ["127.0.0.1", "::1"].map(|own| format!("src={own} dst={own} sport={sport} dport={PUSHERS}"))
+        });
+        let made = victims.chain(pushers).collect();
+        let mut left = BTreeSet::new();
+        for family in ["ipv4", "ipv6"] {
+            left.extend(run(&["conntrack", "-L", "-f", family])?.lines().filter_map(original_of));
+        }
+        Ok(Self { destroyed, complaints, made, left })
+    }
+
+    /// Whether the list of what was made here has this flow, and the table no longer does.
+    fn is_missing(&self, tuple: &str) -> bool {
+        self.made.contains(tuple) && !self.left.contains(tuple)
+    }
+}
+
+/// The source ports of the flows that push others out, each used once.
+fn pusher_sources(cpu: usize) -> impl Iterator<Item = u16> {
+    (0..500).map(move |index| 20_000 + 500 * cpu as u16 + index)
+}
+
+/// New flows from all CPUs at once, for which early_drop has to make room.
+fn push() -> Result<Tally> {
+    thread::scope(|scope| {
+        let pushers: Vec<_> = (0..sys::cpus())
+            .map(|cpu| {
+                scope.spawn(move || {
+                    sys::pin(cpu)?;
+                    let mut tally = Tally::default();
+                    for source in pusher_sources(cpu) {
+                        for to in loopback(&[PUSHERS]) {
+                            let socket = UdpSocket::bind((to.ip(), source)).context("a pusher's socket")?;
+                            tally.book(PUSHERS, socket.send_to(b"push", to))?;
+                        }
+                    }
+                    anyhow::Ok(tally)
+                })
+            })
+            .collect();
+        let mut sum = Tally::default();
+        for pusher in pushers {
+            sum.add(&pusher.join().map_err(|_| anyhow!("a pusher panicked"))??);
+        }
+        Ok(sum)
+    })
 }
 
 pub(super) fn are_named(_: &Guest) -> Result<Outcome> {
@@ -98,17 +178,17 @@ pub(super) fn are_named(_: &Guest) -> Result<Outcome> {
         .transpose()?;
     fill_with_victims()?;
     let before = Counters::read()?;
-    let plan = Plan { fresh_source_every: 1, ..Plan::new(loopback(&[PUSHERS]), 500) };
-    let sent = udp::send_on_every_cpu(&plan)?;
+    let sent = push()?;
     drops.wait_for_ticks(2)?;
     second.wait_for_ticks(1)?;
     let (run, second) = (drops.stop()?, second.stop()?);
     let kernel = Counters::read()?.since(&before);
     drop(neighbour);
-    let destroyed = destroyed.tuples()?;
+    let flows = sent.total_accepted() + sent.total_refused();
+    let witnesses = Witnesses::hear(destroyed)?;
 
     let mut checks = Checks::new();
-    checks.figure("flows", sent.total_accepted() + sent.total_refused());
+    checks.figure("flows", flows);
     checks.figure("Δearly_drop", kernel.get("early_drop"));
     checks.figure("Δdrop", kernel.get("drop"));
     checks.figure("bpftrace", exists("bpftrace"));
@@ -130,19 +210,25 @@ pub(super) fn are_named(_: &Guest) -> Result<Outcome> {
         entries.map(|row| row.losses).sum::<u64>(),
         kernel.get("early_drop") + second.end.counted("gc_evicted"),
     );
-    victims(&mut checks, &run, kernel.get("early_drop"), &destroyed);
+    victims(&mut checks, &run, kernel.get("early_drop"), &witnesses);
     Ok(Outcome::Passed(checks.finish()?))
 }
 
-fn victims(checks: &mut Checks, run: &Run, early_drop: u64, destroyed: &BTreeSet<String>) {
+fn victims(checks: &mut Checks, run: &Run, early_drop: u64, witnesses: &Witnesses) {
     let evicted: Vec<_> = run.drops.iter().filter(|drop| drop.cause == "evicted").collect();
     checks.equal("victims against Δearly_drop", evicted.len() as u64, early_drop);
     let mut seen = BTreeSet::new();
     let mut kinds = BTreeMap::<&str, u64>::new();
-    let mut pushed = 0;
+    let (mut pushed, mut unheard) = (0, 0_u64);
     for victim in &evicted {
         let tuple = tuple_of(victim);
-        checks.that(destroyed.contains(&tuple), format!("conntrack -E saw no entry go that was {tuple}"));
+        if !witnesses.destroyed.contains(&tuple) {
+            unheard += 1;
+            checks.that(
+                witnesses.is_missing(&tuple),
+                format!("neither conntrack -E nor the list of what was made lost {tuple}"),
+            );
+        }
         let Some(entry) = &victim.entry else {
             checks.that(false, format!("nothing is said of the entry {tuple}"));
             continue;
@@ -176,6 +262,14 @@ fn victims(checks: &mut Checks, run: &Run, early_drop: u64, destroyed: &BTreeSet
         checks.figure(kind, victims);
     }
     checks.figure("pushers_named", pushed);
+    checks.figure("conntrack_E_missed", unheard);
+    checks.that(
+        unheard == 0 || witnesses.complaints.contains("ENOBUFS"),
+        format!(
+            "conntrack -E missed {unheard} entries and didn't say that it lost any: {}",
+            witnesses.complaints
+        ),
+    );
     checks.that(kinds.len() >= 2, format!("only these kinds of victims: {kinds:?}"));
     checks.that(
         pushed * 10 >= evicted.len() * 9,
