@@ -160,7 +160,7 @@ fn recorded(name: &str) -> PathBuf {
 
 fn shown(files: &[PathBuf], format: Format) -> String {
     let wish = Wish { files: files.to_vec(), incident: None, from: None, to: None, anonymize: None };
-    render(&gather(&wish, "0.1.0").unwrap(), format, &TimeZone::UTC).unwrap()
+    render(&gather(&wish, "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap()
 }
 
 /// For the schema test: a night, and a recording without anything.
