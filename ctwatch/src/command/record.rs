@@ -42,7 +42,7 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     let mut lock = Lock::take(&record.output)?;
     Writer::check(&record.output)?;
     lock.load_ballast().with_context(|| format!("making room beside {}", record.output.display()))?;
-    let mut stop = Stop::new()?;
+    let mut stop = Stop::but_not_by_hangup()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     let attached = live::attach(
         &roots,
@@ -51,6 +51,8 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
         |backend, found| wishes(record, backend, found.raw_tracepoints),
         |notice| {
             eprintln!("{}", notice.text);
+            // A host may load conntrack late or never: whoever starts this doesn't wait for it.
+            ready("waiting until nf_conntrack is loaded");
             Ok(())
         },
         &mut stop,
@@ -61,7 +63,7 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     let mut recording = Recording::start(record, &roots, lock, &attached)?;
     stop.after(record.duration);
     attached.watch.start_census();
-    ready();
+    ready(&format!("recording into {}", record.output.display()));
     let reason = recording.follow(&mut attached, &mut stop).await;
     let closed = match reason {
         Ok(reason) => recording.end(reason),
@@ -91,9 +93,9 @@ fn wishes(record: &Record, backend: Backend, raw_tracepoints: RawTracepoints) ->
     })
 }
 
-/// For a supervisor that waits for it (systemd's Type=notify); without one it is nothing.
-fn ready() {
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+/// For a supervisor that waits for it (systemd's Type=notify) and shows the status; without one it is nothing.
+fn ready(status: &str) {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)]);
 }
 
 /// A recording that is being made.
