@@ -24,8 +24,8 @@ use crate::probe::plan::{RawTracepoints, Wishes};
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{Instant, Occasion, Reason, Run};
-use crate::record::scribe::{DiskFull, Scribe};
-use crate::record::{Limits, Lock, SCHEMA, Writer};
+use crate::record::scribe::Scribe;
+use crate::record::{DiskFull, Limits, Lock, SCHEMA, Writer};
 use crate::state::report::{Notice, Start};
 use crate::state::{Backend, By, Filter, Settings};
 use exec::Commands;
@@ -41,7 +41,7 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     // Whether the file can be written is told before anything waits; it is made once there is something to write.
     let mut lock = Lock::take(&record.output)?;
     Writer::check(&record.output)?;
-    lock.load_ballast().with_context(|| format!("making room beside {}", record.output.display()))?;
+    lock.load_ballast(&record.output)?;
     let mut stop = Stop::but_not_by_hangup()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     let attached = live::attach(
@@ -68,6 +68,7 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     let closed = match reason {
         Ok(reason) => recording.end(reason),
         // What writing failed of is known to the one who wrote.
+        Err(error) if error.is::<DiskFull>() => recording.end(Reason::DiskFull).and(Err(error)),
         Err(error) => recording.end(Reason::Failed).and(Err(error)),
     };
     closed?;
