@@ -57,8 +57,8 @@ Examples:
   ctwatch export host.ctw --to csv --table losses > losses.csv
   ctwatch export host.ctw --to parquet -o night --from 03:00 --anonymize
 
-Exit codes: 0 done; 1 failed while running, also a damaged file; 2 wrong usage,
-  also if something is there already";
+Exit codes: 0 done; 1 failed while running, also a damaged file or Ctrl-C;
+  2 wrong usage, also if something is there already";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ToFormat {

@@ -4,9 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use jiff::Timestamp;
 
-use super::value;
+use crate::record::span::Moment;
 use crate::report::{Format, Wish};
 
 const AFTER: &str = "\
@@ -28,13 +27,15 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub incident: Option<i64>,
     #[arg(
-        long, value_name = "TIME", value_parser = value::moment, allow_hyphen_values = true,
-        help = "Only what came after: 2026-03-14T12:03:04Z, or\n'2026-03-14 12:03' in this host's time zone"
+        long,
+        value_name = "WHEN",
+        allow_hyphen_values = true,
+        help = "Only what came after: 2026-03-14T12:00:00Z, a\nlocal '2026-03-14 12:00' or 12:00, +10m from the\nstart, -10m from the end"
     )]
-    pub from: Option<Timestamp>,
+    pub from: Option<Moment>,
     /// Only what came until then
-    #[arg(long, value_name = "TIME", value_parser = value::moment)]
-    pub to: Option<Timestamp>,
+    #[arg(long, visible_alias = "until", value_name = "WHEN", allow_hyphen_values = true)]
+    pub to: Option<Moment>,
     #[arg(
         long,
         value_name = "FORMAT",
@@ -119,11 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn times_are_moments_or_local_times() {
-        let from = report("a.ctw --from 2026-03-14T12:03:04Z").wish.from;
-        assert_eq!(from, Some("2026-03-14T12:03:04Z".parse().unwrap()));
-        assert!(value::moment("2026-03-14 12:03").is_ok());
-        assert!(value::moment("yesterday").unwrap_err().contains("2026-03-14"));
+    fn times_are_those_of_replay_and_export() {
+        for (flags, moment) in
+            [("--from 03:00", "03:00"), ("--from 2026-03-14T12:03:04Z", "2026-03-14T12:03:04Z")]
+        {
+            assert_eq!(report(&format!("a.ctw {flags}")).wish.from, Some(moment.parse().unwrap()));
+        }
+        assert_eq!(report("a.ctw --until -10m").wish.to, Some("-10m".parse().unwrap()));
+        assert!(parse(["ctwatch", "report", "a.ctw", "--from", "yesterday"]).is_err());
         assert!(parse(["ctwatch", "report"]).is_err());
     }
 }

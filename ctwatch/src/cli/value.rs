@@ -6,9 +6,7 @@ use std::str::FromStr as _;
 
 use ctwatch_common::Cause;
 use ipnet::IpNet;
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
 use crate::advise::whatif::Changes;
 use crate::event::NetnsId;
@@ -173,17 +171,6 @@ pub fn words(text: &str) -> Result<Words, String> {
     let words = shlex::split(text).filter(|words| !words.is_empty());
     let words = words.ok_or("give a program and its arguments; a quote may be open")?;
     Ok(Words { text: text.to_owned(), words })
-}
-
-/// A moment: with its offset, or local.
-pub fn moment(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    let local = text.parse::<DateTime>().and_then(|time| time.to_zoned(TimeZone::system()));
-    local
-        .map(|time| time.timestamp())
-        .map_err(|_| "give a time like 2026-03-14T12:03:04Z or '2026-03-14 12:03'".to_owned())
 }
 
 /// How long `advise` measures.

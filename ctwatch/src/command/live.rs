@@ -254,7 +254,12 @@ fn waiting_for_conntrack() -> Notice {
 async fn conntrack_comes(roots: &Roots, stop: &mut Stop) -> bool {
     loop {
         tokio::select! {
-            _ = stop.wait() => return false,
+            call = stop.wait() => {
+                // There is nothing yet that a SIGHUP could close.
+                if call != Call::Hangup {
+                    return false;
+                }
+            }
             () = tokio::time::sleep(LOOK_FOR_CONNTRACK) => {
                 if conntrack_module(roots).is_some() {
                     return true;

@@ -4,6 +4,7 @@
 pub mod advise;
 mod backend;
 pub mod check;
+mod drafts;
 pub mod drops;
 pub mod export;
 mod live;

@@ -24,8 +24,8 @@ use crate::probe::plan::{RawTracepoints, Wishes};
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{Instant, Occasion, Reason, Run};
-use crate::record::scribe::{DiskFull, Scribe};
-use crate::record::{Limits, Lock, SCHEMA, Writer};
+use crate::record::scribe::Scribe;
+use crate::record::{DiskFull, Limits, Lock, SCHEMA, Writer};
 use crate::state::report::{Notice, Start};
 use crate::state::{Backend, By, Filter, Settings};
 use exec::Commands;
@@ -41,8 +41,8 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     // Whether the file can be written is told before anything waits; it is made once there is something to write.
     let mut lock = Lock::take(&record.output)?;
     Writer::check(&record.output)?;
-    lock.load_ballast().with_context(|| format!("making room beside {}", record.output.display()))?;
-    let mut stop = Stop::new()?;
+    lock.load_ballast(&record.output)?;
+    let mut stop = Stop::but_not_by_hangup()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     let attached = live::attach(
         &roots,
@@ -51,6 +51,8 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
         |backend, found| wishes(record, backend, found.raw_tracepoints),
         |notice| {
             eprintln!("{}", notice.text);
+            // A host may load conntrack late or never: whoever starts this doesn't wait for it.
+            ready("waiting until nf_conntrack is loaded");
             Ok(())
         },
         &mut stop,
@@ -61,11 +63,12 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     let mut recording = Recording::start(record, &roots, lock, &attached)?;
     stop.after(record.duration);
     attached.watch.start_census();
-    ready();
+    ready(&format!("recording into {}", record.output.display()));
     let reason = recording.follow(&mut attached, &mut stop).await;
     let closed = match reason {
         Ok(reason) => recording.end(reason),
         // What writing failed of is known to the one who wrote.
+        Err(error) if error.is::<DiskFull>() => recording.end(Reason::DiskFull).and(Err(error)),
         Err(error) => recording.end(Reason::Failed).and(Err(error)),
     };
     closed?;
@@ -91,9 +94,9 @@ fn wishes(record: &Record, backend: Backend, raw_tracepoints: RawTracepoints) ->
     })
 }
 
-/// For a supervisor that waits for it (systemd's Type=notify); without one it is nothing.
-fn ready() {
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+/// For a supervisor that waits for it (systemd's Type=notify) and shows the status; without one it is nothing.
+fn ready(status: &str) {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)]);
 }
 
 /// A recording that is being made.

@@ -1,14 +1,13 @@
 //! `ctwatch report`: gathers a postmortem and prints it, or writes it to a new file.
 //! Needs no rights but to read the recordings.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write as _, stdout};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{Write as _, stdout};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::VERSION;
+use super::drafts::Drafts;
 use crate::cli::{Config, Report};
 use crate::error::Exit;
 use crate::report::{gather, render};
@@ -16,7 +15,7 @@ use crate::report::{gather, render};
 /// Runs it.
 pub fn run(config: &Config, arguments: &Report) -> Result<Exit> {
     let Report { wish, format, output } = arguments;
-    let report = gather(wish, VERSION)?;
+    let report = gather(wish, VERSION, &config.look.time_zone)?;
     let text = render(&report, *format, &config.look.time_zone)?;
     match output {
         None => stdout().lock().write_all(text.as_bytes()).context("writing the report")?,
@@ -28,12 +27,7 @@ pub fn run(config: &Config, arguments: &Report) -> Result<Exit> {
 /// Into a file that isn't there yet and that only its owner may read: it holds addresses.
 fn write(path: &Path, text: &str) -> Result<()> {
     let doing = || format!("writing the report to {}", path.display());
-    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let mut file = match opened {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            bail!("{}: the file exists; remove it first, or choose another name", doing())
-        }
-        opened => opened.with_context(doing)?,
-    };
-    file.write_all(text.as_bytes()).with_context(doing)
+    let mut drafts = Drafts::default();
+    drafts.file(path)?.write_all(text.as_bytes()).with_context(doing)?;
+    drafts.publish()
 }

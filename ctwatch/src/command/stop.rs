@@ -10,9 +10,9 @@ use tokio::time::sleep_until;
 /// What came from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
-    /// SIGINT or SIGTERM.
+    /// SIGINT or SIGTERM; SIGHUP, too, where it has no other meaning.
     End,
-    /// SIGHUP.
+    /// SIGHUP, where it means to begin anew.
     Hangup,
     /// The duration is over.
     TimeIsUp,
@@ -23,6 +23,7 @@ pub(super) struct Stop {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    hangup_is: Call,
     at: Option<tokio::time::Instant>,
 }
 
@@ -33,8 +34,14 @@ impl Stop {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
+            hangup_is: Call::End,
             at: None,
         })
+    }
+
+    /// As [`Stop::new`], where SIGHUP is no end.
+    pub(super) fn but_not_by_hangup() -> Result<Self> {
+        Ok(Self { hangup_is: Call::Hangup, ..Self::new()? })
     }
 
     /// The duration counts from here: waiting and attaching don't belong to it.
@@ -54,7 +61,7 @@ impl Stop {
         tokio::select! {
             _ = self.interrupt.recv() => Call::End,
             _ = self.terminate.recv() => Call::End,
-            _ = self.hangup.recv() => Call::Hangup,
+            _ = self.hangup.recv() => self.hangup_is,
             () = time_is_up => Call::TimeIsUp,
         }
     }

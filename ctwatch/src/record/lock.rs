@@ -2,12 +2,13 @@
 //! Not one of SQLite's: readers must not be shut out, and those are lost when any descriptor of the file is closed.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use super::full::DiskFull;
 use super::open::beside;
 use crate::error::Failure;
 
@@ -58,10 +59,13 @@ impl Lock {
     /// Fills the lock file, so that there is something to give up.
     ///
     /// # Errors
-    /// The disk is full already.
-    pub fn load_ballast(&mut self) -> std::io::Result<()> {
-        self.file.write_all(&vec![0; BALLAST])?;
-        self.file.sync_data()
+    /// The disk is full already ([`DiskFull`]), or broken.
+    pub fn load_ballast(&mut self, recording: &Path) -> Result<()> {
+        let loaded = self.file.write_all(&vec![0; BALLAST]).and_then(|()| self.file.sync_data());
+        loaded.map_err(|error| match error.kind() {
+            ErrorKind::StorageFull => DiskFull::at_the_start(recording).into(),
+            _ => anyhow::Error::from(error).context(format!("making room beside {}", recording.display())),
+        })
     }
 
     /// Gives the room up.

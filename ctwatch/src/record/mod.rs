@@ -5,6 +5,7 @@ pub mod anonymize;
 mod census;
 mod digest;
 mod event;
+pub mod full;
 pub mod lines;
 mod listing;
 mod lock;
@@ -26,6 +27,7 @@ pub mod track;
 pub mod trigger;
 pub mod writer;
 
+pub use full::DiskFull;
 pub use lock::Lock;
 pub use open::Fault;
 pub use reader::Recording;

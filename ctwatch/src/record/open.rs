@@ -103,6 +103,23 @@ pub(super) fn is_new(path: &Path) -> Result<bool> {
     }
 }
 
+/// An empty file that only its owner may read: it holds addresses. False if somebody else made one before.
+pub(super) fn create(path: &Path) -> std::io::Result<bool> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes a file away again that was begun, with what SQLite put beside it.
+pub(super) fn remove(path: &Path) {
+    for ending in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(beside(path, ending));
+    }
+}
+
 /// Opens a file for reading, also where nothing can be written beside it.
 pub(super) fn connect(path: &Path) -> Result<Connection> {
     examine_head(path)?;

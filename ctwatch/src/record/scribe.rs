@@ -8,9 +8,10 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
 
+use super::full::{DiskFull, is_full};
 use super::rows::{Instant, Reason, RunEnd};
 use super::thin::{Limits, Thinner};
-use super::writer::{Batch, Writer, is_full};
+use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
 
 /// Batches that may wait for the disk.
@@ -29,23 +30,6 @@ enum Message {
     Batch(Box<Batch>),
     End(RunEnd),
 }
-
-/// The disk is full, and the recording ended.
-#[derive(Debug)]
-pub struct DiskFull(std::path::PathBuf);
-
-impl std::fmt::Display for DiskFull {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "writing {}: the disk is full, so the recording ended; the file holds everything until then. Make room, or \
-             give a smaller --max-size",
-            self.0.display()
-        )
-    }
-}
-
-impl std::error::Error for DiskFull {}
 
 impl Scribe {
     /// Starts the thread.
@@ -134,7 +118,7 @@ fn give_up(writer: Writer, lock: &Lock, error: anyhow::Error) -> anyhow::Error {
 
 fn failure(path: &std::path::Path, error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<rusqlite::Error>() {
-        Ok(error) if is_full(&error) => DiskFull(path.to_owned()).into(),
+        Ok(error) if is_full(&error) => DiskFull::later(path).into(),
         Ok(error) => anyhow::Error::from(error).context(format!("writing {}", path.display())),
         Err(error) if error.is::<Fault>() => error,
         Err(error) => error.context(format!("writing {}", path.display())),

@@ -84,28 +84,44 @@ pub struct Span {
 }
 
 impl Span {
-    /// What these moments mean in a recording with these bounds.
+    /// What these moments mean in a recording with these bounds, where something of it is in that span.
     ///
     /// # Errors
     /// It says which moment is wrong, and what there is.
     pub fn of(
         from: Option<Moment>,
         to: Option<Moment>,
-        (start, end): (Timestamp, Timestamp),
+        bounds: (Timestamp, Timestamp),
         zone: &TimeZone,
     ) -> Result<Self, String> {
-        let there_is = format!("the recording goes from {start:.0} to {end:.0}");
-        let time = |name: &str, moment: Option<Moment>| {
-            let time = moment.map(|moment| moment.within(start, end, zone)).transpose();
-            time.map_err(|error| format!("{name}: {error}; {there_is}"))
-        };
-        let span = Self { from: time("--from", from)?, to: time("--to", to)? };
+        let span = Self::anywhere(from, to, bounds, zone)?;
+        let (start, end) = bounds;
+        let there_is = there_is(bounds);
         if span.from.is_some_and(|from| from >= end && from != start) {
             return Err(format!("--from: nothing was recorded after that; {there_is}"));
         }
         if span.to.is_some_and(|to| to <= start && to != end) {
             return Err(format!("--to: nothing was recorded before that; {there_is}"));
         }
+        Ok(span)
+    }
+
+    /// What these moments mean in a recording with these bounds, whether or not something of it is in that span.
+    ///
+    /// # Errors
+    /// It says which moment is wrong, and what there is.
+    pub fn anywhere(
+        from: Option<Moment>,
+        to: Option<Moment>,
+        (start, end): (Timestamp, Timestamp),
+        zone: &TimeZone,
+    ) -> Result<Self, String> {
+        let there_is = there_is((start, end));
+        let time = |name: &str, moment: Option<Moment>| {
+            let time = moment.map(|moment| moment.within(start, end, zone)).transpose();
+            time.map_err(|error| format!("{name}: {error}; {there_is}"))
+        };
+        let span = Self { from: time("--from", from)?, to: time("--to", to)? };
         if let (Some(from), Some(to)) = (span.from, span.to)
             && from >= to
         {
@@ -131,6 +147,10 @@ impl Span {
     pub fn is_after(&self, time: Timestamp) -> bool {
         self.to.is_some_and(|to| time > to)
     }
+}
+
+fn there_is((start, end): (Timestamp, Timestamp)) -> String {
+    format!("the recording goes from {start:.0} to {end:.0}")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, Transaction, params};
 
+use super::full::{DiskFull, lacks_room};
 use super::rebuild::Names;
 use super::rows::{Facts, Incident, Listing, Notice, Run, RunEnd, Setting};
 use super::tick::{NetnsTick, Tick};
@@ -68,11 +69,22 @@ impl Writer {
     /// Opens a recording, or begins one, and starts a run in it. The caller holds its lock.
     ///
     /// # Errors
-    /// It can't be written, or what is there is no recording of this schema.
+    /// It can't be written ([`DiskFull`] where there is no room), or what is there is no recording of this schema. Of a
+    /// new one nothing is left then.
     pub fn open(path: &Path, run: &Run) -> Result<Self> {
         let is_new = open::is_new(path)?;
+        let mut is_ours = false;
+        Self::begin(path, run, is_new, &mut is_ours).map_err(|error| {
+            if is_ours {
+                open::remove(path);
+            }
+            if lacks_room(&error) { DiskFull::at_the_start(path).into() } else { error }
+        })
+    }
+
+    fn begin(path: &Path, run: &Run, is_new: bool, is_ours: &mut bool) -> Result<Self> {
         if is_new {
-            create(path).with_context(|| format!("creating {}", path.display()))?;
+            *is_ours = open::create(path).with_context(|| format!("creating {}", path.display()))?;
         } else {
             open::examine(path)?;
         }
@@ -127,7 +139,7 @@ impl Writer {
     /// Writes one tick and what belongs to it, or nothing of it.
     ///
     /// # Errors
-    /// The disk is full ([`is_full`]) or broken.
+    /// The disk is full ([`super::full::is_full`]) or broken.
     pub fn write(&mut self, batch: &Batch) -> rusqlite::Result<()> {
         let due = self.unsynced + 1 >= SYNCED_EVERY;
         if due {
@@ -209,18 +221,6 @@ impl Writer {
     pub(super) fn parts(&mut self) -> (&Path, &mut Connection) {
         (&self.path, &mut self.connection)
     }
-}
-
-/// Whether an error says that the disk is full.
-#[must_use]
-pub fn is_full(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
-}
-
-/// An empty file that only its owner may read: it holds addresses.
-fn create(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
 }
 
 fn next_tick(connection: &Connection) -> Result<i64> {

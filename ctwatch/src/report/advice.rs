@@ -25,8 +25,11 @@ pub(super) fn of(
         (Ok((case, source)), Some(anonymizer)) => {
             let mut advice = report(&case, source, None);
             advice.name = advice.name.map(|name| anonymizer.netns(&name));
-            // They name files of the host.
-            advice.items.iter_mut().for_each(|item| item.commands.keep.clear());
+            // They name files of the host, and so does what takes those away again.
+            for item in &mut advice.items {
+                item.commands.keep.clear();
+                item.commands.undo.retain(|line| !line.starts_with("rm -f"));
+            }
             (Some(advice), None)
         }
         (Err(_), Some(_)) => (None, Some("the recording lacks what advice needs".to_owned())),

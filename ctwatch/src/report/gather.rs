@@ -22,6 +22,7 @@ use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::rebuild::{Names, counters};
 use crate::record::rows::{Incident, Reason};
+use crate::record::span;
 use crate::state::report::{Counted, Unexplained};
 
 /// Rows of a table of ports.
@@ -34,6 +35,7 @@ type AllNames = HashMap<NetnsId, Names>;
 pub(super) fn host(
     path: &Path,
     wish: &Wish,
+    span: span::Span,
     version: &'static str,
     mut anonymizer: Option<&mut Anonymizer>,
 ) -> Result<Host> {
@@ -52,9 +54,7 @@ pub(super) fn host(
             continue;
         }
         let is_inside = |id: i64, time: Timestamp| {
-            chosen_ticks.as_ref().is_none_or(|ticks| ticks.contains(&id))
-                && wish.from.is_none_or(|from| time > from)
-                && wish.to.is_none_or(|to| time <= to)
+            chosen_ticks.as_ref().is_none_or(|ticks| ticks.contains(&id)) && span.contains(time)
         };
         pass.begin_run();
         let until = chosen_ticks.as_ref().map_or(i64::MAX, |ticks| *ticks.end());
@@ -78,7 +78,8 @@ pub(super) fn host(
         names.extend(names_of(&recording, run, anonymizer.as_deref_mut())?);
         about_run(run, index + 1 == runs.len(), before, &mut certainty);
         before = last.or(before);
-        about_settings(&recording, run, wish, &pass, &mut changes, &mut certainty)?;
+        let cut = Cut { span, is_incident: wish.incident.is_some() };
+        about_settings(&recording, run, cut, &pass, &mut changes, &mut certainty)?;
         last_run = Some(run);
     }
     let unit_is_packets = packets(&pass) > 0;
@@ -203,16 +204,23 @@ fn about_run(run: &RecordedRun, is_last: bool, before: Option<Timestamp>, certai
     }
 }
 
+/// What of a recording is asked for.
+#[derive(Clone, Copy)]
+struct Cut {
+    span: span::Span,
+    is_incident: bool,
+}
+
 /// Changed settings and what was said, up to the end of the span.
 fn about_settings(
     recording: &Recording,
     run: &RecordedRun,
-    wish: &Wish,
+    cut: Cut,
     pass: &Pass,
     changes: &mut Vec<Change>,
     certainty: &mut Certainty,
 ) -> Result<()> {
-    let until = pass.to.filter(|_| wish.to.is_some() || wish.incident.is_some());
+    let until = pass.to.filter(|_| cut.span.to.is_some() || cut.is_incident);
     let is_before_end = |time: Timestamp| until.is_none_or(|until| time <= until);
     let settings = recording.settings(run.id)?.into_iter();
     let changed = settings.filter(|one| one.before.is_some() && is_before_end(one.at.time));
@@ -224,7 +232,7 @@ fn about_settings(
     }));
     let notices = recording.notices(run.id)?.into_iter();
     let notices = notices.filter(|one| {
-        is_before_end(one.at.time) && wish.from.or(pass.from).is_none_or(|from| one.at.time >= from)
+        is_before_end(one.at.time) && cut.span.from.or(pass.from).is_none_or(|from| one.at.time >= from)
     });
     certainty.notices.extend(notices.map(|one| NoticeLine {
         time: one.at.time,

@@ -5,6 +5,7 @@ use crate::event::{Census, CensusKey, KernelCounters, Loss, NetnsId, ProcessId, 
 use crate::record::Writer;
 use crate::record::rebuild::Names;
 use crate::record::rows::{Incident, Instant, Reason, Run, RunEnd, Setting};
+use crate::record::span::Moment;
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
 use ctwatch_common::Cause;
@@ -147,7 +148,7 @@ fn wish(path: &Path) -> Wish {
 }
 
 fn one(wish: &Wish) -> model::Host {
-    gather(wish, "0.1.0").unwrap().hosts.remove(0)
+    gather(wish, "0.1.0", &TimeZone::UTC).unwrap().hosts.remove(0)
 }
 
 #[test]
@@ -190,20 +191,53 @@ fn a_span_is_only_what_is_in_it_with_the_occupancy_of_all_before() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     incident(&path);
-    let part = one(&Wish { from: Some(at(35).time), to: Some(at(50).time), ..wish(&path) });
+    let part =
+        one(&Wish { from: Some(Moment::At(at(35).time)), to: Some(Moment::At(at(50).time)), ..wish(&path) });
     assert_eq!((part.span.unwrap().ticks, part.story.packets_lost), (15, 200));
     assert_eq!(part.worst.unwrap().occupants[0].entries, 4_000 + 36 * 59);
     assert_eq!((part.kernel_counters.drop, part.in_kernel_terms.drop), (200, 200));
     let of_incident = one(&Wish { incident: Some(1), ..wish(&path) });
     assert_eq!((of_incident.span.unwrap().ticks, of_incident.incidents.len()), (17, 1));
-    let error = gather(&Wish { incident: Some(7), ..wish(&path) }, "0.1.0").unwrap_err().to_string();
+    let error =
+        gather(&Wish { incident: Some(7), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
     assert!(error.contains("--incident 7") && error.contains("1 (drops>0"), "{error}");
-    let quiet = one(&Wish { to: Some(at(20).time), ..wish(&path) });
+    let quiet = one(&Wish { to: Some(Moment::At(at(20).time)), ..wish(&path) });
     let shown = render(&report_of(quiet), Format::Text, &TimeZone::UTC).unwrap();
     assert!(shown.contains("Nothing was lost in this time"), "{shown}");
-    let none = one(&Wish { from: Some(at(500).time), ..wish(&path) });
+    let none = one(&Wish { from: Some(Moment::At(at(500).time)), ..wish(&path) });
     let shown = render(&report_of(none), Format::Html, &TimeZone::UTC).unwrap();
     assert!(shown.contains("there is nothing to report"), "{shown}");
+}
+
+#[test]
+fn a_moment_means_the_same_in_all_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let (early, late) = (folder.path().join("early.ctw"), folder.path().join("late.ctw"));
+    incident(&early);
+    // From second 40 to 45.
+    let mut writer = Writer::open(&late, &run(40)).unwrap();
+    for second in 41..=45 {
+        writer.write(&Batch { tick: Some(tick(second, 1, 0, 0)), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    let both = |from: &str, to: &str| {
+        let wish = Wish {
+            files: vec![late.clone(), early.clone()],
+            from: Some(from.parse().unwrap()),
+            to: Some(to.parse().unwrap()),
+            ..wish(&early)
+        };
+        gather(&wish, "0.1.0", &TimeZone::UTC)
+    };
+    let ticks = |from: &str, to: &str| {
+        let hosts = both(from, to).unwrap().hosts;
+        hosts.iter().map(|host| host.span.as_ref().map_or(0, |span| span.ticks)).collect::<Vec<_>>()
+    };
+    assert_eq!(ticks("+38s", "+43s"), [3, 5]);
+    assert_eq!(ticks("+10s", "-40s"), [0, 10], "of one file nothing is in it");
+    let clock = at(42).time.strftime("%H:%M:%S").to_string();
+    assert_eq!(ticks(&clock, "-15s"), [3, 3]);
+    assert!(both("+43s", "+38s").unwrap_err().to_string().contains("is not before"));
 }
 
 fn report_of(host: model::Host) -> Report {
@@ -238,7 +272,7 @@ fn an_anonymous_report_has_the_same_figures_and_none_of_the_names() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret.ctw");
     incident(&path);
-    let report = gather(&Wish { anonymize: Some(None), ..wish(&path) }, "0.1.0").unwrap();
+    let report = gather(&Wish { anonymize: Some(None), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap();
     let shown = render(&report, Format::Json, &TimeZone::UTC).unwrap();
     for name in ["nginx", "web1", "secret"] {
         assert!(!shown.contains(name), "{name} in {shown}");
@@ -255,12 +289,13 @@ fn an_empty_recording_and_what_is_none_say_so() {
     let path = folder.path().join("a.ctw");
     drop(Writer::open(&path, &run(0)).unwrap());
     for format in [Format::Text, Format::Markdown, Format::Html] {
-        let shown = render(&gather(&wish(&path), "0.1.0").unwrap(), format, &TimeZone::UTC).unwrap();
+        let shown =
+            render(&gather(&wish(&path), "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap();
         assert!(shown.contains("nothing to report"), "{shown}");
     }
     let other = folder.path().join("b.ctw");
     std::fs::write(&other, "x".repeat(4096)).unwrap();
-    let error = gather(&wish(&other), "0.1.0").unwrap_err().to_string();
+    let error = gather(&wish(&other), "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
     assert!(error.contains("no recording of ctwatch"), "{error}");
 }
 
@@ -281,7 +316,7 @@ fn what_a_process_is_called_stays_text() {
             .unwrap();
     }
     drop(writer);
-    let report = gather(&wish(&path), "0.1.0").unwrap();
+    let report = gather(&wish(&path), "0.1.0", &TimeZone::UTC).unwrap();
     let shown = |format| render(&report, format, &TimeZone::UTC).unwrap();
     assert!(!shown(Format::Text).contains('\u{1b}'));
     assert!(!shown(Format::Html).contains("<b>") && !shown(Format::Html).contains("<script"));

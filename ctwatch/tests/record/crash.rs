@@ -7,9 +7,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ctwatch::record::DiskFull;
 use ctwatch::record::recorder::{Plan, Recorder};
 use ctwatch::record::rows::Reason;
-use ctwatch::record::scribe::{DiskFull, Scribe};
+use ctwatch::record::scribe::Scribe;
 use ctwatch::record::{Limits, Lock, Recording, Writer};
 
 use super::synthetic::{all_of, batch, run, tick, write};
@@ -100,6 +101,33 @@ impl Drop for Small {
 }
 
 #[test]
+fn where_there_is_no_room_to_begin_nothing_is_left() {
+    let Some(disk) = Small::mount("1m") else {
+        eprintln!("skipped: no right to mount a tmpfs");
+        return;
+    };
+    let (path, filling) = (disk.0.path().join("a.ctw"), disk.0.path().join("filling"));
+    let mut refused = 0;
+    for free in (0..512).step_by(20) {
+        std::fs::write(&filling, vec![0; (1024 - free) << 10]).unwrap();
+        let begun = Lock::take(&path).and_then(|mut lock| {
+            lock.load_ballast(&path)?;
+            Writer::open(&path, &run()).map(drop)
+        });
+        if let Err(error) = begun {
+            refused += 1;
+            assert!(error.is::<DiskFull>() && error.to_string().contains("nothing is recorded"), "{error:#}");
+            let left = std::fs::read_dir(disk.0.path()).unwrap().count();
+            assert_eq!(left, 1, "only what fills it, with {free} KB free");
+        } else {
+            Recording::open(&path).unwrap().verify().unwrap();
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+    assert!(refused > 10, "{refused}");
+}
+
+#[test]
 fn a_full_disk_ends_the_run_and_the_file_says_so() {
     let Some(disk) = Small::mount("6m") else {
         eprintln!("skipped: no right to mount a tmpfs");
@@ -107,7 +135,7 @@ fn a_full_disk_ends_the_run_and_the_file_says_so() {
     };
     let path = disk.0.path().join("a.ctw");
     let mut lock = Lock::take(&path).unwrap();
-    lock.load_ballast().unwrap();
+    lock.load_ballast(&path).unwrap();
     let lock = Arc::new(lock);
     let writer = Writer::open(&path, &run()).unwrap();
     let limits = Limits {

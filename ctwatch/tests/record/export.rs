@@ -258,6 +258,26 @@ fn nothing_is_written_over_and_wrong_usage_says_what_is_right() {
 }
 
 #[test]
+fn an_interrupted_export_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = recording(folder.path(), 4000);
+    let out = folder.path().join("out");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ctwatch"));
+    command.arg("export").arg(&path).args(["--to", "csv", "-o"]).arg(&out);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !out.join("ticks.csv.partial").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it began");
+    }
+    assert!(!out.join("ticks.csv").exists(), "a file has its name before it is complete");
+    let kill = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), error.contains("interrupted")), (Some(1), true), "{error}");
+    assert!(!out.exists(), "the folder was made for it");
+}
+
+#[test]
 fn damage_is_said_and_a_closed_pipe_is_no_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = recording(folder.path(), 2000);
@@ -277,4 +297,12 @@ fn damage_is_said_and_a_closed_pipe_is_no_error() {
     let output = ctwatch(&[file, "--to", "csv", "--table", "losses"]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), error.contains("tick 1500: its checksum")), (Some(1), true), "{error}");
+    for (format, name) in [("csv", "losses.csv"), ("parquet", "losses.parquet"), ("ndjson", "losses.ndjson")]
+    {
+        let out = folder.path().join(name);
+        let output = ctwatch(&[file, "--to", format, "--table", "losses", "-o", out.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let left = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(left.into_iter().all(|left| !left.to_str().unwrap().starts_with("losses")), "half a {name}");
+    }
 }

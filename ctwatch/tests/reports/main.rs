@@ -2,6 +2,7 @@
 //! One binary for all of it, since each shows the same fixed reports.
 
 mod advice;
+mod anonymous;
 mod census;
 mod fixtures;
 mod goldens;

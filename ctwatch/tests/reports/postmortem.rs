@@ -132,6 +132,11 @@ fn batch(second: i64) -> Batch {
 
 /// Writes the night as `name` beside the test binaries, which is where these tests run.
 fn recorded(name: &str) -> PathBuf {
+    recorded_with(name, |_, _| ())
+}
+
+/// The night with something else in the batch of a second.
+pub fn recorded_with(name: &str, change: impl Fn(i64, &mut Batch)) -> PathBuf {
     static HERE: Once = Once::new();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     // The report says which file it is of: the same on every machine only if the path is relative.
@@ -142,7 +147,9 @@ fn recorded(name: &str) -> PathBuf {
     }
     let mut writer = Writer::open(&path, &run()).unwrap();
     for second in 1..=50 {
-        writer.write(&batch(second)).unwrap();
+        let mut batch = batch(second);
+        change(second, &mut batch);
+        writer.write(&batch).unwrap();
     }
     let incident = Incident {
         condition: "drops>0".to_owned(),
@@ -160,7 +167,7 @@ fn recorded(name: &str) -> PathBuf {
 
 fn shown(files: &[PathBuf], format: Format) -> String {
     let wish = Wish { files: files.to_vec(), incident: None, from: None, to: None, anonymize: None };
-    render(&gather(&wish, "0.1.0").unwrap(), format, &TimeZone::UTC).unwrap()
+    render(&gather(&wish, "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap()
 }
 
 /// For the schema test: a night, and a recording without anything.

@@ -24,6 +24,7 @@ mod readers;
 mod record;
 mod storm;
 mod story;
+mod systemd;
 mod tuples;
 mod usage;
 mod victims;
@@ -131,6 +132,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("record_an_incident_with_known_figures", record::incident_with_known_figures, 300),
     Scenario("record_rotates_refuses_and_survives_kill9", record::rotation_refusal_and_kill9, 300),
     Scenario("record_by_script_and_without_loss_of_its_own", record::script_and_no_loss_of_its_own, 300),
+    Scenario("record_as_a_systemd_unit", systemd::the_unit_records, 300),
     Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
 ];
 

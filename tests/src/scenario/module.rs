@@ -73,7 +73,7 @@ fn drop_some(ports: &[u16]) -> Result<(Tally, u64)> {
     Ok((sent, Counters::read()?.since(&before).get("drop")))
 }
 
-fn is_built_in() -> bool {
+pub(super) fn is_built_in() -> bool {
     Path::new(MODULE).exists() && !Path::new(MODULE).join("initstate").exists()
 }
 

@@ -108,21 +108,21 @@ impl Drop for Recorder {
 
 /// What a recording holds, added up.
 #[derive(Debug, Default)]
-struct Held {
+pub(super) struct Held {
     /// Packets refused by port.
-    refused: BTreeMap<u16, u64>,
+    pub(super) refused: BTreeMap<u16, u64>,
     evicted: u64,
     without_tuple: u64,
     /// How far the kernel's counters moved: drop, early_drop.
-    kernel: [i64; 2],
-    unexplained: [i64; 4],
+    pub(super) kernel: [i64; 2],
+    pub(super) unexplained: [i64; 4],
     lost_events: i64,
     ticks: usize,
 }
 
 impl Held {
     /// Adds the last run of a file; everything in the file must be sound.
-    fn add(&mut self, file: &Path) -> Result<()> {
+    pub(super) fn add(&mut self, file: &Path) -> Result<()> {
         let recording = Recording::open(file)?;
         recording.verify()?;
         let runs = recording.runs()?;

@@ -14,7 +14,7 @@ use super::tools::Tools;
 use crate::apt::{BOOKWORM, PrivateApt};
 use crate::cache;
 
-const PACKAGES: [&str; 45] = [
+const PACKAGES: [&str; 46] = [
     "apache2-utils",
     "base-files",
     "base-passwd",
@@ -59,6 +59,7 @@ const PACKAGES: [&str; 45] = [
     "socat",
     "sqlite3",
     "strace",
+    "systemd",
     "tar",
 ];
 const MORE_PACKAGES: [&str; 3] = ["gawk", "util-linux", "wrk"];
