@@ -1,6 +1,9 @@
 //! The parts of ctwatch, as a library so that tests and benchmarks reach them.
 //! The binary is the product: this API has no stability promise.
 
+// These panic where nobody reads.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod advise;
 pub mod cli;
 pub mod command;
@@ -16,5 +19,6 @@ pub mod probe;
 pub mod record;
 pub mod report;
 pub mod state;
+pub mod stderr;
 pub mod view;
 pub mod watch;

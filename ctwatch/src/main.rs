@@ -1,11 +1,14 @@
 //! `ctwatch`: which flows a full nf_conntrack table hurts, who filled it, and what would fix it.
 //! Parses, runs, maps the exit code; nothing else.
 
+// These panic where nobody reads.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 use std::process::ExitCode;
 
 use ctwatch::cli::{self, Command};
 use ctwatch::command::{advise, check, drops, export, record, replay, report, table};
-use ctwatch::error;
+use ctwatch::{error, stderr};
 
 fn main() -> ExitCode {
     let config = cli::from_command_line();
@@ -21,7 +24,7 @@ fn main() -> ExitCode {
     };
     let exit = result.unwrap_or_else(|error| {
         if let Some(message) = error::message(&error) {
-            eprintln!("{message}");
+            stderr::line(message);
         }
         error::exit(&error)
     });

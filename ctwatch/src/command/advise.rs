@@ -27,6 +27,7 @@ use crate::kernel::roots::Roots;
 use crate::machine::Host;
 use crate::probe::plan::Wishes;
 use crate::state::Backend;
+use crate::stderr;
 use crate::view;
 use crate::watch::{Settings, Watch, conntrack_module};
 pub(super) use around::in_force;
@@ -169,7 +170,7 @@ async fn watch(
         ));
     }
     if config.verbosity > 0 {
-        eprintln!("measuring for {:.0} s", advise.window.as_secs_f64());
+        stderr::line(format_args!("measuring for {:.0} s", advise.window.as_secs_f64()));
     }
     let timeouts = netns::inside(place, || Ok(in_force(&Roots::default())))?;
     let mut measure = Measure::new(place.id, advise.window.as_secs_f64(), timeouts, kprobes);

@@ -6,6 +6,8 @@ use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
 
+use crate::stderr;
+
 /// aya-log's level for `debug!`.
 pub const DEBUG: u8 = 4;
 
@@ -18,7 +20,7 @@ impl Log for Stderr {
     }
 
     fn log(&self, record: &Record<'_>) {
-        eprintln!("ctwatch kernel side: {}", record.args());
+        stderr::line(format_args!("ctwatch kernel side: {}", record.args()));
     }
 
     fn flush(&self) {}
