@@ -101,7 +101,7 @@ pub struct Drops {
     #[arg(long, value_name = "TIME", value_parser = value::interval, default_value = "1s")]
     pub interval: SignedDuration,
     /// Stop after this long (default: at Ctrl-C)
-    #[arg(long, value_name = "TIME", value_parser = value::duration)]
+    #[arg(long, value_name = "TIME", value_parser = value::age)]
     pub duration: Option<SignedDuration>,
     #[arg(
         long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 20,

@@ -185,10 +185,10 @@ impl Config {
         Roots { proc: self.proc_root.clone(), sys: self.sys_root.clone() }
     }
 
-    pub(super) fn resolve(cli: args::Cli) -> Self {
+    pub(super) fn resolve(cli: args::Cli) -> Result<Self, clap::Error> {
         let args::Cli { global, command } = cli;
         let args::Global { verbose, proc_root, sys_root } = global;
-        Self {
+        Ok(Self {
             verbosity: verbose,
             proc_root,
             sys_root,
@@ -197,7 +197,7 @@ impl Config {
                 args::Command::Drops(drops) => Command::Drops(Drops::resolve(drops)),
                 args::Command::Table(table) => Command::Table(Table::resolve(table)),
                 args::Command::Advise(advise) => Command::Advise(Advise::resolve(advise)),
-                args::Command::Record(record) => Command::Record(Record::resolve(record)),
+                args::Command::Record(record) => Command::Record(Record::resolve(record)?),
                 args::Command::Replay(replay) => Command::Replay(Replay::resolve(replay)),
                 args::Command::Export(export) => Command::Export(Export::resolve(export)),
                 args::Command::Report(report) => Command::Report(Report::resolve(report)),
@@ -205,7 +205,7 @@ impl Config {
                     Command::Check(Check { format: format.into(), verifier })
                 }
             },
-        }
+        })
     }
 }
 

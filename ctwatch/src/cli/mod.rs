@@ -25,7 +25,7 @@ pub use value::NetnsSpec;
 /// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).
 #[must_use]
 pub fn from_command_line() -> Config {
-    Config::resolve(args::Cli::parse())
+    Config::resolve(args::Cli::parse()).unwrap_or_else(|error| error.exit())
 }
 
 /// The configuration these arguments mean (the first one is the program's name).
@@ -35,7 +35,7 @@ pub fn from_command_line() -> Config {
 pub fn parse<T: Into<OsString> + Clone>(
     arguments: impl IntoIterator<Item = T>,
 ) -> Result<Config, clap::Error> {
-    args::Cli::try_parse_from(arguments).map(Config::resolve)
+    args::Cli::try_parse_from(arguments).and_then(Config::resolve)
 }
 
 /// The clap command, for help goldens and man pages.
@@ -130,6 +130,15 @@ mod tests {
     }
 
     #[test]
+    fn a_duration_may_be_days_and_conditions_need_no_flows_unless_they_do() {
+        assert_eq!(drops("--duration 1d").duration, Some(Duration::from_secs(86_400)));
+        let arguments = "ctwatch record -o x --when fill>=90% --no-inserts --exec page --duration 1d12h";
+        let Command::Record(record) = parse(arguments.split_whitespace()).unwrap().command else { panic!() };
+        assert_eq!(record.duration, Some(Duration::from_secs(36 * 3_600)));
+        assert!(!record.count_flows && record.exec.is_some());
+    }
+
+    #[test]
     fn wrong_usage_says_what_is_right() {
         assert!(wrong("drops --src 10.0.0.0/33").contains("0 to 32"));
         assert!(wrong("drops --cause full").contains("table_full"));
@@ -141,6 +150,9 @@ mod tests {
         assert!(wrong("record").contains("--output"));
         assert!(wrong("record -o x --once").contains("--when"));
         assert!(wrong("record -o x --when load>1").contains("fill>=90%"));
+        assert!(wrong("record -o x --exec page").contains("--when"));
+        assert!(wrong("record -o x --when full_in<60s --no-inserts").contains("leave out --no-inserts"));
+        assert!(wrong("record -o x --duration 1").contains("7d"));
         wrong("check --by port");
         wrong("top");
     }

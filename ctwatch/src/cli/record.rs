@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::error::ErrorKind;
 use jiff::SignedDuration;
 
 use super::args;
@@ -22,7 +23,7 @@ pub struct RecordArgs {
     #[arg(long, value_name = "TIME", value_parser = value::interval, default_value = "1s")]
     interval: SignedDuration,
     /// Stop after this long (default: at Ctrl-C)
-    #[arg(long, value_name = "TIME", value_parser = value::duration)]
+    #[arg(long, value_name = "TIME", value_parser = value::age)]
     duration: Option<SignedDuration>,
     /// Older ticks become a sum; not incidents
     #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "7d")]
@@ -45,7 +46,7 @@ pub struct RecordArgs {
     #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "5m", help_heading = TRIGGERS)]
     after: SignedDuration,
     #[arg(
-        long, value_name = "CMD", value_parser = value::words, help_heading = TRIGGERS,
+        long, value_name = "CMD", value_parser = value::words, requires = "when", help_heading = TRIGGERS,
         help = "Run this when one fires, its JSON on stdin; words\nare split as a shell does, and no shell is started"
     )]
     exec: Option<value::Words>,
@@ -110,7 +111,7 @@ pub struct Record {
 }
 
 impl Record {
-    pub(super) fn resolve(args: RecordArgs) -> Self {
+    pub(super) fn resolve(args: RecordArgs) -> Result<Self, clap::Error> {
         let RecordArgs {
             output,
             interval,
@@ -126,12 +127,19 @@ impl Record {
             no_inserts,
             backend,
         } = args;
+        if let Some(one) = when.iter().find(|one| no_inserts && one.needs_flows()) {
+            let text = format!(
+                "'--when {one}' can't fire with '--no-inserts': when a table will be full follows from new flows; leave \
+                 out --no-inserts, or take fill>=90%"
+            );
+            return Err(super::command().error(ErrorKind::ArgumentConflict, text));
+        }
         let exec = exec.map(
             |value::Words { text, words }| {
                 if shell { vec!["sh".to_owned(), "-c".to_owned(), text] } else { words }
             },
         );
-        Self {
+        Ok(Self {
             output,
             interval: interval.unsigned_abs(),
             duration: duration.map(|duration| duration.unsigned_abs()),
@@ -144,6 +152,6 @@ impl Record {
             once,
             count_flows: !no_inserts,
             backend: backend.into(),
-        }
+        })
     }
 }

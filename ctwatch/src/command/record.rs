@@ -16,7 +16,7 @@ use super::stop::{Call, Stop};
 use super::{VERSION, event_loop};
 use crate::cli::{Config, Record};
 use crate::conntrack::netns;
-use crate::error::Exit;
+use crate::error::{Exit, Failure};
 use crate::event::{Loss, NetnsId, Sample};
 use crate::kernel::roots::Roots;
 use crate::probe::diagnostics;
@@ -28,6 +28,7 @@ use crate::record::scribe::Scribe;
 use crate::record::{DiskFull, Limits, Lock, SCHEMA, Writer};
 use crate::state::report::{Notice, Start};
 use crate::state::{Backend, By, Filter, Settings};
+use crate::stderr;
 use exec::Commands;
 use look::Looks;
 
@@ -44,13 +45,17 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     lock.load_ballast(&record.output)?;
     let mut stop = Stop::but_not_by_hangup()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
+    // A host may load conntrack never, and then this is all the time there is.
+    stop.after(record.duration);
+    let mut waited = false;
     let attached = live::attach(
         &roots,
         record.backend,
         log_level,
         |backend, found| wishes(record, backend, found.raw_tracepoints),
         |notice| {
-            eprintln!("{}", notice.text);
+            waited = true;
+            stderr::line(&notice.text);
             // A host may load conntrack late or never: whoever starts this doesn't wait for it.
             ready("waiting until nf_conntrack is loaded");
             Ok(())
@@ -60,8 +65,14 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     let Some(mut attached) = attached.await? else {
         return Ok(if record.once { Exit::NoIncident } else { Exit::Done });
     };
+    let deaf = deaf(record, attached.backend)?;
     let mut recording = Recording::start(record, &roots, lock, &attached)?;
-    stop.after(record.duration);
+    if let Some(text) = deaf {
+        recording.tell("trigger_cannot_fire", &text);
+    }
+    if !waited {
+        stop.after(record.duration);
+    }
     attached.watch.start_census();
     ready(&format!("recording into {}", record.output.display()));
     let reason = recording.follow(&mut attached, &mut stop).await;
@@ -94,6 +105,27 @@ fn wishes(record: &Record, backend: Backend, raw_tracepoints: RawTracepoints) ->
     })
 }
 
+/// Whether new and ended flows are counted.
+fn counts_flows(record: &Record, backend: Backend) -> bool {
+    record.count_flows && backend == Backend::Kprobe
+}
+
+/// What is to be said of triggers that can't fire with this backend.
+fn deaf(record: &Record, backend: Backend) -> Result<Option<String>, Failure> {
+    let deaf: Vec<String> =
+        record.when.iter().filter(|one| one.needs_flows()).map(ToString::to_string).collect();
+    if deaf.is_empty() || counts_flows(record, backend) {
+        return Ok(None);
+    }
+    let text = format!(
+        "--when {}: it can't fire, as when a table will be full follows from new flows, and the {} backend doesn't \
+         count them: take fill>=90%, or the kprobe backend (`ctwatch check` says what it lacks here)",
+        deaf.join(", "),
+        backend.name()
+    );
+    if deaf.len() == record.when.len() { Err(Failure::cannot_watch(text)) } else { Ok(Some(text)) }
+}
+
 /// For a supervisor that waits for it (systemd's Type=notify) and shows the status; without one it is nothing.
 fn ready(status: &str) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)]);
@@ -114,7 +146,7 @@ struct Recording<'a> {
 impl<'a> Recording<'a> {
     fn start(record: &'a Record, roots: &Roots, lock: Lock, attached: &Attached) -> Result<Self> {
         let start = attached.start(VERSION, roots);
-        let run = described(record, roots, &start);
+        let run = described(record, roots, &start, attached.backend);
         let lock = Arc::new(lock);
         let (scribe, next_tick) = open(record, &run, &lock)?;
         let plan = Plan {
@@ -186,7 +218,7 @@ impl<'a> Recording<'a> {
     }
 
     fn end(&mut self, reason: Reason) -> Result<()> {
-        self.commands.wait(|text| eprintln!("{text}"));
+        self.commands.wait(|text| stderr::line(text));
         let finished = self.recorder.finish(reason);
         let reason = match &finished {
             Ok(()) => reason,
@@ -226,7 +258,7 @@ impl<'a> Recording<'a> {
     }
 
     fn tell(&mut self, code: &str, text: &str) {
-        eprintln!("{text}");
+        stderr::line(text);
         self.recorder.notice(Instant::now(), code, text);
     }
 
@@ -297,7 +329,7 @@ fn open(record: &Record, run: &Run, lock: &Arc<Lock>) -> Result<(Scribe, i64)> {
     Ok((Scribe::start(writer, limits, Arc::clone(lock))?, next_tick))
 }
 
-fn described(record: &Record, roots: &Roots, start: &Start) -> Run {
+fn described(record: &Record, roots: &Roots, start: &Start, backend: Backend) -> Run {
     let line = |path: &str| std::fs::read_to_string(roots.proc(path)).ok().map(|text| text.trim().to_owned());
     Run {
         started: Instant::now(),
@@ -308,7 +340,7 @@ fn described(record: &Record, roots: &Roots, start: &Start) -> Run {
         backend: start.backend.to_owned(),
         backend_reason: start.backend_reason.clone(),
         interval_us: record.interval.as_micros() as i64,
-        counts_flows: record.count_flows && start.backend == Backend::Kprobe.name(),
+        counts_flows: counts_flows(record, backend),
         hooks: start.hooks.iter().map(|hook| (hook.function.clone(), hook.kind.clone())).collect(),
         since_boot: start.since_boot,
         continues: false,
@@ -337,7 +369,7 @@ fn say(line: &Line) -> Result<()> {
     text.push(b'\n');
     let mut out = std::io::stdout().lock();
     if let Err(error) = out.write_all(&text).and_then(|()| out.flush()) {
-        eprintln!("writing to stdout: {error}");
+        stderr::line(format_args!("writing to stdout: {error}"));
     }
     Ok(())
 }

@@ -44,7 +44,7 @@ impl Stop {
         Ok(Self { hangup_is: Call::Hangup, ..Self::new()? })
     }
 
-    /// The duration counts from here: waiting and attaching don't belong to it.
+    /// The duration counts from here, also if it did before: attaching doesn't belong to it.
     pub(super) fn after(&mut self, duration: Option<Duration>) {
         self.at = duration.map(|duration| tokio::time::Instant::now() + duration);
     }

@@ -1,6 +1,7 @@
 //! Recordings: what was written is read, and whatever happens to a file is said.
 //! Synthetic watches write; no kernel is needed.
 
+mod command;
 mod crash;
 mod damage;
 mod export;
