@@ -51,6 +51,10 @@ pub(super) trait Follower {
     fn notice(&mut self, notice: &Notice) -> Result<()>;
     /// No more losses for the moment.
     fn flush(&mut self) -> Result<()>;
+    /// Called often, whatever happens: for what was begun aside.
+    fn look(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Whether it has seen enough.
     fn is_done(&self) -> bool {
         false
@@ -163,7 +167,10 @@ impl Loop {
                     }
                 }
                 () = readable(ring.as_ref()) => drop(drain(watch, follower)?),
-                _ = looks.tick() => drop(drain(watch, follower)?),
+                _ = looks.tick() => {
+                    drain(watch, follower)?;
+                    follower.look()?;
+                }
             }
         }
     }

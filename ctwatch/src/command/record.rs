@@ -202,9 +202,12 @@ impl<'a> Recording<'a> {
         let output = &self.record.output;
         let aside = aside(output, Timestamp::now());
         match std::fs::rename(output, &aside) {
-            Ok(()) => self.say_closed(&aside, Reason::Rotated)?,
+            Ok(()) => {
+                self.say_incidents(&aside)?;
+                self.say_closed(&aside, Reason::Rotated)?;
+            }
             // Somebody else moved it: that was rotation enough.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.say_incidents(output)?,
             Err(error) => {
                 return Err(error)
                     .with_context(|| format!("renaming {} to {}", output.display(), aside.display()));
@@ -218,33 +221,36 @@ impl<'a> Recording<'a> {
     }
 
     fn end(&mut self, reason: Reason) -> Result<()> {
-        self.commands.wait(|text| stderr::line(text));
         let finished = self.recorder.finish(reason);
+        let said = self.say_incidents(&self.record.output);
+        self.commands.wait(|text| stderr::line(text));
         let reason = match &finished {
             Ok(()) => reason,
             Err(error) if error.is::<DiskFull>() => Reason::DiskFull,
             Err(_) => Reason::Failed,
         };
         self.say_closed(&self.record.output, reason)?;
-        finished
+        finished.and(said)
     }
 
-    fn fired(&mut self, fired: Fired) -> Result<()> {
-        let Fired { condition, tick, at, measured } = fired;
-        self.looks.start(measured.netns, Occasion::Trigger)?;
-        let file = absolute(&self.record.output);
-        let line = Line::Incident { time: at.time, file, condition, tick, measured };
-        let json = serde_json::to_string(&line)?;
-        say(&line)?;
-        if let Err(text) = self.commands.start(json) {
-            self.tell("exec_failed", &text);
+    /// Incidents are told once they are in the file: who hears of one may ask for it at once.
+    fn say_incidents(&mut self, file: &Path) -> Result<()> {
+        for (fired, incident) in self.recorder.numbered(Instant::now().mono_us) {
+            let Fired { condition, tick, at, measured } = fired;
+            let line =
+                Line::Incident { time: at.time, file: absolute(file), incident, condition, tick, measured };
+            let json = serde_json::to_string(&line)?;
+            say(&line)?;
+            if let Err(text) = self.commands.start(json) {
+                self.tell("exec_failed", &text);
+            }
         }
         Ok(())
     }
 
     /// What was read and run aside.
-    fn collect(&mut self) {
-        while let Some(found) = self.looks.found() {
+    fn collect(&mut self) -> Result<()> {
+        while let Some(found) = self.looks.found()? {
             let listing = found.listing.map_err(|error| {
                 self.tell("no_listing", &format!("no telling who fills the table: {error:#}"));
             });
@@ -255,6 +261,7 @@ impl<'a> Recording<'a> {
                 self.tell("exec_failed", &text);
             }
         }
+        Ok(())
     }
 
     fn tell(&mut self, code: &str, text: &str) {
@@ -297,10 +304,10 @@ impl Follower for Recording<'_> {
     }
 
     fn sample(&mut self, sample: &Sample) -> Result<Seen> {
-        self.collect();
+        self.collect()?;
         let outcome = self.recorder.sample(sample, Instant::now().mono_us)?;
         for fired in outcome.fired {
-            self.fired(fired)?;
+            self.looks.start(fired.measured.netns, Occasion::Trigger)?;
         }
         Ok(Seen { unexplained: outcome.report.unexplained, lost_events: outcome.report.lost_events })
     }
@@ -312,6 +319,10 @@ impl Follower for Recording<'_> {
 
     fn flush(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn look(&mut self) -> Result<()> {
+        self.say_incidents(&self.record.output)
     }
 
     fn is_done(&self) -> bool {

@@ -37,6 +37,8 @@ pub enum Line {
         time: Timestamp,
         /// The file.
         file: PathBuf,
+        /// The N of `ctwatch report FILE --incident N`; none if it isn't in the file.
+        incident: Option<i64>,
         /// As given with `--when`.
         condition: String,
         /// The tick's number in the file.

@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::rebuild::Names;
 use super::rows::{Facts, Incident, Instant, Listing, Notice, Reason, RunEnd};
 use super::sampler::{COARSE, DETAILED, Sampler};
-use super::scribe::Scribe;
+use super::scribe::{Numbered, Scribe};
 use super::sysctls::Sysctls;
 use super::tick::Tick;
 use super::track::Tracker;
@@ -22,6 +22,9 @@ use crate::state::{Settings, State};
 
 /// Between two looks at the settings, microseconds: each look reads some forty files.
 const SETTINGS_EVERY_US: i64 = 5_000_000;
+
+/// So long an incident waits for its number, microseconds: then whoever is to hear of it does without.
+const NUMBER_WITHIN_US: i64 = 5_000_000;
 
 /// What the recorder is told.
 #[derive(Clone, Debug)]
@@ -78,6 +81,10 @@ pub struct Recorder {
     settings_at: Option<i64>,
     held_up: bool,
     incidents: u64,
+    /// Those that fired, and have no number yet.
+    unnumbered: Vec<Fired>,
+    /// Those that have one.
+    numbered: Vec<(Fired, i64)>,
 }
 
 impl Recorder {
@@ -101,6 +108,8 @@ impl Recorder {
             settings_at: None,
             held_up: false,
             incidents: 0,
+            unnumbered: Vec::new(),
+            numbered: Vec::new(),
         }
     }
 
@@ -132,6 +141,7 @@ impl Recorder {
             self.pending.settings.extend(self.sysctls.changes(at));
         }
         let fired = self.look(&report, at);
+        self.unnumbered.extend(fired.iter().cloned());
         if self.keeps_up() {
             let mut tick = self.tracker.tick(sample, mono_us);
             let unexplained = &report.unexplained;
@@ -229,6 +239,27 @@ impl Recorder {
         self.incidents
     }
 
+    /// Incidents that are in the file by now, with their numbers there; without one where that couldn't be written, or
+    /// takes too long. Each is told once.
+    pub fn numbered(&mut self, mono_us: i64) -> Vec<(Fired, Option<i64>)> {
+        let news: Vec<Numbered> = self.scribe.iter().flat_map(Scribe::numbers).collect();
+        self.learn_numbers(news);
+        let is_open = self.scribe.is_some();
+        let too_long = |one: &mut Fired| !is_open || mono_us - one.at.mono_us > NUMBER_WITHIN_US;
+        let known =
+            std::mem::take(&mut self.numbered).into_iter().map(|(fired, number)| (fired, Some(number)));
+        known.chain(self.unnumbered.extract_if(.., too_long).map(|fired| (fired, None))).collect()
+    }
+
+    fn learn_numbers(&mut self, news: impl IntoIterator<Item = Numbered>) {
+        for Numbered { condition, tick, number } in news {
+            let is_it = |fired: &Fired| fired.tick == tick && fired.condition == condition;
+            if let Some(index) = self.unnumbered.iter().position(is_it) {
+                self.numbered.push((self.unnumbered.remove(index), number));
+            }
+        }
+    }
+
     /// Whether one goes on, its time afterwards included.
     #[must_use]
     pub fn has_open_incident(&self) -> bool {
@@ -255,10 +286,13 @@ impl Recorder {
         }
         let tick = self.tracker.settle(at.time, at.mono_us);
         self.next_tick += i64::from(tick.is_some());
-        let Some(scribe) = self.scribe.take() else { return Ok(()) };
+        let Some(mut scribe) = self.scribe.take() else { return Ok(()) };
+        let numbers = scribe.take_numbers();
         // If that failed, finishing says why.
         let _ = scribe.send(Batch { tick, ..std::mem::take(&mut self.pending) });
-        scribe.finish(RunEnd { at, reason, last_tick: self.next_tick - 1 })
+        let finished = scribe.finish(RunEnd { at, reason, last_tick: self.next_tick - 1 });
+        self.learn_numbers(numbers.into_iter().flatten());
+        finished
     }
 
     /// Goes on in another file, after [`Recorder::finish`]. Open incidents go on there.

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow};
+use rusqlite::params;
 
 use super::full::{DiskFull, is_full};
-use super::rows::{Instant, Reason, RunEnd};
+use super::rows::{Incident, Instant, Reason, RunEnd};
 use super::thin::{Limits, Thinner};
 use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
@@ -17,10 +18,23 @@ use super::{Fault, Lock};
 /// Batches that may wait for the disk.
 const WAITING: usize = 16;
 
+/// The number that an incident has got in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Numbered {
+    /// Its condition,
+    pub condition: String,
+    /// and the tick it fired in.
+    pub tick: i64,
+    /// As `report --incident` takes it.
+    pub number: i64,
+}
+
 /// Hands batches over to the thread.
 #[derive(Debug)]
 pub struct Scribe {
     sender: SyncSender<Message>,
+    /// Numbers of the incidents that are in the file.
+    numbers: Option<Receiver<Numbered>>,
     waiting: Arc<AtomicUsize>,
     thread: JoinHandle<Result<()>>,
 }
@@ -40,12 +54,23 @@ impl Scribe {
         let (sender, receiver) = sync_channel(WAITING * 2);
         let waiting = Arc::new(AtomicUsize::new(0));
         let behind = Arc::clone(&waiting);
+        let (teller, numbers) = channel();
         let thread = std::thread::Builder::new()
             .name("scribe".to_owned())
             .stack_size(1 << 20)
-            .spawn(move || write_all(writer, limits, &lock, &receiver, &behind))
+            .spawn(move || write_all(writer, limits, &lock, &receiver, &behind, &teller))
             .context("starting the thread that writes")?;
-        Ok(Self { sender, waiting, thread })
+        Ok(Self { sender, numbers: Some(numbers), waiting, thread })
+    }
+
+    /// Numbers of incidents that were written since the last call.
+    pub fn numbers(&self) -> impl Iterator<Item = Numbered> + '_ {
+        self.numbers.iter().flat_map(Receiver::try_iter)
+    }
+
+    /// Where those come that are written until the end.
+    pub(super) const fn take_numbers(&mut self) -> Option<Receiver<Numbered>> {
+        self.numbers.take()
     }
 
     /// Whether the disk keeps up.
@@ -79,6 +104,7 @@ fn write_all(
     lock: &Lock,
     messages: &Receiver<Message>,
     waiting: &AtomicUsize,
+    numbers: &Sender<Numbered>,
 ) -> Result<()> {
     let mut thinner = Thinner::new(limits);
     for message in messages {
@@ -86,6 +112,9 @@ fn write_all(
             Message::Batch(batch) => {
                 let mut written = writer.write(&batch).map_err(anyhow::Error::from);
                 waiting.fetch_sub(1, Ordering::AcqRel);
+                if written.is_ok() {
+                    tell_numbers(&mut writer, &batch.incidents, numbers);
+                }
                 if let (Ok(()), Some(tick)) = (&written, &batch.tick) {
                     written = thinner.step(&mut writer, tick.time);
                 }
@@ -98,6 +127,18 @@ fn write_all(
         }
     }
     Ok(())
+}
+
+/// An incident may go on in many batches: whoever listens knows which ones are news.
+fn tell_numbers(writer: &mut Writer, incidents: &[Incident], numbers: &Sender<Numbered>) {
+    let run = writer.run();
+    let (_, connection) = writer.parts();
+    for Incident { condition, tick, .. } in incidents {
+        let sql = "SELECT id FROM incident WHERE run = ?1 AND condition = ?2 AND tick = ?3";
+        if let Ok(number) = connection.query_row(sql, params![run, condition, tick], |row| row.get(0)) {
+            let _ = numbers.send(Numbered { condition: condition.clone(), tick: *tick, number });
+        }
+    }
 }
 
 fn end_run(writer: Writer, end: &RunEnd) -> Result<()> {

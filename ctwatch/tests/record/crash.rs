@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ctwatch::record::DiskFull;
-use ctwatch::record::recorder::{Plan, Recorder};
 use ctwatch::record::rows::Reason;
 use ctwatch::record::scribe::Scribe;
 use ctwatch::record::{Limits, Lock, Recording, Writer};
@@ -194,73 +193,4 @@ fn reading_leaves_nothing_beside_the_file() {
     drop(write(&path, 5));
     all_of(&path).unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-}
-
-#[test]
-fn a_recorder_goes_on_in_the_next_file_with_its_incident() {
-    use ctwatch::kernel::roots::Roots;
-    use ctwatch::state::{Backend, By, Filter, Settings};
-    let folder = tempfile::tempdir().unwrap();
-    let (first, second) = (folder.path().join("1.ctw"), folder.path().join("2.ctw"));
-    let limits = Limits {
-        keep: Duration::from_secs(1 << 31),
-        max_size: u64::MAX,
-        detail: Duration::from_secs(1 << 31),
-    };
-    let start = |path: &Path| {
-        let writer = Writer::open(path, &run()).unwrap();
-        let next = writer.next_tick();
-        (Scribe::start(writer, limits, Arc::new(Lock::take(path).unwrap())).unwrap(), next)
-    };
-    let plan = Plan {
-        when: vec!["drops>0".parse().unwrap()],
-        before: Duration::from_secs(2),
-        after: Duration::from_secs(3),
-        interval: Duration::from_secs(1),
-    };
-    let settings = Settings {
-        by: By::Port,
-        filter: Filter::default(),
-        top: 1,
-        drop_events: false,
-        insert_events: false,
-        count_flows: true,
-        backend: Backend::Kprobe,
-    };
-    let roots = Roots { proc: folder.path().join("proc"), sys: folder.path().join("sys") };
-    let (scribe, next) = start(&first);
-    let mut recorder = Recorder::new(plan, settings, &roots, scribe, next);
-    let mut rebuild = ctwatch::record::rebuild::Rebuild::default();
-    let mut sample = |second: i64, recorder: &mut Recorder| {
-        let mut tick = tick(second);
-        if !(5..=12).contains(&second) {
-            tick.losses.clear();
-        }
-        rebuild.add(&tick);
-        recorder.sample(&rebuild.sample(&tick, &Default::default()), second * 1_000_000).unwrap().fired.len()
-    };
-    let fired: usize = (1..=8).map(|second| sample(second, &mut recorder)).sum();
-    assert_eq!((fired, recorder.has_open_incident()), (1, true));
-    recorder.finish(Reason::Rotated).unwrap();
-    let (scribe, next) = start(&second);
-    recorder.go_on(scribe, next);
-    let fired: usize = (9..=20).map(|second| sample(second, &mut recorder)).sum();
-    assert_eq!((fired, recorder.has_open_incident()), (0, false), "it is the same incident");
-    recorder.finish(Reason::Duration).unwrap();
-
-    let lost = |path: &Path| {
-        let recording = Recording::open(path).unwrap();
-        recording.verify().unwrap();
-        let run = recording.runs().unwrap().remove(0);
-        let ticks = recording.ticks(&run, 1..=i64::MAX).unwrap().map(Result::unwrap);
-        let lost: i64 = ticks.flat_map(|stored| stored.tick.losses).map(|(_, losses)| losses).sum();
-        (lost, recording.incidents(1).unwrap().remove(0).1)
-    };
-    let expected = |seconds: std::ops::RangeInclusive<i64>| seconds.map(|second| second % 3 + 1).sum::<i64>();
-    let (in_first, incident_there) = lost(&first);
-    let (in_second, incident_here) = lost(&second);
-    assert_eq!((in_first, in_second), (expected(5..=8), expected(9..=12)));
-    assert_eq!((incident_there.tick, incident_there.detail_from, incident_there.ceased), (5, 3, None));
-    assert_eq!((incident_here.tick, incident_here.detail_from), (1, 1));
-    assert_eq!(incident_here.ceased.unwrap(), super::synthetic::at(12).time);
 }

@@ -5,6 +5,7 @@ mod command;
 mod crash;
 mod damage;
 mod export;
+mod incidents;
 mod replay;
 mod roundtrip;
 mod synthetic;

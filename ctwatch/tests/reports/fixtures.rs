@@ -384,6 +384,7 @@ pub fn recording_lines() -> Vec<Line> {
         Line::Incident {
             time: time(1_000),
             file: file.clone(),
+            incident: Some(3),
             condition: "fill>=90%".to_owned(),
             tick: 17,
             measured,

@@ -184,6 +184,8 @@ pub(super) fn incident_with_known_figures(_: &Guest) -> Result<Outcome> {
     checks.equal("reason", lines.last().and_then(|line| line["reason"].as_str()), Some("once"));
     let told: Value = serde_json::from_str(&fs::read_to_string(told)?)?;
     checks.that(lines.get(1) == Some(&told), format!("--exec was told {told}"));
+    let recorded = Recording::open(&file)?.incidents(1)?;
+    checks.equal("its number", told["incident"].as_i64(), recorded.first().map(|(number, _)| *number));
     let mut held = Held::default();
     held.add(&file)?;
     checks.figure("refused", sent.total_refused());

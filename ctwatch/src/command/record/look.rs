@@ -1,6 +1,7 @@
 //! What a recording has besides its ticks: a table read entry by entry, and the machine. Read beside the watch.
 //! A table that can't be read is no reason to stop: the others still count.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant as Clock;
 
@@ -28,37 +29,48 @@ pub(super) struct Found {
 /// Looks, one at a time.
 pub(super) struct Looks {
     roots: Roots,
+    look: fn(&Host, NetnsId, Occasion) -> Found,
     sender: Sender<Found>,
     receiver: Receiver<Found>,
-    running: usize,
+    /// The one that goes on, and those that wait for it.
+    queue: VecDeque<(NetnsId, Occasion)>,
 }
 
 impl Looks {
     pub fn new(roots: &Roots) -> Self {
         let (sender, receiver) = channel();
-        Self { roots: roots.clone(), sender, receiver, running: 0 }
+        Self { roots: roots.clone(), look, sender, receiver, queue: VecDeque::new() }
     }
 
-    /// Starts one at this netns, unless one goes on: what that finds is as good.
+    /// Looks at this netns, unless that goes on or waits: what it finds is as good. Looks at others come first.
     pub fn start(&mut self, id: NetnsId, occasion: Occasion) -> Result<()> {
-        if self.running > 0 {
+        if self.queue.iter().any(|(other, _)| *other == id) {
             return Ok(());
         }
+        self.queue.push_back((id, occasion));
+        if self.queue.len() == 1 { self.begin() } else { Ok(()) }
+    }
+
+    fn begin(&self) -> Result<()> {
+        let Some(&(id, occasion)) = self.queue.front() else { return Ok(()) };
         let (host, sender) = (Host { roots: self.roots.clone(), ..Host::default() }, self.sender.clone());
+        let look = self.look;
         std::thread::Builder::new()
             .name("look".to_owned())
             .stack_size(1 << 20)
             .spawn(move || drop(sender.send(look(&host, id, occasion))))
             .context("starting a thread that reads the table")?;
-        self.running += 1;
         Ok(())
     }
 
     /// What was found meanwhile.
-    pub fn found(&mut self) -> Option<Found> {
+    pub fn found(&mut self) -> Result<Option<Found>> {
         let found = self.receiver.try_recv().ok();
-        self.running -= usize::from(found.is_some());
-        found
+        if found.is_some() {
+            self.queue.pop_front();
+            self.begin()?;
+        }
+        Ok(found)
     }
 }
 
@@ -88,4 +100,35 @@ fn list(place: &Place, occasion: Occasion) -> Result<Listing> {
         interrupted: listing.interrupted || listing.resized,
         census: counted,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_look_at_another_netns_waits_for_its_turn() {
+        let mut looks = Looks::new(&Roots::default());
+        looks.look = |_, id, occasion| Found {
+            listing: Err(anyhow::anyhow!("{}", id.inode())),
+            facts: Facts { at: Instant::now(), occasion, json: String::new() },
+        };
+        let (one, other) = (NetnsId(1), NetnsId(2));
+        looks.start(one, Occasion::Start).unwrap();
+        for id in [one, other, other] {
+            looks.start(id, Occasion::Trigger).unwrap();
+        }
+        let until = Clock::now() + Duration::from_secs(20);
+        let mut found = Vec::new();
+        while !looks.queue.is_empty() && Clock::now() < until {
+            found.extend(
+                looks.found().unwrap().map(|one| (one.listing.unwrap_err().to_string(), one.facts.occasion)),
+            );
+            std::thread::yield_now();
+        }
+        assert_eq!(found, [("1".to_owned(), Occasion::Start), ("2".to_owned(), Occasion::Trigger)]);
+        looks.start(one, Occasion::Trigger).unwrap();
+        assert_eq!(looks.queue.len(), 1, "once it is done it is looked at again");
+    }
 }
