@@ -73,6 +73,14 @@ fn target(arguments: &Export) -> Result<Target> {
     let Export { format, output, tables, .. } = arguments;
     let needs_folder = *format != ExportFormat::Ndjson && tables.len() > 1;
     match output {
+        Some(path) if needs_folder && !path.is_dir() && path.symlink_metadata().is_ok() => {
+            Err(Failure::usage(format!(
+                "-o: {} is there already and no folder, and several tables need one: name a folder, or one of them with \
+                 --table",
+                path.display()
+            ))
+            .into())
+        }
         Some(path) if path.is_dir() || needs_folder => Ok(Target::Folder(path.clone())),
         Some(path) => Ok(Target::File(path.clone())),
         None if needs_folder => Err(Failure::usage(

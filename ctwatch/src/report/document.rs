@@ -101,12 +101,19 @@ pub(super) fn of(report: &Report, zone: &TimeZone) -> Document {
 }
 
 fn comparison(report: &Report, zone: &TimeZone) -> Table {
-    let row = |host: &Host| {
-        let clock = Clock { zone: zone.clone(), with_date: true };
+    let times = |host: &Host| {
+        let story = &host.story;
+        [story.first_sign, story.full_at, story.first_loss, story.last_loss].into_iter().flatten()
+    };
+    let mut dates: Vec<_> =
+        report.hosts.iter().flat_map(times).map(|time| time.to_zoned(zone.clone()).date()).collect();
+    dates.dedup();
+    let clock = Clock { zone: zone.clone(), with_date: dates.len() > 1 };
+    let row = |(host, name): (&Host, String)| {
         let time = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), |time| clock.time(time));
         let story = &host.story;
         vec![
-            name(host),
+            name,
             time(story.first_sign),
             time(story.full_at),
             time(story.first_loss),
@@ -116,9 +123,28 @@ fn comparison(report: &Report, zone: &TimeZone) -> Table {
         ]
     };
     Table::new(
-        &["host", "first sign", "full at", "first loss", "last loss", ">packets", ">entries"],
-        report.hosts.iter().map(row).collect(),
+        &["host", "first sign", "full at", "first loss", "last loss", ">packets lost", ">entries lost"],
+        report.hosts.iter().zip(names(&report.hosts)).map(row).collect(),
     )
+}
+
+/// Names that tell them apart: several files may be of one host, as those of a rotation are.
+fn names(hosts: &[Host]) -> Vec<String> {
+    let label = |index: usize, host: &Host| {
+        let alike = || hosts.iter().filter(|other| name(other) == name(host));
+        let is_one = |part: fn(&Host) -> &str| alike().filter(|other| part(other) == part(host)).count() == 1;
+        match &host.host {
+            _ if alike().count() == 1 => name(host),
+            Some(called) if is_one(file_name) => format!("{called} ({})", file_name(host)),
+            Some(called) if is_one(|host| &host.file) => format!("{called} ({})", host.file),
+            _ => format!("{} ({})", name(host), index + 1),
+        }
+    };
+    hosts.iter().enumerate().map(|(index, host)| label(index, host)).collect()
+}
+
+fn file_name(host: &Host) -> &str {
+    host.file.rsplit('/').next().unwrap_or(&host.file)
 }
 
 pub(super) fn name(host: &Host) -> String {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
@@ -16,6 +16,7 @@ use super::model::{
 };
 use super::pass::{BANDS, Pass, cause_of};
 use super::{Wish, advice, sampled};
+use crate::error::Failure;
 use crate::event::NetnsId;
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
@@ -179,7 +180,8 @@ fn choose(path: &Path, incidents: &[(i64, i64, Incident)], number: i64) -> Resul
         .map(|(_, number, one)| format!("{number} ({}, {:.0})", one.condition, one.at.time))
         .collect();
     let known = if known.is_empty() { "it has none".to_owned() } else { known.join(", ") };
-    bail!("--incident {number}: {} has no such incident; {known}", path.display())
+    let path = path.display();
+    Err(Failure::usage(format!("--incident {number}: {path} has no such incident; {known}")).into())
 }
 
 fn about_run(run: &RecordedRun, is_last: bool, before: Option<Timestamp>, certainty: &mut Certainty) {

@@ -198,8 +198,9 @@ fn a_span_is_only_what_is_in_it_with_the_occupancy_of_all_before() {
     assert_eq!((part.kernel_counters.drop, part.in_kernel_terms.drop), (200, 200));
     let of_incident = one(&Wish { incident: Some(1), ..wish(&path) });
     assert_eq!((of_incident.span.unwrap().ticks, of_incident.incidents.len()), (17, 1));
-    let error =
-        gather(&Wish { incident: Some(7), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
+    let error = gather(&Wish { incident: Some(7), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap_err();
+    assert_eq!(crate::error::exit(&error), crate::error::Exit::Usage);
+    let error = error.to_string();
     assert!(error.contains("--incident 7") && error.contains("1 (drops>0"), "{error}");
     let quiet = one(&Wish { to: Some(Moment::At(at(20).time)), ..wish(&path) });
     let shown = render(&report_of(quiet), Format::Text, &TimeZone::UTC).unwrap();
@@ -238,6 +239,45 @@ fn a_moment_means_the_same_in_all_files() {
     let clock = at(42).time.strftime("%H:%M:%S").to_string();
     assert_eq!(ticks(&clock, "-15s"), [3, 3]);
     assert!(both("+43s", "+38s").unwrap_err().to_string().contains("is not before"));
+}
+
+#[test]
+fn side_by_side_nothing_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    incident(&path);
+    let shown = |hosts: [(&str, &str, i64); 2]| {
+        let hosts = hosts.map(|(name, file, day)| {
+            let mut host = one(&wish(&path));
+            (host.host, host.file) = (Some(name.to_owned()), file.to_owned());
+            for time in [&mut host.story.first_sign, &mut host.story.full_at, &mut host.story.last_loss] {
+                *time = time.map(|time| time + jiff::SignedDuration::from_hours(24 * day));
+            }
+            host.story.packets_lost = 1_234_567;
+            host.story.entries_lost = 7_654_321;
+            host
+        });
+        let report = Report { hosts: hosts.into(), ..report_of(one(&wish(&path))) };
+        let text = render(&report, Format::Text, &TimeZone::UTC).unwrap();
+        let head: Vec<&str> = text.lines().skip(2).take_while(|line| !line.is_empty()).collect();
+        assert!(head.iter().all(|line| line.chars().count() <= 80), "{head:#?}");
+        let head = head.join("\n");
+        assert_eq!(head.matches("1,234,567").count(), 2, "{head}");
+        assert_eq!(head.matches("7,654,321").count(), 2, "{head}");
+        head
+    };
+    let short = shown([("a", "a.ctw", 0), ("b", "b.ctw", 0)]);
+    assert_eq!(short.lines().count(), 3, "{short}");
+    let long = "ip-10-0-0-12.eu-central-1.compute.internal";
+    let rotated = shown([(long, "/var/x/host.ctw", 0), (long, "/var/x/host-20231114T221320Z.ctw", 0)]);
+    assert_eq!(rotated.lines().count(), 6, "{rotated}");
+    assert!(rotated.contains(&format!("  {long} (host-20231114T221320Z.ctw)\n    2")), "{rotated}");
+    let folders = shown([("a", "x/host.ctw", 0), ("a", "y/host.ctw", 0)]);
+    assert!(folders.contains("a (x/host.ctw)") && folders.contains("a (y/host.ctw)"), "{folders}");
+    let unknown = shown([("host-1", "recording", 0), ("host-1", "recording", 0)]);
+    assert!(unknown.contains("host-1 (1)") && unknown.contains("host-1 (2)"), "{unknown}");
+    let days = shown([("a", "a.ctw", 0), ("b", "b.ctw", 1)]);
+    assert!(days.contains("first sign 2023-11-1") && days.contains("entries lost 7,654,321"), "{days}");
 }
 
 fn report_of(host: model::Host) -> Report {

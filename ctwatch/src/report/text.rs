@@ -1,14 +1,14 @@
 //! The postmortem for a terminal, at 80 columns.
 //! Commands are never broken: they are to be copied.
 
-use super::document::{Block, Document, Table};
+use super::document::{Block, Column, Document, Table};
 use crate::view::text::layout::{COLUMNS, shorten, width, wrap};
 
 pub(super) fn render(document: &Document) -> String {
     let mut lines = vec![document.title.clone()];
     if let Some(comparison) = &document.comparison {
         lines.push(String::new());
-        lines.extend(table(comparison));
+        lines.extend(hosts(comparison));
     }
     for host in &document.hosts {
         lines.push(String::new());
@@ -37,27 +37,58 @@ fn block_lines(block: &Block) -> Vec<String> {
     }
 }
 
-/// Columns as wide as they need to be; the last one is cut where the terminal ends.
+/// The last column is cut where the terminal ends.
 fn table(table: &Table) -> Vec<String> {
-    if table.rows.is_empty() {
+    let lines = columns(&table.columns, table.rows.iter().map(Vec::as_slice), 2);
+    lines.iter().map(|line| shorten(line, COLUMNS)).collect()
+}
+
+/// Hosts side by side, of which nothing is cut: each has a line; or its name has one and its figures another, or several.
+fn hosts(table: &Table) -> Vec<String> {
+    let fits = |lines: &[String]| lines.iter().all(|line| width(line) <= COLUMNS);
+    let whole = columns(&table.columns, table.rows.iter().map(Vec::as_slice), 2);
+    let [name, figures @ ..] = table.columns.as_slice() else { return whole };
+    if fits(&whole) {
+        return whole;
+    }
+    let rows = table.rows.iter().filter_map(|row| row.split_first());
+    let below = columns(figures, rows.clone().map(|(_, figures)| figures), 4);
+    if fits(&below) {
+        let names = [name.name].into_iter().chain(rows.map(|(name, _)| name.as_str()));
+        return names.zip(below).flat_map(|(name, figures)| [format!("  {name}"), figures]).collect();
+    }
+    let said = rows.flat_map(|(name, row)| {
+        let figures = figures.iter().zip(row).map(|(column, cell)| format!("{} {cell}", column.name));
+        wrap(&format!("- {name}: {}", figures.collect::<Vec<_>>().join(", ")), 2)
+    });
+    said.collect()
+}
+
+/// Columns as wide as they need to be.
+fn columns<'a>(
+    columns: &[Column],
+    rows: impl Iterator<Item = &'a [String]> + Clone,
+    indent: usize,
+) -> Vec<String> {
+    if rows.clone().next().is_none() {
         return Vec::new();
     }
-    let widths: Vec<usize> = table
-        .columns
+    let widths: Vec<usize> = columns
         .iter()
         .enumerate()
         .map(|(index, column)| {
-            let cells = table.rows.iter().filter_map(|row| row.get(index)).map(|cell| width(cell));
+            let cells = rows.clone().filter_map(|row| row.get(index)).map(|cell| width(cell));
             cells.chain([width(column.name)]).max().unwrap_or(0)
         })
         .collect();
     let line = |cells: Vec<&str>| {
-        let padded = cells.iter().zip(&table.columns).zip(&widths).map(|((cell, column), width)| {
+        let padded = cells.iter().zip(columns).zip(&widths).map(|((cell, column), width)| {
             if column.right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
         });
-        shorten(format!("  {}", padded.collect::<Vec<_>>().join("  ")).trim_end(), COLUMNS)
+        let text = format!("{:indent$}{}", "", padded.collect::<Vec<_>>().join("  "));
+        text.trim_end().to_owned()
     };
-    let head = line(table.columns.iter().map(|column| column.name).collect());
-    let rows = table.rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
+    let head = line(columns.iter().map(|column| column.name).collect());
+    let rows = rows.map(|row| line(row.iter().map(String::as_str).collect()));
     [head].into_iter().chain(rows).collect()
 }

@@ -242,7 +242,9 @@ fn nothing_is_written_over_and_wrong_usage_says_what_is_right() {
     let taken_name = taken.to_str().unwrap();
     says(&[file, "--to", "csv", "--table", "losses", "-o", taken_name], 2, "nothing is written over");
     says(&[file, "--to", "ndjson", "-o", file], 2, "nothing is written over");
-    says(&[file, "--to", "csv", "-o", taken_name], 1, "taken.csv");
+    for format in ["csv", "parquet"] {
+        says(&[file, "--to", format, "-o", taken_name], 2, "taken.csv is there already and no folder");
+    }
     assert_eq!(std::fs::read_to_string(&taken).unwrap(), "mine");
     let out = folder.path().join("out");
     std::fs::create_dir(&out).unwrap();

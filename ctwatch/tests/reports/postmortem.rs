@@ -212,8 +212,30 @@ fn the_night_in_html_is_one_file_without_scripts() {
 #[test]
 fn several_hosts_stand_side_by_side() {
     let text = shown(&[recorded("one.ctw"), recorded("other.ctw")], Format::Text);
-    assert!(text.contains("host  first sign"), "{text}");
     assert_eq!(text.matches("WHAT HAPPENED").count(), 2);
+    let head: String = text
+        .lines()
+        .take_while(|line| !line.starts_with("web1"))
+        .map(|line| line.to_owned() + "\n")
+        .collect();
+    fits_80_columns(&head);
+    golden("postmortem-hosts.txt", &head);
+}
+
+#[test]
+fn what_is_there_is_not_written_over_and_an_incident_that_is_not_there_is_wrong_usage() {
+    let path = recorded("usage.ctw");
+    let there = std::path::absolute("usage.html").unwrap();
+    std::fs::write(&there, "mine").unwrap();
+    for (flags, words) in
+        [(["-o", there.to_str().unwrap()], "there already"), (["--incident", "7"], "has no such incident")]
+    {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ctwatch"));
+        let output = command.arg("report").arg(&path).args(flags).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), error.contains(words)), (Some(2), true), "{error}");
+    }
+    assert_eq!(std::fs::read_to_string(&there).unwrap(), "mine");
 }
 
 /// A measurement of the optimized build: `cargo test --release -p ctwatch --test reports -- --ignored --nocapture a_day`
