@@ -318,7 +318,8 @@ impl Follower for Recording<'_> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        Ok(())
+        // In a storm there may be no time for other looks.
+        self.look()
     }
 
     fn look(&mut self) -> Result<()> {
