@@ -127,8 +127,11 @@ impl Forecast {
             return None;
         }
         // Noise must not fill a table that levels off, nor may doubt put off when one is full that fills anyway.
-        let at_least: Vec<_> = models.iter().map(Projection::at_least).collect();
-        exceeds(&at_least, room)?;
+        let is_in_doubt = models.iter().any(|model| model.at_least().is_some());
+        if is_in_doubt {
+            let at_least = models.iter().map(|model| model.at_least().unwrap_or_else(|| model.clone()));
+            exceeds(&at_least.collect::<Vec<_>>(), room)?;
+        }
         exceeds(&models, room)
     }
 }
