@@ -5,6 +5,7 @@ pub mod anonymize;
 mod census;
 mod digest;
 mod event;
+pub mod files;
 pub mod full;
 pub mod lines;
 mod listing;

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod export;
 mod replay;
+mod rotate;
 mod roundtrip;
 mod synthetic;
 mod thinning;
