@@ -209,6 +209,11 @@ impl Writer {
 }
 
 impl Writer {
+    /// For thinning: owners from this number on may be named again.
+    pub(super) fn known_owners(&self) -> i64 {
+        self.dictionary.known_owners()
+    }
+
     /// For thinning: where the file is, and the connection to it.
     pub(super) fn parts(&mut self) -> (&Path, &mut Connection) {
         (&self.path, &mut self.connection)
