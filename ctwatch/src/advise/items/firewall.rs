@@ -32,7 +32,16 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     .on(case);
     item.change = Changes::default();
     match (&case.firewall.without, case.firewall.objections.is_empty()) {
-        (Some(commands), true) => item.commands = commands.clone(),
+        (Some(commands), true) => {
+            item.commands = commands.clone();
+            item.notes.push(
+                "these rules decide nothing that others don't; entries that exist stay until they expire"
+                    .to_owned(),
+            );
+            item.notes.push(
+                "if the rules have changed since, ask anew: nft's are named by their handles".to_owned(),
+            );
+        }
         _ => item.refused.clone_from(&case.firewall.objections),
     }
     if item.refused.is_empty() && item.commands.now.is_empty() {

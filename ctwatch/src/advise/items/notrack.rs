@@ -13,7 +13,9 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
         .filter(|(service, _)| {
             Protocol(service.proto).has_ports()
                 && service.port != 0
-                && service.direction != Direction::Forwarded
+                // What is only passed on has no commands here; that it is translated is a reason to name.
+                && (service.direction != Direction::Forwarded
+                    || case.known(&service.target()).is_some_and(|known| !known.objections.is_empty()))
         })
         .filter_map(|(service, part)| item(case, service, part))
         .collect()

@@ -206,6 +206,7 @@ fn piece(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
         lines.extend(
             commands
                 .iter()
+                .flat_map(|command| command.lines())
                 .enumerate()
                 .map(|(index, line)| verbatim(if index == 0 { label } else { "" }, line)),
         );
