@@ -6,6 +6,7 @@ mod attach;
 mod causes;
 mod census;
 mod census_odds;
+mod elsewhere;
 mod eviction;
 mod filters;
 mod firewall;
@@ -131,6 +132,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("advice_is_followed_and_undone", advice::followed_and_undone, 600),
     Scenario("advice_is_refused_where_it_would_break_something", advice::refused, 400),
     Scenario("advice_is_refused_for_published_ports", published::refused, 240),
+    Scenario("advice_for_another_netns_acts_inside_it", elsewhere::acts_inside, 240),
     Scenario("a_firewall_without_need_is_taken_away_and_put_back", stateless::taken_away_and_put_back, 400),
     Scenario("advice_for_nobody_on_nothing_and_without_tools", advice::odds, 240),
     Scenario("advice_without_conntrack", advice::not_loaded, 240),

@@ -1,7 +1,7 @@
 //! No stateful firewall: without a rule that asks for state, conntrack tracks nothing.
 //! The last resort, and refused wherever rules depend on state.
 
-use super::{Draft, Item, Kind, Level};
+use super::{Draft, ELSEWHERE, Item, Kind, Level};
 use crate::advise::case::Case;
 use crate::advise::target::Target;
 use crate::advise::whatif::Changes;
@@ -34,6 +34,9 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     match (&case.firewall.without, case.firewall.objections.is_empty()) {
         (Some(commands), true) => {
             item.commands = commands.clone();
+            if !case.enter.is_empty() {
+                item.notes.push(ELSEWHERE.to_owned());
+            }
             item.notes.push(
                 "these rules decide nothing that others don't; entries that exist stay until they expire"
                     .to_owned(),

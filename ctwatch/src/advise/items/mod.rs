@@ -144,6 +144,9 @@ fn limit(max: u32) -> f64 {
     if max == 0 { f64::INFINITY } else { f64::from(max) }
 }
 
+/// Of what is done in another netns.
+const ELSEWHERE: &str = "what starts this netns has to set it anew each time";
+
 /// All advice for this case, the best first.
 #[must_use]
 pub fn advise(case: &Case) -> Vec<Item> {
@@ -223,7 +226,7 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
             commands.undo.push(format!("rm -f {file}"));
         }
     } else {
-        item.notes.push("what starts this netns has to set it anew each time".to_owned());
+        item.notes.push(ELSEWHERE.to_owned());
     }
     item.commands = std::mem::take(&mut item.commands).and(commands);
 }
