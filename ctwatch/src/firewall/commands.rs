@@ -134,7 +134,9 @@ fn iptables(target: &Target, programs: &[&str]) -> Commands {
     };
     let boot =
         Boot { name: name(target).replace('_', "-"), what: format!("Exempts {target} from conntrack") };
-    let mut undo = lines("-D");
+    // As often as they are there: `now` may have been run twice, and a boot adds what iptables-save had kept, too.
+    let mut undo: Vec<_> =
+        lines("-D").iter().map(|line| format!("while {line} 2> /dev/null; do :; done")).collect();
     undo.extend(boot.undo());
     Commands { now: lines("-A"), keep: boot.keep(&lines("-A")), undo }
 }

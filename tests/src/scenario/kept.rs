@@ -68,6 +68,8 @@ pub(super) fn over_a_reboot(_: &Guest) -> Result<Outcome> {
         checks.equal("rules before a boot", self::rules()?.len(), 0);
         boot(&kept[0]).with_context(|| format!("running {}", kept[0]))?;
         checks.equal(&format!("{shows}: rules after a boot"), self::rules()?, rules.clone());
+        // What was tried once more than needed goes as well.
+        shell(&commands.now)?;
         shell(&of(&commands.undo))?;
         checks.equal(&format!("{shows}: rules after `undo`"), self::rules()?.len(), 0);
         checks.that(files()? == before, format!("{shows}: files are left after `undo`"));

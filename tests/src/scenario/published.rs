@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, process};
@@ -76,9 +79,10 @@ pub(super) fn refused(_: &Guest) -> Result<Outcome> {
 
 /// The advice while the container is talked to by others and from the host itself.
 fn advise(client: &Netns, outside: &[SocketAddr], inside: &[SocketAddr]) -> Result<Value> {
-    let until = Instant::now() + Duration::from_secs(12);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = is_over.clone();
     let talk = move |to: SocketAddr| -> Result<()> {
-        while Instant::now() < until {
+        while !over.load(Relaxed) {
             let name = answer(to);
             ensure!(name.as_deref() == Some("cont"), "{to} is answered by {name:?}, not by the container");
             thread::sleep(Duration::from_millis(50));
@@ -88,11 +92,16 @@ fn advise(client: &Netns, outside: &[SocketAddr], inside: &[SocketAddr]) -> Resu
     let mut talks = Vec::new();
     for to in outside.iter().copied() {
         // A thread's children are in its netns.
+        let talk = talk.clone();
         talks.push(client.run(|| Ok(thread::spawn(move || talk(to))))?);
     }
-    talks.extend(inside.iter().copied().map(|to| thread::spawn(move || talk(to))));
+    for to in inside.iter().copied() {
+        let talk = talk.clone();
+        talks.push(thread::spawn(move || talk(to)));
+    }
     thread::sleep(Duration::from_secs(1));
     let text = run(&["ctwatch", "advise", "--window", "4s", "--format", "json"])?;
+    is_over.store(true, Relaxed);
     for talk in talks {
         talk.join().expect("talking doesn't panic")?;
     }

@@ -2,6 +2,8 @@
 //! request lost, and every rule back after `undo`. Where state decides what passes, it is refused.
 
 use std::fs;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
@@ -69,13 +71,22 @@ fn send(seconds: f64) -> thread::JoinHandle<Result<Report>> {
     thread::spawn(move || Load::new(([127, 0, 0, 1], 80).into(), RATE, seconds).run())
 }
 
-/// The script for this piece of advice, asked for under load.
+/// The script for this piece of advice, asked for under load, however long that takes.
 fn script() -> Result<String> {
-    let load = send(8.0);
-    thread::sleep(Duration::from_secs(1));
-    let text = run(&["ctwatch", "advise", "--window", WINDOW, "--format", "sh", "--item", "firewall"]);
-    load.join().expect("a load doesn't panic")?;
-    text
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let load = scope.spawn(|| -> Result<()> {
+            while !is_over.load(Relaxed) {
+                send(1.0).join().expect("a load doesn't panic")?;
+            }
+            Ok(())
+        });
+        thread::sleep(Duration::from_secs(1));
+        let text = run(&["ctwatch", "advise", "--window", WINDOW, "--format", "sh", "--item", "firewall"]);
+        is_over.store(true, Relaxed);
+        load.join().expect("a load doesn't panic")?;
+        text
+    })
 }
 
 fn try_it(tool: &str, checks: &mut Checks) -> Result<()> {

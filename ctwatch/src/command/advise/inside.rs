@@ -40,7 +40,7 @@ impl Inside {
                 "nft" | "iptables" | "ip6tables" | "iptables-legacy" | "ip6tables-legacy" | "iptables-nft"
                 | "ip6tables-nft",
             ) => Some(format!("{}{line}", self.enter)),
-            Some("[") => Some(format!("{}sh -c '{}'", self.enter, line.replace('\'', "'\\''"))),
+            Some("[" | "while") => Some(format!("{}sh -c '{}'", self.enter, line.replace('\'', "'\\''"))),
             _ => None,
         }
     }
