@@ -8,7 +8,7 @@ use super::ir::Tool;
 use super::{Scope, Target};
 use crate::state::Protocol;
 
-/// Lines for a shell; those that begin with `#` are for the reader.
+/// Commands for a shell, some of several lines; those that begin with `#` are for the reader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commands {
     /// Until the next reboot.
