@@ -16,6 +16,7 @@ pub mod rebuild;
 pub mod recorder;
 pub mod replay;
 pub mod rows;
+mod run;
 pub mod sampler;
 mod schema;
 pub mod scribe;

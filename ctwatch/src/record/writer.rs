@@ -15,7 +15,7 @@ use super::full::{DiskFull, lacks_room};
 use super::rebuild::Names;
 use super::rows::{Facts, Incident, Listing, Notice, Run, RunEnd, Setting};
 use super::tick::{NetnsTick, Tick};
-use super::{Fault, census, event, files, listing, open, schema};
+use super::{Fault, census, event, files, listing, open, run, schema};
 use crate::event::{Loss, NetnsId};
 use dictionary::Dictionary;
 
@@ -93,7 +93,7 @@ impl Writer {
         connection.pragma_update(None, "cache_size", -4096)?;
         connection.set_prepared_statement_cache_capacity(32);
         let next_tick = next_tick(&connection)?;
-        let id = insert_run(&connection, run, next_tick)
+        let id = run::insert(&connection, run, next_tick)
             .with_context(|| format!("writing the start of a run to {}", path.display()))?;
         Ok(Self {
             connection,
@@ -248,53 +248,6 @@ fn make(path: &Path, run: &Run) -> Result<()> {
 fn next_tick(connection: &Connection) -> Result<i64> {
     let last: Option<i64> = connection.query_row("SELECT max(id) FROM tick", [], |row| row.get(0))?;
     Ok(last.unwrap_or(0) + 1)
-}
-
-fn insert_run(connection: &Connection, run: &Run, first_tick: i64) -> Result<i64> {
-    let Run {
-        started,
-        boot_id,
-        host,
-        version,
-        kernel_release,
-        backend,
-        backend_reason,
-        interval_us,
-        counts_flows,
-        hooks,
-        since_boot,
-        continues,
-    } = run;
-    let hooks: Vec<_> = hooks
-        .iter()
-        .map(|(function, kind)| serde_json::json!({ "function": function, "kind": kind }))
-        .collect();
-    connection.execute(
-        "INSERT INTO run (started_us, started_mono_us, boot_id, host, version, kernel_release, backend, backend_reason, \
-         interval_us, counts_flows, hooks, boot_drop, boot_early_drop, boot_insert_failed, boot_chaintoolong, continues, \
-         first_tick, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
-        params![
-            started.time.as_microsecond(),
-            started.mono_us,
-            boot_id,
-            host,
-            version,
-            kernel_release,
-            backend,
-            backend_reason,
-            interval_us,
-            counts_flows,
-            serde_json::to_string(&hooks)?,
-            since_boot.drop.cast_signed(),
-            since_boot.early_drop.cast_signed(),
-            since_boot.insert_failed.cast_signed(),
-            since_boot.chaintoolong.cast_signed(),
-            continues,
-            first_tick,
-            run.checksum(first_tick),
-        ],
-    )?;
-    Ok(connection.last_insert_rowid())
 }
 
 fn insert_setting(transaction: &Transaction<'_>, run: i64, setting: &Setting) -> rusqlite::Result<()> {
