@@ -32,6 +32,20 @@ impl Gc {
     pub fn interval(&self, mix: &BTreeMap<(u32, bool), f64>) -> f64 {
         self.every_s.unwrap_or_else(|| on_the_wheel(average(mix)) / HZ)
     }
+
+    /// Seconds from one run to the next while there are next to no entries; none where it is always the same.
+    #[must_use]
+    pub fn idle_interval(&self) -> Option<f64> {
+        self.every_s.is_none().then_some(LONGEST / HZ)
+    }
+
+    /// How long an expired entry still counts on average, if gc comes after so many seconds: it may be found by a
+    /// passing packet before.
+    #[must_use]
+    pub fn seconds_kept(&self, seconds: f64) -> f64 {
+        let found = self.reaped_per_s * seconds;
+        if found < 1e-6 { seconds } else { (1.0 - (-found).exp()) / self.reaped_per_s }
+    }
 }
 
 /// The average of what entries have left, as the kernel adds it up: each moves it by whole jiffies only, so that the more

@@ -86,17 +86,40 @@ impl Service {
 
     /// Its steady state: all flows admitted, with these changes, at so many times the present rate.
     fn steady(&self, changes: &Changes, ephemeral: Option<u32>, times: f64) -> Steady {
-        if changes.notrack.iter().any(|target| target.covers(self.proto, self.port, self.direction)) {
-            return Steady::default();
-        }
-        let reuse = changes
-            .keepalive
-            .iter()
-            .filter(|(target, _)| target.covers(self.proto, self.port, self.direction))
-            .map(|(_, requests)| f64::from((*requests).max(1)))
-            .fold(1.0, f64::max);
         let mut steady = Steady::default();
-        for stay in &self.stays {
+        for (stay, timeout, rate) in self.stays_with(changes, times) {
+            steady.add(stay, timeout, rate);
+        }
+        let entries = self.distinct(steady.entries, ephemeral);
+        if entries < steady.entries {
+            steady.scale(entries / steady.entries);
+        }
+        steady
+    }
+
+    /// Its entries once they have come for so many seconds into an empty table and gc has not.
+    fn gathered(&self, changes: &Changes, ephemeral: Option<u32>, gc: &Gc, seconds: f64) -> f64 {
+        let of = |(stay, timeout, rate): (&Stay, u32, f64)| {
+            if !stay.phase.only_waits() {
+                return stay.entries_with(timeout) * rate;
+            }
+            let expired_for = (seconds - f64::from(timeout)).max(0.0);
+            stay.per_s * rate * (seconds - expired_for + gc.seconds_kept(expired_for))
+        };
+        self.distinct(self.stays_with(changes, changes.times).map(of).sum(), ephemeral)
+    }
+
+    /// How its entries spend their time with these changes: which timeout ends that, and how many times more come.
+    fn stays_with<'a>(
+        &'a self,
+        changes: &'a Changes,
+        times: f64,
+    ) -> impl Iterator<Item = (&'a Stay, u32, f64)> {
+        let covers = |target: &Target| target.covers(self.proto, self.port, self.direction);
+        let untracked = changes.notrack.iter().any(covers);
+        let reuse = changes.keepalive.iter().filter(|(target, _)| covers(target));
+        let reuse = reuse.map(|(_, requests)| f64::from((*requests).max(1))).fold(1.0, f64::max);
+        self.stays.iter().filter(move |_| !untracked).map(move |stay| {
             let timeout = changes.timeouts.get(&stay.phase).copied().unwrap_or(stay.timeout);
             // A connection that serves more requests is there for longer: as many talk at once as before.
             let rate = match (stay.phase.only_waits(), stay.phase.is_talking()) {
@@ -104,18 +127,18 @@ impl Service {
                 (false, true) => times * self.pent_up,
                 (false, false) => times * self.pent_up / reuse,
             };
-            steady.add(stay, timeout, rate);
-        }
-        if let (Direction::Loopback | Direction::Out, Some(pairs), Some(ports)) =
-            (self.direction, self.pairs, ephemeral)
-        {
-            let most = f64::from(pairs) * f64::from(ports);
-            let part = distinct(self.proto, steady.entries, most) / steady.entries.max(1.0);
-            if part < 1.0 {
-                steady.scale(part);
+            (stay, timeout, rate)
+        })
+    }
+
+    /// How many different entries its connections can leave.
+    fn distinct(&self, connections: f64, ephemeral: Option<u32>) -> f64 {
+        match (self.direction, self.pairs, ephemeral) {
+            (Direction::Loopback | Direction::Out, Some(pairs), Some(ports)) => {
+                distinct(self.proto, connections, f64::from(pairs) * f64::from(ports))
             }
+            _ => connections,
         }
-        steady
     }
 }
 
@@ -174,15 +197,9 @@ impl Steady {
     /// Expired entries that still count, if gc comes this often: just before it does, and on average.
     fn lag(&self, gc: &Gc, interval: f64) -> Lag {
         let per_s = gc.reaped_per_s;
-        if per_s * interval < 1e-6 {
-            return Lag { peak: self.expire_per_s * interval, mean: self.expire_per_s * interval / 2.0 };
-        }
-        // Each is found by a passing packet at this rate, until gc takes those that are left.
-        let found = 1.0 - (-per_s * interval).exp();
-        Lag {
-            peak: self.expire_per_s * found / per_s,
-            mean: self.expire_per_s / per_s * (1.0 - found / (per_s * interval)),
-        }
+        let kept = gc.seconds_kept(interval);
+        let mean = if per_s * interval < 1e-6 { interval / 2.0 } else { (1.0 - kept / interval) / per_s };
+        Lag { peak: self.expire_per_s * kept, mean: self.expire_per_s * mean }
     }
 }
 
@@ -215,6 +232,10 @@ pub struct Outcome {
     /// Entries just before gc collects the expired ones: so much room it takes.
     #[serde(serialize_with = "super::report::rounded")]
     pub peak: f64,
+    /// Entries before gc comes for the first time, if this demand begins after an idle minute; none unless that is more
+    /// than `peak`.
+    #[serde(serialize_with = "super::report::optional_rounded")]
+    pub after_idle: Option<f64>,
     /// nf_conntrack_max then; 0 is unlimited.
     pub max: u32,
     /// New flows refused each second.
@@ -236,6 +257,12 @@ impl Outcome {
     #[must_use]
     pub fn overflows(&self) -> bool {
         self.max != 0 && self.peak > f64::from(self.max)
+    }
+
+    /// Whether flows would be refused before gc comes for the first time, though not later.
+    #[must_use]
+    pub fn overflows_after_idle(&self) -> bool {
+        self.max != 0 && self.after_idle.is_some_and(|entries| entries > f64::from(self.max))
     }
 }
 
@@ -277,7 +304,15 @@ impl Demand {
         let offered: f64 = self.services.iter().map(|service| service.offered_per_s * changes.times).sum();
         let refused_per_s = if max != 0 && needed > limit { offered * (1.0 - limit / needed) } else { 0.0 };
         let full_at_times = (max != 0).then(|| rate_that_fills(peak_at, limit)).flatten();
-        Outcome { needed, peak, max, refused_per_s, full_at_times }
+        let after_idle = self.after_idle(changes).filter(|entries| *entries > peak);
+        Outcome { needed, peak, after_idle, max, refused_per_s, full_at_times }
+    }
+
+    /// Entries when gc comes for the first time, if all was idle before; none where it always comes as often.
+    fn after_idle(&self, changes: &Changes) -> Option<f64> {
+        let seconds = self.gc.idle_interval()?;
+        let of = |service: &Service| service.gathered(changes, self.ephemeral, &self.gc, seconds);
+        Some(self.services.iter().map(of).sum())
     }
 }
 

@@ -275,11 +275,13 @@ fn answer(case: &Case, change: &Changes) -> WhatIf {
     for (target, _) in change.keepalive.iter().filter(|(target, _)| !seen(target)) {
         warnings.push(format!("keepalive={target}: no such flow was seen, so it changes nothing"));
     }
-    if case.firewall.nat && change.timeouts.get(&Phase::Established).is_some_and(|seconds| *seconds < 7440) {
-        warnings.push(
-            "established below 7440 s: RFC 5382 asks for 2 h 4 min at least where there is NAT, as here"
-                .to_owned(),
-        );
+    for (phase, seconds) in change.timeouts.iter().filter(|_| case.firewall.nat) {
+        if let Some((document, least)) = items::rfc(*phase).filter(|(_, least)| seconds < least) {
+            warnings.push(format!(
+                "{} below {least} s: {document} asks for that much where there is NAT, as here",
+                phase.name()
+            ));
+        }
     }
     WhatIf {
         change: change.clone(),

@@ -2,6 +2,7 @@
 //! It changes nothing: what it prints is for the reader to run.
 
 mod around;
+mod inside;
 mod recorded;
 
 use std::io::stdout;

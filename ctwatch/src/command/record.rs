@@ -25,7 +25,7 @@ use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{Instant, Occasion, Reason, Run};
 use crate::record::scribe::Scribe;
-use crate::record::{DiskFull, Limits, Lock, SCHEMA, Writer};
+use crate::record::{DiskFull, Limits, Lock, SCHEMA, Writer, files};
 use crate::state::report::{Notice, Start};
 use crate::state::{Backend, By, Filter, Settings};
 use crate::stderr;
@@ -35,7 +35,10 @@ use look::Looks;
 /// Runs it.
 pub fn run(config: &Config, record: &Record) -> Result<Exit> {
     let roots = config.roots();
-    event_loop()?.block_on(keep(config, record, roots))
+    let output = files::resolve(&record.output)
+        .with_context(|| format!("following the links of {}", record.output.display()))?;
+    let record = Record { output, ..record.clone() };
+    event_loop()?.block_on(keep(config, &record, roots))
 }
 
 async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
@@ -201,7 +204,7 @@ impl<'a> Recording<'a> {
         self.recorder.finish(Reason::Rotated)?;
         let output = &self.record.output;
         let aside = aside(output, Timestamp::now());
-        match std::fs::rename(output, &aside) {
+        match files::set_aside(output, &aside) {
             Ok(()) => {
                 self.say_incidents(&aside)?;
                 self.say_closed(&aside, Reason::Rotated)?;
@@ -221,7 +224,10 @@ impl<'a> Recording<'a> {
     }
 
     fn end(&mut self, reason: Reason) -> Result<()> {
+        // They may read the file, and it is closed best while nobody does.
+        self.commands.wait(|text| stderr::line(text));
         let finished = self.recorder.finish(reason);
+        // Incidents of the last moment.
         let said = self.say_incidents(&self.record.output);
         self.commands.wait(|text| stderr::line(text));
         let reason = match &finished {
@@ -287,6 +293,7 @@ impl<'a> Recording<'a> {
             file: absolute(file),
             reason: reason.name(),
             bytes: std::fs::metadata(file).map_or(0, |metadata| metadata.len()),
+            wal: files::wal(file).map(|wal| absolute(&wal)),
             incidents: self.recorder.incidents(),
             duration_s: (end.duration_s * 1000.0).round() / 1000.0,
             counted: end.counted,

@@ -3,12 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::dump::Tools;
 use super::ir::Tool;
-use super::listing::Listed;
 use super::{Scope, Target};
 use crate::state::Protocol;
 
-/// Lines for a shell; those that begin with `#` are for the reader.
+/// Commands for a shell, some of several lines; those that begin with `#` are for the reader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commands {
     /// Until the next reboot.
@@ -17,30 +17,6 @@ pub struct Commands {
     pub keep: Vec<String>,
     /// Takes away what `now` and `keep` added.
     pub undo: Vec<String>,
-}
-
-/// Takes away the rules that make conntrack track, and puts all rules back; none where a tool of iptables made some, for
-/// what nft saves of those it can't load again.
-pub fn without_tracking(tracking: &[Listed], by_iptables: bool) -> Option<Commands> {
-    const SAVED: &str = "/run/ctwatch-ruleset.nft";
-    if by_iptables || tracking.is_empty() {
-        return None;
-    }
-    let deletes: Vec<String> = tracking.iter().map(|rule| rule.delete.clone()).collect::<Option<_>>()?;
-    let mut keep = vec![
-        "# take these rules out of the file that loads them at boot, such as /etc/nftables.conf:".to_owned(),
-    ];
-    keep.extend(tracking.iter().map(|rule| format!("#   {}: {}", rule.place, rule.rule)));
-    let mut now = vec![format!("nft list ruleset > {SAVED}")];
-    now.extend(deletes);
-    Some(Commands {
-        now,
-        keep,
-        undo: vec![
-            format!("[ ! -f {SAVED} ] || {{ echo flush ruleset; cat {SAVED}; }} | nft -f -"),
-            format!("rm -f {SAVED}"),
-        ],
-    })
 }
 
 /// A rule that exempts one direction.
@@ -70,10 +46,12 @@ fn halves(scope: Scope) -> [Half; 2] {
     }
 }
 
-pub fn notrack(target: &Target, tool: Tool) -> Commands {
+pub fn notrack(target: &Target, tool: Tool, tools: Tools) -> Commands {
     match tool {
         Tool::Nft => nft(target),
-        Tool::Iptables | Tool::Ip6tables => iptables(target),
+        // A host without ip6tables can't be told to use it.
+        _ if tools.iptables && !tools.ip6tables => iptables(target, &["iptables"]),
+        _ => iptables(target, &["iptables", "ip6tables"]),
     }
 }
 
@@ -122,6 +100,10 @@ fn nft(target: &Target) -> Commands {
                 "conf=/etc/nftables.conf; [ -d /etc/sysconfig ] && conf=/etc/sysconfig/nftables.conf; \
                  grep -qsF '{include}' $conf || echo '{include}' >> $conf"
             ),
+            format!(
+                "! {SYSTEMD} || systemctl is-enabled -q nftables.service || echo 'nftables.service is not enabled: until it \
+                 is, nothing of this is loaded at boot' >&2"
+            ),
         ],
         undo: vec![
             format!("nft delete table inet {table}"),
@@ -133,10 +115,10 @@ fn nft(target: &Target) -> Commands {
     }
 }
 
-fn iptables(target: &Target) -> Commands {
+fn iptables(target: &Target, programs: &[&str]) -> Commands {
     let lines = |how: &str| -> Vec<String> {
         let mut lines = Vec::new();
-        for program in ["iptables", "ip6tables"] {
+        for program in programs {
             for half in halves(target.scope) {
                 let chain = if half.output { "OUTPUT" } else { "PREROUTING" };
                 lines.push(format!(
@@ -150,34 +132,94 @@ fn iptables(target: &Target) -> Commands {
         }
         lines
     };
-    let unit = format!("{}.service", name(target).replace('_', "-"));
-    let file = format!("/etc/systemd/system/{unit}");
-    let mut content = vec![
-        "[Unit]".to_owned(),
-        format!("Description=Exempts {target} from conntrack"),
-        // Behind those that load whole rule sets, whichever of them exist.
-        "After=iptables.service ip6tables.service netfilter-persistent.service ufw.service firewalld.service"
-            .to_owned(),
-        "[Service]".to_owned(),
-        "Type=oneshot".to_owned(),
-        "RemainAfterExit=yes".to_owned(),
-    ];
-    content.extend(lines("-A").into_iter().map(|line| format!("ExecStart=/usr/sbin/{line}")));
-    content.extend(["[Install]".to_owned(), "WantedBy=multi-user.target".to_owned()]);
-    let content: Vec<_> = content.into_iter().map(|line| format!("'{line}'")).collect();
-    let mut undo = lines("-D");
-    undo.push(format!(
-        "systemctl disable {unit} 2> /dev/null; rm -f {file}; systemctl daemon-reload 2> /dev/null || true"
-    ));
-    Commands {
-        now: lines("-A"),
-        keep: vec![
-            "# a unit of its own: iptables-save would also save what docker, kube-proxy and others put there"
+    let boot =
+        Boot { name: name(target).replace('_', "-"), what: format!("Exempts {target} from conntrack") };
+    // As often as they are there: `now` may have been run twice, and a boot adds what iptables-save had kept, too.
+    let mut undo: Vec<_> =
+        lines("-D").iter().map(|line| format!("while {line} 2> /dev/null; do :; done")).collect();
+    undo.extend(boot.undo());
+    Commands { now: lines("-A"), keep: boot.keep(&lines("-A")), undo }
+}
+
+/// Where a host that boots with systemd shows it: sd_booted(3).
+const SYSTEMD: &str = "[ -d /run/systemd/system ]";
+
+/// Lines that run at boot, behind whatever loads the firewall. Of the ways a host may have, the first that is there is
+/// taken; a host that has none is told so, and nothing is left half done.
+struct Boot {
+    name: String,
+    what: String,
+}
+
+impl Boot {
+    fn unit(&self) -> String {
+        format!("/etc/systemd/system/{}.service", self.name)
+    }
+
+    /// OpenRC's `local` runs it.
+    fn local(&self) -> String {
+        format!("/etc/local.d/{}.start", self.name)
+    }
+
+    /// iptables-persistent without systemd: run-parts calls each with "start", "save", "stop" or "flush".
+    fn plugin(&self) -> String {
+        format!("/usr/share/netfilter-persistent/plugins.d/90-{}", self.name)
+    }
+
+    fn keep(&self, lines: &[String]) -> Vec<String> {
+        let mut unit = vec![
+            "[Unit]".to_owned(),
+            format!("Description={}", self.what),
+            // Behind those that load whole rule sets, whichever of them exist.
+            "After=iptables.service ip6tables.service netfilter-persistent.service ufw.service firewalld.service"
                 .to_owned(),
-            "# without systemd, run the lines for now at boot instead".to_owned(),
-            format!("printf '%s\\n' {} > {file}", content.join(" ")),
-            format!("systemctl daemon-reload && systemctl enable {unit}"),
-        ],
-        undo,
+            "[Service]".to_owned(),
+            "Type=oneshot".to_owned(),
+            "RemainAfterExit=yes".to_owned(),
+        ];
+        // systemd wants a path, and iptables is in /sbin here and in /usr/sbin there.
+        unit.extend(lines.iter().map(|line| format!("ExecStart=/usr/bin/env {line}")));
+        unit.extend(["[Install]".to_owned(), "WantedBy=multi-user.target".to_owned()]);
+        let script = |condition: Option<&str>| {
+            let first = ["#!/bin/sh".to_owned(), format!("# {}", self.what)];
+            let guard = condition.map(|condition| format!("{condition} || exit 0"));
+            first.into_iter().chain(guard).chain(lines.iter().cloned()).collect::<Vec<_>>()
+        };
+        let write = |lines: &[String], file: &str| {
+            let lines: Vec<_> = lines.iter().map(|line| format!("'{line}'")).collect();
+            format!("    printf '%s\\n' {} > {file}", lines.join(" "))
+        };
+        let (name, local, plugin) = (&self.name, self.local(), self.plugin());
+        // One command: its parts make no sense alone.
+        let whole = [
+            format!("if {SYSTEMD}; then"),
+            write(&unit, &self.unit()),
+            format!("    systemctl daemon-reload && systemctl enable {name}.service"),
+            "elif [ -d /etc/local.d ]; then".to_owned(),
+            write(&script(None), &local),
+            format!("    chmod +x {local}"),
+            "    echo 'OpenRC runs it if its service local is enabled: rc-update add local default' >&2".to_owned(),
+            format!("elif [ -d {} ]; then", plugin.rsplit_once('/').map_or("/", |(folder, _)| folder)),
+            write(&script(Some("[ \"$1\" = start ]")), &plugin),
+            format!("    chmod +x {plugin}"),
+            "else".to_owned(),
+            "    echo 'not kept: no systemd, no /etc/local.d, no netfilter-persistent to do it at boot; run the lines for now \
+             at boot, behind what loads the firewall' >&2"
+                .to_owned(),
+            "    false".to_owned(),
+            "fi".to_owned(),
+        ];
+        vec![
+            "# a start of its own: iptables-save would also save what docker, kube-proxy and others put there".to_owned(),
+            whole.join("\n"),
+        ]
+    }
+
+    fn undo(&self) -> [String; 3] {
+        [
+            format!("! {SYSTEMD} || systemctl disable {}.service 2> /dev/null || true", self.name),
+            format!("rm -f {} {} {}", self.unit(), self.local(), self.plugin()),
+            format!("! {SYSTEMD} || systemctl daemon-reload"),
+        ]
     }
 }

@@ -1,18 +1,26 @@
 //! Reads what iptables-save and ip6tables-save print, of either variant.
 //! An option that isn't known here makes its match unknown; a target that isn't may end the packet.
 
+use super::dump::Save;
 use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, Step, Table, Tool};
 use super::options;
 
 /// The tables of one save.
 #[must_use]
-pub fn parse(text: &str, ipv6: bool) -> Vec<Table> {
-    let (tool, family) = if ipv6 { (Tool::Ip6tables, "ip6") } else { (Tool::Iptables, "ip") };
+pub fn parse(save: &Save) -> Vec<Table> {
+    let (tool, family) = if save.ipv6 { (Tool::Ip6tables, "ip6") } else { (Tool::Iptables, "ip") };
     let mut tables: Vec<Table> = Vec::new();
-    for line in text.lines() {
+    let program = save.tool.strip_suffix("-save").unwrap_or(&save.tool);
+    for line in save.text.lines() {
         let line = line.trim();
         if let Some(name) = line.strip_prefix('*') {
-            tables.push(Table { tool, family, name: name.to_owned(), chains: Vec::new() });
+            tables.push(Table {
+                tool,
+                family,
+                name: name.to_owned(),
+                program: program.to_owned(),
+                chains: Vec::new(),
+            });
         } else if let Some(table) = tables.last_mut() {
             if let Some(chain) = line.strip_prefix(':') {
                 let mut words = chain.split_whitespace();
@@ -24,7 +32,8 @@ pub fn parse(text: &str, ipv6: bool) -> Vec<Table> {
                 });
             } else if let Some(rule) = line.strip_prefix("-A ") {
                 let (name, rest) = rule.split_once(' ').unwrap_or((rule, ""));
-                let rule = Rule { steps: steps(&words(rest)), text: line.to_owned(), delete: None };
+                let delete = format!("{program} -w -t {} -D {rule}", table.name);
+                let rule = Rule { steps: steps(&words(rest)), text: line.to_owned(), delete: Some(delete) };
                 if let Some(chain) = table.chains.iter_mut().find(|chain| chain.name == name) {
                     chain.rules.push(rule);
                 }

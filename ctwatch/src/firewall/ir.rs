@@ -96,6 +96,8 @@ pub struct Table {
     pub family: &'static str,
     /// Its name.
     pub name: String,
+    /// The program that changes it: "nft", "iptables-legacy".
+    pub program: String,
     /// Its chains.
     pub chains: Vec<Chain>,
 }

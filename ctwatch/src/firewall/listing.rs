@@ -72,17 +72,20 @@ fn is_nat(rule: &Rule) -> bool {
 /// Rules that ask for a connection's state or mark, write it, count connections or translate: each makes the kernel
 /// track (nf_ct_netns_get, net/netfilter/nf_conntrack_proto.c, 6.12).
 pub fn tracking(tables: &[Table]) -> Vec<Listed> {
-    listed(tables, |rule| {
-        let writes = |action: &Action| {
-            matches!(action, Action::MarkFromConnection | Action::WriteConnection | Action::Helper(_))
-        };
-        let asks = rule.steps.iter().any(|step| match step {
-            Step::If(condition) => asks(condition),
-            Step::Case(cases) => cases.iter().any(|(condition, _)| asks(condition)),
-            Step::Do(_) => false,
-        });
-        asks || is_nat(rule) || does(rule, writes)
-    })
+    listed(tables, tracks)
+}
+
+/// Whether it is such a rule.
+pub fn tracks(rule: &Rule) -> bool {
+    let writes = |action: &Action| {
+        matches!(action, Action::MarkFromConnection | Action::WriteConnection | Action::Helper(_))
+    };
+    let asks = rule.steps.iter().any(|step| match step {
+        Step::If(condition) => asks(condition),
+        Step::Case(cases) => cases.iter().any(|(condition, _)| asks(condition)),
+        Step::Do(_) => false,
+    });
+    asks || is_nat(rule) || does(rule, writes)
 }
 
 fn asks(condition: &Condition) -> bool {

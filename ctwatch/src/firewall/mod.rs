@@ -12,6 +12,7 @@ mod options;
 mod path;
 mod ranges;
 mod read;
+mod stateless;
 mod walk;
 mod words;
 
@@ -22,6 +23,7 @@ pub use dump::{Dump, Save, Tools};
 pub use ir::Tool;
 pub use listing::{Listed, Published};
 pub use read::read;
+pub use stateless::SAVED;
 
 use ir::Table;
 
@@ -141,7 +143,7 @@ impl Firewall {
         // are judged by what iptables-nft-save said, if it said all: it leaves out chains it didn't make. The legacy
         // variant's are other tables with the same names.
         for save in &dump.saves {
-            for table in iptables::parse(&save.text, save.ipv6) {
+            for table in iptables::parse(save) {
                 let twin = own.iter().position(|nft| nft.family == table.family && nft.name == table.name);
                 match twin.filter(|_| !save.legacy) {
                     Some(twin) if own[twin].is_all_in(&table) => {
@@ -190,11 +192,12 @@ impl Firewall {
         listing::tracking(&self.tables)
     }
 
-    /// How to take the rules away that make conntrack track; none where that can't be undone by a command.
-    #[must_use]
-    pub fn without_tracking(&self) -> Option<Commands> {
-        let by_iptables = self.filled(|tool| tool != Tool::Nft) > 0;
-        commands::without_tracking(&self.tracking_rules(), by_iptables)
+    /// How to take the rules away that make conntrack track.
+    ///
+    /// # Errors
+    /// Why they have to stay.
+    pub fn without_tracking(&self) -> Result<Commands, Vec<Objection>> {
+        stateless::without_tracking(&self.tables)
     }
 
     /// Whether any rule translates addresses (timeouts below RFC 5382 hurt there).
@@ -243,6 +246,6 @@ impl Firewall {
     /// The commands that exempt these flows, in both directions and both families, keep that over a reboot, and undo it.
     #[must_use]
     pub fn notrack_commands(&self, target: &Target, tool: Tool) -> Commands {
-        commands::notrack(target, tool)
+        commands::notrack(target, tool, self.tools)
     }
 }

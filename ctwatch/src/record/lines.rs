@@ -57,6 +57,9 @@ pub enum Line {
         reason: &'static str,
         /// Its size.
         bytes: u64,
+        /// What holds the last part of it: somebody reads the file, so copy both.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        wal: Option<PathBuf>,
         /// Incidents since recording began, over all files; so for all that follow.
         incidents: u64,
         /// Seconds recorded.

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use super::files::beside;
 use super::full::DiskFull;
-use super::open::beside;
+
 use crate::error::Failure;
 
 /// Bytes kept in the lock file, so that a full disk has room for the end of the run.

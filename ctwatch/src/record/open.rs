@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::files::wal;
 use super::{APPLICATION_ID, SCHEMA, schema};
 
 /// What is wrong with a file.
@@ -94,38 +95,12 @@ pub(super) fn wrong<T>(table: &str, id: i64) -> Result<T, Trouble> {
     Err(Trouble::Wrong(format!("{table} {id}: its checksum is another one")))
 }
 
-/// Whether a recording is still to be made there.
-pub(super) fn is_new(path: &Path) -> Result<bool> {
-    match std::fs::metadata(path) {
-        Ok(metadata) => Ok(metadata.len() == 0 && !has_wal(path)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(Fault::Unreadable(path.to_owned(), error.to_string()).into()),
-    }
-}
-
-/// An empty file that only its owner may read: it holds addresses. False if somebody else made one before.
-pub(super) fn create(path: &Path) -> std::io::Result<bool> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Takes a file away again that was begun, with what SQLite put beside it.
-pub(super) fn remove(path: &Path) {
-    for ending in ["", "-wal", "-shm"] {
-        let _ = std::fs::remove_file(beside(path, ending));
-    }
-}
-
 /// Opens a file for reading, also where nothing can be written beside it.
 pub(super) fn connect(path: &Path) -> Result<Connection> {
     examine_head(path)?;
     examine_size(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = if has_wal(path) {
+    let connection = if wal(path).is_some() {
         // A recorder is at work, or one was killed: what is only in the -wal counts.
         match Connection::open_with_flags(path, flags).and_then(probed) {
             // Beside a file in a read-only folder there is no room for the index that readers of a -wal share.
@@ -167,17 +142,6 @@ fn probed(connection: Connection) -> rusqlite::Result<Connection> {
     schema::distrust(&connection)?;
     connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))?;
     Ok(connection)
-}
-
-fn has_wal(path: &Path) -> bool {
-    std::fs::metadata(beside(path, "-wal")).is_ok_and(|metadata| metadata.len() > 0)
-}
-
-/// The file that is called like this one, with something behind it.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
 }
 
 /// SQLite's first 16 bytes (file format, section 1.3).
@@ -222,7 +186,7 @@ fn examine_marks(path: &Path, connection: &Connection) -> Result<(), Fault> {
 
 /// Whether all pages are there that the file says it has. A -wal may have some, or more of them.
 fn examine_size(path: &Path) -> Result<(), Fault> {
-    if has_wal(path) {
+    if wal(path).is_some() {
         return Ok(());
     }
     let head = head(path)?;

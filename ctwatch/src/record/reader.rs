@@ -17,8 +17,9 @@ use super::rebuild::Names;
 use super::rows::{
     Facts, Incident, Instant, Listing, Notice, Occasion, Reason, Run, RunEnd, Setting, netns_checksum,
 };
+use super::run;
 use super::{event, listing};
-use crate::event::{KernelCounters, Loss, NetnsId};
+use crate::event::{Loss, NetnsId};
 pub(super) use ticks::Numbers;
 pub use ticks::{Stored, Ticks};
 
@@ -83,36 +84,9 @@ impl Recording {
     /// # Errors
     /// The file is damaged ([`Fault::Damaged`]); so for all that follow.
     pub fn runs(&self) -> Result<Vec<RecordedRun>> {
-        let sql = "SELECT id, started_us, started_mono_us, boot_id, host, version, kernel_release, backend, \
-             backend_reason, interval_us, counts_flows, hooks, boot_drop, boot_early_drop, boot_insert_failed, \
-             boot_chaintoolong, continues, first_tick, crc FROM run ORDER BY id";
-        let mut runs = self.all(sql, [], |row| {
-            let hooks = hooks(&row.get::<_, String>(11)?);
-            let run = Instant::read(row.get(1)?, row.get(2)?).zip(hooks).map(|(started, hooks)| {
-                Ok::<_, rusqlite::Error>(Run {
-                    started,
-                    boot_id: row.get(3)?,
-                    host: row.get(4)?,
-                    version: row.get(5)?,
-                    kernel_release: row.get(6)?,
-                    backend: row.get(7)?,
-                    backend_reason: row.get(8)?,
-                    interval_us: row.get(9)?,
-                    counts_flows: row.get(10)?,
-                    hooks,
-                    since_boot: KernelCounters {
-                        drop: row.get::<_, i64>(12)?.cast_unsigned(),
-                        early_drop: row.get::<_, i64>(13)?.cast_unsigned(),
-                        insert_failed: row.get::<_, i64>(14)?.cast_unsigned(),
-                        chaintoolong: row.get::<_, i64>(15)?.cast_unsigned(),
-                    },
-                    continues: row.get(16)?,
-                })
-            });
-            let (id, first_tick): (i64, i64) = (row.get(0)?, row.get(17)?);
-            let Some(run) = run.transpose()? else { return wrong("run", id) };
-            let holds = run.checksum(first_tick) == row.get::<_, u32>(18)?;
-            if holds { Ok(RecordedRun { id, run, first_tick, end: None }) } else { wrong("run", id) }
+        let mut runs = self.all(run::ROWS, [], |row| {
+            let (id, first_tick, run) = run::read(row)?;
+            Ok(RecordedRun { id, run, first_tick, end: None })
         })?;
         for run in &mut runs {
             run.end = self.run_end(run.id)?;
@@ -305,10 +279,4 @@ pub(super) fn each<T, P: rusqlite::Params>(
         found.push(read(row)?);
     }
     Ok(found)
-}
-
-fn hooks(text: &str) -> Option<Vec<(String, String)>> {
-    let hooks: Vec<serde_json::Value> = serde_json::from_str(text).ok()?;
-    let of = |hook: &serde_json::Value, name: &str| Some(hook.get(name)?.as_str()?.to_owned());
-    hooks.iter().map(|hook| Some((of(hook, "function")?, of(hook, "kind")?))).collect()
 }

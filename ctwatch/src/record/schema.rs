@@ -8,11 +8,11 @@ use super::{APPLICATION_ID, SCHEMA};
 
 const TABLES: &str = include_str!("schema.sql");
 
-/// Lays out an empty file.
+/// Lays out an empty file, which nobody else knows of yet.
 pub(super) fn lay_out(connection: &mut Connection, version: &str, created: &str) -> Result<()> {
     // Before the first table: afterwards it would take a VACUUM.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "journal_mode", "MEMORY")?;
     let transaction = connection.transaction()?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", SCHEMA)?;

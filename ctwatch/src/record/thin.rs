@@ -24,6 +24,8 @@ const SPARED: i64 = 900;
 const PAGES: usize = 1024;
 /// Between two looks at the size: it takes a while to grow.
 const LOOK_EVERY: u32 = 8;
+/// Steps between two looks for owners that nothing names any more: each reads all events.
+const OWNERS_EVERY: u32 = 32;
 /// Seconds in a tick of levels 1 to 3.
 const SPANS_S: [i64; 3] = [10, 60, 600];
 /// The level of sums.
@@ -49,6 +51,8 @@ pub struct Thinner {
     /// Detail before this tick was looked at.
     swept: i64,
     looks: u32,
+    /// Steps until owners are looked for again.
+    owners_in: u32,
     busy: bool,
 }
 
@@ -63,7 +67,7 @@ impl Thinner {
     /// For a file that is opened now.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, cursors: [0; SUM as usize], swept: 0, looks: 0, busy: false }
+        Self { limits, cursors: [0; SUM as usize], swept: 0, looks: 0, owners_in: 0, busy: false }
     }
 
     /// After a tick: one step, if one is due.
@@ -77,20 +81,28 @@ impl Thinner {
         }
         self.looks = 0;
         let run = writer.run();
+        let known_owners = writer.known_owners();
         let (path, connection) = writer.parts();
-        self.try_step(connection, run, now).map_err(|trouble| match trouble {
+        self.try_step(connection, run, known_owners, now).map_err(|trouble| match trouble {
             Trouble::Sql(error) => anyhow::Error::from(error),
             Trouble::Wrong(_) => trouble.of(path).into(),
         })
     }
 
-    fn try_step(&mut self, connection: &mut Connection, run: i64, now: Timestamp) -> Result<(), Trouble> {
+    fn try_step(
+        &mut self,
+        connection: &mut Connection,
+        run: i64,
+        known_owners: i64,
+        now: Timestamp,
+    ) -> Result<(), Trouble> {
         self.sweep_detail(connection, now)?;
         let old = now.as_microsecond() - self.limits.keep.as_micros() as i64;
         let mut worked = self.sum_up_old(connection, old)? == Step::Done;
         worked |= drop_old_run(connection, run, old)?;
         if size(connection)? > self.limits.max_size {
-            worked |= self.thin(connection, run)? == Step::Done;
+            worked |=
+                self.drop_owners(connection, known_owners)? || self.thin(connection, run)? == Step::Done;
         }
         self.busy = worked;
         give_back(connection)?;
@@ -114,6 +126,20 @@ impl Thinner {
             .execute([self.swept, to])?;
         self.swept = to + 1;
         Ok(())
+    }
+
+    /// Owners whose events are gone. Those from `known` on may be named again.
+    fn drop_owners(&mut self, connection: &Connection, known: i64) -> Result<bool, Trouble> {
+        let due = self.owners_in == 0;
+        self.owners_in = if due { OWNERS_EVERY } else { self.owners_in - 1 };
+        if !due {
+            return Ok(false);
+        }
+        let dropped = connection.execute(
+            "DELETE FROM owner WHERE id < ?1 AND id NOT IN (SELECT owner FROM event WHERE owner IS NOT NULL)",
+            [known],
+        )?;
+        Ok(dropped > 0)
     }
 
     /// What is older than `--keep`, outside of incidents.
@@ -164,10 +190,14 @@ impl Thinner {
     }
 
     fn release_oldest_incident(&mut self, connection: &Connection, current: i64) -> Result<bool, Trouble> {
-        let released = connection.execute(
-            "DELETE FROM incident WHERE id = (SELECT id FROM incident WHERE ceased_us IS NOT NULL OR run <> ?1 ORDER BY id LIMIT 1)",
-            [current],
-        )?;
+        let oldest = "(SELECT id FROM incident WHERE ceased_us IS NOT NULL OR run <> ?1 ORDER BY id LIMIT 1)";
+        let run: Option<i64> = connection
+            .query_row(&format!("SELECT run FROM incident WHERE id = {oldest}"), [current], |row| row.get(0))
+            .optional()?;
+        let released = connection.execute(&format!("DELETE FROM incident WHERE id = {oldest}"), [current])?;
+        if let Some(run) = run {
+            drop_readings(connection, run)?;
+        }
         if released > 0 {
             self.cursors = [0; SUM as usize];
             self.swept = 0;
@@ -226,6 +256,20 @@ impl Thinner {
         transaction.commit()?;
         Ok(reached)
     }
+}
+
+/// What was read of tables and the machine when triggers fired, before the first incident of a run that is left.
+fn drop_readings(connection: &Connection, run: i64) -> Result<(), Trouble> {
+    let before = "run = ?1 AND reason = 'trigger' AND wall_us < \
+         (SELECT ifnull(min(wall_us), 9223372036854775807) FROM incident WHERE run = ?1)";
+    for sql in [
+        format!("DELETE FROM listing_phase WHERE listing IN (SELECT id FROM listing WHERE {before})"),
+        format!("DELETE FROM listing WHERE {before}"),
+        format!("DELETE FROM machine WHERE {before}"),
+    ] {
+        connection.execute(&sql, [run])?;
+    }
+    Ok(())
 }
 
 /// Whether two ticks in a row become one at this level.

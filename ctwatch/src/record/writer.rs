@@ -5,6 +5,7 @@ pub(super) mod dictionary;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use super::full::{DiskFull, lacks_room};
 use super::rebuild::Names;
 use super::rows::{Facts, Incident, Listing, Notice, Run, RunEnd, Setting};
 use super::tick::{NetnsTick, Tick};
-use super::{census, event, listing, open, schema};
+use super::{Fault, census, event, files, listing, open, run, schema};
 use crate::event::{Loss, NetnsId};
 use dictionary::Dictionary;
 
@@ -24,6 +25,9 @@ const SYNCED_EVERY: u32 = 8;
 const CHECKPOINT_PAGES: i64 = 512;
 /// The -wal is cut back to this after a reader had held it up.
 const WAL_LIMIT: i64 = 4 << 20;
+
+/// How long the end of a run waits for readers.
+const READERS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Everything that goes into one transaction.
 #[derive(Debug, Default)]
@@ -63,7 +67,7 @@ impl Writer {
     /// # Errors
     /// Something else is.
     pub fn check(path: &Path) -> Result<()> {
-        if open::is_new(path)? { Ok(()) } else { open::examine(path) }
+        if is_new(path)? { Ok(()) } else { open::examine(path) }
     }
 
     /// Opens a recording, or begins one, and starts a run in it. The caller holds its lock.
@@ -72,33 +76,16 @@ impl Writer {
     /// It can't be written ([`DiskFull`] where there is no room), or what is there is no recording of this schema. Of a
     /// new one nothing is left then.
     pub fn open(path: &Path, run: &Run) -> Result<Self> {
-        let is_new = open::is_new(path)?;
-        let mut is_ours = false;
-        Self::begin(path, run, is_new, &mut is_ours).map_err(|error| {
-            if is_ours {
-                open::remove(path);
-            }
-            if lacks_room(&error) { DiskFull::at_the_start(path).into() } else { error }
-        })
+        let begun = if is_new(path)? {
+            make(path, run).and_then(|()| Self::begin(path, run).inspect_err(|_| drop(files::remove(path))))
+        } else {
+            open::examine(path).and_then(|()| Self::begin(path, run))
+        };
+        begun.map_err(|error| if lacks_room(&error) { DiskFull::at_the_start(path).into() } else { error })
     }
 
-    fn begin(path: &Path, run: &Run, is_new: bool, is_ours: &mut bool) -> Result<Self> {
-        if is_new {
-            *is_ours = open::create(path).with_context(|| format!("creating {}", path.display()))?;
-        } else {
-            open::examine(path)?;
-        }
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = Connection::open_with_flags(path, flags).map_err(anyhow::Error::from);
-        let mut connection = opened.with_context(|| format!("opening {}", path.display()))?;
-        schema::distrust(&connection)?;
-        let now = Timestamp::now().to_string();
-        if is_new {
-            schema::lay_out(&mut connection, &run.version, &now)
-                .with_context(|| format!("laying out {}", path.display()))?;
-            // From here on the file says by itself what it is.
-            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        }
+    fn begin(path: &Path, run: &Run) -> Result<Self> {
+        let connection = connect(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
@@ -106,7 +93,7 @@ impl Writer {
         connection.pragma_update(None, "cache_size", -4096)?;
         connection.set_prepared_statement_cache_capacity(32);
         let next_tick = next_tick(&connection)?;
-        let id = insert_run(&connection, run, next_tick)
+        let id = run::insert(&connection, run, next_tick)
             .with_context(|| format!("writing the start of a run to {}", path.display()))?;
         Ok(Self {
             connection,
@@ -195,7 +182,8 @@ impl Writer {
         transaction.commit()
     }
 
-    /// Writes how the run ended, and makes the file whole: nothing is left beside it.
+    /// Writes how the run ended, and makes the file whole: nothing is left beside it, unless somebody is reading a state
+    /// of it that lies back ([`files::wal`]).
     ///
     /// # Errors
     /// As [`Writer::write`].
@@ -212,67 +200,54 @@ impl Writer {
                 end.checksum(self.run)
             ],
         )?;
+        // Closing does this only where nobody else has the file open. What a reader holds up stays in the -wal, and so
+        // does what has no room on a full disk.
+        self.connection.busy_timeout(READERS_PATIENCE)?;
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         self.connection.close().map_err(|(_, error)| error)
     }
 }
 
 impl Writer {
+    /// For thinning: owners from this number on may be named again.
+    pub(super) fn known_owners(&self) -> i64 {
+        self.dictionary.known_owners()
+    }
+
     /// For thinning: where the file is, and the connection to it.
     pub(super) fn parts(&mut self) -> (&Path, &mut Connection) {
         (&self.path, &mut self.connection)
     }
 }
 
+fn is_new(path: &Path) -> Result<bool> {
+    files::is_new(path).map_err(|error| Fault::Unreadable(path.to_owned(), error.to_string()).into())
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection =
+        Connection::open_with_flags(path, flags).with_context(|| format!("opening {}", path.display()))?;
+    schema::distrust(&connection)?;
+    Ok(connection)
+}
+
+/// Makes a recording without runs. It has its name once it is whole.
+fn make(path: &Path, run: &Run) -> Result<()> {
+    let draft = files::draft(path).with_context(|| format!("creating {}", path.display()))?;
+    let laid_out = connect(&draft).and_then(|mut connection| {
+        schema::lay_out(&mut connection, &run.version, &Timestamp::now().to_string())?;
+        connection.close().map_err(|(_, error)| error.into())
+    });
+    laid_out
+        .and_then(|()| Ok(files::publish(&draft, path)?))
+        .inspect_err(|_| drop(files::remove(&draft)))
+        .with_context(|| format!("laying out {}", path.display()))
+}
+
 fn next_tick(connection: &Connection) -> Result<i64> {
     let last: Option<i64> = connection.query_row("SELECT max(id) FROM tick", [], |row| row.get(0))?;
     Ok(last.unwrap_or(0) + 1)
-}
-
-fn insert_run(connection: &Connection, run: &Run, first_tick: i64) -> Result<i64> {
-    let Run {
-        started,
-        boot_id,
-        host,
-        version,
-        kernel_release,
-        backend,
-        backend_reason,
-        interval_us,
-        counts_flows,
-        hooks,
-        since_boot,
-        continues,
-    } = run;
-    let hooks: Vec<_> = hooks
-        .iter()
-        .map(|(function, kind)| serde_json::json!({ "function": function, "kind": kind }))
-        .collect();
-    connection.execute(
-        "INSERT INTO run (started_us, started_mono_us, boot_id, host, version, kernel_release, backend, backend_reason, \
-         interval_us, counts_flows, hooks, boot_drop, boot_early_drop, boot_insert_failed, boot_chaintoolong, continues, \
-         first_tick, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
-        params![
-            started.time.as_microsecond(),
-            started.mono_us,
-            boot_id,
-            host,
-            version,
-            kernel_release,
-            backend,
-            backend_reason,
-            interval_us,
-            counts_flows,
-            serde_json::to_string(&hooks)?,
-            since_boot.drop.cast_signed(),
-            since_boot.early_drop.cast_signed(),
-            since_boot.insert_failed.cast_signed(),
-            since_boot.chaintoolong.cast_signed(),
-            continues,
-            first_tick,
-            run.checksum(first_tick),
-        ],
-    )?;
-    Ok(connection.last_insert_rowid())
 }
 
 fn insert_setting(transaction: &Transaction<'_>, run: i64, setting: &Setting) -> rusqlite::Result<()> {

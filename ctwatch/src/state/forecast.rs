@@ -1,7 +1,9 @@
 //! When a table will be full: arrivals with their trend, deaths by remaining timeouts and by how long entries last.
-//! Pure and bounded: the largest keys have models of their own, all others share one.
+//! Pure and bounded: the largest keys have models of their own, all others share one. Nothing may depend on the order in
+//! which keys come: the same ticks give the same forecast.
 
-use std::collections::HashMap;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use super::model::{Model, Prior, Projection};
 use crate::event::{Census, Detail, Timeouts};
@@ -28,14 +30,37 @@ pub(super) struct Step {
     pub deletes: f64,
 }
 
+impl Step {
+    /// Entries a tick ago.
+    fn before(&self) -> f64 {
+        (self.entries - self.inserts + self.deletes).max(0.0)
+    }
+
+    /// Whom a model is for first: the larger, of equals the busier, of those the lower key.
+    fn rank(&self, other: &Self) -> Ordering {
+        let by_entries = other.entries.total_cmp(&self.entries);
+        by_entries.then(other.inserts.total_cmp(&self.inserts)).then(self.key.cmp(&other.key))
+    }
+}
+
+/// Puts first those that can get a model, in order: once one of them finds no room, no smaller one does.
+fn largest_first(steps: &mut [Step]) -> &[Step] {
+    let first = steps.len().min(MODELS);
+    if first < steps.len() {
+        steps.select_nth_unstable_by(first, Step::rank);
+    }
+    steps[..first].sort_unstable_by(Step::rank);
+    &steps[..first]
+}
+
 /// The forecast of one netns.
 #[derive(Debug, Default)]
 pub(super) struct Forecast {
     /// Seconds since the first tick.
     now: f64,
-    models: HashMap<FlowKey, Model>,
+    models: BTreeMap<FlowKey, Model>,
     /// One for the other keys of each protocol.
-    rest: HashMap<u8, Model>,
+    rest: BTreeMap<u8, Model>,
     details: Vec<Detail>,
     timeouts: Timeouts,
 }
@@ -58,33 +83,37 @@ impl Forecast {
     pub fn tick(&mut self, interval_s: f64, steps: impl Iterator<Item = Step>) {
         self.now += interval_s;
         let now = self.now;
-        let mut rest: HashMap<u8, Step> = HashMap::new();
+        let mut others = Vec::new();
         for step in steps {
-            let is_busy = step.entries > 0.0 || step.inserts > 0.0;
-            if is_busy && !self.models.contains_key(&step.key) && self.make_room(step.entries) {
-                let before = (step.entries - step.inserts + step.deletes).max(0.0);
-                let mut model = Model::default();
-                let prior = Prior::new(step.key, &self.details, &self.timeouts);
-                model.begin(now - interval_s, before, prior);
-                self.models.insert(step.key, model);
-            }
             match self.models.get_mut(&step.key) {
                 Some(model) => model.tick(now, interval_s, &step),
-                None => {
-                    let none = Step { key: 0, entries: 0.0, inserts: 0.0, deletes: 0.0 };
-                    let rest = rest.entry((step.key >> 16) as u8).or_insert(none);
-                    rest.entries += step.entries;
-                    rest.inserts += step.inserts;
-                    rest.deletes += step.deletes;
-                }
+                None => others.push(step),
             }
+        }
+        for step in largest_first(&mut others) {
+            let is_busy = step.entries > 0.0 || step.inserts > 0.0;
+            if !is_busy || !self.make_room(step.entries) {
+                break;
+            }
+            let mut model = Model::default();
+            let prior = Prior::new(step.key, &self.details, &self.timeouts);
+            model.begin(now - interval_s, step.before(), prior);
+            model.tick(now, interval_s, step);
+            self.models.insert(step.key, model);
+        }
+        let mut rest: BTreeMap<u8, Step> = BTreeMap::new();
+        for step in others.iter().filter(|step| !self.models.contains_key(&step.key)) {
+            let none = Step { key: 0, entries: 0.0, inserts: 0.0, deletes: 0.0 };
+            let rest = rest.entry((step.key >> 16) as u8).or_insert(none);
+            rest.entries += step.entries;
+            rest.inserts += step.inserts;
+            rest.deletes += step.deletes;
         }
         for (proto, step) in rest {
             let model = self.rest.entry(proto).or_insert_with(|| {
-                let before = (step.entries - step.inserts + step.deletes).max(0.0);
                 let mut model = Model::default();
                 let prior = Prior::of_protocol(proto, &self.details, &self.timeouts);
-                model.begin(now - interval_s, before, prior);
+                model.begin(now - interval_s, step.before(), prior);
                 model
             });
             model.tick(now, interval_s, &step);
@@ -127,8 +156,11 @@ impl Forecast {
             return None;
         }
         // Noise must not fill a table that levels off, nor may doubt put off when one is full that fills anyway.
-        let at_least: Vec<_> = models.iter().map(Projection::at_least).collect();
-        exceeds(&at_least, room)?;
+        let is_in_doubt = models.iter().any(|model| model.at_least().is_some());
+        if is_in_doubt {
+            let at_least = models.iter().map(|model| model.at_least().unwrap_or_else(|| model.clone()));
+            exceeds(&at_least.collect::<Vec<_>>(), room)?;
+        }
         exceeds(&models, room)
     }
 }

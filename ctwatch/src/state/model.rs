@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::forecast::{FlowKey, Step};
-use super::trend::{Line, fit, settled_fit};
+use super::trend::{Line, Trend, fit, settled_fit};
 use crate::event::{Detail, Mix, Remaining, Timeouts};
 
 /// Ticks of arrivals the trend is read from.
@@ -167,6 +167,8 @@ pub(super) struct Model {
     pending: (f64, f64),
     /// Arrivals rise beyond doubt.
     rises: bool,
+    /// How arrivals go, as of when: what it costs to see is not spent twice in a tick.
+    trend: Option<(f64, Trend)>,
     /// How long entries lasted before the last census.
     measured: Option<f64>,
 }
@@ -187,6 +189,8 @@ pub(super) struct Projection<'a> {
     /// Of the initial entries: how many are left, and what part of those that should be gone is.
     initial_left: f64,
     credit: f64,
+    /// What part of the initial entries should be gone by now.
+    gone: f64,
     /// Of those that came since: how many died.
     dead: f64,
 }
@@ -203,6 +207,7 @@ impl Model {
             rates: std::mem::take(&mut self.rates),
             pending: self.pending,
             rises: self.rises,
+            trend: self.trend,
             measured,
             history: vec![Point { at: now, ..Point::default() }],
             ..Self::default()
@@ -225,7 +230,9 @@ impl Model {
             if self.rates.len() > RATES {
                 self.rates.pop_front();
             }
-            self.rises = settled_fit(&self.rates, now).is_sure_rise(self.rises);
+            let trend = settled_fit(&self.rates, now);
+            self.rises = trend.is_sure_rise(self.rises);
+            self.trend = Some((now, trend));
         }
         if self.history.is_empty() {
             self.history.push(Point { at: now - interval_s, ..Point::default() });
@@ -314,7 +321,8 @@ impl Model {
         if self.rates.len() < FEWEST_RATES {
             return None;
         }
-        let trend = settled_fit(&self.rates, now);
+        let known = self.trend.filter(|(at, _)| *at == now);
+        let trend = known.map_or_else(|| settled_fit(&self.rates, now), |(_, trend)| trend);
         let (initial_dead, credit) = self.initial_deaths(now);
         let dead = self.dead(now);
         let prior = self.prior.lifetime;
@@ -341,18 +349,17 @@ impl Model {
             lag_limit,
             initial_left: (self.initial - initial_dead).max(0.0),
             credit,
+            gone: self.prior.gone_after(now - self.began),
             dead,
         })
     }
 }
 
 impl Projection<'_> {
-    /// The same without a rise that is in doubt.
-    pub fn at_least(&self) -> Self {
-        match self.unless_they_rise {
-            Some(at_now) => Self { rate: Line { at_now, slope: 0.0 }, ..self.clone() },
-            None => self.clone(),
-        }
+    /// The same without a rise that is in doubt; none if there is no such rise.
+    pub fn at_least(&self) -> Option<Self> {
+        let at_now = self.unless_they_rise?;
+        Some(Self { rate: Line { at_now, slope: 0.0 }, ..self.clone() })
     }
 
     /// How many will have come in so many seconds.
@@ -371,8 +378,8 @@ impl Projection<'_> {
         let model = self.model;
         let age = self.now - model.began;
         let initial = model.initial * self.credit;
-        let gone = model.prior.gone_after(age + seconds) - model.prior.gone_after(age);
-        let overdue = (initial * model.prior.gone_after(age) - (model.initial - self.initial_left)).max(0.0);
+        let gone = model.prior.gone_after(age + seconds) - self.gone;
+        let overdue = (initial * self.gone - (model.initial - self.initial_left)).max(0.0);
         let initial_deaths = (initial * gone + overdue * (seconds / GC_LAG).min(1.0)).min(self.initial_left);
         let lag = (self.lag.at_now + self.lag.slope * seconds).min(self.lag_limit);
         let arrived_by = self.now + seconds - lag;

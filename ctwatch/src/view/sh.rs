@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use crate::advise::items::Item;
 use crate::advise::report::Report;
+use crate::view::text::advice::after_idle;
 
 /// Writes the script of these pieces.
 ///
@@ -36,6 +37,9 @@ pub fn write(mut out: impl Write, report: &Report, items: &[&Item]) -> io::Resul
                 item.after.peak
             ),
         )?;
+        if let Some(idle) = after_idle(&item.after) {
+            comment(&mut out, &format!("  {idle}"))?;
+        }
         for note in &item.notes {
             comment(&mut out, &format!("  {note}"))?;
         }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ctwatch::event::Who;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Limits, Recording, Thinner};
 use ctwatch_common::slot::SlotKey;
@@ -114,4 +116,45 @@ fn detail_that_no_incident_claimed_is_dropped() {
     let even: Vec<i64> = kept.iter().map(|(tick, _)| *tick).filter(|tick| tick % 2 == 0).collect();
     assert_eq!(even, [998, 1000, 1002, 1004]);
     assert_eq!(kept.len(), 950 + 4);
+}
+
+/// A host on which each loss has another process, as where clients live for a moment.
+#[test]
+fn processes_that_are_named_no_more_make_room_before_an_incident_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let mut thinner = Thinner::new(Limits { max_size: 1 << 20, detail: Duration::from_secs(2), ..NEVER });
+    for second in 1..=1500 {
+        let mut batch = batch(second);
+        if second == 100 {
+            batch.incidents = vec![incident(100)];
+        }
+        let (loss, _) = batch.events[0].clone();
+        batch.events = (0..40)
+            .map(|place| {
+                let mut loss = loss.clone();
+                let mut who = Who::clone(loss.who.as_ref().unwrap());
+                if let Some(process) = &mut who.process {
+                    process.pid = u32::try_from(second * 40 + place).unwrap();
+                }
+                loss.who = Some(Arc::new(who));
+                (loss, true)
+            })
+            .collect();
+        writer.write(&batch).unwrap();
+        thinner.step(&mut writer, at(second).time).unwrap();
+    }
+    drop(writer);
+    let count = |sql: &str| {
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let owners = count("SELECT count(*) FROM owner");
+    assert!(owners < 20_000, "{owners} owners of 60,000 are left");
+    assert_eq!(count("SELECT count(*) FROM incident"), 1);
+    assert_eq!(count("SELECT count(*) FROM event WHERE owner NOT IN (SELECT id FROM owner)"), 0);
+    let size = std::fs::metadata(&path).unwrap().len();
+    assert!(size < 3 << 20, "{size} bytes");
+    Recording::open(&path).unwrap().verify().unwrap();
 }

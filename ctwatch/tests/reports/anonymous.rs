@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::Path;
 
 use crate::advice::machine;
 use crate::fixtures::{HOST, evicted, loss, of};
@@ -86,8 +86,8 @@ fn plant(second: i64, batch: &mut Batch) {
     }
 }
 
-fn report(path: &PathBuf, anonymize: Option<Option<String>>) -> Report {
-    let wish = Wish { files: vec![path.clone()], incident: None, from: None, to: None, anonymize };
+fn report(path: &Path, anonymize: Option<Option<String>>) -> Report {
+    let wish = Wish { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize };
     gather(&wish, "0.1.0", &TimeZone::UTC).unwrap()
 }
 

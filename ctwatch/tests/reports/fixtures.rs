@@ -394,6 +394,7 @@ pub fn recording_lines() -> Vec<Line> {
             file,
             reason: "duration",
             bytes: 126_976,
+            wal: None,
             incidents: 1,
             duration_s: 2.0,
             counted: end.counted,

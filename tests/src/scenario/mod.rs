@@ -6,9 +6,11 @@ mod attach;
 mod causes;
 mod census;
 mod census_odds;
+mod elsewhere;
 mod eviction;
 mod filters;
 mod firewall;
+mod kept;
 mod leftovers;
 mod lives;
 mod load;
@@ -20,8 +22,10 @@ mod notrack;
 mod occupancy;
 mod owners;
 mod prerouting;
+mod published;
 mod readers;
 mod record;
+mod stateless;
 mod storm;
 mod story;
 mod systemd;
@@ -125,8 +129,12 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("real_programs_are_identified_with_their_clients", machine::real_programs_are_identified, 300),
     Scenario("an_open_loop_holds_its_rate_on_a_full_table", load::holds_its_rate, 400),
     Scenario("notrack_breaks_what_the_judge_says_and_nothing_else", notrack::judged, 900),
+    Scenario("notrack_is_kept_where_a_host_has_a_way_and_says_so_where_not", kept::over_a_reboot, 240),
     Scenario("advice_is_followed_and_undone", advice::followed_and_undone, 600),
     Scenario("advice_is_refused_where_it_would_break_something", advice::refused, 400),
+    Scenario("advice_is_refused_for_published_ports", published::refused, 240),
+    Scenario("advice_for_another_netns_acts_inside_it", elsewhere::acts_inside, 240),
+    Scenario("a_firewall_without_need_is_taken_away_and_put_back", stateless::taken_away_and_put_back, 400),
     Scenario("advice_for_nobody_on_nothing_and_without_tools", advice::odds, 240),
     Scenario("advice_without_conntrack", advice::not_loaded, 240),
     Scenario("record_an_incident_with_known_figures", record::incident_with_known_figures, 300),

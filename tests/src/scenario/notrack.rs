@@ -104,7 +104,7 @@ pub(super) fn judged(_: &Guest) -> Result<Outcome> {
 }
 
 /// Where docker.v4 publishes 6379 to.
-fn container() -> Result<Netns> {
+pub(super) fn container() -> Result<Netns> {
     let container = Netns::create("container")?;
     let netns = container.name();
     for line in [
@@ -185,12 +185,14 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
         }
         shell(&commands.now)?;
     }
-    // Without systemd here, units can be written but not enabled.
-    let keep: Vec<String> =
-        commands.keep.iter().map(|line| line.replace("systemctl", ": systemctl")).collect();
+    // Units can be written here but not enabled; whether they would do is `kept`'s to show.
+    let with_systemd = |lines: &[String]| -> Vec<String> {
+        lines.iter().map(|line| line.replace("systemctl", ": systemctl")).collect()
+    };
+    let (keep, undo) = (with_systemd(&commands.keep), with_systemd(&commands.undo));
     let files =
         || sh("find /etc/nftables.d /etc/nftables.conf /etc/systemd/system -type f -exec md5sum {} +");
-    sh("mkdir -p /etc/nftables.d /etc/systemd/system")?;
+    sh("mkdir -p /etc/nftables.d /etc/systemd/system /run/systemd/system")?;
     // Debian's own begins with `flush ruleset`.
     fs::write("/etc/nftables.conf", "").context("emptying nftables.conf")?;
     let before = files()?;
@@ -199,7 +201,8 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
     if tool == Tool::Nft {
         sh("nft -f /etc/nftables.conf").context("loading what was kept, as at boot")?;
     }
-    shell(&commands.undo)?;
+    shell(&undo)?;
+    sh("rmdir /run/systemd/system")?;
     let undone = list()? == listed && files()? == before;
     checks.that(undone, format!("{what}: after the undo there is\n{}\nin place of\n{listed}", list()?));
     checks.equal(&format!("{what}: connections after the undo"), connect(case, other, veth)?, today);
@@ -216,7 +219,7 @@ fn judge(target: &Target) -> Result<(Firewall, Vec<Objection>)> {
     Ok((firewall, objections))
 }
 
-fn shell(lines: &[String]) -> Result<()> {
+pub(super) fn shell(lines: &[String]) -> Result<()> {
     for line in lines {
         run(&["sh", "-c", line])?;
     }
@@ -269,9 +272,9 @@ fn connect(case: &Case, other: &Netns, veth: &Veth) -> Result<[Answer; 2]> {
 }
 
 /// The name of who answered.
-type Answer = Option<String>;
+pub(super) type Answer = Option<String>;
 
-fn answer(to: SocketAddr) -> Answer {
+pub(super) fn answer(to: SocketAddr) -> Answer {
     let talk = || -> std::io::Result<[u8; 4]> {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -286,7 +289,7 @@ fn answer(to: SocketAddr) -> Answer {
 }
 
 /// Answers with `name` on every port of [`PORTS`], for both families, in the thread's netns.
-fn serve(name: [u8; 4]) -> Result<()> {
+pub(super) fn serve(name: [u8; 4]) -> Result<()> {
     for port in PORTS {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
             .with_context(|| format!("listening on port {port}"))?;

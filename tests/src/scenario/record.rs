@@ -258,6 +258,8 @@ pub(super) fn rotation_refusal_and_kill9(_: &Guest) -> Result<Outcome> {
             *refused.entry(port).or_default() += packets;
         }
         if round < 2 {
+            // The first file is closed while somebody is in the middle of reading it.
+            let _reader = (round == 0).then(|| Recording::open(&file)).transpose()?;
             recorder.signal(Signal::SIGHUP)?;
             recorder.wait_for("recorded", round + 1)?;
             recorder.wait_for("recording", round + 2)?;

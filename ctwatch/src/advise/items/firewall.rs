@@ -1,7 +1,7 @@
 //! No stateful firewall: without a rule that asks for state, conntrack tracks nothing.
 //! The last resort, and refused wherever rules depend on state.
 
-use super::{Draft, Item, Kind, Level};
+use super::{Draft, ELSEWHERE, Item, Kind, Level};
 use crate::advise::case::Case;
 use crate::advise::target::Target;
 use crate::advise::whatif::Changes;
@@ -32,7 +32,19 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     .on(case);
     item.change = Changes::default();
     match (&case.firewall.without, case.firewall.objections.is_empty()) {
-        (Some(commands), true) => item.commands = commands.clone(),
+        (Some(commands), true) => {
+            item.commands = commands.clone();
+            if !case.enter.is_empty() {
+                item.notes.push(ELSEWHERE.to_owned());
+            }
+            item.notes.push(
+                "these rules decide nothing that others don't; entries that exist stay until they expire"
+                    .to_owned(),
+            );
+            item.notes.push(
+                "if the rules have changed since, ask anew: nft's are named by their handles".to_owned(),
+            );
+        }
         _ => item.refused.clone_from(&case.firewall.objections),
     }
     if item.refused.is_empty() && item.commands.now.is_empty() {

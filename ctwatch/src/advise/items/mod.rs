@@ -7,6 +7,8 @@ mod reuse;
 mod size;
 mod timeouts;
 
+pub(crate) use timeouts::rfc;
+
 use std::path::Path;
 
 use serde::Serialize;
@@ -142,6 +144,9 @@ fn limit(max: u32) -> f64 {
     if max == 0 { f64::INFINITY } else { f64::from(max) }
 }
 
+/// Of what is done in another netns.
+const ELSEWHERE: &str = "what starts this netns has to set it anew each time";
+
 /// All advice for this case, the best first.
 #[must_use]
 pub fn advise(case: &Case) -> Vec<Item> {
@@ -196,7 +201,9 @@ pub fn together(case: &Case, items: &[Item]) -> Option<Together> {
 /// Sets a sysctl of the netns, by what follows `nf_conntrack_`: now, for good, and back.
 fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32) {
     let full = format!("net.netfilter.nf_conntrack_{name}");
-    let set = |value| format!("{}sysctl -w {full}={value}", case.enter);
+    // The limit is one for all netns and read-only in all but the host's; each has its own timeouts.
+    let enter = if name == "max" { "" } else { case.enter.as_str() };
+    let set = |value| format!("{enter}sysctl -w {full}={value}");
     let mut commands = Commands { now: vec![set(value)], keep: Vec::new(), undo: vec![set(before)] };
     let settings = &case.machine.settings;
     if let Some(owner) = case.machine.owner_of(&full) {
@@ -205,7 +212,7 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
             "{} sets this sysctl {}: give it the value in {}, or it comes back",
             owner.evidence, owner.when, owner.configured_in
         ));
-    } else if case.enter.is_empty() {
+    } else if enter.is_empty() {
         // A file for each piece, so that undoing one leaves the others.
         let file = file_for(&settings.new_sysctl_file, &item.id);
         commands.keep.push("mkdir -p /etc/sysctl.d".to_owned());
@@ -219,7 +226,7 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
             commands.undo.push(format!("rm -f {file}"));
         }
     } else {
-        item.notes.push("what starts this netns has to set it anew each time".to_owned());
+        item.notes.push(ELSEWHERE.to_owned());
     }
     item.commands = std::mem::take(&mut item.commands).and(commands);
 }

@@ -1,7 +1,7 @@
 //! NOTRACK: flows that need no state go past conntrack, unless a rule needs them tracked.
 //! Refused wherever that would break something; then it has no commands.
 
-use super::{Draft, Item, Kind, Level, weighty};
+use super::{Draft, ELSEWHERE, Item, Kind, Level, weighty};
 use crate::advise::case::Case;
 use crate::advise::model::Service;
 use crate::advise::whatif::Changes;
@@ -13,7 +13,9 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
         .filter(|(service, _)| {
             Protocol(service.proto).has_ports()
                 && service.port != 0
-                && service.direction != Direction::Forwarded
+                // What is only passed on has no commands here; that it is translated is a reason to name.
+                && (service.direction != Direction::Forwarded
+                    || case.known(&service.target()).is_some_and(|known| !known.objections.is_empty()))
         })
         .filter_map(|(service, part)| item(case, service, part))
         .collect()
@@ -51,6 +53,9 @@ fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
             item.notes.clone_from(&known.warnings);
         }
         item.notes.push("entries that exist stay until they expire".to_owned());
+        if !case.enter.is_empty() {
+            item.notes.push(ELSEWHERE.to_owned());
+        }
     } else {
         item.evidence = format!("{target} needs {:.0} % of the table", part * 100.0);
         item.refused.clone_from(&known.objections);

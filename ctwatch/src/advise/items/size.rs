@@ -47,7 +47,11 @@ fn item(case: &Case, max: u32) -> Item {
         },
     }
     .on(case);
-    item.notes.push(format!("full, the table takes {} of memory at most", super::super::mib(full)));
+    item.notes.push(format!(
+        "full, the table takes {} of memory at most, {} bytes an entry",
+        super::super::mib(full),
+        case.entry_bytes()
+    ));
     item.commands = buckets(case, max);
     set_sysctl(case, &mut item, "max", max, before.max);
     item

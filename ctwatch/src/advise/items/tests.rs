@@ -216,3 +216,37 @@ fn each_piece_is_kept_in_files_of_its_own() {
         assert!(find(&items, "max").commands.undo.contains(&format!("rm -f {file}")), "{file}");
     }
 }
+
+#[test]
+fn the_limit_is_the_hosts_and_timeouts_are_the_netns_own() {
+    let case = Case { enter: "nsenter --net=/run/netns/blue ".to_owned(), ..story() };
+    let items = advise(&case);
+    let last = |id: &str| find(&items, id).commands.now.last().expect("a command").clone();
+    assert_eq!(last("max"), "sysctl -w net.netfilter.nf_conntrack_max=262144");
+    assert!(
+        last("time_wait").starts_with("nsenter --net=/run/netns/blue sysctl -w "),
+        "{}",
+        last("time_wait")
+    );
+    assert!(find(&items, "time_wait").commands.keep.is_empty());
+    assert!(!find(&items, "max").commands.keep.is_empty());
+}
+
+#[test]
+fn behind_nat_timeouts_below_the_rfcs_say_so() {
+    let mut case = story();
+    case.firewall.nat = true;
+    for stay in case.demand.services.iter_mut().flat_map(|service| &mut service.stays) {
+        stay.phase = Phase::FinWait;
+    }
+    case.timeouts = [(Phase::FinWait, 120)].into();
+    let items = advise(&case);
+    let item = find(&items, "fin_wait");
+    assert!(item.risk_text.contains("RFC 5382 asks for 4 min"), "{}", item.risk_text);
+    assert_eq!(item.risk, Level::Medium);
+    case.firewall.nat = false;
+    let items = advise(&case);
+    assert_eq!(find(&items, "fin_wait").risk, Level::Low);
+    assert_eq!(rfc(Phase::Established), Some(("RFC 5382", 7440)));
+    assert_eq!(rfc(Phase::TimeWait), None);
+}

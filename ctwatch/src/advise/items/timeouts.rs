@@ -8,6 +8,22 @@ use crate::advise::whatif::Changes;
 
 /// RFC 5382 REQ-5: an established connection is kept for 2 h 4 min at least.
 const RFC_5382: u32 = 7440;
+/// The same for one that is half open or half closed.
+const RFC_5382_TRANSITORY: u32 = 240;
+/// RFC 4787 REQ-5: a UDP mapping.
+const RFC_4787: u32 = 120;
+
+/// How long NAT has to keep a mapping by the RFCs, seconds; none where they don't say.
+pub(crate) const fn rfc(phase: Phase) -> Option<(&'static str, u32)> {
+    match phase {
+        Phase::Established => Some(("RFC 5382", RFC_5382)),
+        Phase::SynSent | Phase::SynRecv | Phase::FinWait | Phase::CloseWait | Phase::LastAck => {
+            Some(("RFC 5382", RFC_5382_TRANSITORY))
+        }
+        Phase::Udp | Phase::UdpStream => Some(("RFC 4787", RFC_4787)),
+        _ => None,
+    }
+}
 /// A timeout is advised where what it ends is this part of the table.
 const MUCH: f64 = 0.2;
 
@@ -47,7 +63,9 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
 }
 
 fn item(case: &Case, phase: Phase, before: u32, seconds: u32, part: f64) -> Item {
-    let below_rfc = phase == Phase::Established && seconds < RFC_5382 && case.firewall.nat;
+    let below_rfc = phase == Phase::Established
+        && rfc(phase).is_some_and(|(_, least)| seconds < least)
+        && case.firewall.nat;
     let mut item = Draft {
         id: phase.name().to_owned(),
         kind: Kind::Timeout,
@@ -57,6 +75,8 @@ fn item(case: &Case, phase: Phase, before: u32, seconds: u32, part: f64) -> Item
         risk: match phase {
             Phase::Established if below_rfc => Level::High,
             Phase::Established | Phase::UdpStream => Level::Medium,
+            // A mapping that goes too early cuts off its connection.
+            _ if case.firewall.nat && rfc(phase).is_some() => Level::Medium,
             _ => Level::Low,
         },
         risk_text: risk(phase, case.firewall.nat),
@@ -79,6 +99,16 @@ fn risk(phase: Phase, nat: bool) -> String {
             "connections idle for longer lose their NAT mapping and hang; RFC 5382 asks for 2 h 4 min (7440 s) at least"
         }
         Phase::Established => "connections idle for longer are no longer ESTABLISHED to the firewall: pools break",
+        Phase::SynSent | Phase::SynRecv if nat => {
+            "a handshake slower than this fails; RFC 5382 asks for 4 min (240 s) where there is NAT, as here"
+        }
+        Phase::FinWait | Phase::CloseWait | Phase::LastAck if nat => {
+            "a half-closed connection that still sends after a longer pause loses its NAT mapping; RFC 5382 asks for \
+             4 min (240 s)"
+        }
+        Phase::Udp | Phase::UdpStream if nat => {
+            "after a longer pause a flow gets a new port from NAT; RFC 4787 asks for 2 min (120 s) at least"
+        }
         Phase::SynSent | Phase::SynRecv => "a handshake slower than this fails; SYN retransmits take 1, 3, 7, 15 s",
         Phase::FinWait | Phase::CloseWait | Phase::LastAck => {
             "a half-closed connection that still sends after a longer pause is cut off"

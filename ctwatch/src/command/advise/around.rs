@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::advise::case::{Case, Commands, Firewall as Rules, Known, Objection};
+use super::inside::Inside;
+use crate::advise::case::{Case, Firewall as Rules, Known, Objection};
 use crate::advise::follow::{Uses, follow};
 use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
@@ -21,7 +22,7 @@ use crate::firewall::{self, Firewall, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::timeouts::{self, Timeout};
-use crate::machine::{self, Host, Machine, software};
+use crate::machine::{self, Host, Machine, Published, software};
 use crate::state::Protocol;
 use crate::state::table::{Direction, Locals};
 
@@ -133,12 +134,16 @@ fn packets_here() -> f64 {
 /// Puts everything together.
 pub(super) fn case(found: Found, measure: &Measure, place: &Place, own: NetnsId, times: f64) -> Case {
     let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
+    let inside = Inside::new(place, own);
     let uses = uses(&services, &endpoints);
     follow(&mut services, &uses);
     let known: BTreeMap<Target, Known> = services
         .iter()
         .take(LOOKED_UP)
-        .map(|service| (service.target(), known(&service.target(), &machine, &firewall, &endpoints)))
+        .map(|service| {
+            let target = service.target();
+            (target, known(&target, &machine, &firewall, &endpoints, &inside))
+        })
         .collect();
     let buckets = machine.table.buckets.unwrap_or(0);
     let demand = Demand {
@@ -151,15 +156,13 @@ pub(super) fn case(found: Found, measure: &Measure, place: &Place, own: NetnsId,
             reaped_per_s: if buckets > 0 { lookups_per_s / buckets as f64 } else { 0.0 },
         },
     };
-    let enter =
-        if place.id == own { String::new() } else { format!("nsenter --net={} ", place.path.display()) };
     Case {
         demand,
         timeouts: measure.timeouts().clone(),
+        firewall: rules(&firewall, &machine, &known, &inside),
         machine,
         times,
-        enter,
-        firewall: rules(&firewall, &known),
+        enter: inside.enter,
         known,
     }
 }
@@ -188,6 +191,7 @@ fn known(
     machine: &Machine,
     firewall: &Firewall,
     endpoints: &BTreeMap<Port, Endpoint>,
+    inside: &Inside,
 ) -> Known {
     let mut known = Known::default();
     if let Some(endpoint) = endpoints.get(&Port { proto: target.proto, port: target.port }) {
@@ -205,75 +209,85 @@ fn known(
         Some(Direction::Loopback) => Scope::Loopback,
         Some(Direction::In) => Scope::Served,
         Some(Direction::Out) => Scope::Outgoing,
-        Some(Direction::Forwarded) | None => return known,
+        Some(Direction::Forwarded) => {
+            // Never advised; but why not is worth a word where a container engine or a rule takes the port.
+            known.objections.extend(translations(target, firewall));
+            return known;
+        }
+        None => return known,
     };
     let exempt = firewall::Target { proto: target.proto, port: target.port, scope };
     for objection in firewall.objections(&exempt) {
         if objection.kind == firewall::ObjectionKind::AlreadyUntracked {
             known.untracked = true;
         } else if objection.kind.breaks_connections() {
-            known.objections.push(Objection {
-                rule: format!("{}: {}", objection.place, objection.rule),
-                text: objection.text,
-                remedy: objection.remedy,
-            });
+            known.objections.push(self::objection(objection));
         } else {
             known.warnings.push(format!("{} ({}: {})", objection.text, objection.place, objection.rule));
         }
     }
-    for published in &machine.published {
-        if published.port == target.port && Some(target.proto) == proto(&published.proto) {
-            known.objections.push(Objection {
-                rule: format!("{} (pid {})", published.program, published.pid),
-                text: "this port is published for a container: its packets need NAT".to_owned(),
-                remedy: None,
-            });
-        }
-    }
+    let published = machine
+        .published
+        .iter()
+        .filter(|published| published.port == target.port && Some(target.proto) == proto(&published.proto));
+    known.objections.extend(published.map(self::published));
     if firewall.can_nft() || firewall.can_iptables() {
         let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
-        known.notrack = Some(Commands { now: commands.now, keep: commands.keep, undo: commands.undo });
+        known.notrack = Some(inside.commands(commands));
     }
     known
+}
+
+/// The rules that send a port elsewhere.
+fn translations(target: &Target, firewall: &Firewall) -> impl Iterator<Item = Objection> {
+    let is_meant = |one: &firewall::Published| {
+        let (first, last) = one.ports;
+        // A rule without a port is behind another one that asks for it.
+        (first, last) != (0, u16::MAX)
+            && (first..=last).contains(&target.port)
+            && one.proto.is_none_or(|proto| proto == target.proto)
+    };
+    let found: Vec<_> = firewall.published().into_iter().filter(is_meant).collect();
+    let (port, proto) = (target.port, Protocol(target.proto));
+    found.into_iter().map(move |firewall::Published { by, to, place, rule, .. }| Objection {
+        rule: format!("{place}: {rule}"),
+        text: format!("{by} publishes {port}/{proto} to {to}: untracked packets aren't translated"),
+        remedy: None,
+    })
 }
 
 fn proto(name: &str) -> Option<u8> {
     Protocol::from_name(name).map(|proto| proto.0)
 }
 
-/// What the firewall as a whole says: whether it could do without state, by what it would do to the flows that are there.
-fn rules(firewall: &Firewall, known: &BTreeMap<Target, Known>) -> Rules {
+/// What the firewall as a whole says: whether it could do without state.
+fn rules(firewall: &Firewall, machine: &Machine, known: &BTreeMap<Target, Known>, inside: &Inside) -> Rules {
     let tracking = firewall.tracking_rules();
-    let nat = firewall.has_nat();
-    let mut objections: Vec<Objection> = Vec::new();
-    if nat {
-        let rule = tracking.iter().find(|one| one.rule.contains("nat") || one.rule.contains("masquerade"));
-        objections.push(Objection {
-            rule: rule.map_or_else(String::new, |one| format!("{}: {}", one.place, one.rule)),
-            text: "NAT can't do without conntrack".to_owned(),
-            remedy: None,
-        });
-    }
-    objections.extend(known.values().flat_map(|known| known.objections.iter().cloned()).take(3));
-    objections.dedup();
-    let without = firewall.without_tracking();
-    if without.is_none() {
-        objections.push(Objection {
-            rule: tracking.first().map_or_else(String::new, |one| format!("{}: {}", one.place, one.rule)),
-            text:
-                "rules made with iptables can't be put back by one command: change them where they are made"
-                    .to_owned(),
-            remedy: None,
-        });
-    }
+    let (without, mut objections) = match firewall.without_tracking() {
+        Ok(commands) => (Some(inside.commands(commands)), Vec::new()),
+        Err(found) => (None, found.into_iter().map(objection).collect()),
+    };
+    objections.extend(machine.published.iter().take(3).map(published));
+    // Helpers that the kernel assigns without a rule.
+    let by_sysctl = |one: &&Objection| one.rule.starts_with("sysctl: ");
+    objections.extend(known.values().flat_map(|known| &known.objections).find(by_sysctl).cloned());
     Rules {
-        nat,
+        nat: firewall.has_nat(),
         tracking: tracking.into_iter().map(|one| format!("{}: {}", one.place, one.rule)).collect(),
-        without: without.map(commands),
+        without,
         objections,
     }
 }
 
-fn commands(commands: firewall::Commands) -> Commands {
-    Commands { now: commands.now, keep: commands.keep, undo: commands.undo }
+fn objection(of: firewall::Objection) -> Objection {
+    Objection { rule: format!("{}: {}", of.place, of.rule), text: of.text, remedy: of.remedy }
+}
+
+fn published(published: &Published) -> Objection {
+    let Published { program, pid, proto, port, .. } = published;
+    Objection {
+        rule: format!("{program} (pid {pid})"),
+        text: format!("{program} publishes {port}/{proto} for a container, whose packets may need NAT"),
+        remedy: None,
+    }
 }

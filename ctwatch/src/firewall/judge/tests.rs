@@ -205,6 +205,7 @@ fn table() -> impl Strategy<Value = Table> {
         chain("b", None, &[""]),
     )
         .prop_map(|(input, later, output, a, b)| Table {
+            program: "nft".to_owned(),
             tool: Tool::Nft,
             family: "ip",
             name: "random".to_owned(),

@@ -22,7 +22,13 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<Table>> {
         if let Some(table) = object.get("table") {
             // arp, bridge and netdev chains see no conntrack state of an IP packet: they treat both kinds alike.
             if let (Some(family), Some(name)) = (family(table), table["name"].as_str()) {
-                tables.push(Table { tool: Tool::Nft, family, name: name.to_owned(), chains: Vec::new() });
+                tables.push(Table {
+                    tool: Tool::Nft,
+                    family,
+                    name: name.to_owned(),
+                    program: "nft".to_owned(),
+                    chains: Vec::new(),
+                });
             }
         } else if let Some(set) = object.get("set").or_else(|| object.get("map")) {
             let key = format!("{} {}", word(set, "family"), word(set, "table"));

@@ -97,6 +97,11 @@ impl Dictionary {
         Ok(row)
     }
 
+    /// Owners from this number on are known here, and may be named again.
+    pub fn known_owners(&self) -> i64 {
+        self.owners.values().copied().min().unwrap_or(i64::MAX)
+    }
+
     /// The number of an owner.
     pub fn owner(&mut self, connection: &Connection, who: &Arc<Who>) -> rusqlite::Result<i64> {
         if let Some(row) = self.owners.get(who) {

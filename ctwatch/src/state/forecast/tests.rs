@@ -303,3 +303,38 @@ fn models_are_bounded_and_what_has_none_still_counts() {
     let full = forecast.full_in_s(200_000, 400_000).expect("10,000/s fill it");
     assert!((full - 20.0).abs() < 2.0, "{full}");
 }
+
+#[test]
+fn the_order_of_keys_decides_nothing() {
+    let forecast = |turned: u32| {
+        let mut forecast = Forecast::default();
+        forecast.take_census(&Census { timeouts: timeouts(), ..Census::default() }, |_| 0.0);
+        let mut now = 0;
+        (1..=90)
+            .map(move |tick| {
+                // Ports of all sizes and of equal ones; some come late and push smaller ones out.
+                let steps = (0..200_u32).map(|port| {
+                    let rate = f64::from(port % 7 * 3 + u32::from(port > 150 && tick > 30) * 40);
+                    let age = f64::from(if port > 150 { 0.max(tick - 30) } else { tick });
+                    let deletes = if tick > 20 { rate * 0.7 } else { 0.0 };
+                    Step { key: 6 << 16 | port, entries: rate * age, inserts: rate, deletes: deletes.floor() }
+                });
+                let mut steps: Vec<_> = steps.collect();
+                now += steps.iter().map(|step| step.entries as u32).max().unwrap_or(0);
+                steps.rotate_left(turned as usize);
+                if turned % 2 == 1 {
+                    steps.reverse();
+                }
+                forecast.tick(1.0, steps.into_iter());
+                let models: Vec<FlowKey> = forecast.models.keys().copied().collect();
+                (models, forecast.full_in_s(now, now + 500_000).map(f64::to_bits))
+            })
+            .collect::<Vec<_>>()
+    };
+    let once = forecast(0);
+    assert!(once.iter().filter(|(_, full)| full.is_some()).count() > 30, "too few forecasts");
+    assert_ne!(once[20].0, once[80].0, "no model was pushed out");
+    for turned in [1, 64, 77, 198] {
+        assert_eq!(forecast(turned), once);
+    }
+}

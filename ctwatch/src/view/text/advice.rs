@@ -78,6 +78,9 @@ fn head(report: &Report, paint: Paint) -> Vec<String> {
         }
     );
     lines.extend(wrap(&needs, 0).iter().map(|line| paint.on(style, line)));
+    if let Some(idle) = after_idle(demand) {
+        lines.extend(wrap(&idle, 0));
+    }
     lines
 }
 
@@ -125,6 +128,7 @@ fn answer(what_if: &WhatIf, times: f64, paint: Paint) -> Vec<String> {
     let mut lines = vec![String::new()];
     lines.extend(wrap(&format!("what if {}", what_if.change), INDENT));
     lines.extend(labelled("then", &outcome(&what_if.after)));
+    lines.extend(after_idle(&what_if.after).iter().flat_map(|idle| labelled("", idle)));
     lines.extend(labelled(&format!("at {times} x"), &outcome(&what_if.at_times)));
     if what_if.after.max > 0 {
         lines.extend(labelled("memory", &format!("{} at most, full", mib(what_if.memory_bytes))));
@@ -157,6 +161,16 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
     format!("{} entries {of}, up to {peak}{fits}{room}", thousands(outcome.needed as u64))
 }
 
+/// What it takes if all was idle before, where that is more.
+pub(crate) fn after_idle(outcome: &Outcome) -> Option<String> {
+    let entries = thousands(outcome.after_idle? as u64);
+    let but = match (outcome.overflows_after_idle(), outcome.overflows()) {
+        (true, false) => ": too many, until gc has come once",
+        _ => "",
+    };
+    Some(format!("after an idle minute: up to {entries} entries{but}"))
+}
+
 fn piece(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
     let mut lines = vec![String::new()];
     let style = match (item.refused.is_empty(), item.solves) {
@@ -175,6 +189,7 @@ fn piece(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
         }
     }
     lines.extend(labelled("then", &outcome(&item.after)));
+    lines.extend(after_idle(&item.after).iter().flat_map(|idle| labelled("", idle)));
     lines.extend(labelled(&format!("at {times} x"), &outcome(&item.at_times)));
     if item.memory_bytes > 0 {
         lines.extend(labelled("memory", &format!("{} more than now", mib(item.memory_bytes.unsigned_abs()))));
@@ -191,6 +206,7 @@ fn piece(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
         lines.extend(
             commands
                 .iter()
+                .flat_map(|command| command.lines())
                 .enumerate()
                 .map(|(index, line)| verbatim(if index == 0 { label } else { "" }, line)),
         );

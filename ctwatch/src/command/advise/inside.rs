@@ -1,0 +1,82 @@
+//! Commands for a netns that may not be the one they are typed in.
+//! What is kept in files is the host's own and read at its boot: another netns has no such files.
+
+use crate::advise::case::Commands;
+use crate::conntrack::netns::Place;
+use crate::event::NetnsId;
+use crate::firewall;
+
+/// Where commands are for.
+pub(super) struct Inside {
+    /// Put before a command; empty in the own netns.
+    pub enter: String,
+    netns: NetnsId,
+}
+
+impl Inside {
+    pub fn new(place: &Place, own: NetnsId) -> Self {
+        let is_own = place.id == own;
+        let enter = if is_own { String::new() } else { format!("nsenter --net={} ", place.path.display()) };
+        Self { enter, netns: place.id }
+    }
+
+    /// Commands that act there.
+    pub fn commands(&self, commands: firewall::Commands) -> Commands {
+        let firewall::Commands { now, keep, undo } = commands;
+        if self.enter.is_empty() {
+            return Commands { now, keep, undo };
+        }
+        let all = |lines: Vec<String>| lines.iter().filter_map(|line| self.line(line)).collect();
+        Commands { now: all(now), keep: Vec::new(), undo: all(undo) }
+    }
+
+    /// The line, run there; none if it is about files at boot.
+    fn line(&self, line: &str) -> Option<String> {
+        // Each netns saves its rules apart.
+        let saved = format!("{}-{}", firewall::SAVED, self.netns.inode());
+        let line = line.replace(firewall::SAVED, &saved);
+        match line.split_whitespace().next() {
+            Some(
+                "nft" | "iptables" | "ip6tables" | "iptables-legacy" | "ip6tables-legacy" | "iptables-nft"
+                | "ip6tables-nft",
+            ) => Some(format!("{}{line}", self.enter)),
+            Some("[" | "while") => Some(format!("{}sh -c '{}'", self.enter, line.replace('\'', "'\\''"))),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::{Firewall, Scope, Target, Tool};
+
+    fn blue() -> Inside {
+        Inside { enter: "nsenter --net=/run/netns/blue ".to_owned(), netns: NetnsId(4_026_532_000) }
+    }
+
+    #[test]
+    fn rules_go_into_the_netns_and_no_file_is_left_on_the_host() {
+        let target = Target { proto: 6, port: 6379, scope: Scope::Loopback };
+        for tool in [Tool::Nft, Tool::Iptables] {
+            let here = Firewall::default().notrack_commands(&target, tool);
+            let there = blue().commands(here.clone());
+            assert_eq!(there.now.len(), here.now.len());
+            assert!(there.keep.is_empty());
+            let lines: Vec<_> = there.now.iter().chain(&there.undo).collect();
+            assert!(lines.iter().all(|line| line.starts_with(&blue().enter)), "{lines:#?}");
+            assert!(lines.iter().all(|line| !line.contains("/etc/")), "{lines:#?}");
+        }
+    }
+
+    #[test]
+    fn what_is_saved_of_a_netns_is_its_own() {
+        let line = format!(
+            "[ ! -f {0}.nft ] || {{ {{ echo 'flush table ip a'; cat {0}.nft; }} | nft -f -; }}",
+            firewall::SAVED
+        );
+        let there = blue().line(&line).expect("it is about rules");
+        assert_eq!(there.matches("/run/ctwatch-firewall-4026532000.nft").count(), 2, "{there}");
+        assert!(there.contains("sh -c '[ ! -f ") && there.contains("echo '\\''flush"), "{there}");
+    }
+}

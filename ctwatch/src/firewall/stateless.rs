@@ -1,0 +1,202 @@
+//! Taking away the rules that make conntrack track: whether all else stays as it is, and the commands.
+//! Allowed only where these rules decide nothing that other rules don't: what passes today has to pass then, and no more.
+
+use std::collections::BTreeSet;
+
+use super::commands::Commands;
+use super::ir::{Action, Condition, Rule, Step, Table, Tool, state};
+use super::listing::{self, Listed};
+use super::{Objection, ObjectionKind};
+
+/// How the names of files begin that hold the rules as they were.
+pub const SAVED: &str = "/run/ctwatch-firewall";
+
+/// The commands, or why these rules have to stay.
+pub fn without_tracking(tables: &[Table]) -> Result<Commands, Vec<Objection>> {
+    let mut found: Vec<Objection> = Vec::new();
+    let mut tracking = Vec::new();
+    for table in tables {
+        for chain in &table.chains {
+            for rule in chain.rules.iter().filter(|rule| listing::tracks(rule)) {
+                let place = table.place(&chain.name);
+                let objection = |(kind, text): (ObjectionKind, String)| Objection {
+                    kind,
+                    rule: rule.text.clone(),
+                    place: place.clone(),
+                    text,
+                    remedy: None,
+                };
+                found.extend(needed(table, rule).map(objection));
+                tracking.push((
+                    table,
+                    Listed { place: place.clone(), rule: rule.text.clone(), delete: rule.delete.clone() },
+                ));
+            }
+        }
+    }
+    // One of each kind says it all.
+    found.sort_by_key(|objection| objection.kind);
+    found.dedup_by_key(|objection| objection.kind);
+    if found.is_empty() { commands(&tracking).map_err(|objection| vec![objection]) } else { Err(found) }
+}
+
+/// Why this rule can't go, if it can't.
+fn needed(table: &Table, rule: &Rule) -> Option<(ObjectionKind, String)> {
+    let on_invalid =
+        rule.steps.iter().any(|step| matches!(step, Step::If(condition) if is_invalid(condition)));
+    let whole = rule.steps.iter().filter_map(|step| match step {
+        Step::Do(action) => Some((on_invalid, action)),
+        _ => None,
+    });
+    let cases = rule.steps.iter().filter_map(|step| match step {
+        Step::Case(cases) => {
+            Some(cases.iter().map(|(condition, action)| (on_invalid || is_invalid(condition), action)))
+        }
+        _ => None,
+    });
+    whole.chain(cases.flatten()).find_map(|(on_invalid, action)| match action {
+        Action::Continue | Action::WriteConnection => None,
+        // Such packets belong to no connection; the receiving host answers them by a reset, if at all.
+        Action::Drop if on_invalid => None,
+        Action::Drop => Some((
+            ObjectionKind::OpensAccess,
+            "this rule keeps packets out by the state of their connection: without it they would get in".to_owned(),
+        )),
+        Action::Accept | Action::Return | Action::Jump(_) | Action::Goto(_) => decides(table).map(|what| {
+            (
+                ObjectionKind::EstablishedOnly,
+                format!(
+                    "packets pass this rule because of the state of their connection; without it they would come to \
+                     {what}"
+                ),
+            )
+        }),
+        Action::Nat(nat) => {
+            Some((ObjectionKind::NatRule, format!("{} can't do without conntrack", nat.kind)))
+        }
+        Action::Helper(name) => Some((
+            ObjectionKind::Helper,
+            format!("the helper {name} looks into connections and opens the way for those they announce"),
+        )),
+        Action::MarkFromConnection => Some((
+            ObjectionKind::ConnectionMark,
+            "packets take their mark from the connection here: routing or shaping by mark would treat them otherwise"
+                .to_owned(),
+        )),
+        Action::Queue | Action::Notrack | Action::SetMark { .. } | Action::MarkUnknown | Action::Unknown(_) => Some((
+            ObjectionKind::Unknown,
+            "what this rule does by the state of a connection would no longer be done".to_owned(),
+        )),
+    })
+}
+
+/// What in a table makes a difference to a packet that gets there, other than rules that go away, too.
+fn decides(table: &Table) -> Option<String> {
+    for chain in &table.chains {
+        if chain.base.as_ref().is_some_and(|base| base.drops) {
+            return Some(format!("the policy of {}, which is to drop", table.place(&chain.name)));
+        }
+        for rule in &chain.rules {
+            let on_invalid =
+                rule.steps.iter().any(|step| matches!(step, Step::If(condition) if is_invalid(condition)));
+            let acts = |on_invalid: bool, action: &Action| {
+                let harmless = matches!(
+                    action,
+                    Action::Accept
+                        | Action::Continue
+                        | Action::Return
+                        | Action::Jump(_)
+                        | Action::Goto(_)
+                        | Action::WriteConnection
+                );
+                !(harmless || (on_invalid && *action == Action::Drop))
+            };
+            let does = rule.steps.iter().any(|step| match step {
+                Step::Do(action) => acts(on_invalid, action),
+                Step::Case(cases) => {
+                    cases.iter().any(|(condition, action)| acts(on_invalid || is_invalid(condition), action))
+                }
+                Step::If(_) => false,
+            });
+            if does {
+                return Some(format!("`{}` in {}", rule.text, table.place(&chain.name)));
+            }
+        }
+    }
+    None
+}
+
+/// Whether it holds for packets alone that belong to no connection and can't begin one.
+fn is_invalid(condition: &Condition) -> bool {
+    match condition {
+        Condition::State(bits) => *bits == state::INVALID,
+        Condition::All(all) => all.iter().any(is_invalid),
+        Condition::Any(any) => !any.is_empty() && any.iter().all(is_invalid),
+        _ => false,
+    }
+}
+
+/// Saves the tables, takes the rules away, and puts the tables' rules back.
+fn commands(tracking: &[(&Table, Listed)]) -> Result<Commands, Objection> {
+    let cannot = |listed: &Listed, text: &str| Objection {
+        kind: ObjectionKind::Unknown,
+        rule: listed.rule.clone(),
+        place: listed.place.clone(),
+        text: text.to_owned(),
+        remedy: None,
+    };
+    let mut deletes = Vec::new();
+    for (table, listed) in tracking {
+        // What the shell would take for its own.
+        let is_plain = !listed.rule.contains(['$', '`', '\\', '\'']);
+        match &listed.delete {
+            Some(delete) if table.tool == Tool::Nft || is_plain => deletes.push(delete.clone()),
+            _ => return Err(cannot(listed, "no command can be told that takes this rule away")),
+        }
+        if table.tool == Tool::Nft && listing::has_extensions(std::slice::from_ref(table)) {
+            return Err(cannot(
+                listed,
+                "nft can't put back what iptables put into this table: install iptables",
+            ));
+        }
+    }
+    let of = |tool: Tool| -> BTreeSet<(&str, &str, &str)> {
+        let tables = tracking.iter().filter(|(table, _)| table.tool == tool);
+        tables.map(|(table, _)| (table.program.as_str(), table.family, table.name.as_str())).collect()
+    };
+    let (mut now, mut undo) = (Vec::new(), Vec::new());
+    // A second `now` must not save what the first one left. And half a file must not be taken for a whole one.
+    let save = |file: &str, list: &str| {
+        format!("[ -f {file} ] || {{ ( {list} ) > {file}.part && mv {file}.part {file}; }}")
+    };
+    let nft = of(Tool::Nft);
+    if !nft.is_empty() {
+        let file = format!("{SAVED}.nft");
+        let each = |word: &str| -> Vec<String> {
+            nft.iter().map(|(_, family, name)| format!("{word} table {family} {name}")).collect()
+        };
+        let list: Vec<String> = each("list").iter().map(|list| format!("nft {list}")).collect();
+        now.push(save(&file, &list.join(" && ")));
+        // Tables, chains and sets stay where they are, so that hooks of one priority keep their order.
+        let flush: Vec<String> = each("add").into_iter().chain(each("flush")).collect();
+        undo.push(format!(
+            "[ ! -f {file} ] || {{ {{ echo '{}'; cat {file}; }} | nft -f - && rm -f {file}; }}",
+            flush.join("; ")
+        ));
+    }
+    for (tool, suffix) in [(Tool::Iptables, "v4"), (Tool::Ip6tables, "v6")] {
+        for (program, _, table) in of(tool) {
+            let file = format!("{SAVED}.{program}.{table}.{suffix}");
+            now.push(save(&file, &format!("{program}-save -c -t {table}")));
+            undo.push(format!("[ ! -f {file} ] || {{ {program}-restore -w -c < {file} && rm -f {file}; }}"));
+        }
+    }
+    now.extend(deletes);
+    let mut keep = vec!["# what loads these rules at boot (/etc/nftables.conf, /etc/iptables/rules.v4 …) has to leave them out:".to_owned()];
+    keep.extend(tracking.iter().map(|(_, listed)| format!("#   {}: {}", listed.place, listed.rule)));
+    keep.push(
+        "echo 'nothing is kept by itself: take these rules out of the file that loads them at boot' >&2"
+            .to_owned(),
+    );
+    Ok(Commands { now, keep, undo })
+}
