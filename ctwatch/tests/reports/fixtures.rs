@@ -391,10 +391,10 @@ pub fn recording_lines() -> Vec<Line> {
         },
         Line::Recorded {
             time: end.time,
-            file,
+            file: file.clone(),
             reason: "duration",
             bytes: 126_976,
-            wal: None,
+            wal: Some(file.with_extension("ctw-wal")),
             incidents: 1,
             duration_s: 2.0,
             counted: end.counted,
