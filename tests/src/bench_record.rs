@@ -14,7 +14,7 @@ use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{Instant, Reason, Run};
 use ::ctwatch::record::scribe::Scribe;
 use ::ctwatch::record::{Limits, Lock, Recording, Writer};
-use ::ctwatch::state::{Backend, By, Filter, Settings};
+use ::ctwatch::state::{Backend, Settings};
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::event::{IPV4, LossEvent, flag};
@@ -89,15 +89,7 @@ fn record(path: &Path) -> Result<Host> {
         after: Duration::from_secs(300),
         interval: Duration::from_secs(1),
     };
-    let settings = Settings {
-        by: By::Port,
-        filter: Filter::default(),
-        top: 1,
-        drop_events: false,
-        insert_events: false,
-        count_flows: true,
-        backend: Backend::Kprobe,
-    };
+    let settings = Settings::totals(Backend::Kprobe, true);
     let mut recorder = Recorder::new(plan, settings, &Roots::default(), scribe, next_tick);
     let mut host = Host::new(start);
     for second in 1..=SECONDS {

@@ -27,7 +27,7 @@ use crate::record::rows::{Instant, Occasion, Reason, Run};
 use crate::record::scribe::Scribe;
 use crate::record::{DiskFull, Limits, Lock, SCHEMA, Writer, files};
 use crate::state::report::{Notice, Start};
-use crate::state::{Backend, By, Filter, Settings};
+use crate::state::{Backend, Settings};
 use crate::stderr;
 use exec::Commands;
 use look::Looks;
@@ -158,15 +158,7 @@ impl<'a> Recording<'a> {
             after: record.after,
             interval: record.interval,
         };
-        let settings = Settings {
-            by: By::Port,
-            filter: Filter::default(),
-            top: 1,
-            drop_events: false,
-            insert_events: false,
-            count_flows: record.count_flows,
-            backend: attached.backend,
-        };
+        let settings = Settings::totals(attached.backend, record.count_flows);
         let own = netns::own()?;
         let mut looks = Looks::new(roots);
         looks.start(own, Occasion::Start)?;

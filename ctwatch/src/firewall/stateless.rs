@@ -40,21 +40,25 @@ pub fn without_tracking(tables: &[Table]) -> Result<Commands, Vec<Objection>> {
     if found.is_empty() { commands(&tracking).map_err(|objection| vec![objection]) } else { Err(found) }
 }
 
-/// Why this rule can't go, if it can't.
-fn needed(table: &Table, rule: &Rule) -> Option<(ObjectionKind, String)> {
+/// What a rule does, and whether it does that to invalid packets alone.
+fn actions(rule: &Rule) -> impl Iterator<Item = (bool, &Action)> {
     let on_invalid =
         rule.steps.iter().any(|step| matches!(step, Step::If(condition) if is_invalid(condition)));
     let whole = rule.steps.iter().filter_map(|step| match step {
-        Step::Do(action) => Some((on_invalid, action)),
+        Step::Do(action) => Some(action),
         _ => None,
     });
     let cases = rule.steps.iter().filter_map(|step| match step {
-        Step::Case(cases) => {
-            Some(cases.iter().map(|(condition, action)| (on_invalid || is_invalid(condition), action)))
-        }
+        Step::Case(cases) => Some(cases),
         _ => None,
     });
-    whole.chain(cases.flatten()).find_map(|(on_invalid, action)| match action {
+    let cases = cases.flatten().map(move |(condition, action)| (on_invalid || is_invalid(condition), action));
+    whole.map(move |action| (on_invalid, action)).chain(cases)
+}
+
+/// Why this rule can't go, if it can't.
+fn needed(table: &Table, rule: &Rule) -> Option<(ObjectionKind, String)> {
+    actions(rule).find_map(|(on_invalid, action)| match action {
         Action::Continue | Action::WriteConnection => None,
         // Such packets belong to no connection; the receiving host answers them by a reset, if at all.
         Action::Drop if on_invalid => None,
@@ -97,9 +101,7 @@ fn decides(table: &Table) -> Option<String> {
             return Some(format!("the policy of {}, which is to drop", table.place(&chain.name)));
         }
         for rule in &chain.rules {
-            let on_invalid =
-                rule.steps.iter().any(|step| matches!(step, Step::If(condition) if is_invalid(condition)));
-            let acts = |on_invalid: bool, action: &Action| {
+            let does = actions(rule).any(|(on_invalid, action)| {
                 let harmless = matches!(
                     action,
                     Action::Accept
@@ -110,13 +112,6 @@ fn decides(table: &Table) -> Option<String> {
                         | Action::WriteConnection
                 );
                 !(harmless || (on_invalid && *action == Action::Drop))
-            };
-            let does = rule.steps.iter().any(|step| match step {
-                Step::Do(action) => acts(on_invalid, action),
-                Step::Case(cases) => {
-                    cases.iter().any(|(condition, action)| acts(on_invalid || is_invalid(condition), action))
-                }
-                Step::If(_) => false,
             });
             if does {
                 return Some(format!("`{}` in {}", rule.text, table.place(&chain.name)));

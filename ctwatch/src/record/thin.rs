@@ -190,19 +190,14 @@ impl Thinner {
     }
 
     fn release_oldest_incident(&mut self, connection: &Connection, current: i64) -> Result<bool, Trouble> {
-        let oldest = "(SELECT id FROM incident WHERE ceased_us IS NOT NULL OR run <> ?1 ORDER BY id LIMIT 1)";
-        let run: Option<i64> = connection
-            .query_row(&format!("SELECT run FROM incident WHERE id = {oldest}"), [current], |row| row.get(0))
-            .optional()?;
-        let released = connection.execute(&format!("DELETE FROM incident WHERE id = {oldest}"), [current])?;
-        if let Some(run) = run {
-            drop_readings(connection, run)?;
-        }
-        if released > 0 {
-            self.cursors = [0; SUM as usize];
-            self.swept = 0;
-        }
-        Ok(released > 0)
+        let sql = "DELETE FROM incident WHERE id = (SELECT id FROM incident WHERE ceased_us IS NOT NULL OR run <> ?1 \
+             ORDER BY id LIMIT 1) RETURNING run";
+        let run: Option<i64> = connection.query_row(sql, [current], |row| row.get(0)).optional()?;
+        let Some(run) = run else { return Ok(false) };
+        drop_readings(connection, run)?;
+        self.cursors = [0; SUM as usize];
+        self.swept = 0;
+        Ok(true)
     }
 
     /// Makes the ticks in this range coarser, except those around incidents. Returns how far it came: a group whose end

@@ -196,6 +196,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Totals of all losses by port, without events: what a recording is made from.
+    #[must_use]
+    pub fn totals(backend: Backend, count_flows: bool) -> Self {
+        Self {
+            by: By::Port,
+            filter: Filter::default(),
+            top: 1,
+            drop_events: false,
+            insert_events: false,
+            count_flows,
+            backend,
+        }
+    }
+
     /// Whether rows are made of events: counters have no addresses and no owners.
     pub(super) fn rows_are_events(&self) -> bool {
         matches!(self.by, By::Flow | By::Src | By::Dst)

@@ -12,7 +12,7 @@ use ctwatch::record::rows::{Reason, RunEnd};
 use ctwatch::record::scribe::Scribe;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Limits, Lock, Recording, Writer};
-use ctwatch::state::{Backend, By, Filter, Settings};
+use ctwatch::state::{Backend, Settings};
 
 use super::synthetic::{at, incident, run, tick, write};
 
@@ -35,15 +35,7 @@ fn recorder(path: &Path) -> Recorder {
         after: Duration::from_secs(3),
         interval: Duration::from_secs(1),
     };
-    let settings = Settings {
-        by: By::Port,
-        filter: Filter::default(),
-        top: 1,
-        drop_events: false,
-        insert_events: false,
-        count_flows: true,
-        backend: Backend::Kprobe,
-    };
+    let settings = Settings::totals(Backend::Kprobe, true);
     let nowhere = path.with_extension("roots");
     let roots = Roots { proc: nowhere.join("proc"), sys: nowhere.join("sys") };
     let (scribe, next) = start(path);

@@ -2,6 +2,7 @@
 //! Who they were is confirmed by `conntrack -E` or by what is left of a list of entries made here, never by ctwatch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -78,13 +79,12 @@ fn original_of(line: &str) -> Option<String> {
 }
 
 fn tuple_of(drop: &crate::ctwatch::Drop) -> String {
-    format!(
-        "src={} dst={} sport={} dport={}",
-        drop.src,
-        drop.dst,
-        drop.sport.unwrap_or(0),
-        drop.dport.unwrap_or(0)
-    )
+    tuple(&drop.src, &drop.dst, drop.sport.unwrap_or(0), drop.dport.unwrap_or(0))
+}
+
+/// A tuple as conntrack prints it.
+fn tuple(src: impl Display, dst: impl Display, sport: u16, dport: u16) -> String {
+    format!("src={src} dst={dst} sport={sport} dport={dport}")
 }
 
 /// 1,500 one-way UDP flows and 1,000 half-open TCP connections: those that early_drop may take.
@@ -112,11 +112,11 @@ impl Witnesses {
         let (destroyed, complaints) = destroyed.tuples()?;
         let victims = possible_victims().map(|entry| {
             let ((src, sport), (dst, dport)) = (entry.src, entry.dst);
-            format!("src={src} dst={dst} sport={sport} dport={dport}")
+            tuple(src, dst, sport, dport)
         });
-        let pushers = (0..sys::cpus()).flat_map(pusher_sources).flat_map(|sport| {
-            ["127.0.0.1", "::1"].map(|own| format!("src={own} dst={own} sport={sport} dport={PUSHERS}"))
-        });
+        let pushers = (0..sys::cpus())
+            .flat_map(pusher_sources)
+            .flat_map(|sport| ["127.0.0.1", "::1"].map(|own| tuple(own, own, sport, PUSHERS)));
         let made = victims.chain(pushers).collect();
         let mut left = BTreeSet::new();
         for family in ["ipv4", "ipv6"] {

@@ -7,7 +7,7 @@ use ctwatch_common::Cause;
 use super::{Value, row};
 use crate::event::{Loss, Role};
 use crate::state::report::{Certainty, DropEvent, Event, Packet};
-use crate::state::{Backend, By, Filter, Settings, State};
+use crate::state::{Backend, Filter, Settings, State};
 
 /// Makes rows of losses.
 pub(super) struct Drops(State);
@@ -19,13 +19,9 @@ impl Drops {
         let backend =
             backend.context("exporting drops: the run's backend is none that this ctwatch knows")?;
         Ok(Self(State::new(Settings {
-            by: By::Port,
             filter: Filter { causes: Cause::ALL.to_vec(), ..Filter::default() },
-            top: 1,
             drop_events: true,
-            insert_events: false,
-            count_flows: false,
-            backend,
+            ..Settings::totals(backend, false)
         })))
     }
 
