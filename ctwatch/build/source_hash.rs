@@ -1,9 +1,8 @@
 //! Ties the committed eBPF object to the sources it was built from; used by `cargo xtask ebpf` and by ctwatch's build.rs.
 //! It may look at nothing but the eBPF sources: a hash that moves with anything else would refuse a good object.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use sha2::{Digest, Sha256};
 

@@ -1,8 +1,7 @@
 //! Which exit code an error means. Any [`anyhow::Error`] is "failed while running" unless one of these is in it.
 //! Nothing here prints or exits.
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 /// The exit codes, a contract with scripts.
 #[repr(u8)]

@@ -1,10 +1,9 @@
 //! What watching costs, in instructions: under `-icount shift=0,sleep=off -smp 1` a nanosecond is an instruction.
 //! Only ratios and differences within one run are shown; wall-clock time has no meaning here.
 
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, anyhow, ensure};
 

@@ -5,16 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use ::ctwatch::event::{
-    Base, Census, CensusKey, Detail, KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role, Sample,
-    SlotSample, Who,
-};
 use ::ctwatch::kernel::roots::Roots;
+use ::ctwatch::model::{
+    Backend, Base, Census, CensusKey, Detail, KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role,
+    Sample, SlotSample, WallMono, Who,
+};
 use ::ctwatch::record::recorder::{Plan, Recorder};
-use ::ctwatch::record::rows::{Instant, Reason, Run};
+use ::ctwatch::record::rows::{Reason, Run};
 use ::ctwatch::record::scribe::Scribe;
 use ::ctwatch::record::{Limits, Lock, Recording, Writer};
-use ::ctwatch::state::{Backend, Settings};
+use ::ctwatch::state::Settings;
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::event::{IPV4, LossEvent, flag};
@@ -61,7 +61,7 @@ pub fn run(folder: &Path) -> Result<bool> {
 fn record(path: &Path) -> Result<Host> {
     let start = Timestamp::now() - SignedDuration::from_secs(SECONDS as i64);
     let run = Run {
-        started: Instant { time: start, mono_us: 0 },
+        started: WallMono { time: start, mono_us: 0 },
         boot_id: None,
         host: Some("bench".to_owned()),
         version: "bench".to_owned(),

@@ -1,10 +1,9 @@
 //! A bpftrace beside ctwatch: as a neighbour on the same functions, and as the price to compare with.
 //! It starts and ends here; what its script counts is its caller's idea.
 
-use std::fs;
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::model::{Demand, Timeouts};
+use super::demand::{Demand, Timeouts};
 use super::target::Target;
 use crate::machine::Machine;
 

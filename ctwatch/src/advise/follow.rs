@@ -1,7 +1,7 @@
 //! Flows that come of others: a request that is let in asks the database next. What is held back in front comes there too.
 //! Pure; who uses what is told by processes.
 
-use super::model::Service;
+use super::demand::Service;
 use super::target::Target;
 
 /// The server of `served` is a client of `used`.
@@ -39,10 +39,8 @@ pub fn follow(services: &mut [Service], uses: &[Uses]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::advise::model::Stay;
-    use crate::advise::phase::Phase;
-    use crate::event::Remaining;
-    use crate::state::table::Direction;
+    use crate::advise::demand::Stay;
+    use crate::model::{Direction, Phase, Remaining};
 
     fn service(port: u16, direction: Direction, offered: f64, pent_up: f64) -> Service {
         let idle = Remaining::default();

@@ -8,12 +8,10 @@ use ctwatch_common::Cause;
 use ctwatch_common::event::{IPV4, LossEvent, flag};
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 
-use super::census::{Census, Collected};
+use super::demand::{Service, Stay, Timeouts};
 use super::distinct::Distinct;
-use super::model::{Service, Stay, Timeouts};
-use super::phase::Phase;
-use crate::event::{Address, Listed, NetnsId, Sample};
-use crate::state::table::Direction;
+use crate::listing::{Census, Collected};
+use crate::model::{Address, Direction, Listed, NetnsId, Phase, Sample};
 
 /// Of the window, so much passes before refused flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;
@@ -303,7 +301,7 @@ fn per_s<K: std::hash::Hash + Eq>(
 
 fn service((key, direction): (Key, Direction), collected: Option<&Collected>, look_s: u32) -> Service {
     let stays = collected.map_or_else(Vec::new, |collected| {
-        let stay = |(phase, seen): (&Phase, &super::census::Seen)| Stay {
+        let stay = |(phase, seen): (&Phase, &crate::listing::Seen)| Stay {
             phase: *phase,
             timeout: seen.timeout,
             entries: seen.entries,
@@ -393,7 +391,7 @@ const fn port_of(entry: &Listed) -> u16 {
 }
 
 const fn has_ports(proto: u8) -> bool {
-    crate::state::Protocol(proto).has_ports()
+    crate::model::Protocol(proto).has_ports()
 }
 
 #[cfg(test)]

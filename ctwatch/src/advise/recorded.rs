@@ -10,13 +10,13 @@ use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
 
 use super::case::{Case, Firewall, Known, Objection};
+use super::demand::{Demand, Service};
 use super::gc::Gc;
 use super::measure::Measure;
-use super::model::{Demand, Service};
 use super::report::Source;
 use super::target::Target;
-use crate::event::{Loss, NetnsId};
 use crate::machine::{self, Machine};
+use crate::model::{Loss, NetnsId};
 use crate::record::Recording;
 use crate::record::reader::{RecordedRun, Stored};
 use crate::record::rebuild::{Names, Rebuild};

@@ -5,14 +5,11 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::case::Case;
+use super::demand::{Outcome, Service};
 use super::items::{self, Item, Together};
-use super::model::{Outcome, Service};
-use super::phase::Phase;
 use super::target::Target;
 use super::whatif::Changes;
-use crate::event::NetnsId;
-use crate::state::table::Direction;
-use crate::state::{Protocol, service as service_name};
+use crate::model::{Direction, NetnsId, Phase, Protocol, service as service_name};
 
 /// Services named one by one.
 const SHOWN: usize = 8;
@@ -21,7 +18,7 @@ const SHOWN: usize = 8;
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename = "advice")]
 pub struct Report {
-    /// [`crate::state::report::SCHEMA`]
+    /// [`crate::contract::SCHEMA`]
     pub schema: u32,
     /// Version of ctwatch.
     pub version: String,
@@ -199,7 +196,7 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Report 
         ));
     }
     Report {
-        schema: crate::state::report::SCHEMA,
+        schema: crate::contract::SCHEMA,
         version: source.version.to_owned(),
         time: source.time,
         kernel_release: case.machine.kernel_release.clone(),

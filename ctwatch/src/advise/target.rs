@@ -6,8 +6,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use crate::state::Protocol;
-use crate::state::table::Direction;
+use crate::model::{Direction, Protocol};
 
 /// How a direction is written in a target.
 const fn short(direction: Direction) -> &'static str {

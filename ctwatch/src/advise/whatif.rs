@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::phase::Phase;
 use super::target::Target;
+use crate::model::Phase;
 
 /// What would be different.
 #[derive(Clone, Debug, PartialEq)]

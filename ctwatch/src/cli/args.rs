@@ -13,8 +13,9 @@ use super::record::RecordArgs;
 use super::replay::ReplayArgs;
 use super::value::{self, NetnsSpec};
 use crate::advise::whatif::Changes;
+use crate::model::Protocol;
+use crate::state::PortRange;
 use crate::state::table::Keys;
-use crate::state::{PortRange, Protocol};
 
 /// Tells which flows a full nf_conntrack table drops, and why.
 #[derive(Debug, Parser)]

@@ -14,11 +14,10 @@ use super::replay::Replay;
 use super::report::Report;
 use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
-use crate::event::NetnsId;
 use crate::kernel::roots::Roots;
-use crate::state::table;
-use crate::state::{Backend, By, Filter, Settings};
-use crate::view::text::Look;
+use crate::model::{Backend, NetnsId};
+use crate::state::{By, Filter, Settings, table};
+use crate::text::Look;
 
 /// Everything the command line and the environment decide.
 #[derive(Clone, Debug)]

@@ -47,8 +47,9 @@ pub fn command() -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Backend;
     use crate::state::table::{Dimension, Keys};
-    use crate::state::{Backend, By, PortRange};
+    use crate::state::{By, PortRange};
     use std::time::Duration;
 
     fn drops(flags: &str) -> Drops {

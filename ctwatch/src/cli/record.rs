@@ -8,9 +8,8 @@ use clap::Args;
 use clap::error::ErrorKind;
 use jiff::SignedDuration;
 
-use super::args;
 use super::config::BackendChoice;
-use super::value;
+use super::{args, value};
 use crate::record::trigger::Condition;
 
 #[derive(Debug, Args)]

@@ -11,8 +11,9 @@ use ipnet::IpNet;
 use super::args::{By, FILTERS, Format, Loopback};
 use super::config;
 use super::value::{self, NetnsSpec};
+use crate::model::Protocol;
 use crate::record::span::Moment;
-use crate::state::{self, Filter, PortRange, Protocol};
+use crate::state::{self, Filter, PortRange};
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use crate::postmortem::{Format, Wish};
 use crate::record::span::Moment;
-use crate::report::{Format, Wish};
 
 const AFTER: &str = "\
 Examples:

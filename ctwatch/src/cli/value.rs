@@ -9,10 +9,10 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use crate::advise::whatif::Changes;
-use crate::event::NetnsId;
+use crate::model::{NetnsId, Protocol};
 use crate::record::trigger::Condition;
+use crate::state::PortRange;
 use crate::state::table::{Dimension, Keys};
-use crate::state::{PortRange, Protocol};
 
 /// A network namespace as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]

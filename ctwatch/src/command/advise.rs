@@ -12,25 +12,24 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::live::resolve_netns;
-use super::stop::Stop;
-use super::{VERSION, backend, event_loop};
+use super::live::stop::Stop;
+use super::live::{backend, resolve_netns};
+use super::preflight::look;
+use super::{VERSION, event_loop};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
 use crate::advise::report::{self, Report, Source};
 use crate::cli::{AdviceFormat, Advise, BackendChoice, Config};
-use crate::conntrack::netns::{self, Place};
+use crate::conntrack::module;
 use crate::error::{Exit, Failure, Mark as _};
-use crate::event::Loss;
 use crate::kernel::Kernel;
-use crate::kernel::preflight::look;
 use crate::kernel::roots::Roots;
 use crate::machine::Host;
+use crate::model::{Backend, Loss};
+use crate::netns::{self, Place};
 use crate::probe::plan::Wishes;
-use crate::state::Backend;
-use crate::stderr;
-use crate::view;
-use crate::watch::{Settings, Watch, conntrack_module};
+use crate::watch::{Settings, Watch};
+use crate::{stderr, view};
 pub(super) use around::in_force;
 use around::{Senders, case, look_around};
 
@@ -53,7 +52,7 @@ async fn measure_and_advise(config: &Config, advise: &Advise) -> Result<Exit> {
     let roots = config.roots();
     let own = netns::own()?;
     let wanted = resolve_netns(advise.netns.as_slice())?.and_then(|ids| ids.first().copied()).unwrap_or(own);
-    if conntrack_module(&roots).is_none() {
+    if module::loaded(&roots).is_none() {
         return Err(Failure::cannot_watch(
             "nf_conntrack is not loaded: nothing is tracked here, so no table can be full and there is nothing to \
              advise",

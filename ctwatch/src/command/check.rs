@@ -3,13 +3,14 @@
 
 use anyhow::{Context, Result};
 
-use super::{VERSION, backend, view};
+use super::live::backend;
+use super::preflight::look;
+use super::{VERSION, view};
 use crate::cli::{BackendChoice, Check, Config};
+use crate::contract::{self, CheckProgram, SCHEMA};
 use crate::error::Exit;
 use crate::kernel::Kernel;
-use crate::kernel::preflight::look;
 use crate::probe::{Probe, offsets};
-use crate::state::report::{self, CheckProgram, SCHEMA};
 use ctwatch_common::config::Config as Offsets;
 
 /// Runs it.
@@ -25,7 +26,7 @@ pub fn run(config: &Config, check: &Check) -> Result<Exit> {
     let programs = if check.verifier { verify(&kernel)? } else { Vec::new() };
     let rejected = programs.iter().any(|program| !program.ok);
     view(check.format, &config.look, None)
-        .check(&report::Check {
+        .check(&contract::Check {
             schema: SCHEMA,
             version: VERSION.to_owned(),
             kernel_release: roots.release(),

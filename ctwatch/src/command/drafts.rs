@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::event_loop;
-use super::stop::Stop;
+use super::live::stop::Stop;
 use crate::error::Failure;
 
 /// Those of one command.

@@ -4,17 +4,17 @@
 use anyhow::Result;
 use jiff::Timestamp;
 
+use super::live::stop::Stop;
 use super::live::{self, Follower, Loop, Seen, resolve_netns};
-use super::stop::Stop;
 use super::{VERSION, event_loop, view};
 use crate::cli::{Config, Drops, TableFullBy};
+use crate::contract::Notice;
 use crate::error::Exit;
-use crate::event::{Loss, Sample};
 use crate::kernel::roots::Roots;
+use crate::model::{Backend, Loss, Sample};
 use crate::probe::diagnostics;
 use crate::probe::plan::{RawTracepoints, Wishes};
-use crate::state::report::Notice;
-use crate::state::{Backend, State};
+use crate::state::State;
 use crate::view::View;
 
 /// Runs it.

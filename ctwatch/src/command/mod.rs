@@ -2,16 +2,15 @@
 //! No kernel detail and no layout of output belongs here.
 
 pub mod advise;
-mod backend;
 pub mod check;
 mod drafts;
 pub mod drops;
 pub mod export;
 mod live;
+pub mod preflight;
 pub mod record;
 pub mod replay;
 pub mod report;
-mod stop;
 pub mod table;
 
 use std::io::stdout;
@@ -20,10 +19,11 @@ use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::Format;
-use crate::event::NetnsId;
+use crate::model::NetnsId;
+use crate::text::Look;
 use crate::view::View;
 use crate::view::json::JsonView;
-use crate::view::text::{Look, TextView};
+use crate::view::text::TextView;
 
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -11,24 +11,23 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 
+use super::live::stop::{Call, Stop};
 use super::live::{self, Attached, Ended, Follower, Loop, Seen};
-use super::stop::{Call, Stop};
 use super::{VERSION, event_loop};
 use crate::cli::{Config, Record};
-use crate::conntrack::netns;
+use crate::contract::{Notice, Start};
 use crate::error::{Exit, Failure};
-use crate::event::{Loss, NetnsId, Sample};
 use crate::kernel::roots::Roots;
+use crate::model::{Backend, Loss, NetnsId, Sample, WallMono};
 use crate::probe::diagnostics;
 use crate::probe::plan::{RawTracepoints, Wishes};
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
-use crate::record::rows::{Instant, Occasion, Reason, Run};
+use crate::record::rows::{Occasion, Reason, Run};
 use crate::record::scribe::Scribe;
 use crate::record::{DiskFull, Limits, Lock, SCHEMA, Writer, files};
-use crate::state::report::{Notice, Start};
-use crate::state::{Backend, Settings};
-use crate::stderr;
+use crate::state::Settings;
+use crate::{netns, stderr};
 use exec::Commands;
 use look::Looks;
 
@@ -208,7 +207,7 @@ impl<'a> Recording<'a> {
                     .with_context(|| format!("renaming {} to {}", output.display(), aside.display()));
             }
         }
-        self.run = Run { started: Instant::now(), continues: true, ..self.run.clone() };
+        self.run = Run { started: WallMono::now(), continues: true, ..self.run.clone() };
         let (scribe, next_tick) = open(self.record, &self.run, &self.lock)?;
         self.recorder.go_on(scribe, next_tick);
         self.looks.start(self.own, Occasion::Start)?;
@@ -233,7 +232,7 @@ impl<'a> Recording<'a> {
 
     /// Incidents are told once they are in the file: who hears of one may ask for it at once.
     fn say_incidents(&mut self, file: &Path) -> Result<()> {
-        for (fired, incident) in self.recorder.numbered(Instant::now().mono_us) {
+        for (fired, incident) in self.recorder.numbered(WallMono::now().mono_us) {
             let Fired { condition, tick, at, measured } = fired;
             let line =
                 Line::Incident { time: at.time, file: absolute(file), incident, condition, tick, measured };
@@ -264,7 +263,7 @@ impl<'a> Recording<'a> {
 
     fn tell(&mut self, code: &str, text: &str) {
         stderr::line(text);
-        self.recorder.notice(Instant::now(), code, text);
+        self.recorder.notice(WallMono::now(), code, text);
     }
 
     fn say_open(&self) -> Result<()> {
@@ -304,7 +303,7 @@ impl Follower for Recording<'_> {
 
     fn sample(&mut self, sample: &Sample) -> Result<Seen> {
         self.collect()?;
-        let outcome = self.recorder.sample(sample, Instant::now().mono_us)?;
+        let outcome = self.recorder.sample(sample, WallMono::now().mono_us)?;
         for fired in outcome.fired {
             self.looks.start(fired.measured.netns, Occasion::Trigger)?;
         }
@@ -343,7 +342,7 @@ fn open(record: &Record, run: &Run, lock: &Arc<Lock>) -> Result<(Scribe, i64)> {
 fn described(record: &Record, roots: &Roots, start: &Start, backend: Backend) -> Run {
     let line = |path: &str| std::fs::read_to_string(roots.proc(path)).ok().map(|text| text.trim().to_owned());
     Run {
-        started: Instant::now(),
+        started: WallMono::now(),
         boot_id: line("sys/kernel/random/boot_id"),
         host: line("sys/kernel/hostname"),
         version: start.version.clone(),

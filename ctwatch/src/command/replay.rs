@@ -10,18 +10,18 @@ use tokio::time::{Instant, sleep_until};
 
 use super::drops::Shown;
 use super::live::Follower as _;
-use super::stop::Stop;
+use super::live::stop::Stop;
 use super::{event_loop, view};
 use crate::cli::{Config, NetnsSpec, Replay as Arguments, Speed};
+use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
-use crate::event::NetnsId;
+use crate::model::{Backend, NetnsId};
 use crate::record::Recording;
 use crate::record::reader::RecordedRun;
 use crate::record::rebuild::Names;
 use crate::record::replay::Replay;
 use crate::record::span::Span;
-use crate::state::report::{Notice, SCHEMA, Start};
-use crate::state::{Backend, Settings, State};
+use crate::state::{Settings, State};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &Arguments) -> Result<Exit> {

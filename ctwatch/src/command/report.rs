@@ -10,7 +10,7 @@ use super::VERSION;
 use super::drafts::Drafts;
 use crate::cli::{Config, Report};
 use crate::error::Exit;
-use crate::report::{gather, render};
+use crate::postmortem::{gather, render};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &Report) -> Result<Exit> {

@@ -9,19 +9,18 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::live::resolve_netns;
-use super::stop::Stop;
+use super::live::stop::Stop;
 use super::{VERSION, event_loop, view};
 use crate::cli::{Config, Table};
 use crate::conntrack::census::{self, Refusal};
-use crate::conntrack::netns::{self, Place};
-use crate::conntrack::{addresses, tracking};
+use crate::conntrack::{addresses, module, tracking};
+use crate::contract::breakdown::{Report, Skipped};
 use crate::error::{Exit, Failure};
-use crate::event::NetnsId;
 use crate::kernel::capabilities::{Capabilities, Capability};
 use crate::kernel::roots::Roots;
-use crate::state::table::report::{Report, Skipped};
-use crate::state::table::{Census, Circumstances, Finished, Locals, Settings, combine};
-use crate::watch::conntrack_module;
+use crate::model::{Locals, NetnsId};
+use crate::netns::{self, Place};
+use crate::state::table::{Census, Circumstances, Finished, Settings, combine};
 
 /// So often a listing begins anew because the table was resized; the next one goes on, and says so.
 const RESTARTS: u32 = 3;
@@ -75,7 +74,7 @@ struct Look {
 impl Look {
     /// All tables that were asked for, or that may be entered.
     fn at_all(&self) -> Result<Report> {
-        if conntrack_module(&self.roots).is_none() {
+        if module::loaded(&self.roots).is_none() {
             return Err(Failure::cannot_watch(NOT_LOADED).into());
         }
         let started = Instant::now();

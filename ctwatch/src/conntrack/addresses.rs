@@ -8,7 +8,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
 
-use crate::event::LocalAddress;
+use crate::model::LocalAddress;
 
 /// The addresses of the netns this thread is in.
 pub fn here() -> Result<Vec<LocalAddress>> {

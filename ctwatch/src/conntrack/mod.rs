@@ -3,7 +3,7 @@
 
 pub mod addresses;
 pub mod census;
+pub mod module;
 mod netlink;
-pub mod netns;
 pub mod stat;
 pub mod tracking;

@@ -1,8 +1,14 @@
 //! /proc/net/stat/nf_conntrack: the kernel's own per-CPU counters, the judge of every number ctwatch shows.
 //! Columns are found by their header, since they changed between versions; values are u32 and wrap.
 
+use std::fs::File;
+use std::io::Read as _;
+
 use anyhow::{Context, Result, ensure};
 use ctwatch_common::classify::Counters;
+
+use crate::model::NetnsId;
+use crate::netns::{self, Place};
 
 /// One reading of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +48,31 @@ pub fn parse(text: &str) -> Result<Stat> {
         });
     }
     Ok(stat)
+}
+
+/// Reads the conntrack counters of many netns in one go.
+pub fn read_all<'a>(places: impl Iterator<Item = &'a Place> + Send) -> Result<Vec<(NetnsId, Result<Stat>)>> {
+    netns::on_a_visit(|| {
+        let mut text = String::new();
+        places.map(|place| (place.id, netns::enter(place).and_then(|()| read_here(&mut text)))).collect()
+    })
+}
+
+/// The counters of the netns this thread is in. After setns, /proc/net still shows the leader's netns.
+fn read_here(text: &mut String) -> Result<Stat> {
+    const FILE: &str = "/proc/thread-self/net/stat/nf_conntrack";
+    text.clear();
+    File::open(FILE)
+        .and_then(|mut file| file.read_to_string(text))
+        .with_context(|| format!("reading {FILE} (is the nf_conntrack module loaded?)"))?;
+    parse(text).with_context(|| format!("parsing {FILE}"))
+}
+
+/// nf_conntrack_max: one number for all netns.
+pub fn max() -> Result<u32> {
+    const FILE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+    let text = std::fs::read_to_string(FILE).with_context(|| format!("reading {FILE}"))?;
+    text.trim().parse().with_context(|| format!("parsing {FILE}: {text:?}"))
 }
 
 #[cfg(test)]

@@ -11,14 +11,14 @@ use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 use jiff::Timestamp;
 
 use super::{Sink, Table, Value};
-use crate::event::{Census, NetnsId};
+use crate::contract::fill;
+use crate::model::{Census, NetnsId, Protocol, service};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::{RecordedRun, Stored};
 use crate::record::rebuild::Names;
 use crate::record::span::Span;
 use crate::record::tick::{NetnsTick, Presence};
-use crate::state::{Protocol, fill, service};
 use drops::Drops;
 
 /// What is wanted.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::dump::Tools;
 use super::ir::Tool;
 use super::{Scope, Target};
-use crate::state::Protocol;
+use crate::model::Protocol;
 
 /// Commands for a shell, some of several lines; those that begin with `#` are for the reader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

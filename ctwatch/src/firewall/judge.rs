@@ -350,7 +350,7 @@ impl Case<'_> {
             .is_some_and(|base| matches!(base.hook, super::ir::Hook::Prerouting | super::ir::Hook::Input));
         let loopback = self.target.scope == Scope::Loopback;
         let end = if dropped.packet.request { "dport" } else { "sport" };
-        let proto = crate::state::Protocol(self.target.proto);
+        let proto = crate::model::Protocol(self.target.proto);
         let port = self.target.port;
         match table.tool {
             Tool::Nft => {

@@ -71,7 +71,7 @@ pub struct Target {
 
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.port, crate::state::Protocol(self.proto))
+        write!(f, "{}/{}", self.port, crate::model::Protocol(self.proto))
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::ir::state;
 use super::ranges::Ranges;
-use crate::state::Protocol;
+use crate::model::Protocol;
 
 /// The number of an IP protocol by name or number.
 pub fn protocol(name: &str) -> Option<u8> {

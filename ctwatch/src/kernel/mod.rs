@@ -3,7 +3,7 @@
 
 pub mod btf;
 pub mod capabilities;
-pub mod preflight;
+pub mod release;
 pub mod roots;
 pub mod symbols;
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::software::{self, Program};
 use crate::kernel::roots::Roots;
-use crate::owner::{process, sockets};
+use crate::process::{procfs, sockets};
 
 /// Sockets remembered while looking.
 const SOCKETS: usize = 1 << 16;
@@ -151,7 +151,7 @@ fn holders(roots: &Roots, over: &AtomicBool) -> HashMap<u64, u32> {
         let last = over.load(Ordering::Relaxed);
         let full = pass < 2 || last || pass % FULL_PASS == 0 || busy.is_empty();
         if full {
-            all = process::processes(roots);
+            all = procfs::processes(roots);
             // The first to be seen with a socket counts, and process 1 holds those it activates services by.
             all.sort_unstable_by_key(|pid| (*pid == 1, *pid));
         }
@@ -159,7 +159,7 @@ fn holders(roots: &Roots, over: &AtomicBool) -> HashMap<u64, u32> {
             if !full && !busy.contains(pid) {
                 continue;
             }
-            let mut held: Vec<u64> = process::sockets_of(roots, *pid).collect();
+            let mut held: Vec<u64> = procfs::sockets_of(roots, *pid).collect();
             held.sort_unstable();
             for socket in &held {
                 if found.len() < SOCKETS {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::preflight::release_number;
+use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
 pub use file::Writable;
 pub use managers::Manager;

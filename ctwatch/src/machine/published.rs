@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::software;
 use crate::kernel::roots::Roots;
-use crate::owner::{process, sockets};
+use crate::process::{procfs, sockets};
 
 /// A published port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +33,8 @@ const FORWARDERS: [&str; 7] =
 /// All ports that programs of this host publish.
 pub(super) fn read(roots: &Roots) -> Vec<Published> {
     let mut found = Vec::new();
-    for pid in process::processes(roots) {
-        let Some(name) = process::name(roots, pid) else { continue };
+    for pid in procfs::processes(roots) {
+        let Some(name) = procfs::name(roots, pid) else { continue };
         let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
         if name == "docker-proxy" {
             found.extend(of_docker_proxy(pid, &software::arguments(roots, pid)));
@@ -63,7 +63,7 @@ fn of_docker_proxy(pid: u32, arguments: &[String]) -> Option<Published> {
 
 /// Their ports come and go while they run, so only their sockets tell.
 fn of_forwarder(roots: &Roots, pid: u32, name: &str) -> Vec<Published> {
-    let held: Vec<u64> = process::sockets_of(roots, pid).collect();
+    let held: Vec<u64> = procfs::sockets_of(roots, pid).collect();
     let mut found = Vec::new();
     for (proto, number) in [("tcp", 6), ("udp", 17)] {
         sockets::each_listening(&roots.proc(format!("{pid}/net")), number, |address, port, inode| {

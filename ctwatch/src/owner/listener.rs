@@ -9,10 +9,10 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{cgroup, container, process, sockets};
-use crate::conntrack::netns::{self, Place};
-use crate::event::{NetnsId, ProcessId, Role, Who};
 use crate::kernel::roots::Roots;
+use crate::model::{NetnsId, ProcessId, Role, Who};
+use crate::netns::{self, Place};
+use crate::process::{cgroup, container, procfs, sockets};
 
 /// Where a packet was going.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -165,7 +165,7 @@ fn answer_all(roots: &Roots, questions: Vec<(Target, Place)>, answer: &Sender<(T
     }
     let sockets: Vec<u64> = found.iter().filter_map(|(_, socket)| *socket).collect();
     let netns: Vec<u64> = by_netns.keys().map(|netns| u64::from(netns.inode())).collect();
-    let holders = if sockets.is_empty() { HashMap::new() } else { process::holders(roots, &sockets, &netns) };
+    let holders = if sockets.is_empty() { HashMap::new() } else { procfs::holders(roots, &sockets, &netns) };
     found.into_iter().all(|(target, socket)| {
         let pid = socket.and_then(|socket| holders.get(&socket)).copied();
         answer.send((target, Arc::new(who(roots, pid)))).is_ok()
@@ -189,7 +189,7 @@ fn is_local(address: IpAddr) -> bool {
 
 fn who(roots: &Roots, pid: Option<u32>) -> Who {
     let process =
-        pid.and_then(|pid| Some(ProcessId { pid, name: process::name(roots, pid)?, role: Role::Listener }));
+        pid.and_then(|pid| Some(ProcessId { pid, name: procfs::name(roots, pid)?, role: Role::Listener }));
     let cgroup = process.and_then(|process| cgroup::of_process(roots, process.pid));
     let container = cgroup.as_deref().and_then(container::of_path).map(|container| container.name);
     Who { process, cgroup, container, anybodys: false }

@@ -1,11 +1,7 @@
 //! Whose packets were lost: from what the kernel says of a sender to its cgroup and container, and who listens for those
 //! that came from outside. All I/O about processes is here; nothing is looked up twice for one process, and nothing guessed.
 
-pub mod cgroup;
-pub mod container;
 pub mod listener;
-pub mod process;
-pub mod sockets;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use ctwatch_common::event::{self, LossEvent, OwnerPart, flag, hook};
 
-use crate::conntrack::netns::Place;
-use crate::event::{Loss, NetnsId, ProcessId, Role, Who};
 use crate::kernel::roots::Roots;
-use cgroup::Cgroups;
+use crate::model::{Loss, NetnsId, ProcessId, Role, Who};
+use crate::netns::Place;
+use crate::process::cgroup::Cgroups;
+use crate::process::{cgroup, container, procfs};
 use listener::{Listeners, Target};
 
 /// Senders remembered; more at once than any host has.
@@ -142,7 +139,7 @@ impl Owners {
         }
         self.looks += 1;
         // The number may have gone to another process by now.
-        let is_it = process::is_called(&self.roots, owner.pid, &owner.name);
+        let is_it = procfs::is_called(&self.roots, owner.pid, &owner.name);
         is_it.then(|| cgroup::of_process(&self.roots, owner.pid)).flatten().or(path)
     }
 

@@ -19,7 +19,7 @@ use super::object;
 use super::plan::{Attachment, HookKind, Plan};
 use super::shared::Shared;
 use super::sync::{self, State, Take, Taken};
-use crate::conntrack::netns::{self, Place};
+use crate::netns::{self, Place};
 
 /// A watch in the kernel.
 pub struct Probe {

@@ -11,7 +11,7 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::{Control, KIND_FLOWS, SLOTS, Slot, SlotKey};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::event::SlotSample;
+use crate::model::SlotSample;
 
 /// A mapping of an array map.
 struct Mapping {

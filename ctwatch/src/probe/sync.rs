@@ -10,7 +10,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::classify::Counters;
 use ctwatch_common::netns::NetCpu;
 
-use crate::event::NetnsId;
+use crate::model::NetnsId;
 
 /// How the programs should take a netns (see the sync program).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::rebuild::Names;
 use super::rows::Run;
-use crate::event::{Loss, ProcessId, Who};
+use crate::model::{Loss, ProcessId, Who};
 
 /// What stands for what, as long as it lives.
 pub struct Anonymizer {

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 use super::digest::Digest;
 use super::open::{Trouble, wrong};
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
-use crate::event::{Base, Census, CensusKey, Detail, Mix, NetnsId, Remaining, Timeouts};
+use crate::model::{Base, Census, CensusKey, Detail, Mix, NetnsId, Remaining, Timeouts};
 
 /// Ports of one census that are kept: those that hold most.
 const KEYS: usize = 2048;

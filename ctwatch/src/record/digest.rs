@@ -1,6 +1,8 @@
 //! Checksums over what rows mean, not over how SQLite stores it.
 //! A bit that flipped in the file shows as a row whose checksum is another one.
 
+use crate::model::WallMono;
+
 /// A CRC-32 over numbers and texts.
 #[derive(Clone, Debug, Default)]
 pub struct Digest(crc32fast::Hasher);
@@ -10,6 +12,11 @@ impl Digest {
     pub fn int(&mut self, value: i64) -> &mut Self {
         self.0.update(&value.to_le_bytes());
         self
+    }
+
+    /// Takes in an instant: both clocks.
+    pub fn instant(&mut self, at: &WallMono) -> &mut Self {
+        self.int(at.time.as_microsecond()).int(at.mono_us)
     }
 
     /// Takes in several.

@@ -1,8 +1,7 @@
 //! A disk without room: how it shows, and what is said of it. Nothing else may be taken for it.
 
-use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 /// The shared memory beside a database can't grow; SQLite counts that among the I/O errors.
 const SHM_CAN_NOT_GROW: i32 = rusqlite::ffi::SQLITE_IOERR_SHMSIZE;

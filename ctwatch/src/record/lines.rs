@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::trigger::Measured;
-use crate::event::KernelCounters;
-use crate::state::report::{Counted, Unexplained, millis};
+use crate::contract::{Counted, Unexplained, millis};
+use crate::model::KernelCounters;
 
 /// One line.
 #[derive(Clone, Debug, Serialize)]

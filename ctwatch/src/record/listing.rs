@@ -7,13 +7,11 @@ use rusqlite::{Connection, params};
 
 use super::digest::Digest;
 use super::open::{Trouble, wrong};
-use super::rows::{Instant, Listing, Occasion};
+use super::rows::{Listing, Occasion};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
-use crate::advise::census::{Census as Listed, Collected, Seen};
-use crate::advise::model::Timeouts;
-use crate::advise::phase::Phase;
-use crate::event::{NetnsId, Remaining};
-use crate::state::table::Direction;
+use crate::advise::demand::Timeouts;
+use crate::listing::{Census as Listed, Collected, Seen};
+use crate::model::{Direction, NetnsId, Phase, Remaining, WallMono};
 
 /// Writes a listing.
 pub(super) fn insert(
@@ -70,7 +68,7 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<Listing>, Tr
         let id: i64 = row.get(0)?;
         let (Some(occasion), Some(at), Some(timeouts)) = (
             Occasion::from_name(&row.get::<_, String>(2)?),
-            Instant::read(row.get(3)?, row.get(4)?),
+            WallMono::from_columns(row.get(3)?, row.get(4)?),
             phase_timeouts_from(&row.get::<_, String>(10)?),
         ) else {
             return wrong("listing", id);

@@ -14,12 +14,9 @@ use rusqlite::{Connection, Row};
 
 use super::open::{self, Fault, Trouble, wrong};
 use super::rebuild::Names;
-use super::rows::{
-    Facts, Incident, Instant, Listing, Notice, Occasion, Reason, Run, RunEnd, Setting, netns_checksum,
-};
-use super::run;
-use super::{event, listing};
-use crate::event::{Loss, NetnsId};
+use super::rows::{Facts, Incident, Listing, Notice, Occasion, Reason, Run, RunEnd, Setting, netns_checksum};
+use super::{event, listing, run};
+use crate::model::{Loss, NetnsId, WallMono};
 pub(super) use ticks::Numbers;
 pub use ticks::{Stored, Ticks};
 
@@ -97,7 +94,7 @@ impl Recording {
     fn run_end(&self, run: i64) -> Result<Option<RunEnd>> {
         let sql = "SELECT ended_us, ended_mono_us, reason, last_tick, crc FROM run_end WHERE run = ?1";
         let mut ends = self.all(sql, [run], |row| {
-            let at = Instant::read(row.get(0)?, row.get(1)?);
+            let at = WallMono::from_columns(row.get(0)?, row.get(1)?);
             let reason = Reason::from_name(&row.get::<_, String>(2)?);
             let last_tick = row.get(3)?;
             let Some((at, reason)) = at.zip(reason) else { return wrong("the end of run", run) };
@@ -155,7 +152,7 @@ impl Recording {
     pub fn notices(&self, run: i64) -> Result<Vec<Notice>> {
         let sql = "SELECT wall_us, mono_us, code, text, crc, id FROM notice WHERE run = ?1 ORDER BY id";
         self.all(sql, [run], |row| {
-            let Some(at) = Instant::read(row.get(0)?, row.get(1)?) else {
+            let Some(at) = WallMono::from_columns(row.get(0)?, row.get(1)?) else {
                 return wrong("notice", row.get(5)?);
             };
             let notice = Notice { at, code: row.get(2)?, text: row.get(3)? };
@@ -175,7 +172,7 @@ impl Recording {
         let sql =
             "SELECT wall_us, mono_us, name, value, before, crc, id FROM setting WHERE run = ?1 ORDER BY id";
         self.all(sql, [run], |row| {
-            let Some(at) = Instant::read(row.get(0)?, row.get(1)?) else {
+            let Some(at) = WallMono::from_columns(row.get(0)?, row.get(1)?) else {
                 return wrong("setting", row.get(6)?);
             };
             let setting = Setting { at, name: row.get(2)?, value: row.get(3)?, before: row.get(4)? };
@@ -191,7 +188,7 @@ impl Recording {
     pub fn machines(&self, run: i64) -> Result<Vec<Facts>> {
         let sql = "SELECT wall_us, mono_us, reason, facts, crc, id FROM machine WHERE run = ?1 ORDER BY id";
         self.all(sql, [run], |row| {
-            let at = Instant::read(row.get(0)?, row.get(1)?);
+            let at = WallMono::from_columns(row.get(0)?, row.get(1)?);
             let occasion = Occasion::from_name(&row.get::<_, String>(2)?);
             let Some((at, occasion)) = at.zip(occasion) else { return wrong("machine", row.get(5)?) };
             let facts = Facts { at, occasion, json: row.get(3)? };
@@ -212,7 +209,9 @@ impl Recording {
              FROM incident WHERE run = ?1 ORDER BY id";
         self.all(sql, [run], |row| {
             let id: i64 = row.get(9)?;
-            let Some(at) = Instant::read(row.get(0)?, row.get(1)?) else { return wrong("incident", id) };
+            let Some(at) = WallMono::from_columns(row.get(0)?, row.get(1)?) else {
+                return wrong("incident", id);
+            };
             let incident = Incident {
                 at,
                 condition: row.get(2)?,

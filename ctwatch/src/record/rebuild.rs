@@ -8,7 +8,7 @@ use ctwatch_common::slot::SlotKey;
 
 use super::tick::{Four, NetnsTick, Presence, Tick};
 use super::track::is_flow;
-use crate::event::{FlowSample, KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
+use crate::model::{FlowSample, KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
 
 /// What a netns was called.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::rebuild::Names;
-use super::rows::{Facts, Incident, Instant, Listing, Notice, Reason, RunEnd};
+use super::rows::{Facts, Incident, Listing, Notice, Reason, RunEnd};
 use super::sampler::{COARSE, DETAILED, Sampler};
 use super::scribe::{Numbered, Scribe};
 use super::sysctls::Sysctls;
@@ -15,9 +15,9 @@ use super::tick::Tick;
 use super::track::Tracker;
 use super::trigger::{Condition, Measured, Trigger, Turn};
 use super::writer::Batch;
-use crate::event::{Loss, NetnsId, Sample};
+use crate::contract::Tick as Report;
 use crate::kernel::roots::Roots;
-use crate::state::report::Tick as Report;
+use crate::model::{Loss, NetnsId, Sample, WallMono};
 use crate::state::{Settings, State};
 
 /// Between two looks at the settings, microseconds: each look reads some forty files.
@@ -47,7 +47,7 @@ pub struct Fired {
     /// In which tick.
     pub tick: i64,
     /// Its end.
-    pub at: Instant,
+    pub at: WallMono,
     /// What was measured then.
     pub measured: Measured,
 }
@@ -119,7 +119,7 @@ impl Recorder {
     }
 
     /// Something to be said.
-    pub fn notice(&mut self, at: Instant, code: &str, text: &str) {
+    pub fn notice(&mut self, at: WallMono, code: &str, text: &str) {
         self.pending.notices.push(Notice { at, code: code.to_owned(), text: text.to_owned() });
     }
 
@@ -134,7 +134,7 @@ impl Recorder {
     /// # Errors
     /// Writing has failed: [`Recorder::finish`] says why.
     pub fn sample(&mut self, sample: &Sample, mono_us: i64) -> Result<Outcome> {
-        let at = Instant { time: sample.time, mono_us };
+        let at = WallMono { time: sample.time, mono_us };
         let report = self.state.sample(sample);
         if self.settings_at.is_none_or(|last| mono_us - last >= SETTINGS_EVERY_US) {
             self.settings_at = Some(mono_us);
@@ -184,7 +184,7 @@ impl Recorder {
         }
     }
 
-    fn look(&mut self, report: &Report, at: Instant) -> Vec<Fired> {
+    fn look(&mut self, report: &Report, at: WallMono) -> Vec<Fired> {
         let tick = self.next_tick;
         let after = ticks_in(self.plan.after, self.plan.interval);
         let before_us = self.plan.before.as_micros() as i64;
@@ -277,7 +277,7 @@ impl Recorder {
     /// # Errors
     /// Writing failed, now or earlier.
     pub fn finish(&mut self, reason: Reason) -> Result<()> {
-        let at = Instant::now();
+        let at = WallMono::now();
         for (_, incident) in &mut self.triggers {
             if let Some(incident) = incident {
                 incident.detail_to = self.next_tick;

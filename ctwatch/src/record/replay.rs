@@ -11,8 +11,8 @@ use anyhow::Result;
 use super::reader::{RecordedRun, Recording, Stored, Ticks};
 use super::rebuild::{Names, Rebuild};
 use super::span::Span;
-use crate::event::{Loss, NetnsId, Sample};
-use crate::state::report::Notice;
+use crate::contract::Notice;
+use crate::model::{Loss, NetnsId, Sample};
 use baseline::Baseline;
 use remarks::Remarks;
 

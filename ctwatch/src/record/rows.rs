@@ -5,40 +5,14 @@ use jiff::Timestamp;
 
 use super::digest::Digest;
 use super::rebuild::Names;
-use crate::event::{KernelCounters, NetnsId};
-use crate::state::report::Hook;
-
-/// One instant by two clocks: a step of the wall clock shows as a difference between the two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Instant {
-    /// Wall clock.
-    pub time: Timestamp,
-    /// CLOCK_MONOTONIC, microseconds.
-    pub mono_us: i64,
-}
-
-impl Instant {
-    /// Now.
-    #[must_use]
-    pub fn now() -> Self {
-        Self { time: Timestamp::now(), mono_us: crate::watch::monotonic_ns() / 1000 }
-    }
-
-    /// From a row's two columns; nothing if the first is no time.
-    pub(super) fn read(wall_us: i64, mono_us: i64) -> Option<Self> {
-        Some(Self { time: Timestamp::from_microsecond(wall_us).ok()?, mono_us })
-    }
-
-    fn digest(&self, digest: &mut Digest) {
-        digest.int(self.time.as_microsecond()).int(self.mono_us);
-    }
-}
+use crate::contract::Hook;
+use crate::model::{KernelCounters, NetnsId, WallMono};
 
 /// One watch on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// When it began.
-    pub started: Instant,
+    pub started: WallMono,
     /// The same until the host boots again.
     pub boot_id: Option<String>,
     /// The host's name.
@@ -88,7 +62,7 @@ impl Run {
             continues,
         } = self;
         let mut digest = Digest::default();
-        started.digest(&mut digest);
+        digest.instant(started);
         digest.optional_text(boot_id.as_deref()).optional_text(host.as_deref());
         digest.text(version).text(kernel_release).text(backend).optional_text(backend_reason.as_deref());
         digest.int(*interval_us).int(i64::from(*counts_flows));
@@ -145,7 +119,7 @@ impl Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunEnd {
     /// When.
-    pub at: Instant,
+    pub at: WallMono,
     /// Why.
     pub reason: Reason,
     /// The number of its last tick.
@@ -155,7 +129,7 @@ pub struct RunEnd {
 impl RunEnd {
     pub(super) fn checksum(&self, run: i64) -> u32 {
         let mut digest = Digest::default();
-        self.at.digest(&mut digest);
+        digest.instant(&self.at);
         digest.int(run).text(self.reason.name()).int(self.last_tick).finish()
     }
 }
@@ -164,7 +138,7 @@ impl RunEnd {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// When.
-    pub at: Instant,
+    pub at: WallMono,
     /// What, for scripts.
     pub code: String,
     /// What, for people.
@@ -174,7 +148,7 @@ pub struct Notice {
 impl Notice {
     pub(super) fn checksum(&self, run: i64) -> u32 {
         let mut digest = Digest::default();
-        self.at.digest(&mut digest);
+        digest.instant(&self.at);
         digest.int(run).text(&self.code).text(&self.text).finish()
     }
 }
@@ -183,7 +157,7 @@ impl Notice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// When it was seen.
-    pub at: Instant,
+    pub at: WallMono,
     /// The sysctl, or a path below /sys.
     pub name: String,
     /// Its value; `None` if there is no such setting any more.
@@ -195,7 +169,7 @@ pub struct Setting {
 impl Setting {
     pub(super) fn checksum(&self, run: i64) -> u32 {
         let mut digest = Digest::default();
-        self.at.digest(&mut digest);
+        digest.instant(&self.at);
         digest.int(run).text(&self.name).optional_text(self.value.as_deref());
         digest.optional_text(self.before.as_deref()).finish()
     }
@@ -231,7 +205,7 @@ impl Occasion {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// When.
-    pub at: Instant,
+    pub at: WallMono,
     /// Why then.
     pub occasion: Occasion,
     /// JSON.
@@ -241,7 +215,7 @@ pub struct Facts {
 impl Facts {
     pub(super) fn checksum(&self, run: i64) -> u32 {
         let mut digest = Digest::default();
-        self.at.digest(&mut digest);
+        digest.instant(&self.at);
         digest.int(run).text(self.occasion.name()).text(&self.json).finish()
     }
 }
@@ -254,7 +228,7 @@ pub struct Incident {
     /// The tick it fired in.
     pub tick: i64,
     /// That tick's end.
-    pub at: Instant,
+    pub at: WallMono,
     /// JSON: what was measured then.
     pub measured: String,
     /// First tick whose detail is kept.
@@ -269,7 +243,7 @@ impl Incident {
     pub(super) fn checksum(&self, run: i64) -> u32 {
         let Self { condition, tick, at, measured, detail_from, detail_to, ceased } = self;
         let mut digest = Digest::default();
-        at.digest(&mut digest);
+        digest.instant(at);
         digest.int(run).text(condition).int(*tick).text(measured).int(*detail_from).int(*detail_to);
         digest.optional(ceased.map(|ceased| ceased.as_microsecond())).finish()
     }
@@ -283,7 +257,7 @@ pub struct Listing {
     /// Why then.
     pub occasion: Occasion,
     /// When it began.
-    pub at: Instant,
+    pub at: WallMono,
     /// How long it took, microseconds.
     pub took_us: i64,
     /// Entries.
@@ -293,7 +267,7 @@ pub struct Listing {
     /// It may be inconsistent.
     pub interrupted: bool,
     /// What it held, as `advise` needs it.
-    pub census: crate::advise::census::Census,
+    pub census: crate::listing::Census,
 }
 
 pub(super) fn netns_checksum(run: i64, id: NetnsId, names: &Names) -> u32 {

@@ -5,8 +5,8 @@ use anyhow::Result;
 use rusqlite::{Connection, Row, params};
 
 use super::open::{Trouble, wrong};
-use super::rows::{Instant, Run};
-use crate::event::KernelCounters;
+use super::rows::Run;
+use crate::model::{KernelCounters, WallMono};
 
 /// All runs, in their order.
 pub(super) const ROWS: &str = "SELECT id, started_us, started_mono_us, boot_id, host, version, kernel_release, backend, \
@@ -64,7 +64,7 @@ pub(super) fn insert(connection: &Connection, run: &Run, first_tick: i64) -> Res
 /// A run with its number and that of its first tick.
 pub(super) fn read(row: &Row<'_>) -> Result<(i64, i64, Run), Trouble> {
     let hooks = hooks(&row.get::<_, String>(11)?);
-    let run = Instant::read(row.get(1)?, row.get(2)?).zip(hooks).map(|(started, hooks)| {
+    let run = WallMono::from_columns(row.get(1)?, row.get(2)?).zip(hooks).map(|(started, hooks)| {
         Ok::<_, rusqlite::Error>(Run {
             started,
             boot_id: row.get(3)?,

@@ -3,7 +3,7 @@
 
 use ctwatch_common::cause::CAUSES;
 
-use crate::event::Loss;
+use crate::model::Loss;
 
 /// Kept of each cause and tick,
 pub const COARSE: usize = 4;

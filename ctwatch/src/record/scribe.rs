@@ -10,10 +10,11 @@ use anyhow::{Context as _, Result, anyhow};
 use rusqlite::params;
 
 use super::full::{DiskFull, is_full};
-use super::rows::{Incident, Instant, Reason, RunEnd};
+use super::rows::{Incident, Reason, RunEnd};
 use super::thin::{Limits, Thinner};
 use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
+use crate::model::WallMono;
 
 /// Batches that may wait for the disk.
 const WAITING: usize = 16;
@@ -153,7 +154,7 @@ fn give_up(writer: Writer, lock: &Lock, error: anyhow::Error) -> anyhow::Error {
     let error = failure(&path, error);
     let reason = if error.is::<DiskFull>() { Reason::DiskFull } else { Reason::Failed };
     let last_tick = writer.next_tick() - 1;
-    let _ = writer.end(&RunEnd { at: Instant::now(), reason, last_tick });
+    let _ = writer.end(&RunEnd { at: WallMono::now(), reason, last_tick });
     error
 }
 

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::rows::{Instant, Setting};
+use super::rows::Setting;
 use crate::kernel::roots::Roots;
+use crate::model::WallMono;
 
 /// The hash table's size, as the module's parameter.
 const HASHSIZE: &str = "module/nf_conntrack/parameters/hashsize";
@@ -24,7 +25,7 @@ impl Sysctls {
     }
 
     /// What is new or different, of this thread's netns and the whole host.
-    pub fn changes(&mut self, at: Instant) -> Vec<Setting> {
+    pub fn changes(&mut self, at: WallMono) -> Vec<Setting> {
         let now = self.read();
         let mut changes = Vec::new();
         for (name, value) in &now {
@@ -85,7 +86,7 @@ mod tests {
         fs::write(sysctl.join("nf_conntrack_count"), "5\n").unwrap();
         fs::write(sysctl.join("nf_log_all_netns"), "0\n").unwrap();
         let mut sysctls = Sysctls::new(&roots);
-        let at = Instant::now();
+        let at = WallMono::now();
         let first = sysctls.changes(at);
         assert_eq!(first.len(), 1);
         assert_eq!((first[0].value.as_deref(), first[0].before.as_deref()), (Some("65536"), None));

@@ -6,9 +6,9 @@ use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 
 use super::digest::Digest;
-use crate::event::{Census, NetnsId};
+use crate::model::{Census, NetnsId};
 
-/// The four kernel counters in the order of [`crate::event::KernelCounters`].
+/// The four kernel counters in the order of [`crate::model::KernelCounters`].
 pub type Four = [i64; 4];
 
 /// How all counters moved in one interval.

@@ -9,7 +9,7 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey
 use jiff::Timestamp;
 
 use super::tick::{Four, NetnsTick, Presence, Tick};
-use crate::event::{Census, KernelCounters, NetnsId, NetnsSample, Sample};
+use crate::model::{Census, KernelCounters, NetnsId, NetnsSample, Sample};
 
 /// Slots a tick may hold in the long run,
 const SUSTAINED: usize = 256;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use serde::Serialize;
 
-use crate::event::NetnsId;
-use crate::state::report::{Table, Tick};
+use crate::contract::{Table, Tick};
+use crate::model::NetnsId;
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +215,7 @@ impl Trigger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::report::{Counted, Unexplained};
+    use crate::contract::{Counted, Unexplained};
     use jiff::Timestamp;
 
     fn tick(fill: f64, lost: u64, full_in_s: Option<f64>) -> Tick {

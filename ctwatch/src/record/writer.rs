@@ -16,7 +16,7 @@ use super::rebuild::Names;
 use super::rows::{Facts, Incident, Listing, Notice, Run, RunEnd, Setting};
 use super::tick::{NetnsTick, Tick};
 use super::{Fault, census, event, files, listing, open, run, schema};
-use crate::event::{Loss, NetnsId};
+use crate::model::{Loss, NetnsId};
 use dictionary::Dictionary;
 
 /// So many ticks may be lost with the power: the last one of them waits until the disk has them.

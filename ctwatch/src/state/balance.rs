@@ -4,8 +4,8 @@
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 
-use super::report::{Counted, Unexplained};
-use crate::event::KernelCounters;
+use crate::contract::{Counted, Unexplained};
+use crate::model::KernelCounters;
 
 /// The four counters as an array, in the order of [`KernelCounters`].
 pub(super) type Four<T> = [T; 4];

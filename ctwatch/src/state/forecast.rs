@@ -2,11 +2,11 @@
 //! Pure and bounded: the largest keys have models of their own, all others share one. Nothing may depend on the order in
 //! which keys come: the same ticks give the same forecast.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::model::{Model, Prior, Projection};
-use crate::event::{Census, Detail, Timeouts};
+use super::flow_model::{Model, Prior, Projection};
+use super::step::{FlowKey, Step};
+use crate::model::{Census, Detail, Timeouts};
 
 /// Keys with a model of their own.
 const MODELS: usize = 64;
@@ -15,33 +15,6 @@ const HORIZON: f64 = 86_400.0;
 /// Steps of a second up to here; then each is longer than the last.
 const FINE_STEPS: f64 = 60.0;
 const GROWTH: f64 = 1.05;
-
-/// A key: `proto << 16 | port`.
-pub(super) type FlowKey = u32;
-
-/// One key in one tick.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Step {
-    pub key: FlowKey,
-    /// Entries by now.
-    pub entries: f64,
-    /// Inserts and deletes since the last tick.
-    pub inserts: f64,
-    pub deletes: f64,
-}
-
-impl Step {
-    /// Entries a tick ago.
-    fn before(&self) -> f64 {
-        (self.entries - self.inserts + self.deletes).max(0.0)
-    }
-
-    /// Whom a model is for first: the larger, of equals the busier, of those the lower key.
-    fn rank(&self, other: &Self) -> Ordering {
-        let by_entries = other.entries.total_cmp(&self.entries);
-        by_entries.then(other.inserts.total_cmp(&self.inserts)).then(self.key.cmp(&other.key))
-    }
-}
 
 /// Puts first those that can get a model, in order: once one of them finds no room, no smaller one does.
 fn largest_first(steps: &mut [Step]) -> &[Step] {

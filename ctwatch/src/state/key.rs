@@ -7,9 +7,8 @@ use ctwatch_common::Cause;
 use ctwatch_common::event::{self, LossEvent, flag};
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 
-use super::proto::Protocol;
 use super::settings::By;
-use crate::event::{NetnsId, ProcessId, Role};
+use crate::model::{NetnsId, ProcessId, Protocol, Role};
 
 /// A loss, as far as it is known.
 #[derive(Clone, Copy, Debug)]

@@ -3,16 +3,16 @@
 
 mod balance;
 mod containers;
+mod filter;
+mod flow_model;
 mod forecast;
 mod key;
-mod model;
 mod namespaces;
 mod occupancy;
 mod packets;
-mod proto;
-pub mod report;
 mod rows;
 mod settings;
+mod step;
 pub mod table;
 mod tally;
 mod trend;
@@ -24,18 +24,17 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
 
-pub use proto::{Protocol, service};
-pub use report::fill;
-pub use settings::{Backend, By, Filter, PortRange, Settings};
+pub use filter::{Filter, PortRange};
+pub use settings::{By, Settings};
 
-use crate::event::{FlowSample, Loss, NetnsId, Sample, SlotSample, Who};
+use crate::contract::{self, Certainty, Counted, End, Event, Occupied, Table, Tick};
+use crate::model::{Backend, FlowSample, Loss, NetnsId, Sample, SlotSample, Who};
+use crate::state::filter::Verdict;
 use containers::Containers;
 use key::{Facts, Seen};
 use namespaces::{Account, Namespaces};
 use occupancy::Occupancy;
-use report::{Certainty, Counted, End, Event, Tick};
 use rows::Shape;
-use settings::Verdict;
 use tally::{EventTally, SlotTally, Sum, Tallied};
 
 /// Everything counted so far.
@@ -47,7 +46,7 @@ pub struct State {
     namespaces: Namespaces,
     occupancy: Occupancy,
     /// Who occupied the tables that mattered at the last sample.
-    occupied: Vec<report::Occupied>,
+    occupied: Vec<Occupied>,
     /// Measured length of all ticks.
     elapsed_s: f64,
     account: Account,
@@ -203,7 +202,7 @@ impl State {
             self.occupancy.describe(table);
         }
         self.occupancy.retain(|netns| tables.iter().any(|table| table.netns == netns && !table.gone));
-        self.occupied = tables.iter().filter_map(|table| table.occupied(&self.namespaces)).collect();
+        self.occupied = tables.iter().filter_map(|table| occupied(table, &self.namespaces)).collect();
         self.namespaces.end_tick();
 
         let (tallied, rest) = match &mut self.rows {
@@ -305,7 +304,7 @@ impl State {
         tallied: Vec<Tallied>,
         rest: &[Sum; CAUSES],
         overflow_before: &[u64; CAUSES],
-    ) -> Vec<report::Row> {
+    ) -> Vec<contract::Row> {
         let by_events = matches!(self.rows, Rows::Events(_));
         let separate_overflow = !by_events && !self.overflow_is_a_cause_row();
         let mut overflow = [Sum::default(); CAUSES];
@@ -351,6 +350,19 @@ fn is_anybodys(by: By, who: Option<&Who>) -> bool {
     let Some(who) = who else { return true };
     let named = if by == By::Process { who.process.is_some() } else { who.container.is_some() };
     who.anybodys && !named
+}
+
+/// For the end of the run: who occupies a table, if it matters and that is known.
+fn occupied(table: &Table, namespaces: &Namespaces) -> Option<Occupied> {
+    let matters =
+        table.fill.is_some_and(|fill| fill >= Table::FILLING) || namespaces.lost_something(table.netns);
+    let (occupants, exact) = table.occupants.clone().zip(table.occupancy_exact)?;
+    (matters && !table.gone).then(|| Occupied {
+        netns: table.netns,
+        name: table.name.clone(),
+        occupants,
+        occupancy_exact: exact,
+    })
 }
 
 #[cfg(test)]

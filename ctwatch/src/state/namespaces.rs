@@ -7,9 +7,8 @@ use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
 
 use super::balance::{self, Balance, Bracket, Four};
-use super::report::{Table, fill};
-use super::settings::Backend;
-use crate::event::{NetnsId, NetnsSample};
+use crate::contract::{Table, fill};
+use crate::model::{Backend, NetnsId, NetnsSample};
 
 /// All namespaces that are, or were.
 #[derive(Debug, Default)]

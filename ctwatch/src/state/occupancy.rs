@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 
-use super::forecast::{FlowKey, Forecast, Step};
-use super::proto::{Protocol, service};
-use super::report::{Occupant, Table};
-use crate::event::{Census, FlowSample, NetnsId};
+use super::forecast::Forecast;
+use super::step::{FlowKey, Step};
+use crate::contract::{Occupant, Table};
+use crate::model::{Census, FlowSample, NetnsId, Protocol, service};
 
 /// Occupants a report names.
 const SHOWN: usize = 5;
@@ -250,7 +250,7 @@ fn floored(share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Base, CensusKey};
+    use crate::model::{Base, CensusKey};
     use proptest::prelude::*;
 
     const HOST: NetnsId = NetnsId(4_026_531_840);

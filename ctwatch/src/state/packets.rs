@@ -6,11 +6,10 @@ use ctwatch_common::event::{EntryPart, LossEvent, flag, hook};
 use jiff::Timestamp;
 
 use super::key::{self, Facts, Seen};
-use super::proto::Protocol;
-use super::report::{
+use crate::contract::{
     Certainty, DropEvent, Entry, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View, fill,
 };
-use crate::event::Loss;
+use crate::model::{Loss, Protocol, TCP_STATES};
 
 pub(super) fn drop_event(
     loss: &Loss,
@@ -113,20 +112,6 @@ fn flow(event: &LossEvent) -> Option<Flow> {
 const SEEN_REPLY: u32 = 1 << 1;
 const ASSURED: u32 = 1 << 2;
 const CONFIRMED: u32 = 1 << 3;
-
-/// enum tcp_conntrack, include/uapi/linux/netfilter/nf_conntrack_tcp.h
-pub(super) const TCP_STATES: [&str; 10] = [
-    "NONE",
-    "SYN_SENT",
-    "SYN_RECV",
-    "ESTABLISHED",
-    "FIN_WAIT",
-    "CLOSE_WAIT",
-    "LAST_ACK",
-    "TIME_WAIT",
-    "CLOSE",
-    "SYN_SENT2",
-];
 
 fn entry(entry: &EntryPart, jiffies_per_s: Option<u32>) -> Entry {
     let has = |bit: u32| entry.status & bit != 0;

@@ -10,11 +10,10 @@ use ctwatch_common::cause::{CAUSES, Unit};
 use super::containers::Containers;
 use super::key::{self, Fields};
 use super::namespaces::Namespaces;
-use super::proto::{Protocol, service};
-use super::report::{Certainty, Process, Row};
-use super::settings::{Backend, By};
+use super::settings::By;
 use super::tally::{Sum, Tallied};
-use crate::event::NetnsId;
+use crate::contract::{Certainty, Process, Row};
+use crate::model::{Backend, NetnsId, Protocol, service};
 
 /// What rows look like in this run.
 #[derive(Clone, Copy, Debug)]

@@ -177,9 +177,8 @@ fn tallied(key: &Key, entry: &Entry) -> Tallied {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::NetnsId;
+    use crate::model::{NetnsId, Protocol};
     use crate::state::key::{Facts, Seen};
-    use crate::state::proto::Protocol;
     use crate::state::settings::By;
     use proptest::prelude::*;
     use std::collections::BTreeMap;

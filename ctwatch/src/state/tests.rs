@@ -8,9 +8,9 @@ use ctwatch_common::event::{EntryPart, IPV4, IPV6, LossEvent, NO_TCP_STATE, flag
 use ctwatch_common::slot::SlotKey;
 use proptest::prelude::*;
 
-use super::report::{FillSource, Process, Row, Tuple, View};
 use super::*;
-use crate::event::{KernelCounters, NetnsSample, ProcessId, Role};
+use crate::contract::{FillSource, Process, Row, Tuple, View};
+use crate::model::{KernelCounters, NetnsSample, ProcessId, Role};
 
 mod events;
 mod owners;

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::View;
 use crate::advise::report::Report as Advice;
-use crate::state::report::{Check, End, Event, Notice, Start, Tick};
-use crate::state::table::report::Report;
+use crate::contract::breakdown::Report;
+use crate::contract::{Check, End, Event, Notice, Start, Tick};
 
 /// Writes one JSON object a line.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ pub mod text;
 use std::io;
 
 use crate::advise::report::Report as Advice;
-use crate::state::report::{Check, End, Event, Notice, Start, Tick};
-use crate::state::table::report::Report;
+use crate::contract::breakdown::Report;
+use crate::contract::{Check, End, Event, Notice, Start, Tick};
 
 /// One output format.
 pub trait View {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::conntrack::census::{self, Count};
-use crate::conntrack::netns::{self, Place};
-use crate::event::{Base, Census, NetnsId, SlotSample, Timeouts};
+use crate::model::{Base, Census, NetnsId, SlotSample, Timeouts};
+use crate::netns::{self, Place};
 use crate::probe::shared::FlowReader;
 
 /// A census this short is simply taken again if something moved meanwhile (expired entries that the dump itself
@@ -279,7 +279,7 @@ fn census(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::CensusKey;
+    use crate::model::CensusKey;
     use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
 
     fn slot(port: u16, count: u64, deletes: u64) -> SlotSample {

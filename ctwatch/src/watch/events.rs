@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use ctwatch_common::event::{KIND_NETNS_GONE, KIND_PUSHER, Record};
 
 use super::Watch;
-use super::clock;
 use super::jiffies::Jiffies;
-use crate::event::Loss;
+use crate::model::{Loss, monotonic_ns};
 
 /// How long the end of a run waits for listeners that are being looked for.
 const LAST_ANSWERS: Duration = Duration::from_millis(300);
@@ -55,7 +54,7 @@ impl Watch {
         if jiffies.per_s().is_none()
             && let Ok(now) = probe.jiffies()
         {
-            jiffies.reading(now, clock::monotonic_ns());
+            jiffies.reading(now, monotonic_ns());
         }
     }
 

@@ -7,7 +7,7 @@ use ctwatch_common::slot::KIND_FLOWS;
 
 use super::Watch;
 use super::census::Moved;
-use crate::event::{FlowSample, NetnsId, SlotSample};
+use crate::model::{FlowSample, NetnsId, SlotSample};
 use crate::probe::Probe;
 
 impl Watch {

@@ -4,7 +4,7 @@
 use ctwatch_common::classify::Counters;
 
 use crate::conntrack::stat::Stat;
-use crate::event::KernelCounters;
+use crate::model::KernelCounters;
 
 /// Totals since the baseline.
 #[derive(Clone, Debug, Default)]

@@ -9,11 +9,12 @@ use anyhow::Result;
 use ctwatch_common::event::LossEvent;
 use ctwatch_common::slot::KIND_FLOWS;
 
+use super::Watch;
 use super::ledger::Ledger;
-use super::{Watch, conntrack_module};
-use crate::conntrack::netns::{self, Place};
-use crate::conntrack::stat::Stat;
-use crate::event::{KernelCounters, NetnsId};
+use crate::conntrack::module;
+use crate::conntrack::stat::{self, Stat};
+use crate::model::{KernelCounters, NetnsId};
+use crate::netns::{self, Place};
 use crate::probe::sync::Take;
 
 /// How often to look for netns nobody has lost a packet in.
@@ -51,7 +52,7 @@ impl Watch {
         if self.module.is_none() {
             return Ok(BTreeMap::new());
         }
-        let readings = netns::read_all(self.places.values())?;
+        let readings = stat::read_all(self.places.values())?;
         let mut totals = BTreeMap::new();
         for (id, stat) in readings {
             match stat {
@@ -68,7 +69,7 @@ impl Watch {
 
     /// A netns can't be read: unless another process still leads there, it is gone.
     fn lose(&mut self, id: NetnsId) {
-        if conntrack_module(&self.settings.roots).is_none() {
+        if module::loaded(&self.settings.roots).is_none() {
             return;
         }
         if let Some(place) = self.places.remove(&id) {

@@ -2,19 +2,16 @@
 //! It reads and reports; what the numbers mean is `state`'s business.
 
 mod census;
-mod clock;
 mod events;
 mod flows;
 mod jiffies;
 mod ledger;
 mod lives;
-pub mod missed;
 mod pairing;
 mod unanswered;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -22,17 +19,16 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::classify::Counters;
 use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
 
-use crate::conntrack::netns::{self, Place};
-use crate::event::{KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
+use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
+use crate::model::{Clock, KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
+use crate::netns::{self, Place};
 use crate::owner::Owners;
 use crate::probe::plan::{Attachment, Wishes, plan};
 use crate::probe::sync::Take;
 use crate::probe::{Probe, offsets};
 use census::Censuses;
-use clock::Clock;
-pub use clock::monotonic_ns;
 use jiffies::Jiffies;
 use ledger::Ledger;
 use lives::LOOK_AROUND;
@@ -107,14 +103,6 @@ pub struct Watch {
     last_look: Instant,
 }
 
-/// Whether conntrack runs in this kernel; its identity, so that an unload and reload between two looks shows.
-#[must_use]
-pub fn conntrack_module(roots: &Roots) -> Option<u64> {
-    let loaded = roots.proc("sys/net/netfilter/nf_conntrack_max").exists();
-    let identity = std::fs::metadata(roots.sys("module/nf_conntrack")).map(|metadata| metadata.ino());
-    loaded.then(|| identity.unwrap_or(0))
-}
-
 impl Watch {
     /// Attaches and takes the baseline. conntrack must be there.
     pub fn start(settings: Settings, kernel: Kernel) -> Result<(Self, Began)> {
@@ -146,7 +134,7 @@ impl Watch {
     }
 
     fn attach(&mut self, kernel: Kernel) -> Result<Began> {
-        self.module = conntrack_module(&self.settings.roots);
+        self.module = module::loaded(&self.settings.roots);
         self.places = netns::discover()?;
         let mut began =
             Began { attachments: Vec::new(), notes: Vec::new(), since_boot: KernelCounters::default() };
@@ -175,7 +163,7 @@ impl Watch {
             began.notes = plan.notes;
             self.probe = Some(probe);
         } else {
-            for (id, stat) in netns::read_all(self.places.values())? {
+            for (id, stat) in stat::read_all(self.places.values())? {
                 if let Ok(stat) = stat {
                     bases.insert(id, stat.cpus.into_iter().map(Some).collect());
                 }
@@ -203,7 +191,7 @@ impl Watch {
 
     /// Follows conntrack when it is unloaded and loaded again.
     pub fn follow_module(&mut self) -> Result<Option<Change>> {
-        let module = conntrack_module(&self.settings.roots);
+        let module = module::loaded(&self.settings.roots);
         if module == self.module {
             return Ok(None);
         }
@@ -260,7 +248,7 @@ impl Watch {
         }
         let (lost_events, overflow, ambiguous) = self.totals();
         let after = self.read_counters()?;
-        let max = netns::max().ok();
+        let max = stat::max().ok();
         let netns = self
             .ledgers
             .iter()

@@ -4,7 +4,7 @@
 use ctwatch_common::Cause;
 use ctwatch_common::event::LossEvent;
 
-use crate::event::Loss;
+use crate::model::Loss;
 
 /// Evictions of this round and of the one before.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::event::Loss;
+use crate::model::Loss;
 
 /// How long a loss waits.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -7,10 +7,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctwatch::record::DiskFull;
 use ctwatch::record::rows::Reason;
 use ctwatch::record::scribe::Scribe;
-use ctwatch::record::{Limits, Lock, Recording, Writer};
+use ctwatch::record::{DiskFull, Limits, Lock, Recording, Writer};
 
 use super::synthetic::{all_of, batch, run, tick, write};
 

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ctwatch::kernel::roots::Roots;
+use ctwatch::model::Backend;
 use ctwatch::record::rebuild::Rebuild;
 use ctwatch::record::recorder::{Fired, Plan, Recorder};
 use ctwatch::record::rows::{Reason, RunEnd};
 use ctwatch::record::scribe::Scribe;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Limits, Lock, Recording, Writer};
-use ctwatch::state::{Backend, Settings};
+use ctwatch::state::Settings;
 
 use super::synthetic::{at, incident, run, tick, write};
 

@@ -5,27 +5,25 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use ctwatch::advise::census::Census as Listed;
-use ctwatch::advise::phase::Phase;
-use ctwatch::event::{
-    Base, Census, CensusKey, Detail, KernelCounters, Listed as Entry, Loss, NetnsId, ProcessId, Role,
-    Timeouts, Who,
+use ctwatch::listing::Census as Listed;
+use ctwatch::model::{
+    Base, Census, CensusKey, Detail, Direction, KernelCounters, Listed as Entry, Loss, NetnsId, Phase,
+    ProcessId, Role, Timeouts, WallMono, Who,
 };
 use ctwatch::record::rebuild::Names;
-use ctwatch::record::rows::{Facts, Incident, Instant, Listing, Notice, Occasion, Run, Setting};
+use ctwatch::record::rows::{Facts, Incident, Listing, Notice, Occasion, Run, Setting};
 use ctwatch::record::tick::{NetnsTick, Tick};
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
-use ctwatch::state::table::Direction;
 use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag};
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
 use jiff::Timestamp;
 
 pub const HOST: NetnsId = NetnsId(4_026_531_840);
 
-pub fn at(second: i64) -> Instant {
+pub fn at(second: i64) -> WallMono {
     let time = Timestamp::from_microsecond(1_700_000_000_000_000 + second * 1_000_000 + 17).unwrap();
-    Instant { time, mono_us: second * 1_000_000 }
+    WallMono { time, mono_us: second * 1_000_000 }
 }
 
 pub fn run() -> Run {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctwatch::event::Who;
+use ctwatch::model::Who;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Limits, Recording, Thinner};
 use ctwatch_common::slot::SlotKey;

@@ -4,17 +4,14 @@
 use crate::fixtures::{HOST, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
 use ctwatch::advise::case::{Case, Commands, Firewall, Known, Objection};
+use ctwatch::advise::demand::{Demand, Service, Stay};
 use ctwatch::advise::gc::Gc;
-use ctwatch::advise::model::{Demand, Service, Stay};
-use ctwatch::advise::phase::Phase;
 use ctwatch::advise::report::{Report, Source, report};
 use ctwatch::advise::target::Target;
-use ctwatch::event::{NetnsId, Remaining};
 use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, Table};
 use ctwatch::machine::{Machine, Manager, Memory, Settings, managers};
-use ctwatch::state::table::Direction;
-use ctwatch::view::View;
-use ctwatch::view::sh;
+use ctwatch::model::{Direction, NetnsId, Phase, Remaining};
+use ctwatch::view::{View, sh};
 
 fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Service {
     let entries = (per_s * 60.0) as u32;

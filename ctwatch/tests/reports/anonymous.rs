@@ -8,14 +8,14 @@ use std::path::Path;
 use crate::advice::machine;
 use crate::fixtures::{HOST, evicted, loss, of};
 use crate::postmortem::recorded_with;
-use ctwatch::event::{Loss, NetnsId, Role};
 use ctwatch::machine::Machine;
 use ctwatch::machine::managers::{Kind, MAX, Manager};
 use ctwatch::machine::published::Published;
+use ctwatch::model::{Loss, NetnsId, Role};
+use ctwatch::postmortem::{Format, Report, Wish, gather, render};
 use ctwatch::record::anonymize::Anonymizer;
 use ctwatch::record::rebuild::Names;
 use ctwatch::record::writer::Batch;
-use ctwatch::report::{Format, Report, Wish, gather, render};
 use jiff::tz::TimeZone;
 use serde_json::Value;
 

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use crate::fixtures::{HOST, WEB1, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
-use ctwatch::event::{Address, Listed, LocalAddress, NetnsId};
+use ctwatch::contract::breakdown::{Report, Skipped};
+use ctwatch::model::{Address, Listed, LocalAddress, Locals, NetnsId};
 use ctwatch::state::Filter;
-use ctwatch::state::table::report::{Report, Skipped};
-use ctwatch::state::table::{Census, Circumstances, Dimension, Finished, Keys, Locals, Settings, combine};
+use ctwatch::state::table::{Census, Circumstances, Dimension, Finished, Keys, Settings, combine};
 use ctwatch::view::View;
 
 const TCP: u8 = 6;
@@ -116,7 +116,7 @@ fn odd() -> Vec<Report> {
     };
     let unlimited = Circumstances { max: Some(0), name: None, ..named("", None, 3) };
     let mut filtered = by_port.clone();
-    filtered.filter.protos = vec![ctwatch::state::Protocol::UDP];
+    filtered.filter.protos = vec![ctwatch::model::Protocol::UDP];
     let mut reports = vec![
         crowded,
         report(&by_port, vec![listed(&by_port, WEB1, &few, torn)]),

@@ -4,14 +4,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ctwatch::event::{
-    Base, Census, CensusKey, Detail, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role,
-    Sample, SlotSample, Timeouts, Who,
+use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook, Notice, SCHEMA, Start};
+use ctwatch::model::{
+    Backend, Base, Census, CensusKey, Detail, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample,
+    ProcessId, Role, Sample, SlotSample, Timeouts, Who,
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
-use ctwatch::state::report::{Check, CheckItem, CheckProgram, Event, Hook, Notice, SCHEMA, Start};
-use ctwatch::state::{Backend, By, Filter, Settings, State};
+use ctwatch::state::{By, Filter, Settings, State};
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag, hook};

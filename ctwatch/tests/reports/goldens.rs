@@ -5,10 +5,12 @@ use crate::fixtures::{
     check, events, golden, loss, losses_with_owners, notice, quiet, settings, start, state, storm,
     storm_with_occupants, storm_with_unknown_ports, time,
 };
-use ctwatch::state::{Backend, By, Settings, State};
+use ctwatch::model::Backend;
+use ctwatch::state::{By, Settings, State};
+use ctwatch::text::Look;
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;
-use ctwatch::view::text::{Look, TextView};
+use ctwatch::view::text::TextView;
 use jiff::tz::TimeZone;
 
 pub fn text(color: bool, show: impl FnOnce(&mut dyn View)) -> String {

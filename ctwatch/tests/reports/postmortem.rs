@@ -10,26 +10,22 @@ use std::time::Instant as Stopwatch;
 use crate::advice::machine;
 use crate::fixtures::{HOST, censuses, golden, loss, of, time};
 use crate::goldens::fits_80_columns;
-use ctwatch::advise::census::Census as Listed;
-use ctwatch::advise::phase::Phase;
-use ctwatch::event::{KernelCounters, Listed as Entry, NetnsId, Role};
+use ctwatch::listing::Census as Listed;
+use ctwatch::model::{Direction, KernelCounters, Listed as Entry, NetnsId, Phase, Role, WallMono};
+use ctwatch::postmortem::{Format, Wish, gather, render};
 use ctwatch::record::Writer;
 use ctwatch::record::rebuild::Names;
-use ctwatch::record::rows::{
-    Facts, Incident, Instant, Listing, Notice, Occasion, Reason, Run, RunEnd, Setting,
-};
+use ctwatch::record::rows::{Facts, Incident, Listing, Notice, Occasion, Reason, Run, RunEnd, Setting};
 use ctwatch::record::tick::{NetnsTick, Tick};
 use ctwatch::record::writer::Batch;
-use ctwatch::report::{Format, Wish, gather, render};
-use ctwatch::state::table::Direction;
 use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
 use jiff::tz::TimeZone;
 
 const MAX: u32 = 262_144;
 
-fn at(second: i64) -> Instant {
-    Instant { time: time(second * 1_000), mono_us: second * 1_000_000 }
+fn at(second: i64) -> WallMono {
+    WallMono { time: time(second * 1_000), mono_us: second * 1_000_000 }
 }
 
 fn run() -> Run {

@@ -8,7 +8,8 @@ use crate::fixtures::{
     check, events, loss, losses_with_owners, notice, quiet, settings, start, state, storm_with_occupants,
     storm_with_unknown_ports, time,
 };
-use ctwatch::state::{Backend, By, Settings, State};
+use ctwatch::model::Backend;
+use ctwatch::state::{By, Settings, State};
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;
 use ctwatch_common::Cause;

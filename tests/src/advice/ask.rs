@@ -1,9 +1,8 @@
 //! The story's host with a table that is full: it asks `ctwatch advise` what would help.
 //! What it is told is left in /out as it came: the JSON, and a script for each piece of advice that has commands.
 
-use std::fs;
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;

@@ -1,11 +1,10 @@
 //! `ctwatch advise` on a small story: its numbers against the load's own, its commands against the kernel, its refusals.
 //! How near predictions come is measured by `cargo xtask bench advice`, where a busy host can't disturb.
 
-use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result};
 use serde_json::Value;

@@ -13,12 +13,11 @@ use crate::checks::Checks;
 use crate::counters::Counters;
 use crate::ctwatch::Drops;
 use crate::netns::own_inode;
-use crate::nftables;
 use crate::shell::exists;
-use crate::sys;
 use crate::table::{self, Mix};
 use crate::traffic::udp::{self, Plan};
 use crate::traffic::{Tally, loopback};
+use crate::{nftables, sys};
 
 const PORTS: [u16; 4] = [53, 443, 6379, 11_211];
 const ROUNDS: usize = 50;

@@ -12,13 +12,11 @@ use crate::checks::Checks;
 use crate::counters::Counters;
 use crate::ctwatch::Drops;
 use crate::netns::own_inode;
-use crate::nftables;
-use crate::sys;
 use crate::sysctl::{self, Setting};
-use crate::traffic::Tally;
 use crate::traffic::icmp::Icmp;
 use crate::traffic::udp::{self, Plan};
-use crate::traffic::{loopback, sctp};
+use crate::traffic::{Tally, loopback, sctp};
+use crate::{nftables, sys};
 
 pub(super) fn chain_too_long(guest: &Guest) -> Result<Outcome> {
     if guest.is_5_10() {

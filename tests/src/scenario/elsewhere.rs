@@ -1,12 +1,11 @@
 //! Advice for a netns that isn't the one it is asked in: its commands act there, and leave nothing on the host.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result};
 

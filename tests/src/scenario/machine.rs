@@ -13,10 +13,9 @@ use super::story::Story;
 use super::{Guest, Outcome};
 use crate::checks::Checks;
 use crate::netns::Netns;
-use crate::nftables;
 use crate::shell::{run, sh};
-use crate::sysctl;
 use crate::traffic::http::Load;
+use crate::{nftables, sysctl};
 
 const REDIS: Port = Port { proto: 6, port: 6379 };
 const HTTP: Port = Port { proto: 6, port: 80 };

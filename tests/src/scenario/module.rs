@@ -13,12 +13,11 @@ use crate::checks::Checks;
 use crate::counters::Counters;
 use crate::ctwatch::Drops;
 use crate::netns::own_inode;
-use crate::nftables;
 use crate::shell::sh;
-use crate::sysctl;
 use crate::table::{self, Mix};
 use crate::traffic::udp::{self, Plan};
 use crate::traffic::{Tally, loopback};
+use crate::{nftables, sysctl};
 
 const MODULE: &str = "/sys/module/nf_conntrack";
 

@@ -1,11 +1,10 @@
 //! The judge of NOTRACK against the kernel: for each rule set its own commands are run and a connection is tried.
 //! What the judge says comes from the library, since that is what is tested; whether it is true comes from sockets.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use ctwatch::firewall::{self, Firewall, Objection, Scope, Target, Tool};

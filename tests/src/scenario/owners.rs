@@ -1,11 +1,10 @@
 //! Whose packets were lost: the process that sent them, also when the kernel sends them again by itself, and its container.
 //! On every CPU another process burns time meanwhile: it is what `current` shows in a timer's softirq.
 
-use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -17,10 +16,9 @@ use crate::checks::Checks;
 use crate::counters::Counters;
 use crate::ctwatch::Drops;
 use crate::netns::{Netns, Veth};
-use crate::nftables;
 use crate::shell::run;
-use crate::sys;
 use crate::table::{self, Mix};
+use crate::{nftables, sys};
 
 /// Ends with its scope.
 struct Running(Child);

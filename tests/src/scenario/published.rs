@@ -4,13 +4,12 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{self, Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, process};
+use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;

@@ -1,11 +1,10 @@
 //! The advice to take away rules that make conntrack track, followed by its own script under traffic: no new entries, no
 //! request lost, and every rule back after `undo`. Where state decides what passes, it is refused.
 
-use std::fs;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result};
 

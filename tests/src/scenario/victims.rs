@@ -16,12 +16,11 @@ use crate::checks::Checks;
 use crate::counters::Counters;
 use crate::ctnetlink::{Entry, Maker, TcpState};
 use crate::ctwatch::{Drops, Run};
-use crate::nftables;
 use crate::shell::{exists, interrupt, run};
-use crate::sys;
 use crate::table::{self, LIMIT};
 use crate::traffic::udp::{self, Plan};
 use crate::traffic::{Tally, loopback};
+use crate::{nftables, sys};
 
 const ONE_WAY: u16 = 7001;
 const HALF_OPEN: u16 = 6380;

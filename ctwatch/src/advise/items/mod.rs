@@ -14,7 +14,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::case::{Case, Commands, Objection};
-use super::model::{Outcome, Service};
+use super::demand::{Outcome, Service};
 use super::whatif::Changes;
 
 /// A table fuller than this at its peaks has too little room.

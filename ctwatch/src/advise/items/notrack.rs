@@ -3,10 +3,9 @@
 
 use super::{Draft, ELSEWHERE, Item, Kind, Level, weighty};
 use crate::advise::case::Case;
-use crate::advise::model::Service;
+use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
-use crate::state::Protocol;
-use crate::state::table::Direction;
+use crate::model::{Direction, Protocol};
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
     weighty(case)

@@ -3,10 +3,9 @@
 
 use super::{Draft, Item, Kind, Level, weighty};
 use crate::advise::case::Case;
-use crate::advise::model::Service;
-use crate::advise::phase::Phase;
+use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
-use crate::state::table::Direction;
+use crate::model::{Direction, Phase};
 
 /// Requests a reused connection is taken to serve: nginx's keepalive_requests was 100 up to 1.19.9.
 const REQUESTS: u32 = 100;

@@ -49,7 +49,7 @@ fn item(case: &Case, max: u32) -> Item {
     .on(case);
     item.notes.push(format!(
         "full, the table takes {} of memory at most, {} bytes an entry",
-        super::super::mib(full),
+        crate::text::mib(full),
         case.entry_bytes()
     ));
     item.commands = buckets(case, max);

@@ -2,14 +2,12 @@
 
 use super::*;
 use crate::advise::case::{Firewall, Known};
+use crate::advise::demand::{Demand, Service, Stay};
 use crate::advise::gc::Gc;
-use crate::advise::model::{Demand, Service, Stay};
-use crate::advise::phase::Phase;
 use crate::advise::target::Target;
-use crate::event::Remaining;
 use crate::machine::table::{EntrySize, Module, SizeSource, Table};
 use crate::machine::{Machine, Manager, Memory, Settings, managers};
-use crate::state::table::Direction;
+use crate::model::{Direction, Phase, Remaining};
 
 fn service(port: u16, direction: Direction, rate: f64) -> Service {
     let mut idle = Remaining::default();

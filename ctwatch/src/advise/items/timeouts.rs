@@ -3,8 +3,8 @@
 
 use super::{COMFORT, Draft, Item, Kind, Level, WORTH, limit, set_sysctl};
 use crate::advise::case::Case;
-use crate::advise::phase::Phase;
 use crate::advise::whatif::Changes;
+use crate::model::Phase;
 
 /// RFC 5382 REQ-5: an established connection is kept for 2 h 4 min at least.
 const RFC_5382: u32 = 7440;

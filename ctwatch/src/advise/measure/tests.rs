@@ -6,11 +6,10 @@ use ctwatch_common::slot::SlotKey;
 use proptest::prelude::*;
 
 use super::*;
+use crate::advise::demand::Demand;
 use crate::advise::gc::Gc;
-use crate::advise::model::Demand;
 use crate::advise::whatif::Changes;
-use crate::event::SlotSample;
-use crate::state::table::Direction;
+use crate::model::{Direction, SlotSample};
 
 const NETNS: NetnsId = NetnsId(1);
 const PORT: u16 = 6379;

@@ -1,23 +1,21 @@
 //! A recording made by the Writer gives the demand that was put into it.
 
 use super::*;
-use crate::advise::census::Census as Listed;
-use crate::advise::phase::Phase;
 use crate::advise::report::report;
-use crate::event::{KernelCounters, Listed as Entry};
+use crate::listing::Census as Listed;
+use crate::model::{Direction, KernelCounters, Listed as Entry, Phase, WallMono};
 use crate::record::Writer;
-use crate::record::rows::{Instant, Occasion, Run};
+use crate::record::rows::{Occasion, Run};
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
-use crate::state::table::Direction;
 use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
 use std::path::Path;
 
 const HOST: NetnsId = NetnsId(4_026_531_840);
 
-fn at(second: i64) -> Instant {
+fn at(second: i64) -> WallMono {
     let time = Timestamp::from_second(1_700_000_000 + second).unwrap();
-    Instant { time, mono_us: second * 1_000_000 }
+    WallMono { time, mono_us: second * 1_000_000 }
 }
 
 fn run() -> Run {

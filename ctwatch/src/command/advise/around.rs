@@ -8,23 +8,20 @@ use anyhow::Result;
 
 use super::inside::Inside;
 use crate::advise::case::{Case, Firewall as Rules, Known, Objection};
+use crate::advise::demand::{Demand, Service, Timeouts};
 use crate::advise::follow::{Uses, follow};
 use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
-use crate::advise::model::{Demand, Service, Timeouts};
-use crate::advise::phase::Phase;
 use crate::advise::target::Target;
-use crate::conntrack::netns::Place;
 use crate::conntrack::{addresses, census};
 use crate::error::Failure;
-use crate::event::{Loss, NetnsId, Role, Wanted};
 use crate::firewall::{self, Firewall, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::timeouts::{self, Timeout};
 use crate::machine::{self, Host, Machine, Published, software};
-use crate::state::Protocol;
-use crate::state::table::{Direction, Locals};
+use crate::model::{Direction, Locals, Loss, NetnsId, Phase, Protocol, Role, Wanted};
+use crate::netns::Place;
 
 /// Services of which everything is looked up.
 const LOOKED_UP: usize = 12;

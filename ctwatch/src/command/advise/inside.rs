@@ -2,9 +2,9 @@
 //! What is kept in files is the host's own and read at its boot: another netns has no such files.
 
 use crate::advise::case::Commands;
-use crate::conntrack::netns::Place;
-use crate::event::NetnsId;
 use crate::firewall;
+use crate::model::NetnsId;
+use crate::netns::Place;
 
 /// Where commands are for.
 pub(super) struct Inside {

@@ -7,15 +7,14 @@ use std::time::Instant as Clock;
 
 use anyhow::{Context as _, Result};
 
-use crate::advise::census::Census;
 use crate::command::advise::in_force;
-use crate::conntrack::netns::{self, Place};
 use crate::conntrack::{addresses, census};
-use crate::event::{NetnsId, Wanted};
 use crate::kernel::roots::Roots;
+use crate::listing::Census;
 use crate::machine::{self, Host};
-use crate::record::rows::{Facts, Instant, Listing, Occasion};
-use crate::state::table::Locals;
+use crate::model::{Locals, NetnsId, WallMono, Wanted};
+use crate::netns::{self, Place};
+use crate::record::rows::{Facts, Listing, Occasion};
 
 /// Arrivals are read from the timeouts that began anew within so many seconds.
 const LOOK_S: u32 = 15;
@@ -75,7 +74,7 @@ impl Looks {
 }
 
 fn look(host: &Host, id: NetnsId, occasion: Occasion) -> Found {
-    let at = Instant::now();
+    let at = WallMono::now();
     let place = netns::discover().and_then(|mut places| places.remove(&id).context("the netns is gone"));
     let listing = place.and_then(|place| netns::inside(&place, || list(&place, occasion)));
     let json = serde_json::to_string(&machine::read(host)).unwrap_or_default();
@@ -84,7 +83,7 @@ fn look(host: &Host, id: NetnsId, occasion: Occasion) -> Found {
 
 /// Reads the table of the netns this thread is in.
 fn list(place: &Place, occasion: Occasion) -> Result<Listing> {
-    let (at, began) = (Instant::now(), Clock::now());
+    let (at, began) = (WallMono::now(), Clock::now());
     let locals = Locals::new(&addresses::here()?);
     let mut counted = Census::new(in_force(&Roots::default()), LOOK_S);
     let listing = census::list_here(Wanted { addresses: true, marks: false }, false, |entry| {
@@ -112,7 +111,7 @@ mod tests {
         let mut looks = Looks::new(&Roots::default());
         looks.look = |_, id, occasion| Found {
             listing: Err(anyhow::anyhow!("{}", id.inode())),
-            facts: Facts { at: Instant::now(), occasion, json: String::new() },
+            facts: Facts { at: WallMono::now(), occasion, json: String::new() },
         };
         let (one, other) = (NetnsId(1), NetnsId(2));
         looks.start(one, Occasion::Start).unwrap();

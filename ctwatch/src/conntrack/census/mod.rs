@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::netlink::{self, Next};
-use crate::event::{CensusKey, Detail, Listed, Timeouts, Wanted};
+use crate::model::{CensusKey, Detail, Listed, Timeouts, Wanted};
 use parse::{Message, Messages};
 use recent::Recent;
 use tally::Tally;

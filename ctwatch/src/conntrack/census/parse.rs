@@ -1,7 +1,7 @@
 //! ctnetlink's answers, attribute by attribute: what a census needs of an entry, and nothing else.
 //! No allocation and no panic, whatever the bytes say.
 
-use crate::event::{Address, Listed, Wanted};
+use crate::model::{Address, Listed, Wanted};
 
 // include/uapi/linux/netlink.h
 const NLMSG_ERROR: u16 = 2;

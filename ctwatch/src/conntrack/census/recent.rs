@@ -1,7 +1,7 @@
 //! Recognises an entry that a dump lists twice, in a fixed 32 KB.
 //! It need not look far back: what is repeated is the part of one hash chain that was listed already.
 
-use crate::event::Listed;
+use crate::model::Listed;
 
 /// Places an entry can be in.
 const WAYS: usize = 4;

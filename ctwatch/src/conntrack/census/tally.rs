@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::recent::Recent;
-use crate::event::{CensusKey, Detail, Listed, Mix};
+use crate::model::{CensusKey, Detail, Listed, Mix};
 
 /// Keys that get a detail of their own; the others share one.
 const DETAILED: usize = 256;

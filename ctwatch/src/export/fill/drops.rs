@@ -5,9 +5,9 @@ use anyhow::{Context as _, Result};
 use ctwatch_common::Cause;
 
 use super::{Value, row};
-use crate::event::{Loss, Role};
-use crate::state::report::{Certainty, DropEvent, Event, Packet};
-use crate::state::{Backend, Filter, Settings, State};
+use crate::contract::{Certainty, DropEvent, Event, Packet};
+use crate::model::{Backend, Loss, Role};
+use crate::state::{Filter, Settings, State};
 
 /// Makes rows of losses.
 pub(super) struct Drops(State);

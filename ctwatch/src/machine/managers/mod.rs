@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Host, software};
-use crate::owner::process;
+use crate::process::procfs;
 
 /// Who sets sysctls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,8 +80,8 @@ impl Manager {
 pub(super) fn read(host: &Host, cpus: Option<u32>) -> Vec<Manager> {
     let mut found = Vec::new();
     let mut kubelet = None;
-    for pid in process::processes(&host.roots) {
-        let Some(name) = process::name(&host.roots, pid) else { continue };
+    for pid in procfs::processes(&host.roots) {
+        let Some(name) = procfs::name(&host.roots, pid) else { continue };
         let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
         let arguments = || software::arguments(&host.roots, pid);
         match name.as_str() {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use super::{RecordedRun, Recording, SLOTS, each, slot_key};
-use crate::event::NetnsId;
+use crate::model::NetnsId;
 use crate::record::census;
 use crate::record::open::Trouble;
 use crate::record::tick::{NetnsTick, Presence, Tick};

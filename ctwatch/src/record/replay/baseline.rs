@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
 
-use crate::event::{KernelCounters, NetnsId, Sample};
+use crate::model::{KernelCounters, NetnsId, Sample};
 use crate::record::track::is_flow;
 
 /// What had been counted when the span began.

@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use anyhow::Result;
 use jiff::Timestamp;
 
+use crate::contract::Notice;
 use crate::record::reader::{RecordedRun, Recording, Stored};
 use crate::record::rows::Reason;
-use crate::state::report::Notice;
 
 /// The wall clock stepped if it moved by so much more or less than the monotonic one.
 const STEP_US: i64 = 1_000_000;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 use rusqlite::{Connection, params};
 
-use crate::event::{NetnsId, Role, Who};
+use crate::model::{NetnsId, Role, Who};
 use crate::record::event::text;
 use crate::record::rebuild::Names;
 use crate::record::rows::netns_checksum;

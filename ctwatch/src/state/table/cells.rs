@@ -5,7 +5,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use super::key::Wide;
 use super::spread::{Spread, Spreads};
-use crate::event::{Listed, Mix};
+use crate::model::{Listed, Mix};
 
 /// No cell, or no spread.
 const NONE: u32 = u32::MAX;

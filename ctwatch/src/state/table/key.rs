@@ -1,10 +1,9 @@
 //! What rows of a census stand for, and the packing of an entry's part of that into a few words.
 //! On the path of every entry: no allocation.
 
-use crate::event::{Address, Listed};
+use crate::model::{Address, Listed};
 
-use super::Direction;
-use crate::state::packets::TCP_STATES;
+use crate::model::Direction;
 
 /// One thing rows can be told apart by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,30 +221,6 @@ fn state_number(entry: &Listed) -> u8 {
         _ if entry.seen_reply => REPLIED,
         _ => UNREPLIED,
     }
-}
-
-/// enum sctp_conntrack, include/uapi/linux/netfilter/nf_conntrack_sctp.h
-const SCTP_STATES: [&str; 10] = [
-    "NONE",
-    "CLOSED",
-    "COOKIE_WAIT",
-    "COOKIE_ECHOED",
-    "ESTABLISHED",
-    "SHUTDOWN_SENT",
-    "SHUTDOWN_RECD",
-    "SHUTDOWN_ACK_SENT",
-    "HEARTBEAT_SENT",
-    "HEARTBEAT_ACKED",
-];
-
-/// A state as `conntrack -L` spells it; "REPLIED" where it says neither UNREPLIED nor ASSURED.
-pub(super) fn state_name(proto: u8, state: u8) -> &'static str {
-    let name = match proto {
-        TCP => TCP_STATES.get(usize::from(state)),
-        SCTP => SCTP_STATES.get(usize::from(state)),
-        _ => ["UNREPLIED", "REPLIED", "ASSURED"].get(usize::from(state)),
-    };
-    name.copied().unwrap_or("unknown")
 }
 
 #[cfg(test)]

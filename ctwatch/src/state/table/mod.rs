@@ -2,22 +2,18 @@
 //! Pure, and of bounded size: what it holds depends on how many rows there can be, never on how many entries.
 
 mod cells;
-mod direction;
 mod key;
-pub mod report;
 mod rows;
 mod spread;
 
-pub use direction::{Direction, Locals};
 pub use key::{Dimension, Keys};
 pub use rows::{Circumstances, Finished, combine};
 
 use std::net::IpAddr;
 
+use super::filter::{Filter, Verdict};
 use super::key::Facts;
-use super::proto::Protocol;
-use super::settings::{Filter, Verdict};
-use crate::event::{Listed, NetnsId, Wanted};
+use crate::model::{Direction, Listed, Locals, NetnsId, Protocol, Wanted};
 use cells::{Cells, Counted, Sum};
 use key::Wide;
 

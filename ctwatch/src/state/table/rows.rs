@@ -4,11 +4,11 @@
 use std::net::IpAddr;
 
 use super::cells::{Counted, Sum};
-use super::key::{self, Wide};
-use super::report::{Reason, Report, Row, Skipped, Table};
+use super::key::Wide;
 use super::{Census, Dimension, Keys, Settings};
-use crate::state::proto::{Protocol, service};
-use crate::state::report::{SCHEMA, fill};
+use crate::contract::breakdown::{Reason, Report, Row, Skipped, Table};
+use crate::contract::{SCHEMA, fill};
+use crate::model::{Protocol, service, state_name};
 use jiff::Timestamp;
 
 /// One netns's table, counted.
@@ -124,7 +124,7 @@ fn row(by: Keys, counted: &Counted<Wide>, table: &Table) -> Row {
     let certain = counted.entries - counted.error;
     let tells_time_wait = proto.is_none_or(|proto| proto == Protocol::TCP);
     Row {
-        state: fields.state.map(|state| key::state_name(fields.proto.unwrap_or_default(), state)),
+        state: fields.state.map(|state| state_name(proto.unwrap_or_default(), state)),
         proto,
         port,
         service: port.map(|port| proto.and_then(|proto| service(proto, port))),
@@ -207,7 +207,7 @@ fn rest(by: Keys, finished: &Finished, shown: &[Row]) -> Option<Row> {
 
 /// For [`super::tests`]: counts these entries as one quiet table.
 #[cfg(test)]
-pub(super) fn quiet(entries: &[crate::event::Listed]) -> Circumstances {
+pub(super) fn quiet(entries: &[crate::model::Listed]) -> Circumstances {
     let count = Some(entries.len() as u32);
     Circumstances { count_before: count, count, listed: entries.len() as u64, ..Circumstances::default() }
 }

@@ -1,7 +1,7 @@
 //! How the timeouts and the ages of one row's entries are spread: medians in a fixed size.
 //! A few hundred rows have one; a row that grows past another takes its place.
 
-use crate::event::Remaining;
+use crate::model::Remaining;
 
 /// Rows whose timeouts are kept apart.
 pub(super) const SPREADS: usize = 256;

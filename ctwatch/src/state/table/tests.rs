@@ -2,7 +2,8 @@ use std::collections::HashMap;
 
 use super::rows::quiet;
 use super::*;
-use crate::event::Address;
+use crate::contract::breakdown;
+use crate::model::Address;
 use crate::state::PortRange;
 use proptest::prelude::*;
 
@@ -19,7 +20,7 @@ fn from(src: &str, entry: Listed) -> Listed {
     Listed { src: address(src), dst: address("10.0.0.9"), reply_src: address("10.0.0.9"), ..entry }
 }
 
-fn report(settings: &Settings, tables: &[&[Listed]]) -> report::Report {
+fn report(settings: &Settings, tables: &[&[Listed]]) -> breakdown::Report {
     let finished = (1..).zip(tables).map(|(netns, entries)| {
         let mut census = Census::new(settings, NetnsId(netns), Locals::default(), 0);
         entries.iter().for_each(|entry| census.add(entry));
@@ -116,7 +117,7 @@ fn a_loopback_filter_needs_to_know_local_addresses() {
     assert_eq!((report.rows.len(), report.rows[0].direction), (1, Some(Direction::Loopback)));
 }
 
-fn difference(before: u32, after: u32, listed: u64, duplicates: u64) -> (i64, Vec<report::Reason>) {
+fn difference(before: u32, after: u32, listed: u64, duplicates: u64) -> (i64, Vec<breakdown::Reason>) {
     let settings = settings(Keys::default(), 1);
     let census = Census::new(&settings, NetnsId(1), Locals::default(), 0);
     let (count_before, count) = (Some(before), Some(after));
@@ -128,7 +129,7 @@ fn difference(before: u32, after: u32, listed: u64, duplicates: u64) -> (i64, Ve
 
 #[test]
 fn what_moved_meanwhile_is_no_difference_and_what_did_not_is() {
-    use report::Reason::{Churn, Dying, Expired, ReplyOnly, Unconfirmed};
+    use breakdown::Reason::{Churn, Dying, Expired, ReplyOnly, Unconfirmed};
     assert_eq!(difference(100, 90, 95, 0), (0, vec![]));
     assert_eq!(difference(100, 100, 100, 0), (0, vec![]));
     assert_eq!(difference(100, 100, 90, 0), (10, vec![Expired, Unconfirmed, Dying, ReplyOnly]));

@@ -2,6 +2,7 @@
 //! Through the whole state.
 
 use super::*;
+use crate::contract::DropEvent;
 
 #[test]
 fn an_event_takes_its_fill_from_the_last_sample_if_it_has_none() {
@@ -30,7 +31,7 @@ fn evicted() -> Loss {
     loss
 }
 
-fn shown(loss: &Loss) -> report::DropEvent {
+fn shown(loss: &Loss) -> DropEvent {
     let mut state = State::new(Settings { drop_events: true, ..settings(By::Port) });
     match state.loss(loss) {
         Some(Event::Drop(event)) => event,
@@ -78,7 +79,10 @@ fn an_eviction_names_the_flow_it_made_room_for() {
     assert_eq!(shown(&loss).pushed_out_by, Some(None));
     loss.pushed_out_by = Some(event(Cause::Evicted, "10.0.0.3", 5, "10.0.0.4", 443).event);
     let flow = shown(&loss).pushed_out_by.unwrap().unwrap();
-    assert_eq!((flow.proto, flow.tuple.sport, flow.tuple.dport), (Protocol::TCP, Some(5), Some(443)));
+    assert_eq!(
+        (flow.proto, flow.tuple.sport, flow.tuple.dport),
+        (crate::model::Protocol::TCP, Some(5), Some(443))
+    );
 }
 
 #[test]

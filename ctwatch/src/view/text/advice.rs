@@ -1,11 +1,10 @@
 //! Advice for a terminal: what is wrong in two lines, who needs the table, then each piece with its numbers.
 //! Commands are never broken: they are to be copied.
 
-use super::layout::{COLUMNS, FAINT, FINE, FULL, NEARLY, PLAIN, Paint, rate, shorten, thousands, wrap};
+use crate::advise::demand::Outcome;
 use crate::advise::items::{Item, Level};
-use crate::advise::mib;
-use crate::advise::model::Outcome;
 use crate::advise::report::{Report, ServiceLine, Table, WhatIf};
+use crate::text::{COLUMNS, FAINT, FINE, FULL, NEARLY, PLAIN, Paint, mib, rate, shorten, thousands, wrap};
 
 const INDENT: usize = 4;
 /// Where what follows a label starts.

@@ -1,8 +1,11 @@
 //! The answer of `ctwatch table`: each table's fill, then who fills it; what doesn't add up is said below.
 //! Nothing of an address is ever cut off: a key too long for its column gets a line of its own.
 
-use super::layout::{COLUMNS, FAINT, FULL, NEARLY, PLAIN, Paint, percent, shorten, thousands, width, wrap};
-use crate::state::table::report::{Reason, Report, Row, Table};
+use crate::contract::breakdown::{Reason, Report, Row, Table};
+use crate::text::{
+    COLUMNS, FAINT, FULL, NEARLY, PLAIN, Paint, percent, short_duration, shorten, thousands, took, width,
+    wrap,
+};
 
 /// Widths of the columns; the key gets what they leave of 80.
 const ENTRIES: usize = 10;
@@ -128,9 +131,9 @@ impl Columns {
         let tail = self.tail([
             share(row.assured_share),
             share(row.time_wait_share),
-            row.timeout_left_median_s.map(duration).unwrap_or_default(),
-            row.timeout_left_p90_s.map(duration).unwrap_or_default(),
-            row.age_median_s.map(duration).unwrap_or_default(),
+            row.timeout_left_median_s.map(short_duration).unwrap_or_default(),
+            row.timeout_left_p90_s.map(short_duration).unwrap_or_default(),
+            row.age_median_s.map(short_duration).unwrap_or_default(),
             error,
         ]);
         let head = format!(
@@ -321,36 +324,11 @@ fn unseen(report: &Report) -> Vec<String> {
     texts.iter().flat_map(|text| wrap(text, 2)).collect()
 }
 
-/// Seconds in at most five characters.
-fn duration(seconds: f64) -> String {
-    const MINUTE: f64 = 60.0;
-    const HOUR: f64 = 60.0 * MINUTE;
-    const DAY: f64 = 24.0 * HOUR;
-    match seconds {
-        ..600.0 => format!("{seconds:.0}s"),
-        ..7_200.0 => format!("{:.0}m", seconds / MINUTE),
-        ..172_800.0 => format!("{:.0}h", seconds / HOUR),
-        _ => format!("{:.0}d", (seconds / DAY).min(9_999.0)),
-    }
-}
-
-fn took(seconds: f64) -> String {
-    if seconds < 0.9995 { format!("{:.0} ms", seconds * 1_000.0) } else { format!("{seconds:.1} s") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::NetnsId;
-    use crate::state::Protocol;
-    use crate::state::table::Direction;
+    use crate::model::{Direction, NetnsId, Protocol};
     use proptest::prelude::*;
-
-    #[test]
-    fn durations_are_short() {
-        let texts = [0.0, 61.0, 599.0, 600.0, 7_200.0, 432_000.0, 4e9].map(duration);
-        assert_eq!(texts, ["0s", "61s", "599s", "10m", "2h", "5d", "9999d"]);
-    }
 
     fn row() -> impl Strategy<Value = Row> {
         // A hundred million entries are 38 GB of kernel memory.

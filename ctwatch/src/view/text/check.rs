@@ -1,8 +1,8 @@
 //! The answer of `ctwatch check`: what was found, and for each "no" what would change it.
 //! The same words as when `drops` can't start.
 
-use super::layout::{COLUMNS, FAINT, FINE, FULL, PLAIN, Paint, thousands, width, wrap};
-use crate::state::report::{Check, CheckItem, CheckProgram};
+use crate::contract::{Check, CheckItem, CheckProgram};
+use crate::text::{COLUMNS, FAINT, FINE, FULL, PLAIN, Paint, thousands, width, wrap};
 
 pub(super) fn lines(check: &Check, paint: Paint) -> Vec<String> {
     let Check { schema: _, version, kernel_release, backend, items, programs } = check;

@@ -4,8 +4,7 @@
 pub(crate) mod advice;
 mod census;
 mod check;
-pub(crate) mod layout;
-mod occupant_line;
+pub(crate) mod occupant_line;
 mod row_lines;
 pub(crate) mod summary;
 mod table_line;
@@ -18,23 +17,14 @@ use jiff::tz::TimeZone;
 
 use super::View;
 use crate::advise::report::Report as Advice;
-use crate::event::{KernelCounters, NetnsId, Role};
-use crate::state::By;
-use crate::state::report::{
+use crate::contract::breakdown::Report;
+use crate::contract::{
     Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Occupied, Packet, Row, Start, Table, Tick,
     Tuple, Unexplained,
 };
-use crate::state::table::report::Report;
-use layout::{COLUMNS, FAINT, NEARLY, Paint, percent, thousands, width, wrap};
-
-/// How text looks on this terminal.
-#[derive(Clone, Debug)]
-pub struct Look {
-    /// Escape codes for colour may be used.
-    pub color: bool,
-    /// For the clock at the start of lines.
-    pub time_zone: TimeZone,
-}
+use crate::model::{KernelCounters, NetnsId, Role};
+use crate::state::By;
+use crate::text::{COLUMNS, FAINT, Look, NEARLY, Paint, duration, percent, thousands, width, wrap};
 
 /// Row lines between two headers.
 const HEADER_EVERY: usize = 20;
@@ -337,7 +327,7 @@ impl<W: Write> View for TextView<W> {
     }
 
     fn end(&mut self, end: &End) -> io::Result<()> {
-        let title = format!("Summary of {}", summary::duration(end.duration_s));
+        let title = format!("Summary of {}", duration(end.duration_s));
         writeln!(self.out, "\n{title}\n{}", "-".repeat(width(&title)))?;
         self.lines_since_header = None;
         self.by = row_lines::by(&end.rows).unwrap_or(self.by);

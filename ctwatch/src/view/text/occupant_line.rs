@@ -1,8 +1,8 @@
 //! The line under a table's fill that says who fills it: culprits beside the victims.
 //! It fits 80 columns: the smallest occupants go first when it doesn't.
 
-use super::layout::{COLUMNS, percent, width};
-use crate::state::report::Occupant;
+use crate::contract::Occupant;
+use crate::text::{COLUMNS, percent, width};
 
 /// Where rows begin too.
 const INDENT: &str = "      ";
@@ -46,7 +46,7 @@ fn state(occupant: &Occupant) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Protocol;
+    use crate::model::Protocol;
     use proptest::prelude::*;
 
     fn occupant(proto: u8, port: Option<u16>, share: f64, time_wait_share: Option<f64>) -> Occupant {

@@ -3,10 +3,10 @@
 
 use std::net::IpAddr;
 
-use super::layout::{COLUMNS, FAINT, FULL, Paint, thousands, width};
-use crate::event::Role;
+use crate::contract::{Certainty, Process, Row};
+use crate::model::Role;
 use crate::state::By;
-use crate::state::report::{Certainty, Process, Row};
+use crate::text::{COLUMNS, FAINT, FULL, Paint, thousands, width};
 
 /// Widths of the columns; with a space between them they fill 80 exactly.
 const LOST: usize = 10;

@@ -4,9 +4,9 @@
 use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 
-use super::layout::{FINE, FULL, Paint, signed, thousands, wrap};
-use crate::event::KernelCounters;
-use crate::state::report::{Certainty, End, Unexplained};
+use crate::contract::{Certainty, End, Unexplained};
+use crate::model::KernelCounters;
+use crate::text::{FINE, FULL, Paint, signed, thousands, wrap};
 
 pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
     let mut lines = counters(end, backend, paint);
@@ -123,25 +123,4 @@ pub(super) fn differences(unexplained: &Unexplained) -> Vec<String> {
         format!("{name} {} {side}", thousands(left.unsigned_abs()))
     })
     .collect()
-}
-
-pub(crate) fn duration(seconds: f64) -> String {
-    let whole = seconds as u64;
-    match whole {
-        0..60 => format!("{seconds:.1} s"),
-        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
-        _ => format!("{} h {} min", whole / 3600, whole / 60 % 60),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_duration_is_as_fine_as_it_is_short() {
-        assert_eq!(duration(30.04), "30.0 s");
-        assert_eq!(duration(75.0), "1 min 15 s");
-        assert_eq!(duration(7_500.0), "2 h 5 min");
-    }
 }

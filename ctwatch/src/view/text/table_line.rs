@@ -1,8 +1,8 @@
 //! The line that says how full one netns's table is.
 //! It fits 80 columns: what matters least goes first when it doesn't.
 
-use super::layout::{COLUMNS, FULL, NEARLY, PLAIN, Paint, percent, rate, shorten, thousands, width};
-use crate::state::report::Table;
+use crate::contract::Table;
+use crate::text::{COLUMNS, FULL, NEARLY, PLAIN, Paint, percent, rate, shorten, thousands, width};
 
 /// A forecast further ahead is no news for a line a second.
 const SOON_S: f64 = 3_600.0;
@@ -123,7 +123,7 @@ fn lost(table: &Table) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::NetnsId;
+    use crate::model::NetnsId;
     use proptest::prelude::*;
 
     proptest! {

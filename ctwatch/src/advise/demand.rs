@@ -1,0 +1,343 @@
+//! Little's law over what was measured: how many entries the table would hold, now and after a change.
+//! Pure arithmetic; it knows nothing of how numbers are measured or shown.
+
+use std::collections::BTreeMap;
+
+use super::gc::Gc;
+use super::target::Target;
+use super::whatif::Changes;
+use crate::model::{Direction, Phase, Remaining};
+
+/// What entries of one service wait for, or talk in.
+#[derive(Clone, Debug)]
+pub struct Stay {
+    /// Whose timeout ends it.
+    pub phase: Phase,
+    /// The timeout in force, seconds.
+    pub timeout: u32,
+    /// Entries in it.
+    pub entries: u32,
+    /// Entries by the seconds since their timeout began anew.
+    pub idle: Remaining,
+    /// Entries that come into it each second, if no flow is refused.
+    pub per_s: f64,
+}
+
+impl Stay {
+    /// Entries in it once things are steady, with this timeout.
+    fn entries_with(&self, timeout: u32) -> f64 {
+        if self.phase.only_waits() {
+            // Each one waits for the whole timeout: what comes in each second, times that.
+            return self.per_s * f64::from(timeout);
+        }
+        if timeout >= self.timeout {
+            // Those that the present timeout ends would stay on.
+            let ending = self.idle_from(self.timeout.saturating_sub(Self::END)) / f64::from(Self::END);
+            return f64::from(self.entries) + ending * f64::from(timeout - self.timeout);
+        }
+        (f64::from(self.entries) - self.idle_from(timeout)).max(0.0)
+    }
+
+    /// Seconds before the timeout in which those are counted that it is about to end.
+    const END: u32 = 10;
+
+    fn idle_from(&self, seconds: u32) -> f64 {
+        let from = f64::from(seconds);
+        let part = |(low, high, entries): (f64, f64, u32)| {
+            f64::from(entries) * ((high - from.max(low)) / (high - low)).clamp(0.0, 1.0)
+        };
+        self.idle.buckets().map(part).sum()
+    }
+}
+
+/// The flows of one service by one way.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// IP protocol number.
+    pub proto: u8,
+    /// Service port; for ICMP `type << 8 | code`.
+    pub port: u16,
+    /// The way.
+    pub direction: Direction,
+    /// Entries when looked at.
+    pub entries: u32,
+    /// Flows that got an entry, each second.
+    pub admitted_per_s: f64,
+    /// Flows that would come if none was refused, each second.
+    pub offered_per_s: f64,
+    /// Packets refused, each second.
+    pub refused_per_s: f64,
+    /// How its entries spend their time.
+    pub stays: Vec<Stay>,
+    /// How many times more flows come than got in.
+    pub pent_up: f64,
+    /// Pairs of source and destination address, if they are few.
+    pub pairs: Option<u32>,
+}
+
+impl Service {
+    /// The target that means this service alone.
+    #[must_use]
+    pub const fn target(&self) -> Target {
+        Target { port: self.port, proto: self.proto, direction: Some(self.direction) }
+    }
+
+    /// Its steady state: all flows admitted, with these changes, at so many times the present rate.
+    fn steady(&self, changes: &Changes, ephemeral: Option<u32>, times: f64) -> Steady {
+        let mut steady = Steady::default();
+        for (stay, timeout, rate) in self.stays_with(changes, times) {
+            steady.add(stay, timeout, rate);
+        }
+        let entries = self.distinct(steady.entries, ephemeral);
+        if entries < steady.entries {
+            steady.scale(entries / steady.entries);
+        }
+        steady
+    }
+
+    /// Its entries once they have come for so many seconds into an empty table and gc has not.
+    fn gathered(&self, changes: &Changes, ephemeral: Option<u32>, gc: &Gc, seconds: f64) -> f64 {
+        let of = |(stay, timeout, rate): (&Stay, u32, f64)| {
+            if !stay.phase.only_waits() {
+                return stay.entries_with(timeout) * rate;
+            }
+            let expired_for = (seconds - f64::from(timeout)).max(0.0);
+            stay.per_s * rate * (seconds - expired_for + gc.seconds_kept(expired_for))
+        };
+        self.distinct(self.stays_with(changes, changes.times).map(of).sum(), ephemeral)
+    }
+
+    /// How its entries spend their time with these changes: which timeout ends that, and how many times more come.
+    fn stays_with<'a>(
+        &'a self,
+        changes: &'a Changes,
+        times: f64,
+    ) -> impl Iterator<Item = (&'a Stay, u32, f64)> {
+        let covers = |target: &Target| target.covers(self.proto, self.port, self.direction);
+        let untracked = changes.notrack.iter().any(covers);
+        let reuse = changes.keepalive.iter().filter(|(target, _)| covers(target));
+        let reuse = reuse.map(|(_, requests)| f64::from((*requests).max(1))).fold(1.0, f64::max);
+        self.stays.iter().filter(move |_| !untracked).map(move |stay| {
+            let timeout = changes.timeouts.get(&stay.phase).copied().unwrap_or(stay.timeout);
+            // A connection that serves more requests is there for longer: as many talk at once as before.
+            let rate = match (stay.phase.only_waits(), stay.phase.is_talking()) {
+                (true, _) => times / reuse,
+                (false, true) => times * self.pent_up,
+                (false, false) => times * self.pent_up / reuse,
+            };
+            (stay, timeout, rate)
+        })
+    }
+
+    /// How many different entries its connections can leave.
+    fn distinct(&self, connections: f64, ephemeral: Option<u32>) -> f64 {
+        match (self.direction, self.pairs, ephemeral) {
+            (Direction::Loopback | Direction::Out, Some(pairs), Some(ports)) => {
+                distinct(self.proto, connections, f64::from(pairs) * f64::from(ports))
+            }
+            _ => connections,
+        }
+    }
+}
+
+/// How many different entries so many connections leave, where there are so many source ports. A port that comes again
+/// while its entry still waits takes that entry's place, and connect() takes ports of one parity as long as there are
+/// any (__inet_hash_connect, net/ipv4/inet_hashtables.c).
+fn distinct(proto: u8, connections: f64, ports: f64) -> f64 {
+    let of_one_parity = ports / 2.0;
+    if proto == TCP && connections < of_one_parity {
+        of_one_parity * (1.0 - (-connections / of_one_parity).exp())
+    } else {
+        connections.min(ports)
+    }
+}
+
+/// IPPROTO_TCP
+const TCP: u8 = 6;
+
+/// Entries that are there all the time, and those that are no longer needed but not yet collected.
+#[derive(Clone, Debug, Default)]
+struct Steady {
+    /// Not yet expired.
+    entries: f64,
+    /// How many expire each second.
+    expire_per_s: f64,
+    /// Entries by timeout, and whether they only wait for it.
+    mix: BTreeMap<(u32, bool), f64>,
+}
+
+impl Steady {
+    fn add(&mut self, stay: &Stay, timeout: u32, rate: f64) {
+        let entries = stay.entries_with(timeout) * rate;
+        let waits = stay.phase.only_waits();
+        self.entries += entries;
+        if waits {
+            self.expire_per_s += stay.per_s * rate;
+        }
+        *self.mix.entry((timeout, waits)).or_default() += entries;
+    }
+
+    fn plus(mut self, other: Self) -> Self {
+        self.entries += other.entries;
+        self.expire_per_s += other.expire_per_s;
+        for (key, entries) in other.mix {
+            *self.mix.entry(key).or_default() += entries;
+        }
+        self
+    }
+
+    fn scale(&mut self, by: f64) {
+        self.entries *= by;
+        self.expire_per_s *= by;
+        self.mix.values_mut().for_each(|entries| *entries *= by);
+    }
+
+    /// Expired entries that still count, if gc comes this often: just before it does, and on average.
+    fn lag(&self, gc: &Gc, interval: f64) -> Lag {
+        let per_s = gc.reaped_per_s;
+        let kept = gc.seconds_kept(interval);
+        let mean = if per_s * interval < 1e-6 { interval / 2.0 } else { (1.0 - kept / interval) / per_s };
+        Lag { peak: self.expire_per_s * kept, mean: self.expire_per_s * mean }
+    }
+}
+
+/// Expired entries that still count.
+#[derive(Clone, Copy, Debug)]
+struct Lag {
+    peak: f64,
+    mean: f64,
+}
+
+/// A measured netns: what a what-if starts from.
+#[derive(Clone, Debug, Default)]
+pub struct Demand {
+    /// Its services.
+    pub services: Vec<Service>,
+    /// nf_conntrack_max; 0 is unlimited.
+    pub max: u32,
+    /// Source ports a client of this host can have to one destination.
+    pub ephemeral: Option<u32>,
+    /// How expired entries go.
+    pub gc: Gc,
+}
+
+/// What the table would be.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Outcome {
+    /// Entries on average, if there is room for all.
+    #[serde(serialize_with = "super::report::rounded")]
+    pub needed: f64,
+    /// Entries just before gc collects the expired ones: so much room it takes.
+    #[serde(serialize_with = "super::report::rounded")]
+    pub peak: f64,
+    /// Entries before gc comes for the first time, if this demand begins after an idle minute; none unless that is more
+    /// than `peak`.
+    #[serde(serialize_with = "super::report::optional_rounded")]
+    pub after_idle: Option<f64>,
+    /// nf_conntrack_max then; 0 is unlimited.
+    pub max: u32,
+    /// New flows refused each second.
+    #[serde(serialize_with = "super::report::rounded")]
+    pub refused_per_s: f64,
+    /// The table overflows at so many times the rate; none if no rate fills it.
+    #[serde(serialize_with = "super::report::optional_rounded")]
+    pub full_at_times: Option<f64>,
+}
+
+impl Outcome {
+    /// Entries it would hold on average.
+    #[must_use]
+    pub fn entries(&self) -> f64 {
+        if self.max == 0 { self.needed } else { self.needed.min(f64::from(self.max)) }
+    }
+
+    /// Whether flows would still be refused.
+    #[must_use]
+    pub fn overflows(&self) -> bool {
+        self.max != 0 && self.peak > f64::from(self.max)
+    }
+
+    /// Whether flows would be refused before gc comes for the first time, though not later.
+    #[must_use]
+    pub fn overflows_after_idle(&self) -> bool {
+        self.max != 0 && self.after_idle.is_some_and(|entries| entries > f64::from(self.max))
+    }
+}
+
+impl Demand {
+    /// Each service's entries with these changes, once things are steady: its share of what gc leaves included.
+    pub fn needs<'a>(&'a self, changes: &'a Changes) -> impl Iterator<Item = (&'a Service, f64)> {
+        let total = self.steady(changes, 1.0);
+        let lag = total.lag(&self.gc, self.gc.interval(&total.mix)).mean;
+        self.services.iter().map(move |service| {
+            let steady = service.steady(changes, self.ephemeral, changes.times);
+            let part = if total.expire_per_s > 0.0 { steady.expire_per_s / total.expire_per_s } else { 0.0 };
+            (service, steady.entries + lag * part)
+        })
+    }
+
+    fn steady(&self, changes: &Changes, times: f64) -> Steady {
+        let of = |service: &Service| service.steady(changes, self.ephemeral, changes.times * times);
+        self.services.iter().map(of).fold(Steady::default(), Steady::plus)
+    }
+
+    /// Seconds from one run of gc to the next, at the present demand.
+    #[must_use]
+    pub fn gc_interval(&self) -> f64 {
+        self.gc.interval(&self.steady(&Changes::default(), 1.0).mix)
+    }
+
+    /// The table with these changes.
+    #[must_use]
+    pub fn after(&self, changes: &Changes) -> Outcome {
+        let max = changes.max.unwrap_or(self.max);
+        let steady = self.steady(changes, 1.0);
+        let interval = self.gc.interval(&steady.mix);
+        let lag = steady.lag(&self.gc, interval);
+        let (needed, peak, limit) = (steady.entries + lag.mean, steady.entries + lag.peak, f64::from(max));
+        let peak_at = |times: f64| {
+            let steady = self.steady(changes, times);
+            steady.entries + steady.lag(&self.gc, interval).peak
+        };
+        let offered: f64 = self.services.iter().map(|service| service.offered_per_s * changes.times).sum();
+        let refused_per_s = if max != 0 && needed > limit { offered * (1.0 - limit / needed) } else { 0.0 };
+        let full_at_times = (max != 0).then(|| rate_that_fills(peak_at, limit)).flatten();
+        let after_idle = self.after_idle(changes).filter(|entries| *entries > peak);
+        Outcome { needed, peak, after_idle, max, refused_per_s, full_at_times }
+    }
+
+    /// Entries when gc comes for the first time, if all was idle before; none where it always comes as often.
+    fn after_idle(&self, changes: &Changes) -> Option<f64> {
+        let seconds = self.gc.idle_interval()?;
+        let of = |service: &Service| service.gathered(changes, self.ephemeral, &self.gc, seconds);
+        Some(self.services.iter().map(of).sum())
+    }
+}
+
+/// At how many times the rate so many entries are reached; none if never.
+fn rate_that_fills(at: impl Fn(f64) -> f64, limit: f64) -> Option<f64> {
+    const MOST: f64 = 1e6;
+    if at(MOST) < limit {
+        return None;
+    }
+    let (mut low, mut high) = (0.0, MOST);
+    // `at` only grows: halve on a logarithmic scale once off zero.
+    for _ in 0..80 {
+        let middle = if low == 0.0 { high / 1_000.0 } else { f64::sqrt(low * high) };
+        if at(middle) < limit {
+            low = middle
+        } else {
+            high = middle
+        }
+        if low == 0.0 && high < 1e-6 {
+            return Some(0.0);
+        }
+    }
+    Some(high)
+}
+
+/// Timeouts in force.
+pub type Timeouts = BTreeMap<Phase, u32>;
+
+#[cfg(test)]
+mod tests;

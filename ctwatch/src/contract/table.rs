@@ -1,0 +1,101 @@
+//! The fill of a table and who fills it, as part of ticks and of the last record.
+//! Part of the contract: fields are added, never renamed.
+
+use serde::Serialize;
+
+use super::Unexplained;
+use super::serialize::is_false;
+use crate::model::{NetnsId, Protocol};
+
+/// The table of one netns.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// Its inode number.
+    pub netns: NetnsId,
+    /// "host", a name from /run/netns, that of its container, or null.
+    pub name: Option<String>,
+    /// The container, pod or unit that lives in it, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// Entries.
+    pub count: Option<u32>,
+    /// nf_conntrack_max
+    pub max: Option<u32>,
+    /// `count / max`, rounded down; null if there is no limit.
+    pub fill: Option<f64>,
+    /// Entries inserted per second.
+    pub new_per_s: Option<f64>,
+    /// Entries deleted per second.
+    pub gone_per_s: Option<f64>,
+    /// Seconds until full at the present trend.
+    pub full_in_s: Option<f64>,
+    /// Who fills it, most entries first; left out if unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub occupants: Option<Vec<Occupant>>,
+    /// Whether the occupants' entries are exact; left out if unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub occupancy_exact: Option<bool>,
+    /// Packets lost in this interval, unfiltered.
+    pub packets_lost: u64,
+    /// Entries removed before their time in this interval, unfiltered.
+    pub entries_lost: u64,
+    /// The netns has vanished; this is its last line.
+    #[serde(skip_serializing_if = "is_false")]
+    pub gone: bool,
+    /// Left out when all is explained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unexplained: Option<Unexplained>,
+}
+
+impl Table {
+    /// From this fill on a table matters even if it loses nothing.
+    pub const FILLING: f64 = 0.5;
+}
+
+/// Who occupies one table at the end.
+#[derive(Clone, Debug, Serialize)]
+pub struct Occupied {
+    /// See [`Table::netns`].
+    pub netns: NetnsId,
+    /// See [`Table::name`].
+    pub name: Option<String>,
+    /// See [`Table::occupants`].
+    pub occupants: Vec<Occupant>,
+    /// See [`Table::occupancy_exact`].
+    pub occupancy_exact: bool,
+}
+
+/// Entries of one service port.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Occupant {
+    /// The protocol.
+    pub proto: Protocol,
+    /// The service port: the destination port of the original direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The well-known name of the service; null if the port has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<Option<&'static str>>,
+    /// ICMP type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// ICMP code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
+    /// Its entries.
+    pub entries: u64,
+    /// Their part of all entries, rounded down.
+    pub share: f64,
+    /// Entries that come, per second, over about ten seconds.
+    pub new_per_s: f64,
+    /// How long they last, if that was measured.
+    pub mean_lifetime_s: Option<f64>,
+    /// The part of them in TIME_WAIT when last looked at; null if unknown or not TCP.
+    pub time_wait_share: Option<f64>,
+}
+
+/// `count / max`, rounded down so that only a full table shows as full.
+#[must_use]
+pub fn fill(count: u32, max: u32) -> Option<f64> {
+    (max != 0).then(|| (f64::from(count) / f64::from(max) * 10_000.0).floor() / 10_000.0)
+}

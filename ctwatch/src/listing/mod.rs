@@ -1,0 +1,161 @@
+//! What advice needs of a census: per service and way, in which phase its entries are and since when.
+//! Bounded: services beyond the first 2,048 are summed up by protocol.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::advise::demand::Timeouts;
+use crate::model::{Address, Direction, Listed, Phase, Remaining};
+
+/// Services with an account of their own.
+const MOST: usize = 2048;
+/// Pairs of addresses remembered of one service.
+const PAIRS: usize = 16;
+
+/// Entries of one service in one phase.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// The timeout in force.
+    pub timeout: u32,
+    /// Entries.
+    pub entries: u32,
+    /// By the seconds since their timeout began anew.
+    pub idle: Remaining,
+    /// Those whose timeout began anew within the last [`Census::look_s`].
+    pub entered: u32,
+}
+
+/// Entries of one service.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Collected {
+    /// By phase.
+    pub phases: BTreeMap<Phase, Seen>,
+    pairs: Pairs,
+}
+
+/// Different pairs of addresses of one service.
+#[derive(Clone, Debug, PartialEq)]
+enum Pairs {
+    /// These.
+    Few(Vec<(Address, Address)>),
+    /// So many, of which only the number was kept.
+    Counted(u32),
+    Many,
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Pairs {
+    fn add(&mut self, pair: (Address, Address)) {
+        let Self::Few(pairs) = self else { return };
+        if pairs.contains(&pair) {
+            return;
+        }
+        if pairs.len() == PAIRS {
+            *self = Self::Many;
+        } else {
+            pairs.push(pair);
+        }
+    }
+}
+
+impl Collected {
+    /// As it was kept in a recording.
+    #[must_use]
+    pub fn restored(phases: BTreeMap<Phase, Seen>, pairs: Option<u32>) -> Self {
+        Self { phases, pairs: pairs.map_or(Pairs::Many, Pairs::Counted) }
+    }
+
+    /// All its entries.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.phases.values().map(|seen| seen.entries).sum()
+    }
+
+    /// Different pairs of addresses; none if they are many.
+    #[must_use]
+    pub fn pairs(&self) -> Option<u32> {
+        match &self.pairs {
+            Pairs::Few(pairs) => Some(pairs.len() as u32),
+            Pairs::Counted(pairs) => Some(*pairs),
+            Pairs::Many => None,
+        }
+    }
+}
+
+/// A census, by service and way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Census {
+    timeouts: Timeouts,
+    look_s: u32,
+    services: HashMap<(u8, u16, Direction), Collected>,
+}
+
+impl Census {
+    /// Nothing counted yet. Arrivals in each phase are read from the last `look_s` seconds.
+    #[must_use]
+    pub fn new(timeouts: Timeouts, look_s: u32) -> Self {
+        Self { timeouts, look_s: look_s.max(1), services: HashMap::new() }
+    }
+
+    /// As it was kept in a recording.
+    #[must_use]
+    pub fn restored(
+        timeouts: Timeouts,
+        look_s: u32,
+        services: HashMap<(u8, u16, Direction), Collected>,
+    ) -> Self {
+        Self { timeouts, look_s, services }
+    }
+
+    /// Counts an entry; returns how long its timeout has been running, seconds.
+    pub fn add(&mut self, entry: &Listed, direction: Direction) -> u32 {
+        let mut key = (entry.proto, entry.port, direction);
+        if self.services.len() >= MOST && !self.services.contains_key(&key) {
+            key.1 = 0;
+        }
+        let service = self.services.entry(key).or_default();
+        let phase = Phase::of(entry.proto, entry.tcp_state, entry.assured);
+        // A timeout that can't be read is at least what an entry has left.
+        let timeout = self.timeouts.get(&phase).copied().unwrap_or(entry.left);
+        let seen = service.phases.entry(phase).or_insert_with(|| Seen {
+            timeout,
+            entries: 0,
+            idle: Remaining::default(),
+            entered: 0,
+        });
+        // What is left is cut to whole seconds: with a timeout of 30, 29 are left during the first second.
+        let idle = seen.timeout.saturating_sub(1).saturating_sub(entry.left);
+        seen.entries += 1;
+        seen.idle.add(idle);
+        seen.entered += u32::from(idle < self.look_s.min(seen.timeout));
+        service.pairs.add((entry.src, entry.dst));
+        idle
+    }
+
+    /// All services.
+    pub fn services(&self) -> impl Iterator<Item = (&(u8, u16, Direction), &Collected)> {
+        self.services.iter()
+    }
+
+    /// Timeouts in force.
+    #[must_use]
+    pub const fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
+    /// The timeout in force, if it is known.
+    #[must_use]
+    pub fn timeout(&self, phase: Phase) -> Option<u32> {
+        self.timeouts.get(&phase).copied()
+    }
+
+    /// Over how many seconds arrivals were counted, at most.
+    #[must_use]
+    pub const fn look_s(&self) -> u32 {
+        self.look_s
+    }
+}

@@ -1,0 +1,25 @@
+//! The ways to see losses, by the names that flags, files and JSON use.
+//! Which of them works on a host is decided elsewhere.
+
+/// Where the losses come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// Programs on conntrack's own functions: causes are known.
+    Kprobe,
+    /// The kfree_skb tracepoint: causes are inferred.
+    Tracepoint,
+    /// No programs; only what the kernel counts by itself.
+    Counters,
+}
+
+impl Backend {
+    /// The spelling in JSON and flags.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+            Self::Counters => "counters",
+        }
+    }
+}

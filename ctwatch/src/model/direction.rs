@@ -1,0 +1,154 @@
+//! Where a flow goes, seen from the netns that tracks it: by which of its ends are that netns's own addresses.
+//! Nothing is guessed from ports or devices; an entry holds neither devices nor hooks.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Address, Listed, LocalAddress};
+
+/// Where a flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From this netns to itself.
+    Loopback,
+    /// From elsewhere to this netns.
+    In,
+    /// From this netns to elsewhere.
+    Out,
+    /// From elsewhere to elsewhere.
+    Forwarded,
+}
+
+impl Direction {
+    /// By number.
+    pub const ALL: [Self; 4] = [Self::Loopback, Self::In, Self::Out, Self::Forwarded];
+
+    /// Its spelling in JSON and text.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loopback => "loopback",
+            Self::In => "in",
+            Self::Out => "out",
+            Self::Forwarded => "forwarded",
+        }
+    }
+
+    /// The direction with this spelling.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|direction| direction.name() == name)
+    }
+}
+
+/// The addresses of a netns.
+#[derive(Clone, Debug)]
+pub struct Locals {
+    addresses: HashSet<Address>,
+    /// Whole networks on a loopback device.
+    networks: Vec<IpNet>,
+}
+
+impl Default for Locals {
+    fn default() -> Self {
+        Self::new(&[])
+    }
+}
+
+impl Locals {
+    /// Those, and what is local everywhere.
+    #[must_use]
+    pub fn new(found: &[LocalAddress]) -> Self {
+        let mut addresses = HashSet::from([Address::from(IpAddr::from(Ipv6Addr::LOCALHOST))]);
+        let mut networks = vec![IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8))];
+        for LocalAddress { address, prefix, on_loopback, broadcast } in found {
+            addresses.insert((*address).into());
+            addresses.extend(broadcast.map(Address::from));
+            // fib_add_ifaddr, net/ipv4/fib_frontend.c: a network on a loopback device is local as a whole.
+            if *on_loopback && address.is_ipv4() {
+                networks.extend(IpNet::new(*address, *prefix).map(|network| network.trunc()));
+            }
+        }
+        networks.dedup();
+        Self { addresses, networks }
+    }
+
+    /// Where this entry's flow goes. The far end is the reply's source: what the destination became after NAT.
+    #[must_use]
+    pub fn direction(&self, entry: &Listed) -> Direction {
+        match (self.holds(entry.src), self.holds(entry.reply_src)) {
+            (true, true) => Direction::Loopback,
+            (true, false) => Direction::Out,
+            (false, true) => Direction::In,
+            // What many hosts are meant to hear isn't forwarded by this one.
+            (false, false) if is_for_many(entry.reply_src) => Direction::In,
+            (false, false) => Direction::Forwarded,
+        }
+    }
+
+    fn holds(&self, address: Address) -> bool {
+        self.addresses.contains(&address) || {
+            let address = IpAddr::from(address);
+            address.is_ipv4() && self.networks.iter().any(|network| network.contains(&address))
+        }
+    }
+}
+
+fn is_for_many(address: Address) -> bool {
+    match IpAddr::from(address) {
+        IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_multicast(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn direction(src: &str, reply_src: &str) -> Direction {
+        let local = |address: &str, prefix, on_loopback, broadcast: Option<&str>| LocalAddress {
+            address: address.parse().unwrap(),
+            prefix,
+            on_loopback,
+            broadcast: broadcast.map(|address| address.parse().unwrap()),
+        };
+        let locals = Locals::new(&[
+            local("127.0.0.1", 8, true, None),
+            local("10.1.0.1", 16, true, None),
+            local("192.0.2.7", 24, false, Some("192.0.2.255")),
+            local("fd00::7", 64, false, None),
+        ]);
+        let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        locals.direction(&Listed { src: address(src), reply_src: address(reply_src), ..Listed::default() })
+    }
+
+    #[test]
+    fn a_flow_is_judged_by_which_of_its_ends_are_local() {
+        use Direction::{Forwarded, In, Loopback, Out};
+        for (src, reply_src, expected) in [
+            ("127.0.0.1", "127.0.0.53", Loopback),
+            ("192.0.2.7", "192.0.2.7", Loopback),
+            ("::1", "::1", Loopback),
+            ("192.0.2.7", "198.51.100.1", Out),
+            ("fd00::7", "fd00::8", Out),
+            ("198.51.100.1", "192.0.2.7", In),
+            ("198.51.100.1", "10.1.200.200", In),
+            ("198.51.100.1", "172.17.0.2", Forwarded),
+            ("fd00::8", "fd00::9", Forwarded),
+        ] {
+            assert_eq!(direction(src, reply_src), expected, "{src} -> {reply_src}");
+        }
+    }
+
+    #[test]
+    fn what_many_hosts_hear_is_not_forwarded() {
+        assert_eq!(direction("192.0.2.9", "192.0.2.255"), Direction::In);
+        assert_eq!(direction("192.0.2.9", "224.0.0.251"), Direction::In);
+        assert_eq!(direction("0.0.0.0", "255.255.255.255"), Direction::In);
+        assert_eq!(direction("fe80::1", "ff02::fb"), Direction::In);
+        assert_eq!(direction("192.0.2.7", "224.0.0.251"), Direction::Out);
+    }
+}

@@ -1,0 +1,50 @@
+//! One entry of a conntrack table, as a ctnetlink dump lists it.
+//! Plain data of fixed size; what nobody asked for stays zero.
+
+use super::Address;
+
+/// What a census needs of one entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// CTA_ID; 0 if it has none. A hash of 32 bits: two of a million entries often share one.
+    pub id: u32,
+    /// A hash of the original tuple, to tell those apart.
+    pub tuple: u64,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Destination port of the original direction; for ICMP `type << 8 | code`; 0 where there is neither.
+    pub port: u16,
+    /// Both sides talk (IPS_ASSURED).
+    pub assured: bool,
+    /// The other side answered (IPS_SEEN_REPLY).
+    pub seen_reply: bool,
+    /// enum tcp_conntrack; 0 for other protocols.
+    pub tcp_state: u8,
+    /// enum sctp_conntrack; 0 for other protocols.
+    pub sctp_state: u8,
+    /// Seconds until it expires.
+    pub left: u32,
+    /// When it was made, nanoseconds since 1970; 0 unless nf_conntrack_timestamp was on.
+    pub started_ns: u64,
+    /// Source of the original direction (only if [`Wanted::addresses`]).
+    pub src: Address,
+    /// Destination of the original direction (only if [`Wanted::addresses`]).
+    pub dst: Address,
+    /// Source port of the original direction (only if [`Wanted::addresses`] and the protocol has ports).
+    pub sport: u16,
+    /// Source of the reply direction: the destination after NAT (only if [`Wanted::addresses`]).
+    pub reply_src: Address,
+    /// The mark (only if [`Wanted::marks`]).
+    pub mark: u32,
+    /// The zone, of whichever direction has one (only if [`Wanted::marks`]).
+    pub zone: u16,
+}
+
+/// What a dump is read for besides the attributes that every census needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The addresses of both directions.
+    pub addresses: bool,
+    /// Mark and zone.
+    pub marks: bool,
+}

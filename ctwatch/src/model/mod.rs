@@ -1,0 +1,28 @@
+//! The ground: plain data that all rooms speak of, live or replayed.
+//! Only `clock` reads a clock; nothing else here does I/O.
+
+mod address;
+mod backend;
+mod census;
+mod clock;
+mod counters;
+mod direction;
+mod entry;
+mod event;
+mod ids;
+mod protocol;
+mod state_name;
+mod timeout;
+
+pub use address::{Address, LocalAddress};
+pub use backend::Backend;
+pub use census::{Base, Census, CensusKey, Detail, FlowSample, Mix, Remaining, Timeouts};
+pub use clock::{Clock, WallMono, monotonic_ns};
+pub use counters::KernelCounters;
+pub use direction::{Direction, Locals};
+pub use entry::{Listed, Wanted};
+pub use event::{Loss, NetnsSample, Sample, SlotSample};
+pub use ids::{NetnsId, ProcessId, Role, Who};
+pub use protocol::{Protocol, service};
+pub use state_name::{TCP_STATES, state_name};
+pub use timeout::Phase;

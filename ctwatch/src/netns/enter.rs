@@ -1,0 +1,47 @@
+//! Running something inside a netns, on a thread that ends with the visit.
+//! The rest of the process never changes its netns.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns};
+
+use super::{Place, id_of};
+
+/// Runs something on a thread of its own, which may change its netns; the rest of the process never does.
+pub fn on_a_visit<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let visit = thread::Builder::new()
+            .name("netns-visit".to_owned())
+            .stack_size(256 << 10)
+            .spawn_scoped(scope, work)
+            .context("starting a thread to visit a netns")?;
+        visit.join().ok().context("a visit to a netns panicked")
+    })
+}
+
+/// Runs something inside a netns.
+pub fn inside<T: Send>(place: &Place, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_a_visit(|| {
+        enter(place)?;
+        work()
+    })?
+}
+
+/// Moves this thread into a netns, unless it is there already.
+pub fn enter(place: &Place) -> Result<()> {
+    let here = id_of(Path::new("/proc/thread-self/ns/net"))?;
+    if here.inode() == place.id.inode() {
+        return Ok(());
+    }
+    let file =
+        File::open(&place.path).with_context(|| format!("opening the netns {}", place.path.display()))?;
+    let found = file.metadata().context("looking up an open netns")?.ino();
+    ensure!(found == u64::from(place.id.inode()), "{} leads to another netns by now", place.path.display());
+    setns(file, CloneFlags::CLONE_NEWNET).with_context(|| {
+        format!("entering the netns {} (this needs CAP_SYS_ADMIN: run as root)", place.path.display())
+    })
+}

@@ -1,0 +1,69 @@
+//! Network namespaces: which there are, what they are called, and how to run something inside one.
+//! Only short-lived visiting threads change their netns; no fd into a netns outlives a visit, so none is kept alive.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::model::NetnsId;
+
+mod discover;
+mod enter;
+mod name;
+
+pub use discover::discover;
+pub use enter::{enter, inside, on_a_visit};
+
+/// A netns and a way into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its inode number.
+    pub id: NetnsId,
+    /// A file that leads into it.
+    pub path: PathBuf,
+    /// "host", the name its maker gave it, or that of the container that lives in it.
+    pub name: Option<String>,
+    /// The container or pod that lives in it; else the systemd unit.
+    pub container: Option<String>,
+}
+
+/// The netns a file leads into.
+pub fn id_of(path: &Path) -> Result<NetnsId> {
+    let inode = std::fs::metadata(path).with_context(|| format!("looking up {}", path.display()))?.ino();
+    Ok(NetnsId(u32::try_from(inode).context("a netns inode number does not fit 32 bits")?))
+}
+
+/// The netns this process started in.
+pub fn own() -> Result<NetnsId> {
+    id_of(Path::new("/proc/self/ns/net"))
+}
+
+/// Finds the netns a user named: a name, an inode number, or a process.
+pub fn find(places: &BTreeMap<NetnsId, Place>, name: &str) -> Result<NetnsId> {
+    if let Some(place) = places.values().find(|place| place.name.as_deref() == Some(name)) {
+        return Ok(place.id);
+    }
+    let known: Vec<_> = places.values().filter_map(|place| place.name.as_deref()).collect();
+    bail!("there is no netns named {name:?}; known names: {}", known.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_netns_is_always_discovered() {
+        let places = discover().expect("/proc is readable");
+        assert!(places.contains_key(&own().expect("/proc is readable")));
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let id = NetnsId(1);
+        let place = Place { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()), container: None };
+        let error = find(&BTreeMap::from([(id, place)]), "red").expect_err("red is unknown").to_string();
+        assert!(error.contains("\"red\"") && error.contains("blue"), "{error}");
+    }
+}

@@ -1,0 +1,93 @@
+//! What a netns is called: by process 1, by a name in /run/netns, or after the container that lives in it.
+//! A few processes of each netns are asked, not all.
+
+use std::collections::BTreeMap;
+
+use super::Place;
+use crate::kernel::roots::Roots;
+use crate::model::NetnsId;
+use crate::process::cgroup;
+use crate::process::container::{self, Kind};
+
+/// What the netns of process 1 is called.
+pub(super) const HOST: &str = "host";
+/// Processes of one netns whose cgroups are read until one is a container's.
+const ASKED: u8 = 3;
+
+/// Which container lives in which netns, by the first processes met there.
+#[derive(Debug, Default)]
+pub(super) struct Dwellers(BTreeMap<NetnsId, Dweller>);
+
+#[derive(Debug, Default)]
+struct Dweller {
+    asked: u8,
+    found: Option<(Kind, String)>,
+}
+
+impl Dwellers {
+    pub fn met(&mut self, id: NetnsId, pid: u32) {
+        let dweller = self.0.entry(id).or_default();
+        let settled = matches!(dweller.found, Some((Kind::Container, _)));
+        if settled || dweller.asked >= ASKED {
+            return;
+        }
+        dweller.asked += 1;
+        let path = cgroup::of_process(&Roots::default(), pid);
+        dweller.consider(path.as_deref().unwrap_or_default());
+    }
+
+    pub fn name(self, places: &mut BTreeMap<NetnsId, Place>) {
+        for (id, dweller) in self.0 {
+            let Some((place, (_, name))) = places.get_mut(&id).zip(dweller.found) else { continue };
+            place.name.get_or_insert_with(|| name.clone());
+            place.container = Some(name);
+        }
+    }
+}
+
+impl Dweller {
+    /// A container runtime's word is worth more than a unit's, and that more than a session's.
+    fn consider(&mut self, cgroup: &str) {
+        if let Some(container) = container::of_path(cgroup)
+            && self.found.as_ref().is_none_or(|(kind, _)| container.kind < *kind)
+        {
+            self.found = Some((container.kind, container.netns_name()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn a_netns_is_called_after_the_container_rather_than_the_unit_that_lives_in_it() {
+        let id = NetnsId(1);
+        let mut dweller = Dweller::default();
+        let docker = format!("/system.slice/docker-{}.scope", "ab".repeat(32));
+        for path in [
+            "",
+            "/user.slice/user-0.slice/session-1.scope",
+            "/system.slice/vpn.service",
+            &docker,
+            "/init.scope",
+        ] {
+            dweller.consider(path);
+        }
+        let place = |name: Option<&str>| Place {
+            id,
+            path: PathBuf::from("/x"),
+            name: name.map(str::to_owned),
+            container: None,
+        };
+        for (name, expected) in [(None, "docker:abababababab"), (Some("blue"), "blue")] {
+            let mut places = BTreeMap::from([(id, place(name))]);
+            let found = dweller.found.clone();
+            Dwellers(BTreeMap::from([(id, Dweller { asked: 3, found })])).name(&mut places);
+            assert_eq!(places[&id].name.as_deref(), Some(expected));
+            assert_eq!(places[&id].container.as_deref(), Some("docker:abababababab"));
+        }
+    }
+}

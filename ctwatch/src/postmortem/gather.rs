@@ -1,0 +1,396 @@
+//! From a recording to the postmortem's data: one pass over its ticks, then the sampled events of those that lost something.
+//! Reads the recording, decides nothing about looks.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use anyhow::Result;
+use ctwatch_common::Cause;
+use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
+use jiff::Timestamp;
+
+use super::model::{
+    Arrivals, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoticeLine, Occupant, Port, Span,
+    Story, VictimPort, Victims, Worst,
+};
+use super::pass::{BANDS, Pass, cause_of};
+use super::{Wish, advice, sampled};
+use crate::contract::{Counted, Unexplained};
+use crate::error::Failure;
+use crate::model::NetnsId;
+use crate::record::anonymize::Anonymizer;
+use crate::record::reader::RecordedRun;
+use crate::record::rebuild::{Names, counters};
+use crate::record::rows::{Incident, Reason};
+use crate::record::{Recording, span};
+
+/// Rows of a table of ports.
+const PORTS: usize = 12;
+/// Between two runs so much may pass.
+const BETWEEN_RUNS_S: f64 = 2.0;
+
+type AllNames = HashMap<NetnsId, Names>;
+
+pub(super) fn host(
+    path: &Path,
+    wish: &Wish,
+    span: span::Span,
+    version: &'static str,
+    mut anonymizer: Option<&mut Anonymizer>,
+) -> Result<Host> {
+    let recording = Recording::open(path)?;
+    let runs = recording.runs()?;
+    let incidents = incidents(&recording, &runs)?;
+    let chosen = wish.incident.map(|number| choose(path, &incidents, number)).transpose()?;
+    let chosen_ticks = chosen.as_ref().map(|(_, _, one)| one.detail_from..=one.detail_to);
+    let mut pass = Pass::default();
+    let (mut names, mut certainty, mut changes) = (AllNames::new(), Certainty::default(), Vec::new());
+    let mut ticks: Option<RangeInclusive<i64>> = None;
+    let mut before: Option<Timestamp> = None;
+    let mut last_run = None;
+    for (index, run) in runs.iter().enumerate() {
+        if chosen.as_ref().is_some_and(|(of, ..)| *of != run.id) {
+            continue;
+        }
+        let is_inside = |id: i64, time: Timestamp| {
+            chosen_ticks.as_ref().is_none_or(|ticks| ticks.contains(&id)) && span.contains(time)
+        };
+        pass.begin_run();
+        let until = chosen_ticks.as_ref().map_or(i64::MAX, |ticks| *ticks.end());
+        let (mut touched, mut last) = (false, None);
+        for stored in recording.ticks(run, i64::MIN..=until)? {
+            let stored = stored?;
+            let inside = is_inside(stored.id, stored.tick.time);
+            pass.add(&stored, inside);
+            last = Some(stored.tick.time);
+            if inside {
+                touched = true;
+                let from = ticks.as_ref().map_or(stored.first, |ticks| *ticks.start());
+                ticks = Some(from..=stored.id);
+            }
+        }
+        pass.end_run();
+        if !touched {
+            before = last.or(before);
+            continue;
+        }
+        names.extend(names_of(&recording, run, anonymizer.as_deref_mut())?);
+        about_run(run, index + 1 == runs.len(), before, &mut certainty);
+        before = last.or(before);
+        let cut = Cut { span, is_incident: wish.incident.is_some() };
+        about_settings(&recording, run, cut, &pass, &mut changes, &mut certainty)?;
+        last_run = Some(run);
+    }
+    let unit_is_packets = packets(&pass) > 0;
+    let (kept, flows, sources, processes) =
+        sampled::estimate(&recording, &pass.lossy, unit_is_packets, anonymizer.as_deref_mut())?;
+    certainty.events_kept = kept;
+    let (advice, no_advice) = match &ticks {
+        Some(ticks) => advice::of(&recording, version, ticks.clone(), anonymizer.as_deref_mut()),
+        None => (None, None),
+    };
+    let shown = incidents.into_iter().filter(|(_, number, one)| {
+        wish.incident.map_or_else(
+            || ticks.as_ref().is_some_and(|ticks| ticks.contains(&one.tick)),
+            |wanted| wanted == *number,
+        )
+    });
+    let incidents = shown.map(|(_, number, one)| IncidentLine {
+        number,
+        condition: one.condition,
+        time: one.at.time,
+        ceased: one.ceased,
+    });
+    let incidents = incidents.collect();
+    let describes = last_run.or(runs.last());
+    fill_in(&pass, &mut certainty, describes);
+    let victims = Victims { ports: victim_ports(&pass, &names), flows, sources, processes };
+    let counted = Counted(pass.counted.map(unsigned));
+    let [drop, early_drop, insert_failed, chaintoolong] = pass.unexplained;
+    let (mut file, mut host) = (path.display().to_string(), describes.and_then(|run| run.run.host.clone()));
+    if let Some(anonymizer) = anonymizer {
+        file = "recording".to_owned();
+        host = host.map(|host| anonymizer.host(&host));
+        for notice in &mut certainty.notices {
+            notice.text = "words are left out".to_owned();
+        }
+    }
+    let span = pass.from.zip(pass.to).map(|(from, to)| Span {
+        from,
+        to,
+        watched_s: pass.watched_s,
+        ticks: pass.ticks,
+    });
+    Ok(Host {
+        file,
+        host,
+        kernel_release: describes.map(|run| run.run.kernel_release.clone()),
+        backend: describes.map(|run| run.run.backend.clone()),
+        span,
+        incidents,
+        story: story(&pass, &names),
+        victims,
+        worst: worst(&pass, &names),
+        by_fill: bands(&pass),
+        changes,
+        arrivals: arrivals(&pass),
+        kernel_counters: counters(pass.kernel),
+        in_kernel_terms: counted.in_kernel_terms(),
+        counted,
+        unexplained: Unexplained { drop, early_drop, insert_failed, chaintoolong },
+        advice,
+        no_advice,
+        certainty,
+        timeline: pass.series.points(),
+    })
+}
+
+/// In their order, so that the same recording gives the same numbers.
+fn names_of(
+    recording: &Recording,
+    run: &RecordedRun,
+    mut anonymizer: Option<&mut Anonymizer>,
+) -> Result<Vec<(NetnsId, Names)>> {
+    let mut names: Vec<(NetnsId, Names)> = recording.names(run.id)?.into_iter().collect();
+    names.sort_by_key(|(id, _)| *id);
+    for (_, names) in &mut names {
+        if let Some(anonymizer) = anonymizer.as_deref_mut() {
+            anonymizer.names(names);
+        }
+    }
+    Ok(names)
+}
+
+fn incidents(recording: &Recording, runs: &[RecordedRun]) -> Result<Vec<(i64, i64, Incident)>> {
+    let mut all = Vec::new();
+    for run in runs {
+        all.extend(recording.incidents(run.id)?.into_iter().map(|(number, one)| (run.id, number, one)));
+    }
+    Ok(all)
+}
+
+fn choose(path: &Path, incidents: &[(i64, i64, Incident)], number: i64) -> Result<(i64, i64, Incident)> {
+    if let Some(found) = incidents.iter().find(|(_, known, _)| *known == number) {
+        return Ok(found.clone());
+    }
+    let known: Vec<String> = incidents
+        .iter()
+        .map(|(_, number, one)| format!("{number} ({}, {:.0})", one.condition, one.at.time))
+        .collect();
+    let known = if known.is_empty() { "it has none".to_owned() } else { known.join(", ") };
+    let path = path.display();
+    Err(Failure::usage(format!("--incident {number}: {path} has no such incident; {known}")).into())
+}
+
+fn about_run(run: &RecordedRun, is_last: bool, before: Option<Timestamp>, certainty: &mut Certainty) {
+    let started = run.run.started.time;
+    if let Some(before) = before {
+        let seconds = started.duration_since(before).as_secs_f64();
+        if seconds > BETWEEN_RUNS_S {
+            certainty.gaps.push(Gap { from: before, seconds });
+        }
+    }
+    match run.end {
+        None if is_last => {
+            certainty
+                .unfinished_runs
+                .push(format!("the run of {started:.0} has no end: it goes on, or was killed"));
+        }
+        None => certainty.unfinished_runs.push(format!("the run of {started:.0} was killed")),
+        Some(end) if matches!(end.reason, Reason::DiskFull | Reason::Failed) => {
+            certainty.broken_runs.push(format!("the run of {started:.0} ended by {}", end.reason.name()));
+        }
+        Some(_) => {}
+    }
+}
+
+/// What of a recording is asked for.
+#[derive(Clone, Copy)]
+struct Cut {
+    span: span::Span,
+    is_incident: bool,
+}
+
+/// Changed settings and what was said, up to the end of the span.
+fn about_settings(
+    recording: &Recording,
+    run: &RecordedRun,
+    cut: Cut,
+    pass: &Pass,
+    changes: &mut Vec<Change>,
+    certainty: &mut Certainty,
+) -> Result<()> {
+    let until = pass.to.filter(|_| cut.span.to.is_some() || cut.is_incident);
+    let is_before_end = |time: Timestamp| until.is_none_or(|until| time <= until);
+    let settings = recording.settings(run.id)?.into_iter();
+    let changed = settings.filter(|one| one.before.is_some() && is_before_end(one.at.time));
+    changes.extend(changed.map(|one| Change {
+        time: one.at.time,
+        name: one.name,
+        before: one.before,
+        value: one.value,
+    }));
+    let notices = recording.notices(run.id)?.into_iter();
+    let notices = notices.filter(|one| {
+        is_before_end(one.at.time) && cut.span.from.or(pass.from).is_none_or(|from| one.at.time >= from)
+    });
+    certainty.notices.extend(notices.map(|one| NoticeLine {
+        time: one.at.time,
+        code: one.code,
+        text: one.text,
+    }));
+    Ok(())
+}
+
+fn fill_in(pass: &Pass, certainty: &mut Certainty, run: Option<&RecordedRun>) {
+    certainty.inferred = run.is_some_and(|run| run.run.backend == "tracepoint");
+    certainty.counts_flows = run.is_some_and(|run| run.run.counts_flows);
+    certainty.lost_events = unsigned(pass.lost_events);
+    certainty.without_port = unsigned(pass.without_port.iter().sum());
+    certainty.ambiguous = unsigned(pass.ambiguous);
+    certainty.events_seen = pass.events_seen;
+    certainty.thinned_ticks = pass.thinned;
+    certainty.dropped_ticks = pass.dropped;
+    certainty
+        .gaps
+        .extend(pass.gaps.iter().map(|Gap { from, seconds }| Gap { from: *from, seconds: *seconds }));
+    certainty.gaps.sort_by_key(|gap| gap.from);
+    certainty.clock_steps =
+        pass.steps.iter().map(|step| super::model::Step { time: step.time, seconds: step.seconds }).collect();
+}
+
+fn packets(pass: &Pass) -> i64 {
+    let packets = |cause: &Cause| cause.unit().name() == "packets" && *cause != Cause::Invalid;
+    Cause::ALL.into_iter().filter(packets).map(|cause| pass.counted[cause as usize]).sum()
+}
+
+fn story(pass: &Pass, names: &AllNames) -> Story {
+    let entries = [Cause::Evicted, Cause::GcEvicted].map(|cause| pass.counted[cause as usize]).iter().sum();
+    let lasted_s = pass
+        .first_loss
+        .zip(pass.last_loss)
+        .map_or(0.0, |((first, interval), last)| last.duration_since(first).as_secs_f64() + interval);
+    Story {
+        first_sign: pass.first_sign.map(|(time, _)| time),
+        fill_at_first_sign: pass.first_sign.and_then(|(_, fill)| fill),
+        full_at: pass.full_at,
+        first_loss: pass.first_loss.map(|(time, _)| time),
+        last_loss: pass.last_loss,
+        lasted_s,
+        losing_s: pass.losing_s,
+        packets_lost: unsigned(packets(pass)),
+        entries_lost: unsigned(entries),
+        peak: pass.peak.map(|(time, netns, count, max)| Fill {
+            time,
+            netns: name(names, netns),
+            count,
+            max,
+            fill: f64::from(count) / f64::from(max),
+        }),
+    }
+}
+
+fn victim_ports(pass: &Pass, names: &AllNames) -> Vec<VictimPort> {
+    let mut ports: Vec<VictimPort> = pass
+        .losses
+        .iter()
+        .filter_map(|(key, losses)| {
+            let cause = Cause::from_number(cause_of(*key) as u8)?;
+            let port =
+                (key.kind & KIND_UNATTRIBUTED == 0).then_some(Port { proto: key.proto, port: key.port });
+            Some(VictimPort {
+                netns: name(names, NetnsId(key.netns)),
+                port,
+                service: port.and_then(Port::service),
+                loopback: port.map(|_| key.kind & KIND_LOOPBACK != 0),
+                cause: cause.name(),
+                unit: cause.unit().name(),
+                losses: unsigned(*losses),
+            })
+        })
+        .filter(|row| row.losses > 0)
+        .collect();
+    ports.sort_by(|a, b| b.losses.cmp(&a.losses).then(a.port.cmp(&b.port)));
+    ports.truncate(PORTS);
+    ports
+}
+
+fn worst(pass: &Pass, names: &AllNames) -> Option<Worst> {
+    let moment = pass.worst.as_ref()?;
+    let listed: i64 = moment.occupants.iter().map(|(_, entries, _)| entries).sum();
+    let whole = moment.count.map_or(listed, i64::from).max(listed).max(1);
+    let share = |entries: i64| entries as f64 / whole as f64;
+    let mut occupants: Vec<Occupant> = moment
+        .occupants
+        .iter()
+        .map(|(port, entries, time_wait)| Occupant {
+            port: Some(*port),
+            service: port.service(),
+            entries: unsigned(*entries),
+            share: share(*entries),
+            time_wait: *time_wait,
+        })
+        .collect();
+    if !occupants.is_empty() && whole > listed {
+        occupants.push(Occupant {
+            port: None,
+            service: None,
+            entries: unsigned(whole - listed),
+            share: share(whole - listed),
+            time_wait: None,
+        });
+    }
+    Some(Worst {
+        time: moment.time,
+        netns: name(names, moment.netns),
+        count: moment.count,
+        max: moment.max,
+        lost_per_s: moment.lost_per_s,
+        occupants,
+        exact: moment.exact,
+    })
+}
+
+fn bands(pass: &Pass) -> Vec<Band> {
+    let bands = BANDS.iter().zip(&pass.bands);
+    bands
+        .map(|(from, (seconds, packets, entries))| Band {
+            from: *from,
+            seconds: *seconds,
+            packets_lost: unsigned(*packets),
+            entries_lost: unsigned(*entries),
+        })
+        .collect()
+}
+
+fn arrivals(pass: &Pass) -> Vec<Arrivals> {
+    let per_s = |(counts, seconds): &(HashMap<Port, i64>, f64), port: &Port| {
+        (*seconds > 0.0).then(|| counts.get(port).copied().unwrap_or(0) as f64 / seconds)
+    };
+    let mut ports: Vec<Port> = pass.before.0.keys().chain(pass.during.0.keys()).copied().collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let mut rows: Vec<Arrivals> = ports
+        .into_iter()
+        .map(|port| Arrivals {
+            port,
+            service: port.service(),
+            before_per_s: per_s(&pass.before, &port),
+            during_per_s: per_s(&pass.during, &port),
+        })
+        .collect();
+    let most = |row: &Arrivals| row.before_per_s.unwrap_or(0.0).max(row.during_per_s.unwrap_or(0.0));
+    rows.sort_by(|a, b| most(b).total_cmp(&most(a)));
+    rows.truncate(PORTS);
+    rows
+}
+
+fn name(names: &AllNames, id: NetnsId) -> String {
+    let known = names.get(&id).and_then(|names| names.name.clone());
+    known.unwrap_or_else(|| format!("net:{}", id.inode()))
+}
+
+fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}

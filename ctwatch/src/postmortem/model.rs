@@ -1,0 +1,316 @@
+//! The postmortem as data: what every format shows, and the JSON contract of docs/schema/report.json.
+//! Fields are added, never renamed or given another meaning within one schema number.
+
+use ctwatch_common::Cause;
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+use super::series::Point;
+use crate::advise::report::Report as Advice;
+use crate::contract::{Counted, Unexplained};
+use crate::model::{KernelCounters, Protocol, service};
+
+/// All of it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    #[serde(rename = "type")]
+    pub(super) kind: &'static str,
+    pub(super) schema: u32,
+    pub(super) version: &'static str,
+    /// One a file, in the order given.
+    pub(super) hosts: Vec<Host>,
+}
+
+/// What one recording says.
+#[derive(Debug, Serialize)]
+pub(super) struct Host {
+    pub file: String,
+    pub host: Option<String>,
+    pub kernel_release: Option<String>,
+    pub backend: Option<String>,
+    /// What was looked at; null if no tick is in it.
+    pub span: Option<Span>,
+    /// The incident asked for, or all in the span.
+    pub incidents: Vec<IncidentLine>,
+    /// What happened.
+    pub story: Story,
+    /// Losses by cause, those without a port of their own included.
+    pub counted: Counted,
+    /// Who suffered.
+    pub victims: Victims,
+    /// Who filled the table at the worst moment; null if nobody knows.
+    pub worst: Option<Worst>,
+    /// Losses by how full the table was.
+    pub by_fill: Vec<Band>,
+    /// What changed before and meanwhile.
+    pub changes: Vec<Change>,
+    /// Arrivals by port before the first sign and while packets were lost.
+    pub arrivals: Vec<Arrivals>,
+    pub kernel_counters: KernelCounters,
+    pub in_kernel_terms: KernelCounters,
+    pub unexplained: Unexplained,
+    /// What would have prevented it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<Advice>,
+    /// Why there is no advice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_advice: Option<String>,
+    pub certainty: Certainty,
+    /// For plots.
+    pub timeline: Vec<Point>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Span {
+    #[serde(serialize_with = "millis")]
+    pub from: Timestamp,
+    #[serde(serialize_with = "millis")]
+    pub to: Timestamp,
+    /// Time that ticks account for.
+    #[serde(serialize_with = "rounded")]
+    pub watched_s: f64,
+    pub ticks: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct IncidentLine {
+    pub number: i64,
+    pub condition: String,
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    #[serde(serialize_with = "optional_millis")]
+    pub ceased: Option<Timestamp>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Story {
+    /// 90 % full, or something was lost.
+    #[serde(serialize_with = "optional_millis")]
+    pub first_sign: Option<Timestamp>,
+    /// The fill then.
+    #[serde(serialize_with = "optional_rounded")]
+    pub fill_at_first_sign: Option<f64>,
+    #[serde(serialize_with = "optional_millis")]
+    pub full_at: Option<Timestamp>,
+    #[serde(serialize_with = "optional_millis")]
+    pub first_loss: Option<Timestamp>,
+    #[serde(serialize_with = "optional_millis")]
+    pub last_loss: Option<Timestamp>,
+    /// From the beginning of the first tick with losses to the end of the last one.
+    #[serde(serialize_with = "rounded")]
+    pub lasted_s: f64,
+    /// Of that, in ticks that lost something.
+    #[serde(serialize_with = "rounded")]
+    pub losing_s: f64,
+    pub packets_lost: u64,
+    pub entries_lost: u64,
+    /// The highest fill.
+    pub peak: Option<Fill>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Fill {
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    pub netns: String,
+    pub count: u32,
+    pub max: u32,
+    #[serde(serialize_with = "rounded")]
+    pub fill: f64,
+}
+
+/// A service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Port {
+    pub proto: u8,
+    pub port: u16,
+}
+
+impl Port {
+    pub fn service(self) -> Option<&'static str> {
+        service(Protocol(self.proto), self.port)
+    }
+}
+
+impl std::fmt::Display for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let proto = Protocol(self.proto);
+        match proto {
+            proto if proto.is_icmp() => write!(f, "{proto} type {} code {}", self.port >> 8, self.port & 255),
+            proto if proto.has_ports() => write!(f, "{}/{proto}", self.port),
+            proto => write!(f, "{proto}"),
+        }
+    }
+}
+
+impl Serialize for Port {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Victims {
+    /// From exact counters.
+    pub ports: Vec<VictimPort>,
+    /// From sampled events, as all that follow.
+    pub flows: Vec<Estimate>,
+    pub sources: Vec<Estimate>,
+    pub processes: Vec<Estimate>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct VictimPort {
+    pub netns: String,
+    /// Null where the tuple was missed.
+    pub port: Option<Port>,
+    pub service: Option<&'static str>,
+    pub loopback: Option<bool>,
+    pub cause: &'static str,
+    pub unit: &'static str,
+    pub losses: u64,
+}
+
+/// Losses of something only events know.
+#[derive(Debug, Serialize)]
+pub(super) struct Estimate {
+    pub what: String,
+    /// Packets, scaled up from the sample.
+    #[serde(serialize_with = "rounded")]
+    pub about: f64,
+    /// Events it was seen in.
+    pub events: u64,
+}
+
+/// The worst moment.
+#[derive(Debug, Serialize)]
+pub(super) struct Worst {
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    pub netns: String,
+    pub count: Option<u32>,
+    pub max: Option<u32>,
+    #[serde(serialize_with = "rounded")]
+    pub lost_per_s: f64,
+    pub occupants: Vec<Occupant>,
+    /// Nothing came or went uncounted.
+    pub exact: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Occupant {
+    /// Null: all others.
+    pub port: Option<Port>,
+    pub service: Option<&'static str>,
+    pub entries: u64,
+    /// Of the table.
+    #[serde(serialize_with = "rounded")]
+    pub share: f64,
+    /// In TIME_WAIT, when last listed; null if unknown.
+    #[serde(serialize_with = "optional_rounded")]
+    pub time_wait: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Band {
+    /// From this fill on, to the next band.
+    pub from: f64,
+    /// Time the fullest table was in it.
+    #[serde(serialize_with = "rounded")]
+    pub seconds: f64,
+    pub packets_lost: u64,
+    pub entries_lost: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Change {
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    pub name: String,
+    pub before: Option<String>,
+    pub value: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Arrivals {
+    pub port: Port,
+    pub service: Option<&'static str>,
+    /// New entries a second; null if there was no time before.
+    #[serde(serialize_with = "optional_rounded")]
+    pub before_per_s: Option<f64>,
+    /// Null if nothing was lost.
+    #[serde(serialize_with = "optional_rounded")]
+    pub during_per_s: Option<f64>,
+}
+
+/// How sure all this is.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Certainty {
+    /// Causes were inferred, not seen.
+    pub inferred: bool,
+    pub lost_events: u64,
+    /// Losses without a port of their own.
+    pub without_port: u64,
+    pub ambiguous: u64,
+    pub events_seen: u64,
+    pub events_kept: u64,
+    pub thinned_ticks: u64,
+    /// Sums of what was dropped for room, whose times are unknown.
+    pub dropped_ticks: u64,
+    /// Between ticks or runs.
+    pub gaps: Vec<Gap>,
+    pub clock_steps: Vec<Step>,
+    /// When runs began that have no end.
+    pub unfinished_runs: Vec<String>,
+    /// Runs that ended by something else than a wish.
+    pub broken_runs: Vec<String>,
+    pub notices: Vec<NoticeLine>,
+    pub counts_flows: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Gap {
+    #[serde(serialize_with = "millis")]
+    pub from: Timestamp,
+    #[serde(serialize_with = "rounded")]
+    pub seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Step {
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    #[serde(serialize_with = "rounded")]
+    pub seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct NoticeLine {
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    pub code: String,
+    pub text: String,
+}
+
+/// Causes in their order, of which something was counted.
+pub(super) fn causes(counted: &Counted) -> impl Iterator<Item = (Cause, u64)> {
+    Cause::ALL.into_iter().map(|cause| (cause, counted.of(cause))).filter(|(_, losses)| *losses > 0)
+}
+
+// serde passes `serialize_with` fields by reference.
+
+pub(super) fn millis<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.3}"))
+}
+
+fn optional_millis<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_some(&time.map(|time| format!("{time:.3}")))
+}
+
+pub(super) fn rounded<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((number * 1e3).round() / 1e3)
+}
+
+fn optional_rounded<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_some(&number.map(|number| (number * 1e3).round() / 1e3))
+}

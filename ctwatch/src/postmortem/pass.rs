@@ -1,0 +1,372 @@
+//! The one pass over the ticks: everything the postmortem needs of them, in bounded memory.
+//! Pure; ticks before the span only keep the occupancy right.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+
+use ctwatch_common::Cause;
+use ctwatch_common::cause::{CAUSES, Unit};
+use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use jiff::Timestamp;
+
+use super::model::{Gap, Port, Step};
+use super::series::{Point, PortOrNone, Series};
+use crate::model::{Census, NetnsId};
+use crate::record::reader::Stored;
+use crate::record::tick::{Four, NetnsTick, Presence, Tick};
+
+/// From this fill on it is a sign.
+const SIGN: f64 = 0.9;
+/// Where the bands of fill begin.
+pub(super) const BANDS: [f64; 5] = [0.0, 0.5, 0.8, 0.9, 1.0];
+/// A pause between two ticks that is worth mention, seconds.
+const PAUSE_S: f64 = 0.5;
+/// A step of the wall clock that is, seconds.
+const STEP_S: f64 = 1.0;
+/// Occupants kept of one moment.
+const OCCUPANTS: usize = 8;
+
+/// What one port of one netns inserted less deleted, and what a census found it must be added to.
+#[derive(Debug, Default)]
+struct Entries {
+    net: HashMap<(NetnsId, Port), i64>,
+    bases: HashMap<(NetnsId, Port), i64>,
+    time_wait: HashMap<(NetnsId, Port), f64>,
+    known: HashMap<NetnsId, bool>,
+    overflow: i64,
+}
+
+/// The moment that was worst so far.
+#[derive(Debug)]
+pub(super) struct Moment {
+    pub time: Timestamp,
+    pub netns: NetnsId,
+    pub count: Option<u32>,
+    pub max: Option<u32>,
+    pub lost_per_s: f64,
+    pub fill: f64,
+    pub occupants: Vec<(Port, i64, Option<f64>)>,
+    pub exact: bool,
+}
+
+/// One tick with losses, for weighing the sampled events.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lossy {
+    pub first: i64,
+    pub last: i64,
+    pub losses: [i64; CAUSES],
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pass {
+    netns: BTreeMap<NetnsId, NetnsTick>,
+    entries: Entries,
+    before_tick: Option<(Timestamp, i64)>,
+    pub ticks: u64,
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+    pub watched_s: f64,
+    pub series: Series,
+    pub losses: BTreeMap<SlotKey, i64>,
+    pub counted: [i64; CAUSES],
+    pub without_port: [i64; CAUSES],
+    pub lost_events: i64,
+    pub ambiguous: i64,
+    pub events_seen: u64,
+    pub kernel: Four,
+    unexplained_before: Four,
+    unexplained_now: Four,
+    pub unexplained: Four,
+    pub lossy: Vec<Lossy>,
+    pub first_sign: Option<(Timestamp, Option<f64>)>,
+    pub full_at: Option<Timestamp>,
+    pub first_loss: Option<(Timestamp, f64)>,
+    pub last_loss: Option<Timestamp>,
+    pub losing_s: f64,
+    pub peak: Option<(Timestamp, NetnsId, u32, u32)>,
+    pub worst: Option<Moment>,
+    pub bands: [(f64, i64, i64); BANDS.len()],
+    pub before: (HashMap<Port, i64>, f64),
+    pub during: (HashMap<Port, i64>, f64),
+    pending: (HashMap<Port, i64>, f64),
+    pub thinned: u64,
+    pub dropped: u64,
+    pub gaps: Vec<Gap>,
+    pub steps: Vec<Step>,
+}
+
+impl Pass {
+    /// A run begins: its counters and tables are its own.
+    pub fn begin_run(&mut self) {
+        self.netns.clear();
+        self.entries = Entries::default();
+        self.before_tick = None;
+        self.unexplained_before = [0; 4];
+        self.unexplained_now = [0; 4];
+    }
+
+    /// A run is over.
+    pub fn end_run(&mut self) {
+        for (sum, (now, before)) in
+            self.unexplained.iter_mut().zip(self.unexplained_now.iter().zip(self.unexplained_before))
+        {
+            *sum += now - before;
+        }
+    }
+
+    /// Takes in a tick.
+    pub fn add(&mut self, stored: &Stored, inside: bool) {
+        let tick = &stored.tick;
+        for netns in &tick.netns {
+            self.netns.insert(netns.id, *netns);
+        }
+        self.entries.add(tick);
+        if !inside {
+            self.unexplained_before = tick.unexplained;
+            self.unexplained_now = tick.unexplained;
+            self.before_tick = Some((tick.time, tick.mono_us));
+            return;
+        }
+        self.unexplained_now = tick.unexplained;
+        self.clock(stored);
+        let losses = self.count(tick);
+        let (packets, entries) = by_unit(&losses);
+        if packets + entries > 0 {
+            self.lossy.push(Lossy { first: stored.first, last: stored.id, losses });
+        }
+        let fullest = self.fullest(tick);
+        self.signs(tick, fullest, packets + entries);
+        self.band(tick, fullest, packets, entries);
+        self.arrivals(tick, packets + entries > 0);
+        self.consider(tick);
+        self.point(tick, fullest);
+    }
+
+    /// Times, gaps and steps.
+    fn clock(&mut self, stored: &Stored) {
+        let Tick { time, mono_us, interval_us, .. } = stored.tick;
+        let interval_s = interval_us as f64 / 1e6;
+        self.thinned += u64::from((1..4).contains(&stored.level));
+        self.dropped += u64::from(stored.level == 4);
+        if let Some((before, mono_before)) = self.before_tick.filter(|_| stored.level < 4) {
+            let passed = (mono_us - mono_before) as f64 / 1e6;
+            if passed - interval_s > PAUSE_S {
+                self.gaps.push(Gap { from: before, seconds: passed - interval_s });
+            }
+            let step = time.duration_since(before).as_secs_f64() - passed;
+            if step.abs() > STEP_S {
+                self.steps.push(Step { time, seconds: step });
+            }
+        }
+        self.before_tick = Some((time, mono_us));
+        self.ticks += 1;
+        self.watched_s += interval_s;
+        self.from.get_or_insert(time - jiff::SignedDuration::from_micros(interval_us));
+        self.to = Some(time);
+    }
+
+    /// Sums; returns the tick's losses by cause.
+    fn count(&mut self, tick: &Tick) -> [i64; CAUSES] {
+        let mut losses = tick.overflow;
+        for (key, count) in &tick.losses {
+            *self.losses.entry(*key).or_default() += count;
+            losses[cause_of(*key)] += count;
+        }
+        for (sum, more) in self.counted.iter_mut().zip(losses) {
+            *sum += more;
+        }
+        for (sum, more) in self.without_port.iter_mut().zip(tick.overflow) {
+            *sum += more;
+        }
+        for netns in &tick.netns {
+            for (sum, more) in self.kernel.iter_mut().zip(netns.kernel) {
+                *sum += more;
+            }
+        }
+        self.lost_events += tick.lost_events.iter().sum::<i64>();
+        self.ambiguous += tick.ambiguous;
+        self.events_seen += tick.events_seen;
+        losses
+    }
+
+    /// The fullest table of this tick: its entries at their most, and its limit.
+    fn fullest(&self, tick: &Tick) -> Option<(NetnsId, u32, u32)> {
+        let of = |netns: &NetnsTick| {
+            // The peak is that of the tick it was recorded in.
+            let is_new = tick.netns.iter().any(|one| one.id == netns.id);
+            let count = if is_new { netns.peak.or(netns.count) } else { netns.count };
+            let max = netns.max.filter(|max| *max > 0)?;
+            (netns.presence == Presence::Present).then_some((netns.id, count?, max))
+        };
+        let part = |(_, count, max): &(NetnsId, u32, u32)| f64::from(*count) / f64::from(*max);
+        self.netns.values().filter_map(of).max_by(|a, b| part(a).total_cmp(&part(b)))
+    }
+
+    fn signs(&mut self, tick: &Tick, fullest: Option<(NetnsId, u32, u32)>, lost: i64) {
+        let fill = fullest.map(|(_, count, max)| f64::from(count) / f64::from(max));
+        if let Some((netns, count, max)) = fullest {
+            let best = self.peak.map(|(_, _, count, max)| f64::from(count) / f64::from(max));
+            if best.is_none_or(|best| fill.is_some_and(|fill| fill > best)) {
+                self.peak = Some((tick.time, netns, count, max));
+            }
+        }
+        if self.first_sign.is_none() && (lost > 0 || fill.is_some_and(|fill| fill >= SIGN)) {
+            self.first_sign = Some((tick.time, fill));
+        }
+        if self.full_at.is_none() && fill.is_some_and(|fill| fill >= 1.0) {
+            self.full_at = Some(tick.time);
+        }
+        if lost > 0 {
+            let interval_s = tick.interval_us as f64 / 1e6;
+            self.first_loss.get_or_insert((tick.time, interval_s));
+            self.last_loss = Some(tick.time);
+            self.losing_s += interval_s;
+        }
+    }
+
+    fn band(&mut self, tick: &Tick, fullest: Option<(NetnsId, u32, u32)>, packets: i64, entries: i64) {
+        let fill = fullest.map_or(0.0, |(_, count, max)| f64::from(count) / f64::from(max));
+        let band = BANDS.iter().rposition(|from| fill >= *from).unwrap_or(0);
+        let (seconds, of_packets, of_entries) = &mut self.bands[band];
+        *seconds += tick.interval_us as f64 / 1e6;
+        *of_packets += packets;
+        *of_entries += entries;
+    }
+
+    fn arrivals(&mut self, tick: &Tick, loses: bool) {
+        let seconds = tick.interval_us as f64 / 1e6;
+        let inserted = tick.flows.iter().map(|(key, [inserts, _, failed])| (port_of(*key), inserts - failed));
+        let sums = match (self.first_sign.is_none(), self.first_loss.is_some()) {
+            (true, _) => &mut self.before,
+            (false, true) => &mut self.pending,
+            (false, false) => return,
+        };
+        for (port, count) in inserted {
+            *sums.0.entry(port).or_default() += count;
+        }
+        sums.1 += seconds;
+        if loses {
+            let (pending, seconds) = std::mem::take(&mut self.pending);
+            for (port, count) in pending {
+                *self.during.0.entry(port).or_default() += count;
+            }
+            self.during.1 += seconds;
+        }
+    }
+
+    /// The worst moment: where most was lost a second, else where the table was fullest.
+    fn consider(&mut self, tick: &Tick) {
+        let seconds = (tick.interval_us as f64 / 1e6).max(1e-3);
+        let mut lost: BTreeMap<NetnsId, i64> = BTreeMap::new();
+        for (key, count) in &tick.losses {
+            *lost.entry(NetnsId(key.netns)).or_default() += count;
+        }
+        for netns in &tick.netns {
+            lost.entry(netns.id).or_default();
+        }
+        for (id, lost) in lost {
+            let known = self.netns.get(&id).copied().unwrap_or_default();
+            let (count, max) = (known.count, known.max);
+            let fill = count.zip(max).map_or(0.0, |(count, max)| f64::from(count) / f64::from(max.max(1)));
+            let lost_per_s = lost as f64 / seconds;
+            let is_worse =
+                self.worst.as_ref().is_none_or(|worst| (lost_per_s, fill) > (worst.lost_per_s, worst.fill));
+            if is_worse {
+                let (occupants, exact) = self.entries.of(id);
+                let time = tick.time;
+                self.worst = Some(Moment { time, netns: id, count, max, lost_per_s, fill, occupants, exact });
+            }
+        }
+    }
+
+    fn point(&mut self, tick: &Tick, fullest: Option<(NetnsId, u32, u32)>) {
+        let mut point = Point::new(tick.time);
+        point.seconds = tick.interval_us as f64 / 1e6;
+        point.fill = fullest.map(|(_, count, max)| f64::from(count) / f64::from(max));
+        for (key, count) in &tick.losses {
+            if Cause::from_number(cause_of(*key) as u8).is_some_and(|cause| cause.unit() == Unit::Packets) {
+                let port = (key.kind & KIND_UNATTRIBUTED == 0).then(|| port_of(*key));
+                *point.lost.entry(PortOrNone(port)).or_default() += count;
+            }
+        }
+        for (key, [inserts, _, failed]) in &tick.flows {
+            *point.arrived.entry(PortOrNone(Some(port_of(*key)))).or_default() += inserts - failed;
+        }
+        if self.series.closes()
+            && let Some((netns, ..)) = fullest
+        {
+            let (occupants, _) = self.entries.of(netns);
+            point.entries =
+                occupants.into_iter().map(|(port, entries, _)| (PortOrNone(Some(port)), entries)).collect();
+        }
+        self.series.add(point);
+    }
+}
+
+impl Entries {
+    fn add(&mut self, tick: &Tick) {
+        if tick.restarted {
+            *self = Self::default();
+        }
+        for (key, [inserts, deletes, failed]) in &tick.flows {
+            *self.net.entry((NetnsId(key.netns), port_of(*key))).or_default() += inserts - failed - deletes;
+        }
+        self.overflow += tick.flows_overflow;
+        for census in &tick.censuses {
+            self.census(census);
+        }
+    }
+
+    fn census(&mut self, census: &Census) {
+        let key = |proto, port| (census.netns, Port { proto, port });
+        if census.rebase {
+            self.bases.retain(|(netns, _), _| *netns != census.netns);
+            self.bases.extend(census.bases.iter().map(|base| (key(base.proto, base.port), base.entries)));
+            self.known.insert(census.netns, census.exact);
+        }
+        self.time_wait.retain(|(netns, _), _| *netns != census.netns);
+        let part = |time_wait: u32, entries: u32| f64::from(time_wait) / f64::from(entries.max(1));
+        self.time_wait.extend(
+            census.keys.iter().map(|one| (key(one.proto, one.port), part(one.time_wait, one.entries))),
+        );
+    }
+
+    /// Who holds most entries of a netns, and whether that is exact. Nobody is known before the first census.
+    fn of(&self, netns: NetnsId) -> (Vec<(Port, i64, Option<f64>)>, bool) {
+        let Some(exact) = self.known.get(&netns) else { return (Vec::new(), false) };
+        let mut sums: HashMap<Port, i64> = HashMap::new();
+        for ((_, port), entries) in self.net.iter().chain(&self.bases).filter(|((of, _), _)| *of == netns) {
+            *sums.entry(*port).or_default() += entries;
+        }
+        let mut most: Vec<(Port, i64)> = sums.into_iter().filter(|(_, entries)| *entries > 0).collect();
+        most.sort_unstable_by_key(|(port, entries)| (Reverse(*entries), *port));
+        most.truncate(OCCUPANTS);
+        let with_state = most.into_iter().map(|(port, entries)| {
+            let time_wait = self.time_wait.get(&(netns, port)).copied().filter(|_| port.proto == 6);
+            (port, entries, time_wait)
+        });
+        (with_state.collect(), *exact && self.overflow == 0)
+    }
+}
+
+fn port_of(key: SlotKey) -> Port {
+    Port { proto: key.proto, port: key.port }
+}
+
+/// The number of the cause a slot counts.
+pub(super) fn cause_of(key: SlotKey) -> usize {
+    usize::from(key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED)) % CAUSES
+}
+
+/// Packets and entries lost.
+fn by_unit(losses: &[i64; CAUSES]) -> (i64, i64) {
+    let sum = |unit: Unit| {
+        Cause::ALL
+            .into_iter()
+            // A packet that passes untracked isn't lost.
+            .filter(|cause| cause.unit() == unit && *cause != Cause::Invalid)
+            .map(|cause| losses[cause as usize])
+            .sum()
+    };
+    (sum(Unit::Packets), sum(Unit::Entries))
+}

@@ -1,0 +1,135 @@
+//! Who suffered by flow, source and process: from the sampled events, each standing for as many as its tick lost.
+//! Estimates, and called so.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use anyhow::Result;
+use ctwatch_common::Cause;
+use ctwatch_common::cause::{CAUSES, Unit};
+use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag};
+
+use super::model::{Estimate, Port};
+use super::pass::Lossy;
+use crate::model::{Loss, Role, Who};
+use crate::record::Recording;
+use crate::record::anonymize::Anonymizer;
+
+/// Rows of each table.
+const ROWS: usize = 8;
+/// Ticks whose events are read at once.
+const AT_ONCE: usize = 1024;
+
+type Sums<K> = HashMap<K, (f64, u64)>;
+
+/// Events kept, then estimates by flow, source and process.
+type Estimates = (u64, Vec<Estimate>, Vec<Estimate>, Vec<Estimate>);
+
+/// Reads the events of these ticks; counts those of packets, or of entries.
+pub(super) fn estimate(
+    recording: &Recording,
+    lossy: &[Lossy],
+    of_packets: bool,
+    mut anonymizer: Option<&mut Anonymizer>,
+) -> Result<Estimates> {
+    let unit = if of_packets { Unit::Packets } else { Unit::Entries };
+    let mut kept = 0;
+    let mut flows: Sums<(Option<IpAddr>, Option<IpAddr>, Port)> = HashMap::new();
+    let mut sources: Sums<Option<IpAddr>> = HashMap::new();
+    let mut processes: Sums<String> = HashMap::new();
+    for ticks in lossy.chunks(AT_ONCE) {
+        let (Some(first), Some(last)) = (ticks.first(), ticks.last()) else { continue };
+        let mut events = recording.losses(first.first..=last.last)?.into_iter().peekable();
+        for tick in ticks {
+            while events.next_if(|(id, _)| *id < tick.first).is_some() {}
+            let mut these = Vec::new();
+            while let Some((_, mut loss)) = events.next_if(|(id, _)| *id <= tick.last) {
+                if let Some(anonymizer) = anonymizer.as_deref_mut() {
+                    anonymizer.loss(&mut loss);
+                }
+                these.push(loss);
+            }
+            let weights = weights(tick, &these);
+            kept += these.len() as u64;
+            for loss in &these {
+                let Some(cause) = Cause::from_number(loss.event.kind).filter(|cause| cause.unit() == unit)
+                else {
+                    continue;
+                };
+                let weight = weights[cause as usize];
+                add(&mut processes, process(loss.who.as_deref()), weight);
+                if loss.event.flags & flag::TUPLE == 0 {
+                    continue;
+                }
+                let (src, dst) = (address(&loss.event, loss.event.src), address(&loss.event, loss.event.dst));
+                add(&mut sources, src, weight);
+                add(&mut flows, (src, dst, port(&loss.event)), weight);
+            }
+        }
+    }
+    let shown =
+        |address: Option<IpAddr>| address.map_or_else(|| "?".to_owned(), |address| address.to_string());
+    let flow = |(src, dst, port): (Option<IpAddr>, Option<IpAddr>, Port)| {
+        format!("{} -> {} {port}", shown(src), shown(dst))
+    };
+    Ok((kept, most(flows, flow), most(sources, shown), most(processes, |name| name)))
+}
+
+/// How many losses one event of each cause stands for.
+fn weights(tick: &Lossy, events: &[Loss]) -> [f64; CAUSES] {
+    let mut kept = [0_u32; CAUSES];
+    for loss in events {
+        kept[usize::from(loss.event.kind) % CAUSES] += 1;
+    }
+    let mut weights = [0.0; CAUSES];
+    for (cause, weight) in weights.iter_mut().enumerate() {
+        *weight = (tick.losses[cause] as f64 / f64::from(kept[cause].max(1))).max(0.0);
+    }
+    weights
+}
+
+fn add<K: Eq + Hash>(sums: &mut Sums<K>, key: K, weight: f64) {
+    let (about, events) = sums.entry(key).or_default();
+    *about += weight;
+    *events += 1;
+}
+
+fn most<K>(sums: Sums<K>, name: impl Fn(K) -> String) -> Vec<Estimate> {
+    let mut rows: Vec<Estimate> =
+        sums.into_iter().map(|(key, (about, events))| Estimate { what: name(key), about, events }).collect();
+    rows.sort_by(|a, b| b.about.total_cmp(&a.about).then_with(|| a.what.cmp(&b.what)));
+    rows.truncate(ROWS);
+    rows
+}
+
+/// Worker processes of one name in one container are one row.
+fn process(who: Option<&Who>) -> String {
+    let Some(process) = who.and_then(|who| who.process) else { return "unknown".to_owned() };
+    let name = String::from_utf8_lossy(&process.name).trim_end_matches('\0').to_owned();
+    let role = match process.role {
+        Role::Sender => "sender",
+        Role::Listener => "listener",
+    };
+    match who.and_then(|who| who.container.as_deref()) {
+        Some(container) => format!("{name} ({role}, {container})"),
+        None => format!("{name} ({role})"),
+    }
+}
+
+fn port(event: &LossEvent) -> Port {
+    let port = match event.proto {
+        1 | 58 => u16::from_be_bytes(event.icmp),
+        _ => event.dport,
+    };
+    Port { proto: event.proto, port }
+}
+
+fn address(event: &LossEvent, bytes: [u8; 16]) -> Option<IpAddr> {
+    let [a, b, c, d, ..] = bytes;
+    match event.family {
+        IPV4 => Some(IpAddr::from([a, b, c, d])),
+        IPV6 => Some(IpAddr::from(bytes)),
+        _ => None,
+    }
+}

@@ -1,0 +1,392 @@
+//! The figures of a postmortem against what was written into the recording.
+
+use super::*;
+use crate::model::{Census, CensusKey, KernelCounters, Loss, NetnsId, ProcessId, Role, WallMono, Who};
+use crate::record::Writer;
+use crate::record::rebuild::Names;
+use crate::record::rows::{Incident, Reason, Run, RunEnd, Setting};
+use crate::record::span::Moment;
+use crate::record::tick::{NetnsTick, Tick};
+use crate::record::writer::Batch;
+use ctwatch_common::Cause;
+use ctwatch_common::event::{IPV4, LossEvent, flag};
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+const HOST: NetnsId = NetnsId(4_026_531_840);
+const MAX: u32 = 10_000;
+
+fn at(second: i64) -> WallMono {
+    let time = Timestamp::from_second(1_700_000_000 + second).unwrap();
+    WallMono { time, mono_us: second * 1_000_000 }
+}
+
+fn run(started: i64) -> Run {
+    Run {
+        started: at(started),
+        boot_id: None,
+        host: Some("web1".to_owned()),
+        version: "0.1.0".to_owned(),
+        kernel_release: "6.12.1".to_owned(),
+        backend: "kprobe".to_owned(),
+        backend_reason: None,
+        interval_us: 1_000_000,
+        counts_flows: true,
+        hooks: Vec::new(),
+        since_boot: KernelCounters::default(),
+        continues: false,
+    }
+}
+
+/// One second: so many entries in the table, so many packets of redis and of https refused.
+fn tick(second: i64, count: u32, redis: i64, https: i64) -> Tick {
+    let slot = |port, kind| SlotKey { netns: HOST.0, port, proto: 6, kind };
+    let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
+    let count = Some(count);
+    let kernel = [redis + https, 0, 0, 0];
+    tick.netns =
+        vec![NetnsTick { id: HOST, count, peak: count, max: Some(MAX), kernel, ..NetnsTick::default() }];
+    let full = Cause::TableFull as u8;
+    let losses = [(slot(443, full), https), (slot(6379, full | KIND_LOOPBACK), redis)];
+    tick.losses = losses.into_iter().filter(|(_, count)| *count > 0).collect();
+    tick.flows = vec![(slot(443, KIND_FLOWS), [10, 5, 0]), (slot(6379, KIND_FLOWS), [100, 40, 1])];
+    tick.events_seen = (redis + https).unsigned_abs();
+    tick
+}
+
+fn loss(second: i64, port: u16) -> Loss {
+    let mut address = [0; 16];
+    address[..4].copy_from_slice(&[127, 0, 0, 1]);
+    let event = LossEvent {
+        at: 1,
+        netns: HOST.0,
+        count: MAX,
+        max: MAX,
+        ifindex: 1,
+        kind: Cause::TableFull as u8,
+        proto: 6,
+        family: IPV4,
+        hook: 3,
+        flags: flag::TUPLE | flag::LOOPBACK,
+        icmp: [0; 2],
+        reserved: 0,
+        sport: 40_000,
+        dport: port,
+        length: 60,
+        src: address,
+        dst: address,
+        device: [0; 16],
+    };
+    let name = *b"nginx\0\0\0\0\0\0\0\0\0\0\0";
+    let process = Some(ProcessId { pid: 812, name, role: Role::Sender });
+    let who = Who { process, ..Who::default() };
+    Loss { who: Some(Arc::new(who)), ..Loss::new(at(second).time, event) }
+}
+
+fn names() -> HashMap<NetnsId, Names> {
+    HashMap::from([(HOST, Names { name: Some("host".to_owned()), container: None })])
+}
+
+fn census() -> Census {
+    let key = |port, entries| CensusKey { proto: 6, port, entries, assured: entries, time_wait: entries / 2 };
+    let base = |port, entries| crate::model::Base { proto: 6, port, entries };
+    Census {
+        netns: HOST,
+        keys: vec![key(443, 1_000), key(6379, 4_000)],
+        bases: vec![base(443, 1_000), base(6379, 4_000)],
+        rebase: true,
+        exact: true,
+        ..Census::default()
+    }
+}
+
+/// Calm for 20 s, nearly full for 10 s, losses for 10 s, calm again.
+fn incident(path: &Path) {
+    let mut writer = Writer::open(path, &run(0)).unwrap();
+    for second in 1..=60 {
+        let (count, redis, https) = match second {
+            1..=20 => (5_000, 0, 0),
+            21..=30 => (9_500, 0, 0),
+            31..=40 => (MAX, 30, 10),
+            _ => (6_000, 0, 0),
+        };
+        let mut tick = tick(second, count, redis, https);
+        let mut batch = Batch::default();
+        if second == 1 {
+            batch.names = names();
+            tick.censuses = vec![census()];
+        }
+        if second == 25 {
+            let name = "net.netfilter.nf_conntrack_max".to_owned();
+            let (before, value) = (Some("20000".to_owned()), Some(MAX.to_string()));
+            batch.settings = vec![Setting { at: at(25), name, value, before }];
+        }
+        if redis > 0 {
+            batch.events = vec![(loss(second, 6379), true), (loss(second, 443), true)];
+        }
+        batch.tick = Some(tick);
+        writer.write(&batch).unwrap();
+    }
+    let incident = Incident {
+        condition: "drops>0".to_owned(),
+        tick: 31,
+        at: at(31),
+        measured: "{}".to_owned(),
+        detail_from: 29,
+        detail_to: 45,
+        ceased: Some(at(41).time),
+    };
+    writer.write(&Batch { incidents: vec![incident], ..Batch::default() }).unwrap();
+    writer.end(&RunEnd { at: at(60), reason: Reason::Signal, last_tick: 60 }).unwrap();
+}
+
+fn wish(path: &Path) -> Wish {
+    Wish { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize: None }
+}
+
+fn one(wish: &Wish) -> model::Host {
+    gather(wish, "0.1.0", &TimeZone::UTC).unwrap().hosts.remove(0)
+}
+
+#[test]
+fn every_figure_is_that_of_the_recording() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    incident(&path);
+    let host = one(&wish(&path));
+    let story = &host.story;
+    assert_eq!(story.first_sign, Some(at(21).time));
+    assert_eq!(story.full_at, Some(at(31).time));
+    assert_eq!((story.first_loss, story.last_loss), (Some(at(31).time), Some(at(40).time)));
+    assert_eq!((story.lasted_s, story.losing_s), (10.0, 10.0));
+    assert_eq!((story.packets_lost, story.entries_lost), (400, 0));
+    assert_eq!(host.victims.ports[0].losses, 300);
+    assert_eq!(host.victims.ports[0].loopback, Some(true));
+    assert_eq!(host.victims.ports[1].losses, 100);
+    // Two of forty events are kept in each tick: each stands for twenty.
+    assert_eq!((host.certainty.events_kept, host.certainty.events_seen), (20, 400));
+    assert_eq!((host.victims.processes[0].about, host.victims.processes[0].events), (400.0, 20));
+    assert_eq!(host.victims.processes[0].what, "nginx (sender)");
+    assert_eq!(host.victims.flows[0].what, "127.0.0.1 -> 127.0.0.1 443/tcp");
+    let worst = host.worst.as_ref().unwrap();
+    assert_eq!((worst.time, worst.lost_per_s, worst.exact), (at(31).time, 40.0, true));
+    // What was there, and 31 ticks of inserts less deletes.
+    assert_eq!(worst.occupants[0].entries, 4_000 + 31 * (100 - 1 - 40));
+    assert_eq!(worst.occupants[1].entries, 1_000 + 31 * (10 - 5));
+    assert_eq!(worst.occupants[0].time_wait, Some(0.5));
+    let of_bands: Vec<_> = host.by_fill.iter().map(|band| (band.seconds, band.packets_lost)).collect();
+    assert_eq!(of_bands, [(0.0, 0), (40.0, 0), (0.0, 0), (10.0, 0), (10.0, 400)]);
+    assert_eq!(host.changes.len(), 1);
+    assert_eq!((host.arrivals[0].before_per_s, host.arrivals[0].during_per_s), (Some(99.0), Some(99.0)));
+    assert_eq!((host.kernel_counters.drop, host.in_kernel_terms.drop), (400, 400));
+    assert!(host.certainty.gaps.is_empty() && host.certainty.unfinished_runs.is_empty());
+    assert!(host.no_advice.as_ref().unwrap().contains("entry by entry"), "{:?}", host.no_advice);
+}
+
+#[test]
+fn a_span_is_only_what_is_in_it_with_the_occupancy_of_all_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    incident(&path);
+    let part =
+        one(&Wish { from: Some(Moment::At(at(35).time)), to: Some(Moment::At(at(50).time)), ..wish(&path) });
+    assert_eq!((part.span.unwrap().ticks, part.story.packets_lost), (15, 200));
+    assert_eq!(part.worst.unwrap().occupants[0].entries, 4_000 + 36 * 59);
+    assert_eq!((part.kernel_counters.drop, part.in_kernel_terms.drop), (200, 200));
+    let of_incident = one(&Wish { incident: Some(1), ..wish(&path) });
+    assert_eq!((of_incident.span.unwrap().ticks, of_incident.incidents.len()), (17, 1));
+    let error = gather(&Wish { incident: Some(7), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap_err();
+    assert_eq!(crate::error::exit(&error), crate::error::Exit::Usage);
+    let error = error.to_string();
+    assert!(error.contains("--incident 7") && error.contains("1 (drops>0"), "{error}");
+    let quiet = one(&Wish { to: Some(Moment::At(at(20).time)), ..wish(&path) });
+    let shown = render(&report_of(quiet), Format::Text, &TimeZone::UTC).unwrap();
+    assert!(shown.contains("Nothing was lost in this time"), "{shown}");
+    let none = one(&Wish { from: Some(Moment::At(at(500).time)), ..wish(&path) });
+    let shown = render(&report_of(none), Format::Html, &TimeZone::UTC).unwrap();
+    assert!(shown.contains("there is nothing to report"), "{shown}");
+}
+
+#[test]
+fn a_moment_means_the_same_in_all_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let (early, late) = (folder.path().join("early.ctw"), folder.path().join("late.ctw"));
+    incident(&early);
+    // From second 40 to 45.
+    let mut writer = Writer::open(&late, &run(40)).unwrap();
+    for second in 41..=45 {
+        writer.write(&Batch { tick: Some(tick(second, 1, 0, 0)), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    let both = |from: &str, to: &str| {
+        let wish = Wish {
+            files: vec![late.clone(), early.clone()],
+            from: Some(from.parse().unwrap()),
+            to: Some(to.parse().unwrap()),
+            ..wish(&early)
+        };
+        gather(&wish, "0.1.0", &TimeZone::UTC)
+    };
+    let ticks = |from: &str, to: &str| {
+        let hosts = both(from, to).unwrap().hosts;
+        hosts.iter().map(|host| host.span.as_ref().map_or(0, |span| span.ticks)).collect::<Vec<_>>()
+    };
+    assert_eq!(ticks("+38s", "+43s"), [3, 5]);
+    assert_eq!(ticks("+10s", "-40s"), [0, 10], "of one file nothing is in it");
+    let clock = at(42).time.strftime("%H:%M:%S").to_string();
+    assert_eq!(ticks(&clock, "-15s"), [3, 3]);
+    assert!(both("+43s", "+38s").unwrap_err().to_string().contains("is not before"));
+}
+
+#[test]
+fn side_by_side_nothing_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    incident(&path);
+    let shown = |hosts: [(&str, &str, i64); 2]| {
+        let hosts = hosts.map(|(name, file, day)| {
+            let mut host = one(&wish(&path));
+            (host.host, host.file) = (Some(name.to_owned()), file.to_owned());
+            for time in [&mut host.story.first_sign, &mut host.story.full_at, &mut host.story.last_loss] {
+                *time = time.map(|time| time + jiff::SignedDuration::from_hours(24 * day));
+            }
+            host.story.packets_lost = 1_234_567;
+            host.story.entries_lost = 7_654_321;
+            host
+        });
+        let report = Report { hosts: hosts.into(), ..report_of(one(&wish(&path))) };
+        let text = render(&report, Format::Text, &TimeZone::UTC).unwrap();
+        let head: Vec<&str> = text.lines().skip(2).take_while(|line| !line.is_empty()).collect();
+        assert!(head.iter().all(|line| line.chars().count() <= 80), "{head:#?}");
+        let head = head.join("\n");
+        assert_eq!(head.matches("1,234,567").count(), 2, "{head}");
+        assert_eq!(head.matches("7,654,321").count(), 2, "{head}");
+        head
+    };
+    let short = shown([("a", "a.ctw", 0), ("b", "b.ctw", 0)]);
+    assert_eq!(short.lines().count(), 3, "{short}");
+    let long = "ip-10-0-0-12.eu-central-1.compute.internal";
+    let rotated = shown([(long, "/var/x/host.ctw", 0), (long, "/var/x/host-20231114T221320Z.ctw", 0)]);
+    assert_eq!(rotated.lines().count(), 6, "{rotated}");
+    assert!(rotated.contains(&format!("  {long} (host-20231114T221320Z.ctw)\n    2")), "{rotated}");
+    let folders = shown([("a", "x/host.ctw", 0), ("a", "y/host.ctw", 0)]);
+    assert!(folders.contains("a (x/host.ctw)") && folders.contains("a (y/host.ctw)"), "{folders}");
+    let unknown = shown([("host-1", "recording", 0), ("host-1", "recording", 0)]);
+    assert!(unknown.contains("host-1 (1)") && unknown.contains("host-1 (2)"), "{unknown}");
+    let days = shown([("a", "a.ctw", 0), ("b", "b.ctw", 1)]);
+    assert!(days.contains("first sign 2023-11-1") && days.contains("entries lost 7,654,321"), "{days}");
+}
+
+fn report_of(host: model::Host) -> Report {
+    Report { kind: "report", schema: 1, version: "0.1.0", hosts: vec![host] }
+}
+
+#[test]
+fn gaps_steps_and_killed_runs_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = Writer::open(&path, &run(0)).unwrap();
+    let mut stepped = tick(9, 1, 0, 0);
+    stepped.time = at(109).time;
+    for tick in [tick(1, 1, 0, 0), tick(2, 1, 0, 0), tick(8, 1, 0, 0), stepped] {
+        writer.write(&Batch { tick: Some(tick), names: names(), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    let mut writer = Writer::open(&path, &run(200)).unwrap();
+    writer.write(&Batch { tick: Some(tick(201, 1, 0, 0)), ..Batch::default() }).unwrap();
+    drop(writer);
+    let certainty = one(&wish(&path)).certainty;
+    let gaps: Vec<_> = certainty.gaps.iter().map(|gap| gap.seconds).collect();
+    assert_eq!(gaps, [5.0, 91.0]);
+    assert_eq!(certainty.clock_steps.len(), 1);
+    assert_eq!(certainty.clock_steps[0].seconds, 100.0);
+    assert!(certainty.unfinished_runs[0].contains("was killed"));
+    assert!(certainty.unfinished_runs[1].contains("goes on"));
+}
+
+#[test]
+fn an_anonymous_report_has_the_same_figures_and_none_of_the_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret.ctw");
+    incident(&path);
+    let report = gather(&Wish { anonymize: Some(None), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap();
+    let shown = render(&report, Format::Json, &TimeZone::UTC).unwrap();
+    for name in ["nginx", "web1", "secret"] {
+        assert!(!shown.contains(name), "{name} in {shown}");
+    }
+    let host = &report.hosts[0];
+    assert_eq!(host.host.as_deref(), Some("host-1"));
+    assert_eq!((host.story.packets_lost, host.victims.ports[0].losses), (400, 300));
+    assert_eq!(host.victims.processes[0].what, "process-1 (sender)");
+}
+
+#[test]
+fn an_empty_recording_and_what_is_none_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    drop(Writer::open(&path, &run(0)).unwrap());
+    for format in [Format::Text, Format::Markdown, Format::Html] {
+        let shown =
+            render(&gather(&wish(&path), "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap();
+        assert!(shown.contains("nothing to report"), "{shown}");
+    }
+    let other = folder.path().join("b.ctw");
+    std::fs::write(&other, "x".repeat(4096)).unwrap();
+    let error = gather(&wish(&other), "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
+    assert!(error.contains("no recording of ctwatch"), "{error}");
+}
+
+#[test]
+fn what_a_process_is_called_stays_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = Writer::open(&path, &run(0)).unwrap();
+    let mut evil = loss(1, 6379);
+    let name = *b"<b>|\x1b[2J&*\0\0\0\0\0\0";
+    let process = Some(ProcessId { pid: 1, name, role: Role::Sender });
+    evil.who = Some(Arc::new(Who { process, ..Who::default() }));
+    let events = vec![(evil, true)];
+    for second in 1..=2 {
+        let events = if second == 1 { events.clone() } else { Vec::new() };
+        writer
+            .write(&Batch { tick: Some(tick(second, MAX, 5, 0)), events, names: names(), ..Batch::default() })
+            .unwrap();
+    }
+    drop(writer);
+    let report = gather(&wish(&path), "0.1.0", &TimeZone::UTC).unwrap();
+    let shown = |format| render(&report, format, &TimeZone::UTC).unwrap();
+    assert!(!shown(Format::Text).contains('\u{1b}'));
+    assert!(!shown(Format::Html).contains("<b>") && !shown(Format::Html).contains("<script"));
+    assert!(shown(Format::Markdown).contains("&lt;b>\\|"), "{}", shown(Format::Markdown));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn sums_are_those_of_the_ticks_whatever_they_are(
+        ticks in prop::collection::vec((0..=MAX, 0..50i64, 0..50i64), 1..80),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.ctw");
+        let mut writer = Writer::open(&path, &run(0)).unwrap();
+        for (second, (count, redis, https)) in (1..).zip(&ticks) {
+            let tick = Some(tick(second, *count, *redis, *https));
+            writer.write(&Batch { tick, ..Batch::default() }).unwrap();
+        }
+        drop(writer);
+        let host = one(&wish(&path));
+        let lost: i64 = ticks.iter().map(|(_, redis, https)| redis + https).sum();
+        prop_assert_eq!(host.story.packets_lost, lost.unsigned_abs());
+        prop_assert_eq!(host.by_fill.iter().map(|band| band.packets_lost).sum::<u64>(), lost.unsigned_abs());
+        prop_assert_eq!(host.by_fill.iter().map(|band| band.seconds).sum::<f64>(), ticks.len() as f64);
+        prop_assert_eq!(host.victims.ports.iter().map(|row| row.losses).sum::<u64>(), lost.unsigned_abs());
+        let drawn: i64 = host.timeline.iter().flat_map(|point| point.lost.values()).sum();
+        prop_assert_eq!(drawn, lost);
+        for format in [Format::Text, Format::Markdown, Format::Html, Format::Json] {
+            prop_assert!(!render(&report_of(one(&wish(&path))), format, &TimeZone::UTC).unwrap().is_empty());
+        }
+    }
+}

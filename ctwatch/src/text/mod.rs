@@ -1,0 +1,12 @@
+//! Formatting for people: numbers, lengths of time, sizes, widths, line breaks, colours.
+//! It knows no data of ours, so that every view and every message can use it.
+
+mod duration;
+mod layout;
+mod size;
+mod style;
+
+pub use duration::{duration, short_duration, took};
+pub use layout::{COLUMNS, percent, rate, shorten, signed, thousands, width, wrap};
+pub use size::mib;
+pub use style::{FAINT, FINE, FULL, Look, NEARLY, PLAIN, Paint};
