@@ -7,8 +7,8 @@ use std::time::{Duration, Instant as Clock};
 
 use ::ctwatch::kernel::roots::Roots;
 use ::ctwatch::model::{
-    Backend, Base, Census, CensusKey, Detail, KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role,
-    Sample, SlotSample, WallMono, Who,
+    Backend, FlowOffset, Census, CensusKey, PortDetail, KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role,
+    Sample, SlotSample, WallMono, Owner,
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{Reason, Run};
@@ -112,7 +112,7 @@ struct Host {
     losses: Vec<u64>,
     lost: u64,
     random: u64,
-    who: Arc<Who>,
+    who: Arc<Owner>,
 }
 
 impl Host {
@@ -126,7 +126,7 @@ impl Host {
             losses: vec![0; 20],
             lost: 0,
             random: 88_172_645_463_325_252,
-            who: Arc::new(Who { process: Some(process), cgroup, container, anybodys: false }),
+            who: Arc::new(Owner { process: Some(process), cgroup, container, anybodys: false }),
         }
     }
 
@@ -235,7 +235,7 @@ impl Host {
         let ports = 1..=PORTS;
         let mut details = Vec::new();
         for port in ports.clone().step_by(4) {
-            let mut detail = Detail::new(6, Some(port));
+            let mut detail = PortDetail::new(6, Some(port));
             for _ in 0..500 {
                 let (state, left) = if self.random(3) == 0 { (3, 432_000) } else { (7, 120) };
                 detail.add(state, true, self.random(left) as u32);
@@ -247,8 +247,8 @@ impl Host {
             netns: NetnsId(HOST),
             keys: ports.clone().map(key).collect(),
             details,
-            bases: ports.map(|port| Base { proto: 6, port, entries: 500 }).collect(),
-            rebase: true,
+            bases: ports.map(|port| FlowOffset { proto: 6, port, entries: 500 }).collect(),
+            replaces_offsets: true,
             ..Census::default()
         }
     }

@@ -6,19 +6,19 @@ use std::collections::BTreeMap;
 use super::gc::Gc;
 use super::target::Target;
 use super::whatif::Changes;
-use crate::model::{Direction, Phase, Remaining};
+use crate::model::{Direction, TimeoutKind, TimeoutHistogram};
 
 /// What entries of one service wait for, or talk in.
 #[derive(Clone, Debug)]
 pub struct Stay {
     /// Whose timeout ends it.
-    pub phase: Phase,
+    pub phase: TimeoutKind,
     /// The timeout in force, seconds.
     pub timeout: u32,
     /// Entries in it.
     pub entries: u32,
     /// Entries by the seconds since their timeout began anew.
-    pub idle: Remaining,
+    pub idle: TimeoutHistogram,
     /// Entries that come into it each second, if no flow is refused.
     pub per_s: f64,
 }
@@ -337,7 +337,7 @@ fn rate_that_fills(at: impl Fn(f64) -> f64, limit: f64) -> Option<f64> {
 }
 
 /// Timeouts in force.
-pub type Timeouts = BTreeMap<Phase, u32>;
+pub type Timeouts = BTreeMap<TimeoutKind, u32>;
 
 #[cfg(test)]
 mod tests;

@@ -40,10 +40,10 @@ pub fn follow(services: &mut [Service], uses: &[Uses]) {
 mod tests {
     use super::*;
     use crate::advise::demand::Stay;
-    use crate::model::{Direction, Phase, Remaining};
+    use crate::model::{Direction, TimeoutKind, TimeoutHistogram};
 
     fn service(port: u16, direction: Direction, offered: f64, pent_up: f64) -> Service {
-        let idle = Remaining::default();
+        let idle = TimeoutHistogram::default();
         Service {
             proto: 6,
             port,
@@ -52,7 +52,7 @@ mod tests {
             admitted_per_s: offered / pent_up,
             offered_per_s: offered,
             refused_per_s: 1.0,
-            stays: vec![Stay { phase: Phase::TimeWait, timeout: 120, entries: 10, idle, per_s: offered }],
+            stays: vec![Stay { phase: TimeoutKind::TimeWait, timeout: 120, entries: 10, idle, per_s: offered }],
             pent_up,
             pairs: Some(1),
         }

@@ -11,7 +11,7 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use super::demand::{Service, Stay, Timeouts};
 use super::distinct::Distinct;
 use crate::listing::{Census, Collected};
-use crate::model::{Address, Direction, Listed, NetnsId, Phase, Sample};
+use crate::model::{Address, Direction, TableEntry, NetnsId, TimeoutKind, Sample};
 
 /// Of the window, so much passes before refused flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;
@@ -91,7 +91,7 @@ impl Measure {
     }
 
     /// An entry of the table, read when the window is over.
-    pub fn entry(&mut self, entry: &Listed, direction: Direction) {
+    pub fn entry(&mut self, entry: &TableEntry, direction: Direction) {
         let idle = self.census.add(entry, direction);
         let since_settled = self.last.at - self.settled.as_ref().map_or(self.last.at, |settled| settled.at);
         if f64::from(idle) < since_settled
@@ -301,7 +301,7 @@ fn per_s<K: std::hash::Hash + Eq>(
 
 fn service((key, direction): (Key, Direction), collected: Option<&Collected>, look_s: u32) -> Service {
     let stays = collected.map_or_else(Vec::new, |collected| {
-        let stay = |(phase, seen): (&Phase, &crate::listing::Seen)| Stay {
+        let stay = |(phase, seen): (&TimeoutKind, &crate::listing::Seen)| Stay {
             phase: *phase,
             timeout: seen.timeout,
             entries: seen.entries,
@@ -353,8 +353,8 @@ fn add_evicted(service: &mut Service, evicted: f64, census: &Census) {
         return;
     }
     let phase = match service.proto {
-        6 => Phase::SynSent,
-        proto => Phase::of(proto, 0, false),
+        6 => TimeoutKind::SynSent,
+        proto => TimeoutKind::of(proto, 0, false),
     };
     let Some(timeout) = census.timeout(phase) else { return };
     match service.stays.iter_mut().find(|stay| stay.phase == phase) {
@@ -386,7 +386,7 @@ fn address(event: &LossEvent, bytes: &[u8; 16]) -> Address {
     address.into()
 }
 
-const fn port_of(entry: &Listed) -> u16 {
+const fn port_of(entry: &TableEntry) -> u16 {
     if has_ports(entry.proto) { entry.port } else { 0 }
 }
 

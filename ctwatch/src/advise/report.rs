@@ -9,7 +9,7 @@ use super::demand::{Outcome, Service};
 use super::items::{self, Item, Together};
 use super::target::Target;
 use super::whatif::Changes;
-use crate::model::{Direction, NetnsId, Phase, Protocol, service as service_name};
+use crate::model::{Direction, NetnsId, TimeoutKind, Protocol, service as service_name};
 
 /// Services named one by one.
 const SHOWN: usize = 8;
@@ -127,7 +127,7 @@ pub struct ServiceLine {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Mostly {
     /// By the timeout that ends it.
-    pub state: Phase,
+    pub state: TimeoutKind,
     /// Which part of the entries that is.
     #[serde(serialize_with = "rounded")]
     pub share: f64,

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::target::Target;
-use crate::model::Phase;
+use crate::model::TimeoutKind;
 
 /// What would be different.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +16,7 @@ pub struct Changes {
     /// nf_conntrack_max; 0 is unlimited.
     pub max: Option<u32>,
     /// Timeouts, seconds.
-    pub timeouts: BTreeMap<Phase, u32>,
+    pub timeouts: BTreeMap<TimeoutKind, u32>,
     /// Services whose flows are not tracked.
     pub notrack: Vec<Target>,
     /// Services whose connections serve so many requests each.
@@ -53,7 +53,7 @@ impl FromStr for Changes {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let help = |part: &str| {
-            let names: Vec<&str> = Phase::ALL.into_iter().map(Phase::name).collect();
+            let names: Vec<&str> = TimeoutKind::ALL.into_iter().map(TimeoutKind::name).collect();
             format!("\"{part}\" is no change; {HELP}{}", names.join(", "))
         };
         let mut changes = Self::default();
@@ -80,7 +80,7 @@ impl FromStr for Changes {
                     changes.keepalive.push((target.parse()?, requests));
                 }
                 _ => {
-                    let phase = Phase::from_name(name).ok_or_else(|| help(part))?;
+                    let phase = TimeoutKind::from_name(name).ok_or_else(|| help(part))?;
                     changes.timeouts.insert(phase, number()?);
                 }
             }

@@ -27,7 +27,7 @@ use crate::kernel::roots::Roots;
 use crate::machine::Host;
 use crate::model::{Backend, Loss};
 use crate::netns::{self, Place};
-use crate::probe::plan::Wishes;
+use crate::probe::plan::ProbeOptions;
 use crate::watch::{Settings, Watch};
 use crate::{stderr, view};
 pub(super) use around::in_force;
@@ -148,7 +148,7 @@ async fn watch(
         Err(error) => (Backend::Counters, Some(format!("{error:#}"))),
     };
     let kprobes = backend == Backend::Kprobe;
-    let wishes = (backend != Backend::Counters).then_some(Wishes {
+    let wishes = (backend != Backend::Counters).then_some(ProbeOptions {
         kprobes,
         flows: kprobes,
         insert_events: false,

@@ -13,7 +13,7 @@ use crate::error::Exit;
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, Sample};
 use crate::probe::diagnostics;
-use crate::probe::plan::{RawTracepoints, Wishes};
+use crate::probe::plan::{RawTpReentrancy, ProbeOptions};
 use crate::state::State;
 use crate::view::View;
 
@@ -81,15 +81,15 @@ impl Follower for Shown {
 fn wishes(
     drops: &Drops,
     backend: Backend,
-    raw_tracepoints: RawTracepoints,
+    raw_tracepoints: RawTpReentrancy,
     loss_events: bool,
-) -> Option<Wishes> {
+) -> Option<ProbeOptions> {
     let kprobes = match backend {
         Backend::Kprobe => true,
         Backend::Tracepoint => false,
         Backend::Counters => return None,
     };
-    Some(Wishes {
+    Some(ProbeOptions {
         kprobes,
         flows: kprobes && (drops.count_flows || drops.insert_events),
         insert_events: drops.insert_events,

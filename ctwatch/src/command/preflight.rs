@@ -12,7 +12,7 @@ use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
 use crate::kernel::symbols::Symbols;
 use crate::probe::offsets;
-use crate::probe::plan::RawTracepoints;
+use crate::probe::plan::RawTpReentrancy;
 use ctwatch_common::config::KFREE_SKB_ADDRESS;
 
 /// What was found.
@@ -24,7 +24,7 @@ pub struct Preflight {
     /// kprobes can be used; else why not.
     pub kprobes: Result<(), String>,
     /// How the kernel runs raw tracepoint programs.
-    pub raw_tracepoints: RawTracepoints,
+    pub raw_tracepoints: RawTpReentrancy,
 }
 
 /// Looks at everything. `try_bpf` loads a program and says how that went; who attaches anyway leaves it out.
@@ -37,7 +37,7 @@ pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<
         raw_tracepoints: kernel
             .btf
             .as_ref()
-            .map_or(RawTracepoints::Nested, |btf| raw_tracepoints(btf, roots)),
+            .map_or(RawTpReentrancy::Nested, |btf| raw_tracepoints(btf, roots)),
     };
     let new_enough = release_number(&release).is_none_or(|number| number >= (5, 10));
     found.need(
@@ -240,18 +240,18 @@ impl Preflight {
 }
 
 /// Which of the ways this kernel has. What programs read through perf must lie where they look for it.
-fn raw_tracepoints(btf: &Btf, roots: &Roots) -> RawTracepoints {
+fn raw_tracepoints(btf: &Btf, roots: &Roots) -> RawTpReentrancy {
     if btf.offset("bpf_prog", "active").is_none() {
-        return RawTracepoints::Nested;
+        return RawTpReentrancy::Nested;
     }
     if release_number(&roots.release()).is_none_or(|number| number < (7, 0)) {
-        return RawTracepoints::Skipped;
+        return RawTpReentrancy::Skipped;
     }
     let event = "trace_event_raw_kfree_skb";
     let listed = ["kernel/tracing", "kernel/debug/tracing"]
         .iter()
         .any(|folder| roots.sys(format!("{folder}/events/skb/kfree_skb/id")).exists());
-    RawTracepoints::Preempted {
+    RawTpReentrancy::Preempted {
         perf: listed
             && btf.offset(event, "skbaddr") == Some(KFREE_SKB_ADDRESS)
             && btf.offset(event, "location") == Some(KFREE_SKB_ADDRESS + 8),

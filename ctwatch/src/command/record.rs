@@ -20,7 +20,7 @@ use crate::error::{Exit, Failure};
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample, WallMono};
 use crate::probe::diagnostics;
-use crate::probe::plan::{RawTracepoints, Wishes};
+use crate::probe::plan::{RawTpReentrancy, ProbeOptions};
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{Occasion, Reason, Run};
@@ -88,13 +88,13 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     Ok(if record.once && recording.recorder.incidents() == 0 { Exit::NoIncident } else { Exit::Done })
 }
 
-fn wishes(record: &Record, backend: Backend, raw_tracepoints: RawTracepoints) -> Option<Wishes> {
+fn wishes(record: &Record, backend: Backend, raw_tracepoints: RawTpReentrancy) -> Option<ProbeOptions> {
     let kprobes = match backend {
         Backend::Kprobe => true,
         Backend::Tracepoint => false,
         Backend::Counters => return None,
     };
-    Some(Wishes {
+    Some(ProbeOptions {
         kprobes,
         flows: kprobes && record.count_flows,
         insert_events: false,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::advise::demand::Timeouts;
-use crate::model::{Address, Direction, Listed, Phase, Remaining};
+use crate::model::{Address, Direction, TableEntry, TimeoutKind, TimeoutHistogram};
 
 /// Services with an account of their own.
 const MOST: usize = 2048;
@@ -19,7 +19,7 @@ pub struct Seen {
     /// Entries.
     pub entries: u32,
     /// By the seconds since their timeout began anew.
-    pub idle: Remaining,
+    pub idle: TimeoutHistogram,
     /// Those whose timeout began anew within the last [`Census::look_s`].
     pub entered: u32,
 }
@@ -28,7 +28,7 @@ pub struct Seen {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Collected {
     /// By phase.
-    pub phases: BTreeMap<Phase, Seen>,
+    pub phases: BTreeMap<TimeoutKind, Seen>,
     pairs: Pairs,
 }
 
@@ -65,7 +65,7 @@ impl Pairs {
 impl Collected {
     /// As it was kept in a recording.
     #[must_use]
-    pub fn restored(phases: BTreeMap<Phase, Seen>, pairs: Option<u32>) -> Self {
+    pub fn restored(phases: BTreeMap<TimeoutKind, Seen>, pairs: Option<u32>) -> Self {
         Self { phases, pairs: pairs.map_or(Pairs::Many, Pairs::Counted) }
     }
 
@@ -112,19 +112,19 @@ impl Census {
     }
 
     /// Counts an entry; returns how long its timeout has been running, seconds.
-    pub fn add(&mut self, entry: &Listed, direction: Direction) -> u32 {
+    pub fn add(&mut self, entry: &TableEntry, direction: Direction) -> u32 {
         let mut key = (entry.proto, entry.port, direction);
         if self.services.len() >= MOST && !self.services.contains_key(&key) {
             key.1 = 0;
         }
         let service = self.services.entry(key).or_default();
-        let phase = Phase::of(entry.proto, entry.tcp_state, entry.assured);
+        let phase = TimeoutKind::of(entry.proto, entry.tcp_state, entry.assured);
         // A timeout that can't be read is at least what an entry has left.
         let timeout = self.timeouts.get(&phase).copied().unwrap_or(entry.left);
         let seen = service.phases.entry(phase).or_insert_with(|| Seen {
             timeout,
             entries: 0,
-            idle: Remaining::default(),
+            idle: TimeoutHistogram::default(),
             entered: 0,
         });
         // What is left is cut to whole seconds: with a timeout of 30, 29 are left during the first second.
@@ -149,7 +149,7 @@ impl Census {
 
     /// The timeout in force, if it is known.
     #[must_use]
-    pub fn timeout(&self, phase: Phase) -> Option<u32> {
+    pub fn timeout(&self, phase: TimeoutKind) -> Option<u32> {
         self.timeouts.get(&phase).copied()
     }
 

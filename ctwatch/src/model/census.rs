@@ -20,14 +20,14 @@ pub struct CensusKey {
 
 /// Entries by state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mix {
+pub struct StateCounts {
     /// By enum tcp_conntrack; other protocols are all at 0.
     pub tcp: [u32; 16],
     /// Assured entries, whatever the protocol.
     pub assured: u32,
 }
 
-impl Mix {
+impl StateCounts {
     /// TCP_CONNTRACK_ESTABLISHED, include/uapi/linux/netfilter/nf_conntrack_tcp.h
     pub const ESTABLISHED: u8 = 3;
     /// TCP_CONNTRACK_TIME_WAIT
@@ -49,15 +49,15 @@ const BUCKETS: usize = (FINE + 14 * PER_DOUBLING) as usize;
 
 /// Entries by the seconds until they expire: fine for seconds, coarse for hours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remaining([u32; BUCKETS]);
+pub struct TimeoutHistogram([u32; BUCKETS]);
 
-impl Default for Remaining {
+impl Default for TimeoutHistogram {
     fn default() -> Self {
         Self([0; BUCKETS])
     }
 }
 
-impl Remaining {
+impl TimeoutHistogram {
     /// Counts an entry that expires in so many seconds.
     pub fn add(&mut self, left: u32) {
         self.0[bucket(left)] += 1;
@@ -88,7 +88,7 @@ impl Remaining {
         numbered.filter(|(_, entries)| *entries > 0)
     }
 
-    /// From what [`Remaining::sparse`] gave; nothing if there is no bucket with such a number.
+    /// From what [`TimeoutHistogram::sparse`] gave; nothing if there is no bucket with such a number.
     #[must_use]
     pub fn from_sparse(buckets: &[(usize, u32)]) -> Option<Self> {
         let mut remaining = Self::default();
@@ -134,31 +134,31 @@ const fn lower(index: usize) -> u32 {
 
 /// States and remaining timeouts of one service port, or of what is left of a protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Detail {
+pub struct PortDetail {
     /// IP protocol number.
     pub proto: u8,
     /// The service port; none for the sum of ports without a detail of their own.
     pub port: Option<u16>,
     /// By state.
-    pub mix: Mix,
+    pub mix: StateCounts,
     /// Those whose timeout starts anew with each packet: TCP's ESTABLISHED, elsewhere what is assured.
-    pub lasting: Remaining,
+    pub lasting: TimeoutHistogram,
     /// Those that only wait for their end.
-    pub ending: Remaining,
+    pub ending: TimeoutHistogram,
 }
 
-impl Detail {
+impl PortDetail {
     /// Nothing counted yet.
     #[must_use]
     pub fn new(proto: u8, port: Option<u16>) -> Self {
-        Self { proto, port, mix: Mix::default(), lasting: Remaining::default(), ending: Remaining::default() }
+        Self { proto, port, mix: StateCounts::default(), lasting: TimeoutHistogram::default(), ending: TimeoutHistogram::default() }
     }
 
     /// Counts an entry.
     pub fn add(&mut self, tcp_state: u8, assured: bool, left: u32) {
         self.mix.tcp[usize::from(tcp_state) % 16] += 1;
         self.mix.assured += u32::from(assured);
-        let lasts = if self.is_tcp() { tcp_state == Mix::ESTABLISHED } else { assured };
+        let lasts = if self.is_tcp() { tcp_state == StateCounts::ESTABLISHED } else { assured };
         if lasts { self.lasting.add(left) } else { self.ending.add(left) }
     }
 
@@ -195,7 +195,7 @@ pub struct Timeouts {
 
 /// What a key's inserts less deletes must be added to, to get its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Base {
+pub struct FlowOffset {
     /// IP protocol number.
     pub proto: u8,
     /// Service port; for ICMP `type << 8 | code`.
@@ -212,11 +212,11 @@ pub struct Census {
     /// What it held.
     pub keys: Vec<CensusKey>,
     /// How that is distributed.
-    pub details: Vec<Detail>,
+    pub details: Vec<PortDetail>,
     /// Keys counted by it or by the flow counters.
-    pub bases: Vec<Base>,
+    pub bases: Vec<FlowOffset>,
     /// False if an earlier census gave exact bases that still hold: then only states and timeouts are news.
-    pub rebase: bool,
+    pub replaces_offsets: bool,
     /// The timeouts in force there.
     pub timeouts: Timeouts,
     /// Nothing came or went meanwhile, nothing was listed twice, and the kernel counted as many.
@@ -249,18 +249,18 @@ mod tests {
 
     #[test]
     fn what_was_kept_sparsely_is_the_same_again() {
-        let mut remaining = Remaining::default();
+        let mut remaining = TimeoutHistogram::default();
         for left in [0, 63, 64, 432_000] {
             remaining.add(left);
         }
         let kept: Vec<_> = remaining.sparse().collect();
-        assert_eq!(Remaining::from_sparse(&kept), Some(remaining));
-        assert_eq!(Remaining::from_sparse(&[(BUCKETS, 1)]), None);
+        assert_eq!(TimeoutHistogram::from_sparse(&kept), Some(remaining));
+        assert_eq!(TimeoutHistogram::from_sparse(&[(BUCKETS, 1)]), None);
     }
 
     #[test]
     fn the_longest_timeout_has_a_bucket() {
-        let mut remaining = Remaining::default();
+        let mut remaining = TimeoutHistogram::default();
         for left in [0, 63, 64, 432_000, u32::MAX] {
             remaining.add(left);
         }

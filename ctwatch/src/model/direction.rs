@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Address, Listed, LocalAddress};
+use super::{Address, TableEntry, LocalAddress};
 
 /// Where a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -78,7 +78,7 @@ impl Locals {
 
     /// Where this entry's flow goes. The far end is the reply's source: what the destination became after NAT.
     #[must_use]
-    pub fn direction(&self, entry: &Listed) -> Direction {
+    pub fn direction(&self, entry: &TableEntry) -> Direction {
         match (self.holds(entry.src), self.holds(entry.reply_src)) {
             (true, true) => Direction::Loopback,
             (true, false) => Direction::Out,
@@ -122,7 +122,7 @@ mod tests {
             local("fd00::7", 64, false, None),
         ]);
         let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
-        locals.direction(&Listed { src: address(src), reply_src: address(reply_src), ..Listed::default() })
+        locals.direction(&TableEntry { src: address(src), reply_src: address(reply_src), ..TableEntry::default() })
     }
 
     #[test]

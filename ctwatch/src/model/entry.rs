@@ -5,7 +5,7 @@ use super::Address;
 
 /// What a census needs of one entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Listed {
+pub struct TableEntry {
     /// CTA_ID; 0 if it has none. A hash of 32 bits: two of a million entries often share one.
     pub id: u32,
     /// A hash of the original tuple, to tell those apart.
@@ -26,23 +26,23 @@ pub struct Listed {
     pub left: u32,
     /// When it was made, nanoseconds since 1970; 0 unless nf_conntrack_timestamp was on.
     pub started_ns: u64,
-    /// Source of the original direction (only if [`Wanted::addresses`]).
+    /// Source of the original direction (only if [`EntryFields::addresses`]).
     pub src: Address,
-    /// Destination of the original direction (only if [`Wanted::addresses`]).
+    /// Destination of the original direction (only if [`EntryFields::addresses`]).
     pub dst: Address,
-    /// Source port of the original direction (only if [`Wanted::addresses`] and the protocol has ports).
+    /// Source port of the original direction (only if [`EntryFields::addresses`] and the protocol has ports).
     pub sport: u16,
-    /// Source of the reply direction: the destination after NAT (only if [`Wanted::addresses`]).
+    /// Source of the reply direction: the destination after NAT (only if [`EntryFields::addresses`]).
     pub reply_src: Address,
-    /// The mark (only if [`Wanted::marks`]).
+    /// The mark (only if [`EntryFields::marks`]).
     pub mark: u32,
-    /// The zone, of whichever direction has one (only if [`Wanted::marks`]).
+    /// The zone, of whichever direction has one (only if [`EntryFields::marks`]).
     pub zone: u16,
 }
 
 /// What a dump is read for besides the attributes that every census needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct EntryFields {
     /// The addresses of both directions.
     pub addresses: bool,
     /// Mark and zone.

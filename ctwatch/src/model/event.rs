@@ -7,7 +7,7 @@ use ctwatch_common::event::{EntryPart, LossEvent, OwnerPart};
 use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 
-use super::{FlowSample, KernelCounters, NetnsId, Who};
+use super::{FlowSample, KernelCounters, NetnsId, Owner};
 
 /// One loss with its wall-clock time.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub struct Loss {
     /// The new flow that pushed an evicted entry out.
     pub pushed_out_by: Option<LossEvent>,
     /// Whose packet it was; `None` if nobody asked.
-    pub who: Option<Arc<Who>>,
+    pub who: Option<Arc<Owner>>,
     /// The kernel's HZ, by which `entry.left` counts; `None` until it is known.
     pub jiffies_per_s: Option<u32>,
 }

@@ -57,7 +57,7 @@ pub struct ProcessId {
 
 /// Whose packet it was. Made once per process, not per packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Who {
+pub struct Owner {
     /// The process; `None` if it is unknown or there is none on this host.
     pub process: Option<ProcessId>,
     /// Path of the process's cgroup.

@@ -16,13 +16,13 @@ mod timeout;
 
 pub use address::{Address, LocalAddress};
 pub use backend::Backend;
-pub use census::{Base, Census, CensusKey, Detail, FlowSample, Mix, Remaining, Timeouts};
+pub use census::{FlowOffset, Census, CensusKey, PortDetail, FlowSample, StateCounts, TimeoutHistogram, Timeouts};
 pub use clock::{Clock, WallMono, monotonic_ns};
 pub use counters::KernelCounters;
 pub use direction::{Direction, Locals};
-pub use entry::{Listed, Wanted};
+pub use entry::{TableEntry, EntryFields};
 pub use event::{Loss, NetnsSample, Sample, SlotSample};
-pub use ids::{NetnsId, ProcessId, Role, Who};
+pub use ids::{NetnsId, ProcessId, Role, Owner};
 pub use protocol::{Protocol, service};
 pub use state_name::{TCP_STATES, state_name};
-pub use timeout::Phase;
+pub use timeout::TimeoutKind;

@@ -6,7 +6,7 @@ use std::fmt;
 /// A timeout of conntrack's: `net.netfilter.nf_conntrack_<sysctl>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "each is named like its sysctl")]
-pub enum Phase {
+pub enum TimeoutKind {
     SynSent,
     SynRecv,
     Established,
@@ -22,7 +22,7 @@ pub enum Phase {
     Generic,
 }
 
-impl Phase {
+impl TimeoutKind {
     /// All of them.
     pub const ALL: [Self; 13] = [
         Self::SynSent,
@@ -121,13 +121,13 @@ impl Phase {
     }
 }
 
-impl fmt::Display for Phase {
+impl fmt::Display for TimeoutKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl serde::Serialize for Phase {
+impl serde::Serialize for TimeoutKind {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
     }
@@ -139,18 +139,18 @@ mod tests {
 
     #[test]
     fn names_lead_back_to_their_phase() {
-        for phase in Phase::ALL {
-            assert_eq!(Phase::from_name(phase.name()), Some(phase));
+        for phase in TimeoutKind::ALL {
+            assert_eq!(TimeoutKind::from_name(phase.name()), Some(phase));
         }
-        assert_eq!(Phase::from_name("wait"), None);
+        assert_eq!(TimeoutKind::from_name("wait"), None);
     }
 
     #[test]
     fn every_state_has_its_timeout() {
-        assert_eq!(Phase::of(6, 7, true), Phase::TimeWait);
-        assert_eq!(Phase::of(6, 3, false), Phase::Established);
-        assert_eq!(Phase::of(17, 0, false), Phase::Udp);
-        assert_eq!(Phase::of(17, 0, true), Phase::UdpStream);
-        assert_eq!(Phase::of(132, 0, true), Phase::Generic);
+        assert_eq!(TimeoutKind::of(6, 7, true), TimeoutKind::TimeWait);
+        assert_eq!(TimeoutKind::of(6, 3, false), TimeoutKind::Established);
+        assert_eq!(TimeoutKind::of(17, 0, false), TimeoutKind::Udp);
+        assert_eq!(TimeoutKind::of(17, 0, true), TimeoutKind::UdpStream);
+        assert_eq!(TimeoutKind::of(132, 0, true), TimeoutKind::Generic);
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kernel::roots::Roots;
-use crate::model::{NetnsId, ProcessId, Role, Who};
+use crate::model::{NetnsId, ProcessId, Role, Owner};
 use crate::netns::{self, Place};
 use crate::process::{cgroup, container, procfs, sockets};
 
@@ -48,14 +48,14 @@ pub struct Listeners {
 #[derive(Debug)]
 struct Known {
     /// `None`: asked, not yet answered.
-    answer: Option<Arc<Who>>,
+    answer: Option<Arc<Owner>>,
     until: Instant,
 }
 
 #[derive(Debug)]
 struct Thread {
     questions: SyncSender<(Target, Place)>,
-    answers: Receiver<(Target, Arc<Who>)>,
+    answers: Receiver<(Target, Arc<Owner>)>,
 }
 
 impl Listeners {
@@ -72,7 +72,7 @@ impl Listeners {
         }
     }
 
-    fn enter(&mut self, target: Target, who: Arc<Who>, now: Instant) {
+    fn enter(&mut self, target: Target, who: Arc<Owner>, now: Instant) {
         self.known.insert(target, Known { answer: Some(who), until: now + FRESH });
     }
 
@@ -83,7 +83,7 @@ impl Listeners {
     }
 
     /// Who listens there; `None` if that isn't known, or not yet.
-    pub fn of(&mut self, target: Target, place: &Place, now: Instant) -> Option<Arc<Who>> {
+    pub fn of(&mut self, target: Target, place: &Place, now: Instant) -> Option<Arc<Owner>> {
         match self.known.get(&target) {
             Some(known) if now < known.until => return known.answer.clone(),
             // An old answer is better than none while the new one is on its way.
@@ -150,7 +150,7 @@ fn wait_for_questions(asked: &Receiver<(Target, Place)>) -> Option<Vec<(Target, 
 }
 
 /// False if nobody listens to the answers any more.
-fn answer_all(roots: &Roots, questions: Vec<(Target, Place)>, answer: &Sender<(Target, Arc<Who>)>) -> bool {
+fn answer_all(roots: &Roots, questions: Vec<(Target, Place)>, answer: &Sender<(Target, Arc<Owner>)>) -> bool {
     let mut by_netns: BTreeMap<NetnsId, (Place, Vec<Target>)> = BTreeMap::new();
     for (target, place) in questions {
         by_netns.entry(target.netns).or_insert_with(|| (place, Vec::new())).1.push(target);
@@ -187,12 +187,12 @@ fn is_local(address: IpAddr) -> bool {
     !nonlocal.is_ok_and(|value| value.first() != Some(&b'0')) && UdpSocket::bind((address, 0)).is_ok()
 }
 
-fn who(roots: &Roots, pid: Option<u32>) -> Who {
+fn who(roots: &Roots, pid: Option<u32>) -> Owner {
     let process =
         pid.and_then(|pid| Some(ProcessId { pid, name: procfs::name(roots, pid)?, role: Role::Listener }));
     let cgroup = process.and_then(|process| cgroup::of_process(roots, process.pid));
     let container = cgroup.as_deref().and_then(container::of_path).map(|container| container.name);
-    Who { process, cgroup, container, anybodys: false }
+    Owner { process, cgroup, container, anybodys: false }
 }
 
 #[cfg(test)]
@@ -207,7 +207,7 @@ mod tests {
     }
 
     /// Asks, and waits as long as it takes: a test machine may be slow.
-    fn ask(listeners: &mut Listeners, target: Target) -> Arc<Who> {
+    fn ask(listeners: &mut Listeners, target: Target) -> Arc<Owner> {
         let now = Instant::now();
         let place = own_place();
         let mut answer = listeners.of(target, &place, now);

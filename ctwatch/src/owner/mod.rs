@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ctwatch_common::event::{self, LossEvent, OwnerPart, flag, hook};
 
 use crate::kernel::roots::Roots;
-use crate::model::{Loss, NetnsId, ProcessId, Role, Who};
+use crate::model::{Loss, NetnsId, ProcessId, Role, Owner};
 use crate::netns::Place;
 use crate::process::cgroup::Cgroups;
 use crate::process::{cgroup, container, procfs};
@@ -28,13 +28,13 @@ const LOOKS_PER_S: u32 = 200;
 
 /// What is known of processes.
 #[derive(Debug)]
-pub struct Owners {
+pub struct OwnerResolver {
     roots: Roots,
     cgroups: Cgroups,
     senders: HashMap<SenderKey, Sender>,
     listeners: Listeners,
     /// Losses without a known process, by netns and by whether they may be anybody's.
-    strangers: HashMap<(NetnsId, bool), Arc<Who>>,
+    strangers: HashMap<(NetnsId, bool), Arc<Owner>>,
     now: Instant,
     second: Instant,
     looks: u32,
@@ -45,11 +45,11 @@ type SenderKey = (u64, u32, [u8; 16]);
 
 #[derive(Debug)]
 struct Sender {
-    who: Arc<Who>,
+    who: Arc<Owner>,
     until: Instant,
 }
 
-impl Owners {
+impl OwnerResolver {
     /// Nothing looked up yet.
     #[must_use]
     pub fn new(roots: &Roots) -> Self {
@@ -82,7 +82,7 @@ impl Owners {
     }
 
     /// Whose packet it was.
-    pub fn of(&mut self, loss: &Loss, places: &BTreeMap<NetnsId, Place>) -> Arc<Who> {
+    pub fn of(&mut self, loss: &Loss, places: &BTreeMap<NetnsId, Place>) -> Arc<Owner> {
         let event = &loss.event;
         let inbound = matches!(event.hook, hook::PRE_ROUTING | hook::LOCAL_IN);
         // Whoever runs while a packet comes in was merely interrupted.
@@ -110,7 +110,7 @@ impl Owners {
             && target(&loss.event).is_some_and(|target| self.listeners.is_open(&target, self.now))
     }
 
-    fn sender(&mut self, owner: &OwnerPart) -> Arc<Who> {
+    fn sender(&mut self, owner: &OwnerPart) -> Arc<Owner> {
         let now = self.now;
         let key = (owner.cgroup, owner.pid, owner.name);
         if let Some(known) = self.senders.get(&key).filter(|known| now < known.until) {
@@ -123,7 +123,7 @@ impl Owners {
         let container = cgroup.as_deref().and_then(container::of_path).map(|container| container.name);
         let process = ProcessId { pid: owner.pid, name: owner.name, role: Role::Sender };
         let until = now + if cgroup.is_some() { FRESH } else { FRESH_IF_INCOMPLETE };
-        let who = Arc::new(Who { process: Some(process), cgroup, container, anybodys: false });
+        let who = Arc::new(Owner { process: Some(process), cgroup, container, anybodys: false });
         self.senders.insert(key, Sender { who: Arc::clone(&who), until });
         who
     }
@@ -143,10 +143,10 @@ impl Owners {
         is_it.then(|| cgroup::of_process(&self.roots, owner.pid)).flatten().or(path)
     }
 
-    fn stranger(&mut self, netns: NetnsId, place: Option<&Place>, anybodys: bool) -> Arc<Who> {
+    fn stranger(&mut self, netns: NetnsId, place: Option<&Place>, anybodys: bool) -> Arc<Owner> {
         let make = || {
             let container = place.and_then(|place| place.container.clone());
-            Arc::new(Who { container, anybodys, ..Who::default() })
+            Arc::new(Owner { container, anybodys, ..Owner::default() })
         };
         Arc::clone(self.strangers.entry((netns, anybodys)).or_insert_with(make))
     }
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn a_sender_has_its_cgroup_and_container() {
         let (_folder, roots, id) = host();
-        let mut owners = Owners::new(&roots);
+        let mut owners = OwnerResolver::new(&roots);
         let who = owners.of(&loss(hook::LOCAL_OUT, Some(owner(id, 5))), &BTreeMap::new());
         let process = who.process.unwrap();
         assert_eq!((process.pid, process.role), (5, Role::Sender));
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn under_v1_the_cgroup_comes_from_proc_if_the_process_is_still_the_same() {
         let (_folder, roots, _) = host();
-        let mut owners = Owners::new(&roots);
+        let mut owners = OwnerResolver::new(&roots);
         let who = owners.of(&loss(hook::LOCAL_OUT, Some(owner(0, 77))), &BTreeMap::new());
         assert_eq!(who.cgroup.as_deref(), Some("/system.slice/redis.service"));
         assert_eq!(who.container.as_deref(), Some("unit:redis.service"));
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn nobody_is_called_the_sender_of_what_came_in() {
         let (_folder, roots, id) = host();
-        let mut owners = Owners::new(&roots);
+        let mut owners = OwnerResolver::new(&roots);
         for inbound in [hook::PRE_ROUTING, hook::LOCAL_IN, hook::FORWARD] {
             let who = owners.of(&loss(inbound, Some(owner(id, 5))), &BTreeMap::new());
             assert_eq!(who.process, None);
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn where_nobody_is_known_the_netns_s_container_is() {
         let (_folder, roots, _) = host();
-        let mut owners = Owners::new(&roots);
+        let mut owners = OwnerResolver::new(&roots);
         let container = Some("pod:1234".to_owned());
         let place = Place { id: NETNS, path: PathBuf::from("/x"), name: container.clone(), container };
         let who = owners.of(&loss(hook::LOCAL_OUT, None), &BTreeMap::from([(NETNS, place)]));

@@ -319,7 +319,7 @@ impl Entries {
 
     fn census(&mut self, census: &Census) {
         let key = |proto, port| (census.netns, Port { proto, port });
-        if census.rebase {
+        if census.replaces_offsets {
             self.bases.retain(|(netns, _), _| *netns != census.netns);
             self.bases.extend(census.bases.iter().map(|base| (key(base.proto, base.port), base.entries)));
             self.known.insert(census.netns, census.exact);

@@ -12,7 +12,7 @@ use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag};
 
 use super::model::{Estimate, Port};
 use super::pass::Lossy;
-use crate::model::{Loss, Role, Who};
+use crate::model::{Loss, Role, Owner};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 
@@ -104,7 +104,7 @@ fn most<K>(sums: Sums<K>, name: impl Fn(K) -> String) -> Vec<Estimate> {
 }
 
 /// Worker processes of one name in one container are one row.
-fn process(who: Option<&Who>) -> String {
+fn process(who: Option<&Owner>) -> String {
     let Some(process) = who.and_then(|who| who.process) else { return "unknown".to_owned() };
     let name = String::from_utf8_lossy(&process.name).trim_end_matches('\0').to_owned();
     let role = match process.role {

@@ -1,7 +1,7 @@
 //! The figures of a postmortem against what was written into the recording.
 
 use super::*;
-use crate::model::{Census, CensusKey, KernelCounters, Loss, NetnsId, ProcessId, Role, WallMono, Who};
+use crate::model::{Census, CensusKey, KernelCounters, Loss, NetnsId, ProcessId, Role, WallMono, Owner};
 use crate::record::Writer;
 use crate::record::rebuild::Names;
 use crate::record::rows::{Incident, Reason, Run, RunEnd, Setting};
@@ -82,7 +82,7 @@ fn loss(second: i64, port: u16) -> Loss {
     };
     let name = *b"nginx\0\0\0\0\0\0\0\0\0\0\0";
     let process = Some(ProcessId { pid: 812, name, role: Role::Sender });
-    let who = Who { process, ..Who::default() };
+    let who = Owner { process, ..Owner::default() };
     Loss { who: Some(Arc::new(who)), ..Loss::new(at(second).time, event) }
 }
 
@@ -92,12 +92,12 @@ fn names() -> HashMap<NetnsId, Names> {
 
 fn census() -> Census {
     let key = |port, entries| CensusKey { proto: 6, port, entries, assured: entries, time_wait: entries / 2 };
-    let base = |port, entries| crate::model::Base { proto: 6, port, entries };
+    let base = |port, entries| crate::model::FlowOffset { proto: 6, port, entries };
     Census {
         netns: HOST,
         keys: vec![key(443, 1_000), key(6379, 4_000)],
         bases: vec![base(443, 1_000), base(6379, 4_000)],
-        rebase: true,
+        replaces_offsets: true,
         exact: true,
         ..Census::default()
     }
@@ -347,7 +347,7 @@ fn what_a_process_is_called_stays_text() {
     let mut evil = loss(1, 6379);
     let name = *b"<b>|\x1b[2J&*\0\0\0\0\0\0";
     let process = Some(ProcessId { pid: 1, name, role: Role::Sender });
-    evil.who = Some(Arc::new(Who { process, ..Who::default() }));
+    evil.who = Some(Arc::new(Owner { process, ..Owner::default() }));
     let events = vec![(evil, true)];
     for second in 1..=2 {
         let events = if second == 1 { events.clone() } else { Vec::new() };

@@ -44,7 +44,7 @@ pub struct Attachment {
 
 /// What the user wants from the kernel side.
 #[derive(Clone, Copy, Debug)]
-pub struct Wishes {
+pub struct ProbeOptions {
     /// kprobes may be used (else raw tracepoints alone).
     pub kprobes: bool,
     /// Count inserts and deletes.
@@ -62,12 +62,12 @@ pub struct Wishes {
     /// See a full table by the init_conntrack pair rather than where the packet is freed.
     pub pair: bool,
     /// How the kernel runs raw tracepoint programs.
-    pub raw_tracepoints: RawTracepoints,
+    pub raw_tracepoints: RawTpReentrancy,
 }
 
 /// How a kernel runs raw tracepoint programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RawTracepoints {
+pub enum RawTpReentrancy {
     /// One may interrupt itself, and both runs are whole.
     Nested,
     /// One that would interrupt itself is skipped (bpf_prog.active, 5.16 and later: __bpf_trace_run,
@@ -90,7 +90,7 @@ pub struct Plan {
 }
 
 /// Decides, and sets the switches in `config` to match. `Err` says which symbol is missing for any watch at all.
-pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Plan, String> {
+pub fn plan(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config) -> Result<Plan, String> {
     let mut plan = Plan { attachments: Vec::new(), notes: Vec::new() };
     config.detail = u32::from(wishes.detail);
     config.loss_events = u32::from(wishes.loss_events);
@@ -98,12 +98,12 @@ pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Pl
     let freed_there = symbols.get("nf_hook_slow").is_some();
     if freed_there {
         let nested = wishes.raw_tracepoints;
-        config.preempts = u32::from(matches!(nested, RawTracepoints::Preempted { .. }));
+        config.preempts = u32::from(matches!(nested, RawTpReentrancy::Preempted { .. }));
         match nested {
-            RawTracepoints::Preempted { perf: true } => {
+            RawTpReentrancy::Preempted { perf: true } => {
                 plan.add("kfree_skb_held", "kfree_skb", HookKind::Tracepoint("skb"));
             }
-            RawTracepoints::Preempted { perf: false } => {
+            RawTpReentrancy::Preempted { perf: false } => {
                 plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
                 plan.notes.push(
                     "this kernel preempts raw tracepoint programs, so some losses of a storm will have no tuple; \
@@ -111,11 +111,11 @@ pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Pl
                         .to_owned(),
                 );
             }
-            RawTracepoints::Nested | RawTracepoints::Skipped => {
+            RawTpReentrancy::Nested | RawTpReentrancy::Skipped => {
                 plan.add("kfree_skb", "kfree_skb", HookKind::RawTracepoint);
             }
         }
-        if nested != RawTracepoints::Nested {
+        if nested != RawTpReentrancy::Nested {
             plan.add("kfree_skb_twin", "kfree_skb", HookKind::RawTracepoint);
         }
     }
@@ -176,7 +176,7 @@ pub fn plan(symbols: &Symbols, wishes: Wishes, config: &mut Config) -> Result<Pl
 }
 
 /// New flows are counted where their first packet is confirmed; few fail there, and few come another way.
-fn plan_inserts(symbols: &Symbols, wishes: Wishes, config: &mut Config, plan: &mut Plan) {
+fn plan_inserts(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config, plan: &mut Plan) {
     let Some(function) = symbols.function("__nf_conntrack_confirm") else {
         plan.notes.push("__nf_conntrack_confirm can't be probed: new flows are not counted".to_owned());
         return;
@@ -196,7 +196,7 @@ fn plan_inserts(symbols: &Symbols, wishes: Wishes, config: &mut Config, plan: &m
 }
 
 /// 5.10 calls nf_ct_delete.part.0 from early_drop and gc, bypassing nf_ct_delete, which calls it too.
-fn plan_deletes(symbols: &Symbols, wishes: Wishes, config: &mut Config, plan: &mut Plan) {
+fn plan_deletes(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config, plan: &mut Plan) {
     let part = symbols.get("nf_ct_delete.part.0");
     let Some(function) = part.or_else(|| symbols.function("nf_ct_delete")) else {
         plan.notes.push(
@@ -237,7 +237,7 @@ impl Plan {
 mod tests {
     use super::*;
 
-    const WISHES: Wishes = Wishes {
+    const WISHES: ProbeOptions = ProbeOptions {
         kprobes: true,
         flows: true,
         insert_events: false,
@@ -246,7 +246,7 @@ mod tests {
         owners: false,
         invalid: false,
         pair: false,
-        raw_tracepoints: RawTracepoints::Skipped,
+        raw_tracepoints: RawTpReentrancy::Skipped,
     };
 
     const EVERYTHING: [&str; 9] = [
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!((config.by_kfree_skb, config.early_drop_probed), (1, 1));
         let none = plan(
             &found,
-            Wishes { flows: false, raw_tracepoints: RawTracepoints::Nested, ..WISHES },
+            ProbeOptions { flows: false, raw_tracepoints: RawTpReentrancy::Nested, ..WISHES },
             &mut config,
         )
         .expect("a plan");
@@ -318,7 +318,7 @@ mod tests {
         let found = symbols(&EVERYTHING);
         let first_two = |perf| {
             let mut config = Config::default();
-            let wishes = Wishes { raw_tracepoints: RawTracepoints::Preempted { perf }, ..WISHES };
+            let wishes = ProbeOptions { raw_tracepoints: RawTpReentrancy::Preempted { perf }, ..WISHES };
             let plan = plan(&found, wishes, &mut config).expect("a plan");
             assert_eq!((config.preempts, plan.notes.is_empty()), (1, perf));
             [0, 1].map(|at| (plan.attachments[at].program, plan.attachments[at].kind.name()))
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!((config.by_kfree_skb, config.pair_on_alloc), (0, 0));
         let mut config = Config::default();
         let found = symbols(&["nf_hook_slow", "__nf_conntrack_alloc"]);
-        let asked = plan(&found, Wishes { pair: true, ..WISHES }, &mut config).expect("a plan");
+        let asked = plan(&found, ProbeOptions { pair: true, ..WISHES }, &mut config).expect("a plan");
         assert!(programs(&asked).contains(&("init_conntrack_return", "__nf_conntrack_alloc")));
         assert_eq!((config.by_kfree_skb, config.pair_on_alloc), (0, 1));
     }

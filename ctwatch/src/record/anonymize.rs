@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::rebuild::Names;
 use super::rows::Run;
-use crate::model::{Loss, ProcessId, Who};
+use crate::model::{Loss, ProcessId, Owner};
 
 /// What stands for what, as long as it lives.
 pub struct Anonymizer {
@@ -203,13 +203,13 @@ impl Anonymizer {
         *who = who.take().map(|who| Arc::new(self.who(&who)));
     }
 
-    fn who(&mut self, who: &Who) -> Who {
-        let Who { process, cgroup, container, anybodys } = who;
+    fn who(&mut self, who: &Owner) -> Owner {
+        let Owner { process, cgroup, container, anybodys } = who;
         let process = process.map(|ProcessId { pid, mut name, role }| {
             rename(&mut name, |name| self.process(name));
             ProcessId { pid: self.pid(pid), name, role }
         });
-        Who {
+        Owner {
             process,
             cgroup: cgroup.as_ref().map(|path| self.cgroup(path)),
             container: container.as_ref().map(|name| self.container(name)),

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 use super::digest::Digest;
 use super::open::{Trouble, wrong};
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
-use crate::model::{Base, Census, CensusKey, Detail, Mix, NetnsId, Remaining, Timeouts};
+use crate::model::{FlowOffset, Census, CensusKey, PortDetail, StateCounts, NetnsId, TimeoutHistogram, Timeouts};
 
 /// Ports of one census that are kept: those that hold most.
 const KEYS: usize = 2048;
@@ -23,14 +23,14 @@ pub(super) fn insert(
     census: &Census,
 ) -> rusqlite::Result<()> {
     let (census, omitted) = kept(census);
-    let Census { netns: _, keys, details, bases, rebase, timeouts, exact } = &census;
+    let Census { netns: _, keys, details, bases, replaces_offsets, timeouts, exact } = &census;
     connection.execute(
         "INSERT INTO census (tick, netns, rebase, exact, timeouts, omitted, crc) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![
             tick,
             netns,
-            rebase,
+            replaces_offsets,
             exact,
             timeouts_text(timeouts),
             omitted as i64,
@@ -55,7 +55,7 @@ pub(super) fn insert(
     let mut statement =
         connection.prepare_cached("INSERT INTO census_detail VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
     for detail in details {
-        let Detail { proto, port, mix, lasting, ending } = detail;
+        let PortDetail { proto, port, mix, lasting, ending } = detail;
         let port = port.map_or(-1, i64::from);
         let [lasting, ending] = [lasting, ending].map(|one| sparse_text(&one.sparse().collect()));
         statement.execute(params![
@@ -86,12 +86,12 @@ fn kept(census: &Census) -> (Census, usize) {
     (ordered(census), omitted)
 }
 
-fn sum_up_small(details: &mut Vec<Detail>) {
+fn sum_up_small(details: &mut Vec<PortDetail>) {
     details.sort_by_key(|detail| (detail.port.is_none(), std::cmp::Reverse(detail.mix.total())));
     let apart = details.iter().take_while(|detail| detail.port.is_some()).take(DETAILS).count();
-    let mut rest: BTreeMap<u8, Detail> = BTreeMap::new();
+    let mut rest: BTreeMap<u8, PortDetail> = BTreeMap::new();
     for detail in details.drain(apart..) {
-        rest.entry(detail.proto).or_insert_with(|| Detail::new(detail.proto, None)).add_all(&detail);
+        rest.entry(detail.proto).or_insert_with(|| PortDetail::new(detail.proto, None)).add_all(&detail);
     }
     details.extend(rest.into_values());
 }
@@ -118,7 +118,7 @@ pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i
         };
         let mut census = Census {
             netns: NetnsId(row.get(2)?),
-            rebase: row.get(3)?,
+            replaces_offsets: row.get(3)?,
             exact: row.get(4)?,
             timeouts,
             ..Census::default()
@@ -149,7 +149,7 @@ fn read_keys(connection: &Connection, id: i64, census: &mut Census) -> rusqlite:
             census.keys.push(CensusKey { proto, port, entries, assured, time_wait });
         }
         if let Some(entries) = row.get(5)? {
-            census.bases.push(Base { proto, port, entries });
+            census.bases.push(FlowOffset { proto, port, entries });
         }
     }
     Ok(())
@@ -161,14 +161,14 @@ fn read_details(connection: &Connection, id: i64, census: &mut Census) -> rusqli
     )?;
     let mut rows = statement.query([id])?;
     while let Some(row) = rows.next()? {
-        let mut detail = Detail::new(row.get(0)?, u16::try_from(row.get::<_, i64>(1)?).ok());
+        let mut detail = PortDetail::new(row.get(0)?, u16::try_from(row.get::<_, i64>(1)?).ok());
         detail.mix.assured = row.get(2)?;
         let Some(states) = sparse_from(&row.get::<_, String>(3)?) else { return Ok(false) };
         for (state, entries) in states {
             let Some(place) = detail.mix.tcp.get_mut(state) else { return Ok(false) };
             *place = entries;
         }
-        let remaining = |text: String| Remaining::from_sparse(&sparse_from(&text)?);
+        let remaining = |text: String| TimeoutHistogram::from_sparse(&sparse_from(&text)?);
         match (remaining(row.get(4)?), remaining(row.get(5)?)) {
             (Some(lasting), Some(ending)) => (detail.lasting, detail.ending) = (lasting, ending),
             _ => return Ok(false),
@@ -179,12 +179,12 @@ fn read_details(connection: &Connection, id: i64, census: &mut Census) -> rusqli
 }
 
 fn checksum(tick: i64, census: &Census, omitted: usize) -> u32 {
-    let Census { netns, keys, details, bases, rebase, timeouts, exact } = census;
+    let Census { netns, keys, details, bases, replaces_offsets, timeouts, exact } = census;
     let mut digest = Digest::default();
     digest
         .int(tick)
         .int(i64::from(netns.0))
-        .int(i64::from(*rebase))
+        .int(i64::from(*replaces_offsets))
         .int(i64::from(*exact))
         .int(omitted as i64);
     digest.text(&timeouts_text(timeouts));
@@ -193,10 +193,10 @@ fn checksum(tick: i64, census: &Census, omitted: usize) -> u32 {
             digest.int(i64::from(number));
         }
     }
-    for Base { proto, port, entries } in bases {
+    for FlowOffset { proto, port, entries } in bases {
         digest.int(i64::from(*proto)).int(i64::from(*port)).int(*entries);
     }
-    for Detail { proto, port, mix, lasting, ending } in details {
+    for PortDetail { proto, port, mix, lasting, ending } in details {
         digest.int(i64::from(*proto)).optional(port.map(i64::from)).int(i64::from(mix.assured));
         for part in [states(mix), lasting.sparse().collect(), ending.sparse().collect()] {
             digest.text(&sparse_text(&part));
@@ -205,7 +205,7 @@ fn checksum(tick: i64, census: &Census, omitted: usize) -> u32 {
     digest.finish()
 }
 
-fn states(mix: &Mix) -> Sparse {
+fn states(mix: &StateCounts) -> Sparse {
     mix.tcp.iter().copied().enumerate().filter(|(_, entries)| *entries > 0).collect()
 }
 

@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::digest::Digest;
 use super::open::{Trouble, wrong};
-use crate::model::{Loss, NetnsId, ProcessId, Role, Who};
+use crate::model::{Loss, NetnsId, ProcessId, Role, Owner};
 
 /// In the order of [`insert`].
 const INSERT: &str = "INSERT INTO event (tick, place, detail, wall_us, at_ns, netns, cause, flags, proto, family, src, \
@@ -155,7 +155,7 @@ fn pushed_out_by(row: &Row<'_>, netns: u32) -> rusqlite::Result<Option<LossEvent
     }))
 }
 
-fn who(row: &Row<'_>) -> rusqlite::Result<Option<Who>> {
+fn who(row: &Row<'_>) -> rusqlite::Result<Option<Owner>> {
     if row.get::<_, Option<i64>>(20)?.is_none() {
         return Ok(None);
     }
@@ -165,7 +165,7 @@ fn who(row: &Row<'_>) -> rusqlite::Result<Option<Who>> {
     };
     let pid: Option<u32> = row.get(38)?;
     let name = padded(row.get(39)?);
-    Ok(Some(Who {
+    Ok(Some(Owner {
         process: pid.map(|pid| ProcessId { pid, name, role }),
         cgroup: row.get(41)?,
         container: row.get(42)?,
@@ -225,7 +225,7 @@ fn checksum(tick: i64, loss: &Loss) -> u32 {
         }
     }
     if let Some(who) = who {
-        let Who { process, cgroup, container, anybodys } = &**who;
+        let Owner { process, cgroup, container, anybodys } = &**who;
         if let Some(ProcessId { pid, name, role }) = process {
             digest.int(i64::from(*pid)).optional_text(text(name).as_deref()).int(*role as i64);
         }

@@ -11,7 +11,7 @@ use super::rows::{Listing, Occasion};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
 use crate::advise::demand::Timeouts;
 use crate::listing::{Census as Listed, Collected, Seen};
-use crate::model::{Direction, NetnsId, Phase, Remaining, WallMono};
+use crate::model::{Direction, NetnsId, TimeoutKind, TimeoutHistogram, WallMono};
 
 /// Writes a listing.
 pub(super) fn insert(
@@ -95,7 +95,7 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<Listing>, Tr
 }
 
 /// Phases of a service, and its pairs of addresses.
-type Kept = (BTreeMap<Phase, Seen>, Option<u32>);
+type Kept = (BTreeMap<TimeoutKind, Seen>, Option<u32>);
 
 type Services = HashMap<(u8, u16, Direction), Collected>;
 
@@ -109,8 +109,8 @@ fn read_services(connection: &Connection, id: i64) -> rusqlite::Result<Option<Se
     while let Some(row) = rows.next()? {
         let (Some(direction), Some(phase), Some(idle)) = (
             Direction::from_name(&row.get::<_, String>(2)?),
-            Phase::from_name(&row.get::<_, String>(3)?),
-            sparse_from(&row.get::<_, String>(7)?).and_then(|sparse| Remaining::from_sparse(&sparse)),
+            TimeoutKind::from_name(&row.get::<_, String>(3)?),
+            sparse_from(&row.get::<_, String>(7)?).and_then(|sparse| TimeoutHistogram::from_sparse(&sparse)),
         ) else {
             return Ok(None);
         };
@@ -151,5 +151,5 @@ fn phase_timeouts(census: &Listed) -> String {
 
 fn phase_timeouts_from(text: &str) -> Option<Timeouts> {
     let named: NamedTimeouts = serde_json::from_str(text).ok()?;
-    named.into_iter().map(|(name, seconds)| Some((Phase::from_name(&name)?, seconds))).collect()
+    named.into_iter().map(|(name, seconds)| Some((TimeoutKind::from_name(&name)?, seconds))).collect()
 }

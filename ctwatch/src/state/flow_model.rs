@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::step::{FlowKey, Step};
 use super::trend::{Line, Trend, fit, settled_fit};
-use crate::model::{Detail, Mix, Remaining, Timeouts};
+use crate::model::{PortDetail, StateCounts, TimeoutHistogram, Timeouts};
 
 /// Ticks of arrivals the trend is read from.
 const RATES: usize = 120;
@@ -46,7 +46,7 @@ impl Default for Prior {
 
 impl Prior {
     /// For one key.
-    pub fn new(key: FlowKey, details: &[Detail], timeouts: &Timeouts) -> Self {
+    pub fn new(key: FlowKey, details: &[PortDetail], timeouts: &Timeouts) -> Self {
         let (proto, port) = ((key >> 16) as u8, key as u16);
         match details.iter().find(|detail| (detail.proto, detail.port) == (proto, Some(port))) {
             Some(detail) if detail.mix.total() > 0 => Self::of_detail(detail, timeouts),
@@ -55,18 +55,18 @@ impl Prior {
     }
 
     /// For keys of this protocol that have nothing of their own.
-    pub fn of_protocol(proto: u8, details: &[Detail], timeouts: &Timeouts) -> Self {
+    pub fn of_protocol(proto: u8, details: &[PortDetail], timeouts: &Timeouts) -> Self {
         match details.iter().find(|detail| (detail.proto, detail.port) == (proto, None)) {
             Some(detail) if detail.mix.total() > 0 => Self::of_detail(detail, timeouts),
             _ => Self { lifetime: untouched(proto, timeouts), ..Self::default() },
         }
     }
 
-    fn of_detail(detail: &Detail, timeouts: &Timeouts) -> Self {
+    fn of_detail(detail: &PortDetail, timeouts: &Timeouts) -> Self {
         let total = f64::from(detail.mix.total()).max(1.0);
         let (lasting, ending) = (f64::from(detail.lasting.total()), f64::from(detail.ending.total()));
         // What entries were given is at least what they have left, whatever the sysctl says by now.
-        let given = |remaining: &Remaining, timeout: Option<u32>| {
+        let given = |remaining: &TimeoutHistogram, timeout: Option<u32>| {
             let left = remaining.quantile(0.9).filter(|_| remaining.total() >= 16);
             match (left, timeout.map(f64::from)) {
                 (Some(left), Some(timeout)) => left.max(timeout),
@@ -74,7 +74,7 @@ impl Prior {
             }
         };
         let (lifetime, talking) = if detail.is_tcp() {
-            let time_wait = f64::from(detail.mix.tcp[usize::from(Mix::TIME_WAIT)]);
+            let time_wait = f64::from(detail.mix.tcp[usize::from(StateCounts::TIME_WAIT)]);
             if time_wait >= 0.05 * total {
                 // Little's law: they leave TIME_WAIT, and so enter it, at this rate; ESTABLISHED holds the rest.
                 let lingers = given(&detail.ending, timeouts.tcp_time_wait);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::flow_model::{Model, Prior, Projection};
 use super::step::{FlowKey, Step};
-use crate::model::{Census, Detail, Timeouts};
+use crate::model::{Census, PortDetail, Timeouts};
 
 /// Keys with a model of their own.
 const MODELS: usize = 64;
@@ -34,7 +34,7 @@ pub(super) struct Forecast {
     models: BTreeMap<FlowKey, Model>,
     /// One for the other keys of each protocol.
     rest: BTreeMap<u8, Model>,
-    details: Vec<Detail>,
+    details: Vec<PortDetail>,
     timeouts: Timeouts,
 }
 

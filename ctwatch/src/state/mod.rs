@@ -28,7 +28,7 @@ pub use filter::{Filter, PortRange};
 pub use settings::{By, Settings};
 
 use crate::contract::{self, Certainty, Counted, End, Event, Occupied, Table, Tick};
-use crate::model::{Backend, FlowSample, Loss, NetnsId, Sample, SlotSample, Who};
+use crate::model::{Backend, FlowSample, Loss, NetnsId, Sample, SlotSample, Owner};
 use crate::state::filter::Verdict;
 use containers::Containers;
 use key::{Facts, Seen};
@@ -346,7 +346,7 @@ impl State {
 }
 
 /// Whether a loss without an owner may belong to a row that has one.
-fn is_anybodys(by: By, who: Option<&Who>) -> bool {
+fn is_anybodys(by: By, who: Option<&Owner>) -> bool {
     let Some(who) = who else { return true };
     let named = if by == By::Process { who.process.is_some() } else { who.container.is_some() };
     who.anybodys && !named

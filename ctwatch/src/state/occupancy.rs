@@ -141,7 +141,7 @@ impl Occupancy {
 
 impl Flows {
     fn take_census(&mut self, census: &Census) {
-        if census.rebase {
+        if census.replaces_offsets {
             for key in self.keys.values_mut() {
                 // A key that the census doesn't name has no entries.
                 key.base = key.deletes as i64 - key.inserts as i64;
@@ -250,7 +250,7 @@ fn floored(share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Base, CensusKey};
+    use crate::model::{FlowOffset, CensusKey};
     use proptest::prelude::*;
 
     const HOST: NetnsId = NetnsId(4_026_531_840);
@@ -277,12 +277,12 @@ mod tests {
 
     fn census(exact: bool, entries: &[(u16, u32)], counted: i64) -> Census {
         let key = |port, entries| CensusKey { proto: 6, port, entries, assured: 0, time_wait: entries / 2 };
-        let base = |port, entries: u32| Base { proto: 6, port, entries: i64::from(entries) - counted };
+        let base = |port, entries: u32| FlowOffset { proto: 6, port, entries: i64::from(entries) - counted };
         Census {
             netns: HOST,
             keys: entries.iter().map(|(port, entries)| key(*port, *entries)).collect(),
             bases: entries.iter().map(|(port, entries)| base(*port, *entries)).collect(),
-            rebase: true,
+            replaces_offsets: true,
             exact,
             ..Census::default()
         }
@@ -331,7 +331,7 @@ mod tests {
     fn a_later_census_that_is_less_exact_only_tells_states() {
         let mut occupancy = Occupancy::default();
         tick(&mut occupancy, &[], vec![census(true, &[(80, 100)], 0)]);
-        let later = Census { rebase: false, ..census(false, &[(80, 90)], 0) };
+        let later = Census { replaces_offsets: false, ..census(false, &[(80, 90)], 0) };
         tick(&mut occupancy, &[(80, 4, 4)], vec![later]);
         assert_eq!(shown(&occupancy, 100), (vec![(Some(80), 100)], Some(true)));
     }

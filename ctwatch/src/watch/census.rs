@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::conntrack::census::{self, Count};
-use crate::model::{Base, Census, NetnsId, SlotSample, Timeouts};
+use crate::model::{FlowOffset, Census, NetnsId, SlotSample, Timeouts};
 use crate::netns::{self, Place};
 use crate::probe::shared::FlowReader;
 
@@ -149,7 +149,7 @@ impl Censuses {
                         && last.apart < APART_TICKS
                         && !census.exact
                     {
-                        census.rebase = false;
+                        census.replaces_offsets = false;
                         (known.exact, known.base) = (true, last.base);
                     }
                     self.known.insert(id, known);
@@ -269,8 +269,8 @@ fn census(
         netns: id,
         keys: count.keys.clone(),
         details: count.details.clone(),
-        bases: bases.into_iter().map(|((proto, port), entries)| Base { proto, port, entries }).collect(),
-        rebase: true,
+        bases: bases.into_iter().map(|((proto, port), entries)| FlowOffset { proto, port, entries }).collect(),
+        replaces_offsets: true,
         timeouts: *timeouts,
         exact: taken.is_quiet() && !count.interrupted && count.duplicates == 0 && agrees,
     }

@@ -8,7 +8,7 @@ use crate::model::KernelCounters;
 
 /// Totals since the baseline.
 #[derive(Clone, Debug, Default)]
-pub struct Ledger {
+pub struct BaselineCounters {
     /// The last reading of each CPU; `None` until there is one.
     last: Vec<Option<Counters>>,
     /// What CPUs without a baseline start from: 0 in a new netns, their first reading in an old one.
@@ -20,7 +20,7 @@ pub struct Ledger {
     pub complete: bool,
 }
 
-impl Ledger {
+impl BaselineCounters {
     /// Starts from what each CPU had counted when its watch began (`None`: it was offline).
     #[must_use]
     pub fn new(bases: Vec<Option<Counters>>, is_new: bool) -> Self {
@@ -87,7 +87,7 @@ mod tests {
     proptest! {
         #[test]
         fn totals_are_the_sum_of_all_steps_whatever_wraps(base: u32, steps in prop::collection::vec(0..1_000_000u32, 0..50)) {
-            let mut ledger = Ledger::new(vec![Some(Counters { drop: base, ..Counters::default() })], false);
+            let mut ledger = BaselineCounters::new(vec![Some(Counters { drop: base, ..Counters::default() })], false);
             let mut now = base;
             for step in &steps {
                 now = now.wrapping_add(*step);
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn what_a_netns_counted_after_the_last_reading_is_not_lost_when_it_goes() {
         let base = |drop| Some(Counters { drop, ..Counters::default() });
-        let mut ledger = Ledger::new(vec![base(u32::MAX - 1), base(10)], false);
+        let mut ledger = BaselineCounters::new(vec![base(u32::MAX - 1), base(10)], false);
         ledger.update(&reading(&[u32::MAX, 10]));
         // The first CPU's counter wrapped to 4, the second went on to 12.
         ledger.finish(KernelCounters { drop: 16, ..KernelCounters::default() });
@@ -109,10 +109,10 @@ mod tests {
 
     #[test]
     fn a_cpu_without_a_baseline_starts_at_its_first_reading_in_an_old_netns_and_at_zero_in_a_new_one() {
-        let mut old = Ledger::new(vec![Some(Counters::default()), None], false);
+        let mut old = BaselineCounters::new(vec![Some(Counters::default()), None], false);
         assert_eq!(old.update(&reading(&[2, 900])).drop, 2);
         assert_eq!(old.update(&reading(&[2, 901])).drop, 3);
-        let mut new = Ledger::new(Vec::new(), true);
+        let mut new = BaselineCounters::new(Vec::new(), true);
         assert_eq!(new.update(&reading(&[2, 3])).drop, 5);
     }
 }

@@ -10,7 +10,7 @@ use ctwatch_common::event::LossEvent;
 use ctwatch_common::slot::KIND_FLOWS;
 
 use super::Watch;
-use super::ledger::Ledger;
+use super::ledger::BaselineCounters;
 use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
 use crate::model::{KernelCounters, NetnsId};
@@ -31,7 +31,7 @@ impl Watch {
             u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight of sixteen bytes"))
         };
         // One that nobody had noticed yet came up while we watched: all it has counted is ours.
-        let ledger = self.ledgers.entry(id).or_insert_with(|| Ledger::new(Vec::new(), true));
+        let ledger = self.ledgers.entry(id).or_insert_with(|| BaselineCounters::new(Vec::new(), true));
         ledger.finish(KernelCounters {
             drop: word(&event.src, 0),
             early_drop: word(&event.src, 8),
@@ -64,7 +64,7 @@ impl Watch {
     }
 
     fn enter_into_ledger(&mut self, id: NetnsId, stat: &Stat) -> KernelCounters {
-        self.ledgers.entry(id).or_insert_with(|| Ledger::new(Vec::new(), true)).update(stat)
+        self.ledgers.entry(id).or_insert_with(|| BaselineCounters::new(Vec::new(), true)).update(stat)
     }
 
     /// A netns can't be read: unless another process still leads there, it is gone.
@@ -100,7 +100,7 @@ impl Watch {
             let id = place.id;
             self.gone.remove(&id);
             let bases = taken.map_or_else(Vec::new, |taken| taken.bases);
-            self.ledgers.entry(id).or_insert_with(|| Ledger::new(bases, true));
+            self.ledgers.entry(id).or_insert_with(|| BaselineCounters::new(bases, true));
             self.places.insert(id, place);
         }
     }

@@ -24,13 +24,13 @@ use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::model::{Clock, KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
 use crate::netns::{self, Place};
-use crate::owner::Owners;
-use crate::probe::plan::{Attachment, Wishes, plan};
+use crate::owner::OwnerResolver;
+use crate::probe::plan::{Attachment, ProbeOptions, plan};
 use crate::probe::sync::Take;
 use crate::probe::{Probe, offsets};
 use census::Censuses;
 use jiffies::Jiffies;
-use ledger::Ledger;
+use ledger::BaselineCounters;
 use lives::LOOK_AROUND;
 use pairing::Pairing;
 use tokio::io::unix::AsyncFd;
@@ -42,7 +42,7 @@ pub struct Settings {
     /// Where /proc and /sys are.
     pub roots: Roots,
     /// Which programs, if any (`None`: the kernel's counters only).
-    pub wishes: Option<Wishes>,
+    pub wishes: Option<ProbeOptions>,
     /// For aya-log in the kernel: 0 is off.
     pub log_level: u8,
 }
@@ -82,7 +82,7 @@ pub struct Watch {
     probe: Option<Probe>,
     module: Option<u64>,
     places: BTreeMap<NetnsId, Place>,
-    ledgers: BTreeMap<NetnsId, Ledger>,
+    ledgers: BTreeMap<NetnsId, BaselineCounters>,
     gone: BTreeMap<NetnsId, Place>,
     /// How many namespaces with this inode number have gone.
     lives: HashMap<u32, u32>,
@@ -98,7 +98,7 @@ pub struct Watch {
     /// Only where single losses are shown.
     jiffies: Option<Jiffies>,
     /// Only where someone asks whose packets they were.
-    owners: Option<Owners>,
+    owners: Option<OwnerResolver>,
     last_sample: Instant,
     last_look: Instant,
 }
@@ -107,7 +107,7 @@ impl Watch {
     /// Attaches and takes the baseline. conntrack must be there.
     pub fn start(settings: Settings, kernel: Kernel) -> Result<(Self, Began)> {
         let now = Instant::now();
-        let owners = settings.wishes.filter(|wishes| wishes.owners).map(|_| Owners::new(&settings.roots));
+        let owners = settings.wishes.filter(|wishes| wishes.owners).map(|_| OwnerResolver::new(&settings.roots));
         let jiffies = settings.wishes.filter(|wishes| wishes.detail).map(|_| Jiffies::default());
         let mut watch = Self {
             settings,
@@ -173,7 +173,7 @@ impl Watch {
             add_up(&mut began.since_boot, base.iter().flatten());
             match self.ledgers.get_mut(&id) {
                 Some(ledger) => ledger.restart(base),
-                None => drop(self.ledgers.insert(id, Ledger::new(base, false))),
+                None => drop(self.ledgers.insert(id, BaselineCounters::new(base, false))),
             }
         }
         Ok(began)

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use ctwatch::listing::Census as Listed;
 use ctwatch::model::{
-    Base, Census, CensusKey, Detail, Direction, KernelCounters, Listed as Entry, Loss, NetnsId, Phase,
-    ProcessId, Role, Timeouts, WallMono, Who,
+    FlowOffset, Census, CensusKey, PortDetail, Direction, KernelCounters, TableEntry as Entry, Loss, NetnsId, TimeoutKind,
+    ProcessId, Role, Timeouts, WallMono, Owner,
 };
 use ctwatch::record::rebuild::Names;
 use ctwatch::record::rows::{Facts, Incident, Listing, Notice, Occasion, Run, Setting};
@@ -71,15 +71,15 @@ pub fn tick(second: i64) -> Tick {
 }
 
 fn census(second: i64) -> Census {
-    let mut detail = Detail::new(6, Some(6379));
+    let mut detail = PortDetail::new(6, Some(6379));
     detail.add(7, true, 60);
     detail.add(3, true, 432_000);
     Census {
         netns: HOST,
         keys: vec![CensusKey { proto: 6, port: 6379, entries: 710, assured: 700, time_wait: 690 }],
-        details: vec![detail, Detail::new(17, None)],
-        bases: vec![Base { proto: 6, port: 80, entries: -4 }, Base { proto: 6, port: 6379, entries: second }],
-        rebase: true,
+        details: vec![detail, PortDetail::new(17, None)],
+        bases: vec![FlowOffset { proto: 6, port: 80, entries: -4 }, FlowOffset { proto: 6, port: 6379, entries: second }],
+        replaces_offsets: true,
         timeouts: Timeouts { tcp_time_wait: Some(120), udp: Some(30), ..Timeouts::default() },
         exact: second % 20 == 0,
     }
@@ -116,7 +116,7 @@ pub fn loss(second: i64) -> Loss {
     loss.entry.reply_src = event.dst;
     loss.jiffies_per_s = Some(250);
     loss.pushed_out_by = v6.then_some(LossEvent { kind: 30, sport: 5, ..event });
-    loss.who = Some(Arc::new(Who {
+    loss.who = Some(Arc::new(Owner {
         process: Some(ProcessId { pid: 812, name: *b"nginx\0\0\0\0\0\0\0\0\0\0\0", role: Role::Sender }),
         cgroup: Some("/system.slice/nginx.service".to_owned()),
         container: v6.then(|| "nginx.service".to_owned()),
@@ -147,7 +147,7 @@ pub fn batch(second: i64) -> Batch {
 }
 
 pub fn listing(second: i64) -> Listing {
-    let mut census = Listed::new([(Phase::TimeWait, 120), (Phase::Udp, 30)].into(), 15);
+    let mut census = Listed::new([(TimeoutKind::TimeWait, 120), (TimeoutKind::Udp, 30)].into(), 15);
     for n in 0..50u32 {
         let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left: n, ..Entry::default() };
         census.add(&entry, Direction::Loopback);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctwatch::model::Who;
+use ctwatch::model::Owner;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Limits, Recording, Thinner};
 use ctwatch_common::slot::SlotKey;
@@ -134,7 +134,7 @@ fn processes_that_are_named_no_more_make_room_before_an_incident_does() {
         batch.events = (0..40)
             .map(|place| {
                 let mut loss = loss.clone();
-                let mut who = Who::clone(loss.who.as_ref().unwrap());
+                let mut who = Owner::clone(loss.who.as_ref().unwrap());
                 if let Some(process) = &mut who.process {
                     process.pid = u32::try_from(second * 40 + place).unwrap();
                 }

@@ -10,14 +10,14 @@ use ctwatch::advise::report::{Report, Source, report};
 use ctwatch::advise::target::Target;
 use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, Table};
 use ctwatch::machine::{Machine, Manager, Memory, Settings, managers};
-use ctwatch::model::{Direction, NetnsId, Phase, Remaining};
+use ctwatch::model::{Direction, NetnsId, TimeoutKind, TimeoutHistogram};
 use ctwatch::view::{View, sh};
 
 fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Service {
     let entries = (per_s * 60.0) as u32;
-    let mut idle = Remaining::default();
+    let mut idle = TimeoutHistogram::default();
     (0..entries).for_each(|index| idle.add(index * 60 / entries));
-    let mut talking = Remaining::default();
+    let mut talking = TimeoutHistogram::default();
     (0..40).for_each(|_| talking.add(0));
     Service {
         proto: 6,
@@ -29,8 +29,8 @@ fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Servi
         refused_per_s: per_s * (held_back - 1.0) * 2.0,
         pent_up: held_back,
         stays: vec![
-            Stay { phase: Phase::TimeWait, timeout: 120, entries, idle, per_s: per_s * held_back },
-            Stay { phase: Phase::Established, timeout: 432_000, entries: 40, idle: talking, per_s },
+            Stay { phase: TimeoutKind::TimeWait, timeout: 120, entries, idle, per_s: per_s * held_back },
+            Stay { phase: TimeoutKind::Established, timeout: 432_000, entries: 40, idle: talking, per_s },
         ],
         pairs: Some(1),
     }
@@ -99,7 +99,7 @@ fn story() -> Case {
             ephemeral: Some(28_232),
             gc: Gc::default(),
         },
-        timeouts: [(Phase::TimeWait, 120), (Phase::Established, 432_000)].into(),
+        timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(),
         times: 2.0,
         enter: String::new(),

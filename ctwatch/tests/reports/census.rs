@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::fixtures::{HOST, WEB1, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
 use ctwatch::contract::breakdown::{Report, Skipped};
-use ctwatch::model::{Address, Listed, LocalAddress, Locals, NetnsId};
+use ctwatch::model::{Address, TableEntry, LocalAddress, Locals, NetnsId};
 use ctwatch::state::Filter;
 use ctwatch::state::table::{Census, Circumstances, Dimension, Finished, Keys, Settings, combine};
 use ctwatch::view::View;
@@ -18,30 +18,30 @@ fn address(text: &str) -> Address {
     Address::from(text.parse::<IpAddr>().unwrap())
 }
 
-fn entry(src: &str, dst: &str, proto: u8, port: u16) -> Listed {
+fn entry(src: &str, dst: &str, proto: u8, port: u16) -> TableEntry {
     let (src, dst) = (address(src), address(dst));
-    Listed { id: 1, proto, port, src, dst, reply_src: dst, left: 30, ..Listed::default() }
+    TableEntry { id: 1, proto, port, src, dst, reply_src: dst, left: 30, ..TableEntry::default() }
 }
 
 /// The table of that night: redis on loopback in TIME_WAIT, and everything else.
-fn story() -> Vec<Listed> {
+fn story() -> Vec<TableEntry> {
     let mut entries = Vec::new();
     for index in 0..5_481_u32 {
         let redis = entry("127.0.0.1", "127.0.0.1", TCP, 6379);
         let tcp_state = if index % 33 == 0 { 3 } else { 7 };
-        entries.push(Listed { tcp_state, assured: true, seen_reply: true, left: index % 120, ..redis });
+        entries.push(TableEntry { tcp_state, assured: true, seen_reply: true, left: index % 120, ..redis });
     }
     for index in 0..1_926_u32 {
         let client = format!("198.51.100.{}", index % 200);
         let web = entry(&client, "192.0.2.7", TCP, if index % 3 == 0 { 443 } else { 80 });
-        let established = Listed { tcp_state: 3, assured: true, seen_reply: true, left: 431_990, ..web };
-        entries.push(if index % 5 == 0 { Listed { tcp_state: 1, left: 100, ..web } } else { established });
+        let established = TableEntry { tcp_state: 3, assured: true, seen_reply: true, left: 431_990, ..web };
+        entries.push(if index % 5 == 0 { TableEntry { tcp_state: 1, left: 100, ..web } } else { established });
     }
-    let answered = Listed { seen_reply: true, ..entry("192.0.2.7", "2001:db8::53", 17, 53) };
-    entries.extend(std::iter::repeat_n(Listed { mark: 0x10, zone: 7, ..answered }, 250));
+    let answered = TableEntry { seen_reply: true, ..entry("192.0.2.7", "2001:db8::53", 17, 53) };
+    entries.extend(std::iter::repeat_n(TableEntry { mark: 0x10, zone: 7, ..answered }, 250));
     entries.push(entry("fd00::9", "2001:db8:ffff:ffff:ffff:ffff:ffff:fff8", 58, 128 << 8));
     entries.push(entry("203.0.113.1", "203.0.113.2", 47, 0));
-    entries.push(Listed { sctp_state: 4, assured: true, ..entry("192.0.2.7", "203.0.113.2", 132, 38_412) });
+    entries.push(TableEntry { sctp_state: 4, assured: true, ..entry("192.0.2.7", "203.0.113.2", 132, 38_412) });
     entries
 }
 
@@ -73,7 +73,7 @@ fn named(name: &str, container: Option<&str>, listed: usize) -> Circumstances {
     }
 }
 
-fn listed(settings: &Settings, netns: u32, entries: &[Listed], seen: Circumstances) -> Finished {
+fn listed(settings: &Settings, netns: u32, entries: &[TableEntry], seen: Circumstances) -> Finished {
     let mut census = Census::new(settings, NetnsId(netns), locals(), NOW_NS);
     entries.iter().for_each(|entry| census.add(entry));
     census.end(seen)
@@ -88,7 +88,7 @@ fn story_by(keys: Keys) -> Report {
     let settings = settings(keys, 5);
     let entries = story();
     let host = listed(&settings, HOST, &entries, named("host", None, entries.len()));
-    let web: Vec<Listed> = entries.iter().rev().take(40).copied().collect();
+    let web: Vec<TableEntry> = entries.iter().rev().take(40).copied().collect();
     let seen = named("docker:3f2a9c0b1d2e", Some("docker:3f2a9c0b1d2e"), web.len());
     report(&settings, vec![host, listed(&settings, WEB1, &web, seen)])
 }
@@ -96,11 +96,11 @@ fn story_by(keys: Keys) -> Report {
 /// More sources than cells, and what doesn't add up.
 fn odd() -> Vec<Report> {
     let by_src = settings(Keys::two(Dimension::Src, Dimension::Dst).unwrap(), 3);
-    let mut many: Vec<Listed> = (0..70_000_u32)
-        .map(|index| Listed { src: Address(u128::from(index) << 64), ..entry("::1", "fd00::9", TCP, 80) })
+    let mut many: Vec<TableEntry> = (0..70_000_u32)
+        .map(|index| TableEntry { src: Address(u128::from(index) << 64), ..entry("::1", "fd00::9", TCP, 80) })
         .collect();
     let started_ns = NOW_NS - 59_000_000_000;
-    many.extend(std::iter::repeat_n(Listed { started_ns, ..entry("10.0.0.1", "192.0.2.7", TCP, 80) }, 9_000));
+    many.extend(std::iter::repeat_n(TableEntry { started_ns, ..entry("10.0.0.1", "192.0.2.7", TCP, 80) }, 9_000));
     let seen = Circumstances { duplicates: 17, count: Some(79_900), ..named("host", None, many.len()) };
     let seen = Circumstances { count_before: Some(80_000), restarts: 1, ..seen };
     let crowded = report(&by_src, vec![listed(&by_src, HOST, &many, seen)]);

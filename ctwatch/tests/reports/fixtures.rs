@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook, Notice, SCHEMA, Start};
 use ctwatch::model::{
-    Backend, Base, Census, CensusKey, Detail, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample,
-    ProcessId, Role, Sample, SlotSample, Timeouts, Who,
+    Backend, FlowOffset, Census, CensusKey, PortDetail, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample,
+    ProcessId, Role, Sample, SlotSample, Timeouts, Owner,
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
@@ -140,12 +140,12 @@ pub fn censuses() -> Vec<Census> {
     let of = |netns, keys: &[CensusKey], exact| Census {
         netns: NetnsId(netns),
         keys: keys.to_vec(),
-        details: keys.iter().map(|key| Detail::new(key.proto, Some(key.port))).collect(),
+        details: keys.iter().map(|key| PortDetail::new(key.proto, Some(key.port))).collect(),
         bases: keys
             .iter()
-            .map(|key| Base { proto: key.proto, port: key.port, entries: key.entries.into() })
+            .map(|key| FlowOffset { proto: key.proto, port: key.port, entries: key.entries.into() })
             .collect(),
-        rebase: true,
+        replaces_offsets: true,
         timeouts: Timeouts { tcp_time_wait: Some(120), udp: Some(600), ..Timeouts::default() },
         exact,
     };
@@ -229,7 +229,7 @@ pub fn loss(ipv6: bool, proto: u8) -> Loss {
 pub fn of(name: &str, role: Role, container: Option<&str>, loss: Loss) -> Loss {
     let mut comm = [0; 16];
     comm[..name.len()].copy_from_slice(name.as_bytes());
-    let who = Who {
+    let who = Owner {
         process: Some(ProcessId { pid: 812, name: comm, role }),
         cgroup: Some(format!("/system.slice/{name}.service")),
         container: container.map(str::to_owned),
@@ -240,7 +240,7 @@ pub fn of(name: &str, role: Role, container: Option<&str>, loss: Loss) -> Loss {
 
 /// A loss of which only is known in whose netns it happened.
 pub fn of_a_stranger(container: Option<&str>, anybodys: bool, loss: Loss) -> Loss {
-    let who = Who { container: container.map(str::to_owned), anybodys, ..Who::default() };
+    let who = Owner { container: container.map(str::to_owned), anybodys, ..Owner::default() };
     Loss { who: Some(Arc::new(who)), ..loss }
 }
 

@@ -11,7 +11,7 @@ use crate::advice::machine;
 use crate::fixtures::{HOST, censuses, golden, loss, of, time};
 use crate::goldens::fits_80_columns;
 use ctwatch::listing::Census as Listed;
-use ctwatch::model::{Direction, KernelCounters, Listed as Entry, NetnsId, Phase, Role, WallMono};
+use ctwatch::model::{Direction, KernelCounters, TableEntry as Entry, NetnsId, TimeoutKind, Role, WallMono};
 use ctwatch::postmortem::{Format, Wish, gather, render};
 use ctwatch::record::Writer;
 use ctwatch::record::rebuild::Names;
@@ -76,7 +76,7 @@ fn tick(second: i64) -> Tick {
 }
 
 fn listing(second: i64) -> Listing {
-    let mut census = Listed::new([(Phase::TimeWait, 120), (Phase::Established, 432_000)].into(), 15);
+    let mut census = Listed::new([(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(), 15);
     for left in (0..120).flat_map(|left| std::iter::repeat_n(left, 1_500)) {
         let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left, ..Entry::default() };
         census.add(&entry, Direction::Loopback);

@@ -9,12 +9,12 @@ const TCP: u8 = 6;
 
 /// Connections that come at a rate, talk for a while and wait in TIME_WAIT: the table after it is steady.
 fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
-    let mut idle = Remaining::default();
+    let mut idle = TimeoutHistogram::default();
     let waiting = (rate * f64::from(time_wait)).round() as u32;
     for index in 0..waiting {
         idle.add((f64::from(index) / f64::from(waiting.max(1)) * f64::from(time_wait)) as u32);
     }
-    let mut talking_idle = Remaining::default();
+    let mut talking_idle = TimeoutHistogram::default();
     let talking = (rate * talks).round() as u32;
     (0..talking).for_each(|_| talking_idle.add(0));
     Service {
@@ -27,9 +27,9 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
         refused_per_s: 0.0,
         pent_up: 1.0,
         stays: vec![
-            Stay { phase: Phase::TimeWait, timeout: time_wait, entries: waiting, idle, per_s: rate },
+            Stay { phase: TimeoutKind::TimeWait, timeout: time_wait, entries: waiting, idle, per_s: rate },
             Stay {
-                phase: Phase::Established,
+                phase: TimeoutKind::Established,
                 timeout: 432_000,
                 entries: talking,
                 idle: talking_idle,
@@ -139,10 +139,10 @@ fn what_was_refused_comes_back_as_soon_as_there_is_room() {
 
 #[test]
 fn idle_connections_go_with_a_shorter_established_timeout_and_busy_ones_stay() {
-    let mut idle = Remaining::default();
+    let mut idle = TimeoutHistogram::default();
     (0..900).for_each(|_| idle.add(50_000));
     (0..100).for_each(|_| idle.add(3));
-    let stay = Stay { phase: Phase::Established, timeout: 432_000, entries: 1_000, idle, per_s: 0.1 };
+    let stay = Stay { phase: TimeoutKind::Established, timeout: 432_000, entries: 1_000, idle, per_s: 0.1 };
     assert_eq!(stay.entries_with(432_000), 1_000.0);
     assert_eq!(stay.entries_with(7_440), 100.0);
 }

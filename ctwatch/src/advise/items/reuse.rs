@@ -5,7 +5,7 @@ use super::{Draft, Item, Kind, Level, weighty};
 use crate::advise::case::Case;
 use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
-use crate::model::{Direction, Phase};
+use crate::model::{Direction, TimeoutKind};
 
 /// Requests a reused connection is taken to serve: nginx's keepalive_requests was 100 up to 1.19.9.
 const REQUESTS: u32 = 100;
@@ -76,7 +76,7 @@ fn closed_part(service: &Service) -> f64 {
     let closed = of(&mut service
         .stays
         .iter()
-        .filter(|stay| matches!(stay.phase, Phase::TimeWait | Phase::Close | Phase::LastAck | Phase::FinWait))
+        .filter(|stay| matches!(stay.phase, TimeoutKind::TimeWait | TimeoutKind::Close | TimeoutKind::LastAck | TimeoutKind::FinWait))
         .map(|stay| f64::from(stay.entries)));
     if all > 0.0 { closed / all } else { 0.0 }
 }

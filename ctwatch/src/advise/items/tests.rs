@@ -7,13 +7,13 @@ use crate::advise::gc::Gc;
 use crate::advise::target::Target;
 use crate::machine::table::{EntrySize, Module, SizeSource, Table};
 use crate::machine::{Machine, Manager, Memory, Settings, managers};
-use crate::model::{Direction, Phase, Remaining};
+use crate::model::{Direction, TimeoutKind, TimeoutHistogram};
 
 fn service(port: u16, direction: Direction, rate: f64) -> Service {
-    let mut idle = Remaining::default();
+    let mut idle = TimeoutHistogram::default();
     (0..(rate * 120.0) as u32).for_each(|index| idle.add(index % 120));
     let time_wait =
-        Stay { phase: Phase::TimeWait, timeout: 120, entries: (rate * 120.0) as u32, idle, per_s: rate };
+        Stay { phase: TimeoutKind::TimeWait, timeout: 120, entries: (rate * 120.0) as u32, idle, per_s: rate };
     Service {
         proto: 6,
         port,
@@ -63,7 +63,7 @@ fn story() -> Case {
             ephemeral: None,
             gc: Gc::default(),
         },
-        timeouts: [(Phase::TimeWait, 120), (Phase::Established, 432_000)].into(),
+        timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(2 << 30),
         enter: String::new(),
         times: 2.0,
@@ -235,9 +235,9 @@ fn behind_nat_timeouts_below_the_rfcs_say_so() {
     let mut case = story();
     case.firewall.nat = true;
     for stay in case.demand.services.iter_mut().flat_map(|service| &mut service.stays) {
-        stay.phase = Phase::FinWait;
+        stay.phase = TimeoutKind::FinWait;
     }
-    case.timeouts = [(Phase::FinWait, 120)].into();
+    case.timeouts = [(TimeoutKind::FinWait, 120)].into();
     let items = advise(&case);
     let item = find(&items, "fin_wait");
     assert!(item.risk_text.contains("RFC 5382 asks for 4 min"), "{}", item.risk_text);
@@ -245,6 +245,6 @@ fn behind_nat_timeouts_below_the_rfcs_say_so() {
     case.firewall.nat = false;
     let items = advise(&case);
     assert_eq!(find(&items, "fin_wait").risk, Level::Low);
-    assert_eq!(rfc(Phase::Established), Some(("RFC 5382", 7440)));
-    assert_eq!(rfc(Phase::TimeWait), None);
+    assert_eq!(rfc(TimeoutKind::Established), Some(("RFC 5382", 7440)));
+    assert_eq!(rfc(TimeoutKind::TimeWait), None);
 }

@@ -4,7 +4,7 @@
 use super::{COMFORT, Draft, Item, Kind, Level, WORTH, limit, set_sysctl};
 use crate::advise::case::Case;
 use crate::advise::whatif::Changes;
-use crate::model::Phase;
+use crate::model::TimeoutKind;
 
 /// RFC 5382 REQ-5: an established connection is kept for 2 h 4 min at least.
 const RFC_5382: u32 = 7440;
@@ -14,13 +14,13 @@ const RFC_5382_TRANSITORY: u32 = 240;
 const RFC_4787: u32 = 120;
 
 /// How long NAT has to keep a mapping by the RFCs, seconds; none where they don't say.
-pub(crate) const fn rfc(phase: Phase) -> Option<(&'static str, u32)> {
+pub(crate) const fn rfc(phase: TimeoutKind) -> Option<(&'static str, u32)> {
     match phase {
-        Phase::Established => Some(("RFC 5382", RFC_5382)),
-        Phase::SynSent | Phase::SynRecv | Phase::FinWait | Phase::CloseWait | Phase::LastAck => {
+        TimeoutKind::Established => Some(("RFC 5382", RFC_5382)),
+        TimeoutKind::SynSent | TimeoutKind::SynRecv | TimeoutKind::FinWait | TimeoutKind::CloseWait | TimeoutKind::LastAck => {
             Some(("RFC 5382", RFC_5382_TRANSITORY))
         }
-        Phase::Udp | Phase::UdpStream => Some(("RFC 4787", RFC_4787)),
+        TimeoutKind::Udp | TimeoutKind::UdpStream => Some(("RFC 4787", RFC_4787)),
         _ => None,
     }
 }
@@ -30,19 +30,19 @@ const MUCH: f64 = 0.2;
 pub(super) fn items(case: &Case) -> Vec<Item> {
     let total = case.demand.after(&Changes::default()).needed;
     let mut items = Vec::new();
-    for phase in Phase::ALL {
+    for phase in TimeoutKind::ALL {
         let Some(before) = case.timeouts.get(&phase).copied() else { continue };
         let steps: &[u32] = match phase {
-            Phase::TimeWait => &[60, 30, 15],
-            Phase::FinWait | Phase::CloseWait | Phase::SynSent => &[60, 30, 15],
-            Phase::SynRecv | Phase::LastAck => &[30, 15],
-            Phase::Udp => &[15, 10],
-            Phase::UdpStream => &[60, 30],
-            Phase::Established => &[86_400, RFC_5382],
+            TimeoutKind::TimeWait => &[60, 30, 15],
+            TimeoutKind::FinWait | TimeoutKind::CloseWait | TimeoutKind::SynSent => &[60, 30, 15],
+            TimeoutKind::SynRecv | TimeoutKind::LastAck => &[30, 15],
+            TimeoutKind::Udp => &[15, 10],
+            TimeoutKind::UdpStream => &[60, 30],
+            TimeoutKind::Established => &[86_400, RFC_5382],
             _ => continue,
         };
         let part = part_of(case, phase);
-        if part < if phase == Phase::Established { WORTH } else { MUCH } {
+        if part < if phase == TimeoutKind::Established { WORTH } else { MUCH } {
             continue;
         }
         let change = |seconds: u32| Changes { timeouts: [(phase, seconds)].into(), ..Changes::default() };
@@ -62,8 +62,8 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     items
 }
 
-fn item(case: &Case, phase: Phase, before: u32, seconds: u32, part: f64) -> Item {
-    let below_rfc = phase == Phase::Established
+fn item(case: &Case, phase: TimeoutKind, before: u32, seconds: u32, part: f64) -> Item {
+    let below_rfc = phase == TimeoutKind::Established
         && rfc(phase).is_some_and(|(_, least)| seconds < least)
         && case.firewall.nat;
     let mut item = Draft {
@@ -73,8 +73,8 @@ fn item(case: &Case, phase: Phase, before: u32, seconds: u32, part: f64) -> Item
         evidence: format!("{:.0} % of the entries wait for this timeout", part * 100.0),
         change: Changes { timeouts: [(phase, seconds)].into(), ..Changes::default() },
         risk: match phase {
-            Phase::Established if below_rfc => Level::High,
-            Phase::Established | Phase::UdpStream => Level::Medium,
+            TimeoutKind::Established if below_rfc => Level::High,
+            TimeoutKind::Established | TimeoutKind::UdpStream => Level::Medium,
             // A mapping that goes too early cuts off its connection.
             _ if case.firewall.nat && rfc(phase).is_some() => Level::Medium,
             _ => Level::Low,
@@ -90,39 +90,39 @@ fn item(case: &Case, phase: Phase, before: u32, seconds: u32, part: f64) -> Item
     item
 }
 
-fn risk(phase: Phase, nat: bool) -> String {
+fn risk(phase: TimeoutKind, nat: bool) -> String {
     match phase {
-        Phase::TimeWait => {
+        TimeoutKind::TimeWait => {
             "a late segment of a closed connection counts as invalid or new, and `ct state invalid drop` drops it"
         }
-        Phase::Established if nat => {
+        TimeoutKind::Established if nat => {
             "connections idle for longer lose their NAT mapping and hang; RFC 5382 asks for 2 h 4 min (7440 s) at least"
         }
-        Phase::Established => "connections idle for longer are no longer ESTABLISHED to the firewall: pools break",
-        Phase::SynSent | Phase::SynRecv if nat => {
+        TimeoutKind::Established => "connections idle for longer are no longer ESTABLISHED to the firewall: pools break",
+        TimeoutKind::SynSent | TimeoutKind::SynRecv if nat => {
             "a handshake slower than this fails; RFC 5382 asks for 4 min (240 s) where there is NAT, as here"
         }
-        Phase::FinWait | Phase::CloseWait | Phase::LastAck if nat => {
+        TimeoutKind::FinWait | TimeoutKind::CloseWait | TimeoutKind::LastAck if nat => {
             "a half-closed connection that still sends after a longer pause loses its NAT mapping; RFC 5382 asks for \
              4 min (240 s)"
         }
-        Phase::Udp | Phase::UdpStream if nat => {
+        TimeoutKind::Udp | TimeoutKind::UdpStream if nat => {
             "after a longer pause a flow gets a new port from NAT; RFC 4787 asks for 2 min (120 s) at least"
         }
-        Phase::SynSent | Phase::SynRecv => "a handshake slower than this fails; SYN retransmits take 1, 3, 7, 15 s",
-        Phase::FinWait | Phase::CloseWait | Phase::LastAck => {
+        TimeoutKind::SynSent | TimeoutKind::SynRecv => "a handshake slower than this fails; SYN retransmits take 1, 3, 7, 15 s",
+        TimeoutKind::FinWait | TimeoutKind::CloseWait | TimeoutKind::LastAck => {
             "a half-closed connection that still sends after a longer pause is cut off"
         }
-        Phase::UdpStream => "flows with longer pauses between packets get a new entry, and behind NAT a new port",
+        TimeoutKind::UdpStream => "flows with longer pauses between packets get a new entry, and behind NAT a new port",
         _ => "an answer that comes later than this finds no entry",
     }
     .to_owned()
 }
 
 /// Which part of the entries waits for this timeout.
-fn part_of(case: &Case, phase: Phase) -> f64 {
+fn part_of(case: &Case, phase: TimeoutKind) -> f64 {
     let stays = || case.demand.services.iter().flat_map(|service| &service.stays);
-    let sum = |wanted: Option<Phase>| -> f64 {
+    let sum = |wanted: Option<TimeoutKind>| -> f64 {
         let stays = stays().filter(|stay| wanted.is_none_or(|phase| stay.phase == phase));
         stays.map(|stay| f64::from(stay.entries)).sum()
     };

@@ -99,7 +99,7 @@ impl Host {
 
     fn dump(&self, measure: &mut Measure) {
         for (expires, port) in &self.entries {
-            let entry = Listed {
+            let entry = TableEntry {
                 proto: 6,
                 port: PORT,
                 tcp_state: 7,
@@ -108,7 +108,7 @@ impl Host {
                 src: IpAddr::from(LOCALHOST).into(),
                 dst: IpAddr::from(LOCALHOST).into(),
                 sport: *port,
-                ..Listed::default()
+                ..TableEntry::default()
             };
             measure.entry(&entry, Direction::Loopback);
         }
@@ -158,7 +158,7 @@ fn watched_by(
     window: f64,
 ) -> Vec<Service> {
     host.run(after, rate, retries, |_| {});
-    let mut measure = Measure::new(NETNS, window, [(Phase::TimeWait, TIME_WAIT)].into(), counts_flows);
+    let mut measure = Measure::new(NETNS, window, [(TimeoutKind::TimeWait, TIME_WAIT)].into(), counts_flows);
     measure.sample(&host.sample(0.0));
     while host.now < after + window - 0.01 {
         let mut refused = Vec::new();

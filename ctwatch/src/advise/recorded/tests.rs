@@ -3,7 +3,7 @@
 use super::*;
 use crate::advise::report::report;
 use crate::listing::Census as Listed;
-use crate::model::{Direction, KernelCounters, Listed as Entry, Phase, WallMono};
+use crate::model::{Direction, KernelCounters, TableEntry as Entry, TimeoutKind, WallMono};
 use crate::record::Writer;
 use crate::record::rows::{Occasion, Run};
 use crate::record::tick::{NetnsTick, Tick};
@@ -50,7 +50,7 @@ fn tick(second: i64) -> Tick {
 }
 
 fn listing(second: i64) -> Listing {
-    let mut census = Listed::new([(Phase::TimeWait, 60), (Phase::Established, 432_000)].into(), 15);
+    let mut census = Listed::new([(TimeoutKind::TimeWait, 60), (TimeoutKind::Established, 432_000)].into(), 15);
     for left in (0..60).flat_map(|left| std::iter::repeat_n(left, 50)) {
         let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left, ..Entry::default() };
         census.add(&entry, Direction::Loopback);

@@ -20,7 +20,7 @@ use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::timeouts::{self, Timeout};
 use crate::machine::{self, Host, Machine, Published, software};
-use crate::model::{Direction, Locals, Loss, NetnsId, Phase, Protocol, Role, Wanted};
+use crate::model::{Direction, Locals, Loss, NetnsId, TimeoutKind, Protocol, Role, EntryFields};
 use crate::netns::Place;
 
 /// Services of which everything is looked up.
@@ -80,7 +80,7 @@ pub(super) fn look_around(
     let locals = Locals::new(&addresses::here()?);
     let packets = packets_here();
     let since = Instant::now();
-    census::list_here(Wanted { addresses: true, marks: false }, false, |entry| {
+    census::list_here(EntryFields { addresses: true, marks: false }, false, |entry| {
         measure.entry(entry, locals.direction(entry));
     })
     .map_err(|error| Failure::cannot_watch(format!("{error:#}")))?;
@@ -109,7 +109,7 @@ pub(super) fn look_around(
 pub(in crate::command) fn in_force(roots: &Roots) -> Timeouts {
     let phase = |timeout: &Timeout| {
         let name = timeout.sysctl.strip_prefix("net.netfilter.nf_conntrack_")?;
-        let phase = Phase::ALL.into_iter().find(|phase| phase.sysctl() == name)?;
+        let phase = TimeoutKind::ALL.into_iter().find(|phase| phase.sysctl() == name)?;
         Some((phase, timeout.seconds))
     };
     timeouts::read(roots).values().filter_map(phase).collect()

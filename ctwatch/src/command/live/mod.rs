@@ -24,7 +24,7 @@ use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample};
 use crate::netns;
-use crate::probe::plan::Wishes;
+use crate::probe::plan::ProbeOptions;
 use crate::watch::{Began, Change, Settings, Watch};
 use reconcile::Missed;
 
@@ -87,7 +87,7 @@ pub(super) async fn attach(
     roots: &Roots,
     choice: BackendChoice,
     log_level: u8,
-    wishes: impl FnOnce(Backend, &Preflight) -> Option<Wishes>,
+    wishes: impl FnOnce(Backend, &Preflight) -> Option<ProbeOptions>,
     waiting: impl FnOnce(&Notice) -> Result<()>,
     stop: &mut Stop,
 ) -> Result<Option<Attached>> {

@@ -12,7 +12,7 @@ use crate::conntrack::{addresses, census};
 use crate::kernel::roots::Roots;
 use crate::listing::Census;
 use crate::machine::{self, Host};
-use crate::model::{Locals, NetnsId, WallMono, Wanted};
+use crate::model::{Locals, NetnsId, WallMono, EntryFields};
 use crate::netns::{self, Place};
 use crate::record::rows::{Facts, Listing, Occasion};
 
@@ -86,7 +86,7 @@ fn list(place: &Place, occasion: Occasion) -> Result<Listing> {
     let (at, began) = (WallMono::now(), Clock::now());
     let locals = Locals::new(&addresses::here()?);
     let mut counted = Census::new(in_force(&Roots::default()), LOOK_S);
-    let listing = census::list_here(Wanted { addresses: true, marks: false }, false, |entry| {
+    let listing = census::list_here(EntryFields { addresses: true, marks: false }, false, |entry| {
         counted.add(entry, locals.direction(entry));
     })?;
     Ok(Listing {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::netlink::{self, Next};
-use crate::model::{CensusKey, Detail, Listed, Timeouts, Wanted};
+use crate::model::{CensusKey, PortDetail, TableEntry, Timeouts, EntryFields};
 use parse::{Message, Messages};
 use recent::Recent;
 use tally::Tally;
@@ -27,7 +27,7 @@ pub struct Count {
     /// Entries by protocol and port.
     pub keys: Vec<CensusKey>,
     /// States and remaining timeouts of the larger keys, and of the rest of each protocol.
-    pub details: Vec<Detail>,
+    pub details: Vec<PortDetail>,
     /// All entries.
     pub entries: u64,
     /// Entries that the dump listed twice, counted once.
@@ -42,7 +42,7 @@ pub struct Count {
 pub fn take_here() -> Result<Count> {
     let started = Instant::now();
     let mut tally = Tally::new();
-    let interrupted = dump_here(Wanted::default(), |entry| tally.add(entry), || Next::Go)?;
+    let interrupted = dump_here(EntryFields::default(), |entry| tally.add(entry), || Next::Go)?;
     let (entries, duplicates) = (tally.entries, tally.duplicates);
     let (keys, details) = tally.finish();
     Ok(Count { keys, details, entries, duplicates, interrupted, took: started.elapsed() })
@@ -64,7 +64,7 @@ pub struct Listing {
 /// Hands over every entry of the netns this thread is in, once. When the table is resized meanwhile it ends there if
 /// `end_at_resize`, since a dump that goes on lists a part of the table again, or leaves one out: it keeps its bucket's
 /// number, and nf_conntrack_hash_resize (nf_conntrack_core.c, 5.10 to 7.3) moves every entry to another one.
-pub fn list_here(wanted: Wanted, end_at_resize: bool, mut each: impl FnMut(&Listed)) -> Result<Listing> {
+pub fn list_here(wanted: EntryFields, end_at_resize: bool, mut each: impl FnMut(&TableEntry)) -> Result<Listing> {
     let buckets = Buckets::open();
     let before = buckets.read();
     let mut recent = Recent::new();
@@ -106,7 +106,7 @@ impl Buckets {
 }
 
 /// Hands over every entry of a dump; returns whether the kernel called it inconsistent. `after` each datagram it may end.
-fn dump_here(wanted: Wanted, mut each: impl FnMut(&Listed), mut after: impl FnMut() -> Next) -> Result<bool> {
+fn dump_here(wanted: EntryFields, mut each: impl FnMut(&TableEntry), mut after: impl FnMut() -> Next) -> Result<bool> {
     let mut interrupted = false;
     netlink::dump_here(CT_GET, libc::AF_UNSPEC as u8, &[], |datagram| {
         let mut messages = Messages::new(datagram, wanted);
@@ -193,7 +193,7 @@ mod tests {
         let mut tally = Tally::new();
         for port in [80, 81] {
             let bytes = parse::tests::tcp(7, port, 3, 60, 0xE);
-            let Some(Message::Entry(entry)) = Messages::new(&bytes, Wanted::default()).next() else {
+            let Some(Message::Entry(entry)) = Messages::new(&bytes, EntryFields::default()).next() else {
                 panic!("no entry")
             };
             tally.add(&entry);
@@ -208,7 +208,7 @@ mod tests {
             .flat_map(|id| parse::tests::tcp(id + 1, if id < 97 { 6379 } else { 443 }, 7, 60, 0xE))
             .chain(parse::tests::tcp(100, 443, 7, 60, 0xE))
             .collect();
-        for message in Messages::new(&bytes, Wanted::default()) {
+        for message in Messages::new(&bytes, EntryFields::default()) {
             let Message::Entry(entry) = message else { panic!("{message:?}") };
             tally.add(&entry);
         }

@@ -1,7 +1,7 @@
 //! ctnetlink's answers, attribute by attribute: what a census needs of an entry, and nothing else.
 //! No allocation and no panic, whatever the bytes say.
 
-use crate::model::{Address, Listed, Wanted};
+use crate::model::{Address, TableEntry, EntryFields};
 
 // include/uapi/linux/netlink.h
 const NLMSG_ERROR: u16 = 2;
@@ -55,7 +55,7 @@ const IPS_ASSURED: u32 = 1 << 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// An entry.
-    Entry(Listed),
+    Entry(TableEntry),
     /// The dump is complete, or ended with this error number (0: none).
     Done(i32),
     /// The kernel refused with this error number (0: an acknowledgement).
@@ -70,7 +70,7 @@ pub enum Message {
 #[derive(Clone, Debug)]
 pub struct Messages<'a> {
     bytes: &'a [u8],
-    wanted: Wanted,
+    wanted: EntryFields,
     /// The kernel said that the table changed so that the dump may be inconsistent.
     pub interrupted: bool,
 }
@@ -78,7 +78,7 @@ pub struct Messages<'a> {
 impl<'a> Messages<'a> {
     /// Reads them from what one recv() gave.
     #[must_use]
-    pub const fn new(bytes: &'a [u8], wanted: Wanted) -> Self {
+    pub const fn new(bytes: &'a [u8], wanted: EntryFields) -> Self {
         Self { bytes, wanted, interrupted: false }
     }
 }
@@ -112,8 +112,8 @@ impl Iterator for Messages<'_> {
     }
 }
 
-fn entry(attributes: &[u8], wanted: Wanted) -> Option<Listed> {
-    let mut entry = Listed::default();
+fn entry(attributes: &[u8], wanted: EntryFields) -> Option<TableEntry> {
+    let mut entry = TableEntry::default();
     let mut has_tuple = false;
     for (kind, value) in Attributes(attributes) {
         match kind {
@@ -178,7 +178,7 @@ fn v6(value: &[u8]) -> Address {
     bytes.map_or_else(Address::default, |bytes| Address(u128::from_be_bytes(bytes)))
 }
 
-fn zone_of_tuple(tuple: &[u8], entry: &mut Listed) {
+fn zone_of_tuple(tuple: &[u8], entry: &mut TableEntry) {
     if let Some((_, value)) = Attributes(tuple).find(|(kind, _)| *kind == CTA_TUPLE_ZONE) {
         entry.zone = be16(value).unwrap_or(0);
     }
@@ -199,7 +199,7 @@ fn hash(bytes: &[u8]) -> u64 {
 }
 
 /// Protocol, service port and, if it is wanted, source port; false without a protocol.
-fn tuple(value: &[u8], entry: &mut Listed, wants_source: bool) -> bool {
+fn tuple(value: &[u8], entry: &mut TableEntry, wants_source: bool) -> bool {
     let Some(proto) = Attributes(value).find(|(kind, _)| *kind == CTA_TUPLE_PROTO) else { return false };
     let mut has_number = false;
     for (kind, value) in Attributes(proto.1) {
@@ -333,9 +333,9 @@ pub(super) mod tests {
     fn an_entry_is_read_whatever_stands_around_it() {
         let bytes =
             [message(99, 0, b"what"), tcp(5, 6379, 7, 118, 0xE), message(NLMSG_DONE, 2, &[0; 4])].concat();
-        let messages: Vec<_> = Messages::new(&bytes, Wanted::default()).collect();
+        let messages: Vec<_> = Messages::new(&bytes, EntryFields::default()).collect();
         let Message::Entry(entry) = messages[1] else { panic!("{messages:?}") };
-        let expected = Listed {
+        let expected = TableEntry {
             id: 5,
             tuple: entry.tuple,
             proto: 6,
@@ -344,7 +344,7 @@ pub(super) mod tests {
             seen_reply: true,
             tcp_state: 7,
             left: 118,
-            ..Listed::default()
+            ..TableEntry::default()
         };
         assert_eq!(entry, expected);
         assert_eq!((messages[0], messages[2], messages.len()), (Message::Other, Message::Done(0), 3));
@@ -373,11 +373,11 @@ pub(super) mod tests {
             Some(Message::Entry(entry)) => entry,
             other => panic!("{other:?}"),
         };
-        let all = read(Wanted { addresses: true, marks: true });
+        let all = read(EntryFields { addresses: true, marks: true });
         let shown = [all.src, all.dst, all.reply_src].map(|address| IpAddr::from(address).to_string());
         assert_eq!(shown, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
         assert_eq!((all.mark, all.zone, all.started_ns, all.sctp_state, all.tcp_state), (16, 7, 5, 4, 0));
-        let none = read(Wanted::default());
+        let none = read(EntryFields::default());
         assert_eq!((none.src, none.reply_src, none.mark, none.zone), Default::default());
         assert_eq!(none.started_ns, 5);
     }
@@ -394,7 +394,7 @@ pub(super) mod tests {
         let body =
             [vec![10, 0, 0, 0], attribute(CTA_TUPLE_ORIG, &attribute(CTA_TUPLE_PROTO, &proto))].concat();
         let bytes = message(CT_NEW, 2, &body);
-        let Some(Message::Entry(entry)) = Messages::new(&bytes, Wanted::default()).next() else {
+        let Some(Message::Entry(entry)) = Messages::new(&bytes, EntryFields::default()).next() else {
             panic!("no entry")
         };
         assert_eq!((entry.proto, entry.port), (58, 128 << 8 | 3));
@@ -403,9 +403,9 @@ pub(super) mod tests {
     #[test]
     fn a_refusal_and_an_interrupted_dump_are_told() {
         let bytes = message(NLMSG_ERROR, 0, &(-libc::EPERM).to_ne_bytes());
-        assert_eq!(Messages::new(&bytes, Wanted::default()).next(), Some(Message::Error(libc::EPERM)));
+        assert_eq!(Messages::new(&bytes, EntryFields::default()).next(), Some(Message::Error(libc::EPERM)));
         let bytes = message(NLMSG_DONE, NLM_F_DUMP_INTR, &[0; 4]);
-        let mut messages = Messages::new(&bytes, Wanted::default());
+        let mut messages = Messages::new(&bytes, EntryFields::default());
         assert_eq!(messages.next(), Some(Message::Done(0)));
         assert!(messages.interrupted);
     }
@@ -413,7 +413,7 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn garbage_is_read_to_its_end(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            let all = Wanted { addresses: true, marks: true };
+            let all = EntryFields { addresses: true, marks: true };
             prop_assert!(Messages::new(&bytes, all).count() <= bytes.len() / HEADER + 1);
         }
 
@@ -423,7 +423,7 @@ pub(super) mod tests {
             let at = at % bytes.len();
             bytes[at] = byte;
             bytes.truncate(bytes.len().saturating_sub(cut));
-            let all = Wanted { addresses: true, marks: true };
+            let all = EntryFields { addresses: true, marks: true };
             prop_assert!(Messages::new(&bytes, all).count() < 20);
         }
     }

@@ -1,7 +1,7 @@
 //! Recognises an entry that a dump lists twice, in a fixed 32 KB.
 //! It need not look far back: what is repeated is the part of one hash chain that was listed already.
 
-use crate::model::Listed;
+use crate::model::TableEntry;
 
 /// Places an entry can be in.
 const WAYS: usize = 4;
@@ -23,7 +23,7 @@ impl Recent {
 
     /// Whether this entry was listed a moment ago; from now on it was.
     #[inline]
-    pub fn repeats(&mut self, entry: &Listed) -> bool {
+    pub fn repeats(&mut self, entry: &TableEntry) -> bool {
         if entry.id == 0 {
             return false;
         }
@@ -43,10 +43,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn entry(number: u32) -> Listed {
+    fn entry(number: u32) -> TableEntry {
         // Ids are hashes, and tuples too.
         let id = number.wrapping_mul(0x85EB_CA6B) | 1;
-        Listed { id, tuple: u64::from(number).wrapping_mul(0xC2B2_AE3D_27D4_EB4F), ..Listed::default() }
+        TableEntry { id, tuple: u64::from(number).wrapping_mul(0xC2B2_AE3D_27D4_EB4F), ..TableEntry::default() }
     }
 
     proptest! {
@@ -68,14 +68,14 @@ mod tests {
     #[test]
     fn an_entry_without_an_id_is_never_taken_for_another() {
         let mut recent = Recent::new();
-        let nameless = Listed { id: 0, ..entry(1) };
+        let nameless = TableEntry { id: 0, ..entry(1) };
         assert!(!recent.repeats(&nameless) && !recent.repeats(&nameless));
     }
 
     #[test]
     fn entries_that_share_an_id_are_told_apart_by_their_tuples() {
         let mut recent = Recent::new();
-        let (one, other) = (entry(1), Listed { tuple: 9, ..entry(1) });
+        let (one, other) = (entry(1), TableEntry { tuple: 9, ..entry(1) });
         assert!(!recent.repeats(&one) && !recent.repeats(&other) && recent.repeats(&one));
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::recent::Recent;
-use crate::model::{CensusKey, Detail, Listed, Mix};
+use crate::model::{CensusKey, PortDetail, TableEntry, StateCounts};
 
 /// Keys that get a detail of their own; the others share one.
 const DETAILED: usize = 256;
@@ -18,8 +18,8 @@ pub(super) struct Tally {
     /// Per protocol: the place of each port in `keys`, plus 1. Untouched pages cost nothing.
     index: Vec<Vec<u32>>,
     keys: Vec<Counted>,
-    details: Vec<Detail>,
-    rest: HashMap<u8, Detail>,
+    details: Vec<PortDetail>,
+    rest: HashMap<u8, PortDetail>,
     recent: Recent,
     pub entries: u64,
     pub duplicates: u64,
@@ -44,7 +44,7 @@ impl Tally {
         }
     }
 
-    pub fn add(&mut self, entry: &Listed) {
+    pub fn add(&mut self, entry: &TableEntry) {
         if self.recent.repeats(entry) {
             self.duplicates += 1;
             return;
@@ -64,20 +64,20 @@ impl Tally {
         let counted = &mut self.keys[*place as usize - 1];
         counted.key.entries += 1;
         counted.key.assured += u32::from(entry.assured);
-        counted.key.time_wait += u32::from(entry.tcp_state == Mix::TIME_WAIT);
+        counted.key.time_wait += u32::from(entry.tcp_state == StateCounts::TIME_WAIT);
         if counted.detail == NONE && counted.key.entries >= WORTH_A_DETAIL && self.details.len() < DETAILED {
-            self.details.push(Detail::new(entry.proto, Some(entry.port)));
+            self.details.push(PortDetail::new(entry.proto, Some(entry.port)));
             counted.detail = self.details.len() as u32;
         }
         let detail = match counted.detail {
-            NONE => self.rest.entry(entry.proto).or_insert_with(|| Detail::new(entry.proto, None)),
+            NONE => self.rest.entry(entry.proto).or_insert_with(|| PortDetail::new(entry.proto, None)),
             place => &mut self.details[place as usize - 1],
         };
         detail.add(entry.tcp_state, entry.assured, entry.left);
     }
 
     /// Keys, and details: those of single ports first, then what is left of each protocol.
-    pub fn finish(self) -> (Vec<CensusKey>, Vec<Detail>) {
+    pub fn finish(self) -> (Vec<CensusKey>, Vec<PortDetail>) {
         let mut details = self.details;
         details.extend(self.rest.into_values());
         (self.keys.into_iter().map(|counted| counted.key).collect(), details)

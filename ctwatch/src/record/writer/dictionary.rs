@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 use rusqlite::{Connection, params};
 
-use crate::model::{NetnsId, Role, Who};
+use crate::model::{NetnsId, Role, Owner};
 use crate::record::event::text;
 use crate::record::rebuild::Names;
 use crate::record::rows::netns_checksum;
@@ -22,7 +22,7 @@ pub struct Dictionary {
     run: i64,
     slots: HashMap<SlotKey, i64>,
     netns: HashMap<NetnsId, i64>,
-    owners: HashMap<Arc<Who>, i64>,
+    owners: HashMap<Arc<Owner>, i64>,
 }
 
 impl Dictionary {
@@ -103,11 +103,11 @@ impl Dictionary {
     }
 
     /// The number of an owner.
-    pub fn owner(&mut self, connection: &Connection, who: &Arc<Who>) -> rusqlite::Result<i64> {
+    pub fn owner(&mut self, connection: &Connection, who: &Arc<Owner>) -> rusqlite::Result<i64> {
         if let Some(row) = self.owners.get(who) {
             return Ok(*row);
         }
-        let Who { process, cgroup, container, anybodys } = &**who;
+        let Owner { process, cgroup, container, anybodys } = &**who;
         connection
             .prepare_cached(
                 "INSERT INTO owner (pid, name, role, cgroup, container, anybodys) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",

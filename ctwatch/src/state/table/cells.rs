@@ -5,7 +5,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use super::key::Wide;
 use super::spread::{Spread, Spreads};
-use crate::model::{Listed, Mix};
+use crate::model::{TableEntry, StateCounts};
 
 /// No cell, or no spread.
 const NONE: u32 = u32::MAX;
@@ -43,10 +43,10 @@ pub(super) struct Sum {
 
 impl Sum {
     #[inline]
-    pub fn add(&mut self, entry: &Listed) {
+    pub fn add(&mut self, entry: &TableEntry) {
         self.entries += 1;
         self.assured += u64::from(entry.assured);
-        self.time_wait += u64::from(entry.tcp_state == Mix::TIME_WAIT);
+        self.time_wait += u64::from(entry.tcp_state == StateCounts::TIME_WAIT);
     }
 }
 
@@ -115,7 +115,7 @@ impl<K: Key> Cells<K> {
     }
 
     #[inline]
-    pub fn add(&mut self, key: K, entry: &Listed, age: Option<u32>) {
+    pub fn add(&mut self, key: K, entry: &TableEntry, age: Option<u32>) {
         let place = match self.find(&key) {
             Ok(place) => place,
             Err(slot) => self.make(key, slot),
@@ -123,7 +123,7 @@ impl<K: Key> Cells<K> {
         let cell = &mut self.cells[place as usize];
         cell.entries = cell.entries.saturating_add(1);
         cell.assured += u32::from(entry.assured);
-        cell.time_wait += u32::from(entry.tcp_state == Mix::TIME_WAIT);
+        cell.time_wait += u32::from(entry.tcp_state == StateCounts::TIME_WAIT);
         if cell.spread == NONE {
             self.claim_spread(place);
         }
@@ -283,7 +283,7 @@ mod tests {
     fn count<K: Key>(most: usize, keys: &[K]) -> Vec<Counted<K>> {
         let mut cells = Cells::new(most);
         for key in keys {
-            cells.add(*key, &Listed { assured: true, left: 60, ..Listed::default() }, None);
+            cells.add(*key, &TableEntry { assured: true, left: 60, ..TableEntry::default() }, None);
         }
         cells.finish(usize::MAX)
     }
@@ -336,7 +336,7 @@ mod tests {
     fn the_top_comes_first_and_in_a_fixed_order() {
         let keys = [5, 5, 5, 9, 9, 1, 1, 3];
         let mut cells = Cells::new(16);
-        keys.iter().for_each(|key: &u64| cells.add(*key, &Listed::default(), None));
+        keys.iter().for_each(|key: &u64| cells.add(*key, &TableEntry::default(), None));
         let top: Vec<_> = cells.finish(3).iter().map(|row| (row.key, row.entries)).collect();
         assert_eq!(top, [(5, 3), (1, 2), (9, 2)]);
     }
@@ -345,10 +345,10 @@ mod tests {
     fn a_large_row_that_comes_late_still_knows_its_timeouts() {
         let mut cells = Cells::new(4_096);
         for key in 0..2_000_u64 {
-            cells.add(key, &Listed { left: 10, ..Listed::default() }, None);
+            cells.add(key, &TableEntry { left: 10, ..TableEntry::default() }, None);
         }
         for _ in 0..1_000 {
-            cells.add(9_999, &Listed { left: 50, ..Listed::default() }, Some(7));
+            cells.add(9_999, &TableEntry { left: 50, ..TableEntry::default() }, Some(7));
         }
         let row = cells.finish(1)[0];
         assert_eq!((row.key, row.left_median, row.age_median), (9_999, Some(50.0), Some(7.0)));

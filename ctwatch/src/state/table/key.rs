@@ -1,7 +1,7 @@
 //! What rows of a census stand for, and the packing of an entry's part of that into a few words.
 //! On the path of every entry: no allocation.
 
-use crate::model::{Address, Listed};
+use crate::model::{Address, TableEntry};
 
 use crate::model::Direction;
 
@@ -76,7 +76,7 @@ impl Dimension {
         }
     }
 
-    fn value(self, entry: &Listed, direction: Direction) -> u64 {
+    fn value(self, entry: &TableEntry, direction: Direction) -> u64 {
         match self {
             Self::Port => u64::from(entry.proto) << 16 | u64::from(entry.port),
             Self::State => u64::from(entry.proto) << 8 | u64::from(state_number(entry)),
@@ -128,7 +128,7 @@ impl Keys {
 
     /// All but the addresses, packed: 56 bits at most.
     #[inline]
-    pub(super) fn narrow(self, entry: &Listed, direction: Direction) -> u64 {
+    pub(super) fn narrow(self, entry: &TableEntry, direction: Direction) -> u64 {
         let first = self.first.value(entry, direction);
         match self.second {
             None => first,
@@ -147,7 +147,7 @@ impl Keys {
     }
 
     #[inline]
-    pub(super) fn wide(self, entry: &Listed, narrow: u64) -> Wide {
+    pub(super) fn wide(self, entry: &TableEntry, narrow: u64) -> Wide {
         let words = |wanted, Address(address): Address| {
             if self.has(wanted) { [(address >> 64) as u64, address as u64] } else { [0; 2] }
         };
@@ -213,7 +213,7 @@ const UNREPLIED: u8 = 0;
 const REPLIED: u8 = 1;
 const ASSURED: u8 = 2;
 
-fn state_number(entry: &Listed) -> u8 {
+fn state_number(entry: &TableEntry) -> u8 {
     match entry.proto {
         TCP => entry.tcp_state,
         SCTP => entry.sctp_state,
@@ -241,7 +241,7 @@ mod tests {
             (zone, mark, way) in (any::<u16>(), any::<u32>(), 0..4usize),
             (src, dst) in any::<(u128, u128)>(),
         ) {
-            let entry = Listed {
+            let entry = TableEntry {
                 proto,
                 port,
                 tcp_state: state,
@@ -250,7 +250,7 @@ mod tests {
                 mark,
                 src: Address(src),
                 dst: Address(dst),
-                ..Listed::default()
+                ..TableEntry::default()
             };
             let direction = Direction::ALL[way];
             let keys = Keys::two(first, second).unwrap_or(Keys::one(first));

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use super::filter::{Filter, Verdict};
 use super::key::Facts;
-use crate::model::{Direction, Listed, Locals, NetnsId, Protocol, Wanted};
+use crate::model::{Direction, TableEntry, Locals, NetnsId, Protocol, EntryFields};
 use cells::{Cells, Counted, Sum};
 use key::Wide;
 
@@ -36,10 +36,10 @@ pub struct Settings {
 impl Settings {
     /// Which attributes of an entry are needed.
     #[must_use]
-    pub fn wanted(&self) -> Wanted {
+    pub fn wanted(&self) -> EntryFields {
         let has = |dimension| self.by.has(dimension);
         let filtered = self.filter.needs_addresses() || self.filter.loopback.is_some();
-        Wanted {
+        EntryFields {
             addresses: filtered || has(Dimension::Src) || has(Dimension::Dst) || has(Dimension::Direction),
             marks: has(Dimension::Zone) || has(Dimension::Mark),
         }
@@ -88,7 +88,7 @@ impl<'a> Census<'a> {
 
     /// Counts an entry.
     #[inline]
-    pub fn add(&mut self, entry: &Listed) {
+    pub fn add(&mut self, entry: &TableEntry) {
         let direction =
             if self.settings.needs_locals() { self.locals.direction(entry) } else { Direction::Forwarded };
         if self.filters && !self.passes(entry, direction) {
@@ -105,7 +105,7 @@ impl<'a> Census<'a> {
         }
     }
 
-    fn passes(&self, entry: &Listed, direction: Direction) -> bool {
+    fn passes(&self, entry: &TableEntry, direction: Direction) -> bool {
         let facts = Facts {
             netns: self.netns,
             proto: Some(Protocol(entry.proto)),

@@ -207,7 +207,7 @@ fn rest(by: Keys, finished: &Finished, shown: &[Row]) -> Option<Row> {
 
 /// For [`super::tests`]: counts these entries as one quiet table.
 #[cfg(test)]
-pub(super) fn quiet(entries: &[crate::model::Listed]) -> Circumstances {
+pub(super) fn quiet(entries: &[crate::model::TableEntry]) -> Circumstances {
     let count = Some(entries.len() as u32);
     Circumstances { count_before: count, count, listed: entries.len() as u64, ..Circumstances::default() }
 }

@@ -1,7 +1,7 @@
 //! How the timeouts and the ages of one row's entries are spread: medians in a fixed size.
 //! A few hundred rows have one; a row that grows past another takes its place.
 
-use crate::model::Remaining;
+use crate::model::TimeoutHistogram;
 
 /// Rows whose timeouts are kept apart.
 pub(super) const SPREADS: usize = 256;
@@ -18,14 +18,14 @@ pub(super) struct Spread {
 /// Seconds, fine where they are few.
 #[derive(Clone, Debug)]
 struct Values {
-    spread: Remaining,
+    spread: TimeoutHistogram,
     least: u32,
     most: u32,
 }
 
 impl Default for Values {
     fn default() -> Self {
-        Self { spread: Remaining::default(), least: u32::MAX, most: 0 }
+        Self { spread: TimeoutHistogram::default(), least: u32::MAX, most: 0 }
     }
 }
 

@@ -11,16 +11,16 @@ fn settings(by: Keys, top: usize) -> Settings {
     Settings { by, filter: Filter::default(), top }
 }
 
-fn tcp(port: u16, tcp_state: u8) -> Listed {
-    Listed { id: 1, proto: 6, port, tcp_state, assured: tcp_state != 1, left: 60, ..Listed::default() }
+fn tcp(port: u16, tcp_state: u8) -> TableEntry {
+    TableEntry { id: 1, proto: 6, port, tcp_state, assured: tcp_state != 1, left: 60, ..TableEntry::default() }
 }
 
-fn from(src: &str, entry: Listed) -> Listed {
+fn from(src: &str, entry: TableEntry) -> TableEntry {
     let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
-    Listed { src: address(src), dst: address("10.0.0.9"), reply_src: address("10.0.0.9"), ..entry }
+    TableEntry { src: address(src), dst: address("10.0.0.9"), reply_src: address("10.0.0.9"), ..entry }
 }
 
-fn report(settings: &Settings, tables: &[&[Listed]]) -> breakdown::Report {
+fn report(settings: &Settings, tables: &[&[TableEntry]]) -> breakdown::Report {
     let finished = (1..).zip(tables).map(|(netns, entries)| {
         let mut census = Census::new(settings, NetnsId(netns), Locals::default(), 0);
         entries.iter().for_each(|entry| census.add(entry));
@@ -34,7 +34,7 @@ fn report(settings: &Settings, tables: &[&[Listed]]) -> breakdown::Report {
 fn the_storys_table_by_port_names_its_culprit() {
     let mut entries = vec![tcp(6379, 7); 71];
     entries.extend(vec![tcp(80, 3); 20]);
-    entries.extend(vec![Listed { proto: 1, port: 8 << 8, left: 30, ..Listed::default() }; 9]);
+    entries.extend(vec![TableEntry { proto: 1, port: 8 << 8, left: 30, ..TableEntry::default() }; 9]);
     let report = report(&settings(Keys::default(), 2), &[&entries]);
     let first = &report.rows[0];
     assert_eq!((first.port, first.service, first.entries), (Some(6379), Some(Some("redis")), 71));
@@ -48,7 +48,7 @@ fn the_storys_table_by_port_names_its_culprit() {
 
 #[test]
 fn icmp_has_a_type_and_a_code_and_no_time_wait() {
-    let echo = Listed { proto: 58, port: 128 << 8 | 3, ..Listed::default() };
+    let echo = TableEntry { proto: 58, port: 128 << 8 | 3, ..TableEntry::default() };
     let row = report(&settings(Keys::default(), 9), &[&[echo]]).rows.remove(0);
     assert_eq!(
         (row.port, row.icmp_type, row.icmp_code, row.time_wait_share),
@@ -58,8 +58,8 @@ fn icmp_has_a_type_and_a_code_and_no_time_wait() {
 
 #[test]
 fn states_are_spelt_as_conntrack_does() {
-    let udp = |assured, seen_reply| Listed { proto: 17, assured, seen_reply, ..Listed::default() };
-    let sctp = Listed { proto: 132, sctp_state: 4, ..Listed::default() };
+    let udp = |assured, seen_reply| TableEntry { proto: 17, assured, seen_reply, ..TableEntry::default() };
+    let sctp = TableEntry { proto: 132, sctp_state: 4, ..TableEntry::default() };
     let entries = [tcp(80, 7), tcp(80, 1), udp(true, true), udp(false, true), udp(false, false), sctp];
     let rows = report(&settings(Keys::one(Dimension::State), 9), &[&entries]).rows;
     let mut states: Vec<_> = rows.iter().map(|row| (row.proto.unwrap().0, row.state.unwrap())).collect();
@@ -109,8 +109,8 @@ fn filters_choose_entries_and_shares_stay_those_of_the_table() {
 
 #[test]
 fn a_loopback_filter_needs_to_know_local_addresses() {
-    let local = Listed { src: Address::from(IpAddr::from([127, 0, 0, 1])), ..from("127.0.0.1", tcp(80, 3)) };
-    let local = Listed { reply_src: local.src, ..local };
+    let local = TableEntry { src: Address::from(IpAddr::from([127, 0, 0, 1])), ..from("127.0.0.1", tcp(80, 3)) };
+    let local = TableEntry { reply_src: local.src, ..local };
     let mut settings = settings(Keys::one(Dimension::Direction), 9);
     settings.filter.loopback = Some(true);
     let report = report(&settings, &[&[local, from("10.0.0.1", tcp(80, 3))]]);
@@ -145,7 +145,7 @@ proptest! {
         first in 0..10usize,
         second in 0..10usize,
     ) {
-        let entries: Vec<Listed> =
+        let entries: Vec<TableEntry> =
             ports.iter().map(|(port, state)| from(&format!("10.0.0.{port}"), tcp(*port, *state))).collect();
         let (first, second) = (Dimension::ALL[first], Dimension::ALL[second]);
         let keys = Keys::two(first, second).unwrap_or(Keys::one(first));

@@ -16,12 +16,12 @@ fn losses_that_no_program_saw_take_exactness_from_rows_by_event() {
 fn sent_by(pid: u32, container: Option<&str>, loss: Loss) -> Loss {
     let process = ProcessId { pid, name: *b"nginx\0\0\0\0\0\0\0\0\0\0\0", role: Role::Sender };
     let container = container.map(str::to_owned);
-    let who = Who { process: Some(process), container, ..Who::default() };
+    let who = Owner { process: Some(process), container, ..Owner::default() };
     Loss { who: Some(Arc::new(who)), ..loss }
 }
 
 fn nobody_s(anybodys: bool, container: Option<&str>, loss: Loss) -> Loss {
-    let who = Who { anybodys, container: container.map(str::to_owned), ..Who::default() };
+    let who = Owner { anybodys, container: container.map(str::to_owned), ..Owner::default() };
     Loss { who: Some(Arc::new(who)), ..loss }
 }
 
