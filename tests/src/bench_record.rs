@@ -11,9 +11,9 @@ use ::ctwatch::model::{
     Sample, SlotSample, WallMono, Owner,
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
-use ::ctwatch::record::rows::{Reason, Run};
-use ::ctwatch::record::scribe::Scribe;
-use ::ctwatch::record::{Limits, Lock, Recording, Writer};
+use ::ctwatch::record::rows::{EndReason, Run};
+use ::ctwatch::record::scribe::WriterThread;
+use ::ctwatch::record::{RetentionLimits, Lock, Recording, Writer};
 use ::ctwatch::state::Settings;
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
@@ -74,7 +74,7 @@ fn record(path: &Path) -> Result<Host> {
         since_boot: KernelCounters::default(),
         continues: false,
     };
-    let limits = Limits {
+    let limits = RetentionLimits {
         keep: Duration::from_secs(7 * SECONDS),
         max_size: 500_000_000,
         detail: Duration::from_secs(120),
@@ -82,7 +82,7 @@ fn record(path: &Path) -> Result<Host> {
     let lock = Arc::new(Lock::take(path)?);
     let writer = Writer::open(path, &run)?;
     let next_tick = writer.next_tick();
-    let scribe = Scribe::start(writer, limits, lock)?;
+    let scribe = WriterThread::start(writer, limits, lock)?;
     let plan = Plan {
         when: vec!["drops>0".parse().map_err(anyhow::Error::msg)?],
         before: Duration::from_secs(120),
@@ -101,7 +101,7 @@ fn record(path: &Path) -> Result<Host> {
         }
         recorder.sample(&sample, second as i64 * 1_000_000)?;
     }
-    recorder.finish(Reason::Duration)?;
+    recorder.finish(EndReason::Duration)?;
     Ok(host)
 }
 

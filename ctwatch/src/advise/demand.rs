@@ -26,7 +26,7 @@ pub struct Stay {
 impl Stay {
     /// Entries in it once things are steady, with this timeout.
     fn entries_with(&self, timeout: u32) -> f64 {
-        if self.phase.only_waits() {
+        if self.phase.expires_unrefreshed() {
             // Each one waits for the whole timeout: what comes in each second, times that.
             return self.per_s * f64::from(timeout);
         }
@@ -98,7 +98,7 @@ impl Service {
     /// Its entries once they have come for so many seconds into an empty table and gc has not.
     fn gathered(&self, changes: &Changes, ephemeral: Option<u32>, gc: &Gc, seconds: f64) -> f64 {
         let of = |(stay, timeout, rate): (&Stay, u32, f64)| {
-            if !stay.phase.only_waits() {
+            if !stay.phase.expires_unrefreshed() {
                 return stay.entries_with(timeout) * rate;
             }
             let expired_for = (seconds - f64::from(timeout)).max(0.0);
@@ -120,7 +120,7 @@ impl Service {
         self.stays.iter().filter(move |_| !untracked).map(move |stay| {
             let timeout = changes.timeouts.get(&stay.phase).copied().unwrap_or(stay.timeout);
             // A connection that serves more requests is there for longer: as many talk at once as before.
-            let rate = match (stay.phase.only_waits(), stay.phase.is_talking()) {
+            let rate = match (stay.phase.expires_unrefreshed(), stay.phase.is_refreshed()) {
                 (true, _) => times / reuse,
                 (false, true) => times * self.pent_up,
                 (false, false) => times * self.pent_up / reuse,
@@ -169,7 +169,7 @@ struct Steady {
 impl Steady {
     fn add(&mut self, stay: &Stay, timeout: u32, rate: f64) {
         let entries = stay.entries_with(timeout) * rate;
-        let waits = stay.phase.only_waits();
+        let waits = stay.phase.expires_unrefreshed();
         self.entries += entries;
         if waits {
             self.expire_per_s += stay.per_s * rate;

@@ -332,7 +332,7 @@ fn open_the_gate(service: &mut Service) {
     if service.refused_per_s <= 0.0 {
         return;
     }
-    let waits = || service.stays.iter().filter(|stay| stay.phase.only_waits());
+    let waits = || service.stays.iter().filter(|stay| stay.phase.expires_unrefreshed());
     let waiting: u32 = waits().map(|stay| stay.entries).sum();
     let got_in = if waiting * 2 >= service.entries {
         waits().map(|stay| stay.per_s).sum()

@@ -20,7 +20,7 @@ use crate::model::{Loss, NetnsId};
 use crate::record::Recording;
 use crate::record::reader::{RecordedRun, Stored};
 use crate::record::rebuild::{Names, Rebuild};
-use crate::record::rows::{Facts, Listing};
+use crate::record::rows::{MachineSnapshot, StoredListing};
 
 /// Services of which something is said besides their numbers.
 const NAMED: usize = 12;
@@ -96,8 +96,8 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
 /// What a recording holds besides ticks.
 struct Found {
     runs: Vec<RecordedRun>,
-    listings: Vec<(i64, Listing)>,
-    facts: Vec<Facts>,
+    listings: Vec<(i64, StoredListing)>,
+    facts: Vec<MachineSnapshot>,
     /// The span of the last incident.
     incident: Option<RangeInclusive<i64>>,
     names: HashMap<i64, HashMap<NetnsId, Names>>,
@@ -283,7 +283,7 @@ fn nearest<T>(all: impl Iterator<Item = T>, at: impl Fn(&T) -> Timestamp, to: Ti
 }
 
 /// Lets the ticks and losses of the window through the door of a live measurement. Also says whether losses are a sample.
-fn replay(recording: &Recording, worst: &Worst, listing: &Listing, window_s: f64) -> Result<(Measure, bool)> {
+fn replay(recording: &Recording, worst: &Worst, listing: &StoredListing, window_s: f64) -> Result<(Measure, bool)> {
     let timeouts = listing.census.timeouts().clone();
     let mut measure = Measure::new(worst.netns, window_s, timeouts, worst.run.run.counts_flows);
     let losses = recording.losses(worst.ticks.clone())?;
@@ -322,7 +322,7 @@ fn replay(recording: &Recording, worst: &Worst, listing: &Listing, window_s: f64
 fn source(
     version: &'static str,
     worst: &Worst,
-    listing: &Listing,
+    listing: &StoredListing,
     measure: &Measure,
     machine: &Machine,
     sampled: bool,

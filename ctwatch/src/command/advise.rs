@@ -26,9 +26,9 @@ use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::machine::Host;
 use crate::model::{Backend, Loss};
-use crate::netns::{self, Place};
+use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
-use crate::watch::{Settings, Watch};
+use crate::watch::{WatchConfig, Watch};
 use crate::{stderr, view};
 pub(super) use around::in_force;
 use around::{Senders, case, look_around};
@@ -71,7 +71,7 @@ async fn measure_and_advise(config: &Config, advise: &Advise) -> Result<Exit> {
         return Ok(Exit::Done);
     };
     let host = Host { roots, ..Host::default() };
-    let found = netns::inside(&place, || look_around(&host, &place, &mut measure, &senders))
+    let found = netns::run_inside(&place, || look_around(&host, &place, &mut measure, &senders))
         .with_context(|| format!("looking at {}", place.name.as_deref().unwrap_or("the netns")))?;
     notes.extend(found.notes.iter().cloned());
     let case = case(found, &measure, &place, own, advise.times);
@@ -138,7 +138,7 @@ async fn watch(
     config: &Config,
     advise: &Advise,
     roots: &Roots,
-    place: &Place,
+    place: &Netns,
     stop: &mut Stop,
 ) -> Result<Option<Watched>> {
     let kernel = Kernel::read(roots);
@@ -159,7 +159,7 @@ async fn watch(
         pair: false,
         raw_tracepoints: found.raw_tracepoints,
     });
-    let settings = Settings { roots: roots.clone(), wishes, log_level: 0 };
+    let settings = WatchConfig { roots: roots.clone(), wishes, log_level: 0 };
     let (mut watch, began) =
         Watch::start(settings, kernel).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
     let mut notes = began.notes;
@@ -172,7 +172,7 @@ async fn watch(
     if config.verbosity > 0 {
         stderr::line(format_args!("measuring for {:.0} s", advise.window.as_secs_f64()));
     }
-    let timeouts = netns::inside(place, || Ok(in_force(&Roots::default())))?;
+    let timeouts = netns::run_inside(place, || Ok(in_force(&Roots::default())))?;
     let mut measure = Measure::new(place.id, advise.window.as_secs_f64(), timeouts, kprobes);
     let mut senders = Senders::default();
     let mut ticks = interval(EVERY);
@@ -193,7 +193,7 @@ async fn watch(
             }
         }
     }
-    watch.drain_rest(|loss| take(loss, &mut measure, &mut senders));
+    watch.flush_pending(|loss| take(loss, &mut measure, &mut senders));
     Ok(Some(Watched { measure, senders, measured_by: if kprobes { "kprobe" } else { "census" }, notes }))
 }
 

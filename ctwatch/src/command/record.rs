@@ -23,9 +23,9 @@ use crate::probe::diagnostics;
 use crate::probe::plan::{RawTpReentrancy, ProbeOptions};
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
-use crate::record::rows::{Occasion, Reason, Run};
-use crate::record::scribe::Scribe;
-use crate::record::{DiskFull, Limits, Lock, SCHEMA, Writer, files};
+use crate::record::rows::{SnapshotReason, EndReason, Run};
+use crate::record::scribe::WriterThread;
+use crate::record::{DiskFull, RetentionLimits, Lock, SCHEMA, Writer, files};
 use crate::state::Settings;
 use crate::{netns, stderr};
 use exec::Commands;
@@ -81,8 +81,8 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     let closed = match reason {
         Ok(reason) => recording.end(reason),
         // What writing failed of is known to the one who wrote.
-        Err(error) if error.is::<DiskFull>() => recording.end(Reason::DiskFull).and(Err(error)),
-        Err(error) => recording.end(Reason::Failed).and(Err(error)),
+        Err(error) if error.is::<DiskFull>() => recording.end(EndReason::DiskFull).and(Err(error)),
+        Err(error) => recording.end(EndReason::Failed).and(Err(error)),
     };
     closed?;
     Ok(if record.once && recording.recorder.incidents() == 0 { Exit::NoIncident } else { Exit::Done })
@@ -160,7 +160,7 @@ impl<'a> Recording<'a> {
         let settings = Settings::totals(attached.backend, record.count_flows);
         let own = netns::own()?;
         let mut looks = Looks::new(roots);
-        looks.start(own, Occasion::Start)?;
+        looks.start(own, SnapshotReason::Start)?;
         let recorder = Recorder::new(plan, settings, roots, scribe, next_tick);
         let commands = Commands::new(record.exec.clone());
         let recording = Self { record, recorder, run, start, lock, looks, commands, own };
@@ -169,7 +169,7 @@ impl<'a> Recording<'a> {
     }
 
     /// Until it is ended; says why it was.
-    async fn follow(&mut self, attached: &mut Attached, stop: &mut Stop) -> Result<Reason> {
+    async fn follow(&mut self, attached: &mut Attached, stop: &mut Stop) -> Result<EndReason> {
         let mut steps = Loop::default();
         let every = self.record.interval;
         let reason = loop {
@@ -178,11 +178,11 @@ impl<'a> Recording<'a> {
                     // What came until now belongs to the file that is closed now.
                     self.sample(&attached.watch.sample()?)?;
                     self.rotate()?;
-                    attached.watch.count_again();
+                    attached.watch.restart_census();
                 }
-                Ended::Called(Call::End) => break Reason::Signal,
-                Ended::Called(Call::TimeIsUp) => break Reason::Duration,
-                Ended::Done => break Reason::Once,
+                Ended::Called(Call::End) => break EndReason::Signal,
+                Ended::Called(Call::TimeIsUp) => break EndReason::Duration,
+                Ended::Done => break EndReason::Once,
             }
         };
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -192,13 +192,13 @@ impl<'a> Recording<'a> {
 
     /// Closes the file under another name, and goes on in a new one.
     fn rotate(&mut self) -> Result<()> {
-        self.recorder.finish(Reason::Rotated)?;
+        self.recorder.finish(EndReason::Rotated)?;
         let output = &self.record.output;
         let aside = aside(output, Timestamp::now());
         match files::set_aside(output, &aside) {
             Ok(()) => {
                 self.say_incidents(&aside)?;
-                self.say_closed(&aside, Reason::Rotated)?;
+                self.say_closed(&aside, EndReason::Rotated)?;
             }
             // Somebody else moved it: that was rotation enough.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.say_incidents(output)?,
@@ -210,11 +210,11 @@ impl<'a> Recording<'a> {
         self.run = Run { started: WallMono::now(), continues: true, ..self.run.clone() };
         let (scribe, next_tick) = open(self.record, &self.run, &self.lock)?;
         self.recorder.go_on(scribe, next_tick);
-        self.looks.start(self.own, Occasion::Start)?;
+        self.looks.start(self.own, SnapshotReason::Start)?;
         self.say_open()
     }
 
-    fn end(&mut self, reason: Reason) -> Result<()> {
+    fn end(&mut self, reason: EndReason) -> Result<()> {
         // They may read the file, and it is closed best while nobody does.
         self.commands.wait(|text| stderr::line(text));
         let finished = self.recorder.finish(reason);
@@ -223,8 +223,8 @@ impl<'a> Recording<'a> {
         self.commands.wait(|text| stderr::line(text));
         let reason = match &finished {
             Ok(()) => reason,
-            Err(error) if error.is::<DiskFull>() => Reason::DiskFull,
-            Err(_) => Reason::Failed,
+            Err(error) if error.is::<DiskFull>() => EndReason::DiskFull,
+            Err(_) => EndReason::Failed,
         };
         self.say_closed(&self.record.output, reason)?;
         finished.and(said)
@@ -277,7 +277,7 @@ impl<'a> Recording<'a> {
         })
     }
 
-    fn say_closed(&self, file: &Path, reason: Reason) -> Result<()> {
+    fn say_closed(&self, file: &Path, reason: EndReason) -> Result<()> {
         let end = self.recorder.state().end(Timestamp::now());
         say(&Line::Recorded {
             time: end.time,
@@ -305,7 +305,7 @@ impl Follower for Recording<'_> {
         self.collect()?;
         let outcome = self.recorder.sample(sample, WallMono::now().mono_us)?;
         for fired in outcome.fired {
-            self.looks.start(fired.measured.netns, Occasion::Trigger)?;
+            self.looks.start(fired.measured.netns, SnapshotReason::Trigger)?;
         }
         Ok(Seen { unexplained: outcome.report.unexplained, lost_events: outcome.report.lost_events })
     }
@@ -330,13 +330,13 @@ impl Follower for Recording<'_> {
 }
 
 /// Opens the file for a run, and starts the thread that writes it.
-fn open(record: &Record, run: &Run, lock: &Arc<Lock>) -> Result<(Scribe, i64)> {
+fn open(record: &Record, run: &Run, lock: &Arc<Lock>) -> Result<(WriterThread, i64)> {
     let writer = Writer::open(&record.output, run)?;
     let next_tick = writer.next_tick();
     // Without a trigger there is no detail to be claimed.
     let limits =
-        Limits { keep: record.keep, max_size: record.max_size, detail: record.before + 2 * record.interval };
-    Ok((Scribe::start(writer, limits, Arc::clone(lock))?, next_tick))
+        RetentionLimits { keep: record.keep, max_size: record.max_size, detail: record.before + 2 * record.interval };
+    Ok((WriterThread::start(writer, limits, Arc::clone(lock))?, next_tick))
 }
 
 fn described(record: &Record, roots: &Roots, start: &Start, backend: Backend) -> Run {

@@ -14,13 +14,13 @@ use super::{VERSION, event_loop, view};
 use crate::cli::{Config, Table};
 use crate::conntrack::census::{self, Refusal};
 use crate::conntrack::{addresses, module, tracking};
-use crate::contract::breakdown::{Report, Skipped};
+use crate::contract::breakdown::{TableReport, Skipped};
 use crate::error::{Exit, Failure};
 use crate::kernel::capabilities::{Capabilities, Capability};
 use crate::kernel::roots::Roots;
 use crate::model::{Locals, NetnsId};
-use crate::netns::{self, Place};
-use crate::state::table::{Census, Circumstances, Finished, Settings, combine};
+use crate::netns::{self, Netns};
+use crate::state::table::{Census, ScanContext, TableResult, Settings, combine};
 
 /// So often a listing begins anew because the table was resized; the next one goes on, and says so.
 const RESTARTS: u32 = 3;
@@ -73,7 +73,7 @@ struct Look {
 
 impl Look {
     /// All tables that were asked for, or that may be entered.
-    fn at_all(&self) -> Result<Report> {
+    fn at_all(&self) -> Result<TableReport> {
         if module::loaded(&self.roots).is_none() {
             return Err(Failure::cannot_watch(NOT_LOADED).into());
         }
@@ -94,7 +94,7 @@ impl Look {
             };
             // Whoever can't be entered is told apart from whoever can't be read.
             let listed =
-                netns::inside(place, || Ok(self.at(place))).map_err(|error| unable(&error)).flatten();
+                netns::run_inside(place, || Ok(self.at(place))).map_err(|error| unable(&error)).flatten();
             match listed {
                 Ok(listed) => finished.push(listed),
                 Err(error) if must => {
@@ -121,7 +121,7 @@ impl Look {
     }
 
     /// The table of the netns this thread is in.
-    fn at(&self, place: &Place) -> Result<Finished> {
+    fn at(&self, place: &Netns) -> Result<TableResult> {
         let settings = &self.settings;
         let locals =
             if settings.needs_locals() { Locals::new(&addresses::here()?) } else { Locals::default() };
@@ -130,13 +130,13 @@ impl Look {
             let started = Instant::now();
             let count_before = census::entries_here();
             let mut rows = Census::new(settings, place.id, locals.clone(), now_ns());
-            let listing = census::list_here(settings.wanted(), restarts < RESTARTS, |entry| rows.add(entry))
+            let listing = census::list_entries(settings.wanted(), restarts < RESTARTS, |entry| rows.add(entry))
                 .map_err(|error| if error.is::<Refusal>() { unable(&error) } else { error })?;
             if listing.resized && restarts < RESTARTS {
                 restarts += 1;
                 continue;
             }
-            return Ok(rows.end(Circumstances {
+            return Ok(rows.end(ScanContext {
                 count_before,
                 count: census::entries_here(),
                 max: census::max_here(),
@@ -159,7 +159,7 @@ fn unable(error: &Error) -> Error {
     Failure::cannot_watch(format!("{error:#}")).into()
 }
 
-fn named(place: &Place) -> String {
+fn named(place: &Netns) -> String {
     place.name.clone().unwrap_or_else(|| format!("netns {}", place.id.inode()))
 }
 

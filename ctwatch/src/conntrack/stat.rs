@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use ctwatch_common::classify::Counters;
 
 use crate::model::NetnsId;
-use crate::netns::{self, Place};
+use crate::netns::{self, Netns};
 
 /// One reading of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,8 +51,8 @@ pub fn parse(text: &str) -> Result<Stat> {
 }
 
 /// Reads the conntrack counters of many netns in one go.
-pub fn read_all<'a>(places: impl Iterator<Item = &'a Place> + Send) -> Result<Vec<(NetnsId, Result<Stat>)>> {
-    netns::on_a_visit(|| {
+pub fn read_all<'a>(places: impl Iterator<Item = &'a Netns> + Send) -> Result<Vec<(NetnsId, Result<Stat>)>> {
+    netns::on_netns_thread(|| {
         let mut text = String::new();
         places.map(|place| (place.id, netns::enter(place).and_then(|()| read_here(&mut text)))).collect()
     })

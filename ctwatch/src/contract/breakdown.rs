@@ -11,7 +11,7 @@ use crate::model::{Direction, NetnsId, Protocol};
 
 /// Who fills which table.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct TableReport {
     /// [`crate::contract::SCHEMA`]
     pub schema: u32,
     /// Version of ctwatch.

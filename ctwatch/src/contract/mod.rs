@@ -19,7 +19,7 @@ mod table;
 pub use event::{DropEvent, Entry, Event, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View};
 pub(crate) use serialize::{is_false, millis, rounded_millis};
 use serialize::{optional_cause, unit};
-pub use table::{Occupant, Occupied, Table, fill};
+pub use table::{Occupant, Occupied, TableStatus, fill};
 
 /// The number of the contract.
 pub const SCHEMA: u32 = 1;
@@ -65,7 +65,7 @@ pub struct Tick {
     #[serde(serialize_with = "rounded_millis")]
     pub interval_s: f64,
     /// The fill of every netns watched.
-    pub tables: Vec<Table>,
+    pub tables: Vec<TableStatus>,
     /// What lost something in this interval.
     pub rows: Vec<Row>,
     /// Losses since the baseline, unfiltered.

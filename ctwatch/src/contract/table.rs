@@ -9,7 +9,7 @@ use crate::model::{NetnsId, Protocol};
 
 /// The table of one netns.
 #[derive(Clone, Debug, Serialize)]
-pub struct Table {
+pub struct TableStatus {
     /// Its inode number.
     pub netns: NetnsId,
     /// "host", a name from /run/netns, that of its container, or null.
@@ -47,7 +47,7 @@ pub struct Table {
     pub unexplained: Option<Unexplained>,
 }
 
-impl Table {
+impl TableStatus {
     /// From this fill on a table matters even if it loses nothing.
     pub const FILLING: f64 = 0.5;
 }
@@ -55,13 +55,13 @@ impl Table {
 /// Who occupies one table at the end.
 #[derive(Clone, Debug, Serialize)]
 pub struct Occupied {
-    /// See [`Table::netns`].
+    /// See [`TableStatus::netns`].
     pub netns: NetnsId,
-    /// See [`Table::name`].
+    /// See [`TableStatus::name`].
     pub name: Option<String>,
-    /// See [`Table::occupants`].
+    /// See [`TableStatus::occupants`].
     pub occupants: Vec<Occupant>,
-    /// See [`Table::occupancy_exact`].
+    /// See [`TableStatus::occupancy_exact`].
     pub occupancy_exact: bool,
 }
 

@@ -10,8 +10,8 @@ pub struct NetnsId(pub u32);
 impl NetnsId {
     /// The namespace that has this inode number after so many others had it.
     #[must_use]
-    pub const fn new(inode: u32, life: u32) -> Self {
-        Self(netns::id(inode, life))
+    pub const fn new(inode: u32, generation: u32) -> Self {
+        Self(netns::id(inode, generation))
     }
 
     /// Its inode number.
@@ -22,7 +22,7 @@ impl NetnsId {
 
     /// How many namespaces had this inode number before it, since ctwatch started.
     #[must_use]
-    pub const fn life(self) -> u32 {
+    pub const fn generation(self) -> u32 {
         netns::split(self.0).1
     }
 }

@@ -110,13 +110,13 @@ impl TimeoutKind {
 
     /// Whether entries in it mostly wait for its timeout, so that as many leave it as it is shorter.
     #[must_use]
-    pub const fn only_waits(self) -> bool {
+    pub const fn expires_unrefreshed(self) -> bool {
         !matches!(self, Self::Established | Self::SynRecv | Self::UdpStream | Self::Generic)
     }
 
     /// Whether a packet starts it anew as long as both sides talk.
     #[must_use]
-    pub const fn is_talking(self) -> bool {
+    pub const fn is_refreshed(self) -> bool {
         matches!(self, Self::Established | Self::UdpStream)
     }
 }

@@ -9,10 +9,10 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use super::{Place, id_of};
+use super::{Netns, id_of};
 
 /// Runs something on a thread of its own, which may change its netns; the rest of the process never does.
-pub fn on_a_visit<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+pub fn on_netns_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
         let visit = thread::Builder::new()
             .name("netns-visit".to_owned())
@@ -24,15 +24,15 @@ pub fn on_a_visit<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
 }
 
 /// Runs something inside a netns.
-pub fn inside<T: Send>(place: &Place, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    on_a_visit(|| {
+pub fn run_inside<T: Send>(place: &Netns, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_netns_thread(|| {
         enter(place)?;
         work()
     })?
 }
 
 /// Moves this thread into a netns, unless it is there already.
-pub fn enter(place: &Place) -> Result<()> {
+pub fn enter(place: &Netns) -> Result<()> {
     let here = id_of(Path::new("/proc/thread-self/ns/net"))?;
     if here.inode() == place.id.inode() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Network namespaces: which there are, what they are called, and how to run something inside one.
+//! Network namespaces: which there are, what they are called, and how to run something run_inside one.
 //! Only short-lived visiting threads change their netns; no fd into a netns outlives a visit, so none is kept alive.
 
 use std::collections::BTreeMap;
@@ -14,11 +14,11 @@ mod enter;
 mod name;
 
 pub use discover::discover;
-pub use enter::{enter, inside, on_a_visit};
+pub use enter::{enter, run_inside, on_netns_thread};
 
 /// A netns and a way into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Netns {
     /// Its inode number.
     pub id: NetnsId,
     /// A file that leads into it.
@@ -41,7 +41,7 @@ pub fn own() -> Result<NetnsId> {
 }
 
 /// Finds the netns a user named: a name, an inode number, or a process.
-pub fn find(places: &BTreeMap<NetnsId, Place>, name: &str) -> Result<NetnsId> {
+pub fn find(places: &BTreeMap<NetnsId, Netns>, name: &str) -> Result<NetnsId> {
     if let Some(place) = places.values().find(|place| place.name.as_deref() == Some(name)) {
         return Ok(place.id);
     }
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let id = NetnsId(1);
-        let place = Place { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()), container: None };
+        let place = Netns { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()), container: None };
         let error = find(&BTreeMap::from([(id, place)]), "red").expect_err("red is unknown").to_string();
         assert!(error.contains("\"red\"") && error.contains("blue"), "{error}");
     }

@@ -3,40 +3,40 @@
 
 use std::collections::BTreeMap;
 
-use super::Place;
+use super::Netns;
 use crate::kernel::roots::Roots;
 use crate::model::NetnsId;
 use crate::process::cgroup;
-use crate::process::container::{self, Kind};
+use crate::process::container::{self, CgroupKind};
 
 /// What the netns of process 1 is called.
 pub(super) const HOST: &str = "host";
 /// Processes of one netns whose cgroups are read until one is a container's.
 const ASKED: u8 = 3;
 
-/// Which container lives in which netns, by the first processes met there.
+/// Which container lives in which netns, by the first processes add_process there.
 #[derive(Debug, Default)]
-pub(super) struct Dwellers(BTreeMap<NetnsId, Dweller>);
+pub(super) struct NetnsNamer(BTreeMap<NetnsId, Candidate>);
 
 #[derive(Debug, Default)]
-struct Dweller {
+struct Candidate {
     asked: u8,
-    found: Option<(Kind, String)>,
+    found: Option<(CgroupKind, String)>,
 }
 
-impl Dwellers {
-    pub fn met(&mut self, id: NetnsId, pid: u32) {
+impl NetnsNamer {
+    pub fn add_process(&mut self, id: NetnsId, pid: u32) {
         let dweller = self.0.entry(id).or_default();
-        let settled = matches!(dweller.found, Some((Kind::Container, _)));
+        let settled = matches!(dweller.found, Some((CgroupKind::Container, _)));
         if settled || dweller.asked >= ASKED {
             return;
         }
         dweller.asked += 1;
         let path = cgroup::of_process(&Roots::default(), pid);
-        dweller.consider(path.as_deref().unwrap_or_default());
+        dweller.prefer(path.as_deref().unwrap_or_default());
     }
 
-    pub fn name(self, places: &mut BTreeMap<NetnsId, Place>) {
+    pub fn name(self, places: &mut BTreeMap<NetnsId, Netns>) {
         for (id, dweller) in self.0 {
             let Some((place, (_, name))) = places.get_mut(&id).zip(dweller.found) else { continue };
             place.name.get_or_insert_with(|| name.clone());
@@ -45,9 +45,9 @@ impl Dwellers {
     }
 }
 
-impl Dweller {
+impl Candidate {
     /// A container runtime's word is worth more than a unit's, and that more than a session's.
-    fn consider(&mut self, cgroup: &str) {
+    fn prefer(&mut self, cgroup: &str) {
         if let Some(container) = container::of_path(cgroup)
             && self.found.as_ref().is_none_or(|(kind, _)| container.kind < *kind)
         {
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_netns_is_called_after_the_container_rather_than_the_unit_that_lives_in_it() {
         let id = NetnsId(1);
-        let mut dweller = Dweller::default();
+        let mut dweller = Candidate::default();
         let docker = format!("/system.slice/docker-{}.scope", "ab".repeat(32));
         for path in [
             "",
@@ -74,9 +74,9 @@ mod tests {
             &docker,
             "/init.scope",
         ] {
-            dweller.consider(path);
+            dweller.prefer(path);
         }
-        let place = |name: Option<&str>| Place {
+        let place = |name: Option<&str>| Netns {
             id,
             path: PathBuf::from("/x"),
             name: name.map(str::to_owned),
@@ -85,7 +85,7 @@ mod tests {
         for (name, expected) in [(None, "docker:abababababab"), (Some("blue"), "blue")] {
             let mut places = BTreeMap::from([(id, place(name))]);
             let found = dweller.found.clone();
-            Dwellers(BTreeMap::from([(id, Dweller { asked: 3, found })])).name(&mut places);
+            NetnsNamer(BTreeMap::from([(id, Candidate { asked: 3, found })])).name(&mut places);
             assert_eq!(places[&id].name.as_deref(), Some(expected));
             assert_eq!(places[&id].container.as_deref(), Some("docker:abababababab"));
         }

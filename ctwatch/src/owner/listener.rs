@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use crate::kernel::roots::Roots;
 use crate::model::{NetnsId, ProcessId, Role, Owner};
-use crate::netns::{self, Place};
+use crate::netns::{self, Netns};
 use crate::process::{cgroup, container, procfs, sockets};
 
 /// Where a packet was going.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Target {
+pub struct Destination {
     /// The netns.
     pub netns: NetnsId,
     /// IP protocol number.
@@ -39,7 +39,7 @@ const REST: u32 = 9;
 /// What is known of listeners.
 #[derive(Debug)]
 pub struct Listeners {
-    known: HashMap<Target, Known>,
+    known: HashMap<Destination, Known>,
     /// `None` until the first question.
     thread: Option<Thread>,
     roots: Roots,
@@ -54,8 +54,8 @@ struct Known {
 
 #[derive(Debug)]
 struct Thread {
-    questions: SyncSender<(Target, Place)>,
-    answers: Receiver<(Target, Arc<Owner>)>,
+    questions: SyncSender<(Destination, Netns)>,
+    answers: Receiver<(Destination, Arc<Owner>)>,
 }
 
 impl Listeners {
@@ -72,18 +72,18 @@ impl Listeners {
         }
     }
 
-    fn enter(&mut self, target: Target, who: Arc<Owner>, now: Instant) {
+    fn enter(&mut self, target: Destination, who: Arc<Owner>, now: Instant) {
         self.known.insert(target, Known { answer: Some(who), until: now + FRESH });
     }
 
     /// Whether the answer to a question is on its way.
     #[must_use]
-    pub fn is_open(&self, target: &Target, now: Instant) -> bool {
+    pub fn is_open(&self, target: &Destination, now: Instant) -> bool {
         self.known.get(target).is_some_and(|known| known.answer.is_none() && now < known.until)
     }
 
     /// Who listens there; `None` if that isn't known, or not yet.
-    pub fn of(&mut self, target: Target, place: &Place, now: Instant) -> Option<Arc<Owner>> {
+    pub fn of(&mut self, target: Destination, place: &Netns, now: Instant) -> Option<Arc<Owner>> {
         match self.known.get(&target) {
             Some(known) if now < known.until => return known.answer.clone(),
             // An old answer is better than none while the new one is on its way.
@@ -104,7 +104,7 @@ impl Listeners {
         old
     }
 
-    fn ask(&mut self, target: Target, place: &Place) -> bool {
+    fn ask(&mut self, target: Destination, place: &Netns) -> bool {
         if self.thread.is_none() {
             self.thread = start(self.roots.clone());
         }
@@ -137,7 +137,7 @@ fn start(roots: Roots) -> Option<Thread> {
 }
 
 /// All questions that wait, at least one; `None` once nobody asks any more.
-fn wait_for_questions(asked: &Receiver<(Target, Place)>) -> Option<Vec<(Target, Place)>> {
+fn wait_for_questions(asked: &Receiver<(Destination, Netns)>) -> Option<Vec<(Destination, Netns)>> {
     let mut questions = vec![asked.recv().ok()?];
     // Questions come in bursts, and one look through /proc answers them all.
     while let Ok(question) = asked.recv_timeout(Duration::from_millis(1)) {
@@ -150,16 +150,16 @@ fn wait_for_questions(asked: &Receiver<(Target, Place)>) -> Option<Vec<(Target, 
 }
 
 /// False if nobody listens to the answers any more.
-fn answer_all(roots: &Roots, questions: Vec<(Target, Place)>, answer: &Sender<(Target, Arc<Owner>)>) -> bool {
-    let mut by_netns: BTreeMap<NetnsId, (Place, Vec<Target>)> = BTreeMap::new();
+fn answer_all(roots: &Roots, questions: Vec<(Destination, Netns)>, answer: &Sender<(Destination, Arc<Owner>)>) -> bool {
+    let mut by_netns: BTreeMap<NetnsId, (Netns, Vec<Destination>)> = BTreeMap::new();
     for (target, place) in questions {
         by_netns.entry(target.netns).or_insert_with(|| (place, Vec::new())).1.push(target);
     }
-    let mut found: Vec<(Target, Option<u64>)> = Vec::new();
+    let mut found: Vec<(Destination, Option<u64>)> = Vec::new();
     for (place, targets) in by_netns.values() {
         let folder = roots.proc("thread-self/net");
         let look = || Ok(targets.iter().map(|target| (*target, socket_at(&folder, target))).collect());
-        let looked: anyhow::Result<Vec<_>> = netns::inside(place, look);
+        let looked: anyhow::Result<Vec<_>> = netns::run_inside(place, look);
         // A netns that died meanwhile has no listeners.
         found.extend(looked.unwrap_or_else(|_| targets.iter().map(|target| (*target, None)).collect()));
     }
@@ -173,7 +173,7 @@ fn answer_all(roots: &Roots, questions: Vec<(Target, Place)>, answer: &Sender<(T
 }
 
 /// The socket that would have taken the packet, if it was going to this very host.
-fn socket_at(folder: &Path, target: &Target) -> Option<u64> {
+fn socket_at(folder: &Path, target: &Destination) -> Option<u64> {
     if !is_local(target.to) {
         return None;
     }
@@ -201,13 +201,13 @@ mod tests {
     use std::net::TcpListener;
     use std::path::PathBuf;
 
-    fn own_place() -> Place {
+    fn own_place() -> Netns {
         let id = netns::own().expect("/proc is readable");
-        Place { id, path: PathBuf::from("/proc/self/ns/net"), name: None, container: None }
+        Netns { id, path: PathBuf::from("/proc/self/ns/net"), name: None, container: None }
     }
 
     /// Asks, and waits as long as it takes: a test machine may be slow.
-    fn ask(listeners: &mut Listeners, target: Target) -> Arc<Owner> {
+    fn ask(listeners: &mut Listeners, target: Destination) -> Arc<Owner> {
         let now = Instant::now();
         let place = own_place();
         let mut answer = listeners.of(target, &place, now);
@@ -224,12 +224,12 @@ mod tests {
     fn this_very_process_is_found_by_its_port() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
-        let target = Target { netns: own_place().id, proto: 6, to: "127.0.0.1".parse().unwrap(), port };
+        let target = Destination { netns: own_place().id, proto: 6, to: "127.0.0.1".parse().unwrap(), port };
         let mut listeners = Listeners::new(&Roots::default());
         let who = ask(&mut listeners, target);
         let process = who.process.expect("this process listens there");
         assert_eq!((process.pid, process.role), (std::process::id(), Role::Listener));
-        let elsewhere = Target { to: "192.0.2.1".parse().unwrap(), ..target };
+        let elsewhere = Destination { to: "192.0.2.1".parse().unwrap(), ..target };
         assert_eq!(ask(&mut listeners, elsewhere).process, None, "that address is another host's");
     }
 
@@ -241,7 +241,7 @@ mod tests {
         let began = Instant::now();
         for number in 0..100_000u32 {
             let to = IpAddr::from((0x0A00_0000 + number).to_be_bytes());
-            listeners.of(Target { netns: place.id, proto: 6, to, port: 80 }, &place, now);
+            listeners.of(Destination { netns: place.id, proto: 6, to, port: 80 }, &place, now);
         }
         assert!(listeners.known.len() <= LIMIT);
         assert!(began.elapsed() < Duration::from_secs(5));

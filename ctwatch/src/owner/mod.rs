@@ -12,10 +12,10 @@ use ctwatch_common::event::{self, LossEvent, OwnerPart, flag, hook};
 
 use crate::kernel::roots::Roots;
 use crate::model::{Loss, NetnsId, ProcessId, Role, Owner};
-use crate::netns::Place;
+use crate::netns::Netns;
 use crate::process::cgroup::Cgroups;
 use crate::process::{cgroup, container, procfs};
-use listener::{Listeners, Target};
+use listener::{Listeners, Destination};
 
 /// Senders remembered; more at once than any host has.
 const SENDERS: usize = 1 << 14;
@@ -82,7 +82,7 @@ impl OwnerResolver {
     }
 
     /// Whose packet it was.
-    pub fn of(&mut self, loss: &Loss, places: &BTreeMap<NetnsId, Place>) -> Arc<Owner> {
+    pub fn of(&mut self, loss: &Loss, places: &BTreeMap<NetnsId, Netns>) -> Arc<Owner> {
         let event = &loss.event;
         let inbound = matches!(event.hook, hook::PRE_ROUTING | hook::LOCAL_IN);
         // Whoever runs while a packet comes in was merely interrupted.
@@ -105,7 +105,7 @@ impl OwnerResolver {
 
     /// Whether the listener that this packet was going to is being looked for: asked again later, it may be known.
     #[must_use]
-    pub fn may_know_later(&self, loss: &Loss) -> bool {
+    pub fn lookup_pending(&self, loss: &Loss) -> bool {
         matches!(loss.event.hook, hook::PRE_ROUTING | hook::LOCAL_IN)
             && target(&loss.event).is_some_and(|target| self.listeners.is_open(&target, self.now))
     }
@@ -143,7 +143,7 @@ impl OwnerResolver {
         is_it.then(|| cgroup::of_process(&self.roots, owner.pid)).flatten().or(path)
     }
 
-    fn stranger(&mut self, netns: NetnsId, place: Option<&Place>, anybodys: bool) -> Arc<Owner> {
+    fn stranger(&mut self, netns: NetnsId, place: Option<&Netns>, anybodys: bool) -> Arc<Owner> {
         let make = || {
             let container = place.and_then(|place| place.container.clone());
             Arc::new(Owner { container, anybodys, ..Owner::default() })
@@ -153,7 +153,7 @@ impl OwnerResolver {
 }
 
 /// Where a packet with ports was going.
-fn target(event: &LossEvent) -> Option<Target> {
+fn target(event: &LossEvent) -> Option<Destination> {
     let [a, b, c, d, ..] = event.dst;
     let to = match event.family {
         event::IPV4 => IpAddr::from(Ipv4Addr::new(a, b, c, d)),
@@ -161,7 +161,7 @@ fn target(event: &LossEvent) -> Option<Target> {
         _ => return None,
     };
     let has_listeners = matches!(event.proto, 6 | 17 | 132) && event.flags & flag::TUPLE != 0;
-    has_listeners.then_some(Target { netns: NetnsId(event.netns), proto: event.proto, to, port: event.dport })
+    has_listeners.then_some(Destination { netns: NetnsId(event.netns), proto: event.proto, to, port: event.dport })
 }
 
 #[cfg(test)]
@@ -242,7 +242,7 @@ mod tests {
         let (_folder, roots, _) = host();
         let mut owners = OwnerResolver::new(&roots);
         let container = Some("pod:1234".to_owned());
-        let place = Place { id: NETNS, path: PathBuf::from("/x"), name: container.clone(), container };
+        let place = Netns { id: NETNS, path: PathBuf::from("/x"), name: container.clone(), container };
         let who = owners.of(&loss(hook::LOCAL_OUT, None), &BTreeMap::from([(NETNS, place)]));
         assert_eq!((who.process, who.container.as_deref(), who.anybodys), (None, Some("pod:1234"), true));
         let who = owners.of(&loss(hook::FORWARD, None), &BTreeMap::new());

@@ -22,7 +22,7 @@ use crate::model::NetnsId;
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::rebuild::{Names, counters};
-use crate::record::rows::{Incident, Reason};
+use crate::record::rows::{Incident, EndReason};
 use crate::record::{Recording, span};
 
 /// Rows of a table of ports.
@@ -198,7 +198,7 @@ fn about_run(run: &RecordedRun, is_last: bool, before: Option<Timestamp>, certai
                 .push(format!("the run of {started:.0} has no end: it goes on, or was killed"));
         }
         None => certainty.unfinished_runs.push(format!("the run of {started:.0} was killed")),
-        Some(end) if matches!(end.reason, Reason::DiskFull | Reason::Failed) => {
+        Some(end) if matches!(end.reason, EndReason::DiskFull | EndReason::Failed) => {
             certainty.broken_runs.push(format!("the run of {started:.0} ended by {}", end.reason.name()));
         }
         Some(_) => {}

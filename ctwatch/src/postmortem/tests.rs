@@ -4,7 +4,7 @@ use super::*;
 use crate::model::{Census, CensusKey, KernelCounters, Loss, NetnsId, ProcessId, Role, WallMono, Owner};
 use crate::record::Writer;
 use crate::record::rebuild::Names;
-use crate::record::rows::{Incident, Reason, Run, RunEnd, Setting};
+use crate::record::rows::{Incident, EndReason, Run, RunEnd, Setting};
 use crate::record::span::Moment;
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
@@ -140,7 +140,7 @@ fn incident(path: &Path) {
         ceased: Some(at(41).time),
     };
     writer.write(&Batch { incidents: vec![incident], ..Batch::default() }).unwrap();
-    writer.end(&RunEnd { at: at(60), reason: Reason::Signal, last_tick: 60 }).unwrap();
+    writer.end(&RunEnd { at: at(60), reason: EndReason::Signal, last_tick: 60 }).unwrap();
 }
 
 fn wish(path: &Path) -> Wish {

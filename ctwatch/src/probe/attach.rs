@@ -19,7 +19,7 @@ use super::object;
 use super::plan::{Attachment, HookKind, Plan};
 use super::shared::Shared;
 use super::sync::{self, State, Take, Taken};
-use crate::netns::{self, Place};
+use crate::netns::{self, Netns};
 
 /// A watch in the kernel.
 pub struct Probe {
@@ -50,18 +50,18 @@ impl Probe {
     }
 
     /// Makes a netns known to the programs; returns what they call it, and the counters each CPU's watch begins with.
-    pub fn take(&self, place: &Place, how: Take) -> Result<Taken> {
+    pub fn take(&self, place: &Netns, how: Take) -> Result<Taken> {
         let program = self.sync_program()?;
-        netns::inside(place, || sync::find_here(program))?;
+        netns::run_inside(place, || sync::find_here(program))?;
         let net = self.shared.sync_net();
         sync::take(program, net, how)?;
         sync::taken(&self.states, net)
     }
 
     /// Counts what the kernel counted and the programs missed: without a tuple, but counted.
-    pub fn settle(&self, place: &Place) -> Result<()> {
+    pub fn settle(&self, place: &Netns) -> Result<()> {
         let program = self.sync_program()?;
-        netns::inside(place, || sync::find_here(program))?;
+        netns::run_inside(place, || sync::find_here(program))?;
         sync::settle(program, self.shared.sync_net())
     }
 

@@ -3,7 +3,7 @@
 
 /// What kind of thing a cgroup belongs to, the more telling ones first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum CgroupKind {
     /// A container runtime's.
     Container,
     /// A systemd unit.
@@ -20,7 +20,7 @@ pub struct Container {
     /// Uid of the Kubernetes pod it is part of.
     pub pod: Option<String>,
     /// What it is.
-    pub kind: Kind,
+    pub kind: CgroupKind,
 }
 
 impl Container {
@@ -54,14 +54,14 @@ pub fn of_path(path: &str) -> Option<Container> {
     // The innermost container: they nest (kind, docker in docker).
     let container = (0..parts.len()).rev().find_map(|at| of_part(&parts, at));
     if let Some(name) = container {
-        return Some(Container { name, pod: pod(&parts), kind: Kind::Container });
+        return Some(Container { name, pod: pod(&parts), kind: CgroupKind::Container });
     }
     let of_kind = |name, kind| Some(Container { name, pod: None, kind });
     if let Some(uid) = parts.iter().find_map(|part| part.strip_prefix("user-")?.strip_suffix(".slice")) {
-        return of_kind(format!("user:{uid}"), Kind::Session);
+        return of_kind(format!("user:{uid}"), CgroupKind::Session);
     }
     let unit = parts.iter().rev().find(|part| UNITS.iter().any(|end| part.ends_with(end)))?;
-    of_kind(format!("unit:{unit}"), Kind::Unit)
+    of_kind(format!("unit:{unit}"), CgroupKind::Unit)
 }
 
 /// The container whose cgroup is the directory `parts[at]`.
@@ -218,7 +218,7 @@ mod tests {
         is("/init.scope", "unit:init.scope");
         is("/user.slice/user-1000.slice/session-3.scope", "user:1000");
         is("/user.slice/user-1000.slice/user@1000.service/app.slice/foo.service", "user:1000");
-        assert_eq!(of_path("/system.slice/redis.service").unwrap().kind, Kind::Unit);
+        assert_eq!(of_path("/system.slice/redis.service").unwrap().kind, CgroupKind::Unit);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use rusqlite::{Connection, params};
 
 use super::digest::Digest;
-use super::open::{Trouble, wrong};
+use super::open::{ReadError, wrong};
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
 use crate::model::{FlowOffset, Census, CensusKey, PortDetail, StateCounts, NetnsId, TimeoutHistogram, Timeouts};
 
@@ -104,7 +104,7 @@ fn ordered(mut census: Census) -> Census {
 }
 
 /// Reads the censuses that ended in these ticks; the error names what is wrong.
-pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i64, Census)>, Trouble> {
+pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i64, Census)>, ReadError> {
     let mut statement = connection.prepare_cached(
         "SELECT c.id, c.tick, n.number, c.rebase, c.exact, c.timeouts, c.omitted, c.crc \
          FROM census c JOIN netns n ON n.id = c.netns WHERE c.tick BETWEEN ?1 AND ?2 ORDER BY c.tick, c.id",

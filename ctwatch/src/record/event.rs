@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use super::digest::Digest;
-use super::open::{Trouble, wrong};
+use super::open::{ReadError, wrong};
 use crate::model::{Loss, NetnsId, ProcessId, Role, Owner};
 
 /// In the order of [`insert`].
@@ -84,7 +84,7 @@ pub(super) fn insert(
 }
 
 /// A loss with its tick; the error names what is wrong with it.
-pub(super) fn read(row: &Row<'_>) -> Result<(i64, bool, Loss), Trouble> {
+pub(super) fn read(row: &Row<'_>) -> Result<(i64, bool, Loss), ReadError> {
     let tick: i64 = row.get(0)?;
     let event = LossEvent {
         at: row.get::<_, i64>(3)?.cast_unsigned(),

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use rusqlite::{Connection, params};
 
 use super::digest::Digest;
-use super::open::{Trouble, wrong};
-use super::rows::{Listing, Occasion};
+use super::open::{ReadError, wrong};
+use super::rows::{StoredListing, SnapshotReason};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
 use crate::advise::demand::Timeouts;
 use crate::listing::{Census as Listed, Collected, Seen};
@@ -18,9 +18,9 @@ pub(super) fn insert(
     connection: &Connection,
     run: i64,
     netns: i64,
-    listing: &Listing,
+    listing: &StoredListing,
 ) -> rusqlite::Result<()> {
-    let Listing { netns: _, occasion, at, took_us, entries, duplicates, interrupted, census } = listing;
+    let StoredListing { netns: _, occasion, at, took_us, entries, duplicates, interrupted, census } = listing;
     connection.execute(
         "INSERT INTO listing (run, netns, reason, wall_us, mono_us, took_us, entries, duplicates, interrupted, look_s, \
          timeouts, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
@@ -57,7 +57,7 @@ pub(super) fn insert(
 }
 
 /// Reads the listings of a run; the error names what is wrong.
-pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<Listing>, Trouble> {
+pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredListing>, ReadError> {
     let mut statement = connection.prepare_cached(
         "SELECT l.id, n.number, l.reason, l.wall_us, l.mono_us, l.took_us, l.entries, l.duplicates, l.interrupted, \
          l.look_s, l.timeouts, l.crc FROM listing l JOIN netns n ON n.id = l.netns WHERE l.run = ?1 ORDER BY l.id",
@@ -67,7 +67,7 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<Listing>, Tr
     while let Some(row) = rows.next()? {
         let id: i64 = row.get(0)?;
         let (Some(occasion), Some(at), Some(timeouts)) = (
-            Occasion::from_name(&row.get::<_, String>(2)?),
+            SnapshotReason::from_name(&row.get::<_, String>(2)?),
             WallMono::from_columns(row.get(3)?, row.get(4)?),
             phase_timeouts_from(&row.get::<_, String>(10)?),
         ) else {
@@ -76,7 +76,7 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<Listing>, Tr
         let Some(services) = read_services(connection, id)? else {
             return wrong("listing", id);
         };
-        let listing = Listing {
+        let listing = StoredListing {
             netns: NetnsId(row.get(1)?),
             occasion,
             at,
@@ -123,8 +123,8 @@ fn read_services(connection: &Connection, id: i64) -> rusqlite::Result<Option<Se
     Ok(Some(phases.into_iter().map(restored).collect()))
 }
 
-fn checksum(listing: &Listing) -> u32 {
-    let Listing { netns, occasion, at, took_us, entries, duplicates, interrupted, census } = listing;
+fn checksum(listing: &StoredListing) -> u32 {
+    let StoredListing { netns, occasion, at, took_us, entries, duplicates, interrupted, census } = listing;
     let mut digest = Digest::default();
     digest.int(i64::from(netns.0)).text(occasion.name()).int(at.time.as_microsecond()).int(at.mono_us);
     digest.int(*took_us).int(entries.cast_signed()).int(duplicates.cast_signed());

@@ -33,7 +33,7 @@ pub use full::DiskFull;
 pub use lock::Lock;
 pub use open::Fault;
 pub use reader::Recording;
-pub use thin::{Limits, Thinner};
+pub use thin::{RetentionLimits, Thinner};
 pub use writer::Writer;
 
 /// The number of the file's layout: `PRAGMA user_version`.

@@ -69,18 +69,18 @@ impl std::error::Error for Fault {}
 
 /// What can go wrong with a row: SQLite can't give it, or it isn't what was written.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum ReadError {
     Sql(rusqlite::Error),
     Wrong(String),
 }
 
-impl From<rusqlite::Error> for Trouble {
+impl From<rusqlite::Error> for ReadError {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sql(error)
     }
 }
 
-impl Trouble {
+impl ReadError {
     /// As a fault of this file.
     pub fn of(self, path: &Path) -> Fault {
         match self {
@@ -91,8 +91,8 @@ impl Trouble {
 }
 
 /// An error about this row of this table.
-pub(super) fn wrong<T>(table: &str, id: i64) -> Result<T, Trouble> {
-    Err(Trouble::Wrong(format!("{table} {id}: its checksum is another one")))
+pub(super) fn wrong<T>(table: &str, id: i64) -> Result<T, ReadError> {
+    Err(ReadError::Wrong(format!("{table} {id}: its checksum is another one")))
 }
 
 /// Opens a file for reading, also where nothing can be written beside it.

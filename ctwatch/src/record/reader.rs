@@ -12,9 +12,9 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey
 use jiff::Timestamp;
 use rusqlite::{Connection, Row};
 
-use super::open::{self, Fault, Trouble, wrong};
+use super::open::{self, Fault, ReadError, wrong};
 use super::rebuild::Names;
-use super::rows::{Facts, Incident, Listing, Notice, Occasion, Reason, Run, RunEnd, Setting, netns_checksum};
+use super::rows::{MachineSnapshot, Incident, StoredListing, Notice, SnapshotReason, EndReason, Run, RunEnd, Setting, netns_checksum};
 use super::{event, listing, run};
 use crate::model::{Loss, NetnsId, WallMono};
 pub(super) use ticks::Numbers;
@@ -95,7 +95,7 @@ impl Recording {
         let sql = "SELECT ended_us, ended_mono_us, reason, last_tick, crc FROM run_end WHERE run = ?1";
         let mut ends = self.all(sql, [run], |row| {
             let at = WallMono::from_columns(row.get(0)?, row.get(1)?);
-            let reason = Reason::from_name(&row.get::<_, String>(2)?);
+            let reason = EndReason::from_name(&row.get::<_, String>(2)?);
             let last_tick = row.get(3)?;
             let Some((at, reason)) = at.zip(reason) else { return wrong("the end of run", run) };
             let end = RunEnd { at, reason, last_tick };
@@ -114,7 +114,7 @@ impl Recording {
             let (id, names) = (NetnsId(row.get(0)?), Names { name: row.get(1)?, container: row.get(2)? });
             let (inode, life): (u32, u32) = (row.get(4)?, row.get(5)?);
             let holds = netns_checksum(run, id, &names) == row.get::<_, u32>(3)?
-                && (id.inode(), id.life()) == (inode, life);
+                && (id.inode(), id.generation()) == (inode, life);
             if holds { Ok((id, names)) } else { wrong("netns", i64::from(id.0)) }
         })?;
         Ok(names.into_iter().collect())
@@ -141,7 +141,7 @@ impl Recording {
     ///
     /// # Errors
     /// See [`Recording::runs`].
-    pub fn listings(&self, run: i64) -> Result<Vec<Listing>> {
+    pub fn listings(&self, run: i64) -> Result<Vec<StoredListing>> {
         Ok(listing::read(&self.connection, run).map_err(|trouble| trouble.of(&self.path))?)
     }
 
@@ -185,13 +185,13 @@ impl Recording {
     ///
     /// # Errors
     /// See [`Recording::runs`].
-    pub fn machines(&self, run: i64) -> Result<Vec<Facts>> {
+    pub fn machines(&self, run: i64) -> Result<Vec<MachineSnapshot>> {
         let sql = "SELECT wall_us, mono_us, reason, facts, crc, id FROM machine WHERE run = ?1 ORDER BY id";
         self.all(sql, [run], |row| {
             let at = WallMono::from_columns(row.get(0)?, row.get(1)?);
-            let occasion = Occasion::from_name(&row.get::<_, String>(2)?);
+            let occasion = SnapshotReason::from_name(&row.get::<_, String>(2)?);
             let Some((at, occasion)) = at.zip(occasion) else { return wrong("machine", row.get(5)?) };
-            let facts = Facts { at, occasion, json: row.get(3)? };
+            let facts = MachineSnapshot { at, occasion, json: row.get(3)? };
             if facts.checksum(run) == row.get::<_, u32>(4)? {
                 Ok(facts)
             } else {
@@ -254,7 +254,7 @@ impl Recording {
         &self,
         sql: &str,
         parameters: P,
-        read: impl FnMut(&Row<'_>) -> Result<T, Trouble>,
+        read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
     ) -> Result<Vec<T>> {
         Ok(each(&self.connection, sql, parameters, read).map_err(|trouble| trouble.of(&self.path))?)
     }
@@ -269,8 +269,8 @@ pub(super) fn each<T, P: rusqlite::Params>(
     connection: &Connection,
     sql: &str,
     parameters: P,
-    mut read: impl FnMut(&Row<'_>) -> Result<T, Trouble>,
-) -> Result<Vec<T>, Trouble> {
+    mut read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
+) -> Result<Vec<T>, ReadError> {
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(parameters)?;
     let mut found = Vec::new();

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::rebuild::Names;
-use super::rows::{Facts, Incident, Listing, Notice, Reason, RunEnd};
+use super::rows::{MachineSnapshot, Incident, StoredListing, Notice, EndReason, RunEnd};
 use super::sampler::{COARSE, DETAILED, Sampler};
-use super::scribe::{Numbered, Scribe};
+use super::scribe::{IncidentNumber, WriterThread};
 use super::sysctls::Sysctls;
 use super::tick::Tick;
 use super::track::Tracker;
@@ -74,7 +74,7 @@ pub struct Recorder {
     /// What goes with the next tick.
     pending: Batch,
     /// None once it has failed to open the next file.
-    scribe: Option<Scribe>,
+    scribe: Option<WriterThread>,
     next_tick: i64,
     /// Ticks of the time before a trigger: number, and end in microseconds.
     recent: VecDeque<(i64, i64)>,
@@ -90,7 +90,7 @@ pub struct Recorder {
 impl Recorder {
     /// Records what comes into a file whose next tick has this number.
     #[must_use]
-    pub fn new(plan: Plan, settings: Settings, roots: &Roots, scribe: Scribe, next_tick: i64) -> Self {
+    pub fn new(plan: Plan, settings: Settings, roots: &Roots, scribe: WriterThread, next_tick: i64) -> Self {
         let triggers = plan.when.iter().map(|when| (Trigger::new(when.clone(), plan.after), None)).collect();
         let limit = if plan.when.is_empty() { COARSE } else { DETAILED };
         Self {
@@ -124,7 +124,7 @@ impl Recorder {
     }
 
     /// What was read aside.
-    pub fn found(&mut self, listing: Option<Listing>, facts: Facts) {
+    pub fn found(&mut self, listing: Option<StoredListing>, facts: MachineSnapshot) {
         self.pending.listings.extend(listing);
         self.pending.facts.push(facts);
     }
@@ -230,7 +230,7 @@ impl Recorder {
     /// Whether the next tick will be written: else the one after it carries it.
     #[must_use]
     pub fn keeps_up(&self) -> bool {
-        self.scribe.as_ref().is_none_or(Scribe::has_room)
+        self.scribe.as_ref().is_none_or(WriterThread::has_room)
     }
 
     /// Incidents so far.
@@ -242,7 +242,7 @@ impl Recorder {
     /// Incidents that are in the file by now, with their numbers there; without one where that couldn't be written, or
     /// takes too long. Each is told once.
     pub fn numbered(&mut self, mono_us: i64) -> Vec<(Fired, Option<i64>)> {
-        let news: Vec<Numbered> = self.scribe.iter().flat_map(Scribe::numbers).collect();
+        let news: Vec<IncidentNumber> = self.scribe.iter().flat_map(WriterThread::numbers).collect();
         self.learn_numbers(news);
         let is_open = self.scribe.is_some();
         let too_long = |one: &mut Fired| !is_open || mono_us - one.at.mono_us > NUMBER_WITHIN_US;
@@ -251,8 +251,8 @@ impl Recorder {
         known.chain(self.unnumbered.extract_if(.., too_long).map(|fired| (fired, None))).collect()
     }
 
-    fn learn_numbers(&mut self, news: impl IntoIterator<Item = Numbered>) {
-        for Numbered { condition, tick, number } in news {
+    fn learn_numbers(&mut self, news: impl IntoIterator<Item = IncidentNumber>) {
+        for IncidentNumber { condition, tick, number } in news {
             let is_it = |fired: &Fired| fired.tick == tick && fired.condition == condition;
             if let Some(index) = self.unnumbered.iter().position(is_it) {
                 self.numbered.push((self.unnumbered.remove(index), number));
@@ -276,7 +276,7 @@ impl Recorder {
     ///
     /// # Errors
     /// Writing failed, now or earlier.
-    pub fn finish(&mut self, reason: Reason) -> Result<()> {
+    pub fn finish(&mut self, reason: EndReason) -> Result<()> {
         let at = WallMono::now();
         for (_, incident) in &mut self.triggers {
             if let Some(incident) = incident {
@@ -296,7 +296,7 @@ impl Recorder {
     }
 
     /// Goes on in another file, after [`Recorder::finish`]. Open incidents go on there.
-    pub fn go_on(&mut self, scribe: Scribe, next_tick: i64) {
+    pub fn go_on(&mut self, scribe: WriterThread, next_tick: i64) {
         self.scribe = Some(scribe);
         self.next_tick = next_tick;
         self.tracker.begin_file();

@@ -76,7 +76,7 @@ impl Run {
 
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum EndReason {
     /// Ctrl-C or SIGTERM.
     Signal,
     /// `--duration` is over.
@@ -91,7 +91,7 @@ pub enum Reason {
     Failed,
 }
 
-impl Reason {
+impl EndReason {
     const ALL: [Self; 6] =
         [Self::Signal, Self::Duration, Self::Once, Self::Rotated, Self::DiskFull, Self::Failed];
 
@@ -121,7 +121,7 @@ pub struct RunEnd {
     /// When.
     pub at: WallMono,
     /// Why.
-    pub reason: Reason,
+    pub reason: EndReason,
     /// The number of its last tick.
     pub last_tick: i64,
 }
@@ -177,14 +177,14 @@ impl Setting {
 
 /// Why something was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Occasion {
+pub enum SnapshotReason {
     /// The run began.
     Start,
     /// A trigger fired.
     Trigger,
 }
 
-impl Occasion {
+impl SnapshotReason {
     /// Its spelling in files.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -203,16 +203,16 @@ impl Occasion {
 
 /// What was read of the machine: [`crate::machine::Machine`] as JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct MachineSnapshot {
     /// When.
     pub at: WallMono,
     /// Why then.
-    pub occasion: Occasion,
+    pub occasion: SnapshotReason,
     /// JSON.
     pub json: String,
 }
 
-impl Facts {
+impl MachineSnapshot {
     pub(super) fn checksum(&self, run: i64) -> u32 {
         let mut digest = Digest::default();
         digest.instant(&self.at);
@@ -251,11 +251,11 @@ impl Incident {
 
 /// A table read entry by entry.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listing {
+pub struct StoredListing {
     /// Whose table.
     pub netns: NetnsId,
     /// Why then.
-    pub occasion: Occasion,
+    pub occasion: SnapshotReason,
     /// When it began.
     pub at: WallMono,
     /// How long it took, microseconds.

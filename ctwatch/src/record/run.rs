@@ -4,7 +4,7 @@
 use anyhow::Result;
 use rusqlite::{Connection, Row, params};
 
-use super::open::{Trouble, wrong};
+use super::open::{ReadError, wrong};
 use super::rows::Run;
 use crate::model::{KernelCounters, WallMono};
 
@@ -62,7 +62,7 @@ pub(super) fn insert(connection: &Connection, run: &Run, first_tick: i64) -> Res
 }
 
 /// A run with its number and that of its first tick.
-pub(super) fn read(row: &Row<'_>) -> Result<(i64, i64, Run), Trouble> {
+pub(super) fn read(row: &Row<'_>) -> Result<(i64, i64, Run), ReadError> {
     let hooks = hooks(&row.get::<_, String>(11)?);
     let run = WallMono::from_columns(row.get(1)?, row.get(2)?).zip(hooks).map(|(started, hooks)| {
         Ok::<_, rusqlite::Error>(Run {

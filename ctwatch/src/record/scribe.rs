@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, anyhow};
 use rusqlite::params;
 
 use super::full::{DiskFull, is_full};
-use super::rows::{Incident, Reason, RunEnd};
-use super::thin::{Limits, Thinner};
+use super::rows::{Incident, EndReason, RunEnd};
+use super::thin::{RetentionLimits, Thinner};
 use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
 use crate::model::WallMono;
@@ -21,7 +21,7 @@ const WAITING: usize = 16;
 
 /// The number that an incident has got in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Numbered {
+pub struct IncidentNumber {
     /// Its condition,
     pub condition: String,
     /// and the tick it fired in.
@@ -32,10 +32,10 @@ pub struct Numbered {
 
 /// Hands batches over to the thread.
 #[derive(Debug)]
-pub struct Scribe {
+pub struct WriterThread {
     sender: SyncSender<Message>,
     /// Numbers of the incidents that are in the file.
-    numbers: Option<Receiver<Numbered>>,
+    numbers: Option<Receiver<IncidentNumber>>,
     waiting: Arc<AtomicUsize>,
     thread: JoinHandle<Result<()>>,
 }
@@ -46,12 +46,12 @@ enum Message {
     End(RunEnd),
 }
 
-impl Scribe {
+impl WriterThread {
     /// Starts the thread.
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn start(writer: Writer, limits: Limits, lock: Arc<Lock>) -> Result<Self> {
+    pub fn start(writer: Writer, limits: RetentionLimits, lock: Arc<Lock>) -> Result<Self> {
         let (sender, receiver) = sync_channel(WAITING * 2);
         let waiting = Arc::new(AtomicUsize::new(0));
         let behind = Arc::clone(&waiting);
@@ -65,12 +65,12 @@ impl Scribe {
     }
 
     /// Numbers of incidents that were written since the last call.
-    pub fn numbers(&self) -> impl Iterator<Item = Numbered> + '_ {
+    pub fn numbers(&self) -> impl Iterator<Item = IncidentNumber> + '_ {
         self.numbers.iter().flat_map(Receiver::try_iter)
     }
 
     /// Where those come that are written until the end.
-    pub(super) const fn take_numbers(&mut self) -> Option<Receiver<Numbered>> {
+    pub(super) const fn take_numbers(&mut self) -> Option<Receiver<IncidentNumber>> {
         self.numbers.take()
     }
 
@@ -83,7 +83,7 @@ impl Scribe {
     /// Hands a batch over. Once writing failed, every call does.
     ///
     /// # Errors
-    /// Writing has failed: [`Scribe::finish`] says why.
+    /// Writing has failed: [`WriterThread::finish`] says why.
     pub fn send(&self, batch: Batch) -> Result<()> {
         self.waiting.fetch_add(1, Ordering::AcqRel);
         self.sender.send(Message::Batch(Box::new(batch))).map_err(|_| anyhow!("the recording has ended"))
@@ -101,11 +101,11 @@ impl Scribe {
 
 fn write_all(
     mut writer: Writer,
-    limits: Limits,
+    limits: RetentionLimits,
     lock: &Lock,
     messages: &Receiver<Message>,
     waiting: &AtomicUsize,
-    numbers: &Sender<Numbered>,
+    numbers: &Sender<IncidentNumber>,
 ) -> Result<()> {
     let mut thinner = Thinner::new(limits);
     for message in messages {
@@ -131,13 +131,13 @@ fn write_all(
 }
 
 /// An incident may go on in many batches: whoever listens knows which ones are news.
-fn tell_numbers(writer: &mut Writer, incidents: &[Incident], numbers: &Sender<Numbered>) {
+fn tell_numbers(writer: &mut Writer, incidents: &[Incident], numbers: &Sender<IncidentNumber>) {
     let run = writer.run();
     let (_, connection) = writer.parts();
     for Incident { condition, tick, .. } in incidents {
         let sql = "SELECT id FROM incident WHERE run = ?1 AND condition = ?2 AND tick = ?3";
         if let Ok(number) = connection.query_row(sql, params![run, condition, tick], |row| row.get(0)) {
-            let _ = numbers.send(Numbered { condition: condition.clone(), tick: *tick, number });
+            let _ = numbers.send(IncidentNumber { condition: condition.clone(), tick: *tick, number });
         }
     }
 }
@@ -152,7 +152,7 @@ fn give_up(writer: Writer, lock: &Lock, error: anyhow::Error) -> anyhow::Error {
     lock.drop_ballast();
     let path = writer.path().to_owned();
     let error = failure(&path, error);
-    let reason = if error.is::<DiskFull>() { Reason::DiskFull } else { Reason::Failed };
+    let reason = if error.is::<DiskFull>() { EndReason::DiskFull } else { EndReason::Failed };
     let last_tick = writer.next_tick() - 1;
     let _ = writer.end(&RunEnd { at: WallMono::now(), reason, last_tick });
     error

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::Writer;
-use super::open::Trouble;
+use super::open::ReadError;
 use super::reader::{Numbers, Stored, each};
 use super::tick::Tick;
 use super::writer::dictionary::Dictionary;
@@ -33,7 +33,7 @@ const SUM: u8 = 4;
 
 /// How large and how old a recording may become.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct RetentionLimits {
     /// Ticks older than this are summed up.
     pub keep: Duration,
     /// Bytes of the file.
@@ -45,7 +45,7 @@ pub struct Limits {
 /// What thinning has to remember.
 #[derive(Debug)]
 pub struct Thinner {
-    limits: Limits,
+    limits: RetentionLimits,
     /// Per level: what lies before this tick was looked at.
     cursors: [i64; SUM as usize],
     /// Detail before this tick was looked at.
@@ -66,7 +66,7 @@ enum Step {
 impl Thinner {
     /// For a file that is opened now.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: RetentionLimits) -> Self {
         Self { limits, cursors: [0; SUM as usize], swept: 0, looks: 0, owners_in: 0, busy: false }
     }
 
@@ -84,8 +84,8 @@ impl Thinner {
         let known_owners = writer.known_owners();
         let (path, connection) = writer.parts();
         self.try_step(connection, run, known_owners, now).map_err(|trouble| match trouble {
-            Trouble::Sql(error) => anyhow::Error::from(error),
-            Trouble::Wrong(_) => trouble.of(path).into(),
+            ReadError::Sql(error) => anyhow::Error::from(error),
+            ReadError::Wrong(_) => trouble.of(path).into(),
         })
     }
 
@@ -95,7 +95,7 @@ impl Thinner {
         run: i64,
         known_owners: i64,
         now: Timestamp,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), ReadError> {
         self.sweep_detail(connection, now)?;
         let old = now.as_microsecond() - self.limits.keep.as_micros() as i64;
         let mut worked = self.sum_up_old(connection, old)? == Step::Done;
@@ -110,7 +110,7 @@ impl Thinner {
     }
 
     /// Drops detail that no incident has claimed in time.
-    fn sweep_detail(&mut self, connection: &Connection, now: Timestamp) -> Result<(), Trouble> {
+    fn sweep_detail(&mut self, connection: &Connection, now: Timestamp) -> Result<(), ReadError> {
         let until = now.as_microsecond() - self.limits.detail.as_micros() as i64;
         let to: Option<i64> = connection
             .prepare_cached(
@@ -129,7 +129,7 @@ impl Thinner {
     }
 
     /// Owners whose events are gone. Those from `known` on may be named again.
-    fn drop_owners(&mut self, connection: &Connection, known: i64) -> Result<bool, Trouble> {
+    fn drop_owners(&mut self, connection: &Connection, known: i64) -> Result<bool, ReadError> {
         let due = self.owners_in == 0;
         self.owners_in = if due { OWNERS_EVERY } else { self.owners_in - 1 };
         if !due {
@@ -143,7 +143,7 @@ impl Thinner {
     }
 
     /// What is older than `--keep`, outside of incidents.
-    fn sum_up_old(&self, connection: &mut Connection, old: i64) -> Result<Step, Trouble> {
+    fn sum_up_old(&self, connection: &mut Connection, old: i64) -> Result<Step, ReadError> {
         let oldest = "SELECT id, run FROM tick WHERE level < 4 AND NOT EXISTS \
              (SELECT 1 FROM incident i WHERE tick.id >= i.detail_from AND tick.first <= i.detail_to) ORDER BY id LIMIT 1";
         // Sums lie before everything else: this look is short.
@@ -164,7 +164,7 @@ impl Thinner {
     }
 
     /// One step to a smaller file: coarser ticks, oldest first; then sums; then the oldest incident loses its detail.
-    fn thin(&mut self, connection: &mut Connection, current: i64) -> Result<Step, Trouble> {
+    fn thin(&mut self, connection: &mut Connection, current: i64) -> Result<Step, ReadError> {
         let last: i64 = connection.query_row("SELECT ifnull(max(id), 0) FROM tick", [], |row| row.get(0))?;
         for spared in [SPARED, SPARED / 15] {
             for level in 0..SUM {
@@ -189,7 +189,7 @@ impl Thinner {
         Ok(Step::Exhausted)
     }
 
-    fn release_oldest_incident(&mut self, connection: &Connection, current: i64) -> Result<bool, Trouble> {
+    fn release_oldest_incident(&mut self, connection: &Connection, current: i64) -> Result<bool, ReadError> {
         let sql = "DELETE FROM incident WHERE id = (SELECT id FROM incident WHERE ceased_us IS NOT NULL OR run <> ?1 \
              ORDER BY id LIMIT 1) RETURNING run";
         let run: Option<i64> = connection.query_row(sql, [current], |row| row.get(0)).optional()?;
@@ -209,7 +209,7 @@ impl Thinner {
         from: i64,
         to: i64,
         level: u8,
-    ) -> Result<i64, Trouble> {
+    ) -> Result<i64, ReadError> {
         let incidents = each(connection, "SELECT detail_from, detail_to FROM incident", [], |row| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
         })?;
@@ -254,7 +254,7 @@ impl Thinner {
 }
 
 /// What was read of tables and the machine when triggers fired, before the first incident of a run that is left.
-fn drop_readings(connection: &Connection, run: i64) -> Result<(), Trouble> {
+fn drop_readings(connection: &Connection, run: i64) -> Result<(), ReadError> {
     let before = "run = ?1 AND reason = 'trigger' AND wall_us < \
          (SELECT ifnull(min(wall_us), 9223372036854775807) FROM incident WHERE run = ?1)";
     for sql in [
@@ -275,7 +275,7 @@ fn belongs(last: &Stored, next: &Stored, level: u8) -> bool {
 }
 
 /// The number of the sum right before a tick, if there is one.
-fn sum_before(connection: &Connection, run: i64, from: i64) -> Result<Option<i64>, Trouble> {
+fn sum_before(connection: &Connection, run: i64, from: i64) -> Result<Option<i64>, ReadError> {
     let sql = "SELECT id FROM tick WHERE run = ?1 AND level = 4 AND id = (SELECT first - 1 FROM tick WHERE id = ?2)";
     Ok(connection.prepare_cached(sql)?.query_row([run, from], |row| row.get(0)).optional()?)
 }
@@ -287,7 +287,7 @@ fn replace(
     group: &mut Vec<Stored>,
     level: u8,
     dictionary: &mut Dictionary,
-) -> Result<(), Trouble> {
+) -> Result<(), ReadError> {
     let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
     let place = TickRow { id: last.id, first: first.first, run, level };
     let (from, to) = (first.id, last.id);
@@ -308,7 +308,7 @@ fn replace(
 }
 
 /// The coarser a tick, the fewer of its losses are kept one by one.
-fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Trouble> {
+fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), ReadError> {
     let which = match place.level {
         1 => "place > 1",
         2 => "place > 0",
@@ -321,7 +321,7 @@ fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Tr
 }
 
 /// Of each netns the last census stays, and the last one that set the bases: they hold for what follows.
-fn drop_censuses(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Trouble> {
+fn drop_censuses(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), ReadError> {
     let gone = each(
         transaction,
         "SELECT id FROM census c WHERE tick BETWEEN ?1 AND ?2 \
@@ -342,7 +342,7 @@ fn drop_censuses(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), T
 }
 
 /// A run of which only sums older than `--keep` are left goes as a whole.
-fn drop_old_run(connection: &mut Connection, current: i64, old: i64) -> Result<bool, Trouble> {
+fn drop_old_run(connection: &mut Connection, current: i64, old: i64) -> Result<bool, ReadError> {
     let sql = "SELECT r.id FROM run r WHERE r.id <> ?1 AND NOT EXISTS (SELECT 1 FROM tick t WHERE t.run = r.id \
          AND (t.level < 4 OR t.wall_us >= ?2)) AND r.started_us < ?2 ORDER BY r.id LIMIT 1";
     let run: Option<i64> =
@@ -377,14 +377,14 @@ fn drop_old_run(connection: &mut Connection, current: i64, old: i64) -> Result<b
 }
 
 /// Bytes in use.
-fn size(connection: &Connection) -> Result<u64, Trouble> {
+fn size(connection: &Connection) -> Result<u64, ReadError> {
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let pages = number("page_count")? - number("freelist_count")?;
     Ok((pages * number("page_size")?).cast_unsigned())
 }
 
 /// Gives free pages back to the file system. The pragma frees one for each row it is asked for.
-fn give_back(connection: &Connection) -> Result<(), Trouble> {
+fn give_back(connection: &Connection) -> Result<(), ReadError> {
     let mut statement = connection.prepare_cached("PRAGMA incremental_vacuum")?;
     let mut rows = statement.query([])?;
     for _ in 0..PAGES {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use serde::Serialize;
 
-use crate::contract::{Table, Tick};
+use crate::contract::{TableStatus, Tick};
 use crate::model::NetnsId;
 
 /// What is looked at.
@@ -143,8 +143,8 @@ impl Condition {
     }
 }
 
-fn measured(table: &Table, packets_lost: u64, entries_lost: u64) -> Measured {
-    let Table { netns, name, count, max, fill, full_in_s, .. } = table;
+fn measured(table: &TableStatus, packets_lost: u64, entries_lost: u64) -> Measured {
+    let TableStatus { netns, name, count, max, fill, full_in_s, .. } = table;
     Measured {
         netns: *netns,
         name: name.clone(),
@@ -219,7 +219,7 @@ mod tests {
     use jiff::Timestamp;
 
     fn tick(fill: f64, lost: u64, full_in_s: Option<f64>) -> Tick {
-        let table = Table {
+        let table = TableStatus {
             netns: NetnsId(1),
             name: Some("host".to_owned()),
             container: None,
@@ -237,7 +237,7 @@ mod tests {
             unexplained: None,
         };
         let other =
-            Table { netns: NetnsId(2), fill: None, full_in_s: None, packets_lost: 0, ..table.clone() };
+            TableStatus { netns: NetnsId(2), fill: None, full_in_s: None, packets_lost: 0, ..table.clone() };
         Tick {
             time: Timestamp::UNIX_EPOCH,
             interval_s: 1.0,

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, params};
 
 use super::full::{DiskFull, lacks_room};
 use super::rebuild::Names;
-use super::rows::{Facts, Incident, Listing, Notice, Run, RunEnd, Setting};
+use super::rows::{MachineSnapshot, Incident, StoredListing, Notice, Run, RunEnd, Setting};
 use super::tick::{NetnsTick, Tick};
 use super::{Fault, census, event, files, listing, open, run, schema};
 use crate::model::{Loss, NetnsId};
@@ -41,9 +41,9 @@ pub struct Batch {
     /// Changed settings.
     pub settings: Vec<Setting>,
     /// What was read of the machine.
-    pub facts: Vec<Facts>,
+    pub facts: Vec<MachineSnapshot>,
     /// Tables read entry by entry.
-    pub listings: Vec<Listing>,
+    pub listings: Vec<StoredListing>,
     /// What else is to be said.
     pub notices: Vec<Notice>,
     /// Incidents that began or went on.
@@ -269,8 +269,8 @@ fn insert_setting(transaction: &Transaction<'_>, run: i64, setting: &Setting) ->
     Ok(())
 }
 
-fn insert_facts(transaction: &Transaction<'_>, run: i64, facts: &Facts) -> rusqlite::Result<()> {
-    let Facts { at, occasion, json } = facts;
+fn insert_facts(transaction: &Transaction<'_>, run: i64, facts: &MachineSnapshot) -> rusqlite::Result<()> {
+    let MachineSnapshot { at, occasion, json } = facts;
     transaction.execute(
         "INSERT INTO machine (run, reason, wall_us, mono_us, facts, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         params![run, occasion.name(), at.time.as_microsecond(), at.mono_us, json, facts.checksum(run)],

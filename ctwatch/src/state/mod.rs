@@ -27,7 +27,7 @@ use jiff::Timestamp;
 pub use filter::{Filter, PortRange};
 pub use settings::{By, Settings};
 
-use crate::contract::{self, Certainty, Counted, End, Event, Occupied, Table, Tick};
+use crate::contract::{self, Certainty, Counted, End, Event, Occupied, TableStatus, Tick};
 use crate::model::{Backend, FlowSample, Loss, NetnsId, Sample, SlotSample, Owner};
 use crate::state::filter::Verdict;
 use containers::Containers;
@@ -353,9 +353,9 @@ fn is_anybodys(by: By, who: Option<&Owner>) -> bool {
 }
 
 /// For the end of the run: who occupies a table, if it matters and that is known.
-fn occupied(table: &Table, namespaces: &Namespaces) -> Option<Occupied> {
+fn occupied(table: &TableStatus, namespaces: &Namespaces) -> Option<Occupied> {
     let matters =
-        table.fill.is_some_and(|fill| fill >= Table::FILLING) || namespaces.lost_something(table.netns);
+        table.fill.is_some_and(|fill| fill >= TableStatus::FILLING) || namespaces.lost_something(table.netns);
     let (occupants, exact) = table.occupants.clone().zip(table.occupancy_exact)?;
     (matters && !table.gone).then(|| Occupied {
         netns: table.netns,

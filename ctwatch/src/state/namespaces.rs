@@ -7,7 +7,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
 
 use super::balance::{self, Balance, Bracket, Four};
-use crate::contract::{Table, fill};
+use crate::contract::{TableStatus, fill};
 use crate::model::{Backend, NetnsId, NetnsSample};
 
 /// All namespaces that are, or were.
@@ -189,17 +189,17 @@ impl Namespaces {
         rates: bool,
         overflow: &[u64; CAUSES],
         backend: Backend,
-    ) -> Vec<Table> {
+    ) -> Vec<TableStatus> {
         let elsewhere = balance::in_kernel_terms(overflow);
-        let mut tables: Vec<Table> = self
+        let mut tables: Vec<TableStatus> = self
             .known
             .iter()
             .filter(|(_, netns)| matches!(netns.life, Life::Alive | Life::Dying))
             .map(|(id, netns)| netns.table(*id, interval_s, rates, elsewhere, backend))
             .collect();
         tables.sort_by(|a, b| {
-            let is_host = |table: &Table| table.name.as_deref() == Some("host");
-            let lost = |table: &Table| (table.packets_lost, table.entries_lost);
+            let is_host = |table: &TableStatus| table.name.as_deref() == Some("host");
+            let lost = |table: &TableStatus| (table.packets_lost, table.entries_lost);
             (is_host(b), lost(b))
                 .cmp(&(is_host(a), lost(a)))
                 .then(b.fill.unwrap_or(0.0).total_cmp(&a.fill.unwrap_or(0.0)))
@@ -278,7 +278,7 @@ impl Netns {
         rates: bool,
         elsewhere: Four<u64>,
         backend: Backend,
-    ) -> Table {
+    ) -> TableStatus {
         let per_s = |now: u64, before: u64| {
             (rates && interval_s > 0.0)
                 .then(|| (now.saturating_sub(before) as f64 / interval_s * 10.0).round() / 10.0)
@@ -286,7 +286,7 @@ impl Netns {
         let (ours, _) = self.ours_in_kernel_terms(backend);
         let unexplained = balance::unexplained(balance::distance(&self.bracket(), ours, elsewhere));
         let (packets_lost, entries_lost) = self.lost(backend);
-        Table {
+        TableStatus {
             netns: id,
             name: self.name.clone(),
             container: self.container.clone(),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::forecast::Forecast;
 use super::step::{FlowKey, Step};
-use crate::contract::{Occupant, Table};
+use crate::contract::{Occupant, TableStatus};
 use crate::model::{Census, FlowSample, NetnsId, Protocol, service};
 
 /// Occupants a report names.
@@ -126,7 +126,7 @@ impl Occupancy {
     }
 
     /// Adds to a table's line what is known of its occupants.
-    pub fn describe(&self, table: &mut Table) {
+    pub fn describe(&self, table: &mut TableStatus) {
         let Some(flows) = self.tables.get(&table.netns).filter(|flows| flows.known.is_some()) else { return };
         if table.gone {
             return;
@@ -255,8 +255,8 @@ mod tests {
 
     const HOST: NetnsId = NetnsId(4_026_531_840);
 
-    fn table(count: u32) -> Table {
-        Table {
+    fn table(count: u32) -> TableStatus {
+        TableStatus {
             netns: HOST,
             container: None,
             name: None,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::View;
 use crate::advise::report::Report as Advice;
-use crate::contract::breakdown::Report;
+use crate::contract::breakdown::TableReport;
 use crate::contract::{Check, End, Event, Notice, Start, Tick};
 
 /// Writes one JSON object a line.
@@ -25,7 +25,7 @@ enum Record<'a> {
     Notice(&'a Notice),
     End(&'a End),
     Check(&'a Check),
-    Table(&'a Report),
+    Table(&'a TableReport),
 }
 
 impl<W: Write> JsonView<W> {
@@ -75,7 +75,7 @@ impl<W: Write> View for JsonView<W> {
         self.out.flush()
     }
 
-    fn table(&mut self, report: &Report) -> io::Result<()> {
+    fn table(&mut self, report: &TableReport) -> io::Result<()> {
         self.record(&Record::Table(report))
     }
 

@@ -8,7 +8,7 @@ pub mod text;
 use std::io;
 
 use crate::advise::report::Report as Advice;
-use crate::contract::breakdown::Report;
+use crate::contract::breakdown::TableReport;
 use crate::contract::{Check, End, Event, Notice, Start, Tick};
 
 /// One output format.
@@ -31,7 +31,7 @@ pub trait View {
     /// The answer to `ctwatch check`.
     fn check(&mut self, check: &Check) -> io::Result<()>;
     /// The answer of `ctwatch table`.
-    fn table(&mut self, report: &Report) -> io::Result<()>;
+    fn table(&mut self, report: &TableReport) -> io::Result<()>;
     /// Writes out what is buffered.
     fn flush(&mut self) -> io::Result<()>;
 }

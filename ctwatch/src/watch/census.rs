@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::conntrack::census::{self, Count};
 use crate::model::{FlowOffset, Census, NetnsId, SlotSample, Timeouts};
-use crate::netns::{self, Place};
+use crate::netns::{self, Netns};
 use crate::probe::shared::FlowReader;
 
 /// A census this short is simply taken again if something moved meanwhile (expired entries that the dump itself
@@ -91,7 +91,7 @@ impl Censuses {
     /// Starts whatever census is due.
     pub fn start_due(
         &mut self,
-        places: &BTreeMap<NetnsId, Place>,
+        places: &BTreeMap<NetnsId, Netns>,
         reader: impl FnOnce() -> FlowReader,
         moved: &HashMap<NetnsId, Moved>,
         entries: impl Fn(NetnsId) -> Option<u32>,
@@ -208,9 +208,9 @@ impl Known {
     }
 }
 
-fn take_all(places: &[Place], reader: &FlowReader, results: &Sender<(NetnsId, Outcome)>) {
+fn take_all(places: &[Netns], reader: &FlowReader, results: &Sender<(NetnsId, Outcome)>) {
     for place in places {
-        let outcome = match netns::inside(place, || Ok(take_here(place, reader))) {
+        let outcome = match netns::run_inside(place, || Ok(take_here(place, reader))) {
             Ok(Ok(taken)) => Outcome::Taken(Box::new(taken)),
             Ok(Err(error)) => Outcome::Refused(format!("{error:#}")),
             Err(_) => Outcome::Closed,
@@ -222,16 +222,16 @@ fn take_all(places: &[Place], reader: &FlowReader, results: &Sender<(NetnsId, Ou
 }
 
 /// Counts until nothing moves meanwhile, if that is cheap.
-fn take_here(place: &Place, reader: &FlowReader) -> Result<Taken> {
+fn take_here(place: &Netns, reader: &FlowReader) -> Result<Taken> {
     let inode = place.id.inode();
     let mut tries = 0;
     loop {
         let before = reader.read(inode);
-        let count = census::take_here().context("counting the table's entries")?;
+        let count = census::count_entries().context("counting the table's entries")?;
         let entries = census::entries_here();
         let after = reader.read(inode);
         tries += 1;
-        let taken = Taken { count, before, after, entries, timeouts: census::timeouts_here() };
+        let taken = Taken { count, before, after, entries, timeouts: census::read_timeouts() };
         if taken.is_quiet() || tries == TRIES || taken.count.took > CHEAP {
             return Ok(taken);
         }

@@ -33,7 +33,7 @@ impl Watch {
                     let time = clock.wall(event.at);
                     let mut loss = Loss { entry, owner, jiffies_per_s, ..Loss::new(time, event) };
                     loss.who = owners.as_mut().map(|owners| owners.of(&loss, places));
-                    let open = owners.as_ref().is_some_and(|owners| owners.may_know_later(&loss));
+                    let open = owners.as_ref().is_some_and(|owners| owners.lookup_pending(&loss));
                     let held = if open { unanswered.hold(loss, now) } else { pairing.hold(loss) };
                     if let Some(loss) = held {
                         each(&loss);
@@ -64,13 +64,13 @@ impl Watch {
         owners.begin();
         let answered = |loss: &mut Loss| {
             loss.who = Some(owners.of(loss, places));
-            !owners.may_know_later(loss)
+            !owners.lookup_pending(loss)
         };
         unanswered.release(Instant::now(), answered, each);
     }
 
     /// Hands over what was held back.
-    pub fn drain_rest(&mut self, mut each: impl FnMut(&Loss)) {
+    pub fn flush_pending(&mut self, mut each: impl FnMut(&Loss)) {
         let until = Instant::now() + LAST_ANSWERS;
         while !self.unanswered.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));

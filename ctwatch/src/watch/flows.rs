@@ -18,12 +18,12 @@ impl Watch {
     }
 
     /// Counts again what the tables hold, for someone who begins anew.
-    pub fn count_again(&mut self) {
+    pub fn restart_census(&mut self) {
         self.censuses.restart();
     }
 
     /// Why tables can't be counted, once.
-    pub fn census_trouble(&mut self) -> Option<String> {
+    pub fn take_census_error(&mut self) -> Option<String> {
         self.censuses.trouble()
     }
 

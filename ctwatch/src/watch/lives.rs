@@ -14,7 +14,7 @@ use super::ledger::BaselineCounters;
 use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
 use crate::model::{KernelCounters, NetnsId};
-use crate::netns::{self, Place};
+use crate::netns::{self, Netns};
 use crate::probe::sync::Take;
 
 /// How often to look for netns nobody has lost a packet in.
@@ -24,7 +24,7 @@ impl Watch {
     /// A netns is gone, and this is the last that its counters said.
     pub(super) fn bury(&mut self, event: &LossEvent) {
         let id = NetnsId(event.netns);
-        let (inode, life) = (id.inode(), id.life());
+        let (inode, life) = (id.inode(), id.generation());
         let lives = self.lives.entry(inode).or_default();
         *lives = (*lives).max(life + 1);
         let word = |bytes: &[u8; 16], at: usize| {
@@ -43,7 +43,7 @@ impl Watch {
                 self.flows_before.insert(slot.key, (slot.count, slot.deletes, slot.failed));
             }
         }
-        let unnoticed = || Place { id, path: PathBuf::new(), name: None, container: None };
+        let unnoticed = || Netns { id, path: PathBuf::new(), name: None, container: None };
         self.gone.insert(id, self.places.remove(&id).unwrap_or_else(unnoticed));
     }
 
@@ -95,7 +95,7 @@ impl Watch {
             if let Some(taken) = &taken {
                 // The programs may know already that the netns before it is gone, and have yet to tell.
                 place.id = taken.id;
-                self.lives.insert(taken.id.inode(), taken.id.life());
+                self.lives.insert(taken.id.inode(), taken.id.generation());
             }
             let id = place.id;
             self.gone.remove(&id);

@@ -23,7 +23,7 @@ use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::model::{Clock, KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
-use crate::netns::{self, Place};
+use crate::netns::{self, Netns};
 use crate::owner::OwnerResolver;
 use crate::probe::plan::{Attachment, ProbeOptions, plan};
 use crate::probe::sync::Take;
@@ -38,7 +38,7 @@ use unanswered::Unanswered;
 
 /// How to watch.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct WatchConfig {
     /// Where /proc and /sys are.
     pub roots: Roots,
     /// Which programs, if any (`None`: the kernel's counters only).
@@ -49,7 +49,7 @@ pub struct Settings {
 
 /// What was found when the watch began.
 #[derive(Clone, Debug)]
-pub struct Began {
+pub struct StartInfo {
     /// What is attached.
     pub attachments: Vec<Attachment>,
     /// What can't be seen here.
@@ -60,7 +60,7 @@ pub struct Began {
 
 /// What a tick found out besides numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum ModuleChange {
     /// nf_conntrack was unloaded.
     Unloaded,
     /// It is back, and the programs are attached again.
@@ -78,12 +78,12 @@ struct Carried {
 
 /// A running watch.
 pub struct Watch {
-    settings: Settings,
+    settings: WatchConfig,
     probe: Option<Probe>,
     module: Option<u64>,
-    places: BTreeMap<NetnsId, Place>,
+    places: BTreeMap<NetnsId, Netns>,
     ledgers: BTreeMap<NetnsId, BaselineCounters>,
-    gone: BTreeMap<NetnsId, Place>,
+    gone: BTreeMap<NetnsId, Netns>,
     /// How many namespaces with this inode number have gone.
     lives: HashMap<u32, u32>,
     /// What a slot of flows held when the netns went whose inode number it bears.
@@ -105,7 +105,7 @@ pub struct Watch {
 
 impl Watch {
     /// Attaches and takes the baseline. conntrack must be there.
-    pub fn start(settings: Settings, kernel: Kernel) -> Result<(Self, Began)> {
+    pub fn start(settings: WatchConfig, kernel: Kernel) -> Result<(Self, StartInfo)> {
         let now = Instant::now();
         let owners = settings.wishes.filter(|wishes| wishes.owners).map(|_| OwnerResolver::new(&settings.roots));
         let jiffies = settings.wishes.filter(|wishes| wishes.detail).map(|_| Jiffies::default());
@@ -133,11 +133,11 @@ impl Watch {
         Ok((watch, began))
     }
 
-    fn attach(&mut self, kernel: Kernel) -> Result<Began> {
+    fn attach(&mut self, kernel: Kernel) -> Result<StartInfo> {
         self.module = module::loaded(&self.settings.roots);
         self.places = netns::discover()?;
         let mut began =
-            Began { attachments: Vec::new(), notes: Vec::new(), since_boot: KernelCounters::default() };
+            StartInfo { attachments: Vec::new(), notes: Vec::new(), since_boot: KernelCounters::default() };
         let mut bases = BTreeMap::new();
         if let Some(wishes) = self.settings.wishes {
             let (symbols, btf) = kernel.both()?;
@@ -190,7 +190,7 @@ impl Watch {
     }
 
     /// Follows conntrack when it is unloaded and loaded again.
-    pub fn follow_module(&mut self) -> Result<Option<Change>> {
+    pub fn follow_module(&mut self) -> Result<Option<ModuleChange>> {
         let module = module::loaded(&self.settings.roots);
         if module == self.module {
             return Ok(None);
@@ -201,13 +201,13 @@ impl Watch {
         }
         self.module = module;
         if module.is_none() {
-            return Ok(Some(Change::Unloaded));
+            return Ok(Some(ModuleChange::Unloaded));
         }
         self.censuses.restart();
         self.restarted = true;
         self.attach(Kernel::read(&self.settings.roots))
             .context("attaching again after nf_conntrack was loaded again")?;
-        Ok(Some(Change::Reattached))
+        Ok(Some(ModuleChange::Reattached))
     }
 
     /// Keeps the totals of the programs that die with the module.

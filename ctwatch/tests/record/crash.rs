@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctwatch::record::rows::Reason;
-use ctwatch::record::scribe::Scribe;
-use ctwatch::record::{DiskFull, Limits, Lock, Recording, Writer};
+use ctwatch::record::rows::EndReason;
+use ctwatch::record::scribe::WriterThread;
+use ctwatch::record::{DiskFull, RetentionLimits, Lock, Recording, Writer};
 
 use super::synthetic::{all_of, batch, run, tick, write};
 
@@ -136,16 +136,16 @@ fn a_full_disk_ends_the_run_and_the_file_says_so() {
     lock.load_ballast(&path).unwrap();
     let lock = Arc::new(lock);
     let writer = Writer::open(&path, &run()).unwrap();
-    let limits = Limits {
+    let limits = RetentionLimits {
         keep: Duration::from_secs(1 << 31),
         max_size: u64::MAX,
         detail: Duration::from_secs(1 << 31),
     };
-    let scribe = Scribe::start(writer, limits, Arc::clone(&lock)).unwrap();
+    let scribe = WriterThread::start(writer, limits, Arc::clone(&lock)).unwrap();
     let sent = (1..100_000).take_while(|second| scribe.send(batch(*second)).is_ok()).count();
     let end = ctwatch::record::rows::RunEnd {
         at: super::synthetic::at(0),
-        reason: Reason::Signal,
+        reason: EndReason::Signal,
         last_tick: sent as i64,
     };
     let error = scribe.finish(end).unwrap_err();
@@ -156,7 +156,7 @@ fn a_full_disk_ends_the_run_and_the_file_says_so() {
     let ticks = recording.ticks(&run, 1..=i64::MAX).unwrap().map(Result::unwrap).count();
     assert!(ticks > 100, "{ticks} ticks in six megabytes");
     let end = run.end.expect("there was room for the end");
-    assert_eq!((end.reason, end.last_tick), (Reason::DiskFull, ticks as i64));
+    assert_eq!((end.reason, end.last_tick), (EndReason::DiskFull, ticks as i64));
 }
 
 #[test]

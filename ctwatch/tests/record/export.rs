@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use ctwatch::export::{Choice, Kind, Sink, Table, Value, export};
 use ctwatch::record::Recording;
-use ctwatch::record::rows::{Reason, RunEnd};
+use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::span::Span;
 use ctwatch::record::writer::Batch;
 use serde_json::Value as Json;
@@ -19,7 +19,7 @@ fn recording(folder: &Path, seconds: i64) -> PathBuf {
     let path = folder.join("a.ctw");
     let mut writer = write(&path, seconds);
     writer.write(&Batch { incidents: vec![incident(2)], ..Batch::default() }).unwrap();
-    writer.end(&RunEnd { at: at(seconds), reason: Reason::Signal, last_tick: seconds }).unwrap();
+    writer.end(&RunEnd { at: at(seconds), reason: EndReason::Signal, last_tick: seconds }).unwrap();
     path
 }
 

@@ -9,23 +9,23 @@ use ctwatch::kernel::roots::Roots;
 use ctwatch::model::Backend;
 use ctwatch::record::rebuild::Rebuild;
 use ctwatch::record::recorder::{Fired, Plan, Recorder};
-use ctwatch::record::rows::{Reason, RunEnd};
-use ctwatch::record::scribe::Scribe;
+use ctwatch::record::rows::{EndReason, RunEnd};
+use ctwatch::record::scribe::WriterThread;
 use ctwatch::record::writer::Batch;
-use ctwatch::record::{Limits, Lock, Recording, Writer};
+use ctwatch::record::{RetentionLimits, Lock, Recording, Writer};
 use ctwatch::state::Settings;
 
 use super::synthetic::{at, incident, run, tick, write};
 
-fn start(path: &Path) -> (Scribe, i64) {
-    let limits = Limits {
+fn start(path: &Path) -> (WriterThread, i64) {
+    let limits = RetentionLimits {
         keep: Duration::from_secs(1 << 31),
         max_size: u64::MAX,
         detail: Duration::from_secs(1 << 31),
     };
     let writer = Writer::open(path, &run()).unwrap();
     let next = writer.next_tick();
-    (Scribe::start(writer, limits, Arc::new(Lock::take(path).unwrap())).unwrap(), next)
+    (WriterThread::start(writer, limits, Arc::new(Lock::take(path).unwrap())).unwrap(), next)
 }
 
 /// Records into this file, with `drops>0` as the condition, and three seconds kept afterwards.
@@ -69,13 +69,13 @@ fn a_recorder_goes_on_in_the_next_file_with_its_incident() {
     };
     let fired: usize = (1..=8).map(|second| sample(second, &mut recorder)).sum();
     assert_eq!((fired, recorder.has_open_incident()), (1, true));
-    recorder.finish(Reason::Rotated).unwrap();
+    recorder.finish(EndReason::Rotated).unwrap();
     assert_eq!(recorder.numbered(8_000_000).len(), 1);
     let (scribe, next) = start(&second);
     recorder.go_on(scribe, next);
     let fired: usize = (9..=20).map(|second| sample(second, &mut recorder)).sum();
     assert_eq!((fired, recorder.has_open_incident()), (0, false), "it is the same incident");
-    recorder.finish(Reason::Duration).unwrap();
+    recorder.finish(EndReason::Duration).unwrap();
     assert!(recorder.numbered(20_000_000).is_empty(), "it was told before");
 
     let lost = |path: &Path| {
@@ -102,7 +102,7 @@ fn an_incident_is_told_with_its_number_once_it_is_in_the_file() {
     // Another run has been there, so that it isn't the first one.
     let mut writer = write(&path, 4);
     writer.write(&Batch { incidents: vec![incident(2), incident(4)], ..Batch::default() }).unwrap();
-    writer.end(&RunEnd { at: at(4), reason: Reason::Signal, last_tick: 4 }).unwrap();
+    writer.end(&RunEnd { at: at(4), reason: EndReason::Signal, last_tick: 4 }).unwrap();
     let mut recorder = recorder(&path);
     let mut seconds = Seconds::default();
     let fired: Vec<Fired> =
@@ -122,7 +122,7 @@ fn an_incident_is_told_with_its_number_once_it_is_in_the_file() {
     }
     let numbers = [Some(3), Some(4)];
     assert_eq!(told, fired.into_iter().zip(numbers).collect::<Vec<_>>());
-    recorder.finish(Reason::Signal).unwrap();
+    recorder.finish(EndReason::Signal).unwrap();
     // Where it can't be written it is told all the same.
     let late = seconds.pass(20, true, &mut recorder);
     assert_eq!(recorder.numbered(20_000_000), [(late[0].clone(), None)]);

@@ -9,7 +9,7 @@ use ctwatch::contract::{End, Tick};
 use ctwatch::model::{Backend, FlowSample, KernelCounters, NetnsSample, Sample, SlotSample};
 use ctwatch::record::rebuild::Names;
 use ctwatch::record::replay::Replay;
-use ctwatch::record::rows::{Reason, RunEnd};
+use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::span::Span;
 use ctwatch::record::track::Tracker;
 use ctwatch::record::writer::Batch;
@@ -119,7 +119,7 @@ fn record(path: &Path, samples: &[Sample], seen: u64) {
             .unwrap();
     }
     let last_tick = samples.len() as i64;
-    writer.end(&RunEnd { at: at(last_tick), reason: Reason::Signal, last_tick }).unwrap();
+    writer.end(&RunEnd { at: at(last_tick), reason: EndReason::Signal, last_tick }).unwrap();
 }
 
 fn replayed(path: &Path, span: Span, by: By) -> (Vec<Tick>, End) {
@@ -280,7 +280,7 @@ fn every_run_has_a_start_and_an_end_and_what_is_missing_is_said() {
     for second in 101..=103 {
         writer.write(&super::synthetic::batch(second)).unwrap();
     }
-    writer.end(&RunEnd { at: at(103), reason: Reason::DiskFull, last_tick: 33 }).unwrap();
+    writer.end(&RunEnd { at: at(103), reason: EndReason::DiskFull, last_tick: 33 }).unwrap();
     let file = path.to_str().unwrap();
     let lines = lines(&[file, "--speed", "max", "--format", "json", "--by", "src"]);
     let count = |kind: &str| lines.iter().filter(|line| line["type"] == kind).count();

@@ -4,13 +4,13 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
-use ctwatch::record::rows::{Reason, RunEnd};
+use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::{Lock, Recording, Writer, files};
 
 use super::synthetic::{at, batch, run, write};
 
 fn end(writer: Writer, last_tick: i64) {
-    writer.end(&RunEnd { at: at(last_tick), reason: Reason::Rotated, last_tick }).unwrap();
+    writer.end(&RunEnd { at: at(last_tick), reason: EndReason::Rotated, last_tick }).unwrap();
 }
 
 fn held(recording: &Recording) -> usize {

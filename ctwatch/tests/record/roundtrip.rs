@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use ctwatch::record::rows::{Reason, RunEnd};
+use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
 
@@ -17,7 +17,7 @@ fn everything_comes_back_as_it_was_written() {
     let mut ceased = incident(30);
     (ceased.ceased, ceased.detail_to) = (Some(at(50).time), 55);
     writer.write(&Batch { incidents: vec![ceased.clone()], ..Batch::default() }).unwrap();
-    let end = RunEnd { at: at(61), reason: Reason::Duration, last_tick: 60 };
+    let end = RunEnd { at: at(61), reason: EndReason::Duration, last_tick: 60 };
     writer.end(&end).unwrap();
 
     let recording = Recording::open(&path).unwrap();

@@ -11,7 +11,7 @@ use ctwatch::model::{
     ProcessId, Role, Timeouts, WallMono, Owner,
 };
 use ctwatch::record::rebuild::Names;
-use ctwatch::record::rows::{Facts, Incident, Listing, Notice, Occasion, Run, Setting};
+use ctwatch::record::rows::{MachineSnapshot, Incident, StoredListing, Notice, SnapshotReason, Run, Setting};
 use ctwatch::record::tick::{NetnsTick, Tick};
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
@@ -140,21 +140,21 @@ pub fn batch(second: i64) -> Batch {
         let text = "a word".to_owned();
         batch.notices = vec![Notice { at: at(second), code: "events_lost".to_owned(), text }];
         batch.facts =
-            vec![Facts { at: at(second), occasion: Occasion::Start, json: "{\"cpus\":2}".to_owned() }];
+            vec![MachineSnapshot { at: at(second), occasion: SnapshotReason::Start, json: "{\"cpus\":2}".to_owned() }];
         batch.listings = vec![listing(second)];
     }
     batch
 }
 
-pub fn listing(second: i64) -> Listing {
+pub fn listing(second: i64) -> StoredListing {
     let mut census = Listed::new([(TimeoutKind::TimeWait, 120), (TimeoutKind::Udp, 30)].into(), 15);
     for n in 0..50u32 {
         let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left: n, ..Entry::default() };
         census.add(&entry, Direction::Loopback);
     }
-    Listing {
+    StoredListing {
         netns: HOST,
-        occasion: Occasion::Trigger,
+        occasion: SnapshotReason::Trigger,
         at: at(second),
         took_us: 1234,
         entries: 50,

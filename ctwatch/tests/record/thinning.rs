@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use ctwatch::model::Owner;
 use ctwatch::record::writer::Batch;
-use ctwatch::record::{Limits, Recording, Thinner};
+use ctwatch::record::{RetentionLimits, Recording, Thinner};
 use ctwatch_common::slot::SlotKey;
 
 use super::synthetic::{at, batch, incident, write};
 
-const NEVER: Limits =
-    Limits { keep: Duration::from_secs(1 << 31), max_size: u64::MAX, detail: Duration::from_secs(1 << 31) };
+const NEVER: RetentionLimits =
+    RetentionLimits { keep: Duration::from_secs(1 << 31), max_size: u64::MAX, detail: Duration::from_secs(1 << 31) };
 
 type Totals = BTreeMap<SlotKey, [i64; 3]>;
 
@@ -48,7 +48,7 @@ fn ticks_by_level(path: &Path) -> BTreeMap<u8, usize> {
     levels
 }
 
-fn record(limits: Limits, seconds: i64) -> (tempfile::TempDir, std::path::PathBuf) {
+fn record(limits: RetentionLimits, seconds: i64) -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     let mut writer = write(&path, 0);
@@ -68,7 +68,7 @@ fn record(limits: Limits, seconds: i64) -> (tempfile::TempDir, std::path::PathBu
 #[test]
 fn a_small_file_holds_the_same_totals_and_the_incident_in_detail() {
     let (_whole, whole) = record(NEVER, 6000);
-    let (_thin, thin) = record(Limits { max_size: 1 << 20, ..NEVER }, 6000);
+    let (_thin, thin) = record(RetentionLimits { max_size: 1 << 20, ..NEVER }, 6000);
     assert_eq!(totals(&whole), totals(&thin));
     let (before, after) = (std::fs::metadata(&whole).unwrap().len(), std::fs::metadata(&thin).unwrap().len());
     assert!(before > 5 << 19 && after < (1 << 20) + (1 << 18), "{before} bytes became {after}");
@@ -84,7 +84,7 @@ fn a_small_file_holds_the_same_totals_and_the_incident_in_detail() {
 
 #[test]
 fn what_is_too_old_becomes_a_sum_and_an_old_run_goes() {
-    let keep = Limits { keep: Duration::from_secs(600), ..NEVER };
+    let keep = RetentionLimits { keep: Duration::from_secs(600), ..NEVER };
     let (_whole, whole) = record(NEVER, 3000);
     let (_kept, kept) = record(keep, 3000);
     assert_eq!(totals(&whole), totals(&kept));
@@ -109,7 +109,7 @@ fn what_is_too_old_becomes_a_sum_and_an_old_run_goes() {
 
 #[test]
 fn detail_that_no_incident_claimed_is_dropped() {
-    let (_folder, path) = record(Limits { detail: Duration::from_secs(60), ..NEVER }, 2000);
+    let (_folder, path) = record(RetentionLimits { detail: Duration::from_secs(60), ..NEVER }, 2000);
     let recording = Recording::open(&path).unwrap();
     let kept = recording.losses(1..=1900).unwrap();
     // Even seconds are detail: of these only the incident's are left.
@@ -124,7 +124,7 @@ fn processes_that_are_named_no_more_make_room_before_an_incident_does() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     let mut writer = write(&path, 0);
-    let mut thinner = Thinner::new(Limits { max_size: 1 << 20, detail: Duration::from_secs(2), ..NEVER });
+    let mut thinner = Thinner::new(RetentionLimits { max_size: 1 << 20, detail: Duration::from_secs(2), ..NEVER });
     for second in 1..=1500 {
         let mut batch = batch(second);
         if second == 100 {

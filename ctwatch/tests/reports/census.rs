@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use crate::fixtures::{HOST, WEB1, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
-use ctwatch::contract::breakdown::{Report, Skipped};
+use ctwatch::contract::breakdown::{TableReport, Skipped};
 use ctwatch::model::{Address, TableEntry, LocalAddress, Locals, NetnsId};
 use ctwatch::state::Filter;
-use ctwatch::state::table::{Census, Circumstances, Dimension, Finished, Keys, Settings, combine};
+use ctwatch::state::table::{Census, ScanContext, Dimension, TableResult, Keys, Settings, combine};
 use ctwatch::view::View;
 
 const TCP: u8 = 6;
@@ -59,9 +59,9 @@ fn locals() -> Locals {
     Locals::new(&[local("192.0.2.7"), local("fd00::9")])
 }
 
-fn named(name: &str, container: Option<&str>, listed: usize) -> Circumstances {
+fn named(name: &str, container: Option<&str>, listed: usize) -> ScanContext {
     let count = Some(listed as u32);
-    Circumstances {
+    ScanContext {
         count_before: count,
         count,
         max: Some(262_144),
@@ -69,22 +69,22 @@ fn named(name: &str, container: Option<&str>, listed: usize) -> Circumstances {
         took_s: 0.021,
         name: Some(name.to_owned()),
         container: container.map(str::to_owned),
-        ..Circumstances::default()
+        ..ScanContext::default()
     }
 }
 
-fn listed(settings: &Settings, netns: u32, entries: &[TableEntry], seen: Circumstances) -> Finished {
+fn listed(settings: &Settings, netns: u32, entries: &[TableEntry], seen: ScanContext) -> TableResult {
     let mut census = Census::new(settings, NetnsId(netns), locals(), NOW_NS);
     entries.iter().for_each(|entry| census.add(entry));
     census.end(seen)
 }
 
-fn report(settings: &Settings, finished: Vec<Finished>) -> Report {
+fn report(settings: &Settings, finished: Vec<TableResult>) -> TableReport {
     combine(settings, finished, Vec::new(), false, "0.1.0", time(0), 0.022)
 }
 
 /// The story by some keys: the host, and a container with little in it.
-fn story_by(keys: Keys) -> Report {
+fn story_by(keys: Keys) -> TableReport {
     let settings = settings(keys, 5);
     let entries = story();
     let host = listed(&settings, HOST, &entries, named("host", None, entries.len()));
@@ -94,27 +94,27 @@ fn story_by(keys: Keys) -> Report {
 }
 
 /// More sources than cells, and what doesn't add up.
-fn odd() -> Vec<Report> {
+fn odd() -> Vec<TableReport> {
     let by_src = settings(Keys::two(Dimension::Src, Dimension::Dst).unwrap(), 3);
     let mut many: Vec<TableEntry> = (0..70_000_u32)
         .map(|index| TableEntry { src: Address(u128::from(index) << 64), ..entry("::1", "fd00::9", TCP, 80) })
         .collect();
     let started_ns = NOW_NS - 59_000_000_000;
     many.extend(std::iter::repeat_n(TableEntry { started_ns, ..entry("10.0.0.1", "192.0.2.7", TCP, 80) }, 9_000));
-    let seen = Circumstances { duplicates: 17, count: Some(79_900), ..named("host", None, many.len()) };
-    let seen = Circumstances { count_before: Some(80_000), restarts: 1, ..seen };
+    let seen = ScanContext { duplicates: 17, count: Some(79_900), ..named("host", None, many.len()) };
+    let seen = ScanContext { count_before: Some(80_000), restarts: 1, ..seen };
     let crowded = report(&by_src, vec![listed(&by_src, HOST, &many, seen)]);
 
     let by_port = settings(Keys::default(), 5);
     let few = vec![entry("10.0.0.1", "10.0.0.2", TCP, 80); 3];
-    let torn = Circumstances {
+    let torn = ScanContext {
         count: Some(1),
         count_before: Some(2),
         resized: true,
         interrupted: true,
         ..named("torn", None, 3)
     };
-    let unlimited = Circumstances { max: Some(0), name: None, ..named("", None, 3) };
+    let unlimited = ScanContext { max: Some(0), name: None, ..named("", None, 3) };
     let mut filtered = by_port.clone();
     filtered.filter.protos = vec![ctwatch::model::Protocol::UDP];
     let mut reports = vec![
@@ -124,7 +124,7 @@ fn odd() -> Vec<Report> {
         report(&filtered, vec![listed(&filtered, WEB1, &few, named("web", None, 3))]),
     ];
     for tracks in [Some(true), Some(false), None] {
-        let seen = Circumstances { tracks: Some(tracks), ..named("host", None, 0) };
+        let seen = ScanContext { tracks: Some(tracks), ..named("host", None, 0) };
         reports.push(report(&by_port, vec![listed(&by_port, HOST, &[], seen)]));
     }
     let skipped = |name: &str| Skipped {
@@ -140,8 +140,8 @@ fn odd() -> Vec<Report> {
 }
 
 /// Every report of this file, for the schema.
-pub fn reports() -> Vec<Report> {
-    let mut reports: Vec<Report> = Dimension::ALL.into_iter().map(|key| story_by(Keys::one(key))).collect();
+pub fn reports() -> Vec<TableReport> {
+    let mut reports: Vec<TableReport> = Dimension::ALL.into_iter().map(|key| story_by(Keys::one(key))).collect();
     reports.extend(odd());
     reports
 }

@@ -15,7 +15,7 @@ use ctwatch::model::{Direction, KernelCounters, TableEntry as Entry, NetnsId, Ti
 use ctwatch::postmortem::{Format, Wish, gather, render};
 use ctwatch::record::Writer;
 use ctwatch::record::rebuild::Names;
-use ctwatch::record::rows::{Facts, Incident, Listing, Notice, Occasion, Reason, Run, RunEnd, Setting};
+use ctwatch::record::rows::{MachineSnapshot, Incident, StoredListing, Notice, SnapshotReason, EndReason, Run, RunEnd, Setting};
 use ctwatch::record::tick::{NetnsTick, Tick};
 use ctwatch::record::writer::Batch;
 use ctwatch_common::Cause;
@@ -75,7 +75,7 @@ fn tick(second: i64) -> Tick {
     tick
 }
 
-fn listing(second: i64) -> Listing {
+fn listing(second: i64) -> StoredListing {
     let mut census = Listed::new([(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(), 15);
     for left in (0..120).flat_map(|left| std::iter::repeat_n(left, 1_500)) {
         let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left, ..Entry::default() };
@@ -84,9 +84,9 @@ fn listing(second: i64) -> Listing {
     for left in (0..120).flat_map(|left| std::iter::repeat_n(left, 300)) {
         census.add(&Entry { proto: 6, port: 443, tcp_state: 7, left, ..Entry::default() }, Direction::In);
     }
-    Listing {
+    StoredListing {
         netns: NetnsId(HOST),
-        occasion: Occasion::Trigger,
+        occasion: SnapshotReason::Trigger,
         at: at(second),
         took_us: 800_000,
         entries: 216_000,
@@ -103,7 +103,7 @@ fn batch(second: i64) -> Batch {
             let name = Names { name: Some("host".to_owned()), container: None };
             batch.names = HashMap::from([(NetnsId(HOST), name)]);
             let json = serde_json::to_string(&machine()).unwrap();
-            batch.facts = vec![Facts { at: at(0), occasion: Occasion::Start, json }];
+            batch.facts = vec![MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json }];
             let night = batch.tick.as_mut().unwrap();
             night.censuses = censuses().into_iter().filter(|census| census.netns == NetnsId(HOST)).collect();
         }
@@ -157,7 +157,7 @@ pub fn recorded_with(name: &str, change: impl Fn(i64, &mut Batch)) -> PathBuf {
         ceased: Some(at(41).time),
     };
     writer.write(&Batch { incidents: vec![incident], ..Batch::default() }).unwrap();
-    writer.end(&RunEnd { at: at(50), reason: Reason::Duration, last_tick: 50 }).unwrap();
+    writer.end(&RunEnd { at: at(50), reason: EndReason::Duration, last_tick: 50 }).unwrap();
     path
 }
 

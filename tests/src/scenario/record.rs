@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ::ctwatch::record::Recording;
 use ::ctwatch::record::rebuild::Rebuild;
-use ::ctwatch::record::rows::Occasion;
+use ::ctwatch::record::rows::SnapshotReason;
 use anyhow::{Context, Result, bail, ensure};
 use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
@@ -221,8 +221,8 @@ fn what_is_around(file: &Path, checks: &mut Checks) -> Result<()> {
         checks.that(incident.detail_from < incident.tick, "no detail from before the incident");
         checks.that(incident.ceased.is_some() && incident.detail_to > incident.tick, format!("{incident:?}"));
     }
-    let occasions: Vec<Occasion> = recording.listings(run.id)?.iter().map(|one| one.occasion).collect();
-    checks.equal("listings", occasions, vec![Occasion::Start, Occasion::Trigger]);
+    let occasions: Vec<SnapshotReason> = recording.listings(run.id)?.iter().map(|one| one.occasion).collect();
+    checks.equal("listings", occasions, vec![SnapshotReason::Start, SnapshotReason::Trigger]);
     let settings = recording.settings(run.id)?;
     let changed: Vec<_> = settings.iter().filter(|setting| setting.before.is_some()).collect();
     checks.that(

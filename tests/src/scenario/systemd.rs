@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ::ctwatch::record::Recording;
-use ::ctwatch::record::rows::{Occasion, Reason};
+use ::ctwatch::record::rows::{SnapshotReason, EndReason};
 use anyhow::{Context, Result, ensure};
 
 use super::record::Held;
@@ -219,14 +219,14 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
         reasons.extend(run.end.map(|end| end.reason));
         names.extend(recording.names(run.id)?.into_values().filter_map(|names| names.name));
         occasions.extend(recording.listings(run.id)?.into_iter().map(|one| match one.occasion {
-            Occasion::Start => "start",
-            Occasion::Trigger => "trigger",
+            SnapshotReason::Start => "start",
+            SnapshotReason::Trigger => "trigger",
         }));
         let losses = recording.losses(i64::MIN..=i64::MAX)?;
         named += losses.iter().filter(|(_, loss)| loss.owner.name.starts_with(b"ctwatch-tests")).count();
         checks.equal("mode of a recording", fs::metadata(&file)?.permissions().mode() & 0o777, 0o600);
     }
-    checks.equal("ends", reasons, vec![Reason::Rotated, Reason::Signal]);
+    checks.equal("ends", reasons, vec![EndReason::Rotated, EndReason::Signal]);
     checks.equal("mode of the folder", fs::metadata(STATE)?.permissions().mode() & 0o777, 0o700);
     checks.figure("Δdrop", kernel.get("drop"));
     checks.figure("named", named);

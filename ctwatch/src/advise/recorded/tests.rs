@@ -5,7 +5,7 @@ use crate::advise::report::report;
 use crate::listing::Census as Listed;
 use crate::model::{Direction, KernelCounters, TableEntry as Entry, TimeoutKind, WallMono};
 use crate::record::Writer;
-use crate::record::rows::{Occasion, Run};
+use crate::record::rows::{SnapshotReason, Run};
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
 use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
@@ -49,15 +49,15 @@ fn tick(second: i64) -> Tick {
     tick
 }
 
-fn listing(second: i64) -> Listing {
+fn listing(second: i64) -> StoredListing {
     let mut census = Listed::new([(TimeoutKind::TimeWait, 60), (TimeoutKind::Established, 432_000)].into(), 15);
     for left in (0..60).flat_map(|left| std::iter::repeat_n(left, 50)) {
         let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left, ..Entry::default() };
         census.add(&entry, Direction::Loopback);
     }
-    Listing {
+    StoredListing {
         netns: HOST,
-        occasion: Occasion::Trigger,
+        occasion: SnapshotReason::Trigger,
         at: at(second),
         took_us: 1,
         entries: 3_000,
@@ -67,12 +67,12 @@ fn listing(second: i64) -> Listing {
     }
 }
 
-fn facts() -> Facts {
+fn facts() -> MachineSnapshot {
     let machine = Machine { kernel_release: "6.12.1".to_owned(), ..Machine::default() };
-    Facts { at: at(0), occasion: Occasion::Start, json: serde_json::to_string(&machine).unwrap() }
+    MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json: serde_json::to_string(&machine).unwrap() }
 }
 
-fn write(path: &Path, listings: Vec<Listing>, facts: Vec<Facts>) -> Recording {
+fn write(path: &Path, listings: Vec<StoredListing>, facts: Vec<MachineSnapshot>) -> Recording {
     let mut writer = Writer::open(path, &run()).unwrap();
     let names = HashMap::from([(HOST, Names { name: Some("host".to_owned()), container: None })]);
     writer.write(&Batch { names, listings, facts, ..Batch::default() }).unwrap();

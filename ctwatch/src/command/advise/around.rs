@@ -21,7 +21,7 @@ use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::timeouts::{self, Timeout};
 use crate::machine::{self, Host, Machine, Published, software};
 use crate::model::{Direction, Locals, Loss, NetnsId, TimeoutKind, Protocol, Role, EntryFields};
-use crate::netns::Place;
+use crate::netns::Netns;
 
 /// Services of which everything is looked up.
 const LOOKED_UP: usize = 12;
@@ -72,7 +72,7 @@ pub(super) struct Found {
 /// Reads everything there is to read of the netns this thread is in.
 pub(super) fn look_around(
     host: &Host,
-    place: &Place,
+    place: &Netns,
     measure: &mut Measure,
     senders: &Senders,
 ) -> Result<Found> {
@@ -80,7 +80,7 @@ pub(super) fn look_around(
     let locals = Locals::new(&addresses::here()?);
     let packets = packets_here();
     let since = Instant::now();
-    census::list_here(EntryFields { addresses: true, marks: false }, false, |entry| {
+    census::list_entries(EntryFields { addresses: true, marks: false }, false, |entry| {
         measure.entry(entry, locals.direction(entry));
     })
     .map_err(|error| Failure::cannot_watch(format!("{error:#}")))?;
@@ -129,7 +129,7 @@ fn packets_here() -> f64 {
 }
 
 /// Puts everything together.
-pub(super) fn case(found: Found, measure: &Measure, place: &Place, own: NetnsId, times: f64) -> Case {
+pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId, times: f64) -> Case {
     let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
     let inside = Inside::new(place, own);
     let uses = uses(&services, &endpoints);

@@ -4,7 +4,7 @@
 use crate::advise::case::Commands;
 use crate::firewall;
 use crate::model::NetnsId;
-use crate::netns::Place;
+use crate::netns::Netns;
 
 /// Where commands are for.
 pub(super) struct Inside {
@@ -14,7 +14,7 @@ pub(super) struct Inside {
 }
 
 impl Inside {
-    pub fn new(place: &Place, own: NetnsId) -> Self {
+    pub fn new(place: &Netns, own: NetnsId) -> Self {
         let is_own = place.id == own;
         let enter = if is_own { String::new() } else { format!("nsenter --net={} ", place.path.display()) };
         Self { enter, netns: place.id }

@@ -25,7 +25,7 @@ use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample};
 use crate::netns;
 use crate::probe::plan::ProbeOptions;
-use crate::watch::{Began, Change, Settings, Watch};
+use crate::watch::{StartInfo, ModuleChange, WatchConfig, Watch};
 use reconcile::Missed;
 
 /// The kernel wakes us when much is waiting; in between we look this often.
@@ -77,7 +77,7 @@ pub(super) enum Ended {
 pub(super) struct Attached {
     pub watch: Watch,
     pub backend: Backend,
-    began: Began,
+    began: StartInfo,
     reason: Option<String>,
 }
 
@@ -104,7 +104,7 @@ pub(super) async fn attach(
         found = look(roots, &kernel, None);
         (backend, reason) = backend::choose(choice, &found)?;
     }
-    let settings = Settings { roots: roots.clone(), wishes: wishes(backend, &found), log_level };
+    let settings = WatchConfig { roots: roots.clone(), wishes: wishes(backend, &found), log_level };
     let (watch, began) =
         Watch::start(settings, kernel).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
     Ok(Some(Attached { watch, backend, began, reason }))
@@ -188,7 +188,7 @@ impl Loop {
             follower.notice(&events_lost(seen.lost_events - self.lost_before))?;
             self.lost_before = seen.lost_events;
         }
-        if let Some(reason) = watch.census_trouble() {
+        if let Some(reason) = watch.take_census_error() {
             follower.notice(&no_census(&reason))?;
         }
         Ok(())
@@ -201,7 +201,7 @@ pub(super) fn finish(watch: &mut Watch, follower: &mut dyn Follower) -> Result<(
     let end = Instant::now() + Duration::from_millis(200);
     while drain(watch, follower)? == BATCH && Instant::now() < end {}
     let mut taken = Ok(());
-    watch.drain_rest(|loss| take(follower, loss, &mut taken));
+    watch.flush_pending(|loss| take(follower, loss, &mut taken));
     taken?;
     // The interval that was cut short: ticks add up to the summary.
     let mut seen = follower.sample(&watch.sample()?)?;
@@ -279,12 +279,12 @@ async fn conntrack_comes(roots: &Roots, stop: &mut Stop) -> bool {
     }
 }
 
-fn notice_of(change: Change) -> Notice {
+fn notice_of(change: ModuleChange) -> Notice {
     let (code, text) = match change {
-        Change::Unloaded => {
+        ModuleChange::Unloaded => {
             ("conntrack_unloaded", "nf_conntrack was unloaded; waiting until it is loaded again".to_owned())
         }
-        Change::Reattached => (
+        ModuleChange::Reattached => (
             "reattached",
             "nf_conntrack was loaded again: attached again, the kernel counts from 0".to_owned(),
         ),

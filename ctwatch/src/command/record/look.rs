@@ -13,26 +13,26 @@ use crate::kernel::roots::Roots;
 use crate::listing::Census;
 use crate::machine::{self, Host};
 use crate::model::{Locals, NetnsId, WallMono, EntryFields};
-use crate::netns::{self, Place};
-use crate::record::rows::{Facts, Listing, Occasion};
+use crate::netns::{self, Netns};
+use crate::record::rows::{MachineSnapshot, StoredListing, SnapshotReason};
 
 /// Arrivals are read from the timeouts that began anew within so many seconds.
 const LOOK_S: u32 = 15;
 
 /// What was found.
 pub(super) struct Found {
-    pub listing: Result<Listing>,
-    pub facts: Facts,
+    pub listing: Result<StoredListing>,
+    pub facts: MachineSnapshot,
 }
 
 /// Looks, one at a time.
 pub(super) struct Looks {
     roots: Roots,
-    look: fn(&Host, NetnsId, Occasion) -> Found,
+    look: fn(&Host, NetnsId, SnapshotReason) -> Found,
     sender: Sender<Found>,
     receiver: Receiver<Found>,
     /// The one that goes on, and those that wait for it.
-    queue: VecDeque<(NetnsId, Occasion)>,
+    queue: VecDeque<(NetnsId, SnapshotReason)>,
 }
 
 impl Looks {
@@ -42,7 +42,7 @@ impl Looks {
     }
 
     /// Looks at this netns, unless that goes on or waits: what it finds is as good. Looks at others come first.
-    pub fn start(&mut self, id: NetnsId, occasion: Occasion) -> Result<()> {
+    pub fn start(&mut self, id: NetnsId, occasion: SnapshotReason) -> Result<()> {
         if self.queue.iter().any(|(other, _)| *other == id) {
             return Ok(());
         }
@@ -73,23 +73,23 @@ impl Looks {
     }
 }
 
-fn look(host: &Host, id: NetnsId, occasion: Occasion) -> Found {
+fn look(host: &Host, id: NetnsId, occasion: SnapshotReason) -> Found {
     let at = WallMono::now();
     let place = netns::discover().and_then(|mut places| places.remove(&id).context("the netns is gone"));
-    let listing = place.and_then(|place| netns::inside(&place, || list(&place, occasion)));
+    let listing = place.and_then(|place| netns::run_inside(&place, || list(&place, occasion)));
     let json = serde_json::to_string(&machine::read(host)).unwrap_or_default();
-    Found { listing, facts: Facts { at, occasion, json } }
+    Found { listing, facts: MachineSnapshot { at, occasion, json } }
 }
 
 /// Reads the table of the netns this thread is in.
-fn list(place: &Place, occasion: Occasion) -> Result<Listing> {
+fn list(place: &Netns, occasion: SnapshotReason) -> Result<StoredListing> {
     let (at, began) = (WallMono::now(), Clock::now());
     let locals = Locals::new(&addresses::here()?);
     let mut counted = Census::new(in_force(&Roots::default()), LOOK_S);
-    let listing = census::list_here(EntryFields { addresses: true, marks: false }, false, |entry| {
+    let listing = census::list_entries(EntryFields { addresses: true, marks: false }, false, |entry| {
         counted.add(entry, locals.direction(entry));
     })?;
-    Ok(Listing {
+    Ok(StoredListing {
         netns: place.id,
         occasion,
         at,
@@ -111,12 +111,12 @@ mod tests {
         let mut looks = Looks::new(&Roots::default());
         looks.look = |_, id, occasion| Found {
             listing: Err(anyhow::anyhow!("{}", id.inode())),
-            facts: Facts { at: WallMono::now(), occasion, json: String::new() },
+            facts: MachineSnapshot { at: WallMono::now(), occasion, json: String::new() },
         };
         let (one, other) = (NetnsId(1), NetnsId(2));
-        looks.start(one, Occasion::Start).unwrap();
+        looks.start(one, SnapshotReason::Start).unwrap();
         for id in [one, other, other] {
-            looks.start(id, Occasion::Trigger).unwrap();
+            looks.start(id, SnapshotReason::Trigger).unwrap();
         }
         let until = Clock::now() + Duration::from_secs(20);
         let mut found = Vec::new();
@@ -126,8 +126,8 @@ mod tests {
             );
             std::thread::yield_now();
         }
-        assert_eq!(found, [("1".to_owned(), Occasion::Start), ("2".to_owned(), Occasion::Trigger)]);
-        looks.start(one, Occasion::Trigger).unwrap();
+        assert_eq!(found, [("1".to_owned(), SnapshotReason::Start), ("2".to_owned(), SnapshotReason::Trigger)]);
+        looks.start(one, SnapshotReason::Trigger).unwrap();
         assert_eq!(looks.queue.len(), 1, "once it is done it is looked at again");
     }
 }

@@ -39,7 +39,7 @@ pub struct Count {
 }
 
 /// Counts the entries of the netns this thread is in.
-pub fn take_here() -> Result<Count> {
+pub fn count_entries() -> Result<Count> {
     let started = Instant::now();
     let mut tally = Tally::new();
     let interrupted = dump_here(EntryFields::default(), |entry| tally.add(entry), || Next::Go)?;
@@ -64,7 +64,7 @@ pub struct Listing {
 /// Hands over every entry of the netns this thread is in, once. When the table is resized meanwhile it ends there if
 /// `end_at_resize`, since a dump that goes on lists a part of the table again, or leaves one out: it keeps its bucket's
 /// number, and nf_conntrack_hash_resize (nf_conntrack_core.c, 5.10 to 7.3) moves every entry to another one.
-pub fn list_here(wanted: EntryFields, end_at_resize: bool, mut each: impl FnMut(&TableEntry)) -> Result<Listing> {
+pub fn list_entries(wanted: EntryFields, end_at_resize: bool, mut each: impl FnMut(&TableEntry)) -> Result<Listing> {
     let buckets = Buckets::open();
     let before = buckets.read();
     let mut recent = Recent::new();
@@ -153,7 +153,7 @@ impl std::error::Error for Refusal {}
 
 /// The timeouts in force in the netns this thread is in; what can't be read is unknown.
 #[must_use]
-pub fn timeouts_here() -> Timeouts {
+pub fn read_timeouts() -> Timeouts {
     let read = number;
     Timeouts {
         tcp_syn_sent: read("tcp_timeout_syn_sent"),

@@ -13,7 +13,7 @@ use rusqlite::{Connection, Row, params};
 use super::{RecordedRun, Recording, SLOTS, each, slot_key};
 use crate::model::NetnsId;
 use crate::record::census;
-use crate::record::open::Trouble;
+use crate::record::open::ReadError;
 use crate::record::tick::{NetnsTick, Presence, Tick};
 
 /// Ticks read at once.
@@ -123,7 +123,7 @@ pub(in crate::record) struct Numbers {
 
 impl Numbers {
     /// Reads them.
-    pub fn of(connection: &Connection, run: i64) -> Result<Self, Trouble> {
+    pub fn of(connection: &Connection, run: i64) -> Result<Self, ReadError> {
         let slots = each(connection, SLOTS, [run], |row| Ok((row.get(0)?, slot_key(row)?)))?;
         let sql = "SELECT id, number FROM netns WHERE run = ?1";
         let netns = each(connection, sql, [run], |row| Ok((row.get(0)?, NetnsId(row.get(1)?))))?;
@@ -137,7 +137,7 @@ impl Numbers {
         from: i64,
         to: i64,
         limit: usize,
-    ) -> Result<Vec<(Stored, u32)>, Trouble> {
+    ) -> Result<Vec<(Stored, u32)>, ReadError> {
         let sql = "SELECT id, first, level, wall_us, mono_us, interval_us, restarted, ambiguous, flows_overflow, \
              unexplained_drop, unexplained_early_drop, unexplained_insert_failed, unexplained_chaintoolong, \
              events_seen, crc FROM tick WHERE id BETWEEN ?1 AND ?2 AND run = ?3 ORDER BY id LIMIT ?4";
@@ -209,7 +209,7 @@ impl<'a> Places<'a> {
     }
 
     /// The tick whose number a row begins with.
-    fn of(&mut self, row: &Row<'_>) -> Result<&mut Tick, Trouble> {
+    fn of(&mut self, row: &Row<'_>) -> Result<&mut Tick, ReadError> {
         let id = row.get(0)?;
         if self.at_or_after(id).is_none() || self.batch[self.at].0.id != id {
             return astray(row);
@@ -242,17 +242,17 @@ impl<T: Copy> Named<T> {
     }
 
     /// What the number in a row's second column stands for.
-    fn named_by(&self, row: &Row<'_>) -> Result<T, Trouble> {
+    fn named_by(&self, row: &Row<'_>) -> Result<T, ReadError> {
         let place = usize::try_from(row.get::<_, i64>(1)? - self.first).ok();
         place.and_then(|place| self.of.get(place).copied().flatten()).map_or_else(|| astray(row), Ok)
     }
 }
 
-fn astray<T>(row: &Row<'_>) -> Result<T, Trouble> {
-    Err(Trouble::Wrong(format!("a row of tick {} names what isn't there", row.get::<_, i64>(0)?)))
+fn astray<T>(row: &Row<'_>) -> Result<T, ReadError> {
+    Err(ReadError::Wrong(format!("a row of tick {} names what isn't there", row.get::<_, i64>(0)?)))
 }
 
-fn tick(row: &Row<'_>) -> Result<(Stored, u32), Trouble> {
+fn tick(row: &Row<'_>) -> Result<(Stored, u32), ReadError> {
     let id = row.get(0)?;
     let Ok(time) = Timestamp::from_microsecond(row.get(3)?) else { return astray(row) };
     let tick = Tick {
@@ -266,7 +266,7 @@ fn tick(row: &Row<'_>) -> Result<(Stored, u32), Trouble> {
     Ok((Stored { id, first: row.get(1)?, level: row.get(2)?, tick }, row.get(14)?))
 }
 
-fn netns_tick(row: &Row<'_>, id: NetnsId) -> Result<NetnsTick, Trouble> {
+fn netns_tick(row: &Row<'_>, id: NetnsId) -> Result<NetnsTick, ReadError> {
     let Some(presence) = Presence::from_number(row.get(2)?) else { return astray(row) };
     let count = row.get(4)?;
     Ok(NetnsTick {

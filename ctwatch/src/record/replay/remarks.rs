@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::contract::Notice;
 use crate::record::reader::{RecordedRun, Recording, Stored};
-use crate::record::rows::Reason;
+use crate::record::rows::EndReason;
 
 /// The wall clock stepped if it moved by so much more or less than the monotonic one.
 const STEP_US: i64 = 1_000_000;
@@ -24,7 +24,7 @@ pub(super) struct Remarks {
     kept: u64,
     seen: u64,
     is_cut_short: bool,
-    end: Option<(Timestamp, Reason)>,
+    end: Option<(Timestamp, EndReason)>,
     began: Timestamp,
     continues: bool,
     is_first: bool,
@@ -129,16 +129,16 @@ impl Remarks {
                 "the run has no end: it goes on, or its recorder was killed, or the host went down"
                     .to_owned(),
             ),
-            Some((ended, Reason::DiskFull)) => {
+            Some((ended, EndReason::DiskFull)) => {
                 say(ended, "disk_full", "the recording ended here because the disk was full".to_owned());
             }
-            Some((ended, Reason::Failed)) => {
+            Some((ended, EndReason::Failed)) => {
                 say(ended, "failed", "the recording ended here because its recorder failed".to_owned());
             }
-            Some((ended, Reason::Rotated)) => {
+            Some((ended, EndReason::Rotated)) => {
                 say(ended, "rotated", "the run goes on in a later file".to_owned());
             }
-            Some((_, Reason::Signal | Reason::Duration | Reason::Once)) => {}
+            Some((_, EndReason::Signal | EndReason::Duration | EndReason::Once)) => {}
         }
         notices
     }

@@ -67,7 +67,7 @@ impl Dictionary {
         let crc = netns_checksum(self.run, id, &Names::default());
         connection
             .prepare_cached("INSERT INTO netns (run, number, inode, life, crc) VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![self.run, id.0, id.inode(), id.life(), crc])?;
+            .execute(params![self.run, id.0, id.inode(), id.generation(), crc])?;
         let row = connection.last_insert_rowid();
         self.netns.insert(id, row);
         Ok(row)

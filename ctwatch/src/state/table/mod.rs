@@ -7,7 +7,7 @@ mod rows;
 mod spread;
 
 pub use key::{Dimension, Keys};
-pub use rows::{Circumstances, Finished, combine};
+pub use rows::{ScanContext, TableResult, combine};
 
 use std::net::IpAddr;
 

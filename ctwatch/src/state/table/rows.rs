@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use super::cells::{Counted, Sum};
 use super::key::Wide;
 use super::{Census, Dimension, Keys, Settings};
-use crate::contract::breakdown::{Reason, Report, Row, Skipped, Table};
+use crate::contract::breakdown::{Reason, TableReport, Row, Skipped, Table};
 use crate::contract::{SCHEMA, fill};
 use crate::model::{Protocol, service, state_name};
 use jiff::Timestamp;
 
 /// One netns's table, counted.
 #[derive(Clone, Debug)]
-pub struct Finished {
+pub struct TableResult {
     table: Table,
     rows: Vec<Row>,
     matched: Sum,
@@ -21,7 +21,7 @@ pub struct Finished {
 
 /// What was seen around the listing of one table.
 #[derive(Clone, Debug, Default)]
-pub struct Circumstances {
+pub struct ScanContext {
     /// Entries before, as the kernel counts them.
     pub count_before: Option<u32>,
     /// And after.
@@ -51,11 +51,11 @@ pub struct Circumstances {
 impl Census<'_> {
     /// The end of this table's listing.
     #[must_use]
-    pub fn end(self, seen: Circumstances) -> Finished {
+    pub fn end(self, seen: ScanContext) -> TableResult {
         let (settings, netns, filters) = (self.settings, self.netns, self.filters);
         let (counted, matched) = self.finish();
         let (unlisted, reasons) = difference(&seen);
-        let Circumstances {
+        let ScanContext {
             count_before,
             count,
             max,
@@ -88,12 +88,12 @@ impl Census<'_> {
             took_s,
         };
         let rows = counted.iter().map(|counted| row(settings.by, counted, &table)).collect();
-        Finished { table, rows, matched }
+        TableResult { table, rows, matched }
     }
 }
 
 /// How far the listing is from what the kernel counted, and why that can be.
-fn difference(seen: &Circumstances) -> (i64, Vec<Reason>) {
+fn difference(seen: &ScanContext) -> (i64, Vec<Reason>) {
     let Some((before, after)) = seen.count_before.zip(seen.count) else { return (0, Vec::new()) };
     let listed = seen.listed as i64;
     // What came or went meanwhile may have been listed or not.
@@ -170,20 +170,20 @@ fn part(of: u64, all: u64) -> f64 {
 #[must_use]
 pub fn combine(
     settings: &Settings,
-    finished: Vec<Finished>,
+    finished: Vec<TableResult>,
     skipped: Vec<Skipped>,
     own_netns_only: bool,
     version: &str,
     time: Timestamp,
     took_s: f64,
-) -> Report {
+) -> TableReport {
     let mut rows: Vec<Row> = finished.iter().flat_map(|one| one.rows.iter().cloned()).collect();
     // Stable: what has as many entries stays in the order of its table.
     rows.sort_by_key(|row| std::cmp::Reverse(row.entries));
     rows.truncate(settings.top);
     let rests: Vec<Row> = finished.iter().filter_map(|one| rest(settings.by, one, &rows)).collect();
     rows.extend(rests);
-    Report {
+    TableReport {
         schema: SCHEMA,
         version: version.to_owned(),
         time,
@@ -196,8 +196,8 @@ pub fn combine(
     }
 }
 
-fn rest(by: Keys, finished: &Finished, shown: &[Row]) -> Option<Row> {
-    let Finished { table, rows: _, matched } = finished;
+fn rest(by: Keys, finished: &TableResult, shown: &[Row]) -> Option<Row> {
+    let TableResult { table, rows: _, matched } = finished;
     let shown = shown.iter().filter(|row| row.netns == table.netns);
     let (entries, error) =
         shown.fold((0, 0), |(entries, error), row| (entries + row.entries, error + row.error));
@@ -207,7 +207,7 @@ fn rest(by: Keys, finished: &Finished, shown: &[Row]) -> Option<Row> {
 
 /// For [`super::tests`]: counts these entries as one quiet table.
 #[cfg(test)]
-pub(super) fn quiet(entries: &[crate::model::TableEntry]) -> Circumstances {
+pub(super) fn quiet(entries: &[crate::model::TableEntry]) -> ScanContext {
     let count = Some(entries.len() as u32);
-    Circumstances { count_before: count, count, listed: entries.len() as u64, ..Circumstances::default() }
+    ScanContext { count_before: count, count, listed: entries.len() as u64, ..ScanContext::default() }
 }

@@ -20,11 +20,11 @@ fn from(src: &str, entry: TableEntry) -> TableEntry {
     TableEntry { src: address(src), dst: address("10.0.0.9"), reply_src: address("10.0.0.9"), ..entry }
 }
 
-fn report(settings: &Settings, tables: &[&[TableEntry]]) -> breakdown::Report {
+fn report(settings: &Settings, tables: &[&[TableEntry]]) -> breakdown::TableReport {
     let finished = (1..).zip(tables).map(|(netns, entries)| {
         let mut census = Census::new(settings, NetnsId(netns), Locals::default(), 0);
         entries.iter().for_each(|entry| census.add(entry));
-        census.end(Circumstances { max: Some(1_000), ..quiet(entries) })
+        census.end(ScanContext { max: Some(1_000), ..quiet(entries) })
     });
     let time = "2026-03-14T12:03:04Z".parse().unwrap();
     combine(settings, finished.collect(), Vec::new(), false, "0", time, 0.1)
@@ -122,7 +122,7 @@ fn difference(before: u32, after: u32, listed: u64, duplicates: u64) -> (i64, Ve
     let census = Census::new(&settings, NetnsId(1), Locals::default(), 0);
     let (count_before, count) = (Some(before), Some(after));
     let end =
-        census.end(Circumstances { count_before, count, listed, duplicates, ..Circumstances::default() });
+        census.end(ScanContext { count_before, count, listed, duplicates, ..ScanContext::default() });
     let report = combine(&settings, vec![end], Vec::new(), false, "0", Default::default(), 0.0);
     (report.tables[0].unlisted, report.tables[0].reasons.clone())
 }

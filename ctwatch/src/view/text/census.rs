@@ -1,7 +1,7 @@
 //! The answer of `ctwatch table`: each table's fill, then who fills it; what doesn't add up is said below.
 //! Nothing of an address is ever cut off: a key too long for its column gets a line of its own.
 
-use crate::contract::breakdown::{Reason, Report, Row, Table};
+use crate::contract::breakdown::{Reason, TableReport, Row, Table};
 use crate::text::{
     COLUMNS, FAINT, FULL, NEARLY, PLAIN, Paint, percent, short_duration, shorten, thousands, took, width,
     wrap,
@@ -25,7 +25,7 @@ const FEW: usize = 3;
 const NAMED: usize = 3;
 const NAME: usize = 30;
 
-pub(super) fn lines(report: &Report, clock: &str, paint: Paint) -> Vec<String> {
+pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<String> {
     let columns = Columns::of(&report.rows);
     let mut lines = Vec::new();
     let rows_of =
@@ -306,7 +306,7 @@ fn unshown(others: &[&Table]) -> Option<String> {
 }
 
 /// What wasn't looked at.
-fn unseen(report: &Report) -> Vec<String> {
+fn unseen(report: &TableReport) -> Vec<String> {
     let mut texts = Vec::new();
     if report.own_netns_only {
         texts.push(

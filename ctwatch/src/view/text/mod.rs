@@ -17,9 +17,9 @@ use jiff::tz::TimeZone;
 
 use super::View;
 use crate::advise::report::Report as Advice;
-use crate::contract::breakdown::Report;
+use crate::contract::breakdown::TableReport;
 use crate::contract::{
-    Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Occupied, Packet, Row, Start, Table, Tick,
+    Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Occupied, Packet, Row, Start, TableStatus, Tick,
     Tuple, Unexplained,
 };
 use crate::model::{KernelCounters, NetnsId, Role};
@@ -103,7 +103,7 @@ impl<W: Write> TextView<W> {
     }
 
     /// A table that deserves a line in this tick.
-    fn matters(&self, table: &Table, rows: &[Row]) -> bool {
+    fn matters(&self, table: &TableStatus, rows: &[Row]) -> bool {
         table_line::is_host(table)
             || table_line::loses(table)
             || table_line::is_filling(table)
@@ -112,7 +112,7 @@ impl<W: Write> TextView<W> {
     }
 
     fn table_lines(&mut self, clock: &str, tick: &Tick) -> io::Result<()> {
-        let mut shown: Vec<&Table> =
+        let mut shown: Vec<&TableStatus> =
             tick.tables.iter().filter(|table| self.matters(table, &tick.rows)).collect();
         let quiet = tick.rows.is_empty() && !shown.iter().any(|table| table_line::loses(table) || table.gone);
         let mut others = 0;
@@ -155,7 +155,7 @@ impl<W: Write> TextView<W> {
     }
 
     /// Who fills a table that is filling or loses something.
-    fn occupants(&mut self, table: &Table) -> io::Result<()> {
+    fn occupants(&mut self, table: &TableStatus) -> io::Result<()> {
         if !table_line::is_filling(table) && !table_line::loses(table) {
             return Ok(());
         }
@@ -381,7 +381,7 @@ impl<W: Write> View for TextView<W> {
         self.out.flush()
     }
 
-    fn table(&mut self, report: &Report) -> io::Result<()> {
+    fn table(&mut self, report: &TableReport) -> io::Result<()> {
         if std::mem::replace(&mut self.again, true) {
             writeln!(self.out)?;
         }

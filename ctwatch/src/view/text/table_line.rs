@@ -1,7 +1,7 @@
 //! The line that says how full one netns's table is.
 //! It fits 80 columns: what matters least goes first when it doesn't.
 
-use crate::contract::Table;
+use crate::contract::TableStatus;
 use crate::text::{COLUMNS, FULL, NEARLY, PLAIN, Paint, percent, rate, shorten, thousands, width};
 
 /// A forecast further ahead is no news for a line a second.
@@ -12,24 +12,24 @@ const NEARLY_FULL: f64 = 0.9;
 /// Longest name shown.
 const NAME: usize = 14;
 
-pub(super) fn name(table: &Table) -> String {
+pub(super) fn name(table: &TableStatus) -> String {
     table.name.as_ref().map_or_else(|| format!("net:{}", table.netns.0), |name| shorten(name, NAME))
 }
 
-pub(super) fn is_host(table: &Table) -> bool {
+pub(super) fn is_host(table: &TableStatus) -> bool {
     table.name.as_deref() == Some("host")
 }
 
-pub(super) fn loses(table: &Table) -> bool {
+pub(super) fn loses(table: &TableStatus) -> bool {
     table.packets_lost > 0 || table.entries_lost > 0
 }
 
-pub(super) fn is_filling(table: &Table) -> bool {
-    table.fill.is_some_and(|fill| fill >= Table::FILLING)
+pub(super) fn is_filling(table: &TableStatus) -> bool {
+    table.fill.is_some_and(|fill| fill >= TableStatus::FILLING)
 }
 
 /// `names` is the width of the widest name in this tick.
-pub(super) fn line(clock: &str, table: &Table, names: usize, paint: Paint) -> String {
+pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint) -> String {
     let head = format!("{clock} {:<names$}  ", name(table));
     if table.gone {
         let entries = entries(table);
@@ -72,7 +72,7 @@ pub(super) fn line(clock: &str, table: &Table, names: usize, paint: Paint) -> St
     format!("{head}{state}{padding}{rates}{lost}").trim_end().to_owned()
 }
 
-fn entries(table: &Table) -> String {
+fn entries(table: &TableStatus) -> String {
     let number =
         |number: Option<u32>| number.map_or_else(|| "?".to_owned(), |number| thousands(number.into()));
     let count = number(table.count);
@@ -85,7 +85,7 @@ fn entries(table: &Table) -> String {
     }
 }
 
-fn rates(table: &Table) -> String {
+fn rates(table: &TableStatus) -> String {
     match (table.new_per_s, table.gone_per_s) {
         (Some(new), Some(gone)) => {
             format!(" {:>9} {:>9}", format!("+{}/s", rate(new)), format!("-{}/s", rate(gone)))
@@ -95,7 +95,7 @@ fn rates(table: &Table) -> String {
 }
 
 /// When it will be full, unless it is or that is far off.
-fn soon(table: &Table) -> String {
+fn soon(table: &TableStatus) -> String {
     match table.full_in_s {
         Some(seconds) if seconds > 0.0 && seconds < SOON_S => {
             let time = if seconds < 90.0 {
@@ -109,7 +109,7 @@ fn soon(table: &Table) -> String {
     }
 }
 
-fn lost(table: &Table) -> String {
+fn lost(table: &TableStatus) -> String {
     let mut text = String::new();
     if table.packets_lost > 0 {
         text += &format!("  {} lost", thousands(table.packets_lost));
@@ -136,7 +136,7 @@ mod tests {
             full_in_s in proptest::option::of(0.0..1e5),
             (packets_lost, entries_lost) in (0..9_999_999u64, 0..9_999_999u64),
         ) {
-            let table = Table {
+            let table = TableStatus {
                 netns: NetnsId(4_026_532_299),
                 name,
                 container: None,
