@@ -14,7 +14,7 @@ use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{EndReason, Run};
 use ::ctwatch::record::scribe::WriterThread;
 use ::ctwatch::record::{RetentionLimits, Lock, Recording, Writer};
-use ::ctwatch::state::Settings;
+use ::ctwatch::state::StateConfig;
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::event::{IPV4, LossEvent, flag};
@@ -89,7 +89,7 @@ fn record(path: &Path) -> Result<Host> {
         after: Duration::from_secs(300),
         interval: Duration::from_secs(1),
     };
-    let settings = Settings::totals(Backend::Kprobe, true);
+    let settings = StateConfig::totals(Backend::Kprobe, true);
     let mut recorder = Recorder::new(plan, settings, &Roots::default(), scribe, next_tick);
     let mut host = Host::new(start);
     for second in 1..=SECONDS {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::demand::{Demand, Timeouts};
-use super::target::Target;
+use super::target::ServiceTarget;
 use crate::machine::Machine;
 
 /// Commands of a piece of advice.
@@ -90,7 +90,7 @@ pub struct Case {
     /// The firewall.
     pub firewall: Firewall,
     /// Of services, what is known.
-    pub known: BTreeMap<Target, Known>,
+    pub known: BTreeMap<ServiceTarget, Known>,
 }
 
 impl Case {
@@ -101,7 +101,7 @@ impl Case {
     }
 
     /// What is known of a service.
-    pub fn known(&self, target: &Target) -> Option<&Known> {
+    pub fn known(&self, target: &ServiceTarget) -> Option<&Known> {
         self.known.get(target)
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::gc::Gc;
-use super::target::Target;
+use super::target::ServiceTarget;
 use super::whatif::Changes;
 use crate::model::{Direction, TimeoutKind, TimeoutHistogram};
 
@@ -78,8 +78,8 @@ pub struct Service {
 impl Service {
     /// The target that means this service alone.
     #[must_use]
-    pub const fn target(&self) -> Target {
-        Target { port: self.port, proto: self.proto, direction: Some(self.direction) }
+    pub const fn target(&self) -> ServiceTarget {
+        ServiceTarget { port: self.port, proto: self.proto, direction: Some(self.direction) }
     }
 
     /// Its steady state: all flows admitted, with these changes, at so many times the present rate.
@@ -113,7 +113,7 @@ impl Service {
         changes: &'a Changes,
         times: f64,
     ) -> impl Iterator<Item = (&'a Stay, u32, f64)> {
-        let covers = |target: &Target| target.covers(self.proto, self.port, self.direction);
+        let covers = |target: &ServiceTarget| target.covers(self.proto, self.port, self.direction);
         let untracked = changes.notrack.iter().any(covers);
         let reuse = changes.keepalive.iter().filter(|(target, _)| covers(target));
         let reuse = reuse.map(|(_, requests)| f64::from((*requests).max(1))).fold(1.0, f64::max);

@@ -2,20 +2,20 @@
 //! Pure; who uses what is told by processes.
 
 use super::demand::Service;
-use super::target::Target;
+use super::target::ServiceTarget;
 
 /// The server of `served` is a client of `used`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uses {
     /// The service in front.
-    pub served: Target,
+    pub served: ServiceTarget,
     /// The one behind.
-    pub used: Target,
+    pub used: ServiceTarget,
 }
 
 /// Raises the demand on services behind others by what those in front have to turn away now.
 pub fn follow(services: &mut [Service], uses: &[Uses]) {
-    let held_back: Vec<(Target, f64)> = uses
+    let held_back: Vec<(ServiceTarget, f64)> = uses
         .iter()
         .filter_map(|Uses { served, used }| {
             let front = services.iter().find(|service| service.target() == *served)?;

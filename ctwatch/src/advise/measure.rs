@@ -10,7 +10,7 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 
 use super::demand::{Service, Stay, Timeouts};
 use super::distinct::Distinct;
-use crate::listing::{Census, Collected};
+use crate::listing::{Listing, ServiceEntries};
 use crate::model::{Address, Direction, TableEntry, NetnsId, TimeoutKind, Sample};
 
 /// Of the window, so much passes before refused flows count as new: until then they may be retries.
@@ -42,7 +42,7 @@ pub struct Measure {
     elapsed: f64,
     lost_events: u64,
     refused: Distinct<(Key, bool)>,
-    census: Census,
+    census: Listing,
     /// Flows that were refused at first and got in since things had settled.
     got_in: HashMap<(Key, bool), f64>,
 }
@@ -72,7 +72,7 @@ impl Measure {
             elapsed: 0.0,
             lost_events: 0,
             refused: Distinct::default(),
-            census: Census::new(timeouts, window_s.ceil() as u32),
+            census: Listing::new(timeouts, window_s.ceil() as u32),
             got_in: HashMap::new(),
         }
     }
@@ -132,7 +132,7 @@ impl Measure {
     }
 
     /// The table as it was listed at another time: it stands for all entries.
-    pub fn listed(&mut self, census: Census) {
+    pub fn listed(&mut self, census: Listing) {
         self.census = census;
     }
 
@@ -299,9 +299,9 @@ fn per_s<K: std::hash::Hash + Eq>(
     if seconds > 0.0 { of(last).saturating_sub(of(first)) as f64 / seconds } else { 0.0 }
 }
 
-fn service((key, direction): (Key, Direction), collected: Option<&Collected>, look_s: u32) -> Service {
+fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries>, look_s: u32) -> Service {
     let stays = collected.map_or_else(Vec::new, |collected| {
-        let stay = |(phase, seen): (&TimeoutKind, &crate::listing::Seen)| Stay {
+        let stay = |(phase, seen): (&TimeoutKind, &crate::listing::TimeoutBucket)| Stay {
             phase: *phase,
             timeout: seen.timeout,
             entries: seen.entries,
@@ -316,13 +316,13 @@ fn service((key, direction): (Key, Direction), collected: Option<&Collected>, lo
         proto: key.0,
         port: key.1,
         direction,
-        entries: collected.map_or(0, Collected::entries),
+        entries: collected.map_or(0, ServiceEntries::entries),
         admitted_per_s: 0.0,
         offered_per_s: 0.0,
         refused_per_s: 0.0,
         pent_up: 1.0,
         stays,
-        pairs: collected.and_then(Collected::pairs),
+        pairs: collected.and_then(ServiceEntries::pairs),
     }
 }
 
@@ -348,7 +348,7 @@ fn open_the_gate(service: &mut Service) {
 }
 
 /// Entries that were pushed out would be waiting for their timeout still.
-fn add_evicted(service: &mut Service, evicted: f64, census: &Census) {
+fn add_evicted(service: &mut Service, evicted: f64, census: &Listing) {
     if evicted <= 0.0 {
         return;
     }

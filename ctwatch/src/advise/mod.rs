@@ -13,9 +13,9 @@ pub mod report;
 pub mod target;
 pub mod whatif;
 
-use target::Target;
+use target::ServiceTarget;
 
 /// A target as part of an id.
-fn slug(target: &Target) -> String {
+fn slug(target: &ServiceTarget) -> String {
     target.to_string().replace('/', "-")
 }

@@ -14,7 +14,7 @@ use super::demand::{Demand, Service};
 use super::gc::Gc;
 use super::measure::Measure;
 use super::report::Source;
-use super::target::Target;
+use super::target::ServiceTarget;
 use crate::machine::{self, Machine};
 use crate::model::{Loss, NetnsId};
 use crate::record::Recording;
@@ -368,7 +368,7 @@ fn source(
 }
 
 fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: &Worst, times: f64) -> Case {
-    let known: BTreeMap<Target, Known> =
+    let known: BTreeMap<ServiceTarget, Known> =
         services.iter().take(NAMED).map(|service| (service.target(), unseen())).collect();
     Case {
         demand: Demand {

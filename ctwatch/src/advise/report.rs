@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::case::Case;
 use super::demand::{Outcome, Service};
 use super::items::{self, Item, Together};
-use super::target::Target;
+use super::target::ServiceTarget;
 use super::whatif::Changes;
 use crate::model::{Direction, NetnsId, TimeoutKind, Protocol, service as service_name};
 
@@ -266,7 +266,7 @@ fn answer(case: &Case, change: &Changes) -> WhatIf {
             .flat_map(|(_, known)| &known.objections);
         warnings.extend(objections.map(|objection| format!("notrack={target}: {}", objection.text)));
     }
-    let seen = |target: &Target| {
+    let seen = |target: &ServiceTarget| {
         case.demand.services.iter().any(|one| target.covers(one.proto, one.port, one.direction))
     };
     for (target, _) in change.keepalive.iter().filter(|(target, _)| !seen(target)) {

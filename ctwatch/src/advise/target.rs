@@ -20,7 +20,7 @@ const fn short(direction: Direction) -> &'static str {
 
 /// A service by its direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Target {
+pub struct ServiceTarget {
     /// Service port.
     pub port: u16,
     /// The protocol.
@@ -29,7 +29,7 @@ pub struct Target {
     pub direction: Option<Direction>,
 }
 
-impl Target {
+impl ServiceTarget {
     /// Whether a service is meant by it.
     #[must_use]
     pub fn covers(&self, proto: u8, port: u16, direction: Direction) -> bool {
@@ -37,14 +37,14 @@ impl Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for ServiceTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.port, Protocol(self.proto))?;
         self.direction.map_or(Ok(()), |direction| write!(f, "/{}", short(direction)))
     }
 }
 
-impl FromStr for Target {
+impl FromStr for ServiceTarget {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -71,7 +71,7 @@ impl FromStr for Target {
     }
 }
 
-impl Serialize for Target {
+impl Serialize for ServiceTarget {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -84,15 +84,15 @@ mod tests {
     #[test]
     fn a_target_is_read_as_it_is_written() {
         for text in ["6379/tcp/lo", "53/udp", "443/tcp/in", "5432/tcp/out", "80/sctp/fwd"] {
-            assert_eq!(text.parse::<Target>().expect(text).to_string(), text);
+            assert_eq!(text.parse::<ServiceTarget>().expect(text).to_string(), text);
         }
-        assert_eq!("6379".parse::<Target>().expect("tcp by default").to_string(), "6379/tcp");
+        assert_eq!("6379".parse::<ServiceTarget>().expect("tcp by default").to_string(), "6379/tcp");
     }
 
     #[test]
     fn what_is_no_target_says_how_to_write_one() {
         for text in ["", "redis", "6379/icmp", "6379/tcp/up", "6379/tcp/lo/x", "70000"] {
-            assert!(text.parse::<Target>().expect_err(text).contains("6379/tcp/lo"), "{text}");
+            assert!(text.parse::<ServiceTarget>().expect_err(text).contains("6379/tcp/lo"), "{text}");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::target::Target;
+use super::target::ServiceTarget;
 use crate::model::TimeoutKind;
 
 /// What would be different.
@@ -18,9 +18,9 @@ pub struct Changes {
     /// Timeouts, seconds.
     pub timeouts: BTreeMap<TimeoutKind, u32>,
     /// Services whose flows are not tracked.
-    pub notrack: Vec<Target>,
+    pub notrack: Vec<ServiceTarget>,
     /// Services whose connections serve so many requests each.
-    pub keepalive: Vec<(Target, u32)>,
+    pub keepalive: Vec<(ServiceTarget, u32)>,
     /// At so many times the present rate.
     pub times: f64,
 }

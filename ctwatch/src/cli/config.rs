@@ -16,7 +16,7 @@ use super::value::NetnsSpec;
 use crate::advise::whatif::Changes;
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, NetnsId};
-use crate::state::{By, Filter, Settings, table};
+use crate::state::{By, Filter, StateConfig, table};
 use crate::text::Look;
 
 /// Everything the command line and the environment decide.
@@ -164,8 +164,8 @@ pub struct Check {
 impl Drops {
     /// What `state` needs, once the backend is chosen and the namespaces are looked up (`None`: all of them).
     #[must_use]
-    pub fn settings(&self, backend: Backend, netns: Option<Vec<NetnsId>>) -> Settings {
-        Settings {
+    pub fn settings(&self, backend: Backend, netns: Option<Vec<NetnsId>>) -> StateConfig {
+        StateConfig {
             by: self.by,
             filter: Filter { netns, ..self.filter.clone() },
             top: self.top,

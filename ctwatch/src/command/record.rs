@@ -26,7 +26,7 @@ use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{SnapshotReason, EndReason, Run};
 use crate::record::scribe::WriterThread;
 use crate::record::{DiskFull, RetentionLimits, Lock, SCHEMA, Writer, files};
-use crate::state::Settings;
+use crate::state::StateConfig;
 use crate::{netns, stderr};
 use exec::Commands;
 use look::Looks;
@@ -157,7 +157,7 @@ impl<'a> Recording<'a> {
             after: record.after,
             interval: record.interval,
         };
-        let settings = Settings::totals(attached.backend, record.count_flows);
+        let settings = StateConfig::totals(attached.backend, record.count_flows);
         let own = netns::own()?;
         let mut looks = Looks::new(roots);
         looks.start(own, SnapshotReason::Start)?;

@@ -21,7 +21,7 @@ use crate::record::reader::RecordedRun;
 use crate::record::rebuild::Names;
 use crate::record::replay::Replay;
 use crate::record::span::Span;
-use crate::state::{Settings, State};
+use crate::state::{StateConfig, State};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &Arguments) -> Result<Exit> {
@@ -183,8 +183,8 @@ fn backend(name: &str) -> Result<Backend> {
         .with_context(|| format!("replaying a run: its backend is `{name}`, which this ctwatch doesn't know"))
 }
 
-fn settings(arguments: &Arguments, run: &RecordedRun, netns: Option<Vec<NetnsId>>) -> Result<Settings> {
-    Ok(Settings {
+fn settings(arguments: &Arguments, run: &RecordedRun, netns: Option<Vec<NetnsId>>) -> Result<StateConfig> {
+    Ok(StateConfig {
         by: arguments.by,
         filter: crate::state::Filter { netns, ..arguments.filter.clone() },
         top: arguments.top,

@@ -25,7 +25,7 @@ pub struct TableReport {
     /// What one row stands for, besides its netns.
     pub by: Vec<&'static str>,
     /// The tables that were listed.
-    pub tables: Vec<Table>,
+    pub tables: Vec<TableBreakdown>,
     /// Who fills them, most entries first.
     pub rows: Vec<Row>,
     /// Namespaces whose table could not be listed.
@@ -38,7 +38,7 @@ pub struct TableReport {
 
 /// The table of one netns.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Table {
+pub struct TableBreakdown {
     /// Its inode number.
     pub netns: NetnsId,
     /// "host", a name from /run/netns, that of its container, or null.

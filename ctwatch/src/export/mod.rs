@@ -16,7 +16,7 @@ pub use csv::Csv;
 pub use fill::{Choice, export};
 pub use ndjson::Ndjson;
 pub use parquet::Parquet;
-pub use table::{Column, Kind, Table};
+pub use table::{Column, ColumnType, Table};
 
 /// One cell.
 #[derive(Clone, Debug, PartialEq)]

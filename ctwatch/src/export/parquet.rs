@@ -11,7 +11,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::parser::parse_message_type;
 
-use super::{Kind, Sink, Table, Value};
+use super::{ColumnType, Sink, Table, Value};
 
 /// Rows of a row group: enough for a dictionary to pay, and some MB of memory at most.
 const ROWS: usize = 1 << 13;
@@ -61,11 +61,11 @@ impl Parquet {
 fn schema(table: Table) -> String {
     let columns = table.columns().iter().map(|(name, kind)| {
         let (physical, logical) = match kind {
-            Kind::Int => ("INT64", ""),
-            Kind::Float => ("DOUBLE", ""),
-            Kind::Bool => ("BOOLEAN", ""),
-            Kind::Text => ("BYTE_ARRAY", " (STRING)"),
-            Kind::Time => ("INT64", " (TIMESTAMP(MICROS,true))"),
+            ColumnType::Int => ("INT64", ""),
+            ColumnType::Float => ("DOUBLE", ""),
+            ColumnType::Bool => ("BOOLEAN", ""),
+            ColumnType::Text => ("BYTE_ARRAY", " (STRING)"),
+            ColumnType::Time => ("INT64", " (TIMESTAMP(MICROS,true))"),
         };
         format!("OPTIONAL {physical} {name}{logical};")
     });
@@ -73,12 +73,12 @@ fn schema(table: Table) -> String {
 }
 
 impl Cells {
-    const fn new(kind: Kind) -> Self {
+    const fn new(kind: ColumnType) -> Self {
         let known = match kind {
-            Kind::Int | Kind::Time => Known::Ints(Vec::new()),
-            Kind::Float => Known::Floats(Vec::new()),
-            Kind::Bool => Known::Bools(Vec::new()),
-            Kind::Text => Known::Texts(Vec::new()),
+            ColumnType::Int | ColumnType::Time => Known::Ints(Vec::new()),
+            ColumnType::Float => Known::Floats(Vec::new()),
+            ColumnType::Bool => Known::Bools(Vec::new()),
+            ColumnType::Text => Known::Texts(Vec::new()),
         };
         Self { known, levels: Vec::new() }
     }

@@ -3,7 +3,7 @@
 
 /// What a column holds; each may be unknown, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ColumnType {
     /// Whole numbers.
     Int,
     /// Numbers.
@@ -17,7 +17,7 @@ pub enum Kind {
 }
 
 /// A column.
-pub type Column = (&'static str, Kind);
+pub type Column = (&'static str, ColumnType);
 
 /// What a row stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +48,7 @@ pub enum Table {
     Machine,
 }
 
-use Kind::{Bool, Float, Int, Text, Time};
+use ColumnType::{Bool, Float, Int, Text, Time};
 
 const RUNS: &[Column] = &[
     ("run", Int),

@@ -13,22 +13,22 @@ const PAIRS: usize = 16;
 
 /// Entries of one service in one phase.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct TimeoutBucket {
     /// The timeout in force.
     pub timeout: u32,
     /// Entries.
     pub entries: u32,
     /// By the seconds since their timeout began anew.
     pub idle: TimeoutHistogram,
-    /// Those whose timeout began anew within the last [`Census::look_s`].
+    /// Those whose timeout began anew within the last [`Listing::look_s`].
     pub entered: u32,
 }
 
 /// Entries of one service.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Collected {
+pub struct ServiceEntries {
     /// By phase.
-    pub phases: BTreeMap<TimeoutKind, Seen>,
+    pub phases: BTreeMap<TimeoutKind, TimeoutBucket>,
     pairs: Pairs,
 }
 
@@ -62,10 +62,10 @@ impl Pairs {
     }
 }
 
-impl Collected {
+impl ServiceEntries {
     /// As it was kept in a recording.
     #[must_use]
-    pub fn restored(phases: BTreeMap<TimeoutKind, Seen>, pairs: Option<u32>) -> Self {
+    pub fn restored(phases: BTreeMap<TimeoutKind, TimeoutBucket>, pairs: Option<u32>) -> Self {
         Self { phases, pairs: pairs.map_or(Pairs::Many, Pairs::Counted) }
     }
 
@@ -88,13 +88,13 @@ impl Collected {
 
 /// A census, by service and way.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Census {
+pub struct Listing {
     timeouts: Timeouts,
     look_s: u32,
-    services: HashMap<(u8, u16, Direction), Collected>,
+    services: HashMap<(u8, u16, Direction), ServiceEntries>,
 }
 
-impl Census {
+impl Listing {
     /// Nothing counted yet. Arrivals in each phase are read from the last `look_s` seconds.
     #[must_use]
     pub fn new(timeouts: Timeouts, look_s: u32) -> Self {
@@ -106,7 +106,7 @@ impl Census {
     pub fn restored(
         timeouts: Timeouts,
         look_s: u32,
-        services: HashMap<(u8, u16, Direction), Collected>,
+        services: HashMap<(u8, u16, Direction), ServiceEntries>,
     ) -> Self {
         Self { timeouts, look_s, services }
     }
@@ -121,7 +121,7 @@ impl Census {
         let phase = TimeoutKind::of(entry.proto, entry.tcp_state, entry.assured);
         // A timeout that can't be read is at least what an entry has left.
         let timeout = self.timeouts.get(&phase).copied().unwrap_or(entry.left);
-        let seen = service.phases.entry(phase).or_insert_with(|| Seen {
+        let seen = service.phases.entry(phase).or_insert_with(|| TimeoutBucket {
             timeout,
             entries: 0,
             idle: TimeoutHistogram::default(),
@@ -137,7 +137,7 @@ impl Census {
     }
 
     /// All services.
-    pub fn services(&self) -> impl Iterator<Item = (&(u8, u16, Direction), &Collected)> {
+    pub fn services(&self) -> impl Iterator<Item = (&(u8, u16, Direction), &ServiceEntries)> {
         self.services.iter()
     }
 

@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::model::{Host, Report};
+use super::model::{Host, Postmortem};
 use super::sections;
 use crate::text::thousands;
 
@@ -91,7 +91,7 @@ impl Clock {
     }
 }
 
-pub(super) fn of(report: &Report, zone: &TimeZone) -> Document {
+pub(super) fn of(report: &Postmortem, zone: &TimeZone) -> Document {
     let comparison = (report.hosts.len() > 1).then(|| comparison(report, zone));
     Document {
         title: "Postmortem of conntrack losses".to_owned(),
@@ -100,7 +100,7 @@ pub(super) fn of(report: &Report, zone: &TimeZone) -> Document {
     }
 }
 
-fn comparison(report: &Report, zone: &TimeZone) -> Table {
+fn comparison(report: &Postmortem, zone: &TimeZone) -> Table {
     let times = |host: &Host| {
         let story = &host.story;
         [story.first_sign, story.full_at, story.first_loss, story.last_loss].into_iter().flatten()

@@ -6,7 +6,7 @@ use askama::Template;
 use jiff::tz::TimeZone;
 
 use super::document::{Block, Document, Table};
-use super::model::Report;
+use super::model::Postmortem;
 use super::plots::{self, Plot};
 
 #[derive(Template)]
@@ -35,7 +35,7 @@ impl Page<'_> {
     }
 }
 
-pub(super) fn render(report: &Report, document: &Document, zone: &TimeZone) -> Result<String> {
+pub(super) fn render(report: &Postmortem, document: &Document, zone: &TimeZone) -> Result<String> {
     let plots = report.hosts.iter().map(|host| plots::of(host, zone)).collect::<Result<_>>()?;
     let page = Page { document, plots, version: report.version };
     Ok(page.render().context("writing the HTML report")? + "\n")

@@ -25,7 +25,7 @@ use crate::error::Failure;
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::{Moment, Span};
-pub use model::Report;
+pub use model::Postmortem;
 
 /// What is asked of the recordings.
 #[derive(Clone, Debug)]
@@ -59,14 +59,14 @@ pub enum Format {
 ///
 /// # Errors
 /// A file is no recording, newer, or damaged; there is no such incident, or no such time.
-pub fn gather(wish: &Wish, version: &'static str, zone: &TimeZone) -> Result<Report> {
+pub fn gather(wish: &Wish, version: &'static str, zone: &TimeZone) -> Result<Postmortem> {
     let span = span(wish, zone)?;
     // One for all files: the same is the same everywhere.
     let key = wish.anonymize.as_ref();
     let mut anonymizer = key.map(|key| Anonymizer::new(key.as_deref())).transpose()?;
     let host = |file: &PathBuf| gather::host(file, wish, span, version, anonymizer.as_mut());
     let hosts = wish.files.iter().map(host).collect::<Result<_>>()?;
-    Ok(Report { kind: "report", schema: crate::contract::SCHEMA, version, hosts })
+    Ok(Postmortem { kind: "report", schema: crate::contract::SCHEMA, version, hosts })
 }
 
 /// One for all files, so that hosts side by side show the same time: the recording that a moment is looked for in goes from
@@ -90,7 +90,7 @@ fn span(wish: &Wish, zone: &TimeZone) -> Result<Span> {
 ///
 /// # Errors
 /// A plot or template can't be written.
-pub fn render(report: &Report, format: Format, zone: &TimeZone) -> Result<String> {
+pub fn render(report: &Postmortem, format: Format, zone: &TimeZone) -> Result<String> {
     Ok(match format {
         Format::Json => serde_json::to_string(report)? + "\n",
         Format::Text => text::render(&document::of(report, zone)),

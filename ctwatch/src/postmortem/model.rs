@@ -12,7 +12,7 @@ use crate::model::{KernelCounters, Protocol, service};
 
 /// All of it.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct Postmortem {
     #[serde(rename = "type")]
     pub(super) kind: &'static str,
     pub(super) schema: u32,

@@ -257,7 +257,7 @@ fn side_by_side_nothing_is_cut() {
             host.story.entries_lost = 7_654_321;
             host
         });
-        let report = Report { hosts: hosts.into(), ..report_of(one(&wish(&path))) };
+        let report = Postmortem { hosts: hosts.into(), ..report_of(one(&wish(&path))) };
         let text = render(&report, Format::Text, &TimeZone::UTC).unwrap();
         let head: Vec<&str> = text.lines().skip(2).take_while(|line| !line.is_empty()).collect();
         assert!(head.iter().all(|line| line.chars().count() <= 80), "{head:#?}");
@@ -280,8 +280,8 @@ fn side_by_side_nothing_is_cut() {
     assert!(days.contains("first sign 2023-11-1") && days.contains("entries lost 7,654,321"), "{days}");
 }
 
-fn report_of(host: model::Host) -> Report {
-    Report { kind: "report", schema: 1, version: "0.1.0", hosts: vec![host] }
+fn report_of(host: model::Host) -> Postmortem {
+    Postmortem { kind: "report", schema: 1, version: "0.1.0", hosts: vec![host] }
 }
 
 #[test]

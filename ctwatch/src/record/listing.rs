@@ -10,7 +10,7 @@ use super::open::{ReadError, wrong};
 use super::rows::{StoredListing, SnapshotReason};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
 use crate::advise::demand::Timeouts;
-use crate::listing::{Census as Listed, Collected, Seen};
+use crate::listing::{Listing as Listed, ServiceEntries, TimeoutBucket};
 use crate::model::{Direction, NetnsId, TimeoutKind, TimeoutHistogram, WallMono};
 
 /// Writes a listing.
@@ -44,7 +44,7 @@ pub(super) fn insert(
         .prepare_cached("INSERT INTO listing_phase VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?;
     for ((proto, port, direction), collected) in census.services() {
         for (phase, seen) in &collected.phases {
-            let Seen { timeout, entries, idle, entered } = seen;
+            let TimeoutBucket { timeout, entries, idle, entered } = seen;
             let idle = sparse_text(&idle.sparse().collect());
             let (direction, phase) = (direction.name(), phase.name());
             let pairs = collected.pairs();
@@ -95,9 +95,9 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredListin
 }
 
 /// Phases of a service, and its pairs of addresses.
-type Kept = (BTreeMap<TimeoutKind, Seen>, Option<u32>);
+type Kept = (BTreeMap<TimeoutKind, TimeoutBucket>, Option<u32>);
 
-type Services = HashMap<(u8, u16, Direction), Collected>;
+type Services = HashMap<(u8, u16, Direction), ServiceEntries>;
 
 fn read_services(connection: &Connection, id: i64) -> rusqlite::Result<Option<Services>> {
     let mut statement = connection.prepare_cached(
@@ -114,12 +114,12 @@ fn read_services(connection: &Connection, id: i64) -> rusqlite::Result<Option<Se
         ) else {
             return Ok(None);
         };
-        let seen = Seen { timeout: row.get(4)?, entries: row.get(5)?, entered: row.get(6)?, idle };
+        let seen = TimeoutBucket { timeout: row.get(4)?, entries: row.get(5)?, entered: row.get(6)?, idle };
         let service = phases.entry((row.get(0)?, row.get(1)?, direction)).or_default();
         service.0.insert(phase, seen);
         service.1 = row.get(8)?;
     }
-    let restored = |(key, (phases, pairs))| (key, Collected::restored(phases, pairs));
+    let restored = |(key, (phases, pairs))| (key, ServiceEntries::restored(phases, pairs));
     Ok(Some(phases.into_iter().map(restored).collect()))
 }
 
@@ -132,7 +132,7 @@ fn checksum(listing: &StoredListing) -> u32 {
     let mut services: Vec<_> = census.services().collect();
     services.sort_by_key(|(key, _)| **key);
     for ((proto, port, direction), collected) in services {
-        for (phase, Seen { timeout, entries, idle, entered }) in &collected.phases {
+        for (phase, TimeoutBucket { timeout, entries, idle, entered }) in &collected.phases {
             digest.int(i64::from(*proto)).int(i64::from(*port)).text(direction.name()).text(phase.name());
             for number in [timeout, entries, entered] {
                 digest.int(i64::from(*number));

@@ -267,7 +267,7 @@ pub struct StoredListing {
     /// It may be inconsistent.
     pub interrupted: bool,
     /// What it held, as `advise` needs it.
-    pub census: crate::listing::Census,
+    pub census: crate::listing::Listing,
 }
 
 pub(super) fn netns_checksum(run: i64, id: NetnsId, names: &Names) -> u32 {

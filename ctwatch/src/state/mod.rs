@@ -25,7 +25,7 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
 
 pub use filter::{Filter, PortRange};
-pub use settings::{By, Settings};
+pub use settings::{By, StateConfig};
 
 use crate::contract::{self, Certainty, Counted, End, Event, Occupied, TableStatus, Tick};
 use crate::model::{Backend, FlowSample, Loss, NetnsId, Sample, SlotSample, Owner};
@@ -40,7 +40,7 @@ use tally::{EventTally, SlotTally, Sum, Tallied};
 /// Everything counted so far.
 #[derive(Debug)]
 pub struct State {
-    settings: Settings,
+    settings: StateConfig,
     rows: Rows,
     containers: Containers,
     namespaces: Namespaces,
@@ -73,7 +73,7 @@ enum Rows {
 impl State {
     /// Nothing counted yet.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: StateConfig) -> Self {
         Self {
             rows: if settings.rows_are_events() {
                 Rows::Events(EventTally::new())
@@ -264,7 +264,7 @@ impl State {
             }
             return;
         };
-        let Settings { by, filter, .. } = &self.settings;
+        let StateConfig { by, filter, .. } = &self.settings;
         if !filter.passes_cause(seen.cause) {
             return;
         }
@@ -322,7 +322,7 @@ impl State {
             let sums_slots = separate_overflow && self.settings.by != By::Port;
             incomplete[index] |= sampled[index] || (sums_slots && total > 0);
         }
-        let Settings { by, top, backend, .. } = self.settings;
+        let StateConfig { by, top, backend, .. } = self.settings;
         Shape {
             by,
             top,

@@ -37,7 +37,7 @@ impl By {
 
 /// Everything that shapes the reports.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct StateConfig {
     /// What one row stands for.
     pub by: By,
     /// Which losses make rows and events.
@@ -54,7 +54,7 @@ pub struct Settings {
     pub backend: Backend,
 }
 
-impl Settings {
+impl StateConfig {
     /// Totals of all losses by port, without events: what a recording is made from.
     #[must_use]
     pub fn totals(backend: Backend, count_flows: bool) -> Self {

@@ -19,8 +19,8 @@ mod sums;
 const HOST: u32 = 4_026_531_840;
 const FULL: Cause = Cause::TableFull;
 
-fn settings(by: By) -> Settings {
-    Settings {
+fn settings(by: By) -> StateConfig {
+    StateConfig {
         by,
         filter: Filter::default(),
         top: 20,
@@ -31,8 +31,8 @@ fn settings(by: By) -> Settings {
     }
 }
 
-fn filtered(by: By, filter: Filter) -> Settings {
-    Settings { filter, ..settings(by) }
+fn filtered(by: By, filter: Filter) -> StateConfig {
+    StateConfig { filter, ..settings(by) }
 }
 
 fn time(second: i64) -> Timestamp {
@@ -153,7 +153,7 @@ fn a_key_that_lost_nothing_in_the_tick_has_no_row_but_is_in_the_end() {
 
 #[test]
 fn packets_and_entries_never_share_a_row() {
-    let mut state = State::new(Settings { top: 1, ..settings(By::Port) });
+    let mut state = State::new(StateConfig { top: 1, ..settings(By::Port) });
     let slots = vec![
         slot(HOST, FULL, 6, 80, 50),
         slot(HOST, FULL, 6, 81, 5),
@@ -356,7 +356,7 @@ fn a_reused_inode_number_starts_from_what_its_forerunner_left() {
 
 #[test]
 fn the_tracepoint_backend_claims_no_more_than_the_kernel_counted() {
-    let mut state = State::new(Settings { backend: Backend::Tracepoint, ..settings(By::Port) });
+    let mut state = State::new(StateConfig { backend: Backend::Tracepoint, ..settings(By::Port) });
     let tick = state.sample(&sample(vec![netns(HOST, 8)], vec![slot(HOST, FULL, 6, 80, 10)]));
     assert_eq!((tick.counted.of(FULL), tick.ambiguous, tick.unexplained.drop), (8, Some(2), 0));
     assert_eq!((tick.rows[0].certainty, tick.rows[0].exact), (Certainty::Inferred, false));
@@ -381,7 +381,7 @@ fn flows_become_rates_of_their_netns() {
 
 #[test]
 fn the_counters_backend_shows_what_the_kernel_lost() {
-    let mut state = State::new(Settings { backend: Backend::Counters, ..settings(By::Port) });
+    let mut state = State::new(StateConfig { backend: Backend::Counters, ..settings(By::Port) });
     state.sample(&sample(vec![netns(HOST, 8)], vec![]));
     let tick = state.sample(&sample(vec![netns(HOST, 12)], vec![]));
     assert_eq!(tick.tables[0].packets_lost, 4);

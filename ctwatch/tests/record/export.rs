@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use ctwatch::export::{Choice, Kind, Sink, Table, Value, export};
+use ctwatch::export::{Choice, ColumnType, Sink, Table, Value, export};
 use ctwatch::record::Recording;
 use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::span::Span;
@@ -57,11 +57,11 @@ impl Sink for Checked {
         for ((name, kind), value) in table.columns().iter().zip(values) {
             let fits = match value {
                 Value::Null => true,
-                Value::Int(_) => *kind == Kind::Int,
-                Value::Float(_) => *kind == Kind::Float,
-                Value::Bool(_) => *kind == Kind::Bool,
-                Value::Text(_) => *kind == Kind::Text,
-                Value::Time(_) => *kind == Kind::Time,
+                Value::Int(_) => *kind == ColumnType::Int,
+                Value::Float(_) => *kind == ColumnType::Float,
+                Value::Bool(_) => *kind == ColumnType::Bool,
+                Value::Text(_) => *kind == ColumnType::Text,
+                Value::Time(_) => *kind == ColumnType::Time,
             };
             assert!(fits, "{}.{name}: {value:?}", table.name());
             if let ("losses", Value::Int(losses)) = (*name, value) {

@@ -13,7 +13,7 @@ use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::scribe::WriterThread;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{RetentionLimits, Lock, Recording, Writer};
-use ctwatch::state::Settings;
+use ctwatch::state::StateConfig;
 
 use super::synthetic::{at, incident, run, tick, write};
 
@@ -36,7 +36,7 @@ fn recorder(path: &Path) -> Recorder {
         after: Duration::from_secs(3),
         interval: Duration::from_secs(1),
     };
-    let settings = Settings::totals(Backend::Kprobe, true);
+    let settings = StateConfig::totals(Backend::Kprobe, true);
     let nowhere = path.with_extension("roots");
     let roots = Roots { proc: nowhere.join("proc"), sys: nowhere.join("sys") };
     let (scribe, next) = start(path);

@@ -14,7 +14,7 @@ use ctwatch::record::span::Span;
 use ctwatch::record::track::Tracker;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
-use ctwatch::state::{By, Filter, Settings, State};
+use ctwatch::state::{By, Filter, StateConfig, State};
 use ctwatch::view::View as _;
 use ctwatch::view::json::JsonView;
 use ctwatch_common::cause::CAUSES;
@@ -89,8 +89,8 @@ fn samples(seconds: &[Second]) -> Vec<Sample> {
     samples
 }
 
-fn settings(by: By) -> Settings {
-    Settings {
+fn settings(by: By) -> StateConfig {
+    StateConfig {
         by,
         filter: Filter::default(),
         top: 20,

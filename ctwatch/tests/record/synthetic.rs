@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use ctwatch::listing::Census as Listed;
+use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{
     FlowOffset, Census, CensusKey, PortDetail, Direction, KernelCounters, TableEntry as Entry, Loss, NetnsId, TimeoutKind,
     ProcessId, Role, Timeouts, WallMono, Owner,

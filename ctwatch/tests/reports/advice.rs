@@ -7,7 +7,7 @@ use ctwatch::advise::case::{Case, Commands, Firewall, Known, Objection};
 use ctwatch::advise::demand::{Demand, Service, Stay};
 use ctwatch::advise::gc::Gc;
 use ctwatch::advise::report::{Report, Source, report};
-use ctwatch::advise::target::Target;
+use ctwatch::advise::target::ServiceTarget;
 use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, Table};
 use ctwatch::machine::{Machine, Manager, Memory, Settings, managers};
 use ctwatch::model::{Direction, NetnsId, TimeoutKind, TimeoutHistogram};
@@ -62,7 +62,7 @@ pub fn machine() -> Machine {
 }
 
 fn story() -> Case {
-    let target = |text: &str| text.parse::<Target>().expect("a target");
+    let target = |text: &str| text.parse::<ServiceTarget>().expect("a target");
     let notrack = Commands {
         now: vec!["nft 'table inet t { … }'".to_owned()],
         keep: vec!["# nftables.service reads it".to_owned()],

@@ -12,7 +12,7 @@ use ctwatch::machine::Machine;
 use ctwatch::machine::managers::{Kind, MAX, Manager};
 use ctwatch::machine::published::Published;
 use ctwatch::model::{Loss, NetnsId, Role};
-use ctwatch::postmortem::{Format, Report, Wish, gather, render};
+use ctwatch::postmortem::{Format, Postmortem, Wish, gather, render};
 use ctwatch::record::anonymize::Anonymizer;
 use ctwatch::record::rebuild::Names;
 use ctwatch::record::writer::Batch;
@@ -86,7 +86,7 @@ fn plant(second: i64, batch: &mut Batch) {
     }
 }
 
-fn report(path: &Path, anonymize: Option<Option<String>>) -> Report {
+fn report(path: &Path, anonymize: Option<Option<String>>) -> Postmortem {
     let wish = Wish { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize };
     gather(&wish, "0.1.0", &TimeZone::UTC).unwrap()
 }
@@ -95,7 +95,7 @@ fn report(path: &Path, anonymize: Option<Option<String>>) -> Report {
 fn no_format_shows_a_name_or_an_address_and_all_show_the_figures() {
     let path = recorded_with("secret.ctw", plant);
     let (open, hidden) = (report(&path, None), report(&path, Some(None)));
-    let shown = |report: &Report, format| render(report, format, &TimeZone::UTC).unwrap();
+    let shown = |report: &Postmortem, format| render(report, format, &TimeZone::UTC).unwrap();
     for format in [Format::Text, Format::Markdown, Format::Html, Format::Json] {
         let text = shown(&hidden, format);
         for secret in SECRETS {
@@ -126,7 +126,7 @@ fn no_format_shows_a_name_or_an_address_and_all_show_the_figures() {
     }
 }
 
-fn host(report: &Report) -> Value {
+fn host(report: &Postmortem) -> Value {
     let text = render(report, Format::Json, &TimeZone::UTC).unwrap();
     serde_json::from_str::<Value>(&text).unwrap()["hosts"][0].take()
 }

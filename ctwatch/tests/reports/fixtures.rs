@@ -11,7 +11,7 @@ use ctwatch::model::{
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
-use ctwatch::state::{By, Filter, Settings, State};
+use ctwatch::state::{By, Filter, StateConfig, State};
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag, hook};
@@ -71,8 +71,8 @@ pub fn start(backend: Backend) -> Start {
     }
 }
 
-pub fn settings(by: By) -> Settings {
-    Settings {
+pub fn settings(by: By) -> StateConfig {
+    StateConfig {
         by,
         filter: Filter::default(),
         top: 5,

@@ -6,7 +6,7 @@ use crate::fixtures::{
     storm_with_occupants, storm_with_unknown_ports, time,
 };
 use ctwatch::model::Backend;
-use ctwatch::state::{By, Settings, State};
+use ctwatch::state::{By, StateConfig, State};
 use ctwatch::text::Look;
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;
@@ -39,7 +39,7 @@ pub fn fits_80_columns(text: &str) {
 
 /// A run: start, a quiet tick, two ticks of the storm, the summary.
 fn run(by: By, backend: Backend, view: &mut dyn View) {
-    let mut state = State::new(Settings { by, backend, ..settings(by) });
+    let mut state = State::new(StateConfig { by, backend, ..settings(by) });
     view.start(&start(backend)).unwrap();
     view.tick(&state.sample(&quiet())).unwrap();
     for second in 1..=2 {

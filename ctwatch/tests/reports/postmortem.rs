@@ -10,7 +10,7 @@ use std::time::Instant as Stopwatch;
 use crate::advice::machine;
 use crate::fixtures::{HOST, censuses, golden, loss, of, time};
 use crate::goldens::fits_80_columns;
-use ctwatch::listing::Census as Listed;
+use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{Direction, KernelCounters, TableEntry as Entry, NetnsId, TimeoutKind, Role, WallMono};
 use ctwatch::postmortem::{Format, Wish, gather, render};
 use ctwatch::record::Writer;

@@ -9,7 +9,7 @@ use crate::fixtures::{
     storm_with_unknown_ports, time,
 };
 use ctwatch::model::Backend;
-use ctwatch::state::{By, Settings, State};
+use ctwatch::state::{By, StateConfig, State};
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;
 use ctwatch_common::Cause;
@@ -119,7 +119,7 @@ fn records() -> Vec<Value> {
     for backend in [Backend::Kprobe, Backend::Tracepoint, Backend::Counters] {
         view.start(&start(backend)).unwrap();
         for by in EVERY_BY {
-            let mut state = State::new(Settings { backend, ..settings(by) });
+            let mut state = State::new(StateConfig { backend, ..settings(by) });
             view.tick(&state.sample(&quiet())).unwrap();
             for (ipv6, proto) in [(false, 6), (true, 58), (true, 47)] {
                 state.loss(&loss(ipv6, proto));

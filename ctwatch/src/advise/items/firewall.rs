@@ -3,7 +3,7 @@
 
 use super::{Draft, ELSEWHERE, Item, Kind, Level};
 use crate::advise::case::Case;
-use crate::advise::target::Target;
+use crate::advise::target::ServiceTarget;
 use crate::advise::whatif::Changes;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
@@ -12,7 +12,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
         return Vec::new();
     }
     // Every service untracked.
-    let notrack: Vec<Target> = case.demand.services.iter().map(|service| service.target()).collect();
+    let notrack: Vec<ServiceTarget> = case.demand.services.iter().map(|service| service.target()).collect();
     let mut item = Draft {
         id: "firewall".to_owned(),
         kind: Kind::Firewall,

@@ -4,7 +4,7 @@ use super::*;
 use crate::advise::case::{Firewall, Known};
 use crate::advise::demand::{Demand, Service, Stay};
 use crate::advise::gc::Gc;
-use crate::advise::target::Target;
+use crate::advise::target::ServiceTarget;
 use crate::machine::table::{EntrySize, Module, SizeSource, Table};
 use crate::machine::{Machine, Manager, Memory, Settings, managers};
 use crate::model::{Direction, TimeoutKind, TimeoutHistogram};
@@ -53,8 +53,8 @@ fn machine(ram: u64) -> Machine {
 
 /// nginx and redis, 500 requests a second, and the default table of a host with 2 GiB.
 fn story() -> Case {
-    let redis: Target = "6379/tcp/lo".parse().expect("a target");
-    let web: Target = "80/tcp/in".parse().expect("a target");
+    let redis: ServiceTarget = "6379/tcp/lo".parse().expect("a target");
+    let web: ServiceTarget = "80/tcp/in".parse().expect("a target");
     let notrack = |port: u16| Commands { now: vec![format!("notrack {port}")], ..Commands::default() };
     Case {
         demand: Demand {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::advise::report::report;
-use crate::listing::Census as Listed;
+use crate::listing::Listing as Listed;
 use crate::model::{Direction, KernelCounters, TableEntry as Entry, TimeoutKind, WallMono};
 use crate::record::Writer;
 use crate::record::rows::{SnapshotReason, Run};

@@ -12,7 +12,7 @@ use crate::advise::demand::{Demand, Service, Timeouts};
 use crate::advise::follow::{Uses, follow};
 use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
-use crate::advise::target::Target;
+use crate::advise::target::ServiceTarget;
 use crate::conntrack::{addresses, census};
 use crate::error::Failure;
 use crate::firewall::{self, Firewall, Scope};
@@ -134,7 +134,7 @@ pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId,
     let inside = Inside::new(place, own);
     let uses = uses(&services, &endpoints);
     follow(&mut services, &uses);
-    let known: BTreeMap<Target, Known> = services
+    let known: BTreeMap<ServiceTarget, Known> = services
         .iter()
         .take(LOOKED_UP)
         .map(|service| {
@@ -166,7 +166,7 @@ pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId,
 
 /// Which services are used by the server of which other one.
 fn uses(services: &[Service], endpoints: &BTreeMap<Port, Endpoint>) -> Vec<Uses> {
-    let endpoint = |target: &Target| endpoints.get(&Port { proto: target.proto, port: target.port });
+    let endpoint = |target: &ServiceTarget| endpoints.get(&Port { proto: target.proto, port: target.port });
     let mut found = Vec::new();
     for front in services {
         for behind in services {
@@ -184,7 +184,7 @@ fn uses(services: &[Service], endpoints: &BTreeMap<Port, Endpoint>) -> Vec<Uses>
 }
 
 fn known(
-    target: &Target,
+    target: &ServiceTarget,
     machine: &Machine,
     firewall: &Firewall,
     endpoints: &BTreeMap<Port, Endpoint>,
@@ -236,7 +236,7 @@ fn known(
 }
 
 /// The rules that send a port elsewhere.
-fn translations(target: &Target, firewall: &Firewall) -> impl Iterator<Item = Objection> {
+fn translations(target: &ServiceTarget, firewall: &Firewall) -> impl Iterator<Item = Objection> {
     let is_meant = |one: &firewall::Published| {
         let (first, last) = one.ports;
         // A rule without a port is behind another one that asks for it.
@@ -258,7 +258,7 @@ fn proto(name: &str) -> Option<u8> {
 }
 
 /// What the firewall as a whole says: whether it could do without state.
-fn rules(firewall: &Firewall, machine: &Machine, known: &BTreeMap<Target, Known>, inside: &Inside) -> Rules {
+fn rules(firewall: &Firewall, machine: &Machine, known: &BTreeMap<ServiceTarget, Known>, inside: &Inside) -> Rules {
     let tracking = firewall.tracking_rules();
     let (without, mut objections) = match firewall.without_tracking() {
         Ok(commands) => (Some(inside.commands(commands)), Vec::new()),

@@ -7,7 +7,7 @@ use ctwatch_common::Cause;
 use super::{Value, row};
 use crate::contract::{Certainty, DropEvent, Event, Packet};
 use crate::model::{Backend, Loss, Role};
-use crate::state::{Filter, Settings, State};
+use crate::state::{Filter, StateConfig, State};
 
 /// Makes rows of losses.
 pub(super) struct Drops(State);
@@ -18,10 +18,10 @@ impl Drops {
         let backend = known.into_iter().find(|known| known.name() == backend);
         let backend =
             backend.context("exporting drops: the run's backend is none that this ctwatch knows")?;
-        Ok(Self(State::new(Settings {
+        Ok(Self(State::new(StateConfig {
             filter: Filter { causes: Cause::ALL.to_vec(), ..Filter::default() },
             drop_events: true,
-            ..Settings::totals(backend, false)
+            ..StateConfig::totals(backend, false)
         })))
     }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::cells::{Counted, Sum};
 use super::key::Wide;
 use super::{Census, Dimension, Keys, Settings};
-use crate::contract::breakdown::{Reason, TableReport, Row, Skipped, Table};
+use crate::contract::breakdown::{Reason, TableReport, Row, Skipped, TableBreakdown};
 use crate::contract::{SCHEMA, fill};
 use crate::model::{Protocol, service, state_name};
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use jiff::Timestamp;
 /// One netns's table, counted.
 #[derive(Clone, Debug)]
 pub struct TableResult {
-    table: Table,
+    table: TableBreakdown,
     rows: Vec<Row>,
     matched: Sum,
 }
@@ -69,7 +69,7 @@ impl Census<'_> {
             name,
             container,
         } = seen;
-        let table = Table {
+        let table = TableBreakdown {
             netns,
             name,
             container,
@@ -116,7 +116,7 @@ fn difference(seen: &ScanContext) -> (i64, Vec<Reason>) {
     (unlisted, reasons)
 }
 
-fn row(by: Keys, counted: &Counted<Wide>, table: &Table) -> Row {
+fn row(by: Keys, counted: &Counted<Wide>, table: &TableBreakdown) -> Row {
     let fields = by.fields(counted.key);
     let proto = fields.proto.map(Protocol);
     let port = fields.port.filter(|_| proto.is_some_and(Protocol::has_ports));
@@ -146,7 +146,7 @@ fn row(by: Keys, counted: &Counted<Wide>, table: &Table) -> Row {
 }
 
 /// A row that says nothing but whose and how many.
-fn of_table(by: Keys, entries: u64, table: &Table) -> Row {
+fn of_table(by: Keys, entries: u64, table: &TableBreakdown) -> Row {
     Row {
         netns: table.netns,
         name: by.has(Dimension::Netns).then(|| table.name.clone()),

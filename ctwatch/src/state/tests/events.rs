@@ -6,7 +6,7 @@ use crate::contract::DropEvent;
 
 #[test]
 fn an_event_takes_its_fill_from_the_last_sample_if_it_has_none() {
-    let mut state = State::new(Settings { drop_events: true, ..settings(By::Port) });
+    let mut state = State::new(StateConfig { drop_events: true, ..settings(By::Port) });
     state.sample(&sample(vec![netns(HOST, 0)], vec![]));
     let mut loss = event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
     let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
@@ -32,7 +32,7 @@ fn evicted() -> Loss {
 }
 
 fn shown(loss: &Loss) -> DropEvent {
-    let mut state = State::new(Settings { drop_events: true, ..settings(By::Port) });
+    let mut state = State::new(StateConfig { drop_events: true, ..settings(By::Port) });
     match state.loss(loss) {
         Some(Event::Drop(event)) => event,
         _ => panic!("events are asked for"),
@@ -89,7 +89,7 @@ fn an_eviction_names_the_flow_it_made_room_for() {
 fn filters_act_on_events_too() {
     let filter = Filter { ports: vec![PortRange { first: 80, last: 80 }], ..Filter::default() };
     let mut state =
-        State::new(Settings { drop_events: true, insert_events: true, ..filtered(By::Port, filter) });
+        State::new(StateConfig { drop_events: true, insert_events: true, ..filtered(By::Port, filter) });
     assert!(state.loss(&event(FULL, "127.0.0.1", 1, "127.0.0.1", 6379)).is_none());
     assert!(state.loss(&event(FULL, "127.0.0.1", 1, "127.0.0.1", 80)).is_some());
     let mut insert = event(FULL, "127.0.0.1", 1, "127.0.0.1", 80);

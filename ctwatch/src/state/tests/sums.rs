@@ -21,7 +21,7 @@ proptest! {
         ticks in proptest::collection::vec(proptest::collection::vec(any_slot(), 0..30), 1..5),
         overflow in proptest::collection::vec(0..50u64, 1..5),
     ) {
-        let mut state = State::new(Settings { top, ..settings(by) });
+        let mut state = State::new(StateConfig { top, ..settings(by) });
         let mut slots = BTreeMap::<(u32, usize, u8, u16, bool), u64>::new();
         let mut before = Counted::default();
         let mut overflowed = 0;

@@ -1,7 +1,7 @@
 //! The answer of `ctwatch table`: each table's fill, then who fills it; what doesn't add up is said below.
 //! Nothing of an address is ever cut off: a key too long for its column gets a line of its own.
 
-use crate::contract::breakdown::{Reason, TableReport, Row, Table};
+use crate::contract::breakdown::{Reason, TableReport, Row, TableBreakdown};
 use crate::text::{
     COLUMNS, FAINT, FULL, NEARLY, PLAIN, Paint, percent, short_duration, shorten, thousands, took, width,
     wrap,
@@ -29,9 +29,9 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
     let columns = Columns::of(&report.rows);
     let mut lines = Vec::new();
     let rows_of =
-        |table: &Table| report.rows.iter().filter(|row| row.netns == table.netns).collect::<Vec<_>>();
-    let has_rows = |table: &&Table| !rows_of(table).is_empty();
-    let (mut shown, mut others): (Vec<&Table>, Vec<&Table>) = report.tables.iter().partition(has_rows);
+        |table: &TableBreakdown| report.rows.iter().filter(|row| row.netns == table.netns).collect::<Vec<_>>();
+    let has_rows = |table: &&TableBreakdown| !rows_of(table).is_empty();
+    let (mut shown, mut others): (Vec<&TableBreakdown>, Vec<&TableBreakdown>) = report.tables.iter().partition(has_rows);
     shown.sort_by_key(|table| std::cmp::Reverse(table.listed));
     others.sort_by_key(|table| table.name.as_deref() != Some("host"));
     // All are empty, or nothing passes the filter: the answer is in the tables.
@@ -55,11 +55,11 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
     lines
 }
 
-fn name(table: &Table) -> String {
+fn name(table: &TableBreakdown) -> String {
     table.name.as_ref().map_or_else(|| format!("net:{}", table.netns.0), |name| shorten(name, NAME))
 }
 
-fn table_line(table: &Table, clock: &str, paint: Paint) -> String {
+fn table_line(table: &TableBreakdown, clock: &str, paint: Paint) -> String {
     let number = |number: Option<u32>| number.map_or("?".to_owned(), |number| thousands(number.into()));
     let style = match table.fill {
         Some(fill) if fill >= 1.0 => FULL,
@@ -238,7 +238,7 @@ fn key(row: &Row, by: &[&'static str]) -> String {
 }
 
 /// What the numbers above leave open.
-fn doubts(table: &Table, paint: Paint) -> Vec<String> {
+fn doubts(table: &TableBreakdown, paint: Paint) -> Vec<String> {
     if table.unlisted == 0 {
         return Vec::new();
     }
@@ -269,7 +269,7 @@ const fn words(reason: Reason) -> &'static str {
     }
 }
 
-fn remarks(table: &Table) -> Vec<String> {
+fn remarks(table: &TableBreakdown) -> Vec<String> {
     let mut remarks = Vec::new();
     if table.duplicates > 0 {
         remarks.push(format!("{} entries were listed twice and count once", thousands(table.duplicates)));
@@ -299,7 +299,7 @@ fn remarks(table: &Table) -> Vec<String> {
 }
 
 /// Tables without a row.
-fn unshown(others: &[&Table]) -> Option<String> {
+fn unshown(others: &[&TableBreakdown]) -> Option<String> {
     let entries: u64 = others.iter().map(|table| table.listed).sum();
     let netns = others.len();
     (netns > 0).then(|| format!("{netns} more netns with {} entries together", thousands(entries)))
