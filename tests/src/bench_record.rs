@@ -7,13 +7,13 @@ use std::time::{Duration, Instant as Clock};
 
 use ::ctwatch::kernel::roots::Roots;
 use ::ctwatch::model::{
-    Backend, FlowOffset, Census, CensusKey, PortDetail, KernelCounters, Loss, NetnsId, NetnsSample, ProcessId, Role,
-    Sample, SlotSample, WallMono, Owner,
+    Backend, Census, CensusKey, FlowOffset, KernelCounters, Loss, NetnsId, NetnsSample, Owner, PortDetail,
+    ProcessId, Role, Sample, SlotSample, WallMono,
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{EndReason, Run};
 use ::ctwatch::record::scribe::WriterThread;
-use ::ctwatch::record::{RetentionLimits, Lock, Recording, Writer};
+use ::ctwatch::record::{Lock, Recording, RetentionLimits, Writer};
 use ::ctwatch::state::StateConfig;
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::gc::Gc;
 use super::target::ServiceTarget;
 use super::whatif::Changes;
-use crate::model::{Direction, TimeoutKind, TimeoutHistogram};
+use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
 
 /// What entries of one service wait for, or talk in.
 #[derive(Clone, Debug)]

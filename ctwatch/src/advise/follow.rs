@@ -40,7 +40,7 @@ pub fn follow(services: &mut [Service], uses: &[Uses]) {
 mod tests {
     use super::*;
     use crate::advise::demand::Stay;
-    use crate::model::{Direction, TimeoutKind, TimeoutHistogram};
+    use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
 
     fn service(port: u16, direction: Direction, offered: f64, pent_up: f64) -> Service {
         let idle = TimeoutHistogram::default();
@@ -52,7 +52,13 @@ mod tests {
             admitted_per_s: offered / pent_up,
             offered_per_s: offered,
             refused_per_s: 1.0,
-            stays: vec![Stay { phase: TimeoutKind::TimeWait, timeout: 120, entries: 10, idle, per_s: offered }],
+            stays: vec![Stay {
+                phase: TimeoutKind::TimeWait,
+                timeout: 120,
+                entries: 10,
+                idle,
+                per_s: offered,
+            }],
             pent_up,
             pairs: Some(1),
         }

@@ -11,7 +11,7 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use super::demand::{Service, Stay, Timeouts};
 use super::distinct::Distinct;
 use crate::listing::{Listing, ServiceEntries};
-use crate::model::{Address, Direction, TableEntry, NetnsId, TimeoutKind, Sample};
+use crate::model::{Address, Direction, NetnsId, Sample, TableEntry, TimeoutKind};
 
 /// Of the window, so much passes before refused flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;

@@ -283,7 +283,12 @@ fn nearest<T>(all: impl Iterator<Item = T>, at: impl Fn(&T) -> Timestamp, to: Ti
 }
 
 /// Lets the ticks and losses of the window through the door of a live measurement. Also says whether losses are a sample.
-fn replay(recording: &Recording, worst: &Worst, listing: &StoredListing, window_s: f64) -> Result<(Measure, bool)> {
+fn replay(
+    recording: &Recording,
+    worst: &Worst,
+    listing: &StoredListing,
+    window_s: f64,
+) -> Result<(Measure, bool)> {
     let timeouts = listing.census.timeouts().clone();
     let mut measure = Measure::new(worst.netns, window_s, timeouts, worst.run.run.counts_flows);
     let losses = recording.losses(worst.ticks.clone())?;

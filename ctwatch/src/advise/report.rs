@@ -9,7 +9,7 @@ use super::demand::{Outcome, Service};
 use super::items::{self, Item, Together};
 use super::target::ServiceTarget;
 use super::whatif::Changes;
-use crate::model::{Direction, NetnsId, TimeoutKind, Protocol, service as service_name};
+use crate::model::{Direction, NetnsId, Protocol, TimeoutKind, service as service_name};
 
 /// Services named one by one.
 const SHOWN: usize = 8;
@@ -17,7 +17,7 @@ const SHOWN: usize = 8;
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename = "advice")]
-pub struct Report {
+pub struct Advice {
     /// [`crate::contract::SCHEMA`]
     pub schema: u32,
     /// Version of ctwatch.
@@ -37,7 +37,7 @@ pub struct Report {
     /// How flows were counted: "kprobe", or "census" where no program can count them.
     pub measured_by: &'static str,
     /// The table.
-    pub table: Table,
+    pub table: TableDemand,
     /// Who comes, the largest need first.
     pub services: Vec<ServiceLine>,
     /// The change that was asked about; null if none was.
@@ -52,7 +52,7 @@ pub struct Report {
 
 /// The table, now and at the present demand.
 #[derive(Clone, Debug, Serialize)]
-pub struct Table {
+pub struct TableDemand {
     /// Entries when looked at.
     pub count: u32,
     /// nf_conntrack_max; 0 is unlimited.
@@ -169,7 +169,7 @@ pub struct Source {
 
 /// Advises.
 #[must_use]
-pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Report {
+pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice {
     let now = Changes::default();
     let items = items::advise(case);
     let demand = case.demand.after(&now);
@@ -195,7 +195,7 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Report 
              --window says more"
         ));
     }
-    Report {
+    Advice {
         schema: crate::contract::SCHEMA,
         version: source.version.to_owned(),
         time: source.time,
@@ -204,7 +204,7 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Report 
         name: source.name,
         window_s: source.window_s,
         measured_by: source.measured_by,
-        table: Table {
+        table: TableDemand {
             count: table.count.unwrap_or(0) as u32,
             max: case.demand.max,
             buckets: table.buckets,

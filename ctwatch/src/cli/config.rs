@@ -115,7 +115,7 @@ pub struct Drops {
 #[derive(Clone, Debug)]
 pub struct Table {
     /// What rows stand for, which entries make them, and how many are shown.
-    pub settings: table::Settings,
+    pub settings: table::BreakdownConfig,
     /// The namespaces asked for, not yet looked up; empty means all.
     pub netns: Vec<NetnsSpec>,
     /// Look again and again, this often.
@@ -279,7 +279,7 @@ impl Table {
     fn resolve(args: args::Table) -> Self {
         let args::Table { by, port, src, dst, proto, netns, loopback, top, watch, format } = args;
         Self {
-            settings: table::Settings {
+            settings: table::BreakdownConfig {
                 by,
                 filter: Filter {
                     ports: port,

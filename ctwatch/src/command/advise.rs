@@ -18,7 +18,7 @@ use super::preflight::look;
 use super::{VERSION, event_loop};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
-use crate::advise::report::{self, Report, Source};
+use crate::advise::report::{self, Advice, Source};
 use crate::cli::{AdviceFormat, Advise, BackendChoice, Config};
 use crate::conntrack::module;
 use crate::error::{Exit, Failure, Mark as _};
@@ -28,7 +28,7 @@ use crate::machine::Host;
 use crate::model::{Backend, Loss};
 use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
-use crate::watch::{WatchConfig, Watch};
+use crate::watch::{Watch, WatchConfig};
 use crate::{stderr, view};
 pub(super) use around::in_force;
 use around::{Senders, case, look_around};
@@ -105,7 +105,7 @@ fn show(config: &Config, advise: &Advise, case: &Case, source: Source) -> Result
 }
 
 /// Which pieces were asked for; for a script the best one if none was.
-fn choose(report: &Report, advise: &Advise) -> Result<Vec<String>> {
+fn choose(report: &Advice, advise: &Advise) -> Result<Vec<String>> {
     let all = || report.items.iter().map(|item| item.id.clone());
     let unknown: Vec<&String> = advise.items.iter().filter(|id| !all().any(|known| known == **id)).collect();
     if let Some(id) = unknown.first() {

@@ -13,7 +13,7 @@ use crate::error::Exit;
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, Sample};
 use crate::probe::diagnostics;
-use crate::probe::plan::{RawTpReentrancy, ProbeOptions};
+use crate::probe::plan::{ProbeOptions, RawTpReentrancy};
 use crate::state::State;
 use crate::view::View;
 

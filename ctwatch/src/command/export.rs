@@ -12,7 +12,7 @@ use anyhow::{Result, bail, ensure};
 use super::drafts::{Drafts, interrupted};
 use crate::cli::{Config, Export, ExportFormat};
 use crate::error::{Exit, Failure};
-use crate::export::{Choice, Csv, Ndjson, Parquet, Sink, Table, Target, Value, export};
+use crate::export::{Choice, Csv, Ndjson, OutputTarget, Parquet, Sink, Table, Value, export};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::Span;
@@ -28,7 +28,7 @@ pub fn run(config: &Config, arguments: &Export) -> Result<Exit> {
         Span::of(arguments.from, arguments.to, bounds, &config.look.time_zone).map_err(Failure::usage)?;
     let anonymizer = arguments.anonymize.as_ref().map(|key| Anonymizer::new(key.as_deref())).transpose()?;
     let choice = Choice { tables: arguments.tables.clone(), span, anonymizer };
-    if target == Target::Stdout {
+    if target == OutputTarget::Stdout {
         export(&recording, choice, sink(arguments, &target, &mut Drafts::default())?.as_mut())?;
         return Ok(Exit::Done);
     }
@@ -69,7 +69,7 @@ impl Sink for Interruptible {
 }
 
 /// Several tables need several files where each has a header of its own.
-fn target(arguments: &Export) -> Result<Target> {
+fn target(arguments: &Export) -> Result<OutputTarget> {
     let Export { format, output, tables, .. } = arguments;
     let needs_folder = *format != ExportFormat::Ndjson && tables.len() > 1;
     match output {
@@ -81,8 +81,8 @@ fn target(arguments: &Export) -> Result<Target> {
             ))
             .into())
         }
-        Some(path) if path.is_dir() || needs_folder => Ok(Target::Folder(path.clone())),
-        Some(path) => Ok(Target::File(path.clone())),
+        Some(path) if path.is_dir() || needs_folder => Ok(OutputTarget::Folder(path.clone())),
+        Some(path) => Ok(OutputTarget::File(path.clone())),
         None if needs_folder => Err(Failure::usage(
             "-o: there are several tables, and each has columns of its own: give a folder for them with -o, or \
              one of them with --table",
@@ -91,34 +91,34 @@ fn target(arguments: &Export) -> Result<Target> {
         None if *format == ExportFormat::Parquet => {
             Err(Failure::usage("-o: Parquet is nothing to read or to pipe: give a new file for it").into())
         }
-        None => Ok(Target::Stdout),
+        None => Ok(OutputTarget::Stdout),
     }
 }
 
-fn sink(arguments: &Export, target: &Target, drafts: &mut Drafts) -> Result<Box<dyn Sink>> {
+fn sink(arguments: &Export, target: &OutputTarget, drafts: &mut Drafts) -> Result<Box<dyn Sink>> {
     let Export { format, tables, .. } = arguments;
     Ok(match (format, target) {
-        (ExportFormat::Ndjson, Target::Stdout) => Box::new(Ndjson::new(stdout().lock())),
-        (ExportFormat::Ndjson, Target::File(path)) => Box::new(Ndjson::new(drafts.file(path)?)),
-        (ExportFormat::Ndjson, Target::Folder(folder)) => {
+        (ExportFormat::Ndjson, OutputTarget::Stdout) => Box::new(Ndjson::new(stdout().lock())),
+        (ExportFormat::Ndjson, OutputTarget::File(path)) => Box::new(Ndjson::new(drafts.file(path)?)),
+        (ExportFormat::Ndjson, OutputTarget::Folder(folder)) => {
             Box::new(Ndjson::new(drafts.file(&folder.join("recording.ndjson"))?))
         }
-        (ExportFormat::Csv, Target::Stdout) => {
+        (ExportFormat::Csv, OutputTarget::Stdout) => {
             Box::new(Csv::new(tables.first().map(|table| (*table, stdout().lock())))?)
         }
-        (ExportFormat::Csv, Target::File(path)) => {
+        (ExportFormat::Csv, OutputTarget::File(path)) => {
             let out = drafts.file(path)?;
             Box::new(Csv::new(tables.first().map(|table| (*table, out)))?)
         }
-        (ExportFormat::Parquet, Target::Folder(folder)) => {
+        (ExportFormat::Parquet, OutputTarget::Folder(folder)) => {
             Box::new(Parquet::new(files(drafts, folder, tables, "parquet")?)?)
         }
-        (ExportFormat::Parquet, Target::File(path)) => {
+        (ExportFormat::Parquet, OutputTarget::File(path)) => {
             let out = drafts.file(path)?;
             Box::new(Parquet::new(tables.first().map(|table| (*table, out)))?)
         }
-        (ExportFormat::Parquet, Target::Stdout) => bail!("exporting Parquet: it needs a file"),
-        (ExportFormat::Csv, Target::Folder(folder)) => {
+        (ExportFormat::Parquet, OutputTarget::Stdout) => bail!("exporting Parquet: it needs a file"),
+        (ExportFormat::Csv, OutputTarget::Folder(folder)) => {
             Box::new(Csv::new(files(drafts, folder, tables, "csv")?)?)
         }
     })

@@ -20,12 +20,12 @@ use crate::error::{Exit, Failure};
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample, WallMono};
 use crate::probe::diagnostics;
-use crate::probe::plan::{RawTpReentrancy, ProbeOptions};
+use crate::probe::plan::{ProbeOptions, RawTpReentrancy};
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
-use crate::record::rows::{SnapshotReason, EndReason, Run};
+use crate::record::rows::{EndReason, Run, SnapshotReason};
 use crate::record::scribe::WriterThread;
-use crate::record::{DiskFull, RetentionLimits, Lock, SCHEMA, Writer, files};
+use crate::record::{DiskFull, Lock, RetentionLimits, SCHEMA, Writer, files};
 use crate::state::StateConfig;
 use crate::{netns, stderr};
 use exec::Commands;
@@ -334,8 +334,11 @@ fn open(record: &Record, run: &Run, lock: &Arc<Lock>) -> Result<(WriterThread, i
     let writer = Writer::open(&record.output, run)?;
     let next_tick = writer.next_tick();
     // Without a trigger there is no detail to be claimed.
-    let limits =
-        RetentionLimits { keep: record.keep, max_size: record.max_size, detail: record.before + 2 * record.interval };
+    let limits = RetentionLimits {
+        keep: record.keep,
+        max_size: record.max_size,
+        detail: record.before + 2 * record.interval,
+    };
     Ok((WriterThread::start(writer, limits, Arc::clone(lock))?, next_tick))
 }
 

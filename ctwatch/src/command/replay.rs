@@ -21,7 +21,7 @@ use crate::record::reader::RecordedRun;
 use crate::record::rebuild::Names;
 use crate::record::replay::Replay;
 use crate::record::span::Span;
-use crate::state::{StateConfig, State};
+use crate::state::{State, StateConfig};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &Arguments) -> Result<Exit> {

@@ -14,13 +14,13 @@ use super::{VERSION, event_loop, view};
 use crate::cli::{Config, Table};
 use crate::conntrack::census::{self, Refusal};
 use crate::conntrack::{addresses, module, tracking};
-use crate::contract::breakdown::{TableReport, Skipped};
+use crate::contract::breakdown::{Skipped, TableReport};
 use crate::error::{Exit, Failure};
 use crate::kernel::capabilities::{Capabilities, Capability};
 use crate::kernel::roots::Roots;
 use crate::model::{Locals, NetnsId};
 use crate::netns::{self, Netns};
-use crate::state::table::{Census, ScanContext, TableResult, Settings, combine};
+use crate::state::table::{Breakdown, BreakdownConfig, ScanContext, TableResult, combine};
 
 /// So often a listing begins anew because the table was resized; the next one goes on, and says so.
 const RESTARTS: u32 = 3;
@@ -66,7 +66,7 @@ async fn look_on(config: &Config, table: &Table) -> Result<Exit> {
 #[derive(Clone)]
 struct Look {
     roots: Roots,
-    settings: Settings,
+    settings: BreakdownConfig,
     /// Those asked for; `None` means all.
     netns: Option<Vec<NetnsId>>,
 }
@@ -129,9 +129,10 @@ impl Look {
         loop {
             let started = Instant::now();
             let count_before = census::entries_here();
-            let mut rows = Census::new(settings, place.id, locals.clone(), now_ns());
-            let listing = census::list_entries(settings.wanted(), restarts < RESTARTS, |entry| rows.add(entry))
-                .map_err(|error| if error.is::<Refusal>() { unable(&error) } else { error })?;
+            let mut rows = Breakdown::new(settings, place.id, locals.clone(), now_ns());
+            let listing =
+                census::list_entries(settings.wanted(), restarts < RESTARTS, |entry| rows.add(entry))
+                    .map_err(|error| if error.is::<Refusal>() { unable(&error) } else { error })?;
             if listing.resized && restarts < RESTARTS {
                 restarts += 1;
                 continue;

@@ -51,7 +51,7 @@ pub trait Sink {
 
 /// Where rows go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum OutputTarget {
     /// To other programs.
     Stdout,
     /// Into this new file.

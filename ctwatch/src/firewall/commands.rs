@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dump::Tools;
 use super::ir::Tool;
-use super::{Scope, Target};
+use super::{ExemptTarget, Scope};
 use crate::model::Protocol;
 
 /// Commands for a shell, some of several lines; those that begin with `#` are for the reader.
@@ -46,7 +46,7 @@ fn halves(scope: Scope) -> [Half; 2] {
     }
 }
 
-pub fn notrack(target: &Target, tool: Tool, tools: Tools) -> Commands {
+pub fn notrack(target: &ExemptTarget, tool: Tool, tools: Tools) -> Commands {
     match tool {
         Tool::Nft => nft(target),
         // A host without ip6tables can't be told to use it.
@@ -56,7 +56,7 @@ pub fn notrack(target: &Target, tool: Tool, tools: Tools) -> Commands {
 }
 
 /// The name of the table that holds nothing but this exemption.
-fn name(target: &Target) -> String {
+fn name(target: &ExemptTarget) -> String {
     let scope = match target.scope {
         Scope::Loopback => "lo",
         Scope::Served => "in",
@@ -65,7 +65,7 @@ fn name(target: &Target) -> String {
     format!("ctwatch_notrack_{scope}_{}_{}", Protocol(target.proto), target.port)
 }
 
-fn nft(target: &Target) -> Commands {
+fn nft(target: &ExemptTarget) -> Commands {
     let table = name(target);
     let file = format!("/etc/nftables.d/{table}.nft");
     let rules = |output: bool| -> String {
@@ -115,7 +115,7 @@ fn nft(target: &Target) -> Commands {
     }
 }
 
-fn iptables(target: &Target, programs: &[&str]) -> Commands {
+fn iptables(target: &ExemptTarget, programs: &[&str]) -> Commands {
     let lines = |how: &str| -> Vec<String> {
         let mut lines = Vec::new();
         for program in programs {

@@ -5,7 +5,7 @@ use super::ir::{Family, Nat, Tool, state};
 use super::path::{At, Packet, Path};
 use super::ranges::Ranges;
 use super::walk::{Dropped, FAMILIES, TooMuch, Walker};
-use super::{Firewall, Objection, ObjectionKind, Scope, Target, listing, words};
+use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, listing, words};
 
 /// Ports that a helper takes by itself where the kernel assigns helpers by port: nf_conntrack_*.c's defaults, 6.1.
 const HELPER_PORTS: [(u8, u16, &str); 10] = [
@@ -25,7 +25,7 @@ const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 /// What clients elsewhere may use: other systems and NAT gateways start here.
 const UNPRIVILEGED: (u16, u16) = (1024, 65_535);
 
-pub fn objections(firewall: &Firewall, target: &Target) -> Vec<Objection> {
+pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> {
     let mut case = Case { firewall, target, found: Vec::new(), flows: 0, exempt: 0 };
     for family in FAMILIES {
         for start in starts(firewall, target.scope, family) {
@@ -45,7 +45,7 @@ pub fn objections(firewall: &Firewall, target: &Target) -> Vec<Objection> {
 
 struct Case<'a> {
     firewall: &'a Firewall,
-    target: &'a Target,
+    target: &'a ExemptTarget,
     found: Vec<Objection>,
     /// Kinds of flows that work today, and how many of them are exempt already.
     flows: usize,
@@ -82,7 +82,7 @@ fn starts(firewall: &Firewall, scope: Scope, family: Family) -> Vec<Path> {
 }
 
 /// The packets of a flow that rules can tell apart.
-fn packets(target: &Target, family: Family) -> Vec<Packet> {
+fn packets(target: &ExemptTarget, family: Family) -> Vec<Packet> {
     const SYN: u8 = 2;
     const ACK: u8 = 16;
     const FIN: u8 = 1;
@@ -110,7 +110,7 @@ fn packets(target: &Target, family: Family) -> Vec<Packet> {
 }
 
 /// "This packet is too big": a router's word about a packet of the flow.
-fn too_big(target: &Target, family: Family) -> Packet {
+fn too_big(target: &ExemptTarget, family: Family) -> Packet {
     Packet {
         index: 9,
         family,

@@ -60,7 +60,7 @@ pub enum Scope {
 
 /// Flows to be exempted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Target {
+pub struct ExemptTarget {
     /// IP protocol: 6 for TCP, 17 for UDP.
     pub proto: u8,
     /// The service's port.
@@ -69,7 +69,7 @@ pub struct Target {
     pub scope: Scope,
 }
 
-impl std::fmt::Display for Target {
+impl std::fmt::Display for ExemptTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.port, crate::model::Protocol(self.proto))
     }
@@ -176,7 +176,7 @@ impl Firewall {
 
     /// What speaks against exempting these flows; nothing means that it is safe as far as rules tell.
     #[must_use]
-    pub fn objections(&self, target: &Target) -> Vec<Objection> {
+    pub fn objections(&self, target: &ExemptTarget) -> Vec<Objection> {
         judge::objections(self, target)
     }
 
@@ -245,7 +245,7 @@ impl Firewall {
 
     /// The commands that exempt these flows, in both directions and both families, keep that over a reboot, and undo it.
     #[must_use]
-    pub fn notrack_commands(&self, target: &Target, tool: Tool) -> Commands {
+    pub fn notrack_commands(&self, target: &ExemptTarget, tool: Tool) -> Commands {
         commands::notrack(target, tool, self.tools)
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::advise::demand::Timeouts;
-use crate::model::{Address, Direction, TableEntry, TimeoutKind, TimeoutHistogram};
+use crate::model::{Address, Direction, TableEntry, TimeoutHistogram, TimeoutKind};
 
 /// Services with an account of their own.
 const MOST: usize = 2048;

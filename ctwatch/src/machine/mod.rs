@@ -24,9 +24,9 @@ pub use file::Writable;
 pub use managers::Manager;
 pub use ports::EphemeralPorts;
 pub use published::Published;
-pub use settings::Settings;
+pub use settings::BootSettings;
 pub use software::{Program, Software};
-pub use table::Table;
+pub use table::TableLimits;
 pub use timeouts::{Timeouts, Tracking};
 
 /// Where a host's files are.
@@ -87,7 +87,7 @@ pub struct Machine {
     /// Memory.
     pub memory: Option<Memory>,
     /// The table.
-    pub table: Table,
+    pub table: TableLimits,
     /// How long entries live in this netns.
     pub timeouts: Timeouts,
     /// What else decides how flows are tracked.
@@ -95,7 +95,7 @@ pub struct Machine {
     /// The ceiling that ports are.
     pub ephemeral_ports: Option<EphemeralPorts>,
     /// Files that set conntrack's settings.
-    pub settings: Settings,
+    pub settings: BootSettings,
     /// Programs that do.
     pub managers: Vec<Manager>,
     /// Ports that programs publish for containers.

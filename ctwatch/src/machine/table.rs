@@ -15,7 +15,7 @@ const GIB: u64 = 1 << 30;
 
 /// The table's dimensions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Table {
+pub struct TableLimits {
     /// How the kernel has conntrack.
     pub module: Module,
     /// nf_conntrack_max: the limit of each netns. 0 is no limit up to 6.18.
@@ -119,7 +119,7 @@ pub(super) fn read(
     memory: Option<u64>,
     version: Option<(u32, u32)>,
     notes: &mut Notes,
-) -> Table {
+) -> TableLimits {
     let sysctl = |name: &str| roots.proc(format!("sys/net/netfilter/nf_conntrack_{name}"));
     let hashsize = roots.sys("module/nf_conntrack/parameters/hashsize");
     let module = if roots.sys("module/nf_conntrack/initstate").exists() {
@@ -133,7 +133,7 @@ pub(super) fn read(
         notes.add("conntrack is not loaded: nothing is tracked on this host, and nothing can be full");
     }
     let max_writable = Writable::of(&sysctl("max"));
-    Table {
+    TableLimits {
         module,
         max: file::value(&sysctl("max")),
         count: file::value(&sysctl("count")),

@@ -151,7 +151,13 @@ impl PortDetail {
     /// Nothing counted yet.
     #[must_use]
     pub fn new(proto: u8, port: Option<u16>) -> Self {
-        Self { proto, port, mix: StateCounts::default(), lasting: TimeoutHistogram::default(), ending: TimeoutHistogram::default() }
+        Self {
+            proto,
+            port,
+            mix: StateCounts::default(),
+            lasting: TimeoutHistogram::default(),
+            ending: TimeoutHistogram::default(),
+        }
     }
 
     /// Counts an entry.

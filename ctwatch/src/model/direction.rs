@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Address, TableEntry, LocalAddress};
+use super::{Address, LocalAddress, TableEntry};
 
 /// Where a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -122,7 +122,11 @@ mod tests {
             local("fd00::7", 64, false, None),
         ]);
         let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
-        locals.direction(&TableEntry { src: address(src), reply_src: address(reply_src), ..TableEntry::default() })
+        locals.direction(&TableEntry {
+            src: address(src),
+            reply_src: address(reply_src),
+            ..TableEntry::default()
+        })
     }
 
     #[test]

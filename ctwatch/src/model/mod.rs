@@ -16,13 +16,15 @@ mod timeout;
 
 pub use address::{Address, LocalAddress};
 pub use backend::Backend;
-pub use census::{FlowOffset, Census, CensusKey, PortDetail, FlowSample, StateCounts, TimeoutHistogram, Timeouts};
+pub use census::{
+    Census, CensusKey, FlowOffset, FlowSample, PortDetail, StateCounts, TimeoutHistogram, Timeouts,
+};
 pub use clock::{Clock, WallMono, monotonic_ns};
 pub use counters::KernelCounters;
 pub use direction::{Direction, Locals};
-pub use entry::{TableEntry, EntryFields};
+pub use entry::{EntryFields, TableEntry};
 pub use event::{Loss, NetnsSample, Sample, SlotSample};
-pub use ids::{NetnsId, ProcessId, Role, Owner};
+pub use ids::{NetnsId, Owner, ProcessId, Role};
 pub use protocol::{Protocol, service};
 pub use state_name::{TCP_STATES, state_name};
 pub use timeout::TimeoutKind;

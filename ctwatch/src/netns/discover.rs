@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::name::{NetnsNamer, HOST};
+use super::name::{HOST, NetnsNamer};
 use super::{Netns, id_of};
 use crate::model::NetnsId;
 

@@ -14,7 +14,7 @@ mod enter;
 mod name;
 
 pub use discover::discover;
-pub use enter::{enter, run_inside, on_netns_thread};
+pub use enter::{enter, on_netns_thread, run_inside};
 
 /// A netns and a way into it.
 #[derive(Clone, Debug, PartialEq, Eq)]

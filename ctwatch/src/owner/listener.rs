@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kernel::roots::Roots;
-use crate::model::{NetnsId, ProcessId, Role, Owner};
+use crate::model::{NetnsId, Owner, ProcessId, Role};
 use crate::netns::{self, Netns};
 use crate::process::{cgroup, container, procfs, sockets};
 
@@ -150,7 +150,11 @@ fn wait_for_questions(asked: &Receiver<(Destination, Netns)>) -> Option<Vec<(Des
 }
 
 /// False if nobody listens to the answers any more.
-fn answer_all(roots: &Roots, questions: Vec<(Destination, Netns)>, answer: &Sender<(Destination, Arc<Owner>)>) -> bool {
+fn answer_all(
+    roots: &Roots,
+    questions: Vec<(Destination, Netns)>,
+    answer: &Sender<(Destination, Arc<Owner>)>,
+) -> bool {
     let mut by_netns: BTreeMap<NetnsId, (Netns, Vec<Destination>)> = BTreeMap::new();
     for (target, place) in questions {
         by_netns.entry(target.netns).or_insert_with(|| (place, Vec::new())).1.push(target);

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use ctwatch_common::event::{self, LossEvent, OwnerPart, flag, hook};
 
 use crate::kernel::roots::Roots;
-use crate::model::{Loss, NetnsId, ProcessId, Role, Owner};
+use crate::model::{Loss, NetnsId, Owner, ProcessId, Role};
 use crate::netns::Netns;
 use crate::process::cgroup::Cgroups;
 use crate::process::{cgroup, container, procfs};
-use listener::{Listeners, Destination};
+use listener::{Destination, Listeners};
 
 /// Senders remembered; more at once than any host has.
 const SENDERS: usize = 1 << 14;
@@ -161,7 +161,12 @@ fn target(event: &LossEvent) -> Option<Destination> {
         _ => return None,
     };
     let has_listeners = matches!(event.proto, 6 | 17 | 132) && event.flags & flag::TUPLE != 0;
-    has_listeners.then_some(Destination { netns: NetnsId(event.netns), proto: event.proto, to, port: event.dport })
+    has_listeners.then_some(Destination {
+        netns: NetnsId(event.netns),
+        proto: event.proto,
+        to,
+        port: event.dport,
+    })
 }
 
 #[cfg(test)]

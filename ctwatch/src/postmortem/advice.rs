@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 
 use crate::advise::recorded::{Question, case};
-use crate::advise::report::{Report, report};
+use crate::advise::report::{Advice, report};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 
@@ -17,7 +17,7 @@ pub(super) fn of(
     version: &'static str,
     ticks: RangeInclusive<i64>,
     anonymizer: Option<&mut Anonymizer>,
-) -> (Option<Report>, Option<String>) {
+) -> (Option<Advice>, Option<String>) {
     let question =
         Question { netns: None, window_s: WINDOW_S, ticks, times: 2.0, bare: anonymizer.is_some() };
     match (case(recording, version, &question), anonymizer) {

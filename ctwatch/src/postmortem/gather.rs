@@ -22,7 +22,7 @@ use crate::model::NetnsId;
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::rebuild::{Names, counters};
-use crate::record::rows::{Incident, EndReason};
+use crate::record::rows::{EndReason, Incident};
 use crate::record::{Recording, span};
 
 /// Rows of a table of ports.

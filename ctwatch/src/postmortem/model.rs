@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::series::Point;
-use crate::advise::report::Report as Advice;
+use crate::advise::report::Advice;
 use crate::contract::{Counted, Unexplained};
 use crate::model::{KernelCounters, Protocol, service};
 

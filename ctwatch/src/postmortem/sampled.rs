@@ -12,7 +12,7 @@ use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag};
 
 use super::model::{Estimate, Port};
 use super::pass::Lossy;
-use crate::model::{Loss, Role, Owner};
+use crate::model::{Loss, Owner, Role};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 

@@ -1,10 +1,10 @@
 //! The figures of a postmortem against what was written into the recording.
 
 use super::*;
-use crate::model::{Census, CensusKey, KernelCounters, Loss, NetnsId, ProcessId, Role, WallMono, Owner};
+use crate::model::{Census, CensusKey, KernelCounters, Loss, NetnsId, Owner, ProcessId, Role, WallMono};
 use crate::record::Writer;
 use crate::record::rebuild::Names;
-use crate::record::rows::{Incident, EndReason, Run, RunEnd, Setting};
+use crate::record::rows::{EndReason, Incident, Run, RunEnd, Setting};
 use crate::record::span::Moment;
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::rebuild::Names;
 use super::rows::Run;
-use crate::model::{Loss, ProcessId, Owner};
+use crate::model::{Loss, Owner, ProcessId};
 
 /// What stands for what, as long as it lives.
 pub struct Anonymizer {

@@ -8,7 +8,9 @@ use rusqlite::{Connection, params};
 use super::digest::Digest;
 use super::open::{ReadError, wrong};
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
-use crate::model::{FlowOffset, Census, CensusKey, PortDetail, StateCounts, NetnsId, TimeoutHistogram, Timeouts};
+use crate::model::{
+    Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, Timeouts,
+};
 
 /// Ports of one census that are kept: those that hold most.
 const KEYS: usize = 2048;

@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::digest::Digest;
 use super::open::{ReadError, wrong};
-use crate::model::{Loss, NetnsId, ProcessId, Role, Owner};
+use crate::model::{Loss, NetnsId, Owner, ProcessId, Role};
 
 /// In the order of [`insert`].
 const INSERT: &str = "INSERT INTO event (tick, place, detail, wall_us, at_ns, netns, cause, flags, proto, family, src, \

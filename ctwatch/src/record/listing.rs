@@ -7,11 +7,11 @@ use rusqlite::{Connection, params};
 
 use super::digest::Digest;
 use super::open::{ReadError, wrong};
-use super::rows::{StoredListing, SnapshotReason};
+use super::rows::{SnapshotReason, StoredListing};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
 use crate::advise::demand::Timeouts;
 use crate::listing::{Listing as Listed, ServiceEntries, TimeoutBucket};
-use crate::model::{Direction, NetnsId, TimeoutKind, TimeoutHistogram, WallMono};
+use crate::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind, WallMono};
 
 /// Writes a listing.
 pub(super) fn insert(

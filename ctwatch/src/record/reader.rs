@@ -14,7 +14,10 @@ use rusqlite::{Connection, Row};
 
 use super::open::{self, Fault, ReadError, wrong};
 use super::rebuild::Names;
-use super::rows::{MachineSnapshot, Incident, StoredListing, Notice, SnapshotReason, EndReason, Run, RunEnd, Setting, netns_checksum};
+use super::rows::{
+    EndReason, Incident, MachineSnapshot, Notice, Run, RunEnd, Setting, SnapshotReason, StoredListing,
+    netns_checksum,
+};
 use super::{event, listing, run};
 use crate::model::{Loss, NetnsId, WallMono};
 pub(super) use ticks::Numbers;

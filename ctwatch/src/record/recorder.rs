@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::rebuild::Names;
-use super::rows::{MachineSnapshot, Incident, StoredListing, Notice, EndReason, RunEnd};
+use super::rows::{EndReason, Incident, MachineSnapshot, Notice, RunEnd, StoredListing};
 use super::sampler::{COARSE, DETAILED, Sampler};
 use super::scribe::{IncidentNumber, WriterThread};
 use super::sysctls::Sysctls;
@@ -18,7 +18,7 @@ use super::writer::Batch;
 use crate::contract::Tick as Report;
 use crate::kernel::roots::Roots;
 use crate::model::{Loss, NetnsId, Sample, WallMono};
-use crate::state::{StateConfig, State};
+use crate::state::{State, StateConfig};
 
 /// Between two looks at the settings, microseconds: each look reads some forty files.
 const SETTINGS_EVERY_US: i64 = 5_000_000;
@@ -90,7 +90,13 @@ pub struct Recorder {
 impl Recorder {
     /// Records what comes into a file whose next tick has this number.
     #[must_use]
-    pub fn new(plan: Plan, settings: StateConfig, roots: &Roots, scribe: WriterThread, next_tick: i64) -> Self {
+    pub fn new(
+        plan: Plan,
+        settings: StateConfig,
+        roots: &Roots,
+        scribe: WriterThread,
+        next_tick: i64,
+    ) -> Self {
         let triggers = plan.when.iter().map(|when| (Trigger::new(when.clone(), plan.after), None)).collect();
         let limit = if plan.when.is_empty() { COARSE } else { DETAILED };
         Self {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, anyhow};
 use rusqlite::params;
 
 use super::full::{DiskFull, is_full};
-use super::rows::{Incident, EndReason, RunEnd};
+use super::rows::{EndReason, Incident, RunEnd};
 use super::thin::{RetentionLimits, Thinner};
 use super::writer::{Batch, Writer};
 use super::{Fault, Lock};

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, params};
 
 use super::full::{DiskFull, lacks_room};
 use super::rebuild::Names;
-use super::rows::{MachineSnapshot, Incident, StoredListing, Notice, Run, RunEnd, Setting};
+use super::rows::{Incident, MachineSnapshot, Notice, Run, RunEnd, Setting, StoredListing};
 use super::tick::{NetnsTick, Tick};
 use super::{Fault, census, event, files, listing, open, run, schema};
 use crate::model::{Loss, NetnsId};

@@ -28,7 +28,7 @@ pub use filter::{Filter, PortRange};
 pub use settings::{By, StateConfig};
 
 use crate::contract::{self, Certainty, Counted, End, Event, Occupied, TableStatus, Tick};
-use crate::model::{Backend, FlowSample, Loss, NetnsId, Sample, SlotSample, Owner};
+use crate::model::{Backend, FlowSample, Loss, NetnsId, Owner, Sample, SlotSample};
 use crate::state::filter::Verdict;
 use containers::Containers;
 use key::{Facts, Seen};

@@ -250,7 +250,7 @@ fn floored(share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{FlowOffset, CensusKey};
+    use crate::model::{CensusKey, FlowOffset};
     use proptest::prelude::*;
 
     const HOST: NetnsId = NetnsId(4_026_531_840);

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use serde::Serialize;
 
 use super::View;
-use crate::advise::report::Report as Advice;
+use crate::advise::report::Advice;
 use crate::contract::breakdown::TableReport;
 use crate::contract::{Check, End, Event, Notice, Start, Tick};
 

@@ -7,7 +7,7 @@ pub mod text;
 
 use std::io;
 
-use crate::advise::report::Report as Advice;
+use crate::advise::report::Advice;
 use crate::contract::breakdown::TableReport;
 use crate::contract::{Check, End, Event, Notice, Start, Tick};
 

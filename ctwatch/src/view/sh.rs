@@ -4,14 +4,14 @@
 use std::io::{self, Write};
 
 use crate::advise::items::Item;
-use crate::advise::report::Report;
+use crate::advise::report::Advice;
 use crate::view::text::advice::after_idle;
 
 /// Writes the script of these pieces.
 ///
 /// # Errors
 /// Writing failed.
-pub fn write(mut out: impl Write, report: &Report, items: &[&Item]) -> io::Result<()> {
+pub fn write(mut out: impl Write, report: &Advice, items: &[&Item]) -> io::Result<()> {
     let name = report.name.as_deref().unwrap_or("netns without a name");
     writeln!(out, "#!/bin/sh")?;
     writeln!(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::conntrack::census::{self, Count};
-use crate::model::{FlowOffset, Census, NetnsId, SlotSample, Timeouts};
+use crate::model::{Census, FlowOffset, NetnsId, SlotSample, Timeouts};
 use crate::netns::{self, Netns};
 use crate::probe::shared::FlowReader;
 
@@ -269,7 +269,10 @@ fn census(
         netns: id,
         keys: count.keys.clone(),
         details: count.details.clone(),
-        bases: bases.into_iter().map(|((proto, port), entries)| FlowOffset { proto, port, entries }).collect(),
+        bases: bases
+            .into_iter()
+            .map(|((proto, port), entries)| FlowOffset { proto, port, entries })
+            .collect(),
         replaces_offsets: true,
         timeouts: *timeouts,
         exact: taken.is_quiet() && !count.interrupted && count.duplicates == 0 && agrees,

@@ -107,7 +107,8 @@ impl Watch {
     /// Attaches and takes the baseline. conntrack must be there.
     pub fn start(settings: WatchConfig, kernel: Kernel) -> Result<(Self, StartInfo)> {
         let now = Instant::now();
-        let owners = settings.wishes.filter(|wishes| wishes.owners).map(|_| OwnerResolver::new(&settings.roots));
+        let owners =
+            settings.wishes.filter(|wishes| wishes.owners).map(|_| OwnerResolver::new(&settings.roots));
         let jiffies = settings.wishes.filter(|wishes| wishes.detail).map(|_| Jiffies::default());
         let mut watch = Self {
             settings,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use ctwatch::firewall::ObjectionKind::*;
-use ctwatch::firewall::{Dump, Firewall, ObjectionKind, Save, Scope, Target, Tool, Tools};
+use ctwatch::firewall::{Dump, ExemptTarget, Firewall, ObjectionKind, Save, Scope, Tool, Tools};
 use ctwatch::kernel::roots::Roots;
 
 mod stateless;
@@ -59,15 +59,18 @@ fn parsed(dump: &Dump) -> Firewall {
 
 /// What speaks against exempting the service, without doubles.
 fn kinds(firewall: &Firewall, proto: u8, port: u16, scope: Scope) -> Vec<ObjectionKind> {
-    let mut kinds: Vec<_> =
-        firewall.objections(&Target { proto, port, scope }).iter().map(|objection| objection.kind).collect();
+    let mut kinds: Vec<_> = firewall
+        .objections(&ExemptTarget { proto, port, scope })
+        .iter()
+        .map(|objection| objection.kind)
+        .collect();
     kinds.dedup();
     kinds
 }
 
 #[test]
 fn the_rules_own_words_and_places_are_in_an_objection() {
-    let found = nft("established").objections(&Target { proto: 6, port: 6379, scope: Scope::Loopback });
+    let found = nft("established").objections(&ExemptTarget { proto: 6, port: 6379, scope: Scope::Loopback });
     let first = &found[0];
     assert_eq!(first.kind, EstablishedOnly);
     assert_eq!(
@@ -190,7 +193,7 @@ fn a_json_that_cant_be_read_is_a_note() {
 #[test]
 fn the_commands_exempt_both_directions_and_both_families_and_undo_takes_back_each() {
     let firewall = Firewall::default();
-    let redis = Target { proto: 6, port: 6379, scope: Scope::Loopback };
+    let redis = ExemptTarget { proto: 6, port: 6379, scope: Scope::Loopback };
     let nft = firewall.notrack_commands(&redis, Tool::Nft);
     assert_eq!(
         nft.now,
@@ -200,7 +203,7 @@ fn the_commands_exempt_both_directions_and_both_families_and_undo_takes_back_eac
     );
     assert_eq!(nft.undo[0], "nft delete table inet ctwatch_notrack_lo_tcp_6379");
 
-    let web = Target { proto: 6, port: 80, scope: Scope::Served };
+    let web = ExemptTarget { proto: 6, port: 80, scope: Scope::Served };
     let iptables = firewall.notrack_commands(&web, Tool::Iptables);
     assert_eq!(
         iptables.now[..2],

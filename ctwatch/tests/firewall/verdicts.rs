@@ -13,8 +13,11 @@ const UDP: u8 = 17;
 fn check(firewall: &Firewall, expected: &[(u8, u16, Scope, &[ObjectionKind])]) {
     for (proto, port, scope, wanted) in expected {
         let found = kinds(firewall, *proto, *port, *scope);
-        let all =
-            firewall.objections(&ctwatch::firewall::Target { proto: *proto, port: *port, scope: *scope });
+        let all = firewall.objections(&ctwatch::firewall::ExemptTarget {
+            proto: *proto,
+            port: *port,
+            scope: *scope,
+        });
         assert_eq!(found, *wanted, "{proto} {port} {scope:?}: {all:#?}");
     }
 }

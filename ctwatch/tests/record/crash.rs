@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ctwatch::record::rows::EndReason;
 use ctwatch::record::scribe::WriterThread;
-use ctwatch::record::{DiskFull, RetentionLimits, Lock, Recording, Writer};
+use ctwatch::record::{DiskFull, Lock, Recording, RetentionLimits, Writer};
 
 use super::synthetic::{all_of, batch, run, tick, write};
 

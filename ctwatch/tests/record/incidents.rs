@@ -12,7 +12,7 @@ use ctwatch::record::recorder::{Fired, Plan, Recorder};
 use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::scribe::WriterThread;
 use ctwatch::record::writer::Batch;
-use ctwatch::record::{RetentionLimits, Lock, Recording, Writer};
+use ctwatch::record::{Lock, Recording, RetentionLimits, Writer};
 use ctwatch::state::StateConfig;
 
 use super::synthetic::{at, incident, run, tick, write};

@@ -14,7 +14,7 @@ use ctwatch::record::span::Span;
 use ctwatch::record::track::Tracker;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
-use ctwatch::state::{By, Filter, StateConfig, State};
+use ctwatch::state::{By, Filter, State, StateConfig};
 use ctwatch::view::View as _;
 use ctwatch::view::json::JsonView;
 use ctwatch_common::cause::CAUSES;

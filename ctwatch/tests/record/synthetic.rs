@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{
-    FlowOffset, Census, CensusKey, PortDetail, Direction, KernelCounters, TableEntry as Entry, Loss, NetnsId, TimeoutKind,
-    ProcessId, Role, Timeouts, WallMono, Owner,
+    Census, CensusKey, Direction, FlowOffset, KernelCounters, Loss, NetnsId, Owner, PortDetail, ProcessId,
+    Role, TableEntry as Entry, TimeoutKind, Timeouts, WallMono,
 };
 use ctwatch::record::rebuild::Names;
-use ctwatch::record::rows::{MachineSnapshot, Incident, StoredListing, Notice, SnapshotReason, Run, Setting};
+use ctwatch::record::rows::{Incident, MachineSnapshot, Notice, Run, Setting, SnapshotReason, StoredListing};
 use ctwatch::record::tick::{NetnsTick, Tick};
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
@@ -78,7 +78,10 @@ fn census(second: i64) -> Census {
         netns: HOST,
         keys: vec![CensusKey { proto: 6, port: 6379, entries: 710, assured: 700, time_wait: 690 }],
         details: vec![detail, PortDetail::new(17, None)],
-        bases: vec![FlowOffset { proto: 6, port: 80, entries: -4 }, FlowOffset { proto: 6, port: 6379, entries: second }],
+        bases: vec![
+            FlowOffset { proto: 6, port: 80, entries: -4 },
+            FlowOffset { proto: 6, port: 6379, entries: second },
+        ],
         replaces_offsets: true,
         timeouts: Timeouts { tcp_time_wait: Some(120), udp: Some(30), ..Timeouts::default() },
         exact: second % 20 == 0,
@@ -139,8 +142,11 @@ pub fn batch(second: i64) -> Batch {
         }];
         let text = "a word".to_owned();
         batch.notices = vec![Notice { at: at(second), code: "events_lost".to_owned(), text }];
-        batch.facts =
-            vec![MachineSnapshot { at: at(second), occasion: SnapshotReason::Start, json: "{\"cpus\":2}".to_owned() }];
+        batch.facts = vec![MachineSnapshot {
+            at: at(second),
+            occasion: SnapshotReason::Start,
+            json: "{\"cpus\":2}".to_owned(),
+        }];
         batch.listings = vec![listing(second)];
     }
     batch

@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use ctwatch::model::Owner;
 use ctwatch::record::writer::Batch;
-use ctwatch::record::{RetentionLimits, Recording, Thinner};
+use ctwatch::record::{Recording, RetentionLimits, Thinner};
 use ctwatch_common::slot::SlotKey;
 
 use super::synthetic::{at, batch, incident, write};
 
-const NEVER: RetentionLimits =
-    RetentionLimits { keep: Duration::from_secs(1 << 31), max_size: u64::MAX, detail: Duration::from_secs(1 << 31) };
+const NEVER: RetentionLimits = RetentionLimits {
+    keep: Duration::from_secs(1 << 31),
+    max_size: u64::MAX,
+    detail: Duration::from_secs(1 << 31),
+};
 
 type Totals = BTreeMap<SlotKey, [i64; 3]>;
 
@@ -124,7 +127,8 @@ fn processes_that_are_named_no_more_make_room_before_an_incident_does() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     let mut writer = write(&path, 0);
-    let mut thinner = Thinner::new(RetentionLimits { max_size: 1 << 20, detail: Duration::from_secs(2), ..NEVER });
+    let mut thinner =
+        Thinner::new(RetentionLimits { max_size: 1 << 20, detail: Duration::from_secs(2), ..NEVER });
     for second in 1..=1500 {
         let mut batch = batch(second);
         if second == 100 {

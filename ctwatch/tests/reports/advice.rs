@@ -6,11 +6,11 @@ use crate::goldens::{fits_80_columns, json, text};
 use ctwatch::advise::case::{Case, Commands, Firewall, Known, Objection};
 use ctwatch::advise::demand::{Demand, Service, Stay};
 use ctwatch::advise::gc::Gc;
-use ctwatch::advise::report::{Report, Source, report};
+use ctwatch::advise::report::{Advice, Source, report};
 use ctwatch::advise::target::ServiceTarget;
-use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, Table};
-use ctwatch::machine::{Machine, Manager, Memory, Settings, managers};
-use ctwatch::model::{Direction, NetnsId, TimeoutKind, TimeoutHistogram};
+use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, TableLimits};
+use ctwatch::machine::{BootSettings, Machine, Manager, Memory, managers};
+use ctwatch::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind};
 use ctwatch::view::{View, sh};
 
 fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Service {
@@ -42,7 +42,7 @@ pub fn machine() -> Machine {
         kernel_version: Some((6, 12)),
         cpus: Some(4),
         memory: Some(Memory { total: 8 << 30, available: Some(5 << 30) }),
-        table: Table {
+        table: TableLimits {
             module: Module::Loaded,
             max: Some(65_536),
             count: Some(65_536),
@@ -50,12 +50,12 @@ pub fn machine() -> Machine {
             entry: EntrySize { object: 256, source: SizeSource::Slabinfo, extensions: 128 },
             kernel_default: Some(Sizes { max: 262_144, buckets: 262_144 }),
             old_rule: Some(Sizes { max: 262_144, buckets: 32_768 }),
-            ..Table::default()
+            ..TableLimits::default()
         },
-        settings: Settings {
+        settings: BootSettings {
             new_sysctl_file: "/etc/sysctl.d/99-ctwatch.conf".into(),
             new_modprobe_file: "/etc/modprobe.d/99-ctwatch.conf".into(),
-            ..Settings::default()
+            ..BootSettings::default()
         },
         ..Machine::default()
     }
@@ -117,7 +117,7 @@ fn story() -> Case {
     }
 }
 
-fn advice(case: &Case, what_if: Option<&str>) -> Report {
+fn advice(case: &Case, what_if: Option<&str>) -> Advice {
     let source = Source {
         version: "0.1.0",
         time: time(0),
@@ -132,7 +132,7 @@ fn advice(case: &Case, what_if: Option<&str>) -> Report {
 }
 
 /// Everything a report can hold, for the schema test.
-pub fn all() -> Vec<Report> {
+pub fn all() -> Vec<Advice> {
     let mut managed = story();
     managed.machine.managers = vec![Manager {
         kind: managers::Kind::KubeProxy,

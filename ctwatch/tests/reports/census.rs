@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use crate::fixtures::{HOST, WEB1, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
-use ctwatch::contract::breakdown::{TableReport, Skipped};
-use ctwatch::model::{Address, TableEntry, LocalAddress, Locals, NetnsId};
+use ctwatch::contract::breakdown::{Skipped, TableReport};
+use ctwatch::model::{Address, LocalAddress, Locals, NetnsId, TableEntry};
 use ctwatch::state::Filter;
-use ctwatch::state::table::{Census, ScanContext, Dimension, TableResult, Keys, Settings, combine};
+use ctwatch::state::table::{Breakdown, BreakdownConfig, Dimension, Keys, ScanContext, TableResult, combine};
 use ctwatch::view::View;
 
 const TCP: u8 = 6;
@@ -35,18 +35,26 @@ fn story() -> Vec<TableEntry> {
         let client = format!("198.51.100.{}", index % 200);
         let web = entry(&client, "192.0.2.7", TCP, if index % 3 == 0 { 443 } else { 80 });
         let established = TableEntry { tcp_state: 3, assured: true, seen_reply: true, left: 431_990, ..web };
-        entries.push(if index % 5 == 0 { TableEntry { tcp_state: 1, left: 100, ..web } } else { established });
+        entries.push(if index % 5 == 0 {
+            TableEntry { tcp_state: 1, left: 100, ..web }
+        } else {
+            established
+        });
     }
     let answered = TableEntry { seen_reply: true, ..entry("192.0.2.7", "2001:db8::53", 17, 53) };
     entries.extend(std::iter::repeat_n(TableEntry { mark: 0x10, zone: 7, ..answered }, 250));
     entries.push(entry("fd00::9", "2001:db8:ffff:ffff:ffff:ffff:ffff:fff8", 58, 128 << 8));
     entries.push(entry("203.0.113.1", "203.0.113.2", 47, 0));
-    entries.push(TableEntry { sctp_state: 4, assured: true, ..entry("192.0.2.7", "203.0.113.2", 132, 38_412) });
+    entries.push(TableEntry {
+        sctp_state: 4,
+        assured: true,
+        ..entry("192.0.2.7", "203.0.113.2", 132, 38_412)
+    });
     entries
 }
 
-fn settings(by: Keys, top: usize) -> Settings {
-    Settings { by, filter: Filter::default(), top }
+fn settings(by: Keys, top: usize) -> BreakdownConfig {
+    BreakdownConfig { by, filter: Filter::default(), top }
 }
 
 fn locals() -> Locals {
@@ -73,13 +81,13 @@ fn named(name: &str, container: Option<&str>, listed: usize) -> ScanContext {
     }
 }
 
-fn listed(settings: &Settings, netns: u32, entries: &[TableEntry], seen: ScanContext) -> TableResult {
-    let mut census = Census::new(settings, NetnsId(netns), locals(), NOW_NS);
+fn listed(settings: &BreakdownConfig, netns: u32, entries: &[TableEntry], seen: ScanContext) -> TableResult {
+    let mut census = Breakdown::new(settings, NetnsId(netns), locals(), NOW_NS);
     entries.iter().for_each(|entry| census.add(entry));
     census.end(seen)
 }
 
-fn report(settings: &Settings, finished: Vec<TableResult>) -> TableReport {
+fn report(settings: &BreakdownConfig, finished: Vec<TableResult>) -> TableReport {
     combine(settings, finished, Vec::new(), false, "0.1.0", time(0), 0.022)
 }
 
@@ -100,7 +108,10 @@ fn odd() -> Vec<TableReport> {
         .map(|index| TableEntry { src: Address(u128::from(index) << 64), ..entry("::1", "fd00::9", TCP, 80) })
         .collect();
     let started_ns = NOW_NS - 59_000_000_000;
-    many.extend(std::iter::repeat_n(TableEntry { started_ns, ..entry("10.0.0.1", "192.0.2.7", TCP, 80) }, 9_000));
+    many.extend(std::iter::repeat_n(
+        TableEntry { started_ns, ..entry("10.0.0.1", "192.0.2.7", TCP, 80) },
+        9_000,
+    ));
     let seen = ScanContext { duplicates: 17, count: Some(79_900), ..named("host", None, many.len()) };
     let seen = ScanContext { count_before: Some(80_000), restarts: 1, ..seen };
     let crowded = report(&by_src, vec![listed(&by_src, HOST, &many, seen)]);
@@ -141,7 +152,8 @@ fn odd() -> Vec<TableReport> {
 
 /// Every report of this file, for the schema.
 pub fn reports() -> Vec<TableReport> {
-    let mut reports: Vec<TableReport> = Dimension::ALL.into_iter().map(|key| story_by(Keys::one(key))).collect();
+    let mut reports: Vec<TableReport> =
+        Dimension::ALL.into_iter().map(|key| story_by(Keys::one(key))).collect();
     reports.extend(odd());
     reports
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook, Notice, SCHEMA, Start};
 use ctwatch::model::{
-    Backend, FlowOffset, Census, CensusKey, PortDetail, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample,
-    ProcessId, Role, Sample, SlotSample, Timeouts, Owner,
+    Backend, Census, CensusKey, FlowOffset, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample, Owner,
+    PortDetail, ProcessId, Role, Sample, SlotSample, Timeouts,
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
-use ctwatch::state::{By, Filter, StateConfig, State};
+use ctwatch::state::{By, Filter, State, StateConfig};
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag, hook};

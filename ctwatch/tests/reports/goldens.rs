@@ -6,7 +6,7 @@ use crate::fixtures::{
     storm_with_occupants, storm_with_unknown_ports, time,
 };
 use ctwatch::model::Backend;
-use ctwatch::state::{By, StateConfig, State};
+use ctwatch::state::{By, State, StateConfig};
 use ctwatch::text::Look;
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;

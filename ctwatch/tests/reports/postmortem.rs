@@ -11,11 +11,13 @@ use crate::advice::machine;
 use crate::fixtures::{HOST, censuses, golden, loss, of, time};
 use crate::goldens::fits_80_columns;
 use ctwatch::listing::Listing as Listed;
-use ctwatch::model::{Direction, KernelCounters, TableEntry as Entry, NetnsId, TimeoutKind, Role, WallMono};
+use ctwatch::model::{Direction, KernelCounters, NetnsId, Role, TableEntry as Entry, TimeoutKind, WallMono};
 use ctwatch::postmortem::{Format, Wish, gather, render};
 use ctwatch::record::Writer;
 use ctwatch::record::rebuild::Names;
-use ctwatch::record::rows::{MachineSnapshot, Incident, StoredListing, Notice, SnapshotReason, EndReason, Run, RunEnd, Setting};
+use ctwatch::record::rows::{
+    EndReason, Incident, MachineSnapshot, Notice, Run, RunEnd, Setting, SnapshotReason, StoredListing,
+};
 use ctwatch::record::tick::{NetnsTick, Tick};
 use ctwatch::record::writer::Batch;
 use ctwatch_common::Cause;
@@ -76,7 +78,8 @@ fn tick(second: i64) -> Tick {
 }
 
 fn listing(second: i64) -> StoredListing {
-    let mut census = Listed::new([(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(), 15);
+    let mut census =
+        Listed::new([(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(), 15);
     for left in (0..120).flat_map(|left| std::iter::repeat_n(left, 1_500)) {
         let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left, ..Entry::default() };
         census.add(&entry, Direction::Loopback);

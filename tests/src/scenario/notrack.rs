@@ -7,7 +7,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
-use ctwatch::firewall::{self, Firewall, Objection, Scope, Target, Tool};
+use ctwatch::firewall::{self, ExemptTarget, Firewall, Objection, Scope, Tool};
 use ctwatch::kernel::roots::Roots;
 
 use super::{Guest, Outcome};
@@ -139,7 +139,7 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
         Rules::Iptables(_, text) => drop(run_with_input(&["iptables-restore"], text)?),
     }
     let listed = list()?;
-    let target = Target { proto: 6, port, scope };
+    let target = ExemptTarget { proto: 6, port, scope };
     let (judge, breaks) = judge(&target)?;
     let said = !breaks.is_empty();
 
@@ -210,7 +210,7 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
 }
 
 /// What the library says of the rules in force, and which of it would break connections.
-fn judge(target: &Target) -> Result<(Firewall, Vec<Objection>)> {
+fn judge(target: &ExemptTarget) -> Result<(Firewall, Vec<Objection>)> {
     let (firewall, _, notes) = firewall::read(&Roots::default());
     ensure!(notes.is_empty(), "rules that couldn't be read: {notes:?}");
     let mut objections = firewall.objections(target);

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ::ctwatch::record::Recording;
-use ::ctwatch::record::rows::{SnapshotReason, EndReason};
+use ::ctwatch::record::rows::{EndReason, SnapshotReason};
 use anyhow::{Context, Result, ensure};
 
 use super::record::Held;

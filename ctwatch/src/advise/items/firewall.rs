@@ -1,7 +1,7 @@
 //! No stateful firewall: without a rule that asks for state, conntrack tracks nothing.
 //! The last resort, and refused wherever rules depend on state.
 
-use super::{Draft, ELSEWHERE, Item, Kind, Level};
+use super::{ChangeKind, Draft, ELSEWHERE, Item, Level};
 use crate::advise::case::Case;
 use crate::advise::target::ServiceTarget;
 use crate::advise::whatif::Changes;
@@ -15,7 +15,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     let notrack: Vec<ServiceTarget> = case.demand.services.iter().map(|service| service.target()).collect();
     let mut item = Draft {
         id: "firewall".to_owned(),
-        kind: Kind::Firewall,
+        kind: ChangeKind::Firewall,
         title: "take away the rules that make conntrack track".to_owned(),
         evidence: match rules.as_slice() {
             [one] => format!("one rule makes the kernel track: {one}"),

@@ -25,7 +25,7 @@ const WORTH: f64 = 0.05;
 /// What kind of change it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, PartialOrd, Ord)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum ChangeKind {
     /// Connections are used again.
     Reuse,
     /// Flows go untracked.
@@ -56,7 +56,7 @@ pub struct Item {
     /// What it is called: `max`, `time_wait`, `notrack-6379-tcp-lo`.
     pub id: String,
     /// What kind of change it is.
-    pub kind: Kind,
+    pub kind: ChangeKind,
     /// What to do.
     pub title: String,
     /// What it rests on.
@@ -88,7 +88,7 @@ pub struct Item {
 /// The parts of an item that differ from kind to kind.
 struct Draft {
     id: String,
-    kind: Kind,
+    kind: ChangeKind,
     title: String,
     evidence: String,
     change: Changes,
@@ -178,12 +178,12 @@ pub struct Together {
 #[must_use]
 pub fn together(case: &Case, items: &[Item]) -> Option<Together> {
     let usable: Vec<&Item> =
-        items.iter().filter(|item| item.refused.is_empty() && item.kind != Kind::Firewall).collect();
+        items.iter().filter(|item| item.refused.is_empty() && item.kind != ChangeKind::Firewall).collect();
     let pairs = usable.iter().enumerate().flat_map(|(index, one)| {
         usable[index + 1..].iter().filter_map(move |other| {
             // Two ways to spare the same flows add nothing.
-            let is_same =
-                one.kind == other.kind || (one.kind <= Kind::Notrack && other.kind <= Kind::Notrack);
+            let is_same = one.kind == other.kind
+                || (one.kind <= ChangeKind::Notrack && other.kind <= ChangeKind::Notrack);
             (!is_same).then_some((*one, *other))
         })
     });

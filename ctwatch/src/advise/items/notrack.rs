@@ -1,7 +1,7 @@
 //! NOTRACK: flows that need no state go past conntrack, unless a rule needs them tracked.
 //! Refused wherever that would break something; then it has no commands.
 
-use super::{Draft, ELSEWHERE, Item, Kind, Level, weighty};
+use super::{ChangeKind, Draft, ELSEWHERE, Item, Level, weighty};
 use crate::advise::case::Case;
 use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
@@ -25,7 +25,7 @@ fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
     let known = case.known(&target).filter(|known| !known.untracked)?;
     let mut item = Draft {
         id: format!("notrack-{}", super::super::slug(&target)),
-        kind: Kind::Notrack,
+        kind: ChangeKind::Notrack,
         title: format!("don't track {target}"),
         evidence: format!("{target} needs {:.0} % of the table and no rule needs its state", part * 100.0),
         change: Changes { notrack: vec![target], ..Changes::default() },

@@ -1,7 +1,7 @@
 //! Connection reuse: the root fix where short connections fill the table.
 //! Only for services whose entries are mostly closed connections.
 
-use super::{Draft, Item, Kind, Level, weighty};
+use super::{ChangeKind, Draft, Item, Level, weighty};
 use crate::advise::case::Case;
 use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
@@ -31,7 +31,7 @@ fn item(case: &Case, service: &Service, part: f64) -> Item {
     };
     let mut item = Draft {
         id: format!("reuse-{}", super::super::slug(&target)),
-        kind: Kind::Reuse,
+        kind: ChangeKind::Reuse,
         title: format!("keep connections open from {who} on {}/tcp", service.port),
         evidence: format!(
             "{:.1} new connections/s to {target}, {:.0} % of its entries are closed ones; they need {:.0} % of the \
@@ -76,7 +76,12 @@ fn closed_part(service: &Service) -> f64 {
     let closed = of(&mut service
         .stays
         .iter()
-        .filter(|stay| matches!(stay.phase, TimeoutKind::TimeWait | TimeoutKind::Close | TimeoutKind::LastAck | TimeoutKind::FinWait))
+        .filter(|stay| {
+            matches!(
+                stay.phase,
+                TimeoutKind::TimeWait | TimeoutKind::Close | TimeoutKind::LastAck | TimeoutKind::FinWait
+            )
+        })
         .map(|stay| f64::from(stay.entries)));
     if all > 0.0 { closed / all } else { 0.0 }
 }

@@ -1,7 +1,7 @@
 //! A larger table: nf_conntrack_max, with buckets to match and memory to pay for it.
 //! Reckoned from the demand; never from a rule of thumb.
 
-use super::{COMFORT, Draft, Item, Kind, Level, limit, set_sysctl};
+use super::{COMFORT, ChangeKind, Draft, Item, Level, limit, set_sysctl};
 use crate::advise::case::{Case, Commands};
 use crate::advise::whatif::Changes;
 use crate::machine::table::Module;
@@ -29,7 +29,7 @@ fn item(case: &Case, max: u32) -> Item {
     let is_too_much = part_of_ram.is_some_and(|part| part > MOST_OF_RAM);
     let mut item = Draft {
         id: "max".to_owned(),
-        kind: Kind::Size,
+        kind: ChangeKind::Size,
         title: format!("raise nf_conntrack_max from {} to {max}, buckets to match", before.max),
         evidence: format!(
             "at the present demand the table needs {:.0} entries on average and {:.0} before gc comes by; it has {}",

@@ -5,15 +5,20 @@ use crate::advise::case::{Firewall, Known};
 use crate::advise::demand::{Demand, Service, Stay};
 use crate::advise::gc::Gc;
 use crate::advise::target::ServiceTarget;
-use crate::machine::table::{EntrySize, Module, SizeSource, Table};
-use crate::machine::{Machine, Manager, Memory, Settings, managers};
-use crate::model::{Direction, TimeoutKind, TimeoutHistogram};
+use crate::machine::table::{EntrySize, Module, SizeSource, TableLimits};
+use crate::machine::{BootSettings, Machine, Manager, Memory, managers};
+use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
 
 fn service(port: u16, direction: Direction, rate: f64) -> Service {
     let mut idle = TimeoutHistogram::default();
     (0..(rate * 120.0) as u32).for_each(|index| idle.add(index % 120));
-    let time_wait =
-        Stay { phase: TimeoutKind::TimeWait, timeout: 120, entries: (rate * 120.0) as u32, idle, per_s: rate };
+    let time_wait = Stay {
+        phase: TimeoutKind::TimeWait,
+        timeout: 120,
+        entries: (rate * 120.0) as u32,
+        idle,
+        per_s: rate,
+    };
     Service {
         proto: 6,
         port,
@@ -34,18 +39,18 @@ fn machine(ram: u64) -> Machine {
         kernel_version: Some((6, 12)),
         cpus: Some(4),
         memory: Some(Memory { total: ram, available: None }),
-        table: Table {
+        table: TableLimits {
             module: Module::Loaded,
             max: Some(65_536),
             count: Some(65_536),
             buckets: Some(65_536),
             entry: EntrySize { object: 256, source: SizeSource::Slabinfo, extensions: 128 },
-            ..Table::default()
+            ..TableLimits::default()
         },
-        settings: Settings {
+        settings: BootSettings {
             new_sysctl_file: "/etc/sysctl.d/99-ctwatch.conf".into(),
             new_modprobe_file: "/etc/modprobe.d/99-ctwatch.conf".into(),
-            ..Settings::default()
+            ..BootSettings::default()
         },
         ..Machine::default()
     }
@@ -147,7 +152,7 @@ fn a_table_with_room_to_spare_needs_no_larger_one() {
     let mut case = story();
     case.demand.max = 1 << 20;
     let items = advise(&case);
-    assert!(items.iter().all(|item| item.kind != Kind::Size), "{items:?}");
+    assert!(items.iter().all(|item| item.kind != ChangeKind::Size), "{items:?}");
 }
 
 #[test]

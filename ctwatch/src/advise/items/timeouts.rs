@@ -1,7 +1,7 @@
 //! Shorter timeouts: entries that only wait for their end go sooner.
 //! Warns below RFC 5382 where NAT is involved.
 
-use super::{COMFORT, Draft, Item, Kind, Level, WORTH, limit, set_sysctl};
+use super::{COMFORT, ChangeKind, Draft, Item, Level, WORTH, limit, set_sysctl};
 use crate::advise::case::Case;
 use crate::advise::whatif::Changes;
 use crate::model::TimeoutKind;
@@ -17,9 +17,11 @@ const RFC_4787: u32 = 120;
 pub(crate) const fn rfc(phase: TimeoutKind) -> Option<(&'static str, u32)> {
     match phase {
         TimeoutKind::Established => Some(("RFC 5382", RFC_5382)),
-        TimeoutKind::SynSent | TimeoutKind::SynRecv | TimeoutKind::FinWait | TimeoutKind::CloseWait | TimeoutKind::LastAck => {
-            Some(("RFC 5382", RFC_5382_TRANSITORY))
-        }
+        TimeoutKind::SynSent
+        | TimeoutKind::SynRecv
+        | TimeoutKind::FinWait
+        | TimeoutKind::CloseWait
+        | TimeoutKind::LastAck => Some(("RFC 5382", RFC_5382_TRANSITORY)),
         TimeoutKind::Udp | TimeoutKind::UdpStream => Some(("RFC 4787", RFC_4787)),
         _ => None,
     }
@@ -68,7 +70,7 @@ fn item(case: &Case, phase: TimeoutKind, before: u32, seconds: u32, part: f64) -
         && case.firewall.nat;
     let mut item = Draft {
         id: phase.name().to_owned(),
-        kind: Kind::Timeout,
+        kind: ChangeKind::Timeout,
         title: format!("shorten {} from {before} s to {seconds} s", phase.sysctl()),
         evidence: format!("{:.0} % of the entries wait for this timeout", part * 100.0),
         change: Changes { timeouts: [(phase, seconds)].into(), ..Changes::default() },

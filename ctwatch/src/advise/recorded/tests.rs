@@ -5,7 +5,7 @@ use crate::advise::report::report;
 use crate::listing::Listing as Listed;
 use crate::model::{Direction, KernelCounters, TableEntry as Entry, TimeoutKind, WallMono};
 use crate::record::Writer;
-use crate::record::rows::{SnapshotReason, Run};
+use crate::record::rows::{Run, SnapshotReason};
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
 use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
@@ -50,7 +50,8 @@ fn tick(second: i64) -> Tick {
 }
 
 fn listing(second: i64) -> StoredListing {
-    let mut census = Listed::new([(TimeoutKind::TimeWait, 60), (TimeoutKind::Established, 432_000)].into(), 15);
+    let mut census =
+        Listed::new([(TimeoutKind::TimeWait, 60), (TimeoutKind::Established, 432_000)].into(), 15);
     for left in (0..60).flat_map(|left| std::iter::repeat_n(left, 50)) {
         let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left, ..Entry::default() };
         census.add(&entry, Direction::Loopback);
@@ -69,7 +70,11 @@ fn listing(second: i64) -> StoredListing {
 
 fn facts() -> MachineSnapshot {
     let machine = Machine { kernel_release: "6.12.1".to_owned(), ..Machine::default() };
-    MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json: serde_json::to_string(&machine).unwrap() }
+    MachineSnapshot {
+        at: at(0),
+        occasion: SnapshotReason::Start,
+        json: serde_json::to_string(&machine).unwrap(),
+    }
 }
 
 fn write(path: &Path, listings: Vec<StoredListing>, facts: Vec<MachineSnapshot>) -> Recording {

@@ -20,7 +20,7 @@ use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::timeouts::{self, Timeout};
 use crate::machine::{self, Host, Machine, Published, software};
-use crate::model::{Direction, Locals, Loss, NetnsId, TimeoutKind, Protocol, Role, EntryFields};
+use crate::model::{Direction, EntryFields, Locals, Loss, NetnsId, Protocol, Role, TimeoutKind};
 use crate::netns::Netns;
 
 /// Services of which everything is looked up.
@@ -213,7 +213,7 @@ fn known(
         }
         None => return known,
     };
-    let exempt = firewall::Target { proto: target.proto, port: target.port, scope };
+    let exempt = firewall::ExemptTarget { proto: target.proto, port: target.port, scope };
     for objection in firewall.objections(&exempt) {
         if objection.kind == firewall::ObjectionKind::AlreadyUntracked {
             known.untracked = true;
@@ -258,7 +258,12 @@ fn proto(name: &str) -> Option<u8> {
 }
 
 /// What the firewall as a whole says: whether it could do without state.
-fn rules(firewall: &Firewall, machine: &Machine, known: &BTreeMap<ServiceTarget, Known>, inside: &Inside) -> Rules {
+fn rules(
+    firewall: &Firewall,
+    machine: &Machine,
+    known: &BTreeMap<ServiceTarget, Known>,
+    inside: &Inside,
+) -> Rules {
     let tracking = firewall.tracking_rules();
     let (without, mut objections) = match firewall.without_tracking() {
         Ok(commands) => (Some(inside.commands(commands)), Vec::new()),

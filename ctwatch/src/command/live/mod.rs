@@ -25,7 +25,7 @@ use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample};
 use crate::netns;
 use crate::probe::plan::ProbeOptions;
-use crate::watch::{StartInfo, ModuleChange, WatchConfig, Watch};
+use crate::watch::{ModuleChange, StartInfo, Watch, WatchConfig};
 use reconcile::Missed;
 
 /// The kernel wakes us when much is waiting; in between we look this often.

@@ -12,9 +12,9 @@ use crate::conntrack::{addresses, census};
 use crate::kernel::roots::Roots;
 use crate::listing::Listing;
 use crate::machine::{self, Host};
-use crate::model::{Locals, NetnsId, WallMono, EntryFields};
+use crate::model::{EntryFields, Locals, NetnsId, WallMono};
 use crate::netns::{self, Netns};
-use crate::record::rows::{MachineSnapshot, StoredListing, SnapshotReason};
+use crate::record::rows::{MachineSnapshot, SnapshotReason, StoredListing};
 
 /// Arrivals are read from the timeouts that began anew within so many seconds.
 const LOOK_S: u32 = 15;
@@ -126,7 +126,10 @@ mod tests {
             );
             std::thread::yield_now();
         }
-        assert_eq!(found, [("1".to_owned(), SnapshotReason::Start), ("2".to_owned(), SnapshotReason::Trigger)]);
+        assert_eq!(
+            found,
+            [("1".to_owned(), SnapshotReason::Start), ("2".to_owned(), SnapshotReason::Trigger)]
+        );
         looks.start(one, SnapshotReason::Trigger).unwrap();
         assert_eq!(looks.queue.len(), 1, "once it is done it is looked at again");
     }

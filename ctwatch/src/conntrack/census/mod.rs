@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::netlink::{self, Next};
-use crate::model::{CensusKey, PortDetail, TableEntry, Timeouts, EntryFields};
+use crate::model::{CensusKey, EntryFields, PortDetail, TableEntry, Timeouts};
 use parse::{Message, Messages};
 use recent::Recent;
 use tally::Tally;
@@ -64,7 +64,11 @@ pub struct Listing {
 /// Hands over every entry of the netns this thread is in, once. When the table is resized meanwhile it ends there if
 /// `end_at_resize`, since a dump that goes on lists a part of the table again, or leaves one out: it keeps its bucket's
 /// number, and nf_conntrack_hash_resize (nf_conntrack_core.c, 5.10 to 7.3) moves every entry to another one.
-pub fn list_entries(wanted: EntryFields, end_at_resize: bool, mut each: impl FnMut(&TableEntry)) -> Result<Listing> {
+pub fn list_entries(
+    wanted: EntryFields,
+    end_at_resize: bool,
+    mut each: impl FnMut(&TableEntry),
+) -> Result<Listing> {
     let buckets = Buckets::open();
     let before = buckets.read();
     let mut recent = Recent::new();
@@ -106,7 +110,11 @@ impl Buckets {
 }
 
 /// Hands over every entry of a dump; returns whether the kernel called it inconsistent. `after` each datagram it may end.
-fn dump_here(wanted: EntryFields, mut each: impl FnMut(&TableEntry), mut after: impl FnMut() -> Next) -> Result<bool> {
+fn dump_here(
+    wanted: EntryFields,
+    mut each: impl FnMut(&TableEntry),
+    mut after: impl FnMut() -> Next,
+) -> Result<bool> {
     let mut interrupted = false;
     netlink::dump_here(CT_GET, libc::AF_UNSPEC as u8, &[], |datagram| {
         let mut messages = Messages::new(datagram, wanted);

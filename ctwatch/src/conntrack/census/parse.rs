@@ -1,7 +1,7 @@
 //! ctnetlink's answers, attribute by attribute: what a census needs of an entry, and nothing else.
 //! No allocation and no panic, whatever the bytes say.
 
-use crate::model::{Address, TableEntry, EntryFields};
+use crate::model::{Address, EntryFields, TableEntry};
 
 // include/uapi/linux/netlink.h
 const NLMSG_ERROR: u16 = 2;

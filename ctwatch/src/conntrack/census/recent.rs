@@ -46,7 +46,11 @@ mod tests {
     fn entry(number: u32) -> TableEntry {
         // Ids are hashes, and tuples too.
         let id = number.wrapping_mul(0x85EB_CA6B) | 1;
-        TableEntry { id, tuple: u64::from(number).wrapping_mul(0xC2B2_AE3D_27D4_EB4F), ..TableEntry::default() }
+        TableEntry {
+            id,
+            tuple: u64::from(number).wrapping_mul(0xC2B2_AE3D_27D4_EB4F),
+            ..TableEntry::default()
+        }
     }
 
     proptest! {

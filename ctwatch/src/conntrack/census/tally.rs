@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::recent::Recent;
-use crate::model::{CensusKey, PortDetail, TableEntry, StateCounts};
+use crate::model::{CensusKey, PortDetail, StateCounts, TableEntry};
 
 /// Keys that get a detail of their own; the others share one.
 const DETAILED: usize = 256;

@@ -7,7 +7,7 @@ use ctwatch_common::Cause;
 use super::{Value, row};
 use crate::contract::{Certainty, DropEvent, Event, Packet};
 use crate::model::{Backend, Loss, Role};
-use crate::state::{Filter, StateConfig, State};
+use crate::state::{Filter, State, StateConfig};
 
 /// Makes rows of losses.
 pub(super) struct Drops(State);

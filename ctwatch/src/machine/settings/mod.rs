@@ -15,7 +15,7 @@ pub use sysctl_d::Assignment;
 
 /// The files that set conntrack's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct BootSettings {
     /// By sysctl: "net.netfilter.nf_conntrack_max".
     pub sysctls: BTreeMap<String, Setting>,
     /// A sysctl file of this name is read after all that set conntrack's settings now.
@@ -56,7 +56,7 @@ impl Setting {
 }
 
 /// Reads all of them.
-pub(super) fn read(host: &Host, notes: &mut Notes) -> Settings {
+pub(super) fn read(host: &Host, notes: &mut Notes) -> BootSettings {
     let systemd = host.file("run/systemd/system").exists();
     let files = sysctl_d::files(host, systemd);
     let mut sysctls: BTreeMap<String, Setting> = BTreeMap::new();
@@ -86,7 +86,7 @@ pub(super) fn read(host: &Host, notes: &mut Notes) -> Settings {
     let last = last.filter_map(|assignment| assignment.read_as.as_deref()).max();
     let modprobe = modprobe::read(host);
     let last_option = modprobe.options.iter().filter_map(|option| option.file.file_name()?.to_str()).max();
-    Settings {
+    BootSettings {
         new_sysctl_file: PathBuf::from("/etc/sysctl.d").join(name_after(last)),
         sysctls,
         new_modprobe_file: PathBuf::from("/etc/modprobe.d").join(name_after(last_option)),
@@ -129,14 +129,14 @@ mod tests {
 
     const MAX: &str = "net.netfilter.nf_conntrack_max";
 
-    fn settings(files: &[(&str, &str)]) -> (Settings, Vec<String>) {
+    fn settings(files: &[(&str, &str)]) -> (BootSettings, Vec<String>) {
         let fixture = Fixture::of(files);
         let mut notes = Notes::default();
         let settings = read(&fixture.host, &mut notes);
         (settings, notes.0)
     }
 
-    fn winner(settings: &Settings, key: &str) -> (String, String) {
+    fn winner(settings: &BootSettings, key: &str) -> (String, String) {
         let winner = &settings.sysctls[key].winner;
         (winner.file.display().to_string(), winner.value.clone())
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 use rusqlite::{Connection, params};
 
-use crate::model::{NetnsId, Role, Owner};
+use crate::model::{NetnsId, Owner, Role};
 use crate::record::event::text;
 use crate::record::rebuild::Names;
 use crate::record::rows::netns_checksum;

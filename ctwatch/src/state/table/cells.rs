@@ -5,7 +5,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use super::key::Wide;
 use super::spread::{Spread, Spreads};
-use crate::model::{TableEntry, StateCounts};
+use crate::model::{StateCounts, TableEntry};
 
 /// No cell, or no spread.
 const NONE: u32 = u32::MAX;

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use super::filter::{Filter, Verdict};
 use super::key::Facts;
-use crate::model::{Direction, TableEntry, Locals, NetnsId, Protocol, EntryFields};
+use crate::model::{Direction, EntryFields, Locals, NetnsId, Protocol, TableEntry};
 use cells::{Cells, Counted, Sum};
 use key::Wide;
 
@@ -24,7 +24,7 @@ const WIDE: usize = 1 << 15;
 
 /// What shapes a census.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct BreakdownConfig {
     /// What one row stands for.
     pub by: Keys,
     /// Which entries make rows; its causes and netns mean nothing here.
@@ -33,7 +33,7 @@ pub struct Settings {
     pub top: usize,
 }
 
-impl Settings {
+impl BreakdownConfig {
     /// Which attributes of an entry are needed.
     #[must_use]
     pub fn wanted(&self) -> EntryFields {
@@ -58,8 +58,8 @@ impl Settings {
 }
 
 /// The rows of one netns's table while its entries come by.
-pub struct Census<'a> {
-    settings: &'a Settings,
+pub struct Breakdown<'a> {
+    settings: &'a BreakdownConfig,
     netns: NetnsId,
     locals: Locals,
     filters: bool,
@@ -73,10 +73,10 @@ enum AnyCells {
     Wide(Cells<Wide>),
 }
 
-impl<'a> Census<'a> {
+impl<'a> Breakdown<'a> {
     /// Nothing counted yet. `now_ns` is the time by which ages are told, nanoseconds since 1970.
     #[must_use]
-    pub fn new(settings: &'a Settings, netns: NetnsId, locals: Locals, now_ns: u64) -> Self {
+    pub fn new(settings: &'a BreakdownConfig, netns: NetnsId, locals: Locals, now_ns: u64) -> Self {
         let cells = if settings.is_wide() {
             AnyCells::Wide(Cells::new(WIDE))
         } else {

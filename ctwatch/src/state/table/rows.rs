@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::cells::{Counted, Sum};
 use super::key::Wide;
-use super::{Census, Dimension, Keys, Settings};
-use crate::contract::breakdown::{Reason, TableReport, Row, Skipped, TableBreakdown};
+use super::{Breakdown, BreakdownConfig, Dimension, Keys};
+use crate::contract::breakdown::{Reason, Row, Skipped, TableBreakdown, TableReport};
 use crate::contract::{SCHEMA, fill};
 use crate::model::{Protocol, service, state_name};
 use jiff::Timestamp;
@@ -48,7 +48,7 @@ pub struct ScanContext {
     pub container: Option<String>,
 }
 
-impl Census<'_> {
+impl Breakdown<'_> {
     /// The end of this table's listing.
     #[must_use]
     pub fn end(self, seen: ScanContext) -> TableResult {
@@ -169,7 +169,7 @@ fn part(of: u64, all: u64) -> f64 {
 /// The rows of all tables in one report: the largest of all, and for each table a sum of its others.
 #[must_use]
 pub fn combine(
-    settings: &Settings,
+    settings: &BreakdownConfig,
     finished: Vec<TableResult>,
     skipped: Vec<Skipped>,
     own_netns_only: bool,

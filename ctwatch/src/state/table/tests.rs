@@ -7,12 +7,20 @@ use crate::model::Address;
 use crate::state::PortRange;
 use proptest::prelude::*;
 
-fn settings(by: Keys, top: usize) -> Settings {
-    Settings { by, filter: Filter::default(), top }
+fn settings(by: Keys, top: usize) -> BreakdownConfig {
+    BreakdownConfig { by, filter: Filter::default(), top }
 }
 
 fn tcp(port: u16, tcp_state: u8) -> TableEntry {
-    TableEntry { id: 1, proto: 6, port, tcp_state, assured: tcp_state != 1, left: 60, ..TableEntry::default() }
+    TableEntry {
+        id: 1,
+        proto: 6,
+        port,
+        tcp_state,
+        assured: tcp_state != 1,
+        left: 60,
+        ..TableEntry::default()
+    }
 }
 
 fn from(src: &str, entry: TableEntry) -> TableEntry {
@@ -20,9 +28,9 @@ fn from(src: &str, entry: TableEntry) -> TableEntry {
     TableEntry { src: address(src), dst: address("10.0.0.9"), reply_src: address("10.0.0.9"), ..entry }
 }
 
-fn report(settings: &Settings, tables: &[&[TableEntry]]) -> breakdown::TableReport {
+fn report(settings: &BreakdownConfig, tables: &[&[TableEntry]]) -> breakdown::TableReport {
     let finished = (1..).zip(tables).map(|(netns, entries)| {
-        let mut census = Census::new(settings, NetnsId(netns), Locals::default(), 0);
+        let mut census = Breakdown::new(settings, NetnsId(netns), Locals::default(), 0);
         entries.iter().for_each(|entry| census.add(entry));
         census.end(ScanContext { max: Some(1_000), ..quiet(entries) })
     });
@@ -109,7 +117,8 @@ fn filters_choose_entries_and_shares_stay_those_of_the_table() {
 
 #[test]
 fn a_loopback_filter_needs_to_know_local_addresses() {
-    let local = TableEntry { src: Address::from(IpAddr::from([127, 0, 0, 1])), ..from("127.0.0.1", tcp(80, 3)) };
+    let local =
+        TableEntry { src: Address::from(IpAddr::from([127, 0, 0, 1])), ..from("127.0.0.1", tcp(80, 3)) };
     let local = TableEntry { reply_src: local.src, ..local };
     let mut settings = settings(Keys::one(Dimension::Direction), 9);
     settings.filter.loopback = Some(true);
@@ -119,10 +128,9 @@ fn a_loopback_filter_needs_to_know_local_addresses() {
 
 fn difference(before: u32, after: u32, listed: u64, duplicates: u64) -> (i64, Vec<breakdown::Reason>) {
     let settings = settings(Keys::default(), 1);
-    let census = Census::new(&settings, NetnsId(1), Locals::default(), 0);
+    let census = Breakdown::new(&settings, NetnsId(1), Locals::default(), 0);
     let (count_before, count) = (Some(before), Some(after));
-    let end =
-        census.end(ScanContext { count_before, count, listed, duplicates, ..ScanContext::default() });
+    let end = census.end(ScanContext { count_before, count, listed, duplicates, ..ScanContext::default() });
     let report = combine(&settings, vec![end], Vec::new(), false, "0", Default::default(), 0.0);
     (report.tables[0].unlisted, report.tables[0].reasons.clone())
 }

@@ -3,14 +3,14 @@
 
 use crate::advise::demand::Outcome;
 use crate::advise::items::{Item, Level};
-use crate::advise::report::{Report, ServiceLine, Table, WhatIf};
+use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
 use crate::text::{COLUMNS, FAINT, FINE, FULL, NEARLY, PLAIN, Paint, mib, rate, shorten, thousands, wrap};
 
 const INDENT: usize = 4;
 /// Where what follows a label starts.
 const TEXT_AT: usize = 14;
 
-pub(super) fn lines(report: &Report, paint: Paint) -> Vec<String> {
+pub(super) fn lines(report: &Advice, paint: Paint) -> Vec<String> {
     let mut lines = head(report, paint);
     lines.extend(services(report, paint));
     if let Some(what_if) = &report.what_if {
@@ -28,7 +28,7 @@ pub(super) fn lines(report: &Report, paint: Paint) -> Vec<String> {
         let text = format!("{} together: {}", both.ids.join(" and "), outcome(&both.after));
         lines.extend(wrap(&text, INDENT));
     }
-    let Table { kernel_default_max, old_rule_max, old_rule_buckets, .. } = &report.table;
+    let TableDemand { kernel_default_max, old_rule_max, old_rule_buckets, .. } = &report.table;
     if let (Some(new), Some(old), Some(buckets)) = (kernel_default_max, old_rule_max, old_rule_buckets) {
         lines.push(String::new());
         let text = format!(
@@ -46,8 +46,8 @@ pub(super) fn lines(report: &Report, paint: Paint) -> Vec<String> {
     lines
 }
 
-fn head(report: &Report, paint: Paint) -> Vec<String> {
-    let Table { count, max, refused_packets_per_s, offered_per_s, admitted_per_s, demand, .. } =
+fn head(report: &Advice, paint: Paint) -> Vec<String> {
+    let TableDemand { count, max, refused_packets_per_s, offered_per_s, admitted_per_s, demand, .. } =
         &report.table;
     let name = report.name.clone().unwrap_or_else(|| format!("net:{}", report.netns.0));
     let style = if demand.overflows() { FULL } else { PLAIN };
@@ -83,7 +83,7 @@ fn head(report: &Report, paint: Paint) -> Vec<String> {
     lines
 }
 
-fn services(report: &Report, paint: Paint) -> Vec<String> {
+fn services(report: &Advice, paint: Paint) -> Vec<String> {
     let has_then = report.what_if.is_some();
     let then = |text: &str| if has_then { format!(" {text:>9}") } else { String::new() };
     let header = format!(

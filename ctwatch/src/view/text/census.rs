@@ -1,7 +1,7 @@
 //! The answer of `ctwatch table`: each table's fill, then who fills it; what doesn't add up is said below.
 //! Nothing of an address is ever cut off: a key too long for its column gets a line of its own.
 
-use crate::contract::breakdown::{Reason, TableReport, Row, TableBreakdown};
+use crate::contract::breakdown::{Reason, Row, TableBreakdown, TableReport};
 use crate::text::{
     COLUMNS, FAINT, FULL, NEARLY, PLAIN, Paint, percent, short_duration, shorten, thousands, took, width,
     wrap,
@@ -28,10 +28,12 @@ const NAME: usize = 30;
 pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<String> {
     let columns = Columns::of(&report.rows);
     let mut lines = Vec::new();
-    let rows_of =
-        |table: &TableBreakdown| report.rows.iter().filter(|row| row.netns == table.netns).collect::<Vec<_>>();
+    let rows_of = |table: &TableBreakdown| {
+        report.rows.iter().filter(|row| row.netns == table.netns).collect::<Vec<_>>()
+    };
     let has_rows = |table: &&TableBreakdown| !rows_of(table).is_empty();
-    let (mut shown, mut others): (Vec<&TableBreakdown>, Vec<&TableBreakdown>) = report.tables.iter().partition(has_rows);
+    let (mut shown, mut others): (Vec<&TableBreakdown>, Vec<&TableBreakdown>) =
+        report.tables.iter().partition(has_rows);
     shown.sort_by_key(|table| std::cmp::Reverse(table.listed));
     others.sort_by_key(|table| table.name.as_deref() != Some("host"));
     // All are empty, or nothing passes the filter: the answer is in the tables.

@@ -16,11 +16,11 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::View;
-use crate::advise::report::Report as Advice;
+use crate::advise::report::Advice;
 use crate::contract::breakdown::TableReport;
 use crate::contract::{
-    Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Occupied, Packet, Row, Start, TableStatus, Tick,
-    Tuple, Unexplained,
+    Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Occupied, Packet, Row, Start, TableStatus,
+    Tick, Tuple, Unexplained,
 };
 use crate::model::{KernelCounters, NetnsId, Role};
 use crate::state::By;
