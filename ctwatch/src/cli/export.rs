@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::export::Table;
+use crate::export::ExportTable;
 use crate::record::span::Moment;
 
 #[derive(Debug, Args)]
@@ -29,7 +29,7 @@ pub struct ExportArgs {
         long, value_name = "TABLE", value_delimiter = ',', value_parser = table,
         help = "Only these tables: runs, ticks, fills, losses,\narrivals, drops, occupancy, listings, settings,\nincidents, notices, machine"
     )]
-    table: Vec<Table>,
+    table: Vec<ExportTable>,
     #[arg(
         long,
         value_name = "WHEN",
@@ -67,8 +67,8 @@ enum ToFormat {
     Parquet,
 }
 
-fn table(text: &str) -> Result<Table, String> {
-    Table::from_name(text).ok_or_else(|| format!("tables are {}", Table::ALL.map(Table::name).join(", ")))
+fn table(text: &str) -> Result<ExportTable, String> {
+    ExportTable::from_name(text).ok_or_else(|| format!("tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
 }
 
 /// A format of an export.
@@ -92,7 +92,7 @@ pub struct Export {
     /// Where to; `None`: to standard output.
     pub output: Option<PathBuf>,
     /// What of it, in the order of [`Table::ALL`].
-    pub tables: Vec<Table>,
+    pub tables: Vec<ExportTable>,
     /// Where to begin.
     pub from: Option<Moment>,
     /// Where to end.
@@ -104,7 +104,7 @@ pub struct Export {
 impl Export {
     pub(super) fn resolve(args: ExportArgs) -> Self {
         let ExportArgs { file, to, output, table, from, until, anonymize } = args;
-        let wanted = |one: &Table| table.is_empty() || table.contains(one);
+        let wanted = |one: &ExportTable| table.is_empty() || table.contains(one);
         Self {
             file,
             format: match to {
@@ -113,7 +113,7 @@ impl Export {
                 ToFormat::Parquet => ExportFormat::Parquet,
             },
             output,
-            tables: Table::ALL.into_iter().filter(wanted).collect(),
+            tables: ExportTable::ALL.into_iter().filter(wanted).collect(),
             from,
             to: until,
             anonymize: anonymize.map(|key| (!key.is_empty()).then_some(key)),

@@ -6,17 +6,17 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::{Sink, Table, Value};
+use super::{Sink, ExportTable, Value};
 
 /// Writes it.
-pub struct Csv<W: Write>(BTreeMap<Table, csv::Writer<W>>);
+pub struct Csv<W: Write>(BTreeMap<ExportTable, csv::Writer<W>>);
 
 impl<W: Write> Csv<W> {
     /// Writes these tables there, their headers at once.
     ///
     /// # Errors
     /// As [`Sink::row`].
-    pub fn new(outs: impl IntoIterator<Item = (Table, W)>) -> Result<Self> {
+    pub fn new(outs: impl IntoIterator<Item = (ExportTable, W)>) -> Result<Self> {
         let mut writers = BTreeMap::new();
         for (table, out) in outs {
             let mut writer = csv::Writer::from_writer(out);
@@ -47,7 +47,7 @@ fn text(value: &Value) -> String {
 }
 
 impl<W: Write> Sink for Csv<W> {
-    fn row(&mut self, table: Table, values: &[Value]) -> Result<()> {
+    fn row(&mut self, table: ExportTable, values: &[Value]) -> Result<()> {
         if let Some(writer) = self.0.get_mut(&table) {
             writer.write_record(values.iter().map(text)).map_err(plain)?;
         }

@@ -10,7 +10,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 use jiff::Timestamp;
 
-use super::{Sink, Table, Value};
+use super::{Sink, ExportTable, Value};
 use crate::contract::fill;
 use crate::model::{Census, NetnsId, Protocol, service};
 use crate::record::Recording;
@@ -25,7 +25,7 @@ use drops::Drops;
 #[derive(Debug)]
 pub struct Choice {
     /// These tables.
-    pub tables: Vec<Table>,
+    pub tables: Vec<ExportTable>,
     /// What happened in this span. Of runs and of settings first seen, those before it come, too.
     pub span: Span,
     /// Without what tells who is who.
@@ -33,9 +33,9 @@ pub struct Choice {
 }
 
 impl Choice {
-    fn wants(&self, table: Table) -> bool {
+    fn wants(&self, table: ExportTable) -> bool {
         // What the machine was like is full of addresses and names.
-        self.tables.contains(&table) && !(table == Table::Machine && self.anonymizer.is_some())
+        self.tables.contains(&table) && !(table == ExportTable::Machine && self.anonymizer.is_some())
     }
 }
 
@@ -81,11 +81,11 @@ impl Run<'_> {
     /// Everything but ticks.
     fn about(&self, choice: &mut Choice, sink: &mut dyn Sink) -> Result<()> {
         let id = self.recorded.id;
-        if choice.wants(Table::Runs) {
+        if choice.wants(ExportTable::Runs) {
             self.start(choice, sink)?;
         }
         let span = choice.span;
-        if choice.wants(Table::Settings) {
+        if choice.wants(ExportTable::Settings) {
             // The first values hold until they change.
             let settings = self.recording.settings(id)?.into_iter().filter(|setting| {
                 span.contains(setting.at.time)
@@ -93,10 +93,10 @@ impl Run<'_> {
             });
             for setting in settings {
                 let row = row![id, setting.at.time, setting.name, setting.value, setting.before];
-                sink.row(Table::Settings, &row)?;
+                sink.row(ExportTable::Settings, &row)?;
             }
         }
-        if choice.wants(Table::Incidents) {
+        if choice.wants(ExportTable::Incidents) {
             for (number, one) in self.recording.incidents(id)? {
                 if span.contains(one.at.time) {
                     let (from, to) = (one.detail_from, one.detail_to);
@@ -111,27 +111,27 @@ impl Run<'_> {
                         to,
                         one.ceased
                     ];
-                    sink.row(Table::Incidents, &row)?;
+                    sink.row(ExportTable::Incidents, &row)?;
                 }
             }
         }
-        if choice.wants(Table::Notices) {
+        if choice.wants(ExportTable::Notices) {
             for notice in self.recording.notices(id)? {
                 if span.contains(notice.at.time) {
                     // What it says may name somebody.
                     let text = choice.anonymizer.is_none().then_some(notice.text);
-                    sink.row(Table::Notices, &row![id, notice.at.time, notice.code, text])?;
+                    sink.row(ExportTable::Notices, &row![id, notice.at.time, notice.code, text])?;
                 }
             }
         }
-        if choice.wants(Table::Machine) {
+        if choice.wants(ExportTable::Machine) {
             for facts in self.recording.machines(id)? {
                 if span.contains(facts.at.time) {
-                    sink.row(Table::Machine, &row![id, facts.at.time, facts.occasion.name(), facts.json])?;
+                    sink.row(ExportTable::Machine, &row![id, facts.at.time, facts.occasion.name(), facts.json])?;
                 }
             }
         }
-        if choice.wants(Table::Listings) { self.listings(span, sink) } else { Ok(()) }
+        if choice.wants(ExportTable::Listings) { self.listings(span, sink) } else { Ok(()) }
     }
 
     fn start(&self, choice: &mut Choice, sink: &mut dyn Sink) -> Result<()> {
@@ -155,7 +155,7 @@ impl Run<'_> {
             end.map(|end| end.at.time),
             end.map(|end| end.reason.name()),
         ];
-        sink.row(Table::Runs, &row)
+        sink.row(ExportTable::Runs, &row)
     }
 
     fn listings(&self, span: Span, sink: &mut dyn Sink) -> Result<()> {
@@ -184,7 +184,7 @@ impl Run<'_> {
                         listing.census.look_s(),
                         collected.pairs(),
                     ];
-                    sink.row(Table::Listings, &row)?;
+                    sink.row(ExportTable::Listings, &row)?;
                 }
             }
         }
@@ -192,12 +192,12 @@ impl Run<'_> {
     }
 
     fn ticks(&self, choice: &mut Choice, sink: &mut dyn Sink) -> Result<()> {
-        let of_ticks = |table: &Table| *table <= Table::Occupancy && *table != Table::Runs;
+        let of_ticks = |table: &ExportTable| *table <= ExportTable::Occupancy && *table != ExportTable::Runs;
         if !choice.tables.iter().any(of_ticks) {
             return Ok(());
         }
         let mut drops =
-            choice.wants(Table::Drops).then(|| Drops::new(&self.recorded.run.backend)).transpose()?;
+            choice.wants(ExportTable::Drops).then(|| Drops::new(&self.recorded.run.backend)).transpose()?;
         for stored in self.recording.ticks(self.recorded, i64::MIN..=i64::MAX)? {
             let stored = stored?;
             if choice.span.is_after(stored.tick.time) {
@@ -214,7 +214,7 @@ impl Run<'_> {
                     }
                     let name = self.name(NetnsId(loss.event.netns));
                     if let Some(row) = drops.row(self.recorded.id, tick, name, &loss) {
-                        sink.row(Table::Drops, &row)?;
+                        sink.row(ExportTable::Drops, &row)?;
                     }
                 }
             }
@@ -225,7 +225,7 @@ impl Run<'_> {
     fn tick(&self, stored: &Stored, choice: &Choice, sink: &mut dyn Sink) -> Result<()> {
         let (run, tick) = (self.recorded.id, &stored.tick);
         let at = At { run, tick: stored.id, time: tick.time, interval_s: tick.interval_us as f64 / 1e6 };
-        if choice.wants(Table::Ticks) {
+        if choice.wants(ExportTable::Ticks) {
             let [drop, early_drop, insert_failed, chaintoolong] = tick.unexplained;
             let row = row![
                 run,
@@ -244,27 +244,27 @@ impl Run<'_> {
                 insert_failed,
                 chaintoolong,
             ];
-            sink.row(Table::Ticks, &row)?;
+            sink.row(ExportTable::Ticks, &row)?;
         }
-        if choice.wants(Table::Fills) {
+        if choice.wants(ExportTable::Fills) {
             for netns in &tick.netns {
-                sink.row(Table::Fills, &self.fill(&at, netns))?;
+                sink.row(ExportTable::Fills, &self.fill(&at, netns))?;
             }
         }
-        if choice.wants(Table::Losses) {
+        if choice.wants(ExportTable::Losses) {
             for (key, losses) in &tick.losses {
                 if let Some(row) = self.losses(&at, *key, *losses) {
-                    sink.row(Table::Losses, &row)?;
+                    sink.row(ExportTable::Losses, &row)?;
                 }
             }
             for cause in Cause::ALL {
                 let losses = tick.overflow[cause as usize];
                 if losses != 0 {
-                    sink.row(Table::Losses, &overflow(&at, cause, losses))?;
+                    sink.row(ExportTable::Losses, &overflow(&at, cause, losses))?;
                 }
             }
         }
-        if choice.wants(Table::Arrivals) {
+        if choice.wants(ExportTable::Arrivals) {
             for (key, [inserts, deletes, failed]) in &tick.flows {
                 let (netns, proto) = (NetnsId(key.netns), Protocol(key.proto));
                 let At { run, tick, time, interval_s } = at;
@@ -283,10 +283,10 @@ impl Run<'_> {
                     inserts,
                     *deletes,
                 ];
-                sink.row(Table::Arrivals, &row)?;
+                sink.row(ExportTable::Arrivals, &row)?;
             }
         }
-        if choice.wants(Table::Occupancy) {
+        if choice.wants(ExportTable::Occupancy) {
             for census in &tick.censuses {
                 self.occupancy(&at, census, sink)?;
             }
@@ -364,7 +364,7 @@ impl Run<'_> {
                 key.assured,
                 key.time_wait,
             ];
-            sink.row(Table::Occupancy, &row)?;
+            sink.row(ExportTable::Occupancy, &row)?;
         }
         Ok(())
     }

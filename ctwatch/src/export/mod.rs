@@ -16,7 +16,7 @@ pub use csv::Csv;
 pub use fill::{Choice, export};
 pub use ndjson::Ndjson;
 pub use parquet::Parquet;
-pub use table::{Column, ColumnType, Table};
+pub use table::{Column, ColumnType, ExportTable};
 
 /// One cell.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +41,7 @@ pub trait Sink {
     ///
     /// # Errors
     /// It can't be written; a closed pipe is `BrokenPipe`.
-    fn row(&mut self, table: Table, values: &[Value]) -> Result<()>;
+    fn row(&mut self, table: ExportTable, values: &[Value]) -> Result<()>;
     /// There are no more.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use anyhow::Result;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
-use super::{Sink, Table, Value};
+use super::{Sink, ExportTable, Value};
 
 /// Writes it.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl<W: Write> Ndjson<W> {
     }
 }
 
-struct Row<'a>(Table, &'a [Value]);
+struct Row<'a>(ExportTable, &'a [Value]);
 
 impl Serialize for Row<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -47,7 +47,7 @@ impl Serialize for Value {
 }
 
 impl<W: Write> Sink for Ndjson<W> {
-    fn row(&mut self, table: Table, values: &[Value]) -> Result<()> {
+    fn row(&mut self, table: ExportTable, values: &[Value]) -> Result<()> {
         serde_json::to_writer(&mut self.0, &Row(table, values)).map_err(io::Error::from)?;
         Ok(self.0.write_all(b"\n")?)
     }

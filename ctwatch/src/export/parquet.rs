@@ -11,13 +11,13 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::parser::parse_message_type;
 
-use super::{ColumnType, Sink, Table, Value};
+use super::{ColumnType, Sink, ExportTable, Value};
 
 /// Rows of a row group: enough for a dictionary to pay, and some MB of memory at most.
 const ROWS: usize = 1 << 13;
 
 /// Writes it.
-pub struct Parquet(BTreeMap<Table, Part>);
+pub struct Parquet(BTreeMap<ExportTable, Part>);
 
 /// The file of one table.
 struct Part {
@@ -45,8 +45,8 @@ impl Parquet {
     ///
     /// # Errors
     /// A file can't be written.
-    pub fn new(files: impl IntoIterator<Item = (Table, File)>) -> Result<Self> {
-        let part = |(table, file): (Table, File)| {
+    pub fn new(files: impl IntoIterator<Item = (ExportTable, File)>) -> Result<Self> {
+        let part = |(table, file): (ExportTable, File)| {
             let schema = Arc::new(parse_message_type(&schema(table)).context("laying out a Parquet file")?);
             let writer =
                 SerializedFileWriter::new(file, schema, Arc::new(WriterProperties::builder().build()))?;
@@ -58,7 +58,7 @@ impl Parquet {
 }
 
 /// In Parquet's own notation.
-fn schema(table: Table) -> String {
+fn schema(table: ExportTable) -> String {
     let columns = table.columns().iter().map(|(name, kind)| {
         let (physical, logical) = match kind {
             ColumnType::Int => ("INT64", ""),
@@ -151,7 +151,7 @@ impl Part {
 }
 
 impl Sink for Parquet {
-    fn row(&mut self, table: Table, values: &[Value]) -> Result<()> {
+    fn row(&mut self, table: ExportTable, values: &[Value]) -> Result<()> {
         let Some(part) = self.0.get_mut(&table) else { return Ok(()) };
         for (cells, value) in part.columns.iter_mut().zip(values) {
             cells.push(value);

@@ -21,7 +21,7 @@ pub type Column = (&'static str, ColumnType);
 
 /// What a row stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Table {
+pub enum ExportTable {
     /// A watch.
     Runs,
     /// An interval.
@@ -232,7 +232,7 @@ const NOTICES: &[Column] = &[("run", Int), ("time", Time), ("code", Text), ("tex
 
 const MACHINE: &[Column] = &[("run", Int), ("time", Time), ("reason", Text), ("facts", Text)];
 
-impl Table {
+impl ExportTable {
     /// All of them.
     pub const ALL: [Self; 12] = [
         Self::Runs,

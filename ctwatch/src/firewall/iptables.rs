@@ -2,19 +2,19 @@
 //! An option that isn't known here makes its match unknown; a target that isn't may end the packet.
 
 use super::dump::Save;
-use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, Step, Table, Tool};
+use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, Step, RuleTable, Tool};
 use super::options;
 
 /// The tables of one save.
 #[must_use]
-pub fn parse(save: &Save) -> Vec<Table> {
+pub fn parse(save: &Save) -> Vec<RuleTable> {
     let (tool, family) = if save.ipv6 { (Tool::Ip6tables, "ip6") } else { (Tool::Iptables, "ip") };
-    let mut tables: Vec<Table> = Vec::new();
+    let mut tables: Vec<RuleTable> = Vec::new();
     let program = save.tool.strip_suffix("-save").unwrap_or(&save.tool);
     for line in save.text.lines() {
         let line = line.trim();
         if let Some(name) = line.strip_prefix('*') {
-            tables.push(Table {
+            tables.push(RuleTable {
                 tool,
                 family,
                 name: name.to_owned(),

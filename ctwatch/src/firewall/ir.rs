@@ -89,7 +89,7 @@ pub struct Chain {
 
 /// A table of either tool.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct RuleTable {
     /// Whose it is.
     pub tool: Tool,
     /// The family's word in the tool's commands ("inet"); for iptables "ip" or "ip6".
@@ -102,7 +102,7 @@ pub struct Table {
     pub chains: Vec<Chain>,
 }
 
-impl Table {
+impl RuleTable {
     /// Whether packets of this family pass it.
     #[must_use]
     pub fn sees(&self, family: Family) -> bool {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ir::{Action, Condition, End, Field, Rule, Step, Table};
+use super::ir::{Action, Condition, End, Field, Rule, Step, RuleTable};
 
 /// A rule and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ pub struct Published {
 }
 
 /// Every rule for which `wanted` holds.
-fn listed(tables: &[Table], wanted: impl Fn(&Rule) -> bool) -> Vec<Listed> {
+fn listed(tables: &[RuleTable], wanted: impl Fn(&Rule) -> bool) -> Vec<Listed> {
     let mut found = Vec::new();
     for table in tables {
         for chain in &table.chains {
@@ -57,11 +57,11 @@ fn does(rule: &Rule, wanted: impl Fn(&Action) -> bool) -> bool {
     })
 }
 
-pub fn untracked(tables: &[Table]) -> Vec<Listed> {
+pub fn untracked(tables: &[RuleTable]) -> Vec<Listed> {
     listed(tables, |rule| does(rule, |action| matches!(action, Action::Notrack)))
 }
 
-pub fn has_nat(tables: &[Table]) -> bool {
+pub fn has_nat(tables: &[RuleTable]) -> bool {
     tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules).any(is_nat)
 }
 
@@ -71,7 +71,7 @@ fn is_nat(rule: &Rule) -> bool {
 
 /// Rules that ask for a connection's state or mark, write it, count connections or translate: each makes the kernel
 /// track (nf_ct_netns_get, net/netfilter/nf_conntrack_proto.c, 6.12).
-pub fn tracking(tables: &[Table]) -> Vec<Listed> {
+pub fn tracking(tables: &[RuleTable]) -> Vec<Listed> {
     listed(tables, tracks)
 }
 
@@ -101,7 +101,7 @@ fn asks(condition: &Condition) -> bool {
     }
 }
 
-pub fn published(tables: &[Table]) -> Vec<Published> {
+pub fn published(tables: &[RuleTable]) -> Vec<Published> {
     let mut found = Vec::new();
     for table in tables {
         for chain in &table.chains {
@@ -171,14 +171,14 @@ pub fn by(table: &str, chain: &str) -> Option<&'static str> {
 }
 
 /// The first rule that changes where packets come from.
-pub fn source_nat(tables: &[Table]) -> Option<Listed> {
+pub fn source_nat(tables: &[RuleTable]) -> Option<Listed> {
     let source =
         |rule: &Rule| does(rule, |action| matches!(action, Action::Nat(nat) if !nat.is_destination()));
     listed(tables, source).into_iter().next()
 }
 
 /// Whether nft shows rules of iptables-nft that it can't print in full.
-pub fn has_extensions(tables: &[Table]) -> bool {
+pub fn has_extensions(tables: &[RuleTable]) -> bool {
     let rules = tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
     rules.flat_map(|rule| &rule.steps).any(|step| match step {
         Step::If(Condition::Unknown(_, text)) | Step::Do(Action::Unknown(text)) => {

@@ -25,12 +25,12 @@ pub use listing::{Listed, Published};
 pub use read::read;
 pub use stateless::SAVED;
 
-use ir::Table;
+use ir::RuleTable;
 
 /// All rules of a netns.
 #[derive(Clone, Debug, Default)]
 pub struct Firewall {
-    tables: Vec<Table>,
+    tables: Vec<RuleTable>,
     automatic_helpers: bool,
     local_ports: Option<(u16, u16)>,
     tools: Tools,

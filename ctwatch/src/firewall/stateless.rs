@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::commands::Commands;
-use super::ir::{Action, Condition, Rule, Step, Table, Tool, state};
+use super::ir::{Action, Condition, Rule, Step, RuleTable, Tool, state};
 use super::listing::{self, Listed};
 use super::{Objection, ObjectionKind};
 
@@ -12,7 +12,7 @@ use super::{Objection, ObjectionKind};
 pub const SAVED: &str = "/run/ctwatch-firewall";
 
 /// The commands, or why these rules have to stay.
-pub fn without_tracking(tables: &[Table]) -> Result<Commands, Vec<Objection>> {
+pub fn without_tracking(tables: &[RuleTable]) -> Result<Commands, Vec<Objection>> {
     let mut found: Vec<Objection> = Vec::new();
     let mut tracking = Vec::new();
     for table in tables {
@@ -57,7 +57,7 @@ fn actions(rule: &Rule) -> impl Iterator<Item = (bool, &Action)> {
 }
 
 /// Why this rule can't go, if it can't.
-fn needed(table: &Table, rule: &Rule) -> Option<(ObjectionKind, String)> {
+fn needed(table: &RuleTable, rule: &Rule) -> Option<(ObjectionKind, String)> {
     actions(rule).find_map(|(on_invalid, action)| match action {
         Action::Continue | Action::WriteConnection => None,
         // Such packets belong to no connection; the receiving host answers them by a reset, if at all.
@@ -95,7 +95,7 @@ fn needed(table: &Table, rule: &Rule) -> Option<(ObjectionKind, String)> {
 }
 
 /// What in a table makes a difference to a packet that gets there, other than rules that go away, too.
-fn decides(table: &Table) -> Option<String> {
+fn decides(table: &RuleTable) -> Option<String> {
     for chain in &table.chains {
         if chain.base.as_ref().is_some_and(|base| base.drops) {
             return Some(format!("the policy of {}, which is to drop", table.place(&chain.name)));
@@ -132,7 +132,7 @@ fn is_invalid(condition: &Condition) -> bool {
 }
 
 /// Saves the tables, takes the rules away, and puts the tables' rules back.
-fn commands(tracking: &[(&Table, Listed)]) -> Result<Commands, Objection> {
+fn commands(tracking: &[(&RuleTable, Listed)]) -> Result<Commands, Objection> {
     let cannot = |listed: &Listed, text: &str| Objection {
         kind: ObjectionKind::Unknown,
         rule: listed.rule.clone(),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::Scope;
-use super::ir::{Action, Chain, Condition, Family, Hook, Kind, Rule, Step, Table};
+use super::ir::{Action, Chain, Condition, Family, Hook, Kind, Rule, Step, RuleTable};
 use super::path::{At, Packet, Path, Place};
 
 /// How many rule visits one question may cost.
@@ -38,7 +38,7 @@ pub struct Run {
 
 /// Rules to walk through.
 pub struct Walker<'a> {
-    tables: &'a [Table],
+    tables: &'a [RuleTable],
     scope: Scope,
     /// Base chains in the order of their priorities: (table, chain).
     bases: Vec<(usize, usize)>,
@@ -56,7 +56,7 @@ struct Out {
 
 impl<'a> Walker<'a> {
     /// For flows of this scope.
-    pub fn new(tables: &'a [Table], scope: Scope) -> Self {
+    pub fn new(tables: &'a [RuleTable], scope: Scope) -> Self {
         let mut bases = Vec::new();
         for (table, of) in tables.iter().enumerate() {
             for (chain, of) in of.chains.iter().enumerate() {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use ctwatch::export::{Choice, ColumnType, Sink, Table, Value, export};
+use ctwatch::export::{Choice, ColumnType, Sink, ExportTable, Value, export};
 use ctwatch::record::Recording;
 use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::span::Span;
@@ -52,7 +52,7 @@ struct Checked {
 }
 
 impl Sink for Checked {
-    fn row(&mut self, table: Table, values: &[Value]) -> anyhow::Result<()> {
+    fn row(&mut self, table: ExportTable, values: &[Value]) -> anyhow::Result<()> {
         assert_eq!(values.len(), table.columns().len(), "{}", table.name());
         for ((name, kind), value) in table.columns().iter().zip(values) {
             let fits = match value {
@@ -80,7 +80,7 @@ impl Sink for Checked {
 
 fn checked(path: &Path, span: Span) -> Checked {
     let mut sink = Checked::default();
-    let choice = Choice { tables: Table::ALL.to_vec(), span, anonymizer: None };
+    let choice = Choice { tables: ExportTable::ALL.to_vec(), span, anonymizer: None };
     export(&Recording::open(path).unwrap(), choice, &mut sink).unwrap();
     assert!(sink.finished);
     sink
@@ -91,7 +91,7 @@ fn every_table_is_filled_and_every_value_fits_its_column() {
     let folder = tempfile::tempdir().unwrap();
     let path = recording(folder.path(), 60);
     let all = checked(&path, Span::default());
-    assert_eq!(all.rows.len(), Table::ALL.len(), "{:?}", all.rows);
+    assert_eq!(all.rows.len(), ExportTable::ALL.len(), "{:?}", all.rows);
     let expected = [("ticks", 60), ("drops", 60), ("losses", 60), ("arrivals", 300), ("occupancy", 6)];
     for (table, rows) in expected {
         assert_eq!(all.rows[table], rows, "{table}");
@@ -125,7 +125,7 @@ fn ndjson_and_csv_hold_the_same() {
     let out = folder.path().join("out");
     assert_eq!(exported(&[file, "--to", "csv", "-o", out.to_str().unwrap()]), "");
     let rows: Vec<Json> = ndjson.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    for table in Table::ALL {
+    for table in ExportTable::ALL {
         let mut reader = csv::Reader::from_path(out.join(format!("{}.csv", table.name()))).unwrap();
         let names: Vec<String> = reader.headers().unwrap().iter().map(str::to_owned).collect();
         let of_table = rows.iter().filter(|row| row["type"] == table.name());
@@ -157,7 +157,7 @@ fn parquet_holds_the_same() {
     assert_eq!(exported(&[file, "--to", "parquet", "-o", out.to_str().unwrap()]), "");
     let ndjson = exported(&[file, "--to", "ndjson"]);
     let rows: Vec<Json> = ndjson.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    for table in Table::ALL {
+    for table in ExportTable::ALL {
         let part = std::fs::File::open(out.join(format!("{}.parquet", table.name()))).unwrap();
         let reader = SerializedFileReader::new(part).unwrap();
         let stored: Vec<_> = reader.get_row_iter(None).unwrap().map(Result::unwrap).collect();

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use crate::firewall::ir::{
-    Action, Base, Chain, Condition, End, Family, Field, Hook, Kind, Rule, Step, Table, Tool, state,
+    Action, Base, Chain, Condition, End, Family, Field, Hook, Kind, Rule, Step, RuleTable, Tool, state,
 };
 use crate::firewall::ranges::Ranges;
 use crate::firewall::{ExemptTarget, Firewall, ObjectionKind, Scope};
@@ -84,7 +84,7 @@ fn decide(chains: &[Chain], name: &str, flow: &Flow) -> Option<bool> {
     None
 }
 
-fn passes(table: &Table, flow: &Flow) -> bool {
+fn passes(table: &RuleTable, flow: &Flow) -> bool {
     let hook = if flow.request { Hook::Input } else { Hook::Output };
     let mut bases: Vec<_> = table
         .chains
@@ -99,7 +99,7 @@ fn passes(table: &Table, flow: &Flow) -> bool {
 }
 
 /// Whether a whole connection passes.
-fn works(table: &Table, address: u128, port: u128, device: &'static str, tracked: bool) -> bool {
+fn works(table: &RuleTable, address: u128, port: u128, device: &'static str, tracked: bool) -> bool {
     let packets = [
         (true, SYN, state::NEW),
         (false, SYN | ACK, state::ESTABLISHED),
@@ -113,7 +113,7 @@ fn works(table: &Table, address: u128, port: u128, device: &'static str, tracked
     })
 }
 
-fn breaks_somebody(table: &Table, opens: bool) -> bool {
+fn breaks_somebody(table: &RuleTable, opens: bool) -> bool {
     (0..=CHOICES).any(|address| {
         (0..=CHOICES).any(|port| {
             DEVICES.into_iter().any(|device| {
@@ -196,7 +196,7 @@ fn chain(
     )
 }
 
-fn table() -> impl Strategy<Value = Table> {
+fn table() -> impl Strategy<Value = RuleTable> {
     (
         chain("input", Some(Hook::Input), &["a", "b"]),
         chain("later", Some(Hook::Input), &["a", "b"]),
@@ -204,7 +204,7 @@ fn table() -> impl Strategy<Value = Table> {
         chain("a", None, &["b"]),
         chain("b", None, &[""]),
     )
-        .prop_map(|(input, later, output, a, b)| Table {
+        .prop_map(|(input, later, output, a, b)| RuleTable {
             program: "nft".to_owned(),
             tool: Tool::Nft,
             family: "ip",

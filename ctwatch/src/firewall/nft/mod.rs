@@ -9,20 +9,20 @@ use std::collections::HashMap;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::ir::{Base, Chain, Hook, Kind, Rule, Table, Tool};
+use super::ir::{Base, Chain, Hook, Kind, Rule, RuleTable, Tool};
 
 /// Reads the JSON; `text` is what `nft -s -a list ruleset` printed, for the rules' own words.
-pub fn parse(json: &str, text: &str) -> Result<Vec<Table>> {
+pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
     let parsed: Value = serde_json::from_str(json).context("reading the JSON of `nft -j list ruleset`")?;
     let objects = parsed["nftables"].as_array().context("`nft -j list ruleset` printed no `nftables`")?;
     let words = words_by_handle(text);
-    let mut tables: Vec<Table> = Vec::new();
+    let mut tables: Vec<RuleTable> = Vec::new();
     let mut sets: HashMap<String, Sets> = HashMap::new();
     for object in objects {
         if let Some(table) = object.get("table") {
             // arp, bridge and netdev chains see no conntrack state of an IP packet: they treat both kinds alike.
             if let (Some(family), Some(name)) = (family(table), table["name"].as_str()) {
-                tables.push(Table {
+                tables.push(RuleTable {
                     tool: Tool::Nft,
                     family,
                     name: name.to_owned(),
@@ -89,7 +89,7 @@ fn family(object: &Value) -> Option<&'static str> {
     ["ip", "ip6", "inet"].into_iter().find(|known| *known == word(object, "family"))
 }
 
-fn find<'a>(tables: &'a mut [Table], object: &Value) -> Option<&'a mut Table> {
+fn find<'a>(tables: &'a mut [RuleTable], object: &Value) -> Option<&'a mut RuleTable> {
     tables
         .iter_mut()
         .find(|table| table.family == word(object, "family") && table.name == word(object, "table"))
