@@ -28,7 +28,7 @@ use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::owner::Owners;
 use crate::probe::plan::{Attachment, Wishes, plan};
-use crate::probe::sync::Take;
+use crate::probe::sync::Baseline;
 use crate::probe::{Probe, offsets};
 use census::Censuses;
 use clock::Clock;
@@ -160,7 +160,7 @@ impl Watch {
             let probe = Probe::attach(&plan, &config, u32::try_from(room)?, self.settings.log_level)?;
             for place in self.places.values() {
                 // A netns that died since it was discovered has nothing to say.
-                if let Ok(taken) = probe.take(place, Take::AsItIs) {
+                if let Ok(taken) = probe.register_netns(place, Baseline::Current) {
                     bases.insert(place.id, taken.bases);
                 }
             }
@@ -192,7 +192,8 @@ impl Watch {
     }
 
     fn why_no_netns(&self, probe: &Probe) -> String {
-        let mut reasons = self.places.values().filter_map(|place| probe.take(place, Take::AsItIs).err());
+        let mut reasons =
+            self.places.values().filter_map(|place| probe.register_netns(place, Baseline::Current).err());
         reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"))
     }
 
@@ -286,11 +287,11 @@ impl Watch {
 
     /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just
     /// being seen would lose its tuple.
-    pub fn settle(&self) {
+    pub fn reconcile(&self) {
         let Some(probe) = &self.probe else { return };
         for place in self.places.values() {
             // A netns that dies meanwhile takes its counters along.
-            let _ = probe.settle(place);
+            let _ = probe.reconcile(place);
         }
     }
 
