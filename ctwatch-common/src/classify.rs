@@ -1,4 +1,4 @@
-//! Which cause a dropped packet has, decided from the kernel's own per-CPU counters at that instant.
+//! The cause of a dropped packet, decided from the kernel's own per-CPU counters at that moment.
 //! Pure: no helper calls, so the same code is tested on the host and verified in the kernel.
 
 use crate::Cause;

@@ -12,9 +12,9 @@ pub const HEAD_SPAN: usize = 32;
 pub const STAT_SPAN: usize = 48;
 /// Bytes of `struct nf_conn` read in one go, from `status` on.
 pub const CT_SPAN: usize = 24;
-/// CPUs whose counters can be added up when a netns goes.
+/// CPUs whose counters can be summed when a netns is destroyed.
 pub const MAX_CPUS: u32 = 512;
-/// Where the tracepoint kfree_skb, read through perf, has the packet's address; the place of the drop comes next.
+/// Offset of the packet's address in the tracepoint kfree_skb as perf passes it on; the location of the drop comes next.
 pub const KFREE_SKB_ADDRESS: u32 = 8;
 /// Kernel stacks are aligned to this on x86-64 (THREAD_SIZE, arch/x86/include/asm/page_64_types.h).
 pub const STACK_ALIGN: u64 = 16 << 10;

@@ -158,7 +158,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// The kernel lends GPL-only helpers (bpf_probe_read_kernel) to programs that declare this.
+/// The kernel allows GPL-only helpers (bpf_probe_read_kernel) to programs that declare this.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -25,7 +25,7 @@ pub static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static CLAIMS: HashMap<u32, u64> = HashMap::with_max_entries(SLOTS, 0);
 
-/// Losses and what else is told one by one.
+/// Records for user space: losses, and what else happens one by one.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 

@@ -14,7 +14,7 @@ use ctwatch_common::config::MAX_CPUS;
 use ctwatch_common::event::{KIND_NETNS_GONE, hook};
 use ctwatch_common::netns::id;
 
-/// The kernel cleans namespaces up in batches. Of a larger one than this, user space notices the rest.
+/// Namespaces are destroyed in batches. Those of a batch that are beyond this number are noticed by user space instead.
 const BATCH: u32 = 512;
 
 #[inline(always)]
