@@ -1,4 +1,4 @@
-//! Which cause a dropped packet has, decided from the kernel's own per-CPU counters at that instant.
+//! The cause of a dropped packet, decided from the kernel's own per-CPU counters at that moment.
 //! Pure: no helper calls, so the same code is tested on the host and verified in the kernel.
 
 use crate::Cause;
@@ -17,10 +17,10 @@ pub struct Counters {
     pub early_drop: u32,
 }
 
-/// A netns first met while watching has counted nothing yet; more than this and it was merely hidden.
+/// A netns first seen while watching is new and has counted little. With more than this it is older and was only missed.
 const FRESH: u32 = 64;
 
-/// The value of a counter to start from when a netns is first met in the middle of the watch.
+/// The value a counter starts from when a netns is first seen in the middle of a watch.
 ///
 /// A new netns starts at 0, and its first loss reaches us when the counter is 1 or little more.
 #[must_use]
@@ -38,7 +38,7 @@ pub const fn moved(current: u32, accounted: u32) -> Option<u32> {
     if delta <= u32::MAX / 2 {
         Some(delta)
     } else if accounted.wrapping_sub(current) <= FRESH {
-        // Two contexts claimed one move: the next loss pays it back, and the total stays right.
+        // Two contexts accounted for one increment: the next loss makes up for it, so the total stays right.
         Some(0)
     } else {
         None
@@ -92,7 +92,7 @@ pub const fn refused_with_room(proto: u8, invalid_moved: bool) -> Cause {
     if invalid_moved && proto == TCP { Cause::TcpRace } else { Cause::NoMemory }
 }
 
-/// Losses the kernel counted and nobody saw, by cause as far as the counters tell.
+/// Losses the kernel counted and no program saw, by cause as far as the counters tell them apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Missed {
     /// Bumped `drop` alone: nearly always a full table.

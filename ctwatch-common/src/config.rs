@@ -1,5 +1,5 @@
 //! What user space tells the programs before they load: struct offsets of the running kernel and switches.
-//! It lies in .rodata, frozen at load, so the verifier folds every branch on it.
+//! It is in .rodata, frozen at load, so the verifier folds every branch on it.
 
 /// An offset or address that this kernel does not have.
 pub const NONE: u32 = u32::MAX;
@@ -12,9 +12,9 @@ pub const HEAD_SPAN: usize = 32;
 pub const STAT_SPAN: usize = 48;
 /// Bytes of `struct nf_conn` read in one go, from `status` on.
 pub const CT_SPAN: usize = 24;
-/// CPUs whose counters can be added up when a netns goes.
+/// CPUs whose counters can be summed when a netns is destroyed.
 pub const MAX_CPUS: u32 = 512;
-/// Where the tracepoint kfree_skb, read through perf, has the packet's address; the place of the drop comes next.
+/// Offset of the packet's address in the tracepoint kfree_skb as perf passes it on; the location of the drop comes next.
 pub const KFREE_SKB_ADDRESS: u32 = 8;
 /// Kernel stacks are aligned to this on x86-64 (THREAD_SIZE, arch/x86/include/asm/page_64_types.h).
 pub const STACK_ALIGN: u64 = 16 << 10;
@@ -101,7 +101,7 @@ pub struct Config {
     pub net_loopback: u32,
     /// net.exit_list
     pub net_exit_list: u32,
-    /// net.ns.count (5.10: net.count, from 6.18 on: net.ns.__ns_ref): 0 in a netns that goes.
+    /// net.ns.count (5.10: net.count, from 6.18 on: net.ns.__ns_ref): 0 in a netns that is being destroyed.
     pub net_references: u32,
     /// nf_conn.proto.tcp.state
     pub ct_tcp_state: u32,
@@ -117,25 +117,25 @@ pub struct Config {
     pub by_kfree_skb: u32,
     /// `early_drop` is probed, so a refusal without it means out of memory.
     pub early_drop_probed: u32,
-    /// The entry pair sits on `__nf_conntrack_alloc`, whose 6th argument is 0 for ctnetlink.
+    /// The init_conntrack pair is on `__nf_conntrack_alloc`, whose 6th argument is 0 for ctnetlink.
     pub pair_on_alloc: u32,
     /// Inserts go to the ring buffer too (`--events=insert`).
     pub insert_events: u32,
-    /// Losses go to the ring buffer: someone wants their tuples.
+    /// Losses go to the ring buffer: their tuples are wanted.
     pub loss_events: u32,
-    /// Someone wants to know whose packets they were.
+    /// The senders of lost packets are wanted.
     pub owners: u32,
     /// Inserts and deletes are counted.
     pub flows: u32,
-    /// `nf_conntrack_pernet_exit` is probed: the programs forget a netns when it goes.
+    /// `nf_conntrack_pernet_exit` is probed: the programs forget a netns when it is destroyed.
     pub exit_probed: u32,
-    /// Tasks are preempted where raw tracepoints run (7.0 and later): a packet may be freed on another CPU than it was
-    /// refused on.
+    /// Tasks are preempted where raw tracepoints run (7.0 and later): a packet may be freed on another CPU than the one
+    /// it was refused on.
     pub preempts: u32,
-    /// How many CPUs there may be.
+    /// The number of possible CPUs.
     pub cpus: u32,
-    /// Someone looks at single events: time, fill and device name are worth reading.
-    pub detail: u32,
+    /// Single events are wanted in full: with time, fill and device name.
+    pub event_details: u32,
 }
 
 const _: () = assert!(size_of::<Config>().is_multiple_of(8));

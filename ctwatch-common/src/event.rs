@@ -1,12 +1,12 @@
-//! What the ring buffer carries: one fixed layout for every loss.
-//! All fields are plain integers or bytes, so any bit pattern is a valid event.
+//! What the ring buffer carries: records of one fixed layout.
+//! All fields are plain integers or bytes, so any bit pattern is a valid record.
 
 /// The packet's address family: `family` is 4 or 6.
 pub const IPV4: u8 = 4;
 /// See [`IPV4`].
 pub const IPV6: u8 = 6;
 
-/// Netfilter hook numbers (include/uapi/linux/netfilter.h), and one for "not known".
+/// Netfilter hook numbers (include/uapi/linux/netfilter.h), and one for "unknown".
 pub mod hook {
     /// NF_INET_PRE_ROUTING
     pub const PRE_ROUTING: u8 = 0;
@@ -18,7 +18,7 @@ pub mod hook {
     pub const LOCAL_OUT: u8 = 3;
     /// NF_INET_POST_ROUTING
     pub const POST_ROUTING: u8 = 4;
-    /// The hook can't be told.
+    /// The hook is not known.
     pub const UNKNOWN: u8 = 255;
 }
 
@@ -26,11 +26,11 @@ pub mod hook {
 pub mod flag {
     /// The packet travelled over the loopback device.
     pub const LOOPBACK: u8 = 1;
-    /// `count` was read at the instant of the loss.
+    /// `count` was read when the loss happened.
     pub const COUNT: u8 = 2;
-    /// `max` was read at the instant of the loss.
+    /// `max` was read when the loss happened.
     pub const MAX: u8 = 4;
-    /// The device is the one the packet goes out of (else: came in by).
+    /// The device is the one the packet was leaving by (otherwise the one it arrived on).
     pub const OUT: u8 = 8;
     /// The tuple is known.
     pub const TUPLE: u8 = 16;
@@ -40,21 +40,22 @@ pub mod flag {
     pub const OWNER: u8 = 64;
 }
 
-/// One loss, or with kind [`crate::slot::KIND_FLOWS`] one insert (`--events=insert`).
+/// One loss, or what else its `kind` says.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LossEvent {
     /// CLOCK_MONOTONIC, ns.
     pub at: u64,
-    /// Inode number of the netns.
+    /// The id of the netns (see [`crate::netns::id`]); for an insert and for [`KIND_PUSHER`] its inode number.
     pub netns: u32,
-    /// Entries in the netns's table at that instant (flag COUNT).
+    /// Entries in the netns's table at that moment (flag COUNT).
     pub count: u32,
-    /// nf_conntrack_max at that instant (flag MAX).
+    /// nf_conntrack_max at that moment (flag MAX).
     pub max: u32,
     /// Interface index of the device; 0 if unknown.
     pub ifindex: u32,
-    /// A cause's number, or [`crate::slot::KIND_FLOWS`].
+    /// A cause's number, [`crate::slot::KIND_FLOWS`] for an insert (`--events=insert`), [`KIND_PUSHER`] or
+    /// [`KIND_NETNS_GONE`].
     pub kind: u8,
     /// IP protocol number.
     pub proto: u8,
@@ -66,7 +67,7 @@ pub struct LossEvent {
     pub flags: u8,
     /// ICMP type and code.
     pub icmp: [u8; 2],
-    /// Kept for later use; always 0.
+    /// Always 0.
     pub reserved: u8,
     /// Source port, or ICMP id, host order.
     pub sport: u16,
@@ -84,6 +85,30 @@ pub struct LossEvent {
 
 const _: () = assert!(size_of::<LossEvent>() == 88);
 
+impl LossEvent {
+    /// All zero: nothing is known.
+    pub const EMPTY: Self = Self {
+        at: 0,
+        netns: 0,
+        count: 0,
+        max: 0,
+        ifindex: 0,
+        kind: 0,
+        proto: 0,
+        family: 0,
+        hook: 0,
+        flags: 0,
+        icmp: [0; 2],
+        reserved: 0,
+        sport: 0,
+        dport: 0,
+        length: 0,
+        src: [0; 16],
+        dst: [0; 16],
+        device: [0; 16],
+    };
+}
+
 /// The entry a loss is about: the victim of an eviction, or the entry that was not inserted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,20 +125,34 @@ pub struct EntryPart {
     pub status: u32,
     /// Jiffies until the entry would have timed out.
     pub left: i32,
-    /// nf_conn.proto.tcp.state, [`NO_TCP_STATE`] if there is none.
+    /// nf_conn.proto.tcp.state, or [`NO_TCP_STATE`].
     pub tcp_state: u8,
     /// Always 0.
     pub reserved: [u8; 3],
 }
 
-/// Not a TCP entry, or the kernel doesn't tell.
+/// Not a TCP entry, or its state could not be read.
 pub const NO_TCP_STATE: u8 = u8::MAX;
+
+impl EntryPart {
+    /// No entry. Its TCP state is [`NO_TCP_STATE`], since 0 is a state.
+    pub const EMPTY: Self = Self {
+        reply_src: [0; 16],
+        reply_dst: [0; 16],
+        reply_sport: 0,
+        reply_dport: 0,
+        status: 0,
+        left: 0,
+        tcp_state: NO_TCP_STATE,
+        reserved: [0; 3],
+    };
+}
 
 /// The process that sent a packet, where that is certain.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnerPart {
-    /// Id of its cgroup (v2), 0 if unknown.
+    /// The id of its cgroup (v2), 0 if unknown.
     pub cgroup: u64,
     /// Its thread group id in the host's pid namespace.
     pub pid: u32,
@@ -121,6 +160,11 @@ pub struct OwnerPart {
     pub reserved: u32,
     /// Its name, NUL padded.
     pub name: [u8; 16],
+}
+
+impl OwnerPart {
+    /// Not known.
+    pub const EMPTY: Self = Self { cgroup: 0, pid: 0, reserved: 0, name: [0; 16] };
 }
 
 /// One record of the ring buffer.
@@ -135,6 +179,11 @@ pub struct Record {
     pub owner: OwnerPart,
 }
 
+impl Record {
+    /// A record that says nothing.
+    pub const EMPTY: Self = Self { loss: LossEvent::EMPTY, entry: EntryPart::EMPTY, owner: OwnerPart::EMPTY };
+}
+
 /// Size of a [`Record`], bytes.
 pub const RECORD_SIZE: usize = size_of::<Record>();
 
@@ -142,8 +191,8 @@ const _: () = assert!(size_of::<EntryPart>() == 48);
 const _: () = assert!(size_of::<OwnerPart>() == 32);
 const _: () = assert!(RECORD_SIZE == 168);
 
-/// [`LossEvent::kind`] of a record that says which new flow pushed out the victim with the same `at`.
+/// [`LossEvent::kind`] of a record that names the new flow for which the victim with the same `at` was evicted.
 pub const KIND_PUSHER: u8 = 30;
-/// [`LossEvent::kind`] of a record that says that a netns is gone: `src` and `dst` hold its last counters, four u64
-/// (drop, early_drop, insert_failed, chaintoolong), summed up over all CPUs.
+/// [`LossEvent::kind`] of a record for a netns that is gone: `src` and `dst` hold its final counters, four u64 (drop,
+/// early_drop, insert_failed, chaintoolong), summed over all CPUs.
 pub const KIND_NETNS_GONE: u8 = 29;

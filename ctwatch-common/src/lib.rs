@@ -8,5 +8,6 @@ pub mod config;
 pub mod event;
 pub mod netns;
 pub mod slot;
+pub mod sync;
 
 pub use cause::Cause;

@@ -1,9 +1,9 @@
-//! Per netns and CPU: which of the kernel's counts are accounted for. One value of a per-CPU map.
-//! User space only reads it (the base), the programs alone write it.
+//! Per netns and CPU: how many of the kernel's counts are accounted for. One value of a per-CPU map.
+//! Only the programs write it; user space reads the baseline from it.
 
 use crate::classify::Counters;
 
-/// State of one netns on one CPU.
+/// A netns on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetCpu {
@@ -13,13 +13,13 @@ pub struct NetCpu {
     pub count: u64,
     /// Inode number, to notice that the address was reused by another netns.
     pub inum: u32,
-    /// What the netns is called in counters and events: see [`id`].
+    /// The id of the netns in counters and events: see [`id`].
     pub id: u32,
     /// Address of its loopback device.
     pub loopback: u64,
     /// 1 once the rest is filled in.
     pub synced: u64,
-    /// The kernel's counters when the watch began on this CPU.
+    /// The kernel's counters when counting began on this CPU.
     pub base: Counters,
     /// How far each counter is accounted for.
     pub accounted: Counters,
@@ -31,33 +31,34 @@ pub struct NetCpu {
 
 const _: () = assert!(size_of::<NetCpu>() == 80);
 
-/// Spreads the lives of one inode number so far apart that no other inode number comes near (the golden ratio).
-const LIFE: u32 = 0x9E37_79B1;
-/// How many netns may take over one inode number during a watch before two of them share an id.
-const LIVES: u32 = 1024;
+/// Spreads the generations of one inode number so far apart that no other inode number comes near (the golden ratio).
+const GENERATION_STRIDE: u32 = 0x9E37_79B1;
+/// How many netns can have the same inode number during a watch before two of them share an id.
+const GENERATIONS: u32 = 1024;
 /// Inode numbers of namespaces start here (PROC_DYNAMIC_FIRST, fs/proc/generic.c); from 6.17 the first netns has a fixed
 /// number just below (PROC_NET_INIT_INO, include/linux/proc_ns.h).
 const FIRST_INODE: u32 = 0xEFFF_FF00;
-/// So many namespaces can exist at once.
+/// How many namespaces can exist at once.
 const INODES: u32 = 1 << 20;
 
-/// The id of a netns: its inode number, made distinct from earlier netns that had the same number.
+/// The id of a netns: its inode number, made distinct from earlier netns that had the same number. `generation` is how
+/// many of those there were since the watch began; generation 0 is the plain inode number.
 #[must_use]
 #[inline(always)]
-pub const fn id(inode: u32, life: u32) -> u32 {
-    inode.wrapping_add((life % LIVES).wrapping_mul(LIFE))
+pub const fn id(inode: u32, generation: u32) -> u32 {
+    inode.wrapping_add((generation % GENERATIONS).wrapping_mul(GENERATION_STRIDE))
 }
 
-/// Inode number and life of an id.
+/// Inode number and generation of an id.
 #[must_use]
 pub const fn split(id: u32) -> (u32, u32) {
-    let mut life = 0;
-    while life < LIVES {
-        let inode = id.wrapping_sub(life.wrapping_mul(LIFE));
+    let mut generation = 0;
+    while generation < GENERATIONS {
+        let inode = id.wrapping_sub(generation.wrapping_mul(GENERATION_STRIDE));
         if inode.wrapping_sub(FIRST_INODE) < INODES {
-            return (inode, life);
+            return (inode, generation);
         }
-        life += 1;
+        generation += 1;
     }
     (id, 0)
 }
@@ -69,9 +70,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_netns_that_takes_over_an_inode_number_gets_another_id(offset in 0..INODES, life in 0..LIVES) {
+        fn a_netns_that_takes_over_an_inode_number_gets_another_id(
+            offset in 0..INODES, generation in 0..GENERATIONS,
+        ) {
             let inode = FIRST_INODE + offset;
-            prop_assert_eq!(split(id(inode, life)), (inode, life));
+            prop_assert_eq!(split(id(inode, generation)), (inode, generation));
             prop_assert_eq!(id(inode, 0), inode);
         }
     }

@@ -1,9 +1,11 @@
 //! The exact counters: slots of shared memory, each claimed by one key, found by open addressing.
-//! A slot's key never changes once written, so user space reads them without a lock.
+//! A slot's key never changes once written, so user space reads the slots without a lock.
+
+use crate::Cause;
 
 /// How many slots there are (a power of two).
 pub const SLOTS: u32 = 1 << 16;
-/// How many neighbours a key may probe before it counts as overflow.
+/// How many slots are probed for a key before it counts as overflow.
 pub const PROBES: u32 = 16;
 /// The kind of a slot that counts inserts and deletes instead of losses of one cause.
 pub const KIND_FLOWS: u8 = 31;
@@ -11,18 +13,36 @@ pub const KIND_FLOWS: u8 = 31;
 pub const KIND_LOOPBACK: u8 = 0x80;
 /// Set in `kind` of a loss whose tuple ctwatch missed: its port is unknown, not 0.
 pub const KIND_UNATTRIBUTED: u8 = 0x40;
+/// The bits of `kind` that are flags; the others are a number.
+pub const KIND_FLAGS: u8 = KIND_LOOPBACK | KIND_UNATTRIBUTED;
 
 /// What a slot counts, packed so that one 8-byte store publishes it. Never 0 once claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotKey {
-    /// Inode number of the netns.
+    /// The id of the netns (see [`crate::netns::id`]); for [`KIND_FLOWS`] its inode number.
     pub netns: u32,
     /// Service port in host order; for ICMP `type << 8 | code`.
     pub port: u16,
     /// IP protocol number.
     pub proto: u8,
-    /// A cause's number or [`KIND_FLOWS`], with [`KIND_LOOPBACK`].
+    /// A cause's number or [`KIND_FLOWS`], with [`KIND_FLAGS`]: see [`SlotKey::decode`].
     pub kind: u8,
+}
+
+/// What [`SlotKey::kind`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotKind {
+    /// The slot counts losses.
+    Loss {
+        /// Why they happened.
+        cause: Cause,
+        /// The packets travelled over the loopback device. Not known of unattributed losses.
+        loopback: bool,
+        /// The tuple was seen: the key's protocol and port are those of the packets.
+        attributed: bool,
+    },
+    /// The slot counts inserts, deletes and failed inserts.
+    Flows,
 }
 
 impl SlotKey {
@@ -44,6 +64,20 @@ impl SlotKey {
             kind: (packed >> 56) as u8,
         }
     }
+
+    /// What the slot counts; `None` if no cause has this number.
+    #[must_use]
+    pub fn decode(self) -> Option<SlotKind> {
+        let number = self.kind & !KIND_FLAGS;
+        if number == KIND_FLOWS {
+            return Some(SlotKind::Flows);
+        }
+        Some(SlotKind::Loss {
+            cause: Cause::from_number(number)?,
+            loopback: self.kind & KIND_LOOPBACK != 0,
+            attributed: self.kind & KIND_UNATTRIBUTED == 0,
+        })
+    }
 }
 
 /// One slot.
@@ -62,20 +96,20 @@ pub struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 32);
 
-/// The slot a key is looked for first (Fibonacci hashing: the top bits are well mixed).
+/// The slot that is probed first for a key (Fibonacci hashing: the top bits are well mixed).
 #[must_use]
 #[inline(always)]
 pub const fn first_slot(packed: u64) -> u32 {
     (packed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as u32 & (SLOTS - 1)
 }
 
-/// Control page: totals that are not per port, and words user space writes for the programs.
+/// Control page: totals that are not per port, and what programs and user space tell each other.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Control {
-    /// 0 while netns are being synchronised (count nothing), 1 while watching. User space writes it.
+    /// 0 while the netns are being registered (losses don't count yet), 1 while watching. User space writes it.
     pub watching: u64,
-    /// How many slots were claimed. User space scans for new ones when this has moved.
+    /// How many slots are claimed. User space looks for new ones when this has moved.
     pub claimed: u64,
     /// Events that did not fit the ring buffer, by cause.
     pub lost_events: [u64; super::cause::CAUSES],
@@ -83,16 +117,16 @@ pub struct Control {
     pub overflow: [u64; super::cause::CAUSES],
     /// Inserts, deletes and failed inserts whose key found no slot.
     pub flows_overflow: [u64; 3],
-    /// Losses claimed while another drop was pending on the same CPU and nothing else told the two apart:
-    /// the count is right, the tuple may be that of a firewall's drop.
+    /// Losses attributed while another drop was pending on the same CPU and nothing told the two apart: the count is
+    /// right, the tuple may be that of a packet the firewall dropped.
     pub ambiguous: u64,
-    /// Address of the netns that the `sync` program was last asked to look up.
+    /// Address of the netns that [`crate::sync::SyncOp::Locate`] found last.
     pub sync_net: u64,
     /// The stack `gc_worker` runs on at this moment, 0 while it doesn't.
     pub gc_stack: u64,
     /// Jiffies when the sync program last ran.
     pub jiffies: u64,
-    /// Where the number of the system call lies on a task's stack, from its lowest address; 0 if not known.
+    /// Offset of the system call number on a task's stack, from its lowest address; 0 if unknown.
     pub orig_ax: u64,
 }
 
@@ -125,6 +159,34 @@ mod tests {
             let key = SlotKey { netns, port, proto, kind };
             prop_assert_eq!(SlotKey::unpack(key.pack()), key);
             prop_assert!(first_slot(key.pack()) < SLOTS);
+        }
+    }
+
+    #[test]
+    fn every_kind_byte_decodes_to_what_its_bits_say() {
+        let mut causes = std::collections::HashMap::<Cause, usize>::new();
+        for kind in 0..=u8::MAX {
+            let number = kind & 0x3f;
+            match (SlotKey { netns: 1, port: 2, proto: 3, kind }).decode() {
+                Some(SlotKind::Loss { cause, loopback, attributed }) => {
+                    assert_eq!(cause as u8, number);
+                    assert_eq!(loopback, kind & KIND_LOOPBACK != 0);
+                    assert_eq!(attributed, kind & KIND_UNATTRIBUTED == 0);
+                    *causes.entry(cause).or_default() += 1;
+                }
+                Some(SlotKind::Flows) => assert_eq!(number, KIND_FLOWS),
+                None => assert!(number != KIND_FLOWS && Cause::from_number(number).is_none(), "{kind:#x}"),
+            }
+        }
+        // Each with and without either flag.
+        assert!(Cause::ALL.into_iter().all(|cause| causes[&cause] == 4));
+    }
+
+    #[test]
+    fn no_cause_has_the_number_of_another_kind_or_of_a_flag() {
+        for cause in Cause::ALL {
+            assert_ne!(cause as u8, KIND_FLOWS);
+            assert_eq!(cause as u8 & KIND_FLAGS, 0);
         }
     }
 

@@ -1,5 +1,5 @@
 //! The frozen configuration as the programs see it.
-//! Read one field at a time: a load of the whole struct would not fit the stack.
+//! It is read one field at a time: the whole struct would not fit the stack.
 
 use ctwatch_common::config::Config;
 

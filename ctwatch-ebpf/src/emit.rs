@@ -1,5 +1,5 @@
-//! The two channels out of the kernel: an exact counter for every loss, and a record for every loss someone looks at.
-//! A full ring or table is counted too: nothing is lost silently.
+//! The two channels out of the kernel: an exact counter for every loss, and a record for every loss whose details are wanted.
+//! What fits neither the ring nor the slots is counted too: nothing is lost silently.
 
 use crate::config::config;
 use crate::maps::{CLAIMS, COUNTERS, EVENTS, add, control};
@@ -12,7 +12,7 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::config::NONE;
 use ctwatch_common::event::{EntryPart, LossEvent, NO_TCP_STATE, OwnerPart, Record, flag};
 use ctwatch_common::slot::{
-    KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, PROBES, SLOTS, Slot, SlotKey, first_slot,
+    KIND_FLAGS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, PROBES, SLOTS, Slot, SlotKey, first_slot,
 };
 
 /// BPF_NOEXIST
@@ -20,12 +20,12 @@ const NOEXIST: u64 = 1;
 const BPF_RB_NO_WAKEUP: u64 = 1;
 const BPF_RB_FORCE_WAKEUP: u64 = 2;
 const BPF_RB_AVAIL_DATA: u64 = 0;
-/// Wake the reader once this much waits; it looks by itself every tenth of a second.
+/// Wake the reader once this many bytes wait; it drains the ring every tenth of a second anyway.
 const WAKE_AT: u64 = 512 << 10;
 /// IPPROTO_TCP
 const TCP: u8 = 6;
 
-/// Which number of a slot.
+/// A number in a slot.
 #[derive(Clone, Copy)]
 pub enum Field {
     /// Losses, or inserts.
@@ -59,7 +59,7 @@ fn slot(packed: u64) -> Option<*mut Slot> {
                 }
                 return Some(slot);
             }
-            // Another context is claiming it at this moment: for our key, or for another?
+            // Another context is just claiming it: for our key, or for another?
             if CLAIMS.get(index).is_some_and(|claimed| *claimed == packed) {
                 return Some(slot);
             }
@@ -68,8 +68,8 @@ fn slot(packed: u64) -> Option<*mut Slot> {
     None
 }
 
-/// Adds to one number of a key's slot. A global function: the verifier goes through it once for each program, not
-/// once for each of its callers' paths, and arguments that are numbers are all that 5.10 lets it have.
+/// Adds to one number in a key's slot. A global function: the verifier goes through it once for each program, not once for
+/// each path of its callers. On 5.10 such a function can take only numbers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn count(packed: u64, field: u64, by: u64) -> u64 {
@@ -84,7 +84,7 @@ pub extern "C" fn count(packed: u64, field: u64, by: u64) -> u64 {
             return 0;
         }
         let Some(control) = control() else { return 1 };
-        let kind = (packed >> 56) as u8 & !(KIND_LOOPBACK | KIND_UNATTRIBUTED);
+        let kind = (packed >> 56) as u8 & !KIND_FLAGS;
         if kind == KIND_FLOWS {
             match field {
                 0 => add(&raw mut (*control).flows_overflow[0], by),
@@ -104,13 +104,14 @@ pub fn count_losses(key: SlotKey, losses: u64) {
     count(key.pack(), Field::Count as u64, losses);
 }
 
-/// Counts losses whose tuple nobody saw.
+/// Counts losses whose tuple was not seen.
 #[inline(always)]
 pub fn count_unattributed(netns: u32, cause: Cause, losses: u64) {
     count_losses(SlotKey { netns, port: 0, proto: 0, kind: cause as u8 | KIND_UNATTRIBUTED }, losses);
 }
 
-/// Counts an entry that came, went, or was not inserted after all. `inode`: flows don't tell one life of it from the next.
+/// Counts an entry that was inserted, removed, or not inserted after all. By inode number: flows of successive netns with
+/// the same number are not told apart.
 #[inline(always)]
 pub fn count_flow(inode: u32, proto: u8, port: u16, field: Field) {
     count(SlotKey { netns: inode, port, proto, kind: KIND_FLOWS }.pack(), field as u64, 1);
@@ -128,7 +129,7 @@ pub fn loss_key(event: &LossEvent, cause: Cause) -> SlotKey {
     }
 }
 
-/// Whether anyone looks at single losses.
+/// Whether losses go to the ring buffer.
 #[inline(always)]
 pub fn wants_losses() -> bool {
     config!(loss_events) != 0
@@ -146,7 +147,7 @@ pub fn push(event: &LossEvent) {
     push_filled(event, |_| {});
 }
 
-/// Pushes the record of a packet, with the entry it holds if any and its sender where that is certain.
+/// Pushes the record of a packet, with the entry it holds, if any, and with its sender where that is certain.
 #[inline(always)]
 pub fn push_packet(event: &LossEvent, skb: &Skb, entry: u64) {
     push_filled(
@@ -172,7 +173,7 @@ pub fn push_packet(event: &LossEvent, skb: &Skb, entry: u64) {
     );
 }
 
-/// Pushes a record that `fill` completes where it lies: two of its parts would not fit the stack.
+/// Pushes a record that `fill` completes in place: entry and owner would not fit the stack.
 #[inline(always)]
 pub fn push_filled(event: &LossEvent, fill: impl FnOnce(*mut Record)) {
     if let Some(mut place) = EVENTS.reserve::<Record>(0) {
@@ -180,8 +181,8 @@ pub fn push_filled(event: &LossEvent, fill: impl FnOnce(*mut Record)) {
         // SAFETY: the place is as large as the record; all of it is written.
         unsafe {
             core::ptr::copy_nonoverlapping(event, &raw mut (*record).loss, 1);
-            (&raw mut (*record).entry).write(NO_ENTRY);
-            (&raw mut (*record).owner).write(NO_OWNER);
+            (&raw mut (*record).entry).write(EntryPart::EMPTY);
+            (&raw mut (*record).owner).write(OwnerPart::EMPTY);
         }
         fill(record);
         let waiting = EVENTS.query(BPF_RB_AVAIL_DATA);
@@ -192,19 +193,7 @@ pub fn push_filled(event: &LossEvent, fill: impl FnOnce(*mut Record)) {
     }
 }
 
-const NO_ENTRY: EntryPart = EntryPart {
-    reply_src: [0; 16],
-    reply_dst: [0; 16],
-    reply_sport: 0,
-    reply_dport: 0,
-    status: 0,
-    left: 0,
-    tcp_state: NO_TCP_STATE,
-    reserved: [0; 3],
-};
-const NO_OWNER: OwnerPart = OwnerPart { cgroup: 0, pid: 0, reserved: 0, name: [0; 16] };
-
-/// What can be said of an entry that is still there. On a stack frame of its own: the caller's is nearly full.
+/// Describes an entry that is still there. On a stack frame of its own: the caller's is nearly full.
 ///
 /// # Safety
 /// `to` must point into a reserved record.
@@ -221,7 +210,7 @@ pub unsafe fn describe_entry(entry: u64, to: *mut EntryPart) {
     }
 }
 
-/// Status, jiffies left, TCP state of an entry that isn't in the table yet or no more.
+/// Status, jiffies left and TCP state of an entry.
 #[inline(always)]
 pub fn state_of_entry(entry: u64, proto: u8) -> (u32, i32, u8) {
     let status: u32 = read(entry + u64::from(config!(ct_status)));

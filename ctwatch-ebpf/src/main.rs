@@ -16,6 +16,7 @@ mod marks;
 mod netns;
 mod owner;
 mod packet;
+mod percpu;
 mod read;
 
 /// Every dropped packet ends here; conntrack's are freed by `nf_hook_slow`.
@@ -25,8 +26,8 @@ pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// The same from 7.0 on, where raw tracepoints can be preempted and others' packets are skipped meanwhile: this way in
-/// can't (perf_trace_kfree_skb disables preemption, include/trace/perf.h).
+/// The same from 7.0 on, where a raw tracepoint program can be preempted and misses the packets freed meanwhile. Through
+/// perf it can't be: perf_trace_kfree_skb disables preemption (include/trace/perf.h).
 #[tracepoint]
 pub fn kfree_skb_held(ctx: TracePointContext) -> u32 {
     hooks::kfree_skb::held(&ctx);
@@ -40,7 +41,7 @@ pub fn kfree_skb_twin(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Never attached: user space runs it on each CPU to learn where the kernel's counters stand.
+/// Never attached: user space runs it on each CPU to register namespaces and to reconcile counts.
 #[raw_tracepoint(tracepoint = "sync")]
 pub fn sync(ctx: RawTracePointContext) -> i32 {
     hooks::sync::run(&ctx)
@@ -53,14 +54,14 @@ pub fn early_drop_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// An entry goes.
+/// An entry is removed.
 #[kprobe]
 pub fn nf_ct_delete(ctx: ProbeContext) -> u32 {
     hooks::nf_ct_delete::on_entry(&ctx, true);
     0
 }
 
-/// An entry goes; with `--no-inserts` only victims of `early_drop` are of interest.
+/// An entry is removed; with `--no-inserts` only victims of `early_drop` are of interest.
 #[kprobe]
 pub fn nf_ct_delete_victims(ctx: ProbeContext) -> u32 {
     hooks::nf_ct_delete::on_entry(&ctx, false);
@@ -88,14 +89,14 @@ pub fn gc_worker_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// A new flow meets another with its tuple …
+/// A new flow clashes with another of the same tuple …
 #[kprobe]
 pub fn nf_ct_resolve_clash(ctx: ProbeContext) -> u32 {
     hooks::insert::on_clash(&ctx);
     0
 }
 
-/// … and did it get into the table?
+/// … and whether it got into the table.
 #[kretprobe]
 pub fn nf_ct_resolve_clash_return(ctx: RetProbeContext) -> u32 {
     hooks::insert::on_clash_resolved(&ctx);
@@ -109,14 +110,14 @@ pub fn nf_conntrack_hash_check_insert(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// … and did it get into the table?
+/// … and whether it got into the table.
 #[kretprobe]
 pub fn nf_conntrack_hash_check_insert_return(ctx: RetProbeContext) -> u32 {
     hooks::insert::on_created_return(&ctx);
     0
 }
 
-/// Network namespaces go.
+/// Network namespaces are destroyed.
 #[kprobe]
 pub fn nf_conntrack_pernet_exit(ctx: ProbeContext) -> u32 {
     hooks::pernet_exit::on_entry(&ctx);
@@ -130,7 +131,7 @@ pub fn nf_conntrack_in(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// … and whether it goes on untracked.
+/// … and whether it passes untracked.
 #[kretprobe]
 pub fn nf_conntrack_in_return(ctx: RetProbeContext) -> u32 {
     hooks::nf_conntrack_in::on_return(&ctx);
@@ -157,7 +158,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// The kernel lends GPL-only helpers (bpf_probe_read_kernel) to programs that declare this.
+/// The kernel allows GPL-only helpers (bpf_probe_read_kernel) to programs that declare this.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

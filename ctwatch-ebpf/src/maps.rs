@@ -21,11 +21,11 @@ pub static COUNTERS: Array<Slot> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE
 #[map]
 pub static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Who claimed a slot: BPF_NOEXIST makes the claim atomic (5.10 has no compare-and-swap).
+/// Which key claimed a slot: BPF_NOEXIST makes the claim atomic (5.10 has no compare-and-swap).
 #[map]
 pub static CLAIMS: HashMap<u32, u64> = HashMap::with_max_entries(SLOTS, 0);
 
-/// Every loss, one event.
+/// Records for user space: losses, and what else happens one by one.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
@@ -33,30 +33,30 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 #[map]
 pub static NETS: PerCpuHashMap<u64, NetCpu> = PerCpuHashMap::with_max_entries(1024, 0);
 
-/// How many netns had an inode number before and are gone.
+/// The generation of an inode number: how many netns had it and are gone.
 #[map]
-pub static LIVES: HashMap<u32, u32> = HashMap::with_max_entries(16_384, 0);
+pub static GENERATIONS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, 0);
 
-/// What a CPU knows of itself.
+/// The state of one CPU that belongs to no netns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Cpu {
     /// What to add to a per-CPU pointer to reach this CPU's copy; 0 until it is found.
     pub offset: u64,
-    /// Where a pointer is turned into a number.
+    /// Scratch space in which a pointer is turned into a number.
     pub scratch: u64,
     /// The packet the first kfree_skb program took.
     pub packet: u64,
-    /// The stack of the context that evicted an entry last, and when: its new flow is about to be confirmed.
+    /// The stack of the context that evicted an entry last, and when that was: its new flow is about to be confirmed.
     pub evicting_stack: u64,
     pub evicting_at: u64,
-    /// Where a socket's owner is put together: it would not fit the stack.
+    /// Where a socket's owner is assembled: it would not fit the stack.
     pub noted: SocketOwner,
-    /// Where early_drop found no victim: the packet of that context is about to be dropped.
+    /// Contexts in which early_drop found no victim: their packets are about to be dropped.
     pub marks: [Mark; MARKS],
 }
 
-/// How many contexts of a CPU can be between early_drop and the drop at once: a task, softirqs, preempted tasks.
+/// How many contexts of a CPU can be between early_drop and the drop at a time: a task, softirqs, preempted tasks.
 pub const MARKS: usize = 4;
 
 /// One such context.
@@ -65,18 +65,18 @@ pub const MARKS: usize = 4;
 pub struct Mark {
     /// Its stack pointer; 0 if free.
     pub stack: u64,
-    /// When, in jiffies: a context that took another way out leaves its mark behind.
+    /// When it was made, in jiffies: a context that doesn't end in a drop leaves its mark behind.
     pub since: u64,
 }
 
 #[map]
 pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 
-/// [`Cpu::offset`] of every CPU.
+/// [`Cpu::offset`] of each CPU.
 #[map]
 pub static OFFSETS: Array<u64> = Array::with_max_entries(MAX_CPUS, 0);
 
-/// One entry that `nf_ct_delete` removed, perhaps for `early_drop`.
+/// An entry that `nf_ct_delete` removed, perhaps for `early_drop`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Victim {
@@ -85,7 +85,7 @@ pub struct Victim {
     pub status: u32,
     pub left: i32,
     pub tcp_state: u32,
-    /// It was counted as early_drop's.
+    /// Whether it has been counted as evicted by early_drop.
     pub counted: u32,
 }
 
@@ -113,7 +113,7 @@ pub static NOBODY: Victims = Victims {
 #[map]
 pub static VICTIMS: HashMap<u64, Victims> = HashMap::with_max_entries(1024, 0);
 
-/// What a new flow's entry probe keeps for its return.
+/// What an entry probe keeps for the return probe.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Pending {
@@ -126,11 +126,11 @@ pub struct Pending {
 #[map]
 pub static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(4096, 0);
 
-/// Packets about to be freed that the init_conntrack pair has reported, by their address.
+/// Packets about to be freed that the init_conntrack pair has reported, by address.
 #[map]
 pub static REPORTED: LruHashMap<u64, u8> = LruHashMap::with_max_entries(4096, 0);
 
-/// An insert of which the outcome is open.
+/// An insert whose outcome is still open.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Inserting {
@@ -146,15 +146,16 @@ pub struct Inserting {
 #[map]
 pub static INSERTING: HashMap<u64, Inserting> = HashMap::with_max_entries(1024, 0);
 
-/// Entries that a clash cost their packet, by address, with the CPU that counted it: the packet may be freed on another.
+/// Entries that lost a clash and with it their packet, by address, with the CPU that counted it: the packet may be freed
+/// on another one.
 #[map]
 pub static CLASHED: LruHashMap<u64, u32> = LruHashMap::with_max_entries(4096, 0);
 
-/// Whose a socket is, noted when its process sent the flow's first packet.
+/// The owner of a socket, noted when its process sent the flow's first packet.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SocketOwner {
-    /// The flow's ports and protocol, so that a socket at a reused address is not taken for it.
+    /// The flow's ports and protocol, so that another socket at a reused address is not mistaken for it.
     pub flow: u64,
     pub owner: OwnerPart,
 }

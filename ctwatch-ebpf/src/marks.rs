@@ -1,17 +1,17 @@
-//! Marks tie what early_drop returned to the packet that is dropped a moment later in the same context.
-//! A context is known by its stack: nested softirqs run on another one, and a preempted task takes its own along.
+//! Marks connect what early_drop returned with the packet that is dropped a moment later in the same context.
+//! A context is known by its stack: nested softirqs run on another one, and a preempted task keeps its own.
 
 use crate::config::config;
 use crate::maps::{CPU, Cpu, MARKS, Mark};
-use crate::netns::this_cpu;
+use crate::percpu::{as_number, this_cpu};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_map_lookup_percpu_elem};
 use ctwatch_common::config::{MAX_CPUS, STACK_ALIGN};
 
-/// Frames of one context lie this close; stacks are 16 KB each.
+/// Stack pointers of one context are this close to each other; stacks are 16 KB each.
 const NEAR: u64 = 3072;
-/// A mark this old belongs to a context that went another way (ctnetlink, OVS). At least 0.4 s.
+/// In jiffies (0.1 s at HZ=1000, 0.4 s at HZ=250). An older mark is of a context that dropped no packet (ctnetlink, OVS).
 const OLD: u64 = 100;
 
 /// Where the caller's stack is. A function of its own with a small frame: from 6.13 on the kernel gives programs
@@ -20,25 +20,12 @@ const OLD: u64 = 100;
 pub fn here(cpu: *mut Cpu) -> u64 {
     let mut local = 0u64;
     // SAFETY: `cpu` is this CPU's record.
-    unsafe { number(cpu, (&raw mut local).cast()) }
+    unsafe { as_number(cpu, (&raw mut local).cast()) }
 }
 
-/// An address as a number: a pointer that went through memory comes back as one.
-///
-/// # Safety
-/// `cpu` must be this CPU's record.
+/// Whether two stack pointers belong to one context.
 #[inline(always)]
-pub unsafe fn number(cpu: *mut Cpu, address: *const core::ffi::c_void) -> u64 {
-    // SAFETY: the caller's; volatile, or the compiler would keep the pointer.
-    unsafe {
-        let scratch = &raw mut (*cpu).scratch;
-        core::ptr::write_volatile(scratch.cast::<*const core::ffi::c_void>(), address);
-        core::ptr::read_volatile(scratch)
-    }
-}
-
-#[inline(always)]
-pub fn is_near(a: u64, b: u64) -> bool {
+fn is_near(a: u64, b: u64) -> bool {
     a.wrapping_sub(b).wrapping_add(NEAR) < 2 * NEAR
 }
 
@@ -72,12 +59,12 @@ pub unsafe fn leave(cpu: *mut Cpu, stack: u64) {
     }
 }
 
-/// What the marks on this CPU say.
+/// The marks on this CPU.
 #[derive(Clone, Copy)]
 pub struct Found {
-    /// Where this context's is.
+    /// Which one is this context's.
     index: u32,
-    /// This context has one.
+    /// Whether this context has one.
     pub mine: bool,
     /// How many other contexts have one.
     pub others: u32,
@@ -86,7 +73,7 @@ pub struct Found {
 const MINE: u64 = 1 << 16;
 
 /// Looks for this context's mark. It stays until [`clear`], after its loss is accounted for: an interrupt in between
-/// must see either the mark or the account, or it would take this loss for its own.
+/// must see either the mark or the account, or it would claim this loss as its own.
 #[inline(always)]
 pub fn find() -> Found {
     let found = find_mark();
@@ -97,8 +84,8 @@ pub fn find() -> Found {
     }
 }
 
-/// [`find`], packed into a number. A global function: to the verifier its result is just that, so what the marks look
-/// like doesn't multiply the ways through the rest.
+/// [`find`], packed into a number. A global function: its result is an unknown number to the verifier, so the states of
+/// the marks don't multiply the paths through the caller.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn find_mark() -> u64 {
@@ -125,8 +112,8 @@ pub extern "C" fn find_mark() -> u64 {
     found
 }
 
-/// The CPU on which this context, a task's, left its mark before it was moved here. The mark goes. Where
-/// [`crate::config`] says `preempts` only.
+/// The CPU on which this context, a task's, left its mark before it was migrated here. The mark is removed. Only where
+/// the configuration says `preempts`.
 #[inline(always)]
 pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
     let stack = here(cpu);
@@ -134,7 +121,7 @@ pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
     let task = unsafe { bpf_get_current_task() };
     let own: u64 = read(task + u64::from(config!(task_stack)));
     if stack.wrapping_sub(own) >= STACK_ALIGN {
-        // Softirqs and interrupts stay where they are.
+        // Softirqs and interrupts don't migrate.
         return None;
     }
     for number in 0..MAX_CPUS {
@@ -165,7 +152,7 @@ pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
     None
 }
 
-/// Says that this context has evicted an entry, so that its new flow can be named.
+/// Notes that this context has evicted an entry, so that the new flow it did so for can be named.
 ///
 /// # Safety
 /// `cpu` must be this CPU's record.
@@ -178,7 +165,8 @@ pub unsafe fn evicted(cpu: *mut Cpu, stack: u64, at: u64) {
     }
 }
 
-/// When this context evicted an entry just now: its new flow is being confirmed, so that is told only once.
+/// When this context evicted an entry, if it just did: its new flow is being confirmed. The note is removed, so that only
+/// one flow is named.
 ///
 /// # Safety
 /// `cpu` must be this CPU's record.

@@ -1,11 +1,11 @@
-//! What is accounted for in a netns on this CPU, and where its counters lie.
-//! The per-CPU offset is found without symbols: an element of our own per-CPU map, less the map's per-CPU base.
+//! What is accounted for in a netns on this CPU, and where the kernel keeps its counters.
+//! A netns is known by its address; one at a reused address is noticed by its inode number.
 
 use crate::config::config;
-use crate::maps::{CPU, Cpu, LIVES, NETS, OFFSETS, control};
-use crate::marks::number;
+use crate::maps::{GENERATIONS, NETS, control};
+use crate::percpu;
 use crate::read::read;
-use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_map_lookup_percpu_elem};
+use aya_ebpf::helpers::generated::bpf_map_lookup_percpu_elem;
 use ctwatch_common::classify::{Counters, fresh_base};
 use ctwatch_common::config::{NONE, STAT_SPAN};
 use ctwatch_common::netns::{NetCpu, id};
@@ -14,37 +14,7 @@ use ctwatch_common::netns::{NetCpu, id};
 const NOEXIST: u64 = 1;
 const STAT_WORDS: usize = STAT_SPAN / 8;
 
-/// This CPU's record.
-#[inline(always)]
-pub fn this_cpu() -> Option<*mut Cpu> {
-    CPU.get_ptr_mut(0)
-}
-
-/// What to add to a per-CPU pointer to reach this CPU's copy (this_cpu_off).
-#[inline(always)]
-fn per_cpu_offset() -> Option<u64> {
-    let cpu = this_cpu()?;
-    // SAFETY: this CPU's own map value.
-    unsafe {
-        if (*cpu).offset != 0 {
-            return Some((*cpu).offset);
-        }
-        let map = number(cpu, (&raw const CPU).cast());
-        let own = number(cpu, cpu.cast_const().cast());
-        let base: u64 = read(map + u64::from(config!(bpf_array_pptrs)));
-        if base == 0 {
-            return None;
-        }
-        (*cpu).offset = own.wrapping_sub(base);
-        // For whoever adds up all CPUs.
-        if let Some(offset) = OFFSETS.get_ptr_mut(bpf_get_smp_processor_id()) {
-            *offset = (*cpu).offset;
-        }
-        Some((*cpu).offset)
-    }
-}
-
-/// The address of the netns's entry count; 0 if this kernel doesn't let us find it.
+/// The address of the netns's entry count; 0 if it can't be found on this kernel.
 #[inline(always)]
 fn count_address(net: u64) -> u64 {
     if config!(net_count) != NONE {
@@ -68,7 +38,7 @@ pub fn counters(stat: u64) -> Counters {
     counters_and_invalid(stat).0
 }
 
-/// The same, and its count of invalid packets.
+/// The same, with the kernel's count of invalid packets.
 #[inline(always)]
 pub fn counters_and_invalid(stat: u64) -> (Counters, u32) {
     let mut span = core::mem::MaybeUninit::<[u64; STAT_WORDS]>::uninit();
@@ -91,33 +61,34 @@ pub fn counters_and_invalid(stat: u64) -> (Counters, u32) {
     }
 }
 
-/// How a netns met for the first time on this CPU starts.
+/// Where counting starts in a netns that is not known on this CPU yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// Everything up to now was counted before us.
-    Present,
-    /// It came up while we watched: all it has counted is ours.
-    Fresh,
-    /// User space is still going through the netns: those it hasn't reached don't count yet.
-    NotYet,
+pub enum Baseline {
+    /// At the kernel's current counts: those are not ours.
+    Current,
+    /// At zero: it came up while we watched, so all it has counted is ours.
+    Zero,
+    /// Nowhere: it is left unknown.
+    Unset,
 }
 
-/// How a loss that comes now starts a netns it is the first to name.
+/// The baseline of a netns that becomes known by a loss. While user space is still registering those that were there
+/// before, the ones it hasn't reached don't count.
 #[inline(always)]
-pub fn start_of_a_loss() -> Start {
+pub fn baseline_for_loss() -> Baseline {
     match control() {
         // SAFETY: a pointer into the map's value.
         Some(control) if unsafe { core::ptr::read_volatile(&raw const (*control).watching) } != 0 => {
-            Start::Fresh
+            Baseline::Zero
         }
-        _ => Start::NotYet,
+        _ => Baseline::Unset,
     }
 }
 
-/// The record of a netns that is losing something. If it is told when a netns goes, an address that is known stands for the
-/// same netns still, and its inode number need not be read again.
+/// The record of the netns of a loss. Where the end of a netns is probed, a known address still stands for the same netns,
+/// so its inode number need not be read again.
 #[inline(always)]
-pub fn of_a_loss(net: u64) -> Option<*mut NetCpu> {
+pub fn for_loss(net: u64) -> Option<*mut NetCpu> {
     if config!(exit_probed) != 0
         && let Some(known) = NETS.get_ptr_mut(net)
         // SAFETY: this CPU's own map value.
@@ -125,15 +96,15 @@ pub fn of_a_loss(net: u64) -> Option<*mut NetCpu> {
     {
         return Some(known);
     }
-    lookup(net, inum(net), start_of_a_loss())
+    lookup(net, inum(net), baseline_for_loss())
 }
 
-/// The record of a netns on this CPU, filled in.
+/// The record of a netns on this CPU; made if the netns is not known yet and the baseline is set.
 #[inline(always)]
-pub fn lookup(net: u64, inum: u32, start: Start) -> Option<*mut NetCpu> {
+pub fn lookup(net: u64, inum: u32, baseline: Baseline) -> Option<*mut NetCpu> {
     let mut found = NETS.get_ptr_mut(net);
     if found.is_none() {
-        if start == Start::NotYet {
+        if baseline == Baseline::Unset {
             return None;
         }
         const ZERO: NetCpu = NetCpu {
@@ -155,18 +126,18 @@ pub fn lookup(net: u64, inum: u32, start: Start) -> Option<*mut NetCpu> {
     // SAFETY: this CPU's own map value.
     unsafe {
         if (*entry).synced == 0 || (*entry).inum != inum {
-            if start == Start::NotYet {
+            if baseline == Baseline::Unset {
                 return None;
             }
             let stat: u64 = read(net + u64::from(config!(net_stat)));
             if stat == 0 {
                 return None;
             }
-            let stat = stat.wrapping_add(per_cpu_offset()?) + u64::from(config!(stat_span));
+            let stat = stat.wrapping_add(percpu::offset()?) + u64::from(config!(stat_span));
             let (now, invalid) = counters_and_invalid(stat);
-            let base = match start {
-                Start::Present => now,
-                Start::Fresh | Start::NotYet => Counters {
+            let base = match baseline {
+                Baseline::Current => now,
+                Baseline::Zero | Baseline::Unset => Counters {
                     drop: fresh_base(now.drop, 1),
                     insert_failed: fresh_base(now.insert_failed, 1),
                     chaintoolong: fresh_base(now.chaintoolong, 1),
@@ -176,7 +147,7 @@ pub fn lookup(net: u64, inum: u32, start: Start) -> Option<*mut NetCpu> {
             (*entry).stat = stat;
             (*entry).count = count_address(net);
             (*entry).inum = inum;
-            (*entry).id = id(inum, LIVES.get(&inum).copied().unwrap_or(0));
+            (*entry).id = id(inum, GENERATIONS.get(&inum).copied().unwrap_or(0));
             (*entry).loopback = read(net + u64::from(config!(net_loopback)));
             (*entry).invalid = invalid;
             (*entry).base = base;
@@ -187,7 +158,7 @@ pub fn lookup(net: u64, inum: u32, start: Start) -> Option<*mut NetCpu> {
     Some(entry)
 }
 
-/// The record of a netns on another CPU. Where [`crate::config`] says `preempts` only: 5.10 can't look there.
+/// The record of a netns on another CPU. Only where the configuration says `preempts`: 5.10 has no helper for it.
 #[inline(always)]
 pub fn on(cpu: u32, net: u64) -> Option<*mut NetCpu> {
     // SAFETY: the map and a live key.

@@ -1,10 +1,10 @@
-//! Whose packet it is, where that is certain. `current` is taken only when the code runs on that task's own stack.
-//! A SYN retransmit leaves from a timer's softirq, on another stack: there the socket has to have been noted before.
+//! Which process sent a packet, where that is certain. `current` is trusted only if the code runs on that task's own stack.
+//! A SYN is retransmitted from a timer's softirq, on another stack: its socket must have been noted before.
 
 use crate::config::config;
 use crate::maps::{ANY, SOCKETS, control};
 use crate::marks::here;
-use crate::netns::this_cpu;
+use crate::percpu::this_cpu;
 use crate::read::read;
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_comm};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
@@ -22,8 +22,8 @@ const TCP: u8 = 6;
 const SCTP: u8 = 132;
 
 /// Whether this code runs for a user process: on the stack of its own task, in a system call. An interrupt that hits user
-/// mode runs on that stack too, and so may the softirq after it (x86: `run_sysvec_on_irqstack_cond`); then the stack's
-/// top holds the interrupt's registers, where the number of the system call is negative.
+/// mode runs on that stack too, and so may the softirq after it (x86: `run_sysvec_on_irqstack_cond`); then the top of the
+/// stack holds the interrupt's registers, with a negative number in place of the system call's.
 #[inline(always)]
 fn runs_for_a_process() -> bool {
     let (Some(cpu), Some(control)) = (this_cpu(), control()) else { return false };
@@ -41,8 +41,8 @@ fn runs_for_a_process() -> bool {
         && read::<u64>(stack + orig_ax).cast_signed() >= 0
 }
 
-/// Finds out where the number of the system call lies, from within bpf(): at the top of the stack, below `struct pt_regs`'s
-/// end and a gap of 16 bytes in kernels that know FRED (TOP_OF_KERNEL_STACK_PADDING, arch/x86/include/asm/thread_info.h).
+/// Finds where the stack holds the number of the system call, from within bpf(): in the `struct pt_regs` at its top, above
+/// which kernels that know FRED leave 16 bytes (TOP_OF_KERNEL_STACK_PADDING, arch/x86/include/asm/thread_info.h).
 #[inline(always)]
 pub fn find_orig_ax() {
     let Some(control) = control() else { return };
@@ -73,20 +73,20 @@ unsafe fn current(to: *mut OwnerPart) {
     }
 }
 
-/// Ports and protocol of a flow in one number: what a noted socket is compared by.
+/// Ports and protocol of a flow in one number, by which a noted socket is recognized.
 #[inline(always)]
 pub fn flow(event: &LossEvent) -> u64 {
     u64::from(event.sport) << 16 | u64::from(event.dport) | u64::from(event.proto) << 32
 }
 
-/// Whether packets of this protocol are sent again without their process.
+/// Whether the kernel retransmits packets of this protocol by itself.
 #[inline(always)]
 fn retransmits(flow: u64) -> bool {
     matches!((flow >> 32) as u8, TCP | SCTP)
 }
 
-/// The sender of a locally sent packet; false if it isn't known for certain. On a stack frame of its own: the caller's is
-/// nearly full.
+/// The sender of a locally sent packet; false if it is not certain. On a stack frame of its own: the caller's is nearly
+/// full.
 ///
 /// # Safety
 /// `to` must point into a reserved record.
@@ -112,7 +112,7 @@ pub unsafe fn of_packet(socket: u64, flow: u64, to: *mut OwnerPart) -> bool {
     true
 }
 
-/// Remembers whose socket this is, if the code runs for its process.
+/// Notes the owner of a socket, if the code runs for its process.
 #[inline(always)]
 pub fn note(socket: u64, flow: u64) {
     if socket != 0 && retransmits(flow) && runs_for_a_process() {
@@ -126,8 +126,8 @@ fn note_socket(socket: u64, flow: u64) {
         return;
     }
     let Some(cpu) = this_cpu() else { return };
-    // SAFETY: this CPU's own map value; only code on a task's own stack comes here, so nothing interrupts it that would
-    // write there too.
+    // SAFETY: this CPU's own map value. Only code on a task's own stack gets here, so nothing that interrupts it writes
+    // there.
     unsafe {
         let noted = &raw mut (*cpu).noted;
         (*noted).flow = flow;

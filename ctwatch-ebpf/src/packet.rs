@@ -1,4 +1,4 @@
-//! Who a packet belongs to: tuple, device and hook, from the skb or from a conntrack tuple.
+//! Describes a packet: tuple, device and hook, from the skb or from a conntrack tuple.
 //! Fills an event in place; nothing is counted here.
 
 use crate::config::config;
@@ -18,7 +18,8 @@ const ICMPV6: u8 = 58;
 const SCTP: u8 = 132;
 const UDPLITE: u8 = 136;
 
-/// An event that says nothing yet. Word by word: a plain zero would become a call to memset, which goes byte by byte.
+/// [`LossEvent::EMPTY`] in place, written word by word: an assignment would become a call to memset, which goes byte by
+/// byte.
 #[inline(always)]
 pub fn blank(place: &mut MaybeUninit<LossEvent>) -> &mut LossEvent {
     let words = place.as_mut_ptr().cast::<u64>();
@@ -85,7 +86,7 @@ impl Skb {
         if dst == 0 { 0 } else { read(dst + u64::from(config!(dst_dev))) }
     }
 
-    /// The netns: of the device, of the socket before there is one, else of the route.
+    /// The netns: the device's; without a device the socket's; without a socket the route's.
     #[inline(always)]
     pub fn net(&self) -> u64 {
         let device = self.device();
@@ -100,22 +101,22 @@ impl Skb {
         if device == 0 { 0 } else { read(device + u64::from(config!(dev_net))) }
     }
 
-    /// Device, hook and length; to be called when the tuple is there. `loopback`: the address of the netns's loopback
+    /// Fills in device, hook and length; the tuple must be there already. `loopback` is the address of the netns's loopback
     /// device.
     #[inline(always)]
     pub fn describe_path(&self, has_entry: bool, loopback: u64, event: &mut LossEvent) {
         event.length = self.get(config!(skb_len));
         let mut device = self.device();
         if device == 0 {
-            // What goes to 127.0.0.0/8 or ::1 goes over it: no need to look at the route.
+            // Packets to 127.0.0.0/8 and ::1 use loopback: no need to look at the route.
             mark_loopback(event);
-            if config!(detail) != 0 || event.flags & flag::LOOPBACK == 0 {
+            if config!(event_details) != 0 || event.flags & flag::LOOPBACK == 0 {
                 device = self.route_device();
             }
             event.hook = hook::LOCAL_OUT;
             event.flags |= flag::OUT;
         } else if has_entry {
-            // At confirm a packet is on its way in (LOCAL_IN) or out (POST_ROUTING): the skb doesn't say which.
+            // At confirm a packet is at LOCAL_IN or POST_ROUTING: the skb doesn't say which.
             event.hook = hook::UNKNOWN;
         } else {
             event.hook = hook::PRE_ROUTING;
@@ -124,21 +125,21 @@ impl Skb {
             if device == loopback {
                 event.flags |= flag::LOOPBACK;
             }
-            if config!(detail) != 0 {
+            if config!(event_details) != 0 {
                 event.ifindex = read(device + u64::from(config!(dev_ifindex)));
                 event.device = read(device + u64::from(config!(dev_name)));
             }
         }
     }
 
-    /// The tuple, from the packet's own headers.
+    /// Fills in the tuple, from the packet's own headers.
     #[inline(always)]
     pub fn describe_tuple(&self, event: &mut LossEvent) {
         describe_from_headers(self.address, event);
     }
 }
 
-/// On a stack frame of its own: the caller's is nearly full.
+/// Fills in the tuple from a packet's headers. On a stack frame of its own: the caller's is nearly full.
 #[inline(never)]
 fn describe_from_headers(skb: u64, event: &mut LossEvent) {
     let mut head = MaybeUninit::<[u64; HEAD_WORDS]>::uninit();
@@ -265,7 +266,7 @@ pub fn describe_from_tuple(tuple: &[u64; 5], event: &mut LossEvent) {
     }
 }
 
-/// Says that a flow is on loopback if its destination tells: an entry remembers no device.
+/// Marks a flow as loopback if its destination is: an entry remembers no device.
 #[inline(always)]
 pub fn mark_loopback(event: &mut LossEvent) {
     const ONE: u64 = 1u64.to_be();

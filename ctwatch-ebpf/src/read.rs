@@ -9,17 +9,17 @@ use crate::config::config;
 
 /// On x86-64 the return probe runs after the return address was popped.
 const RETURN_ADDRESS: u64 = 8;
-/// The last word of a tuple holds port and protocol.
+/// Offset of a tuple's last word, which holds port and protocol.
 const TUPLE_LAST: u64 = 32;
 
-/// The stack pointer at a function's entry: what its arguments are kept under until it returns.
+/// The stack pointer at a function's entry: the key under which its arguments are kept until it returns.
 #[inline(always)]
 pub fn stack_at_entry(ctx: &ProbeContext) -> u64 {
     // SAFETY: the kernel's own registers.
     unsafe { (*ctx.regs).rsp }
 }
 
-/// The same, when it returns.
+/// The same, from the function's return.
 #[inline(always)]
 pub fn stack_at_its_entry(ctx: &RetProbeContext) -> u64 {
     // SAFETY: the kernel's own registers.
@@ -43,7 +43,7 @@ pub fn read<T: Copy>(address: u64) -> T {
     }
 }
 
-/// Reads into memory that stays in place.
+/// Reads into the caller's memory.
 ///
 /// # Safety
 /// `to` must be valid for writes of `N * 8` bytes.

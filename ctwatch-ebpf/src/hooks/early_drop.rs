@@ -7,6 +7,7 @@ use crate::maps::{REMEMBERED, VICTIMS, Victims, add};
 use crate::marks;
 use crate::netns;
 use crate::packet::{blank, describe_from_tuple, describe_reply, mark_loopback};
+use crate::percpu::this_cpu;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::RetProbeContext;
 use core::mem::MaybeUninit;
@@ -18,7 +19,7 @@ use ctwatch_common::event::{flag, hook};
 #[inline(always)]
 pub fn on_return(ctx: &RetProbeContext) {
     let made_room = ctx.ret::<u64>() as u8 != 0;
-    let Some(cpu) = netns::this_cpu() else { return };
+    let Some(cpu) = this_cpu() else { return };
     // SAFETY: the kernel's own registers.
     let pointer = unsafe { (*ctx.regs).rsp };
     if !made_room {
@@ -35,7 +36,7 @@ pub fn on_return(ctx: &RetProbeContext) {
         let mut evicted = 1;
         let mut id = inum;
         if config!(has_stat) != 0 {
-            let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
+            let Some(state) = netns::lookup(net, inum, netns::baseline_for_loss()) else { return };
             let now = netns::counters((*state).stat);
             let Some(delta) = moved(now.early_drop, (*state).accounted.early_drop) else { return };
             evicted = u64::from(delta);
@@ -43,8 +44,8 @@ pub fn on_return(ctx: &RetProbeContext) {
             add(&raw mut (*state).accounted.early_drop, delta);
         }
         let at = bpf_ktime_get_ns();
-        // The newest are early_drop's; older ones were deleted in this context for other reasons. It reaps expired
-        // entries too, which are no victims; but one may have expired just after early_drop looked.
+        // The newest are early_drop's; older ones were deleted in this context for other reasons. early_drop reaps
+        // expired entries too, which are no victims; but a victim may have expired just after it looked.
         let left = report(stack, victims, id, at, evicted, false);
         let left = report(stack, victims, id, at, left, true);
         if left != 0 {
@@ -83,7 +84,7 @@ unsafe fn report(stack: u64, victims: *mut Victims, netns: u32, at: u64, wanted:
     left
 }
 
-/// Reports one remembered victim. A global function: the verifier goes through it once, not once for each of them.
+/// Reports one remembered victim. A global function: the verifier goes through it once, not once for each victim.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn report_victim(stack: u64, index: u64, netns: u64, at: u64) -> u64 {

@@ -1,5 +1,5 @@
-//! `gc_worker` runs in a kernel worker, never twice at once. Between its entry and its return, what `nf_ct_delete` removes
-//! on its stack was reaped or evicted by it; a softirq that interrupts it runs on another stack.
+//! `gc_worker` runs in a kernel worker, never twice at once. All that `nf_ct_delete` removes on its stack, between its entry
+//! and its return, is reaped or evicted by it; a softirq that interrupts it runs on another stack.
 
 use crate::maps::control;
 use crate::read::stack_at_entry;

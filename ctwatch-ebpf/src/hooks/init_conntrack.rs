@@ -3,7 +3,7 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::hooks::kfree_skb::{refusal, refused_for_want_of_room};
+use crate::hooks::kfree_skb::{refusal, refused_by_full_table};
 use crate::maps::{ANY, PENDING, Pending, REPORTED};
 use crate::marks;
 use crate::netns;
@@ -42,12 +42,12 @@ pub fn on_return(ctx: &RetProbeContext) {
         return;
     }
     let inum = netns::inum(net);
-    let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
+    let Some(state) = netns::lookup(net, inum, netns::baseline_for_loss()) else { return };
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
-    // The mark says what early_drop found, whatever room there is by now. It stays until the packet is freed.
+    // The mark says what early_drop found, even if there is room again by now. It stays until the packet is freed.
     // SAFETY: this CPU's own map values.
-    let full = unsafe { refused_for_want_of_room(marks::find().mine, state, event) };
+    let full = unsafe { refused_by_full_table(marks::find().mine, state, event) };
     let cause = refusal(full);
     // SAFETY: the helper has no preconditions.
     event.at = unsafe { bpf_ktime_get_ns() };
@@ -62,7 +62,7 @@ pub fn on_return(ctx: &RetProbeContext) {
         let mut skb = Skb::uninit();
         skb.read(address);
         skb.describe_path(false, loopback, event);
-        // A hit inside another program is skipped: what isn't noted here is reported where the packet is freed.
+        // A probe hit inside another program is skipped: a packet that isn't noted here is reported when it is freed.
         let _ = REPORTED.insert(address, 1, ANY);
     }
     describe_from_tuple(&tuple, event);

@@ -1,5 +1,5 @@
-//! Inserts that don't end as `__nf_conntrack_confirm` promises, and those that come another way:
-//! `nf_ct_resolve_clash` drops or replaces the entry, `nf_conntrack_hash_check_insert` is how ctnetlink and BPF insert.
+//! Inserts that `__nf_conntrack_confirm` starts but that fail after all, and those that don't pass through it:
+//! `nf_ct_resolve_clash` drops or replaces the entry; ctnetlink and BPF insert by `nf_conntrack_hash_check_insert`.
 
 use crate::config::config;
 use crate::emit::{self, Field};
@@ -15,7 +15,7 @@ const NF_DROP: u32 = 0;
 /// The same.
 const NF_ACCEPT: u32 = 1;
 
-/// Two flows with one tuple on two CPUs: this one came second.
+/// Two CPUs insert the same tuple: this one came second.
 #[inline(always)]
 pub fn on_clash(ctx: &ProbeContext) {
     let Some(skb) = ctx.arg::<u64>(0) else { return };
@@ -48,7 +48,7 @@ pub fn on_created(ctx: &ProbeContext) {
     keep(ctx, 0, entry);
 }
 
-/// 0 means that it is in the table.
+/// Returns 0 if the entry is in the table.
 #[inline(always)]
 pub fn on_created_return(ctx: &RetProbeContext) {
     let Some(kept) = take(ctx) else { return };

@@ -1,5 +1,5 @@
-//! Every loss of a packet, seen where `nf_hook_slow` frees it (net/netfilter/core.c, 5.10 to 7.3).
-//! Whether conntrack did it, and why, is told by which of its per-CPU counters has just moved on this CPU.
+//! Every lost packet, seen where `nf_hook_slow` frees it (net/netfilter/core.c, 5.10 to 7.3).
+//! Which of conntrack's per-CPU counters has just moved on this CPU tells whether conntrack dropped it, and why.
 
 use crate::config::config;
 use crate::emit;
@@ -7,6 +7,7 @@ use crate::maps::{CLASHED, REPORTED, add, control};
 use crate::marks;
 use crate::netns;
 use crate::packet::{Skb, blank, describe_from_entry, service_port};
+use crate::percpu::this_cpu;
 use crate::read::read;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -34,8 +35,8 @@ pub fn first(ctx: &RawTracePointContext) {
 
 #[inline(always)]
 pub fn held(ctx: &TracePointContext) {
-    // What all tracepoints begin with comes first.
-    // SAFETY: a program may read its context; user space checked that the two lie there.
+    // The first word is common to all tracepoints.
+    // SAFETY: a program may read its context; user space checked the position of the other two.
     let [_, skb, location] = unsafe { *ctx.as_ptr().cast::<[u64; 3]>() };
     if in_nf_hook_slow(location) {
         take(skb);
@@ -44,7 +45,7 @@ pub fn held(ctx: &TracePointContext) {
 
 #[inline(always)]
 fn take(skb: u64) {
-    let Some(cpu) = netns::this_cpu() else { return };
+    let Some(cpu) = this_cpu() else { return };
     // SAFETY: this CPU's own map value.
     unsafe { core::ptr::write_volatile(&raw mut (*cpu).packet, skb) };
     dropped(skb, cpu);
@@ -56,10 +57,10 @@ pub fn twin(ctx: &RawTracePointContext) {
         return;
     }
     let skb: u64 = ctx.arg(0);
-    let Some(cpu) = netns::this_cpu() else { return };
-    // SAFETY: this CPU's own map value. The packet is freed only after both programs ran, so an equal address
-    // means that the first program took this very packet. It is forgotten then: the next packet may get the same
-    // address, and be one that the first program is skipped for.
+    let Some(cpu) = this_cpu() else { return };
+    // SAFETY: this CPU's own map value. The packet is freed only after both programs ran, so an equal address means
+    // that the first program handled this very packet. The address is then cleared: the next packet may get the same
+    // one, and the first program may be skipped for it.
     unsafe {
         let packet = &raw mut (*cpu).packet;
         if core::ptr::read_volatile(packet) == skb {
@@ -78,7 +79,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     if net == 0 {
         return;
     }
-    let Some(state) = netns::of_a_loss(net) else { return };
+    let Some(state) = netns::for_loss(net) else { return };
     // SAFETY: this CPU's own map value.
     let (stat, accounted) = unsafe { ((*state).stat, (*state).accounted) };
     let (now, invalid) = netns::counters_and_invalid(stat);
@@ -89,8 +90,8 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     let marks = marks::find();
     let entry = skb.entry();
     let insert_failed = now.insert_failed != accounted.insert_failed;
-    // A context that was refused here but has not dropped its packet yet has moved the counter, too; if it was refused in
-    // this netns, which its mark doesn't tell. An entry that failed to be inserted moved it itself, unless it was dying.
+    // A context that was refused but has not dropped its packet yet has moved the counter as well, if it was refused
+    // in this netns, which its mark doesn't tell. An entry that failed to be inserted moved it itself, unless dying.
     let by_others = if marks.mine || (entry != 0 && insert_failed) { 0 } else { marks.others };
     let mut which = Moved {
         drop: drops > by_others,
@@ -103,7 +104,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     let event = blank(&mut event);
     // SAFETY: this CPU's own map value.
     let full =
-        unsafe { refused_for_want_of_room(marks.mine || (entry == 0 && elsewhere.is_some()), state, event) };
+        unsafe { refused_by_full_table(marks.mine || (entry == 0 && elsewhere.is_some()), state, event) };
     let Some(mut cause) = classify(which, entry != 0, full) else {
         // SAFETY: this CPU's own map value.
         unsafe { marks::clear(cpu, marks) };
@@ -115,7 +116,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         // SAFETY: this CPU's own map value.
         cause = refused_with_room(event.proto, unsafe { (*state).invalid } != invalid);
     }
-    // SAFETY: pointers into map values. Atomic, since an interrupt on this CPU may account for its own loss between.
+    // SAFETY: pointers into map values. Atomic, since an interrupt on this CPU may account for its own loss meanwhile.
     unsafe {
         let accounted = match elsewhere {
             Some(cpu) => &raw mut (*netns::on(cpu, net).unwrap_or(state)).accounted,
@@ -147,7 +148,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
             return;
         }
     }
-    if config!(detail) != 0 {
+    if config!(event_details) != 0 {
         // SAFETY: the helper has no preconditions.
         event.at = unsafe { bpf_ktime_get_ns() };
     }
@@ -161,7 +162,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     skb.describe_path(entry != 0, unsafe { (*state).loopback }, event);
     if entry != 0 {
         if config!(flows) != 0 && matches!(cause, Cause::ChainTooLong | Cause::Dying) {
-            // Counted as an insert when it was tried; a clash is put right where it is resolved.
+            // Counted as an insert when it was tried; a clash is corrected where it is resolved.
             // SAFETY: this CPU's own map value.
             emit::count_flow(unsafe { (*state).inum }, event.proto, service_port(event), emit::Field::Failed);
         }
@@ -172,8 +173,8 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     }
 }
 
-/// The CPU that counted this loss, if the task was moved to another one before it freed its packet: known for refused
-/// packets by the mark they left there, and for clashes.
+/// The CPU that counted this loss, if the task migrated before it freed its packet: known for refused packets, by the mark
+/// they left there, and for clashes.
 #[inline(always)]
 fn counted_elsewhere(cpu: *mut crate::maps::Cpu, entry: u64, marked: bool, which: &mut Moved) -> Option<u32> {
     if entry != 0 {
@@ -184,13 +185,13 @@ fn counted_elsewhere(cpu: *mut crate::maps::Cpu, entry: u64, marked: bool, which
         *which = Moved { drop: true, insert_failed: true, chaintoolong: false };
         return Some(counted);
     }
-    // A mark is proof by itself: another context that was moved here may have taken the count that this one made.
+    // A mark is proof by itself: another context that migrated here may have claimed the count that this one made.
     let counted = if marked { None } else { Some(marks::take_from_another(cpu)?) };
     which.drop = true;
     counted
 }
 
-/// A new netns took the address of one that died: start over.
+/// A new netns took the address of one that is gone: start over.
 #[inline(always)]
 fn restart(state: *mut NetCpu, now: Counters) {
     // SAFETY: this CPU's own map value.
@@ -200,13 +201,13 @@ fn restart(state: *mut NetCpu, now: Counters) {
     }
 }
 
-/// Reads the fill into the event, and tells a full table from want of memory.
+/// Whether a refused packet met a full table rather than a lack of memory. Reads the table's fill into the event.
 ///
 /// # Safety
 /// `state` must be this CPU's map value.
 #[inline(always)]
-pub unsafe fn refused_for_want_of_room(marked: bool, state: *mut NetCpu, event: &mut LossEvent) -> bool {
-    if marked && config!(detail) == 0 {
+pub unsafe fn refused_by_full_table(marked: bool, state: *mut NetCpu, event: &mut LossEvent) -> bool {
+    if marked && config!(event_details) == 0 {
         return true;
     }
     // SAFETY: the caller's.
@@ -219,7 +220,7 @@ pub unsafe fn refused_for_want_of_room(marked: bool, state: *mut NetCpu, event: 
             event.max = read(config!(max_address));
             event.flags |= flag::MAX;
         }
-        // Only a probed early_drop lets us say "no memory": a table that was full may have room again by now.
+        // Only a probed early_drop lets us say "no memory": a table that was full may have room again.
         config!(early_drop_probed) == 0
             || marked
             || event.flags & (flag::COUNT | flag::MAX) != flag::COUNT | flag::MAX

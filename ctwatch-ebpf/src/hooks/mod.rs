@@ -1,5 +1,5 @@
-//! One file per kernel function that is hooked.
-//! What may not happen here: reading a layout that is not in `config`, or counting beside `emit`.
+//! One file per hooked kernel function.
+//! Layouts are read only through `config`, and everything is counted through `emit`.
 
 pub mod early_drop;
 pub mod gc_worker;

@@ -1,5 +1,5 @@
-//! `__nf_conntrack_confirm(skb)`: once for every new flow, when its first packet made it through the firewall.
-//! Counted at entry; the few that fail there are counted again where that shows, as failed.
+//! `__nf_conntrack_confirm(skb)`: once for every new flow, after its first packet has passed the firewall.
+//! Flows are counted at entry; the few that fail are counted as failed too, where that shows.
 
 use crate::config::config;
 use crate::emit::{self, Field};
@@ -7,6 +7,7 @@ use crate::marks;
 use crate::netns;
 use crate::owner;
 use crate::packet::{Skb, blank, describe_from_tuple, service_of_tuple};
+use crate::percpu::this_cpu;
 use crate::read::{read, service_word, stack_at_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::ProbeContext;
@@ -30,13 +31,13 @@ pub fn on_entry(ctx: &ProbeContext) {
     let (proto, port) = service_of_tuple(service_word(ct));
     emit::count_flow(inum, proto, port, Field::Count);
     if emit::wants_losses() || emit::wants_inserts() {
-        tell(ctx, skb, ct, inum);
+        describe_flow(ctx, skb, ct, inum);
     }
 }
 
-/// What single events need of a new flow: whom it pushed out, that it is there, whose it is.
+/// What single events need of a new flow: which victim was evicted for it, the insert itself, the owner of its socket.
 #[inline(always)]
-fn tell(ctx: &ProbeContext, address: u64, ct: u64, inum: u32) {
+fn describe_flow(ctx: &ProbeContext, address: u64, ct: u64, inum: u32) {
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
     event.netns = inum;
@@ -44,7 +45,7 @@ fn tell(ctx: &ProbeContext, address: u64, ct: u64, inum: u32) {
     let tuple: [u64; 5] = read(ct + u64::from(config!(ct_tuple)));
     describe_from_tuple(&tuple, event);
     if emit::wants_losses()
-        && let Some(cpu) = netns::this_cpu()
+        && let Some(cpu) = this_cpu()
         // SAFETY: this CPU's own map value.
         && let Some(at) = unsafe { marks::take_eviction(cpu, stack_at_entry(ctx)) }
     {

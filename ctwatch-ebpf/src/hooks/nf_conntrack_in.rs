@@ -1,5 +1,5 @@
 //! `nf_conntrack_in(skb, state)`, for `--cause invalid` only: it runs for every packet.
-//! A packet that it accepts without giving it an entry is invalid: it goes on untracked.
+//! A packet that it accepts without giving it an entry is invalid: it passes untracked.
 
 use crate::config::config;
 use crate::emit;
@@ -33,7 +33,7 @@ pub fn on_return(ctx: &RetProbeContext) {
     }
     let mut skb = Skb::uninit();
     skb.read(address);
-    // Not even IP_CT_UNTRACKED, which is what NOTRACK leaves.
+    // Not even IP_CT_UNTRACKED, which NOTRACK sets.
     if skb.nfct() != 0 {
         return;
     }
@@ -42,12 +42,12 @@ pub fn on_return(ctx: &RetProbeContext) {
         return;
     }
     let inum = netns::inum(net);
-    let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
+    let Some(state) = netns::lookup(net, inum, netns::baseline_for_loss()) else { return };
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
     // SAFETY: the helper has no preconditions; this CPU's own map value.
     let loopback = unsafe {
-        if config!(detail) != 0 {
+        if config!(event_details) != 0 {
             event.at = bpf_ktime_get_ns();
         }
         event.netns = (*state).id;

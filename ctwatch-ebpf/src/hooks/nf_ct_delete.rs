@@ -38,7 +38,7 @@ pub fn on_entry(ctx: &ProbeContext, count: bool) {
         emit::count_flow(netns::inum(net), proto, port, Field::Deletes);
     }
     if !is_part && (ctx.arg::<u32>(1) != Some(0) || ctx.arg::<u32>(2) != Some(0)) {
-        // Someone asked for it over ctnetlink.
+        // Requested over ctnetlink.
         return;
     }
     let stack = stack_at_entry(ctx) & !(STACK_ALIGN - 1);
@@ -58,7 +58,7 @@ fn evicted_by_gc(ct: u64, net: u64) {
         return;
     }
     let inum = netns::inum(net);
-    let Some(state) = netns::lookup(net, inum, netns::start_of_a_loss()) else { return };
+    let Some(state) = netns::lookup(net, inum, netns::baseline_for_loss()) else { return };
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
     // SAFETY: the helper has no preconditions; this CPU's own map value.
@@ -79,7 +79,7 @@ fn evicted_by_gc(ct: u64, net: u64) {
     }
 }
 
-/// Keeps the entry for early_drop's return in this context.
+/// Keeps the entry for the return of early_drop in this context.
 #[inline(always)]
 fn remember(ct: u64, net: u64, stack: u64) {
     let mut place = VICTIMS.get_ptr_mut(&stack);

@@ -1,9 +1,9 @@
-//! `nf_conntrack_pernet_exit(struct list_head *)`: network namespaces go, no packet of theirs is under way any more
+//! `nf_conntrack_pernet_exit(struct list_head *)`: namespaces are destroyed, and no packet of theirs is in flight any more
 //! (net/netfilter/nf_conntrack_standalone.c, 5.10 to 7.3). The last chance to read what the kernel counted there.
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::{ANY, LIVES, NETS, OFFSETS};
+use crate::maps::{ANY, GENERATIONS, NETS, OFFSETS};
 use crate::netns;
 use crate::packet::blank;
 use crate::read::read;
@@ -14,7 +14,7 @@ use ctwatch_common::config::MAX_CPUS;
 use ctwatch_common::event::{KIND_NETNS_GONE, hook};
 use ctwatch_common::netns::id;
 
-/// Namespaces that go at once are cleaned up in one batch; more than this are noticed by user space instead.
+/// Namespaces are destroyed in batches. Those of a batch that are beyond this number are noticed by user space instead.
 const BATCH: u32 = 512;
 
 #[inline(always)]
@@ -31,8 +31,8 @@ pub fn on_entry(ctx: &ProbeContext) {
     }
 }
 
-/// Says what a netns counted, and that the next netns of this inode number is another one. A global function, so that
-/// the verifier doesn't go through it once for each netns of a batch.
+/// Reports what a netns counted, and starts the next generation of its inode number. A global function, so that the
+/// verifier doesn't go through it once for each netns of a batch.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn gone(net: u64) -> u64 {
@@ -41,22 +41,22 @@ pub extern "C" fn gone(net: u64) -> u64 {
         return 1;
     }
     let inum = netns::inum(net);
-    let life = LIVES.get_ptr(inum).map_or(0, |life| {
+    let generation = GENERATIONS.get_ptr(inum).map_or(0, |generation| {
         // SAFETY: a pointer into the map's value.
-        unsafe { *life }
+        unsafe { *generation }
     });
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
     // SAFETY: the helper has no preconditions.
     event.at = unsafe { bpf_ktime_get_ns() };
-    event.netns = id(inum, life);
+    event.netns = id(inum, generation);
     event.kind = KIND_NETNS_GONE;
     event.hook = hook::UNKNOWN;
     let stat: u64 = read(net + u64::from(config!(net_stat)));
     let stat = stat + u64::from(config!(stat_span));
     let mut sums = [0u64; 4];
     let mut cpu = 0;
-    // Tested at its end, and without a way to its middle: 5.10 takes no other loop.
+    // The condition is at the end and nothing jumps into the middle: 5.10 accepts no other loop.
     loop {
         let Some(offset) = OFFSETS.get_ptr(cpu) else { break };
         // SAFETY: a pointer into the map's value.
@@ -76,7 +76,7 @@ pub extern "C" fn gone(net: u64) -> u64 {
         event.src = core::mem::transmute::<[u64; 2], [u8; 16]>([sums[0], sums[1]]);
         event.dst = core::mem::transmute::<[u64; 2], [u8; 16]>([sums[2], sums[3]]);
     }
-    let _ = LIVES.insert(inum, life + 1, ANY);
+    let _ = GENERATIONS.insert(inum, generation + 1, ANY);
     let _ = NETS.remove(net);
     emit::push(event);
     0

@@ -1,10 +1,10 @@
-//! Run by user space (BPF_PROG_TEST_RUN), never attached: learns where a netns's counters stand on this CPU.
+//! Run by user space (BPF_PROG_TEST_RUN), never attached: registers a netns on this CPU, or reconciles its counts.
 //! It runs with interrupts as the kernel left them, so what it notes is exact for this CPU.
 
 use crate::config::config;
 use crate::emit;
 use crate::maps::{add, control};
-use crate::netns::{self, Start};
+use crate::netns::{self, Baseline};
 use crate::owner;
 use crate::read::read;
 use aya_ebpf::helpers::bpf_get_current_task;
@@ -13,34 +13,47 @@ use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::debug;
 use ctwatch_common::Cause;
 use ctwatch_common::classify::missed;
+use ctwatch_common::slot::Control;
+use ctwatch_common::sync::SyncOp;
 
-/// First argument: 0 finds the caller's netns, 1 takes its present counts as the base, 2 takes it as new,
-/// 3 owns up to losses of one cause (third argument) whose packets were missed on this CPU.
+/// Does what the arguments say (see [`SyncOp`]); 0 if that was possible.
 #[inline(always)]
 pub fn run(ctx: &RawTracePointContext) -> i32 {
     let Some(control) = control() else { return 1 };
-    let what: u64 = ctx.arg(0);
+    let Some(op) = SyncOp::from_u64(ctx.arg(0)) else { return 1 };
     // SAFETY: the helper has no preconditions; the pointer goes into the map's value.
     unsafe { core::ptr::write_volatile(&raw mut (*control).jiffies, bpf_jiffies64()) };
-    if what == 0 {
-        owner::find_orig_ax();
-        // SAFETY: the helper has no preconditions; the pointer goes into the map's value.
-        unsafe {
-            let task = bpf_get_current_task();
-            let nsproxy: u64 = read(task + u64::from(config!(task_nsproxy)));
-            let net: u64 = if nsproxy == 0 { 0 } else { read(nsproxy + u64::from(config!(nsproxy_net))) };
-            core::ptr::write_volatile(&raw mut (*control).sync_net, net);
-            return i32::from(net == 0);
+    let baseline = match op {
+        SyncOp::Locate => return locate(control),
+        SyncOp::Reconcile => {
+            reconcile(ctx, ctx.arg(1), ctx.arg(2));
+            return 0;
         }
+        SyncOp::BaselineCurrent => Baseline::Current,
+        SyncOp::BaselineZero => Baseline::Zero,
+    };
+    register(ctx, ctx.arg(1), baseline)
+}
+
+/// Leaves the address of the calling thread's netns in the control page.
+#[inline(always)]
+fn locate(control: *mut Control) -> i32 {
+    owner::find_orig_ax();
+    // SAFETY: the helper has no preconditions; the pointer goes into the map's value.
+    unsafe {
+        let task = bpf_get_current_task();
+        let nsproxy: u64 = read(task + u64::from(config!(task_nsproxy)));
+        let net: u64 = if nsproxy == 0 { 0 } else { read(nsproxy + u64::from(config!(nsproxy_net))) };
+        core::ptr::write_volatile(&raw mut (*control).sync_net, net);
+        i32::from(net == 0)
     }
-    let net: u64 = ctx.arg(1);
-    if what == 3 {
-        settle(ctx, net, ctx.arg(2));
-        return 0;
-    }
-    let start = if what == 1 { Start::Present } else { Start::Fresh };
+}
+
+/// Makes a netns known on this CPU.
+#[inline(always)]
+fn register(ctx: &RawTracePointContext, net: u64, baseline: Baseline) -> i32 {
     let inum = netns::inum(net);
-    let Some(state) = netns::lookup(net, inum, start) else { return 1 };
+    let Some(state) = netns::lookup(net, inum, baseline) else { return 1 };
     // SAFETY: this CPU's own map value.
     let (base, count) = unsafe { ((*state).base, (*state).count) };
     debug!(
@@ -54,28 +67,28 @@ pub fn run(ctx: &RawTracePointContext) -> i32 {
     0
 }
 
-/// What the kernel counted on this CPU and no program saw (a migration in the middle of a drop, a probe that was
-/// skipped) is counted without a tuple, so that the totals stay right. One cause a run keeps the program small.
+/// Counts, without a tuple, losses that the kernel counted on this CPU and no program saw (the task migrated during a
+/// drop, or a probe was skipped), so that the totals stay right. One cause per run keeps the program small.
 #[inline(always)]
-fn settle(ctx: &RawTracePointContext, net: u64, number: u64) {
+fn reconcile(ctx: &RawTracePointContext, net: u64, cause: u64) {
     let inum = netns::inum(net);
-    let Some(state) = netns::lookup(net, inum, Start::NotYet) else { return };
+    let Some(state) = netns::lookup(net, inum, Baseline::Unset) else { return };
     // SAFETY: this CPU's own map value.
     unsafe {
         let missed = missed(netns::counters((*state).stat), (*state).accounted);
         let accounted = &raw mut (*state).accounted;
-        let (cause, count) = if number == Cause::ChainTooLong as u64 {
+        let (cause, count) = if cause == Cause::ChainTooLong as u64 {
             add(&raw mut (*accounted).chaintoolong, missed.chaintoolong);
             add(&raw mut (*accounted).insert_failed, missed.chaintoolong);
             (Cause::ChainTooLong, missed.chaintoolong)
-        } else if number == Cause::Clash as u64 {
+        } else if cause == Cause::Clash as u64 {
             add(&raw mut (*accounted).drop, missed.clash);
             add(&raw mut (*accounted).insert_failed, missed.clash);
             (Cause::Clash, missed.clash)
-        } else if number == Cause::Dying as u64 {
+        } else if cause == Cause::Dying as u64 {
             add(&raw mut (*accounted).insert_failed, missed.dying);
             (Cause::Dying, missed.dying)
-        } else if number == Cause::Evicted as u64 {
+        } else if cause == Cause::Evicted as u64 {
             add(&raw mut (*accounted).early_drop, missed.evicted);
             (Cause::Evicted, missed.evicted)
         } else if config!(by_kfree_skb) != 0 {

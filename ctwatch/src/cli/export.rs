@@ -68,7 +68,8 @@ enum ToFormat {
 }
 
 fn table(text: &str) -> Result<ExportTable, String> {
-    ExportTable::from_name(text).ok_or_else(|| format!("tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
+    ExportTable::from_name(text)
+        .ok_or_else(|| format!("tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
 }
 
 /// A format of an export.

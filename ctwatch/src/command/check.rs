@@ -54,7 +54,7 @@ fn verify(kernel: &Kernel) -> Result<Vec<CheckProgram>> {
         insert_events: 1,
         loss_events: 1,
         owners: 1,
-        detail: 1,
+        event_details: 1,
         exit_probed: 1,
         ..least
     };

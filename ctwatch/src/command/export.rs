@@ -12,7 +12,7 @@ use anyhow::{Result, bail, ensure};
 use super::drafts::{Drafts, interrupted};
 use crate::cli::{Config, Export, ExportFormat};
 use crate::error::{Exit, Failure};
-use crate::export::{Choice, Csv, Ndjson, OutputTarget, Parquet, Sink, ExportTable, Value, export};
+use crate::export::{Choice, Csv, ExportTable, Ndjson, OutputTarget, Parquet, Sink, Value, export};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::Span;
@@ -125,7 +125,12 @@ fn sink(arguments: &Export, target: &OutputTarget, drafts: &mut Drafts) -> Resul
 }
 
 /// A new file for each table.
-fn files(drafts: &mut Drafts, folder: &Path, tables: &[ExportTable], ending: &str) -> Result<Vec<(ExportTable, File)>> {
+fn files(
+    drafts: &mut Drafts,
+    folder: &Path,
+    tables: &[ExportTable],
+    ending: &str,
+) -> Result<Vec<(ExportTable, File)>> {
     drafts.folder(folder)?;
     let name = |table: &ExportTable| folder.join(format!("{}.{ending}", table.name()));
     tables.iter().map(|table| Ok((*table, drafts.file(&name(table))?))).collect()

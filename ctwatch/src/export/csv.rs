@@ -6,7 +6,7 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use super::{Sink, ExportTable, Value};
+use super::{ExportTable, Sink, Value};
 
 /// Writes it.
 pub struct Csv<W: Write>(BTreeMap<ExportTable, csv::Writer<W>>);

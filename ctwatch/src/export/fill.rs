@@ -10,7 +10,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 use jiff::Timestamp;
 
-use super::{Sink, ExportTable, Value};
+use super::{ExportTable, Sink, Value};
 use crate::contract::fill;
 use crate::model::{Census, NetnsId, Protocol, service};
 use crate::record::Recording;
@@ -127,7 +127,10 @@ impl Run<'_> {
         if choice.wants(ExportTable::Machine) {
             for facts in self.recording.machines(id)? {
                 if span.contains(facts.at.time) {
-                    sink.row(ExportTable::Machine, &row![id, facts.at.time, facts.occasion.name(), facts.json])?;
+                    sink.row(
+                        ExportTable::Machine,
+                        &row![id, facts.at.time, facts.occasion.name(), facts.json],
+                    )?;
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use anyhow::Result;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
-use super::{Sink, ExportTable, Value};
+use super::{ExportTable, Sink, Value};
 
 /// Writes it.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::parser::parse_message_type;
 
-use super::{ColumnType, Sink, ExportTable, Value};
+use super::{ColumnType, ExportTable, Sink, Value};
 
 /// Rows of a row group: enough for a dictionary to pay, and some MB of memory at most.
 const ROWS: usize = 1 << 13;

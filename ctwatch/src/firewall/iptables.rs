@@ -2,7 +2,7 @@
 //! An option that isn't known here makes its match unknown; a target that isn't may end the packet.
 
 use super::dump::Save;
-use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, Step, RuleTable, Tool};
+use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, RuleTable, Step, Tool};
 use super::options;
 
 /// The tables of one save.

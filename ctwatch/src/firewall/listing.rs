@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ir::{Action, Condition, End, Field, Rule, Step, RuleTable};
+use super::ir::{Action, Condition, End, Field, Rule, RuleTable, Step};
 
 /// A rule and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

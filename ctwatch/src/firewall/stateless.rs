@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::commands::Commands;
-use super::ir::{Action, Condition, Rule, Step, RuleTable, Tool, state};
+use super::ir::{Action, Condition, Rule, RuleTable, Step, Tool, state};
 use super::listing::{self, Listed};
 use super::{Objection, ObjectionKind};
 

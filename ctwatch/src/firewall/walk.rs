@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::Scope;
-use super::ir::{Action, Chain, Condition, Family, Hook, Kind, Rule, Step, RuleTable};
+use super::ir::{Action, Chain, Condition, Family, Hook, Kind, Rule, RuleTable, Step};
 use super::path::{At, Packet, Path, Place};
 
 /// How many rule visits one question may cost.

@@ -18,7 +18,7 @@ use super::diagnostics::Diagnostics;
 use super::object;
 use super::plan::{Attachment, HookKind, Plan};
 use super::shared::Shared;
-use super::sync::{self, State, Take, Taken};
+use super::sync::{self, Baseline, RegisteredNetns, State};
 use crate::netns::{self, Netns};
 
 /// A watch in the kernel.
@@ -50,24 +50,24 @@ impl Probe {
     }
 
     /// Makes a netns known to the programs; returns what they call it, and the counters each CPU's watch begins with.
-    pub fn take(&self, place: &Netns, how: Take) -> Result<Taken> {
+    pub fn register_netns(&self, place: &Netns, baseline: Baseline) -> Result<RegisteredNetns> {
         let program = self.sync_program()?;
-        netns::run_inside(place, || sync::find_here(program))?;
+        netns::run_inside(place, || sync::locate_current_netns(program))?;
         let net = self.shared.sync_net();
-        sync::take(program, net, how)?;
-        sync::taken(&self.states, net)
+        sync::register_netns(program, net, baseline)?;
+        sync::registered(&self.states, net)
     }
 
     /// Counts what the kernel counted and the programs missed: without a tuple, but counted.
-    pub fn settle(&self, place: &Netns) -> Result<()> {
+    pub fn reconcile(&self, place: &Netns) -> Result<()> {
         let program = self.sync_program()?;
-        netns::run_inside(place, || sync::find_here(program))?;
-        sync::settle(program, self.shared.sync_net())
+        netns::run_inside(place, || sync::locate_current_netns(program))?;
+        sync::reconcile(program, self.shared.sync_net())
     }
 
     /// The kernel's jiffies now.
     pub fn jiffies(&self) -> Result<u64> {
-        sync::find_here(self.sync_program()?)?;
+        sync::locate_current_netns(self.sync_program()?)?;
         Ok(self.shared.control().jiffies)
     }
 

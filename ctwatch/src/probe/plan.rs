@@ -92,7 +92,7 @@ pub struct Plan {
 /// Decides, and sets the switches in `config` to match. `Err` says which symbol is missing for any watch at all.
 pub fn plan(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config) -> Result<Plan, String> {
     let mut plan = Plan { attachments: Vec::new(), notes: Vec::new() };
-    config.detail = u32::from(wishes.detail);
+    config.event_details = u32::from(wishes.detail);
     config.loss_events = u32::from(wishes.loss_events);
     config.owners = u32::from(wishes.owners);
     let freed_there = symbols.get("nf_hook_slow").is_some();

@@ -1,4 +1,4 @@
-//! Tells the programs where each netns's counters stand on each CPU, and takes the same numbers as the baseline.
+//! Registers each netns with the programs: where its counters stand on each CPU, and that as the baseline.
 //! Both come from one read in the kernel, so no loss can fall between "before us" and "ours".
 
 use std::path::Path;
@@ -9,19 +9,29 @@ use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
 use ctwatch_common::Cause;
 use ctwatch_common::classify::Counters;
 use ctwatch_common::netns::NetCpu;
+use ctwatch_common::sync::SyncOp;
 
 use crate::model::NetnsId;
 
-/// How the programs should take a netns (see the sync program).
+/// Where the programs start counting in a netns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Take {
-    /// It was there before us: what it has counted is not ours.
-    AsItIs,
-    /// It came up while we watched: all it counts is ours.
-    AsNew,
+pub enum Baseline {
+    /// At the kernel's current counts: the netns was there before us, and so were its losses.
+    Current,
+    /// At zero: the netns came up while we watched, so all its losses are ours.
+    Zero,
 }
 
-/// [`NetCpu`] as aya wants it.
+impl Baseline {
+    const fn op(self) -> SyncOp {
+        match self {
+            Self::Current => SyncOp::BaselineCurrent,
+            Self::Zero => SyncOp::BaselineZero,
+        }
+    }
+}
+
+/// [`NetCpu`] in a form aya can read from a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct State(pub NetCpu);
@@ -29,56 +39,52 @@ pub struct State(pub NetCpu);
 // SAFETY: integers only, without padding.
 unsafe impl aya::Pod for State {}
 
-/// Runs the sync program on the calling thread: the netns it is in becomes known by address.
-pub fn find_here(program: &RawTracePoint) -> Result<()> {
-    run(program, [0; 3], None)
+/// Looks up the address of the calling thread's netns; it is left in the control page.
+pub fn locate_current_netns(program: &RawTracePoint) -> Result<()> {
+    run(program, SyncOp::Locate, 0, 0, None)
 }
 
-/// Runs the sync program on every online CPU for one netns.
-pub fn take(program: &RawTracePoint, net: u64, take: Take) -> Result<()> {
-    let what = match take {
-        Take::AsItIs => 1,
-        Take::AsNew => 2,
-    };
+/// Registers the netns at this address on every online CPU.
+pub fn register_netns(program: &RawTracePoint, net: u64, baseline: Baseline) -> Result<()> {
     for cpu in online_cpus(Path::new("/sys"))? {
-        run(program, [what, net, 0], Some(cpu))?;
+        run(program, baseline.op(), net, 0, Some(cpu))?;
     }
     Ok(())
 }
 
-/// Has the programs own up to losses whose packets they missed, in one netns on every online CPU.
-pub fn settle(program: &RawTracePoint, net: u64) -> Result<()> {
-    // Those that explain two counters come first.
+/// Counts, on every online CPU, what the kernel counted in a netns and the programs missed.
+pub fn reconcile(program: &RawTracePoint, net: u64) -> Result<()> {
+    // Causes that explain two counters come first.
     let causes = [Cause::ChainTooLong, Cause::Clash, Cause::Dying, Cause::TableFull, Cause::Evicted];
     for cpu in online_cpus(Path::new("/sys"))? {
         for cause in causes {
-            run(program, [3, net, cause as u64], Some(cpu))?;
+            run(program, SyncOp::Reconcile, net, cause as u64, Some(cpu))?;
         }
     }
     Ok(())
 }
 
-/// What the programs know of a netns.
+/// A netns as the programs know it.
 #[derive(Debug)]
-pub struct Taken {
-    /// What they call it.
+pub struct RegisteredNetns {
+    /// Its id in counters and events.
     pub id: NetnsId,
-    /// The counters each CPU's watch began with.
+    /// Where each CPU's counters stood when it was registered.
     pub bases: Vec<Option<Counters>>,
 }
 
-/// Reads what the sync program noted.
-pub fn taken(states: &PerCpuHashMap<MapData, u64, State>, net: u64) -> Result<Taken> {
+/// Reads back what [`register_netns`] made the programs note.
+pub fn registered(states: &PerCpuHashMap<MapData, u64, State>, net: u64) -> Result<RegisteredNetns> {
     let values = states.get(&net, 0).context("reading what the sync program noted")?;
     let synced = |State(state): &State| (state.synced != 0).then_some(*state);
     let id = values.iter().find_map(synced).context("the sync program noted nothing")?.id;
     let bases = values.iter().map(|state| synced(state).map(|state| state.base)).collect();
-    Ok(Taken { id: NetnsId(id), bases })
+    Ok(RegisteredNetns { id: NetnsId(id), bases })
 }
 
-fn run(program: &RawTracePoint, arguments: [u64; 3], cpu: Option<u32>) -> Result<()> {
+fn run(program: &RawTracePoint, op: SyncOp, net: u64, cause: u64, cpu: Option<u32>) -> Result<()> {
     let mut options = RawTracePointRunOptions::new();
-    options.args[..3].copy_from_slice(&arguments);
+    options.args[..3].copy_from_slice(&[op as u64, net, cause]);
     options.cpu = cpu;
     let result = program.test_run(options).context("running the sync program (BPF_PROG_TEST_RUN)")?;
     if result.return_value != 0 {

@@ -15,7 +15,7 @@ use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
 use crate::model::{KernelCounters, NetnsId};
 use crate::netns::{self, Netns};
-use crate::probe::sync::Take;
+use crate::probe::sync::Baseline;
 
 /// How often to look for netns nobody has lost a packet in.
 pub(super) const LOOK_AROUND: Duration = Duration::from_secs(5);
@@ -91,7 +91,8 @@ impl Watch {
                 *known = place;
                 continue;
             }
-            let taken = self.probe.as_ref().and_then(|probe| probe.take(&place, Take::AsNew).ok());
+            let taken =
+                self.probe.as_ref().and_then(|probe| probe.register_netns(&place, Baseline::Zero).ok());
             if let Some(taken) = &taken {
                 // The programs may know already that the netns before it is gone, and have yet to tell.
                 place.id = taken.id;

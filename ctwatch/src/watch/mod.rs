@@ -26,7 +26,7 @@ use crate::model::{Clock, KernelCounters, NetnsId, NetnsSample, Sample, SlotSamp
 use crate::netns::{self, Netns};
 use crate::owner::OwnerResolver;
 use crate::probe::plan::{Attachment, ProbeOptions, plan};
-use crate::probe::sync::Take;
+use crate::probe::sync::Baseline;
 use crate::probe::{Probe, offsets};
 use census::Censuses;
 use jiffies::Jiffies;
@@ -149,7 +149,7 @@ impl Watch {
             let probe = Probe::attach(&plan, &config, u32::try_from(room)?, self.settings.log_level)?;
             for place in self.places.values() {
                 // A netns that died since it was discovered has nothing to say.
-                if let Ok(taken) = probe.take(place, Take::AsItIs) {
+                if let Ok(taken) = probe.register_netns(place, Baseline::Current) {
                     bases.insert(place.id, taken.bases);
                 }
             }
@@ -181,7 +181,8 @@ impl Watch {
     }
 
     fn why_no_netns(&self, probe: &Probe) -> String {
-        let mut reasons = self.places.values().filter_map(|place| probe.take(place, Take::AsItIs).err());
+        let mut reasons =
+            self.places.values().filter_map(|place| probe.register_netns(place, Baseline::Current).err());
         reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"))
     }
 
@@ -275,11 +276,11 @@ impl Watch {
 
     /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just
     /// being seen would lose its tuple.
-    pub fn settle(&self) {
+    pub fn reconcile(&self) {
         let Some(probe) = &self.probe else { return };
         for place in self.places.values() {
             // A netns that dies meanwhile takes its counters along.
-            let _ = probe.settle(place);
+            let _ = probe.reconcile(place);
         }
     }
 

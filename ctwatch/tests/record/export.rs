@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use ctwatch::export::{Choice, ColumnType, Sink, ExportTable, Value, export};
+use ctwatch::export::{Choice, ColumnType, ExportTable, Sink, Value, export};
 use ctwatch::record::Recording;
 use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::span::Span;

@@ -181,7 +181,7 @@ impl Loop {
     fn tick(&mut self, watch: &mut Watch, follower: &mut dyn Follower) -> Result<()> {
         let seen = follower.sample(&watch.sample()?)?;
         if self.missed.look(seen.unexplained) {
-            watch.settle();
+            watch.reconcile();
             follower.notice(&settled())?;
         }
         if seen.lost_events > self.lost_before {
@@ -214,7 +214,7 @@ pub(super) fn finish(watch: &mut Watch, follower: &mut dyn Follower) -> Result<(
         seen = follower.sample(&watch.sample()?)?;
     }
     if !seen.unexplained.is_zero() {
-        watch.settle();
+        watch.reconcile();
         follower.notice(&settled())?;
         follower.sample(&watch.sample()?)?;
     }

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use crate::firewall::ir::{
-    Action, Base, Chain, Condition, End, Family, Field, Hook, Kind, Rule, Step, RuleTable, Tool, state,
+    Action, Base, Chain, Condition, End, Family, Field, Hook, Kind, Rule, RuleTable, Step, Tool, state,
 };
 use crate::firewall::ranges::Ranges;
 use crate::firewall::{ExemptTarget, Firewall, ObjectionKind, Scope};
