@@ -117,7 +117,8 @@ pub fn loss(second: i64) -> Loss {
         length: 60,
     };
     let mut loss = Loss::new(at(second).time, if v6 { Cause::Evicted } else { Cause::TableFull }, packet);
-    let reply = Some(Tuple { src: tuple.dst, dst: tuple.src, sport: 0, dport: 0 });
+    let nowhere = if v6 { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) };
+    let reply = Some(Tuple { src: tuple.dst, dst: nowhere, sport: 0, dport: 0 });
     loss.entry = Some(EntryState { reply, status: 0xE, tcp_state: Some(0), left_jiffies: -5 });
     loss.jiffies_per_s = Some(250);
     loss.pushed_out_by = v6.then_some(Flow { proto: Protocol::TCP, tuple: Tuple { sport: 5, ..tuple } });
