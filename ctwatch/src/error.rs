@@ -47,14 +47,14 @@ impl Failure {
 }
 
 /// Marks the error of an operation with an exit code.
-pub trait Mark<T> {
+pub trait ExitContext<T> {
     /// This failing means that ctwatch can't watch here (exit code 3).
     fn or_cannot_watch(self, text: impl FnOnce() -> String) -> anyhow::Result<T>;
     /// This failing means that the arguments were wrong (exit code 2).
     fn or_usage(self, text: impl FnOnce() -> String) -> anyhow::Result<T>;
 }
 
-impl<T, E: Into<anyhow::Error>> Mark<T> for Result<T, E> {
+impl<T, E: Into<anyhow::Error>> ExitContext<T> for Result<T, E> {
     fn or_cannot_watch(self, text: impl FnOnce() -> String) -> anyhow::Result<T> {
         self.map_err(|error| error.into().context(Failure::cannot_watch(text())))
     }

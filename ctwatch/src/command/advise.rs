@@ -1,8 +1,8 @@
 //! `ctwatch advise`: measures a window, reads the machine and its firewall, and says what would help.
 //! It changes nothing: what it prints is for the reader to run.
 
-mod around;
-mod inside;
+mod collect;
+mod netns_commands;
 mod recorded;
 
 use std::io::stdout;
@@ -10,35 +10,27 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
-use tokio::time::{MissedTickBehavior, interval};
 
-use super::live::stop::Stop;
-use super::live::{backend, resolve_netns};
-use super::preflight::look;
-use super::{VERSION, event_loop};
+use super::live::{self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, TickOutcome};
+use super::{VERSION, event_loop, netns_spec};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
 use crate::advise::report::{self, Advice, Source};
 use crate::cli::{AdviceFormat, Advise, BackendChoice, Config};
 use crate::conntrack::module;
-use crate::error::{Exit, Failure, Mark as _};
-use crate::kernel::Kernel;
+use crate::contract::Notice;
+use crate::error::{Exit, Failure};
 use crate::kernel::roots::Roots;
 use crate::machine::Host;
-use crate::model::Backend;
+use crate::model::{Backend, Loss, Sample};
 use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
-use crate::watch::{Observed, Watch, WatchConfig};
 use crate::{stderr, view};
-pub(super) use around::in_force;
-use around::{Senders, case, look_around};
+pub(super) use collect::in_force;
+use collect::{Senders, case, collect_facts};
 
-/// Between two looks at the counters.
-const EVERY: Duration = Duration::from_secs(1);
-/// Between two looks at the events.
-const LOOK_AT_EVENTS: Duration = Duration::from_millis(100);
-/// Events taken at once.
-const BATCH: usize = 1 << 14;
+/// Between two samples.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Runs it.
 pub fn run(config: &Config, advise: &Advise) -> Result<Exit> {
@@ -51,35 +43,32 @@ pub fn run(config: &Config, advise: &Advise) -> Result<Exit> {
 async fn measure_and_advise(config: &Config, advise: &Advise) -> Result<Exit> {
     let roots = config.roots();
     let own = netns::own()?;
-    let wanted = resolve_netns(advise.netns.as_slice())?.and_then(|ids| ids.first().copied()).unwrap_or(own);
+    let wanted =
+        netns_spec::resolve(advise.netns.as_slice())?.and_then(|ids| ids.first().copied()).unwrap_or(own);
     if module::loaded(&roots).is_none() {
-        return Err(Failure::cannot_watch(
-            "nf_conntrack is not loaded: nothing is tracked here, so no table can be full and there is nothing to \
-             advise",
-        )
-        .into());
+        return Err(not_loaded());
     }
-    let places = netns::discover()?;
-    let place = places
+    let namespaces = netns::discover()?;
+    let netns = namespaces
         .get(&wanted)
         .cloned()
-        .ok_or_else(|| Failure::usage(format!("--netns: netns {} is gone", wanted.inode())))?;
-    let mut stop = Stop::new()?;
+        .ok_or_else(|| Failure::usage(format!("--netns: {wanted} is gone")))?;
+    let mut shutdown = Shutdown::new()?;
     let Some(Watched { mut measure, senders, measured_by, mut notes }) =
-        watch(config, advise, &roots, &place, &mut stop).await?
+        watch(config, advise, &roots, &netns, &mut shutdown).await?
     else {
         return Ok(Exit::Done);
     };
     let host = Host { roots, ..Host::default() };
-    let found = netns::run_inside(&place, || look_around(&host, &place, &mut measure, &senders))
-        .with_context(|| format!("looking at {}", place.name.as_deref().unwrap_or("the netns")))?;
+    let found = netns::run_inside(&netns, || collect_facts(&host, &netns, &mut measure, &senders))
+        .with_context(|| format!("looking at {}", netns.name.as_deref().unwrap_or("the netns")))?;
     notes.extend(found.notes.iter().cloned());
-    let case = case(found, &measure, &place, own, advise.times);
+    let case = case(found, &measure, &netns, own, advise.times);
     let source = Source {
         version: VERSION,
         time: Timestamp::now(),
-        netns: place.id,
-        name: place.name.clone(),
+        netns: netns.id,
+        name: netns.name.clone(),
         window_s: measure.seconds(),
         measured_by,
         notes,
@@ -133,73 +122,87 @@ struct Watched {
     notes: Vec<String>,
 }
 
+/// Takes what the live loop sees into the measurement, until the window is over.
+struct Measuring {
+    measure: Measure,
+    senders: Senders,
+    window_s: f64,
+    notes: Vec<String>,
+}
+
+impl LiveSink for Measuring {
+    fn loss(&mut self, loss: &Loss) -> Result<()> {
+        self.measure.loss(loss);
+        self.senders.note(loss);
+        Ok(())
+    }
+
+    /// Differences from the kernel's counters don't matter here: refusals are counted per service.
+    fn sample(&mut self, sample: &Sample) -> Result<TickOutcome> {
+        self.measure.sample(sample);
+        Ok(TickOutcome::default())
+    }
+
+    fn notice(&mut self, notice: &Notice) -> Result<()> {
+        self.notes.push(notice.text.clone());
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        self.measure.seconds() >= self.window_s - TICK.as_secs_f64() / 2.0
+    }
+}
+
 /// Watches for the length of the window; `None` if it was ended before.
 async fn watch(
     config: &Config,
     advise: &Advise,
     roots: &Roots,
-    place: &Netns,
-    stop: &mut Stop,
+    netns: &Netns,
+    shutdown: &mut Shutdown,
 ) -> Result<Option<Watched>> {
-    let kernel = Kernel::read(roots);
-    let found = look(roots, &kernel, None);
-    let (backend, reason) = match backend::choose(BackendChoice::Auto, &found) {
-        Ok((backend, reason)) => (backend, reason),
-        Err(error) => (Backend::Counters, Some(format!("{error:#}"))),
-    };
-    let kprobes = backend == Backend::Kprobe;
-    let wishes = (backend != Backend::Counters).then_some(ProbeOptions {
-        kprobes,
-        flows: kprobes,
-        insert_events: false,
+    let request = AttachRequest { roots, choice: BackendChoice::Auto, or_counters: true, log_level: 0 };
+    let options = |_, unasked: ProbeOptions| ProbeOptions {
+        flows: unasked.kprobes,
         loss_events: true,
-        detail: false,
         owners: true,
-        invalid: false,
-        pair: false,
-        raw_tracepoints: found.raw_tracepoints,
-    });
-    let settings = WatchConfig { roots: roots.clone(), probe_options: wishes, log_level: 0 };
-    let (mut watch, began) =
-        Watch::start(settings, kernel).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
-    let mut notes = began.notes;
-    if !kprobes {
+        ..unasked
+    };
+    let not_loaded = |_: &Notice| Err(not_loaded());
+    let Some(LiveSession { mut watch, backend, reason, start }) =
+        LiveSession::attach(request, options, not_loaded, shutdown).await?
+    else {
+        return Ok(None);
+    };
+    let mut notes = start.notes;
+    let counts_flows = backend == Backend::Kprobe;
+    if !counts_flows {
         notes.push(format!(
             "flows can't be counted here ({}): arrivals are read from the timeouts of the entries that are there",
             reason.unwrap_or_else(|| format!("{} backend", backend.name()))
         ));
     }
+    let window_s = advise.window.as_secs_f64();
     if config.verbosity > 0 {
-        stderr::line(format_args!("measuring for {:.0} s", advise.window.as_secs_f64()));
+        stderr::line(format_args!("measuring for {window_s:.0} s"));
     }
-    let timeouts = netns::run_inside(place, || Ok(in_force(&Roots::default())))?;
-    let mut measure = Measure::new(place.id, advise.window.as_secs_f64(), timeouts, kprobes);
-    let mut senders = Senders::default();
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looks = interval(LOOK_AT_EVENTS);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while measure.seconds() < advise.window.as_secs_f64() - EVERY.as_secs_f64() / 2.0 {
-        tokio::select! {
-            biased;
-            _ = stop.wait() => return Ok(None),
-            _ = ticks.tick() => {
-                watch.drain(BATCH, |seen| take(seen, &mut measure, &mut senders));
-                watch.follow_module()?;
-                measure.sample(&watch.sample()?);
-            }
-            _ = looks.tick() => {
-                watch.drain(BATCH, |seen| take(seen, &mut measure, &mut senders));
-            }
-        }
+    let timeouts = netns::run_inside(netns, || Ok(in_force(&Roots::default())))?;
+    let measure = Measure::new(netns.id, window_s, timeouts, counts_flows);
+    let mut sink = Measuring { measure, senders: Senders::default(), window_s, notes };
+    // The window begins with a sample of its own.
+    sink.sample(&watch.sample()?)?;
+    if let Ended::Stopped(_) = LiveLoop::default().run(&mut watch, &mut sink, shutdown, TICK).await? {
+        return Ok(None);
     }
-    watch.flush_pending(|loss| take(Observed::Loss(loss), &mut measure, &mut senders));
-    Ok(Some(Watched { measure, senders, measured_by: if kprobes { "kprobe" } else { "census" }, notes }))
+    live::flush_pending(&mut watch, &mut sink)?;
+    let Measuring { measure, senders, window_s: _, notes } = sink;
+    let measured_by = if counts_flows { "kprobe" } else { "census" };
+    Ok(Some(Watched { measure, senders, measured_by, notes }))
 }
 
-fn take(seen: Observed<'_>, measure: &mut Measure, senders: &mut Senders) {
-    if let Observed::Loss(loss) = seen {
-        measure.loss(loss);
-        senders.note(loss);
-    }
+fn not_loaded() -> anyhow::Error {
+    Failure::cannot_watch(
+        "nf_conntrack is not loaded: nothing is tracked here, so no table can be full and there is nothing to advise",
+    )
+    .into()
 }

@@ -4,16 +4,15 @@
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::live::stop::Stop;
-use super::live::{self, Follower, Loop, Seen, resolve_netns};
-use super::{VERSION, event_loop, view};
+use super::live::{self, AttachRequest, LiveLoop, LiveSession, LiveSink, Shutdown, TickOutcome};
+use super::{event_loop, netns_spec, view};
 use crate::cli::{Config, Drops, TableFullBy};
 use crate::contract::Notice;
 use crate::error::Exit;
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Insert, Loss, Sample};
 use crate::probe::diagnostics;
-use crate::probe::plan::{ProbeOptions, RawTpReentrancy};
+use crate::probe::plan::ProbeOptions;
 use crate::state::State;
 use crate::view::View;
 
@@ -25,26 +24,32 @@ pub fn run(config: &Config, drops: &Drops) -> Result<Exit> {
 
 async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
     // Wrong usage is told before anything waits or is loaded.
-    let wanted_netns = resolve_netns(&drops.netns)?;
+    let wanted_netns = netns_spec::resolve(&drops.netns)?;
     let mut view = view(drops.format, &config.look, wanted_netns.clone());
-    let mut stop = Stop::new()?;
+    let mut shutdown = Shutdown::new()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
-    let settings = |backend| drops.settings(backend, wanted_netns.clone());
-    let attached = live::attach(
-        &roots,
-        drops.backend,
-        log_level,
-        |backend, found| wishes(drops, backend, found.raw_tracepoints, settings(backend).wants_events()),
-        |notice| Ok(view.notice(notice)?),
-        &mut stop,
-    );
-    let Some(mut attached) = attached.await? else { return Ok(Exit::Done) };
-    view.start(&attached.start(VERSION, &roots))?;
-    let mut shown = Shown { state: State::new(settings(attached.backend)), view };
-    stop.after(drops.duration);
-    attached.watch.start_census();
-    Loop::default().run(&mut attached.watch, &mut shown, &mut stop, drops.interval).await?;
-    live::finish(&mut attached.watch, &mut shown)?;
+    let config_of = |backend| drops.settings(backend, wanted_netns.clone());
+    let request = AttachRequest { roots: &roots, choice: drops.backend, or_counters: false, log_level };
+    let options = |backend: Backend, unasked: ProbeOptions| ProbeOptions {
+        flows: unasked.kprobes && (drops.count_flows || drops.insert_events),
+        insert_events: drops.insert_events,
+        loss_events: config_of(backend).wants_events(),
+        event_details: drops.drop_events || drops.insert_events,
+        owners: drops.drop_events || drops.by.needs_owners(),
+        invalid: drops.filter.wants_invalid(),
+        trace_init_conntrack: drops.table_full == TableFullBy::InitConntrack,
+        ..unasked
+    };
+    let waiting = |notice: &Notice| Ok(view.notice(notice)?);
+    let Some(mut session) = LiveSession::attach(request, options, waiting, &mut shutdown).await? else {
+        return Ok(Exit::Done);
+    };
+    view.start(&session.start_record(&roots))?;
+    let mut shown = Shown { state: State::new(config_of(session.backend)), view };
+    shutdown.after(drops.duration);
+    session.watch.start_census();
+    LiveLoop::default().run(&mut session.watch, &mut shown, &mut shutdown, drops.interval).await?;
+    live::finish(&mut session.watch, &mut shown)?;
     shown.view.end(&shown.state.end(Timestamp::now()))?;
     Ok(Exit::Done)
 }
@@ -55,7 +60,7 @@ pub(super) struct Shown {
     pub view: Box<dyn View>,
 }
 
-impl Follower for Shown {
+impl LiveSink for Shown {
     fn loss(&mut self, loss: &Loss) -> Result<()> {
         match self.state.loss(loss) {
             Some(event) => Ok(self.view.event(&event)?),
@@ -70,10 +75,10 @@ impl Follower for Shown {
         }
     }
 
-    fn sample(&mut self, sample: &Sample) -> Result<Seen> {
+    fn sample(&mut self, sample: &Sample) -> Result<TickOutcome> {
         let tick = self.state.sample(sample);
         self.view.tick(&tick)?;
-        Ok(Seen { unexplained: tick.unexplained, lost_events: tick.lost_events })
+        Ok(TickOutcome { unexplained: tick.unexplained, lost_events: tick.lost_events })
     }
 
     fn notice(&mut self, notice: &Notice) -> Result<()> {
@@ -83,28 +88,4 @@ impl Follower for Shown {
     fn flush(&mut self) -> Result<()> {
         Ok(self.view.flush()?)
     }
-}
-
-fn wishes(
-    drops: &Drops,
-    backend: Backend,
-    raw_tracepoints: RawTpReentrancy,
-    loss_events: bool,
-) -> Option<ProbeOptions> {
-    let kprobes = match backend {
-        Backend::Kprobe => true,
-        Backend::Tracepoint => false,
-        Backend::Counters => return None,
-    };
-    Some(ProbeOptions {
-        kprobes,
-        flows: kprobes && (drops.count_flows || drops.insert_events),
-        insert_events: drops.insert_events,
-        loss_events,
-        detail: drops.drop_events || drops.insert_events,
-        owners: drops.drop_events || drops.by.needs_owners(),
-        invalid: drops.filter.wants_invalid(),
-        pair: drops.table_full == TableFullBy::InitConntrack,
-        raw_tracepoints,
-    })
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail, ensure};
 
-use super::drafts::{Drafts, interrupted};
+use super::atomic_outputs::{AtomicOutputs, interrupted};
 use crate::cli::{Config, Export, ExportFormat};
 use crate::error::{Exit, Failure};
 use crate::export::{Choice, Csv, ExportTable, Ndjson, OutputTarget, Parquet, Sink, Value, export};
@@ -29,11 +29,11 @@ pub fn run(config: &Config, arguments: &Export) -> Result<Exit> {
     let anonymizer = arguments.anonymize.as_ref().map(|key| Anonymizer::new(key.as_deref())).transpose()?;
     let choice = Choice { tables: arguments.tables.clone(), span, anonymizer };
     if target == OutputTarget::Stdout {
-        export(&recording, choice, sink(arguments, &target, &mut Drafts::default())?.as_mut())?;
+        export(&recording, choice, sink(arguments, &target, &mut AtomicOutputs::default())?.as_mut())?;
         return Ok(Exit::Done);
     }
     let interrupted = interrupted()?;
-    let mut drafts = Drafts::default();
+    let mut drafts = AtomicOutputs::default();
     let sink = sink(arguments, &target, &mut drafts)?;
     export(&recording, choice, &mut Interruptible { sink, interrupted })?;
     drafts.publish()?;
@@ -95,7 +95,7 @@ fn target(arguments: &Export) -> Result<OutputTarget> {
     }
 }
 
-fn sink(arguments: &Export, target: &OutputTarget, drafts: &mut Drafts) -> Result<Box<dyn Sink>> {
+fn sink(arguments: &Export, target: &OutputTarget, drafts: &mut AtomicOutputs) -> Result<Box<dyn Sink>> {
     let Export { format, tables, .. } = arguments;
     Ok(match (format, target) {
         (ExportFormat::Ndjson, OutputTarget::Stdout) => Box::new(Ndjson::new(stdout().lock())),
@@ -126,7 +126,7 @@ fn sink(arguments: &Export, target: &OutputTarget, drafts: &mut Drafts) -> Resul
 
 /// A new file for each table.
 fn files(
-    drafts: &mut Drafts,
+    drafts: &mut AtomicOutputs,
     folder: &Path,
     tables: &[ExportTable],
     ending: &str,

@@ -2,11 +2,12 @@
 //! No kernel detail and no layout of output belongs here.
 
 pub mod advise;
+mod atomic_outputs;
 pub mod check;
-mod drafts;
 pub mod drops;
 pub mod export;
 mod live;
+mod netns_spec;
 pub mod preflight;
 pub mod record;
 pub mod replay;

@@ -2,7 +2,7 @@
 //! stdout is for scripts, a line of JSON for each thing that happened; people read stderr.
 
 mod exec;
-mod look;
+mod snapshot;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 
-use super::live::stop::{Call, Stop};
-use super::live::{self, Attached, Ended, Follower, Loop, Seen};
+use super::live::{
+    self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, StopReason, TickOutcome,
+};
 use super::{VERSION, event_loop};
 use crate::cli::{Config, Record};
 use crate::contract::{Notice, Start};
@@ -20,7 +21,7 @@ use crate::error::{Exit, Failure};
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample, WallMono};
 use crate::probe::diagnostics;
-use crate::probe::plan::{ProbeOptions, RawTpReentrancy};
+use crate::probe::plan::ProbeOptions;
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{EndReason, Run, SnapshotReason};
@@ -29,7 +30,7 @@ use crate::record::{DiskFull, Lock, RetentionLimits, SCHEMA, Writer, files};
 use crate::state::StateConfig;
 use crate::{netns, stderr};
 use exec::Commands;
-use look::Looks;
+use snapshot::SnapshotQueue;
 
 /// Runs it.
 pub fn run(config: &Config, record: &Record) -> Result<Exit> {
@@ -45,39 +46,41 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     let mut lock = Lock::take(&record.output)?;
     Writer::check(&record.output)?;
     lock.load_ballast(&record.output)?;
-    let mut stop = Stop::but_not_by_hangup()?;
+    let mut shutdown = Shutdown::with_reopen_on_hangup()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     // A host may load conntrack never, and then this is all the time there is.
-    stop.after(record.duration);
+    shutdown.after(record.duration);
     let mut waited = false;
-    let attached = live::attach(
-        &roots,
-        record.backend,
-        log_level,
-        |backend, found| wishes(record, backend, found.raw_tracepoints),
-        |notice| {
-            waited = true;
-            stderr::line(&notice.text);
-            // A host may load conntrack late or never: whoever starts this doesn't wait for it.
-            ready("waiting until nf_conntrack is loaded");
-            Ok(())
-        },
-        &mut stop,
-    );
-    let Some(mut attached) = attached.await? else {
+    let request = AttachRequest { roots: &roots, choice: record.backend, or_counters: false, log_level };
+    let options = |_, unasked: ProbeOptions| ProbeOptions {
+        flows: unasked.kprobes && record.count_flows,
+        loss_events: true,
+        event_details: true,
+        owners: true,
+        ..unasked
+    };
+    let waiting = |notice: &Notice| {
+        waited = true;
+        stderr::line(&notice.text);
+        // A host may load conntrack late or never: whoever starts this doesn't wait for it.
+        ready("waiting until nf_conntrack is loaded");
+        Ok(())
+    };
+    let session = LiveSession::attach(request, options, waiting, &mut shutdown);
+    let Some(mut session) = session.await? else {
         return Ok(if record.once { Exit::NoIncident } else { Exit::Done });
     };
-    let deaf = deaf(record, attached.backend)?;
-    let mut recording = Recording::start(record, &roots, lock, &attached)?;
-    if let Some(text) = deaf {
+    let cannot_fire = check_triggers(record, session.backend)?;
+    let mut recording = Recording::start(record, &roots, lock, &session)?;
+    if let Some(text) = cannot_fire {
         recording.tell("trigger_cannot_fire", &text);
     }
     if !waited {
-        stop.after(record.duration);
+        shutdown.after(record.duration);
     }
-    attached.watch.start_census();
+    session.watch.start_census();
     ready(&format!("recording into {}", record.output.display()));
-    let reason = recording.follow(&mut attached, &mut stop).await;
+    let reason = recording.follow(&mut session, &mut shutdown).await;
     let closed = match reason {
         Ok(reason) => recording.end(reason),
         // What writing failed of is known to the one who wrote.
@@ -88,44 +91,25 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     Ok(if record.once && recording.recorder.incidents() == 0 { Exit::NoIncident } else { Exit::Done })
 }
 
-fn wishes(record: &Record, backend: Backend, raw_tracepoints: RawTpReentrancy) -> Option<ProbeOptions> {
-    let kprobes = match backend {
-        Backend::Kprobe => true,
-        Backend::Tracepoint => false,
-        Backend::Counters => return None,
-    };
-    Some(ProbeOptions {
-        kprobes,
-        flows: kprobes && record.count_flows,
-        insert_events: false,
-        loss_events: true,
-        detail: true,
-        owners: true,
-        invalid: false,
-        pair: false,
-        raw_tracepoints,
-    })
-}
-
 /// Whether new and ended flows are counted.
 fn counts_flows(record: &Record, backend: Backend) -> bool {
     record.count_flows && backend == Backend::Kprobe
 }
 
 /// What is to be said of triggers that can't fire with this backend.
-fn deaf(record: &Record, backend: Backend) -> Result<Option<String>, Failure> {
-    let deaf: Vec<String> =
+fn check_triggers(record: &Record, backend: Backend) -> Result<Option<String>, Failure> {
+    let cannot_fire: Vec<String> =
         record.when.iter().filter(|one| one.needs_flows()).map(ToString::to_string).collect();
-    if deaf.is_empty() || counts_flows(record, backend) {
+    if cannot_fire.is_empty() || counts_flows(record, backend) {
         return Ok(None);
     }
     let text = format!(
-        "--when {}: it can't fire, as when a table will be full follows from new flows, and the {} backend doesn't \
-         count them: take fill>=90%, or the kprobe backend (`ctwatch check` says what it lacks here)",
-        deaf.join(", "),
+        "--when {}: it can't fire: the time to full follows from counted flows, and the {} backend doesn't count \
+         them; use fill>=90%, or the kprobe backend (`ctwatch check` says what it lacks here)",
+        cannot_fire.join(", "),
         backend.name()
     );
-    if deaf.len() == record.when.len() { Err(Failure::cannot_watch(text)) } else { Ok(Some(text)) }
+    if cannot_fire.len() == record.when.len() { Err(Failure::cannot_watch(text)) } else { Ok(Some(text)) }
 }
 
 /// For a supervisor that waits for it (systemd's Type=notify) and shows the status; without one it is nothing.
@@ -140,15 +124,15 @@ struct Recording<'a> {
     run: Run,
     start: Start,
     lock: Arc<Lock>,
-    looks: Looks,
+    snapshots: SnapshotQueue,
     commands: Commands,
     own: NetnsId,
 }
 
 impl<'a> Recording<'a> {
-    fn start(record: &'a Record, roots: &Roots, lock: Lock, attached: &Attached) -> Result<Self> {
-        let start = attached.start(VERSION, roots);
-        let run = described(record, roots, &start, attached.backend);
+    fn start(record: &'a Record, roots: &Roots, lock: Lock, session: &LiveSession) -> Result<Self> {
+        let start = session.start_record(roots);
+        let run = described(record, roots, &start, session.backend);
         let lock = Arc::new(lock);
         let (scribe, next_tick) = open(record, &run, &lock)?;
         let plan = Plan {
@@ -157,36 +141,36 @@ impl<'a> Recording<'a> {
             after: record.after,
             interval: record.interval,
         };
-        let settings = StateConfig::totals(attached.backend, record.count_flows);
+        let settings = StateConfig::totals(session.backend, record.count_flows);
         let own = netns::own()?;
-        let mut looks = Looks::new(roots);
-        looks.start(own, SnapshotReason::Start)?;
+        let mut snapshots = SnapshotQueue::new(roots);
+        snapshots.start(own, SnapshotReason::Start)?;
         let recorder = Recorder::new(plan, settings, roots, scribe, next_tick);
         let commands = Commands::new(record.exec.clone());
-        let recording = Self { record, recorder, run, start, lock, looks, commands, own };
+        let recording = Self { record, recorder, run, start, lock, snapshots, commands, own };
         recording.say_open()?;
         Ok(recording)
     }
 
     /// Until it is ended; says why it was.
-    async fn follow(&mut self, attached: &mut Attached, stop: &mut Stop) -> Result<EndReason> {
-        let mut steps = Loop::default();
+    async fn follow(&mut self, session: &mut LiveSession, shutdown: &mut Shutdown) -> Result<EndReason> {
+        let mut steps = LiveLoop::default();
         let every = self.record.interval;
         let reason = loop {
-            match steps.run(&mut attached.watch, self, stop, every).await? {
-                Ended::Called(Call::Hangup) => {
+            match steps.run(&mut session.watch, self, shutdown, every).await? {
+                Ended::Stopped(StopReason::Reopen) => {
                     // What came until now belongs to the file that is closed now.
-                    self.sample(&attached.watch.sample()?)?;
+                    self.sample(&session.watch.sample()?)?;
                     self.rotate()?;
-                    attached.watch.restart_census();
+                    session.watch.restart_census();
                 }
-                Ended::Called(Call::End) => break EndReason::Signal,
-                Ended::Called(Call::TimeIsUp) => break EndReason::Duration,
+                Ended::Stopped(StopReason::Signal) => break EndReason::Signal,
+                Ended::Stopped(StopReason::Elapsed) => break EndReason::Duration,
                 Ended::Done => break EndReason::Once,
             }
         };
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        live::finish(&mut attached.watch, self)?;
+        live::finish(&mut session.watch, self)?;
         Ok(reason)
     }
 
@@ -210,7 +194,7 @@ impl<'a> Recording<'a> {
         self.run = Run { started: WallMono::now(), continues: true, ..self.run.clone() };
         let (scribe, next_tick) = open(self.record, &self.run, &self.lock)?;
         self.recorder.go_on(scribe, next_tick);
-        self.looks.start(self.own, SnapshotReason::Start)?;
+        self.snapshots.start(self.own, SnapshotReason::Start)?;
         self.say_open()
     }
 
@@ -247,7 +231,7 @@ impl<'a> Recording<'a> {
 
     /// What was read and run aside.
     fn collect(&mut self) -> Result<()> {
-        while let Some(found) = self.looks.found()? {
+        while let Some(found) = self.snapshots.taken()? {
             let listing = found.listing.map_err(|error| {
                 self.tell("no_listing", &format!("no telling who fills the table: {error:#}"));
             });
@@ -295,19 +279,19 @@ impl<'a> Recording<'a> {
     }
 }
 
-impl Follower for Recording<'_> {
+impl LiveSink for Recording<'_> {
     fn loss(&mut self, loss: &Loss) -> Result<()> {
         self.recorder.loss(loss);
         Ok(())
     }
 
-    fn sample(&mut self, sample: &Sample) -> Result<Seen> {
+    fn sample(&mut self, sample: &Sample) -> Result<TickOutcome> {
         self.collect()?;
         let outcome = self.recorder.sample(sample, WallMono::now().mono_us)?;
         for fired in outcome.fired {
-            self.looks.start(fired.measured.netns, SnapshotReason::Trigger)?;
+            self.snapshots.start(fired.measured.netns, SnapshotReason::Trigger)?;
         }
-        Ok(Seen { unexplained: outcome.report.unexplained, lost_events: outcome.report.lost_events })
+        Ok(TickOutcome { unexplained: outcome.report.unexplained, lost_events: outcome.report.lost_events })
     }
 
     fn notice(&mut self, notice: &Notice) -> Result<()> {
@@ -316,11 +300,11 @@ impl Follower for Recording<'_> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        // In a storm there may be no time for other looks.
-        self.look()
+        // In a storm there may be no time for other snapshots.
+        self.poll()
     }
 
-    fn look(&mut self) -> Result<()> {
+    fn poll(&mut self) -> Result<()> {
         self.say_incidents(&self.record.output)
     }
 

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::drops::Shown;
-use super::live::Follower as _;
-use super::live::stop::Stop;
+use super::live::LiveSink as _;
+use super::live::Shutdown;
 use super::{event_loop, view};
 use crate::cli::{Config, NetnsSpec, Replay as Arguments, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
@@ -40,7 +40,7 @@ async fn replay(config: &Config, arguments: &Arguments) -> Result<Exit> {
     };
     let names = runs.iter().map(|run| recording.names(run.id)).collect::<Result<Vec<_>>>()?;
     known_netns(&arguments.netns, &names)?;
-    let mut stop = Stop::new()?;
+    let mut shutdown = Shutdown::new()?;
     let mut before = None;
     for (run, names) in runs.iter().zip(&names) {
         // It may hold nothing of the span.
@@ -53,7 +53,7 @@ async fn replay(config: &Config, arguments: &Arguments) -> Result<Exit> {
         let mut player = Player { shown, began: None, elapsed_s: 0.0, last: run.run.started.time };
         let wants_losses = player.shown.state.wants_events();
         let replay = Replay::new(&recording, run, span, wants_losses)?;
-        let is_over = player.play(replay, run, before, arguments.speed, &mut stop).await?;
+        let is_over = player.play(replay, run, before, arguments.speed, &mut shutdown).await?;
         before = Some(player.last);
         if is_over {
             break;
@@ -80,14 +80,14 @@ impl Player {
         run: &RecordedRun,
         before: Option<Timestamp>,
         speed: Speed,
-        stop: &mut Stop,
+        shutdown: &mut Shutdown,
     ) -> Result<bool> {
         let mut called = false;
         while let Some(step) = replay.step()? {
             self.last = step.sample.time;
             if !step.is_shown {
-                self.shown.state.pass(&step.sample);
-                called = pause(stop, None).await;
+                self.shown.state.advance(&step.sample);
+                called = pause(shutdown, None).await;
                 if called {
                     break;
                 }
@@ -98,7 +98,7 @@ impl Player {
             }
             let (at, mono_us) = *self.began.get_or_insert((Instant::now(), step.mono_us));
             let since = Duration::from_micros(u64::try_from(step.mono_us - mono_us).unwrap_or(0));
-            called = pause(stop, speed.scaled(since).map(|since| at + since)).await;
+            called = pause(shutdown, speed.scaled(since).map(|since| at + since)).await;
             if called {
                 break;
             }
@@ -106,7 +106,7 @@ impl Player {
                 self.shown.notice(notice)?;
             }
             if step.is_sampled {
-                self.shown.state.miss_events();
+                self.shown.state.mark_sampled();
             }
             for loss in &step.losses {
                 self.shown.loss(loss)?;
@@ -162,7 +162,7 @@ impl Player {
 }
 
 /// Waits until then, or only looks; returns whether the run is to end.
-async fn pause(stop: &mut Stop, until: Option<Instant>) -> bool {
+async fn pause(shutdown: &mut Shutdown, until: Option<Instant>) -> bool {
     let pause = async {
         match until {
             Some(until) => sleep_until(until).await,
@@ -171,7 +171,7 @@ async fn pause(stop: &mut Stop, until: Option<Instant>) -> bool {
     };
     tokio::select! {
         biased;
-        _ = stop.wait() => true,
+        _ = shutdown.wait() => true,
         () = pause => false,
     }
 }

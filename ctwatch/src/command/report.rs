@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use super::VERSION;
-use super::drafts::Drafts;
+use super::atomic_outputs::AtomicOutputs;
 use crate::cli::{Config, Report};
 use crate::error::Exit;
 use crate::postmortem::{gather, render};
@@ -27,7 +27,7 @@ pub fn run(config: &Config, arguments: &Report) -> Result<Exit> {
 /// Into a file that isn't there yet and that only its owner may read: it holds addresses.
 fn write(path: &Path, text: &str) -> Result<()> {
     let doing = || format!("writing the report to {}", path.display());
-    let mut drafts = Drafts::default();
+    let mut drafts = AtomicOutputs::default();
     drafts.file(path)?.write_all(text.as_bytes()).with_context(doing)?;
     drafts.publish()
 }

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use super::live::resolve_netns;
-use super::live::stop::Stop;
+use super::live::Shutdown;
+use super::netns_spec;
 use super::{VERSION, event_loop, view};
 use crate::cli::{Config, Table};
 use crate::conntrack::census::{self, Refusal};
@@ -38,17 +38,20 @@ pub fn run(config: &Config, table: &Table) -> Result<Exit> {
 }
 
 async fn look_on(config: &Config, table: &Table) -> Result<Exit> {
-    let look =
-        Look { roots: config.roots(), settings: table.settings.clone(), netns: resolve_netns(&table.netns)? };
+    let look = Look {
+        roots: config.roots(),
+        settings: table.settings.clone(),
+        netns: netns_spec::resolve(&table.netns)?,
+    };
     let mut view = view(table.format, &config.look, None);
-    let mut stop = Stop::new()?;
+    let mut shutdown = Shutdown::new()?;
     loop {
         let started = Instant::now();
         let one = look.clone();
         let listing = spawn_blocking(move || one.at_all());
         let report = tokio::select! {
             biased;
-            _ = stop.wait() => return Ok(Exit::Done),
+            _ = shutdown.wait() => return Ok(Exit::Done),
             report = listing => report.context("listing the tables")??,
         };
         view.table(&report).context("writing the table")?;
@@ -56,7 +59,7 @@ async fn look_on(config: &Config, table: &Table) -> Result<Exit> {
         let took = started.elapsed();
         tokio::select! {
             biased;
-            _ = stop.wait() => return Ok(Exit::Done),
+            _ = shutdown.wait() => return Ok(Exit::Done),
             () = sleep(every.saturating_sub(took).max(took)) => {}
         }
     }

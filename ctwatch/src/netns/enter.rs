@@ -24,24 +24,24 @@ pub fn on_netns_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
 }
 
 /// Runs something inside a netns.
-pub fn run_inside<T: Send>(place: &Netns, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub fn run_inside<T: Send>(netns: &Netns, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     on_netns_thread(|| {
-        enter(place)?;
+        enter(netns)?;
         work()
     })?
 }
 
 /// Moves this thread into a netns, unless it is there already.
-pub fn enter(place: &Netns) -> Result<()> {
+pub fn enter(netns: &Netns) -> Result<()> {
     let here = id_of(Path::new("/proc/thread-self/ns/net"))?;
-    if here.inode() == place.id.inode() {
+    if here.inode() == netns.id.inode() {
         return Ok(());
     }
     let file =
-        File::open(&place.path).with_context(|| format!("opening the netns {}", place.path.display()))?;
+        File::open(&netns.path).with_context(|| format!("opening the netns {}", netns.path.display()))?;
     let found = file.metadata().context("looking up an open netns")?.ino();
-    ensure!(found == u64::from(place.id.inode()), "{} leads to another netns by now", place.path.display());
+    ensure!(found == u64::from(netns.id.inode()), "{} leads to another netns by now", netns.path.display());
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| {
-        format!("entering the netns {} (this needs CAP_SYS_ADMIN: run as root)", place.path.display())
+        format!("entering the netns {} (this needs CAP_SYS_ADMIN: run as root)", netns.path.display())
     })
 }

@@ -40,12 +40,19 @@ pub fn own() -> Result<NetnsId> {
     id_of(Path::new("/proc/self/ns/net"))
 }
 
+/// The netns of process 1: what `host` means, live, in recordings and in advice.
+pub fn host(namespaces: &BTreeMap<NetnsId, Netns>) -> Result<NetnsId> {
+    let host = namespaces.values().find(|netns| netns.name.as_deref() == Some(name::HOST));
+    host.map(|netns| netns.id)
+        .context("the netns of process 1 can't be looked up (run as root, with the host's /proc)")
+}
+
 /// Finds the netns a user named: a name, an inode number, or a process.
-pub fn find(places: &BTreeMap<NetnsId, Netns>, name: &str) -> Result<NetnsId> {
-    if let Some(place) = places.values().find(|place| place.name.as_deref() == Some(name)) {
-        return Ok(place.id);
+pub fn find(namespaces: &BTreeMap<NetnsId, Netns>, name: &str) -> Result<NetnsId> {
+    if let Some(netns) = namespaces.values().find(|netns| netns.name.as_deref() == Some(name)) {
+        return Ok(netns.id);
     }
-    let known: Vec<_> = places.values().filter_map(|place| place.name.as_deref()).collect();
+    let known: Vec<_> = namespaces.values().filter_map(|netns| netns.name.as_deref()).collect();
     bail!("there is no netns named {name:?}; known names: {}", known.join(", "))
 }
 
@@ -55,15 +62,15 @@ mod tests {
 
     #[test]
     fn the_own_netns_is_always_discovered() {
-        let places = discover().expect("/proc is readable");
-        assert!(places.contains_key(&own().expect("/proc is readable")));
+        let namespaces = discover().expect("/proc is readable");
+        assert!(namespaces.contains_key(&own().expect("/proc is readable")));
     }
 
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let id = NetnsId::from_inode(1);
-        let place = Netns { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()), container: None };
-        let error = find(&BTreeMap::from([(id, place)]), "red").expect_err("red is unknown").to_string();
+        let netns = Netns { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()), container: None };
+        let error = find(&BTreeMap::from([(id, netns)]), "red").expect_err("red is unknown").to_string();
         assert!(error.contains("\"red\"") && error.contains("blue"), "{error}");
     }
 }

@@ -36,11 +36,11 @@ impl NetnsNamer {
         dweller.prefer(path.as_deref().unwrap_or_default());
     }
 
-    pub fn name(self, places: &mut BTreeMap<NetnsId, Netns>) {
+    pub fn name(self, namespaces: &mut BTreeMap<NetnsId, Netns>) {
         for (id, dweller) in self.0 {
-            let Some((place, (_, name))) = places.get_mut(&id).zip(dweller.found) else { continue };
-            place.name.get_or_insert_with(|| name.clone());
-            place.container = Some(name);
+            let Some((netns, (_, name))) = namespaces.get_mut(&id).zip(dweller.found) else { continue };
+            netns.name.get_or_insert_with(|| name.clone());
+            netns.container = Some(name);
         }
     }
 }
@@ -76,18 +76,18 @@ mod tests {
         ] {
             dweller.prefer(path);
         }
-        let place = |name: Option<&str>| Netns {
+        let netns = |name: Option<&str>| Netns {
             id,
             path: PathBuf::from("/x"),
             name: name.map(str::to_owned),
             container: None,
         };
         for (name, expected) in [(None, "docker:abababababab"), (Some("blue"), "blue")] {
-            let mut places = BTreeMap::from([(id, place(name))]);
+            let mut namespaces = BTreeMap::from([(id, netns(name))]);
             let found = dweller.found.clone();
-            NetnsNamer(BTreeMap::from([(id, Candidate { asked: 3, found })])).name(&mut places);
-            assert_eq!(places[&id].name.as_deref(), Some(expected));
-            assert_eq!(places[&id].container.as_deref(), Some("docker:abababababab"));
+            NetnsNamer(BTreeMap::from([(id, Candidate { asked: 3, found })])).name(&mut namespaces);
+            assert_eq!(namespaces[&id].name.as_deref(), Some(expected));
+            assert_eq!(namespaces[&id].container.as_deref(), Some("docker:abababababab"));
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Which programs go where on this kernel, and which switches they get: the ladder from best to worst.
-//! Pure: it looks at symbols and wishes only, and loads nothing.
+//! Pure: it looks at symbols and options only, and loads nothing.
 
 use ctwatch_common::config::Config;
 
 use crate::kernel::symbols::Symbols;
+use crate::model::Backend;
 
 /// What kind of hook a program is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,15 +55,38 @@ pub struct ProbeOptions {
     /// Send losses as events: someone needs their tuples.
     pub loss_events: bool,
     /// Single events are shown, so they carry time, fill and device.
-    pub detail: bool,
+    pub event_details: bool,
     /// Find out whose packets they were.
     pub owners: bool,
     /// Count packets that pass untracked: a pair of probes on every packet.
     pub invalid: bool,
     /// See a full table by the init_conntrack pair rather than where the packet is freed.
-    pub pair: bool,
+    pub trace_init_conntrack: bool,
     /// How the kernel runs raw tracepoint programs.
     pub raw_tracepoints: RawTpReentrancy,
+}
+
+impl ProbeOptions {
+    /// What the programs of a backend do unasked: count losses. `None` for the backend without programs.
+    #[must_use]
+    pub const fn for_backend(backend: Backend, raw_tracepoints: RawTpReentrancy) -> Option<Self> {
+        let kprobes = match backend {
+            Backend::Kprobe => true,
+            Backend::Tracepoint => false,
+            Backend::Counters => return None,
+        };
+        Some(Self {
+            kprobes,
+            flows: false,
+            insert_events: false,
+            loss_events: false,
+            event_details: false,
+            owners: false,
+            invalid: false,
+            trace_init_conntrack: false,
+            raw_tracepoints,
+        })
+    }
 }
 
 /// How a kernel runs raw tracepoint programs.
@@ -90,14 +114,14 @@ pub struct Plan {
 }
 
 /// Decides, and sets the switches in `config` to match. `Err` says which symbol is missing for any watch at all.
-pub fn plan(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config) -> Result<Plan, String> {
+pub fn plan(symbols: &Symbols, options: ProbeOptions, config: &mut Config) -> Result<Plan, String> {
     let mut plan = Plan { attachments: Vec::new(), notes: Vec::new() };
-    config.event_details = u32::from(wishes.detail);
-    config.loss_events = u32::from(wishes.loss_events);
-    config.owners = u32::from(wishes.owners);
+    config.event_details = u32::from(options.event_details);
+    config.loss_events = u32::from(options.loss_events);
+    config.owners = u32::from(options.owners);
     let freed_there = symbols.get("nf_hook_slow").is_some();
     if freed_there {
-        let nested = wishes.raw_tracepoints;
+        let nested = options.raw_tracepoints;
         config.preempts = u32::from(matches!(nested, RawTpReentrancy::Preempted { .. }));
         match nested {
             RawTpReentrancy::Preempted { perf: true } => {
@@ -119,7 +143,11 @@ pub fn plan(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config) -> Res
             plan.add("kfree_skb_twin", "kfree_skb", HookKind::RawTracepoint);
         }
     }
-    let pair = if wishes.kprobes && (wishes.pair || !freed_there) { pair_function(symbols) } else { None };
+    let pair = if options.kprobes && (options.trace_init_conntrack || !freed_there) {
+        pair_function(symbols)
+    } else {
+        None
+    };
     config.by_kfree_skb = u32::from(freed_there && pair.is_none());
     match (&pair, freed_there) {
         (Some(function), _) => {
@@ -131,7 +159,7 @@ pub fn plan(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config) -> Res
                     .push("nf_hook_slow is not in kallsyms: only losses of new flows are seen".to_owned());
             }
         }
-        (None, true) if wishes.pair => {
+        (None, true) if options.trace_init_conntrack => {
             plan.notes.push("neither init_conntrack nor __nf_conntrack_alloc can be probed".to_owned());
         }
         (None, true) => {}
@@ -142,8 +170,8 @@ pub fn plan(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config) -> Res
             );
         }
     }
-    if !wishes.kprobes {
-        if wishes.invalid {
+    if !options.kprobes {
+        if options.invalid {
             plan.notes.push("packets that pass untracked are not seen without kprobes".to_owned());
         }
         return Ok(plan);
@@ -154,10 +182,10 @@ pub fn plan(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config) -> Res
     } else {
         plan.notes.push("early_drop can't be probed: evictions are not counted".to_owned());
     }
-    plan_deletes(symbols, wishes, config, &mut plan);
+    plan_deletes(symbols, options, config, &mut plan);
     plan.pair(symbols, "gc_worker", ["gc_worker", "gc_worker_return"], "evictions by gc are not seen");
-    if wishes.flows {
-        plan_inserts(symbols, wishes, config, &mut plan);
+    if options.flows {
+        plan_inserts(symbols, options, config, &mut plan);
     }
     if let Some(function) = symbols.function("nf_conntrack_pernet_exit") {
         plan.add("nf_conntrack_pernet_exit", &function.name, HookKind::Kprobe);
@@ -168,7 +196,7 @@ pub fn plan(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config) -> Res
                 .to_owned(),
         );
     }
-    if wishes.invalid {
+    if options.invalid {
         let programs = ["nf_conntrack_in", "nf_conntrack_in_return"];
         plan.pair(symbols, "nf_conntrack_in", programs, "packets that pass untracked are not seen");
     }
@@ -176,14 +204,14 @@ pub fn plan(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config) -> Res
 }
 
 /// New flows are counted where their first packet is confirmed; few fail there, and few come another way.
-fn plan_inserts(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config, plan: &mut Plan) {
+fn plan_inserts(symbols: &Symbols, options: ProbeOptions, config: &mut Config, plan: &mut Plan) {
     let Some(function) = symbols.function("__nf_conntrack_confirm") else {
         plan.notes.push("__nf_conntrack_confirm can't be probed: new flows are not counted".to_owned());
         return;
     };
     plan.add("nf_conntrack_confirm", &function.name, HookKind::Kprobe);
     config.flows = 1;
-    config.insert_events = u32::from(wishes.insert_events);
+    config.insert_events = u32::from(options.insert_events);
     let programs = ["nf_ct_resolve_clash", "nf_ct_resolve_clash_return"];
     plan.pair(symbols, "nf_ct_resolve_clash", programs, "flows that lost a clash count as new ones");
     let programs = ["nf_conntrack_hash_check_insert", "nf_conntrack_hash_check_insert_return"];
@@ -196,7 +224,7 @@ fn plan_inserts(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config, pl
 }
 
 /// 5.10 calls nf_ct_delete.part.0 from early_drop and gc, bypassing nf_ct_delete, which calls it too.
-fn plan_deletes(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config, plan: &mut Plan) {
+fn plan_deletes(symbols: &Symbols, options: ProbeOptions, config: &mut Config, plan: &mut Plan) {
     let part = symbols.get("nf_ct_delete.part.0");
     let Some(function) = part.or_else(|| symbols.function("nf_ct_delete")) else {
         plan.notes.push(
@@ -205,7 +233,7 @@ fn plan_deletes(symbols: &Symbols, wishes: ProbeOptions, config: &mut Config, pl
         return;
     };
     config.delete_is_part = u32::from(part.is_some());
-    let program = if wishes.flows { "nf_ct_delete" } else { "nf_ct_delete_victims" };
+    let program = if options.flows { "nf_ct_delete" } else { "nf_ct_delete_victims" };
     plan.add(program, &function.name, HookKind::Kprobe);
 }
 
@@ -242,10 +270,10 @@ mod tests {
         flows: true,
         insert_events: false,
         loss_events: false,
-        detail: false,
+        event_details: false,
         owners: false,
         invalid: false,
-        pair: false,
+        trace_init_conntrack: false,
         raw_tracepoints: RawTpReentrancy::Skipped,
     };
 
@@ -318,8 +346,8 @@ mod tests {
         let found = symbols(&EVERYTHING);
         let first_two = |perf| {
             let mut config = Config::default();
-            let wishes = ProbeOptions { raw_tracepoints: RawTpReentrancy::Preempted { perf }, ..WISHES };
-            let plan = plan(&found, wishes, &mut config).expect("a plan");
+            let options = ProbeOptions { raw_tracepoints: RawTpReentrancy::Preempted { perf }, ..WISHES };
+            let plan = plan(&found, options, &mut config).expect("a plan");
             assert_eq!((config.preempts, plan.notes.is_empty()), (1, perf));
             [0, 1].map(|at| (plan.attachments[at].program, plan.attachments[at].kind.name()))
         };
@@ -347,7 +375,8 @@ mod tests {
         assert_eq!((config.by_kfree_skb, config.pair_on_alloc), (0, 0));
         let mut config = Config::default();
         let found = symbols(&["nf_hook_slow", "__nf_conntrack_alloc"]);
-        let asked = plan(&found, ProbeOptions { pair: true, ..WISHES }, &mut config).expect("a plan");
+        let asked =
+            plan(&found, ProbeOptions { trace_init_conntrack: true, ..WISHES }, &mut config).expect("a plan");
         assert!(programs(&asked).contains(&("init_conntrack_return", "__nf_conntrack_alloc")));
         assert_eq!((config.by_kfree_skb, config.pair_on_alloc), (0, 1));
     }

@@ -91,7 +91,7 @@ pub(super) fn in_kernel_terms(by_cause: &[u64; CAUSES]) -> Four<u64> {
 }
 
 /// The tracepoint backend may have taken a firewall's drops for conntrack's: how many it claims too much.
-pub(super) fn claimed_too_much(bracket: &Bracket, by_cause: &[u64; CAUSES]) -> u64 {
+pub(super) fn overcounted(bracket: &Bracket, by_cause: &[u64; CAUSES]) -> u64 {
     if bracket.open {
         return 0;
     }
@@ -151,9 +151,9 @@ mod tests {
     fn what_a_firewall_dropped_is_not_claimed() {
         let mut ours = [0; CAUSES];
         ours[Cause::TableFull as usize] = 15;
-        assert_eq!(claimed_too_much(&drops(10, 12), &ours), 3);
+        assert_eq!(overcounted(&drops(10, 12), &ours), 3);
         ours[Cause::TableFull as usize] = 11;
-        assert_eq!(claimed_too_much(&drops(10, 12), &ours), 0);
+        assert_eq!(overcounted(&drops(10, 12), &ours), 0);
     }
 
     proptest! {

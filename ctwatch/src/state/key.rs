@@ -1,4 +1,4 @@
-//! What losses are grouped by: a loss as far as it is known ([`Seen`]), and its projection to one row ([`Key`]).
+//! What losses are grouped by: a loss as far as it is known ([`ClassifiedLoss`]), and its projection to one row ([`Key`]).
 //! On the path of every event: no allocation.
 
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::model::{Loss, Name, NetnsId, Packet, ProcessId, Protocol, Role, Tuple
 
 /// A loss, as far as it is known.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub(super) struct ClassifiedLoss {
     pub cause: Cause,
     pub facts: Facts,
 }
@@ -134,7 +134,7 @@ impl Key {
     }
 }
 
-impl Seen {
+impl ClassifiedLoss {
     pub fn from_slot(key: SlotKey) -> Option<Self> {
         let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
         let facts = Facts {
@@ -151,7 +151,7 @@ impl Seen {
     }
 
     /// Whether a row by `by` needs nothing that is unknown of this loss.
-    pub fn suffices_for(&self, by: By) -> bool {
+    pub fn has_fields_for(&self, by: By) -> bool {
         match by {
             By::Cause | By::Netns | By::Process | By::Container => true,
             By::Proto => self.facts.proto.is_some(),
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn a_process_and_a_container_survive_packing() {
         let facts = Facts { netns: NetnsId::from_inode(7), proto: None, port: None, loopback: None };
-        let seen = Seen { cause: Cause::TableFull, facts };
+        let seen = ClassifiedLoss { cause: Cause::TableFull, facts };
         for role in [Role::Sender, Role::Listener] {
             let process = ProcessId { pid: u32::MAX - 1, name: Name::new(b"a-name-that-is-"), role };
             assert_eq!(seen.process_key(Some(&process)).fields().process(), Some(process));

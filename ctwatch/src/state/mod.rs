@@ -31,10 +31,10 @@ use crate::contract::{self, Certainty, Counted, End, Event, Occupied, TableStatu
 use crate::model::{Backend, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample};
 use crate::state::filter::Verdict;
 use containers::Containers;
-use key::{Facts, Seen};
+use key::{ClassifiedLoss, Facts};
 use namespaces::{Account, Namespaces};
 use occupancy::Occupancy;
-use rows::Shape;
+use rows::RowBuilder;
 use tally::{EventTally, SlotTally, Sum, Tallied};
 
 /// Everything counted so far.
@@ -55,7 +55,7 @@ pub struct State {
     lost_events: [u64; CAUSES],
     ambiguous: u64,
     /// Some losses never come as events.
-    misses_events: bool,
+    is_sampled: bool,
     /// Where there were losses of which a filter or a row needs something unknown.
     unattributed: HashSet<(NetnsId, Cause)>,
 }
@@ -90,7 +90,7 @@ impl State {
             overflow: [0; CAUSES],
             lost_events: [0; CAUSES],
             ambiguous: 0,
-            misses_events: false,
+            is_sampled: false,
             unattributed: HashSet::new(),
         }
     }
@@ -102,8 +102,8 @@ impl State {
     }
 
     /// From here on rows made of events are lower bounds: not every loss comes as one.
-    pub const fn miss_events(&mut self) {
-        self.misses_events = true;
+    pub const fn mark_sampled(&mut self) {
+        self.is_sampled = true;
     }
 
     /// One event. Returns what to show of it, if events are asked for and it passes the filters.
@@ -111,7 +111,7 @@ impl State {
         if matches!(self.rows, Rows::Slots(_)) && !self.settings.drop_events {
             return None;
         }
-        let seen = Seen::from_loss(loss);
+        let seen = ClassifiedLoss::from_loss(loss);
         if !self.settings.filter.passes_cause(seen.cause) {
             return None;
         }
@@ -122,7 +122,7 @@ impl State {
         }
         if let Rows::Events(tally) = &mut self.rows {
             let by = self.settings.by;
-            if verdict == Verdict::Pass && seen.suffices_for(by) {
+            if verdict == Verdict::Pass && seen.has_fields_for(by) {
                 let owner = loss.owner.as_deref();
                 if by.needs_owners() && is_unattributable(by, owner) {
                     self.unattributed.insert((seen.facts.netns, seen.cause));
@@ -168,7 +168,7 @@ impl State {
     }
 
     /// The same for a tick that nobody looks at: what would be costly to say of it, and only of it, is left out.
-    pub fn pass(&mut self, sample: &Sample) {
+    pub fn advance(&mut self, sample: &Sample) {
         self.take(sample, false);
     }
 
@@ -192,7 +192,7 @@ impl State {
         self.add_overflow_to_cause_rows();
 
         self.account = self.namespaces.account(overflow, self.settings.backend);
-        self.ambiguous = ambiguous + self.account.claimed_too_much;
+        self.ambiguous = ambiguous + self.account.overcounted;
         let rates = self.settings.count_flows && self.settings.backend == Backend::Kprobe;
         let mut tables = self.namespaces.tables(*interval_s, rates, overflow, self.settings.backend);
         self.occupancy.end_tick(*interval_s, flows);
@@ -253,7 +253,7 @@ impl State {
             return;
         }
         // A cause from a newer object than this program: nothing sensible can be said about it.
-        let Some(seen) = Seen::from_slot(key) else { return };
+        let Some(seen) = ClassifiedLoss::from_slot(key) else { return };
         self.namespaces.add_losses(seen.facts.netns, seen.cause, count);
         let Rows::Slots(tally) = &mut self.rows else {
             // Counted without an event: it may belong to any row.
@@ -268,7 +268,7 @@ impl State {
         }
         match filter.judge(&seen.facts, None) {
             Verdict::Fail => {}
-            Verdict::Pass if seen.suffices_for(*by) => tally.add(seen.key(*by, None), count),
+            Verdict::Pass if seen.has_fields_for(*by) => tally.add(seen.key(*by, None), count),
             Verdict::Pass | Verdict::Unknown => {
                 if count > 0 {
                     self.unattributed.insert((seen.facts.netns, seen.cause));
@@ -292,7 +292,7 @@ impl State {
             let count = self.overflow[cause as usize];
             if count > 0 && self.settings.filter.passes_cause(cause) {
                 let facts = Facts { netns: NetnsId::default(), proto: None, port: None, loopback: None };
-                tally.add(Seen { cause, facts }.key(By::Cause, None), count);
+                tally.add(ClassifiedLoss { cause, facts }.key(By::Cause, None), count);
             }
         }
     }
@@ -314,14 +314,14 @@ impl State {
             if separate_overflow && self.settings.filter.passes_cause(cause) {
                 overflow[index] = Sum { losses: total.saturating_sub(overflow_before[index]), total };
             }
-            sampled[index] = (by_events && (self.misses_events || self.lost_events[index] > 0))
-                || (cause == Cause::TableFull && self.account.claimed_too_much > 0);
+            sampled[index] = (by_events && (self.is_sampled || self.lost_events[index] > 0))
+                || (cause == Cause::TableFull && self.account.overcounted > 0);
             // A port that has a slot had it from its first loss on; rows that sum up slots may lack those without.
             let sums_slots = separate_overflow && self.settings.by != By::Port;
             incomplete[index] |= sampled[index] || (sums_slots && total > 0);
         }
         let StateConfig { by, top, backend, .. } = self.settings;
-        Shape {
+        RowBuilder {
             by,
             top,
             backend,

@@ -71,7 +71,7 @@ pub(super) struct Account {
     pub kernel: Four<u64>,
     pub unexplained: Four<i64>,
     /// What the tracepoint backend saw but can't claim.
-    pub claimed_too_much: u64,
+    pub overcounted: u64,
     /// Namespaces whose last counts nobody read.
     pub gone: u64,
 }
@@ -165,7 +165,7 @@ impl Namespaces {
         for netns in self.known.values() {
             let (ours, too_much) = netns.ours_in_kernel_terms(backend);
             sums.add(&netns.bracket(), ours);
-            account.claimed_too_much += too_much;
+            account.overcounted += too_much;
             for (sum, losses) in account.counted.iter_mut().zip(netns.ours.losses) {
                 *sum += losses;
             }
@@ -174,7 +174,7 @@ impl Namespaces {
             }
             account.gone += u64::from(netns.is_gone() && !netns.complete);
         }
-        account.counted[Cause::TableFull as usize] -= account.claimed_too_much;
+        account.counted[Cause::TableFull as usize] -= account.overcounted;
         account.unexplained = sums.unexplained(elsewhere);
         for (sum, buried) in account.unexplained.iter_mut().zip(self.buried.unexplained) {
             *sum += buried;
@@ -263,7 +263,7 @@ impl Netns {
     fn ours_in_kernel_terms(&self, backend: Backend) -> (Four<u64>, u64) {
         let mut ours = balance::in_kernel_terms(&self.ours.losses);
         let too_much = if backend == Backend::Tracepoint {
-            balance::claimed_too_much(&self.bracket(), &self.ours.losses)
+            balance::overcounted(&self.bracket(), &self.ours.losses)
         } else {
             0
         };

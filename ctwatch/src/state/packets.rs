@@ -3,7 +3,7 @@
 
 use ctwatch_common::Cause;
 
-use super::key::Seen;
+use super::key::ClassifiedLoss;
 use crate::contract::{
     Certainty, DropEvent, Entry, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View, fill,
 };
@@ -11,7 +11,7 @@ use crate::model::{self, EntryState, Hook, Insert, Loss, Protocol, TCP_STATES};
 
 pub(super) fn drop_event(
     loss: &Loss,
-    seen: &Seen,
+    seen: &ClassifiedLoss,
     certainty: Certainty,
     sampled: (Option<u32>, Option<u32>),
 ) -> DropEvent {

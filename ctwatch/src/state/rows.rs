@@ -17,7 +17,7 @@ use crate::model::{Backend, NetnsId, Protocol, service};
 
 /// What rows look like in this run.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shape<'a> {
+pub(super) struct RowBuilder<'a> {
     pub by: By,
     pub top: usize,
     pub backend: Backend,
@@ -32,7 +32,7 @@ pub(super) struct Shape<'a> {
     pub namespaces: &'a Namespaces,
 }
 
-impl Shape<'_> {
+impl RowBuilder<'_> {
     /// `rest` and `overflow` are losses without a key, by cause.
     pub fn rows(
         &self,

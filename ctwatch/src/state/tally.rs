@@ -178,7 +178,7 @@ fn tallied(key: &Key, entry: &Entry) -> Tallied {
 mod tests {
     use super::*;
     use crate::model::{NetnsId, Protocol};
-    use crate::state::key::{Facts, Seen};
+    use crate::state::key::{ClassifiedLoss, Facts};
     use crate::state::settings::By;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -190,7 +190,7 @@ mod tests {
             port: Some(port),
             loopback: Some(false),
         };
-        Seen { cause: Cause::TableFull, facts }.key(By::Port, None)
+        ClassifiedLoss { cause: Cause::TableFull, facts }.key(By::Port, None)
     }
 
     proptest! {

@@ -112,8 +112,10 @@ impl Watch {
             .probe_options
             .filter(|probe_options| probe_options.owners)
             .map(|_| OwnerResolver::new(&settings.roots));
-        let jiffies =
-            settings.probe_options.filter(|probe_options| probe_options.detail).map(|_| Jiffies::default());
+        let jiffies = settings
+            .probe_options
+            .filter(|probe_options| probe_options.event_details)
+            .map(|_| Jiffies::default());
         let mut watch = Self {
             settings,
             probe: None,

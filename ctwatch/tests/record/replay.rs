@@ -130,7 +130,7 @@ fn replayed(path: &Path, span: Span, by: By) -> (Vec<Tick>, End) {
     let mut ticks = Vec::new();
     while let Some(step) = replay.step().unwrap() {
         if step.is_sampled {
-            state.miss_events();
+            state.mark_sampled();
         }
         for loss in &step.losses {
             state.loss(loss);
@@ -138,7 +138,7 @@ fn replayed(path: &Path, span: Span, by: By) -> (Vec<Tick>, End) {
         if step.is_shown {
             ticks.push(state.sample(&step.sample));
         } else {
-            state.pass(&step.sample);
+            state.advance(&step.sample);
         }
     }
     (ticks, state.end(at(1000).time))

@@ -1,30 +1,31 @@
 //! Whether the kernel counted losses that no program saw, or losses that are only on their way at this moment.
-//! Pure. A difference that stays the same at every look was missed; in a storm some loss is nearly always on its way.
+//! Pure. A difference that stays the same at every observation was missed; in a storm some loss is nearly always on its way.
 
 use crate::contract::Unexplained;
 
-/// So many looks in a row find the same difference. Two do by chance, on a host whose CPUs are taken away from it.
-pub const LOOKS: u32 = 5;
+/// After so many equal observations in a row a difference counts as missed. Two are equal by chance on a host whose CPUs
+/// are taken away from it.
+pub(super) const STABLE_OBSERVATIONS: u32 = 5;
 
-/// What earlier looks found.
+/// Tells losses that no program saw from losses in flight.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Missed {
+pub(super) struct Reconciler {
     last: Unexplained,
-    looks: u32,
+    observations: u32,
 }
 
-impl Missed {
-    /// Takes one look; true if what is unexplained was missed for good.
-    pub fn look(&mut self, unexplained: Unexplained) -> bool {
+impl Reconciler {
+    /// Takes one observation; true if what is unexplained was missed for good.
+    pub fn observe(&mut self, unexplained: Unexplained) -> bool {
         if unexplained.is_zero() || unexplained != self.last {
-            self.looks = 0;
+            self.observations = 0;
         }
         self.last = unexplained;
-        self.looks += u32::from(!unexplained.is_zero());
-        if self.looks < LOOKS {
+        self.observations += u32::from(!unexplained.is_zero());
+        if self.observations < STABLE_OBSERVATIONS {
             return false;
         }
-        self.looks = 0;
+        self.observations = 0;
         true
     }
 }
@@ -39,16 +40,16 @@ mod tests {
 
     #[test]
     fn what_stays_the_same_was_missed() {
-        let mut missed = Missed::default();
-        let verdicts: Vec<bool> = (0..6).map(|_| missed.look(drops(3))).collect();
+        let mut reconciler = Reconciler::default();
+        let verdicts: Vec<bool> = (0..6).map(|_| reconciler.observe(drops(3))).collect();
         assert_eq!(verdicts, [false, false, false, false, true, false]);
     }
 
     #[test]
     fn losses_on_their_way_are_left_alone() {
-        let mut missed = Missed::default();
+        let mut reconciler = Reconciler::default();
         for drop in [1, 1, 1, 0, 1, 1, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0] {
-            assert!(!missed.look(drops(drop)));
+            assert!(!reconciler.observe(drops(drop)));
         }
     }
 }

@@ -13,12 +13,12 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::event_loop;
-use super::live::stop::Stop;
+use super::live::Shutdown;
 use crate::error::Failure;
 
 /// Those of one command.
 #[derive(Debug, Default)]
-pub(super) struct Drafts {
+pub(super) struct AtomicOutputs {
     files: Vec<Draft>,
     /// Made for them, and to be removed with them.
     folder: Option<PathBuf>,
@@ -30,7 +30,7 @@ struct Draft {
     name: PathBuf,
 }
 
-impl Drafts {
+impl AtomicOutputs {
     /// Makes a folder for files to come, where there is none.
     pub fn folder(&mut self, path: &Path) -> Result<()> {
         match fs::create_dir(path) {
@@ -78,7 +78,7 @@ impl Drafts {
     }
 }
 
-impl Drop for Drafts {
+impl Drop for AtomicOutputs {
     fn drop(&mut self) {
         for Draft { at, .. } in &self.files {
             let _ = fs::remove_file(at);
@@ -112,11 +112,11 @@ pub(super) fn interrupted() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
     let events = event_loop()?;
-    let mut stop = events.block_on(async { Stop::new() })?;
+    let mut shutdown = events.block_on(async { Shutdown::new() })?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
-            events.block_on(stop.wait());
+            events.block_on(shutdown.wait());
             raised.store(true, Ordering::Relaxed);
         })
         .context("starting a thread that waits for signals")?;
@@ -141,7 +141,7 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let folder = top.path().join("out");
         let begin = || {
-            let mut drafts = Drafts::default();
+            let mut drafts = AtomicOutputs::default();
             drafts.folder(&folder).unwrap();
             for name in ["a.csv", "b.csv"] {
                 drafts.file(&folder.join(name)).unwrap().write_all(name.as_bytes()).unwrap();
@@ -161,7 +161,7 @@ mod tests {
     fn a_name_that_was_taken_meanwhile_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let name = folder.path().join("a");
-        let mut drafts = Drafts::default();
+        let mut drafts = AtomicOutputs::default();
         drop(drafts.file(&name).unwrap());
         fs::write(&name, "mine").unwrap();
         assert!(drafts.publish().unwrap_err().to_string().contains("nothing is written over"));

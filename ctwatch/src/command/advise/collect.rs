@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::inside::Inside;
+use super::netns_commands::NetnsCommands;
 use crate::advise::case::{Case, Firewall as Rules, Known, Objection};
 use crate::advise::demand::{Demand, Service, Timeouts};
 use crate::advise::follow::{Uses, follow};
@@ -71,7 +71,7 @@ pub(super) struct Found {
 }
 
 /// Reads everything there is to read of the netns this thread is in.
-pub(super) fn look_around(
+pub(super) fn collect_facts(
     host: &Host,
     place: &Netns,
     measure: &mut Measure,
@@ -132,7 +132,7 @@ fn packets_here() -> f64 {
 /// Puts everything together.
 pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId, times: f64) -> Case {
     let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
-    let inside = Inside::new(place, own);
+    let inside = NetnsCommands::new(place, own);
     let uses = uses(&services, &endpoints);
     follow(&mut services, &uses);
     let known: BTreeMap<ServiceTarget, Known> = services
@@ -189,7 +189,7 @@ fn known(
     machine: &Machine,
     firewall: &Firewall,
     endpoints: &BTreeMap<Port, Endpoint>,
-    inside: &Inside,
+    inside: &NetnsCommands,
 ) -> Known {
     let mut known = Known::default();
     if let Some(endpoint) = endpoints.get(&Port { proto: target.proto, port: target.port }) {
@@ -263,7 +263,7 @@ fn rules(
     firewall: &Firewall,
     machine: &Machine,
     known: &BTreeMap<ServiceTarget, Known>,
-    inside: &Inside,
+    inside: &NetnsCommands,
 ) -> Rules {
     let tracking = firewall.tracking_rules();
     let (without, mut objections) = match firewall.without_tracking() {

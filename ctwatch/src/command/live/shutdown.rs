@@ -1,4 +1,4 @@
-//! What ends a run from outside, or calls for something: signals, and a duration that is over.
+//! What ends a run from outside: signals, and a duration that is over.
 //! Says which it was; what follows from it is each command's business.
 
 use std::time::Duration;
@@ -7,41 +7,41 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep_until;
 
-/// What came from outside.
+/// Why a run stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::command) enum Call {
+pub(in crate::command) enum StopReason {
     /// SIGINT or SIGTERM; SIGHUP, too, where it has no other meaning.
-    End,
-    /// SIGHUP, where it means to begin anew.
-    Hangup,
+    Signal,
+    /// SIGHUP, where it means to go on in a new file.
+    Reopen,
     /// The duration is over.
-    TimeIsUp,
+    Elapsed,
 }
 
-/// Listens for it.
-pub(in crate::command) struct Stop {
+/// Listens for signals, and watches the clock.
+pub(in crate::command) struct Shutdown {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
-    hangup_is: Call,
+    on_hangup: StopReason,
     at: Option<tokio::time::Instant>,
 }
 
-impl Stop {
+impl Shutdown {
     pub(in crate::command) fn new() -> Result<Self> {
         let listen = |kind| signal(kind).context("listening for signals");
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
-            hangup_is: Call::End,
+            on_hangup: StopReason::Signal,
             at: None,
         })
     }
 
-    /// As [`Stop::new`], where SIGHUP is no end.
-    pub(in crate::command) fn but_not_by_hangup() -> Result<Self> {
-        Ok(Self { hangup_is: Call::Hangup, ..Self::new()? })
+    /// As [`Shutdown::new`], where SIGHUP is no end.
+    pub(in crate::command) fn with_reopen_on_hangup() -> Result<Self> {
+        Ok(Self { on_hangup: StopReason::Reopen, ..Self::new()? })
     }
 
     /// The duration counts from here, also if it did before: attaching doesn't belong to it.
@@ -50,19 +50,19 @@ impl Stop {
     }
 
     /// Waits for a signal or the end of the duration. Safe to cancel.
-    pub(in crate::command) async fn wait(&mut self) -> Call {
+    pub(in crate::command) async fn wait(&mut self) -> StopReason {
         let at = self.at;
-        let time_is_up = async {
+        let elapsed = async {
             match at {
                 Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            _ = self.interrupt.recv() => Call::End,
-            _ = self.terminate.recv() => Call::End,
-            _ = self.hangup.recv() => self.hangup_is,
-            () = time_is_up => Call::TimeIsUp,
+            _ = self.interrupt.recv() => StopReason::Signal,
+            _ = self.terminate.recv() => StopReason::Signal,
+            _ = self.hangup.recv() => self.on_hangup,
+            () = elapsed => StopReason::Elapsed,
         }
     }
 }

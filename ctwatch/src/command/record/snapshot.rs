@@ -20,28 +20,28 @@ use crate::record::rows::{MachineSnapshot, SnapshotReason, StoredListing};
 const LOOK_S: u32 = 15;
 
 /// What was found.
-pub(super) struct Found {
+pub(super) struct Snapshot {
     pub listing: Result<StoredListing>,
     pub facts: MachineSnapshot,
 }
 
-/// Looks, one at a time.
-pub(super) struct Looks {
+/// SnapshotQueue, one at a time.
+pub(super) struct SnapshotQueue {
     roots: Roots,
-    look: fn(&Host, NetnsId, SnapshotReason) -> Found,
-    sender: Sender<Found>,
-    receiver: Receiver<Found>,
+    take_snapshot: fn(&Host, NetnsId, SnapshotReason) -> Snapshot,
+    sender: Sender<Snapshot>,
+    receiver: Receiver<Snapshot>,
     /// The one that goes on, and those that wait for it.
     queue: VecDeque<(NetnsId, SnapshotReason)>,
 }
 
-impl Looks {
+impl SnapshotQueue {
     pub fn new(roots: &Roots) -> Self {
         let (sender, receiver) = channel();
-        Self { roots: roots.clone(), look, sender, receiver, queue: VecDeque::new() }
+        Self { roots: roots.clone(), take_snapshot, sender, receiver, queue: VecDeque::new() }
     }
 
-    /// Looks at this netns, unless that goes on or waits: what it finds is as good. Looks at others come first.
+    /// SnapshotQueue at this netns, unless that goes on or waits: what it finds is as good. SnapshotQueue at others come first.
     pub fn start(&mut self, id: NetnsId, occasion: SnapshotReason) -> Result<()> {
         if self.queue.iter().any(|(other, _)| *other == id) {
             return Ok(());
@@ -53,17 +53,17 @@ impl Looks {
     fn begin(&self) -> Result<()> {
         let Some(&(id, occasion)) = self.queue.front() else { return Ok(()) };
         let (host, sender) = (Host { roots: self.roots.clone(), ..Host::default() }, self.sender.clone());
-        let look = self.look;
+        let take_snapshot = self.take_snapshot;
         std::thread::Builder::new()
-            .name("look".to_owned())
+            .name("snapshot".to_owned())
             .stack_size(1 << 20)
-            .spawn(move || drop(sender.send(look(&host, id, occasion))))
+            .spawn(move || drop(sender.send(take_snapshot(&host, id, occasion))))
             .context("starting a thread that reads the table")?;
         Ok(())
     }
 
     /// What was found meanwhile.
-    pub fn found(&mut self) -> Result<Option<Found>> {
+    pub fn taken(&mut self) -> Result<Option<Snapshot>> {
         let found = self.receiver.try_recv().ok();
         if found.is_some() {
             self.queue.pop_front();
@@ -73,12 +73,12 @@ impl Looks {
     }
 }
 
-fn look(host: &Host, id: NetnsId, occasion: SnapshotReason) -> Found {
+fn take_snapshot(host: &Host, id: NetnsId, occasion: SnapshotReason) -> Snapshot {
     let at = WallMono::now();
     let place = netns::discover().and_then(|mut places| places.remove(&id).context("the netns is gone"));
     let listing = place.and_then(|place| netns::run_inside(&place, || list(&place, occasion)));
     let json = serde_json::to_string(&machine::read(host)).unwrap_or_default();
-    Found { listing, facts: MachineSnapshot { at, occasion, json } }
+    Snapshot { listing, facts: MachineSnapshot { at, occasion, json } }
 }
 
 /// Reads the table of the netns this thread is in.
@@ -107,22 +107,25 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_look_at_another_netns_waits_for_its_turn() {
-        let mut looks = Looks::new(&Roots::default());
-        looks.look = |_, id, occasion| Found {
+    fn a_snapshot_of_another_netns_waits_for_its_turn() {
+        let mut snapshots = SnapshotQueue::new(&Roots::default());
+        snapshots.take_snapshot = |_, id, occasion| Snapshot {
             listing: Err(anyhow::anyhow!("{}", id.inode())),
             facts: MachineSnapshot { at: WallMono::now(), occasion, json: String::new() },
         };
         let (one, other) = (NetnsId::from_packed(1), NetnsId::from_packed(2));
-        looks.start(one, SnapshotReason::Start).unwrap();
+        snapshots.start(one, SnapshotReason::Start).unwrap();
         for id in [one, other, other] {
-            looks.start(id, SnapshotReason::Trigger).unwrap();
+            snapshots.start(id, SnapshotReason::Trigger).unwrap();
         }
         let until = Clock::now() + Duration::from_secs(20);
         let mut found = Vec::new();
-        while !looks.queue.is_empty() && Clock::now() < until {
+        while !snapshots.queue.is_empty() && Clock::now() < until {
             found.extend(
-                looks.found().unwrap().map(|one| (one.listing.unwrap_err().to_string(), one.facts.occasion)),
+                snapshots
+                    .taken()
+                    .unwrap()
+                    .map(|one| (one.listing.unwrap_err().to_string(), one.facts.occasion)),
             );
             std::thread::yield_now();
         }
@@ -130,7 +133,7 @@ mod tests {
             found,
             [("1".to_owned(), SnapshotReason::Start), ("2".to_owned(), SnapshotReason::Trigger)]
         );
-        looks.start(one, SnapshotReason::Trigger).unwrap();
-        assert_eq!(looks.queue.len(), 1, "once it is done it is looked at again");
+        snapshots.start(one, SnapshotReason::Trigger).unwrap();
+        assert_eq!(snapshots.queue.len(), 1, "once it is done it is taken again");
     }
 }

@@ -7,13 +7,13 @@ use crate::model::NetnsId;
 use crate::netns::Netns;
 
 /// Where commands are for.
-pub(super) struct Inside {
+pub(super) struct NetnsCommands {
     /// Put before a command; empty in the own netns.
     pub enter: String,
     netns: NetnsId,
 }
 
-impl Inside {
+impl NetnsCommands {
     pub fn new(place: &Netns, own: NetnsId) -> Self {
         let is_own = place.id == own;
         let enter = if is_own { String::new() } else { format!("nsenter --net={} ", place.path.display()) };
@@ -51,8 +51,8 @@ mod tests {
     use super::*;
     use crate::firewall::{ExemptTarget, Firewall, Scope, Tool};
 
-    fn blue() -> Inside {
-        Inside {
+    fn blue() -> NetnsCommands {
+        NetnsCommands {
             enter: "nsenter --net=/run/netns/blue ".to_owned(),
             netns: NetnsId::from_packed(4_026_532_000),
         }

@@ -1,0 +1,58 @@
+//! What the live loop has to say: each notice with its code, made in one place.
+//! Codes are part of the contract; the sentences are for people.
+
+use jiff::Timestamp;
+
+use crate::contract::Notice;
+use crate::watch::ModuleChange;
+
+pub(super) fn waiting_for_conntrack() -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "waiting_for_conntrack",
+        text: "nf_conntrack is not loaded, so nothing is tracked and nothing can be lost to it; waiting until a \
+               firewall rule or `modprobe nf_conntrack` loads it"
+            .to_owned(),
+    }
+}
+
+pub(super) fn module_changed(change: ModuleChange) -> Notice {
+    let (code, text) = match change {
+        ModuleChange::Unloaded => {
+            ("conntrack_unloaded", "nf_conntrack was unloaded; waiting until it is loaded again".to_owned())
+        }
+        ModuleChange::Reattached => (
+            "reattached",
+            "nf_conntrack was loaded again: attached again, the kernel counts from 0".to_owned(),
+        ),
+    };
+    Notice { time: Timestamp::now(), code, text }
+}
+
+pub(super) fn losses_without_tuple() -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "losses_without_tuple",
+        text: "the kernel counted losses whose packets no program saw: they are counted without a tuple"
+            .to_owned(),
+    }
+}
+
+pub(super) fn no_census(reason: &str) -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "no_census",
+        text: format!("no telling who fills the table, nor when it will be full: {reason}"),
+    }
+}
+
+pub(super) fn events_lost(count: u64) -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "events_lost",
+        text: format!(
+            "{count} events did not fit the ring buffer: totals per port stay exact, rows by flow, source, \
+             destination, process or container are lower bounds"
+        ),
+    }
+}

@@ -1,0 +1,126 @@
+//! The beginning of every live run: choose a backend, wait for conntrack if that is wanted, attach, take the baseline.
+//! Nothing is watched before all of it has worked.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use jiff::Timestamp;
+
+use super::notices::waiting_for_conntrack;
+use super::{Shutdown, StopReason, backend};
+use crate::cli::BackendChoice;
+use crate::command::VERSION;
+use crate::command::preflight::{Preflight, look};
+use crate::conntrack::module;
+use crate::contract::{Hook, Notice, SCHEMA, Start};
+use crate::error::ExitContext as _;
+use crate::kernel::Kernel;
+use crate::kernel::roots::Roots;
+use crate::model::Backend;
+use crate::probe::plan::{Attachment, ProbeOptions};
+use crate::watch::{StartInfo, Watch, WatchConfig};
+
+/// How often to see whether conntrack has been loaded.
+const MODULE_POLL: Duration = Duration::from_millis(250);
+
+/// What to attach, and how.
+pub(in crate::command) struct AttachRequest<'a> {
+    /// Where /proc and /sys are.
+    pub roots: &'a Roots,
+    /// Which backend.
+    pub choice: BackendChoice,
+    /// Where no program can be loaded, the kernel's counters will do.
+    pub or_counters: bool,
+    /// For aya-log in the kernel: 0 is off.
+    pub log_level: u8,
+}
+
+/// A watch that runs.
+pub(in crate::command) struct LiveSession {
+    pub watch: Watch,
+    pub backend: Backend,
+    /// Why this backend and no better one.
+    pub reason: Option<String>,
+    pub start: StartInfo,
+}
+
+impl LiveSession {
+    /// Chooses a backend, waits for conntrack and attaches; `None` if the run was ended before. `options` says what is
+    /// wanted of a backend's programs, starting from all they do unasked; `waiting` is told that conntrack isn't there.
+    pub async fn attach(
+        request: AttachRequest<'_>,
+        options: impl FnOnce(Backend, ProbeOptions) -> ProbeOptions,
+        waiting: impl FnOnce(&Notice) -> Result<()>,
+        shutdown: &mut Shutdown,
+    ) -> Result<Option<Self>> {
+        let roots = request.roots;
+        let mut kernel = Kernel::read(roots);
+        let mut found = look(roots, &kernel, None);
+        let (mut backend, mut reason) = request.choose(&found)?;
+        if module::loaded(roots).is_none() {
+            waiting(&waiting_for_conntrack())?;
+            if !wait_for_conntrack(roots, shutdown).await {
+                return Ok(None);
+            }
+            // Before it was loaded its functions could not be looked for.
+            kernel = Kernel::read(roots);
+            found = look(roots, &kernel, None);
+            (backend, reason) = request.choose(&found)?;
+        }
+        let config = WatchConfig {
+            roots: roots.clone(),
+            probe_options: ProbeOptions::for_backend(backend, found.raw_tracepoints)
+                .map(|unasked| options(backend, unasked)),
+            log_level: request.log_level,
+        };
+        let (watch, start) =
+            Watch::start(config, kernel).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
+        Ok(Some(Self { watch, backend, reason, start }))
+    }
+
+    /// The first record.
+    pub fn start_record(&self, roots: &Roots) -> Start {
+        let StartInfo { attachments, notes, since_boot } = &self.start;
+        let notes: Vec<&str> = notes.iter().chain(&self.reason).map(String::as_str).collect();
+        let hook =
+            |one: &Attachment| Hook { function: one.function.clone(), kind: one.kind.name().to_owned() };
+        Start {
+            schema: SCHEMA,
+            version: VERSION.to_owned(),
+            time: Timestamp::now(),
+            kernel_release: roots.release(),
+            backend: self.backend.name(),
+            backend_reason: (!notes.is_empty()).then(|| notes.join("; ")),
+            hooks: attachments.iter().map(hook).collect(),
+            since_boot: *since_boot,
+        }
+    }
+}
+
+impl AttachRequest<'_> {
+    fn choose(&self, found: &Preflight) -> Result<(Backend, Option<String>)> {
+        match backend::choose(self.choice, found) {
+            Err(error) if self.or_counters => Ok((Backend::Counters, Some(format!("{error:#}")))),
+            chosen => chosen,
+        }
+    }
+}
+
+/// Waits until conntrack is there; false if the run was ended meanwhile.
+async fn wait_for_conntrack(roots: &Roots, shutdown: &mut Shutdown) -> bool {
+    loop {
+        tokio::select! {
+            reason = shutdown.wait() => {
+                // There is nothing yet that a SIGHUP could close.
+                if reason != StopReason::Reopen {
+                    return false;
+                }
+            }
+            () = tokio::time::sleep(MODULE_POLL) => {
+                if module::loaded(roots).is_some() {
+                    return true;
+                }
+            }
+        }
+    }
+}

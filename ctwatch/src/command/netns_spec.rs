@@ -1,0 +1,34 @@
+//! From the namespaces a user named to those that are there.
+//! What can't be found is wrong usage, and the error says how to look it up.
+
+use anyhow::Result;
+
+use crate::cli::NetnsSpec;
+use crate::error::{ExitContext as _, Failure};
+use crate::model::NetnsId;
+use crate::netns;
+
+/// The namespaces the user named; `None` if none.
+pub(super) fn resolve(specs: &[NetnsSpec]) -> Result<Option<Vec<NetnsId>>> {
+    if specs.is_empty() {
+        return Ok(None);
+    }
+    let namespaces = netns::discover()?;
+    specs
+        .iter()
+        .map(|spec| match spec {
+            NetnsSpec::Host => netns::host(&namespaces),
+            NetnsSpec::Name(name) => netns::find(&namespaces, name)
+                .map_err(|error| Failure::usage(format!("--netns: {error:#}")).into()),
+            NetnsSpec::Inode(id) if namespaces.contains_key(id) => Ok(*id),
+            NetnsSpec::Inode(id) => Err(Failure::usage(format!(
+                "--netns: no process and no name leads to {id}; `lsns -t net` lists them"
+            ))
+            .into()),
+            NetnsSpec::Pid(pid) => netns::id_of(format!("/proc/{pid}/ns/net").as_ref()).or_usage(|| {
+                format!("--netns pid:{pid}: there is no such process, or it may not be looked at")
+            }),
+        })
+        .collect::<Result<Vec<_>>>()
+        .map(Some)
+}
