@@ -22,6 +22,8 @@ pub mod postmortem;
 pub mod probe;
 pub mod process;
 pub mod record;
+#[cfg(test)]
+mod rooms;
 pub mod state;
 pub mod stderr;
 pub mod text;

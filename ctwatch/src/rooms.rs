@@ -1,0 +1,296 @@
+//! The order of the rooms, held by a test: each imports only rooms that stand before it, and of these only those it lists.
+//! CONTRIBUTING's table of rooms is compared with it, so that both stay true.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Bottom first: a room, and what it may import.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("stderr", &[]),
+    ("text", &[]),
+    ("model", &[]),
+    ("kernel", &[]),
+    ("contract", &["model"]),
+    ("listing", &["model"]),
+    ("process", &["kernel"]),
+    ("firewall", &["model", "kernel"]),
+    ("netns", &["model", "kernel", "process"]),
+    ("machine", &["model", "kernel", "process"]),
+    ("state", &["model", "contract"]),
+    ("conntrack", &["model", "kernel", "netns"]),
+    ("probe", &["stderr", "model", "kernel", "netns"]),
+    ("owner", &["model", "kernel", "process", "netns"]),
+    ("record", &["error", "model", "kernel", "contract", "listing", "state"]),
+    ("watch", &["model", "kernel", "netns", "conntrack", "probe", "owner"]),
+    ("advise", &["text", "model", "contract", "listing", "firewall", "machine", "record"]),
+    ("export", &["model", "contract", "state", "record"]),
+    ("view", &["text", "model", "contract", "state", "advise"]),
+    ("postmortem", &["error", "text", "model", "contract", "state", "record", "advise", "view"]),
+    ("cli", &["text", "model", "kernel", "state", "record", "advise", "export", "postmortem"]),
+    (
+        "command",
+        &[
+            "error",
+            "stderr",
+            "text",
+            "model",
+            "kernel",
+            "contract",
+            "listing",
+            "firewall",
+            "netns",
+            "machine",
+            "state",
+            "conntrack",
+            "probe",
+            "record",
+            "watch",
+            "advise",
+            "export",
+            "view",
+            "postmortem",
+            "cli",
+        ],
+    ),
+];
+
+/// ctwatch-common is below all rooms.
+const GROUND_FLOOR: usize = 2;
+
+fn floors() -> BTreeMap<&'static str, usize> {
+    let mut floors = BTreeMap::new();
+    for (room, imports) in ROOMS {
+        let floor = imports.iter().map(|import| floors[import] + 1).max();
+        floors.insert(*room, floor.unwrap_or(GROUND_FLOOR));
+    }
+    floors
+}
+
+/// A source file without what only tests see.
+struct Source {
+    /// Below `src/`.
+    path: PathBuf,
+    text: String,
+}
+
+impl Source {
+    /// The modules it stands in, from the room on.
+    fn module(&self) -> Vec<String> {
+        let mut parts: Vec<String> =
+            self.path.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        if parts.last().is_some_and(|last| last == "mod") {
+            parts.pop();
+        }
+        parts
+    }
+
+    fn room(&self) -> String {
+        self.module().swap_remove(0)
+    }
+
+    /// Each import of another room: its name, and the line.
+    fn imports(&self) -> Vec<(String, usize)> {
+        let depth = self.module().len();
+        let mut found = Vec::new();
+        for (number, line) in (1..).zip(self.text.lines()) {
+            let code = line.split("//").next().unwrap_or_default();
+            for start in ["crate::".to_owned(), "super::".repeat(depth)] {
+                for (at, _) in code.match_indices(&start) {
+                    let before = code[..at].chars().next_back();
+                    let is_whole =
+                        before.is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != ':' && c != '$');
+                    let rest = &code[at + start.len()..];
+                    if is_whole && !rest.starts_with("super::") {
+                        found.extend(self.names(rest, number).into_iter().map(|name| (name, number)));
+                    }
+                }
+            }
+        }
+        found.retain(|(name, _)| *name != self.room());
+        found
+    }
+
+    /// The first names of a path, which may be a group over several lines.
+    fn names(&self, rest: &str, number: usize) -> Vec<String> {
+        let ident = |text: &str| {
+            text.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+        };
+        if !rest.starts_with('{') {
+            return vec![ident(rest)];
+        }
+        let following: Vec<&str> = self.text.lines().skip(number).collect();
+        let group = format!("{}\n{}", rest, following.join("\n"));
+        let (mut depth, mut names, mut name) = (0, Vec::new(), String::new());
+        for c in group.chars() {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            match c {
+                ',' | '}' if depth <= 1 => names.push(ident(&std::mem::take(&mut name))),
+                '{' if depth == 1 => {}
+                _ => name.push(c),
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+        names.retain(|name| !name.is_empty() && name != "self");
+        names
+    }
+}
+
+/// All sources of the library but this one and those that only tests see.
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root.clone()];
+    let (mut sources, mut only_for_tests) = (Vec::new(), BTreeSet::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let below = path.strip_prefix(&root).unwrap().to_owned();
+            let is_code = below.extension().is_some_and(|extension| extension == "rs");
+            if !is_code || ["lib.rs", "main.rs", "rooms.rs"].iter().any(|name| below == Path::new(name)) {
+                continue;
+            }
+            let (text, modules) = without_tests(&std::fs::read_to_string(&path).unwrap());
+            let source = Source { path: below, text };
+            let parent = source.module();
+            only_for_tests.extend(modules.into_iter().map(|module| [parent.clone(), vec![module]].concat()));
+            sources.push(source);
+        }
+    }
+    sources.retain(|source| !only_for_tests.iter().any(|module| source.module().starts_with(module)));
+    assert!(sources.len() > 100, "the sources are where they are looked for");
+    sources.sort_by(|a, b| a.path.cmp(&b.path));
+    sources
+}
+
+/// The text with each item behind `#[cfg(test)]` blanked, line by line, and the modules in files of their own among these.
+fn without_tests(text: &str) -> (String, Vec<String>) {
+    let (mut kept, mut modules) = (Vec::new(), Vec::new());
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        kept.push(line);
+        if line.trim() != "#[cfg(test)]" {
+            continue;
+        }
+        let indent = line.len() - line.trim_start().len();
+        for item in lines.by_ref() {
+            kept.push("");
+            let code = item.trim();
+            if let Some(module) =
+                code.trim_start_matches("pub ").strip_prefix("mod ").and_then(|m| m.strip_suffix(';'))
+            {
+                modules.push(module.to_owned());
+            }
+            let is_last = item.len() - item.trim_start().len() == indent
+                && (code == "}" || code.ends_with(';') || code.ends_with("{}") || code.ends_with("},"));
+            if is_last {
+                break;
+            }
+        }
+    }
+    (kept.join("\n"), modules)
+}
+
+#[test]
+fn a_room_imports_only_the_rooms_it_lists_and_all_of_these() {
+    let rooms: BTreeMap<&str, &[&str]> = ROOMS.iter().copied().collect();
+    let mut faults = Vec::new();
+    let mut used: BTreeSet<(String, String)> = BTreeSet::new();
+    for source in sources() {
+        let room = source.room();
+        let Some(allowed) = rooms.get(room.as_str()) else {
+            faults.push(format!("{}: the room {room} is not listed", source.path.display()));
+            continue;
+        };
+        for (import, line) in source.imports() {
+            if !allowed.contains(&import.as_str()) {
+                faults.push(format!("{}:{line}: {room} may not import {import}", source.path.display()));
+            }
+            used.insert((room.clone(), import));
+        }
+    }
+    for (room, imports) in ROOMS {
+        for import in *imports {
+            if !used.contains(&((*room).to_owned(), (*import).to_owned())) {
+                faults.push(format!("{room} lists {import} and doesn't use it"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_room_stands_after_all_that_it_imports() {
+    for (index, (room, imports)) in ROOMS.iter().enumerate() {
+        for import in *imports {
+            let is_before = ROOMS[..index].iter().any(|(other, _)| other == import);
+            assert!(is_before, "{room} imports {import}, which doesn't stand before it");
+        }
+    }
+}
+
+#[test]
+fn what_only_one_room_may_do_is_done_there_alone() {
+    let pure = ["model", "contract", "listing", "state"];
+    let mut faults = Vec::new();
+    for source in sources() {
+        let room = source.room();
+        for (number, line) in (1..).zip(source.text.lines()) {
+            let code = line.split("//").next().unwrap_or_default();
+            let has = |word: &str| code.contains(word);
+            let at = format!("{}:{number}", source.path.display());
+            if room != "probe" && (has("aya::") || has("use aya")) {
+                faults.push(format!("{at}: aya is probe's alone"));
+            }
+            if room != "cli" && (has("clap::") || has("use clap")) {
+                faults.push(format!("{at}: clap is cli's alone"));
+            }
+            let is_clock = source.path == Path::new("model/clock.rs");
+            if pure.contains(&room.as_str()) && !is_clock && (has("std::fs") || has("Instant::now")) {
+                faults.push(format!("{at}: {room} does no I/O and reads no clock"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn the_table_of_rooms_in_contributing_is_this_one() {
+    let text = include_str!("../../CONTRIBUTING.md");
+    let rows: Vec<(usize, String, Vec<String>)> = text
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let [_, floor, room, _, imports, _] = cells[..] else { return None };
+            let imports = imports.split(", ").filter(|import| *import != "–").map(str::to_owned).collect();
+            Some((floor.parse().ok()?, room.trim_matches('`').to_owned(), imports))
+        })
+        .collect();
+    let floors = floors();
+    let listed: Vec<(usize, String, Vec<String>)> = ROOMS
+        .iter()
+        .map(|(room, imports)| {
+            (floors[room], (*room).to_owned(), imports.iter().map(|import| (*import).to_owned()).collect())
+        })
+        .collect();
+    assert_eq!(rows, listed);
+}
+
+#[test]
+fn imports_are_found_in_every_spelling() {
+    let text = "use crate::{model::{NetnsId, Loss}, netns};\nuse crate::text::wrap;\n// crate::cli\nfn f() { crate::view::x() }\n\
+                use super::super::probe::Probe;\nuse super::sibling;\n#[cfg(test)]\nmod tests {\n    use crate::record::R;\n}\n";
+    let (text, modules) =
+        without_tests(&format!("{text}#[cfg(test)]\nmod fixture;\nuse crate::error::Exit;\n"));
+    assert_eq!(modules, ["fixture"]);
+    let source = Source { path: PathBuf::from("watch/events.rs"), text };
+    let mut imports = source.imports();
+    imports.sort();
+    let expected = [("error", 13), ("model", 1), ("netns", 1), ("probe", 5), ("text", 2), ("view", 4)];
+    assert_eq!(imports, expected.map(|(name, line)| (name.to_owned(), line)));
+}
