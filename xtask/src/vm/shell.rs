@@ -67,12 +67,17 @@ pub fn show(mut from: impl Read, to_guest: UnixStream, events: Sender<Event>) {
     let typed = raw.is_some();
     // It may wait for a key for ever, so nobody waits for it.
     thread::spawn(move || if typed { keys(to_guest, &events) } else { lines(to_guest, &prompts) });
-    let mut buffer = [0; 4096];
+    let (mut buffer, mut last) = ([0; 4096], [0; PROMPT.len()]);
     let mut stdout = io::stdout();
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         // A reader that goes away doesn't stop the guest.
         let _ = stdout.write_all(&buffer[..count]).and_then(|()| stdout.flush());
-        if buffer[..count].ends_with(PROMPT) {
+        // A prompt may come in pieces.
+        for byte in &buffer[..count] {
+            last.rotate_left(1);
+            last[PROMPT.len() - 1] = *byte;
+        }
+        if last == PROMPT {
             let _ = prompt.send(());
         }
     }
