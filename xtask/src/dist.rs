@@ -77,6 +77,8 @@ fn build_now(binary: &str, folder: &str, prebuilt: Option<&Path>) -> Result<Path
             // everything that depends on them once more.
             .args(["build", "--release", "--target", TARGET])
             .args(["--package", "ctwatch", "--package", "ctwatch-tests", "--bin", binary])
+            // Nobody waits for the runner of the scenarios to be small; they wait for it to be built.
+            .args(["--config", "profile.release.package.ctwatch-tests.codegen-units=16"])
             .arg("--target-dir")
             .arg(&target_dir)
             .env("RUSTFLAGS", "-C target-feature=+crt-static"),

@@ -142,6 +142,7 @@ pub(super) fn real_programs_are_identified(_: &Guest) -> Result<Outcome> {
     drop(story);
 
     let mut checks = Checks::new();
+    checks.figure("under_way", UNDER_WAY);
     checks.equal("requests answered in the end", report.ok, UNDER_WAY);
     checks.equal("requests that failed", report.all_failed(), 0);
     for (port, software, process) in
