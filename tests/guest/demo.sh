@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The story of the project on an 80-column terminal, in a throw-away VM: `cargo xtask demo` runs this.
 # Every number shown is measured while it runs; the last lines put the kernel's own counter beside ctwatch's.
+# With STORY_GOES_ON=1 the web server and some of its users stay, for whoever gets a prompt then (`--keep`).
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -59,3 +60,12 @@ echo "  drop       $(($(kernel_counter drop) - before_drop))"
 echo "  early_drop $(($(kernel_counter early_drop) - before_early))"
 echo
 echo "None of these connections needed a firewall: they are this host talking to itself."
+
+if [ "${STORY_GOES_ON:-0}" = 1 ]; then
+  bash "$story" go_on
+  trap - EXIT
+  say "The guest is yours, and its users still come. Leave it with: exit"
+  echo "Try    ctwatch table      who fills the table now"
+  echo "       ctwatch drops      which flows are hurt (Ctrl-C ends it)"
+  echo "       ctwatch advise     what would help; measures for a while first"
+fi

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The story's host: nginx with Lua in front of Redis, one Redis connection per request, and a table too small for it.
-# Only for a throw-away VM: it lowers nf_conntrack_max. usage: story.sh up | fill PERCENT | load [SECONDS_FULL] | down
+# Only for a throw-away VM: it lowers nf_conntrack_max.
+# usage: story.sh up [MS_FOR_REDIS] | fill PERCENT | load [SECONDS_FULL] | go_on | down
 # STORY_MAX=N sets another limit; with STORY_KEEPALIVE=1 the Lua code does what it forgot in the story.
 set -euo pipefail
 
@@ -56,7 +57,7 @@ http {
       content_by_lua_block {
         local redis = require "nginx.redis"
         local client = redis:new()
-        client:set_timeout(1000)
+        client:set_timeout($patience)
         local ok, err = client:connect("127.0.0.1", 6379)
         if not ok then
           ngx.log(ngx.ERR, "redis time out: ", err)
@@ -74,7 +75,8 @@ http {
 CONF
 }
 
-up() {
+up() { # up PATIENCE: how many milliseconds the Lua code waits for Redis
+  local patience=$1
   write_config
   ip link set lo up
   nft -f - <<'RULES'
@@ -113,6 +115,11 @@ drive() { # drive ENTRIES SECONDS: requests until the table holds so many entrie
   cat "$home/wrk.txt"
 }
 
+go_on() { # some twenty requests a second from now on: enough to keep the table full, and to leave a CPU for others
+  echo 'function delay() return 200 end' > "$home/slowly.lua"
+  wrk -t1 -c4 -d86400s -s "$home/slowly.lua" http://127.0.0.1/ > /dev/null 2>&1 &
+}
+
 down() {
   for service in nginx redis; do
     if [ -s "$home/$service.pid" ]; then
@@ -122,12 +129,13 @@ down() {
 }
 
 case ${1:-} in
-  up) up ;;
+  up) up "${2:-1000}" ;;
   fill) drive $((limit * ${2:-80} / 100)) 0 ;;
+  go_on) go_on ;;
   load) drive $((limit * 99 / 100)) "${2:-6}" ;;
   down) down ;;
   *)
-    sed -n '2,4s/^# //p' "$0" >&2
+    sed -n '2,5s/^# //p' "$0" >&2
     exit 2
     ;;
 esac

@@ -23,10 +23,10 @@ enum Task {
         /// The kernel this VM was asked for: 5.10, 6.1, 6.12 or 7
         #[arg(long)]
         kernel: String,
-        /// Only scenarios whose name contains this, or one of these: a,b
+        /// Only scenarios whose name contains this, or one of these: a,b; a full name also on a kernel it isn't for
         #[arg(long, default_value = "")]
         only: String,
-        /// Print the names and end
+        /// Print the names of those that would run, and end
         #[arg(long)]
         list: bool,
         /// Run exactly this scenario in this process
@@ -113,7 +113,7 @@ fn load(url: &str, rate: f64, seconds: f64, timeout: f64, per_connection: u32) -
 
 fn guest(kernel: &str, only: &str, list: bool, one: Option<&str>) -> Result<u8> {
     if list {
-        for name in scenario::names() {
+        for name in scenario::names(kernel, only)? {
             println!("{name}");
         }
         return Ok(0);

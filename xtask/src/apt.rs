@@ -1,6 +1,7 @@
 //! Debian packages: those the host needs are installed, those a guest needs are only fetched and unpacked.
 //! No mirror may be named here (it comes from the machine's own sources), and only root's own request changes the host.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cache, sh};
+use crate::{cache, progress, sh};
 
 /// Installs the missing ones of `packages` on this machine, or says how to.
 pub fn install_on_host(packages: &[&str], purpose: &str) -> Result<()> {
@@ -20,19 +21,50 @@ pub fn install_on_host(packages: &[&str], purpose: &str) -> Result<()> {
     if !sh::is_root() {
         bail!("{purpose} needs Debian packages; run as root: {remedy}");
     }
-    eprintln!("xtask: {purpose}: {remedy}");
+    progress::say(&format!("{purpose} needs: {remedy}"));
+    progress::say("fetching the package lists");
     sh::run_quiet(Command::new("apt-get").arg("update")).or_else(|error| {
         // The lists on disk may be good enough; the installation itself will tell.
-        eprintln!("xtask: {error:#}");
+        progress::say(&format!("{error:#}"));
         anyhow::Ok(())
     })?;
-    sh::run_quiet(
-        Command::new("apt-get")
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(&missing)
-            .env("DEBIAN_FRONTEND", "noninteractive"),
-    )
-    .with_context(|| format!("installing what {purpose} needs; try by hand: {remedy}"))
+    let install = || {
+        let mut command = Command::new("apt-get");
+        command.args(["install", "--yes", "--no-install-recommends"]).args(&missing);
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    progress::say(&format!("downloading {} and installing them", Uris::of(&mut install())));
+    progress::watched(|| sh::run_quiet(&mut install()), || "still at it".to_owned())
+        .with_context(|| format!("installing what {purpose} needs; try by hand: {remedy}"))
+}
+
+/// What an apt command would fetch.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Uris {
+    files: usize,
+    bytes: u64,
+}
+
+impl Uris {
+    /// Asks apt; when it can't tell, the command itself will say why.
+    fn of(command: &mut Command) -> Uris {
+        Uris::parse(&sh::capture(command.arg("--print-uris")).unwrap_or_default())
+    }
+
+    /// Adds up lines of `'ADDRESS' FILE SIZE CHECKSUM`.
+    fn parse(text: &str) -> Uris {
+        let sizes = text.lines().filter(|line| line.starts_with('\''));
+        let sizes = sizes.filter_map(|line| line.rsplit(' ').nth(1)?.parse::<u64>().ok());
+        sizes.fold(Uris::default(), |sum, size| Uris { files: sum.files + 1, bytes: sum.bytes + size })
+    }
+}
+
+impl fmt::Display for Uris {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let packages = if self.files == 1 { "package" } else { "packages" };
+        write!(f, "{} {packages} ({})", self.files, progress::megabytes(self.bytes))
+    }
 }
 
 fn is_installed(package: &str) -> bool {
@@ -47,6 +79,12 @@ pub enum Suite {
     Archive(&'static str),
     /// A suite of the security archive.
     Security(&'static str),
+}
+
+fn named(suites: &[Suite]) -> String {
+    let names: Vec<&str> =
+        suites.iter().map(|(Suite::Archive(name) | Suite::Security(name))| *name).collect();
+    names.join(", ")
 }
 
 /// Debian 12 with its point releases and security updates.
@@ -98,7 +136,10 @@ impl PrivateApt {
             let path = apt.dir.join(file);
             fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         }
-        sh::run_quiet(apt.command("apt-get").args(["update", "--error-on=any"]))
+        progress::say(&format!("fetching the package lists of {}", named(suites)));
+        let mut update = apt.command("apt-get");
+        update.args(["update", "--error-on=any"]);
+        progress::watched(|| sh::run_quiet(&mut update), || "still fetching them".to_owned())
             .with_context(|| format!("fetching the package lists of {suites:?}: is there a network?"))?;
         Ok(apt)
     }
@@ -122,23 +163,43 @@ impl PrivateApt {
 
     /// Unpacks exactly `packages` over the folder `root`.
     pub fn unpack(&self, packages: &[String], root: &Path) -> Result<()> {
-        self.clean()?;
-        sh::run_quiet(self.command("apt-get").arg("download").args(packages).current_dir(self.archives()))
-            .with_context(|| format!("downloading {}", packages.join(" ")))?;
+        self.download(&packages.join(" "), || {
+            let mut command = self.command("apt-get");
+            command.arg("download").args(packages).current_dir(self.archives());
+            command
+        })?;
         self.unpack_archives(root)
     }
 
     /// Unpacks `packages` and all they depend on over the folder `root`. With `release`, everything comes from that suite
     /// where it has it.
     pub fn unpack_closure(&self, packages: &[&str], release: Option<&str>, root: &Path) -> Result<()> {
-        self.clean()?;
-        let mut command = self.command("apt-get");
-        if let Some(release) = release {
-            command.args(["--target-release", release]);
-        }
-        sh::run_quiet(command.args(["install", "--download-only"]).args(packages))
-            .with_context(|| format!("downloading {} and their dependencies", packages.join(" ")))?;
+        let what = format!("{} of them with what they depend on", packages.len());
+        self.download(&what, || {
+            let mut command = self.command("apt-get");
+            if let Some(release) = release {
+                command.args(["--target-release", release]);
+            }
+            command.args(["install", "--download-only"]).args(packages);
+            command
+        })
+        .with_context(|| format!("fetching {}", packages.join(" ")))?;
         self.unpack_archives(root)
+    }
+
+    /// Has apt fetch packages into the folder of archives, saying how much that is and how far it got.
+    fn download(&self, what: &str, command: impl Fn() -> Command) -> Result<()> {
+        self.clean()?;
+        let uris = Uris::of(&mut command());
+        progress::say(&format!("downloading {uris}: {what}"));
+        let so_far = || {
+            let folders = [self.archives(), self.archives().join("partial")];
+            let files = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+            let bytes = files.filter_map(|file| file.metadata().ok()).filter(fs::Metadata::is_file);
+            format!("{} of {uris}", progress::megabytes(bytes.map(|file| file.len()).sum()))
+        };
+        let mut fetch = command();
+        progress::watched(|| sh::run_quiet(&mut fetch), so_far).with_context(|| format!("downloading {what}"))
     }
 
     fn archives(&self) -> PathBuf {
@@ -161,6 +222,7 @@ impl PrivateApt {
                     .with_context(|| format!("linking {}", link.display()))?;
             }
         }
+        progress::say("unpacking");
         let archives = self.archives();
         for entry in fs::read_dir(&archives).with_context(|| format!("listing {}", archives.display()))? {
             let path = entry.with_context(|| format!("listing {}", archives.display()))?.path();
@@ -341,6 +403,16 @@ mod tests {
         });
         assert_eq!(Mirrors::choose(&parse_one_line(one_line)), expected);
         assert_eq!(Mirrors::choose(&parse_deb822(deb822)), expected);
+    }
+
+    #[test]
+    fn what_would_be_fetched_is_added_up() {
+        let text = "Reading package lists...\n'http://mirror.example/pool/a_1.deb' a_1_amd64.deb 60000000 SHA256:0a\n\
+                    'http://mirror.example/pool/b_2.deb' b_2_amd64.deb 1500 MD5Sum:1b\n";
+        let uris = Uris::parse(text);
+        assert_eq!(uris, Uris { files: 2, bytes: 60_001_500 });
+        assert_eq!(uris.to_string(), "2 packages (60 MB)");
+        assert_eq!(Uris::parse("E: Unable to locate package c\n"), Uris::default());
     }
 
     #[test]

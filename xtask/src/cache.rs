@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+use crate::progress;
+
 /// The cache folder: `$CTWATCH_CACHE`, else `$XDG_CACHE_HOME/ctwatch`, else `~/.cache/ctwatch`.
 pub fn dir() -> Result<PathBuf> {
     let dir = if let Some(dir) = env::var_os("CTWATCH_CACHE") {
@@ -34,7 +36,7 @@ pub fn lock(name: &str) -> Result<Lock> {
     let path = dir.join(name);
     let file = File::create(&path).with_context(|| format!("creating the lock {}", path.display()))?;
     if file.try_lock().is_err() {
-        eprintln!("xtask: waiting for another run that prepares {name}");
+        progress::say(&format!("waiting for another run that prepares {name}"));
         file.lock().with_context(|| format!("locking {}", path.display()))?;
     }
     Ok(Lock(file))
@@ -59,7 +61,7 @@ pub fn ensure(name: &str, entry: &Path, update: bool, fill: impl FnOnce(&Path) -
     }
     match replace_dir(name, entry, fill) {
         Err(error) if entry.is_dir() => {
-            eprintln!("xtask: {name} could not be updated, going on with the cached one: {error}");
+            progress::say(&format!("{name} could not be updated, going on with the cached one: {error}"));
             Ok(())
         }
         result => result,

@@ -1,13 +1,15 @@
 //! The static binaries that run in any guest and on any host.
 //! A binary that needs anything at run time (a libc, a loader) may not leave here.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{sh, workspace};
+use crate::{progress, sh, workspace};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -21,12 +23,12 @@ pub fn run() -> Result<ExitCode> {
 
 /// Builds ctwatch.
 pub fn ctwatch() -> Result<PathBuf> {
-    build("ctwatch", "ctwatch", "dist", None)
+    build("ctwatch", "dist", None)
 }
 
 /// Builds a ctwatch that carries the eBPF objects of the folder `prebuilt` instead of the committed ones.
 pub fn ctwatch_with(prebuilt: &Path) -> Result<PathBuf> {
-    let path = build("ctwatch", "ctwatch", "dist-rebuilt", Some(prebuilt))?;
+    let path = build("ctwatch", "dist-rebuilt", Some(prebuilt))?;
     let program = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     let object = prebuilt.join("ctwatch-ebpf.x86_64.o");
     let object = fs::read(&object).with_context(|| format!("reading {}", object.display()))?;
@@ -41,10 +43,25 @@ pub fn ctwatch_with(prebuilt: &Path) -> Result<PathBuf> {
 
 /// Builds the runner of the scenarios.
 pub fn tests() -> Result<PathBuf> {
-    build("ctwatch-tests", "ctwatch-tests", "dist", None)
+    build("ctwatch-tests", "dist", None)
 }
 
-fn build(package: &str, binary: &str, folder: &str, prebuilt: Option<&Path>) -> Result<PathBuf> {
+/// What this process has built; several guests ask for the same at once.
+static BUILT: Mutex<BTreeMap<PathBuf, PathBuf>> = Mutex::new(BTreeMap::new());
+
+/// Builds a binary unless this very process has done so before.
+fn build(binary: &str, folder: &str, prebuilt: Option<&Path>) -> Result<PathBuf> {
+    let mut known = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let name = Path::new(folder).join(binary);
+    if let Some(path) = known.get(&name) {
+        return Ok(path.clone());
+    }
+    let path = build_now(binary, folder, prebuilt)?;
+    known.insert(name, path.clone());
+    Ok(path)
+}
+
+fn build_now(binary: &str, folder: &str, prebuilt: Option<&Path>) -> Result<PathBuf> {
     let target = workspace::target();
     // A folder of its own, or every other build with other flags would start anew.
     let target_dir = target.join("static");
@@ -52,20 +69,16 @@ fn build(package: &str, binary: &str, folder: &str, prebuilt: Option<&Path>) -> 
     if let Some(prebuilt) = prebuilt {
         command.env("CTWATCH_PREBUILT", prebuilt);
     }
+    progress::say(&format!("building the static {binary}"));
     sh::run(
         sh::without_toolchain(&mut command)
             .current_dir(workspace::root())
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--target",
-                TARGET,
-                "--package",
-                package,
-                "--bin",
-                binary,
-            ])
+            // Both packages, whichever binary is wanted: alone, each has its dependencies built with other features, and
+            // everything that depends on them once more.
+            .args(["build", "--release", "--target", TARGET])
+            .args(["--package", "ctwatch", "--package", "ctwatch-tests", "--bin", binary])
+            // Nobody waits for the runner of the scenarios to be small; they wait for it to be built.
+            .args(["--config", "profile.release.package.ctwatch-tests.codegen-units=16"])
             .arg("--target-dir")
             .arg(&target_dir)
             .env("RUSTFLAGS", "-C target-feature=+crt-static"),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{apt, cache, sh, workspace};
+use crate::{apt, cache, progress, sh, workspace};
 
 #[path = "../../ctwatch/build/source_hash.rs"]
 mod source_hash;
@@ -235,7 +235,7 @@ impl Builder {
         flags.extend(self.remappings()?);
         sh::run(
             self.cargo()?
-                .args(["build", "--quiet", "--release", "--package", "ctwatch-ebpf", "-Z", "build-std=core"])
+                .args(["build", "--release", "--package", "ctwatch-ebpf", "-Z", "build-std=core"])
                 .args(["--target", TARGET, "--target-dir"])
                 .arg(&target_dir)
                 .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")),
@@ -330,10 +330,10 @@ fn bpf_linker() -> Result<PathBuf> {
     let root = cache::dir()?.join(format!("bpf-linker-{BPF_LINKER_VERSION}-{LLVM_FEATURE}"));
     let bin = root.join("bin");
     cache::ensure("bpf-linker", &root, false, |dir| {
-        eprintln!("xtask: building bpf-linker {BPF_LINKER_VERSION} (about a minute, once)");
+        progress::say(&format!("building bpf-linker {BPF_LINKER_VERSION}, once (a minute or two)"));
         let target = tempfile::tempdir().context("creating a temporary folder")?;
         let mut command = Command::new("cargo");
-        sh::run_quiet(
+        sh::run(
             sh::without_toolchain(&mut command)
                 .args(["install", "bpf-linker", "--locked", "--version", BPF_LINKER_VERSION])
                 .args(["--no-default-features", "--features", LLVM_FEATURE, "--root"])

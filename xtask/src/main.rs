@@ -11,6 +11,7 @@ mod cache;
 mod demo;
 mod dist;
 mod ebpf;
+mod progress;
 mod sh;
 mod test;
 mod verify;

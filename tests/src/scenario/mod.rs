@@ -70,100 +70,190 @@ impl Guest {
 
 type Body = fn(&Guest) -> Result<Outcome>;
 
-/// Name, body, time limit in seconds.
-struct Scenario(&'static str, Body, u64);
+/// The kernels that the guests have, oldest first, as `--kernel` names them.
+const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "7"];
+
+/// On which kernels a scenario runs: those that can make a difference to it. Each group of the list says why.
+type On = &'static [&'static str];
+
+const ALL: On = &KERNELS;
+/// Where what matters came at some time between the two; the kernels in between have either.
+const OLDEST_AND_NEWEST: On = &["5.10", "7"];
+/// Where the kernel only carries what userspace does. They are spread so that the guests end at about the same time.
+const ON_6_1: On = &["6.1"];
+const ON_6_12: On = &["6.12"];
+const ON_7: On = &["7"];
+
+/// Name, body, time limit in seconds, kernels.
+struct Scenario(&'static str, Body, u64, On);
+
+impl Scenario {
+    /// Whether it is to run on this kernel when these comma-separated words are asked for; a full name runs anywhere.
+    fn is_wanted(&self, kernel: &str, only: &str) -> bool {
+        only.split(',').any(|word| self.0 == word || (self.0.contains(word) && self.3.contains(&kernel)))
+    }
+}
 
 const SCENARIOS: &[Scenario] = &[
-    Scenario("usage_errors", usage::errors, 240),
+    // Probes and their offsets, the kernel's counters, causes and the order of events: each kernel has its own
+    // code for all of it.
     Scenario(
         "udp_loopback_v4_and_v6_losses_equal_the_senders_eperm_per_port",
         loopback::udp_losses_equal_eperm,
         240,
+        ALL,
     ),
     Scenario(
         "tcp_syn_losses_with_retransmits_equal_an_nft_counter_before_conntrack",
         loopback::tcp_losses_equal_nft_counters,
         240,
+        ALL,
     ),
-    Scenario("prerouting_losses_over_veth_from_another_netns", prerouting::losses_over_veth, 240),
-    Scenario("tuples_are_right_in_all_fields", tuples::right_in_all_fields, 240),
-    Scenario("evictions_equal_the_kernels_early_drop", eviction::equal_early_drop, 240),
-    Scenario("firewall_drops_add_nothing_with_kprobes", firewall::add_nothing_with_kprobes, 240),
-    Scenario("tracepoint_backend_is_exact_without_a_firewall", firewall::tracepoint_alone_is_exact, 240),
+    Scenario("prerouting_losses_over_veth_from_another_netns", prerouting::losses_over_veth, 240, ALL),
+    Scenario("tuples_are_right_in_all_fields", tuples::right_in_all_fields, 240, ALL),
+    Scenario("evictions_equal_the_kernels_early_drop", eviction::equal_early_drop, 240, ALL),
+    Scenario("firewall_drops_add_nothing_with_kprobes", firewall::add_nothing_with_kprobes, 240, ALL),
+    Scenario("tracepoint_backend_is_exact_without_a_firewall", firewall::tracepoint_alone_is_exact, 240, ALL),
     Scenario(
         "firewall_drops_are_never_claimed_by_the_tracepoint_backend",
         firewall::never_claimed_by_tracepoint,
         240,
+        ALL,
     ),
-    Scenario("counters_backend_shows_the_kernels_totals", firewall::counters_backend_shows_totals, 240),
-    Scenario("both_ways_of_seeing_table_full_agree", attach::both_ways_agree, 240),
-    Scenario("attach_and_detach_50_times_in_a_storm", attach::fifty_times_in_a_storm, 2400),
-    Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240),
-    Scenario("filters_and_keys", filters::filters_and_keys, 600),
-    Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240),
-    Scenario("since_boot_is_what_the_kernel_counted_before", namespaces::since_boot, 240),
-    Scenario("chain_too_long_is_told_apart", causes::chain_too_long, 300),
-    Scenario("clash_is_told_apart", causes::clash, 300),
-    Scenario("nat_port_exhaustion_is_a_clash", causes::nat_port_exhaustion, 240),
-    Scenario("invalid_packets_are_counted_when_asked_for", causes::invalid, 240),
-    Scenario("victims_of_early_drop_are_named_with_two_ctwatch_and_bpftrace", victims::are_named, 400),
-    Scenario("victims_of_gc_are_named", victims::of_gc, 300),
-    Scenario("one_inode_number_two_lives", lives::one_inode_two_lives, 240),
-    Scenario("three_causes_in_two_netns_while_others_come_and_go", lives::three_causes_in_two_netns, 300),
-    Scenario("retransmits_bear_the_clients_name", owners::retransmits_bear_the_clients_name, 240),
-    Scenario("inbound_losses_name_the_listener", owners::inbound_losses_name_the_listener, 240),
-    Scenario("containers_are_named", owners::containers_are_named, 240),
-    Scenario("occupancy_equals_conntrack_l", occupancy::equals_conntrack_l, 400),
-    Scenario("forecasts_when_the_table_will_be_full", occupancy::forecasts_when_it_will_be_full, 400),
-    Scenario("table_equals_conntrack_l_by_every_key", census::equals_conntrack_l, 400),
-    Scenario("table_tells_directions", census::directions, 240),
-    Scenario("table_of_two_netns", census::two_netns, 240),
-    Scenario("table_errors_of_a_bounded_top_are_true", census::errors_of_a_bounded_top, 400),
-    Scenario("table_under_churn_and_resizes_counts_each_entry_once", census_odds::churn_and_resize, 600),
-    Scenario("table_that_is_empty", census_odds::empty_table, 240),
-    Scenario("table_rights_and_mistakes", census_odds::rights_and_mistakes, 240),
-    Scenario("table_without_conntrack", census_odds::not_loaded, 240),
-    Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300),
-    Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400),
-    Scenario("facts_of_the_machine_equal_the_tools", machine::facts_equal_the_tools, 240),
-    Scenario("real_programs_are_identified_with_their_clients", machine::real_programs_are_identified, 300),
-    Scenario("an_open_loop_holds_its_rate_on_a_full_table", load::holds_its_rate, 400),
-    Scenario("notrack_breaks_what_the_judge_says_and_nothing_else", notrack::judged, 900),
-    Scenario("notrack_is_kept_where_a_host_has_a_way_and_says_so_where_not", kept::over_a_reboot, 240),
-    Scenario("advice_is_followed_and_undone", advice::followed_and_undone, 600),
-    Scenario("advice_is_refused_where_it_would_break_something", advice::refused, 400),
-    Scenario("advice_is_refused_for_published_ports", published::refused, 240),
-    Scenario("advice_for_another_netns_acts_inside_it", elsewhere::acts_inside, 240),
-    Scenario("a_firewall_without_need_is_taken_away_and_put_back", stateless::taken_away_and_put_back, 400),
-    Scenario("advice_for_nobody_on_nothing_and_without_tools", advice::odds, 240),
-    Scenario("advice_without_conntrack", advice::not_loaded, 240),
-    Scenario("record_an_incident_with_known_figures", record::incident_with_known_figures, 300),
-    Scenario("record_rotates_refuses_and_survives_kill9", record::rotation_refusal_and_kill9, 300),
-    Scenario("record_by_script_and_without_loss_of_its_own", record::script_and_no_loss_of_its_own, 300),
-    Scenario("record_as_a_systemd_unit", systemd::the_unit_records, 300),
-    Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300),
+    Scenario("counters_backend_shows_the_kernels_totals", firewall::counters_backend_shows_totals, 240, ALL),
+    Scenario("both_ways_of_seeing_table_full_agree", attach::both_ways_agree, 240, ALL),
+    Scenario("attach_and_detach_50_times_in_a_storm", attach::fifty_times_in_a_storm, 2400, ALL),
+    Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240, ALL),
+    Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240, ALL),
+    Scenario("since_boot_is_what_the_kernel_counted_before", namespaces::since_boot, 240, ALL),
+    Scenario("chain_too_long_is_told_apart", causes::chain_too_long, 300, ALL),
+    Scenario("clash_is_told_apart", causes::clash, 300, ALL),
+    Scenario("nat_port_exhaustion_is_a_clash", causes::nat_port_exhaustion, 240, ALL),
+    Scenario("invalid_packets_are_counted_when_asked_for", causes::invalid, 240, ALL),
+    Scenario("victims_of_early_drop_are_named_with_two_ctwatch_and_bpftrace", victims::are_named, 400, ALL),
+    Scenario("victims_of_gc_are_named", victims::of_gc, 300, ALL),
+    Scenario("one_inode_number_two_lives", lives::one_inode_two_lives, 240, ALL),
+    Scenario(
+        "three_causes_in_two_netns_while_others_come_and_go",
+        lives::three_causes_in_two_netns,
+        300,
+        ALL,
+    ),
+    Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300, ALL),
+    Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400, ALL),
+    // Whose packet it was comes from the stack the kernel runs the hook on, and from its cgroups.
+    Scenario("retransmits_bear_the_clients_name", owners::retransmits_bear_the_clients_name, 240, ALL),
+    Scenario("inbound_losses_name_the_listener", owners::inbound_losses_name_the_listener, 240, ALL),
+    Scenario("containers_are_named", owners::containers_are_named, 240, ALL),
+    // Counted inserts and deletes, and what a ctnetlink dump holds, repeats and restarts at.
+    Scenario("occupancy_equals_conntrack_l", occupancy::equals_conntrack_l, 400, ALL),
+    Scenario("table_equals_conntrack_l_by_every_key", census::equals_conntrack_l, 400, ALL),
+    Scenario("table_of_two_netns", census::two_netns, 240, ALL),
+    Scenario("table_under_churn_and_resizes_counts_each_entry_once", census_odds::churn_and_resize, 600, ALL),
+    Scenario("table_that_is_empty", census_odds::empty_table, 240, ALL),
+    // Modules: who holds whom, what loads what, and what goes with a reload.
+    Scenario("table_without_conntrack", census_odds::not_loaded, 240, ALL),
+    Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300, ALL),
+    // The machine's facts are the kernel's own: its timeouts, its slab, its defaults.
+    Scenario("facts_of_the_machine_equal_the_tools", machine::facts_equal_the_tools, 240, ALL),
+    // A recorder stands on the same probes, and takes its listings and losses at its own moments.
+    Scenario("record_an_incident_with_known_figures", record::incident_with_known_figures, 300, ALL),
+    // gc expires and evicts in another way since 5.16, and what is forecast or advised waits for it.
+    Scenario(
+        "forecasts_when_the_table_will_be_full",
+        occupancy::forecasts_when_it_will_be_full,
+        400,
+        OLDEST_AND_NEWEST,
+    ),
+    Scenario("advice_is_followed_and_undone", advice::followed_and_undone, 600, OLDEST_AND_NEWEST),
+    // Capabilities, memlock and sandboxes: 5.10 has the rules from before memcg accounting.
+    Scenario("record_as_a_systemd_unit", systemd::the_unit_records, 300, OLDEST_AND_NEWEST),
+    Scenario("table_rights_and_mistakes", census_odds::rights_and_mistakes, 240, OLDEST_AND_NEWEST),
+    Scenario("usage_errors", usage::errors, 240, OLDEST_AND_NEWEST),
+    // Userspace filters and reckons with what the scenarios above hold to on each kernel; the oldest and the
+    // newest show that nothing else is in between.
+    Scenario("filters_and_keys", filters::filters_and_keys, 600, OLDEST_AND_NEWEST),
+    Scenario(
+        "record_by_script_and_without_loss_of_its_own",
+        record::script_and_no_loss_of_its_own,
+        300,
+        OLDEST_AND_NEWEST,
+    ),
+    // Rules do the same on all kernels that have them; nft and both iptables print and take them as the kernel's
+    // age allows.
+    Scenario("notrack_breaks_what_the_judge_says_and_nothing_else", notrack::judged, 900, OLDEST_AND_NEWEST),
+    Scenario(
+        "a_firewall_without_need_is_taken_away_and_put_back",
+        stateless::taken_away_and_put_back,
+        400,
+        OLDEST_AND_NEWEST,
+    ),
+    // Directions and errors are reckoned from a listing, which the scenarios above compare on each kernel.
+    Scenario("table_tells_directions", census::directions, 240, ON_6_1),
+    Scenario("table_errors_of_a_bounded_top_are_true", census::errors_of_a_bounded_top, 400, ON_6_12),
+    // Only reads /proc and command lines.
+    Scenario(
+        "real_programs_are_identified_with_their_clients",
+        machine::real_programs_are_identified,
+        300,
+        ON_7,
+    ),
+    // The load is this crate's own, over loopback TCP.
+    Scenario("an_open_loop_holds_its_rate_on_a_full_table", load::holds_its_rate, 400, ON_6_12),
+    // Files and scripts: what is kept where, by which init.
+    Scenario(
+        "notrack_is_kept_where_a_host_has_a_way_and_says_so_where_not",
+        kept::over_a_reboot,
+        240,
+        ON_6_1,
+    ),
+    // What is refused is decided by reading rules, proxies and addresses.
+    Scenario("advice_is_refused_where_it_would_break_something", advice::refused, 400, ON_6_12),
+    Scenario("advice_is_refused_for_published_ports", published::refused, 240, ON_6_1),
+    Scenario("advice_for_another_netns_acts_inside_it", elsewhere::acts_inside, 240, ON_6_12),
+    // Usage, and tools that are missing.
+    Scenario("advice_for_nobody_on_nothing_and_without_tools", advice::odds, 240, ON_6_1),
+    Scenario("advice_without_conntrack", advice::not_loaded, 240, ON_6_12),
+    // Rotation, locks and a killed writer are the file's business.
+    Scenario("record_rotates_refuses_and_survives_kill9", record::rotation_refusal_and_kill9, 300, ON_6_12),
 ];
 
 /// Exit code of a scenario's process that was skipped.
 const SKIPPED: i32 = 77;
 
-/// The names of all scenarios.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    SCENARIOS.iter().map(|scenario| scenario.0)
+/// The names of the scenarios that [`run_all`] would run.
+pub fn names(kernel: &str, only: &str) -> Result<Vec<&'static str>> {
+    Ok(wanted(kernel, only)?.into_iter().map(|scenario| scenario.0).collect())
 }
 
-/// Runs all scenarios whose name contains one of the comma-separated words in `only`; true when none failed.
+/// Those for this kernel whose name contains one of the comma-separated words in `only`, and those named in full.
+fn wanted(kernel: &str, only: &str) -> Result<Vec<&'static Scenario>> {
+    ensure!(KERNELS.contains(&kernel), "{kernel} is none of the kernels {}", KERNELS.join(", "));
+    for word in only.split(',') {
+        ensure!(
+            SCENARIOS.iter().any(|scenario| scenario.0.contains(word)),
+            "no scenario's name contains `{word}`"
+        );
+    }
+    Ok(SCENARIOS.iter().filter(|scenario| scenario.is_wanted(kernel, only)).collect())
+}
+
+/// Runs the wanted scenarios; true when none failed.
 pub fn run_all(kernel: &str, only: &str) -> Result<bool> {
-    let wanted: Vec<_> =
-        SCENARIOS.iter().filter(|scenario| only.split(',').any(|word| scenario.0.contains(word))).collect();
-    ensure!(!wanted.is_empty(), "no scenario's name contains `{only}`");
+    let wanted = wanted(kernel, only)?;
     let missing: Vec<_> = ["ip", "nft", "iptables-legacy", "ctwatch", "bpftool"]
         .into_iter()
         .filter(|program| !exists(program))
         .collect();
     ensure!(missing.is_empty(), "not on PATH: {}", missing.join(", "));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
-    println!("kernel {} on {} CPUs, {} scenarios", release.trim(), sys::cpus(), wanted.len());
+    println!(
+        "kernel {} on {} CPUs, {} of {} scenarios",
+        release.trim(),
+        sys::cpus(),
+        wanted.len(),
+        SCENARIOS.len()
+    );
     let limit = prepare()?;
     let mut failed = 0;
     for scenario in &wanted {
@@ -175,7 +265,7 @@ pub fn run_all(kernel: &str, only: &str) -> Result<bool> {
             Ok(Outcome::Skipped(why)) => println!("skipped {}: {why}", scenario.0),
             Err(error) => {
                 failed += 1;
-                println!("FAILED {}: {error:#} ({took:.1} s)", scenario.0);
+                println!("FAILED {} ({took:.1} s): {error:#}", scenario.0);
             }
         }
         clean_up(limit).with_context(|| format!("cleaning up after {}", scenario.0))?;
@@ -187,7 +277,7 @@ pub fn run_all(kernel: &str, only: &str) -> Result<bool> {
 /// Runs one scenario in this process, for [`run_all`], which reads stdout and the exit code.
 pub fn run_one(kernel: &str, name: &str) -> Result<i32> {
     let scenario = SCENARIOS.iter().find(|scenario| scenario.0 == name);
-    let Scenario(_, body, _) = scenario.with_context(|| format!("no scenario is called {name}"))?;
+    let Scenario(_, body, ..) = scenario.with_context(|| format!("no scenario is called {name}"))?;
     sys::allow_open_files(65_536);
     match body(&Guest { kernel: kernel.to_owned() })? {
         Outcome::Passed(figures) => println!("{figures}"),
@@ -199,7 +289,7 @@ pub fn run_one(kernel: &str, name: &str) -> Result<i32> {
     Ok(0)
 }
 
-fn in_own_process(kernel: &str, Scenario(name, _, seconds): &Scenario) -> Result<Outcome> {
+fn in_own_process(kernel: &str, Scenario(name, _, seconds, _): &Scenario) -> Result<Outcome> {
     let mut child = Command::new(std::env::current_exe().context("the own path")?)
         .args(["guest", "--kernel", kernel, "--one", name])
         .stdin(Stdio::null())
@@ -267,4 +357,36 @@ fn clean_up(limit: u64) -> Result<()> {
     fs::write(sysctl::MAX, limit.to_string()).context("putting nf_conntrack_max back")?;
     let _ = run(&["conntrack", "-F"]);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_runs_on_a_kernel_that_there_is() {
+        for Scenario(name, _, _, on) in SCENARIOS {
+            assert!(!on.is_empty() && on.iter().all(|kernel| KERNELS.contains(kernel)), "{name} on {on:?}");
+            assert!(
+                KERNELS.iter().any(|kernel| wanted(kernel, "").unwrap().iter().any(|one| one.0 == *name))
+            );
+        }
+    }
+
+    #[test]
+    fn no_name_is_given_twice() {
+        let names: std::collections::BTreeSet<_> = SCENARIOS.iter().map(|scenario| scenario.0).collect();
+        assert_eq!(names.len(), SCENARIOS.len());
+    }
+
+    #[test]
+    fn a_part_of_a_name_keeps_to_its_kernels_and_a_full_name_goes_anywhere() {
+        let names = |kernel, only| names(kernel, only).unwrap();
+        assert_eq!(names("7", "real_programs"), ["real_programs_are_identified_with_their_clients"]);
+        assert!(names("5.10", "real_programs").is_empty());
+        let full = "real_programs_are_identified_with_their_clients";
+        assert_eq!(names("5.10", full), [full]);
+        assert!(wanted("6.12", "no_such_thing").is_err());
+        assert!(wanted("6.13", "").is_err());
+    }
 }

@@ -165,7 +165,8 @@ pub(super) fn incident_with_known_figures(_: &Guest) -> Result<Outcome> {
     let flags =
         ["--when", "drops>0", "--before", "3s", "--after", "4s", "--once", "--duration", "80s", "--exec"];
     let mut recorder = Recorder::start(folder.path(), &file, &[&flags[..], &[&exec]].concat())?;
-    thread::sleep(Duration::from_secs(2));
+    // The incident is to have something before it.
+    wait_for_ticks(&file, 2)?;
     table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
     let sent = udp::send_on_every_cpu(&Plan::new(loopback(&PORTS), 400))?;
@@ -209,6 +210,23 @@ pub(super) fn incident_with_known_figures(_: &Guest) -> Result<Outcome> {
     )?;
     checks.equal("exit code without an incident", none.end()?.0, Some(4));
     Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// Waits until a recording in the making holds so many ticks.
+fn wait_for_ticks(file: &Path, wanted: usize) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let recording = Recording::open(file)?;
+        let ticks = match recording.runs()?.pop() {
+            Some(run) => recording.ticks(&run, i64::MIN..=i64::MAX)?.count(),
+            None => 0,
+        };
+        if ticks >= wanted {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "{ticks} of {wanted} ticks are recorded after {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The incident, the listings, the change of a setting and the sampled losses.

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -27,13 +28,22 @@ pub(super) struct Story {
 impl Story {
     /// Starts them, with room for so many entries.
     pub(super) fn up(max: u64) -> Result<Self> {
+        Self::start(max, "up")
+    }
+
+    /// The same, but nginx waits so long for redis.
+    pub(super) fn up_patiently(max: u64, patience: Duration) -> Result<Self> {
+        Self::start(max, &format!("up {}", patience.as_millis()))
+    }
+
+    fn start(max: u64, step: &str) -> Result<Self> {
         let missing: Vec<_> =
             ["bash", "nginx", "redis-server", "wrk"].into_iter().filter(|tool| !exists(tool)).collect();
         anyhow::ensure!(missing.is_empty(), "not on PATH: {}", missing.join(", "));
         let folder = tempfile::tempdir().context("a folder for the story")?;
         fs::write(folder.path().join("story.sh"), SCRIPT)?;
         let story = Self { folder };
-        story.step("up")?;
+        story.step(step)?;
         fs::write(sysctl::MAX, max.to_string()).context("setting nf_conntrack_max")?;
         Ok(story)
     }
@@ -41,7 +51,9 @@ impl Story {
     /// Runs a step of the script.
     fn step(&self, step: &str) -> Result<String> {
         let script = self.folder.path().join("story.sh");
-        run(&["bash", script.to_str().context("the script's path")?, step])
+        let mut line = vec!["bash", script.to_str().context("the script's path")?];
+        line.extend(step.split(' '));
+        run(&line)
     }
 }
 

@@ -192,8 +192,12 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
     table::fill(Mix::Assured)?;
     let before = Counters::read()?;
     let mut sent = udp::send_on_every_cpu(&Plan::new(loopback(&[514, 6379]), 200))?;
-    // By then the trigger has fired, and its listing is there.
-    thread::sleep(Duration::from_secs(4));
+    until("the trigger to fire and its listing to be there", || {
+        let file = recordings()?.pop().context("no recording")?;
+        let recording = Recording::open(&file)?;
+        let Some(run) = recording.runs()?.pop() else { return Ok(false) };
+        Ok(recording.listings(run.id)?.iter().any(|one| one.occasion == Occasion::Trigger))
+    })?;
     systemd.systemctl(&["reload"])?;
     until("a second file", || Ok(recordings()?.len() == 2))?;
     sent.add(&udp::send_on_every_cpu(&Plan::new(loopback(&[514, 6379]), 200))?);

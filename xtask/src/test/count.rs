@@ -2,7 +2,7 @@
 //! A line that is not understood may not count as anything.
 
 /// What a stage counted. A stage without tests of its own counts as one.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Count {
     /// Tests that ran and held.
     pub passed: u64,
@@ -14,6 +14,17 @@ pub struct Count {
     pub note: String,
     /// What each failed test said of itself, for the end of the run: CI often keeps no more than that.
     pub failures: Vec<String>,
+    /// The scenarios that ran, also those that failed.
+    pub ran: Vec<Ran>,
+}
+
+/// A scenario that ran.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ran {
+    /// Its name.
+    pub name: String,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 impl Count {
@@ -53,16 +64,23 @@ impl Count {
         }
     }
 
-    /// Adds a line of the scenario runner: `ok NAME…`, `skipped NAME: why`, `FAILED NAME: why`.
+    /// Adds a line of the scenario runner: `ok NAME (1.0 s) …`, `skipped NAME: why`, `FAILED NAME (1.0 s): why`.
     pub fn add_scenario(&mut self, line: &str) {
-        match line.split_once(' ') {
-            Some(("ok", _)) => self.passed += 1,
-            Some(("FAILED", what)) => {
+        let Some((verdict, what)) = line.split_once(' ') else { return };
+        match verdict {
+            "ok" => self.passed += 1,
+            "FAILED" => {
                 self.failed += 1;
                 self.failures.push(what.to_owned());
             }
-            Some(("skipped", _)) => self.skipped += 1,
-            _ => {}
+            "skipped" => self.skipped += 1,
+            _ => return,
+        }
+        let time = what.split_once(" (").and_then(|(name, rest)| Some((name, rest.split_once(" s)")?.0)));
+        if let Some((name, seconds)) = time
+            && let Ok(seconds) = seconds.parse()
+        {
+            self.ran.push(Ran { name: name.to_owned(), seconds });
         }
     }
 }
@@ -86,13 +104,19 @@ mod tests {
     #[test]
     fn lines_of_scenarios_are_counted() {
         let mut count = Count::default();
-        for line in
-            ["kernel 6.12", "ok a (1.0 s) x=1", "FAILED b: why", "skipped c: why", "1 of 3 scenarios failed"]
-        {
+        for line in [
+            "kernel 6.12",
+            "ok a (1.0 s) x=1 (y)",
+            "FAILED b (2.5 s): why",
+            "skipped c: why",
+            "1 of 3 failed",
+        ] {
             count.add_scenario(line);
         }
-        let failures = vec!["b: why".to_owned()];
-        assert_eq!(count, Count { passed: 1, failed: 1, skipped: 1, failures, ..Count::default() });
+        let failures = vec!["b (2.5 s): why".to_owned()];
+        let ran =
+            [("a", 1.0), ("b", 2.5)].map(|(name, seconds)| Ran { name: name.to_owned(), seconds }).into();
+        assert_eq!(count, Count { passed: 1, failed: 1, skipped: 1, failures, ran, ..Count::default() });
     }
 
     #[test]

@@ -10,11 +10,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::ebpf::{self, Check};
+use crate::progress::{self, Steps};
 use crate::vm::{GuestFile, Series, Status, Vm};
 use crate::{apt, browser, dist, sh, verify, workspace};
 use count::Count;
+use stream::{Kept, Prefixed};
+use summary::summarize;
 
 mod count;
+mod stream;
+mod summary;
 
 /// Long enough for the slowest kernel under emulation on a busy machine.
 const VM_LIMIT: Duration = Duration::from_secs(3600);
@@ -28,8 +33,8 @@ pub struct Args {
     /// In the guests, run only scenarios whose name contains this, or one of these: a,b
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
-    /// How many guests run at once; each has two CPUs
-    #[arg(long, default_value_t = 2)]
+    /// How many guests run at once; each has two CPUs, uses about half of one host's, and takes up to 1 GB
+    #[arg(long, default_value_t = 3)]
     jobs: usize,
 }
 
@@ -97,6 +102,10 @@ fn parse_stage(text: &str) -> Result<Only, String> {
     })
 }
 
+/// Which guests have the most to do.
+const LONGEST_FIRST: [Series; 4] = [Series::V5_10, Series::V7, Series::V6_1, Series::V6_12];
+
+/// What became of a stage.
 struct Line {
     stage: Stage,
     count: Count,
@@ -105,6 +114,7 @@ struct Line {
 
 /// Runs `cargo xtask test`.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    let began = Instant::now();
     let wanted: Vec<Stage> = STAGES
         .into_iter()
         .filter(|stage| {
@@ -113,28 +123,54 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 || (matches!(stage, Stage::Guest(_)) && args.only.contains(&Only::Guests))
         })
         .collect();
+    let guests: Vec<Series> = wanted
+        .iter()
+        .filter_map(|stage| match stage {
+            Stage::Guest(series) => Some(*series),
+            _ => None,
+        })
+        .collect();
+    // Downloads wait for others, compilers don't: what the guests need comes meanwhile.
+    thread::spawn(move || fetch_ahead(&guests));
+    let steps = Steps::of(wanted.len());
     let mut lines = Vec::new();
     let mut at = 0;
     while at < wanted.len() {
         let guests = wanted[at..].iter().take_while(|stage| matches!(stage, Stage::Guest(_))).count();
         if guests > 1 && args.jobs > 1 {
-            lines.extend(run_at_once(&wanted[at..at + guests], args));
+            lines.extend(run_at_once(&wanted[at..at + guests], args, &steps));
             at += guests;
         } else {
-            heading(wanted[at]);
-            lines.push(run_stage(wanted[at], args, &mut io::stdout(), &mut io::stderr()));
+            lines.push(run_stage(wanted[at], args, &steps, &mut io::stdout(), &mut io::stderr()));
             at += 1;
         }
     }
-    Ok(if summarize(&lines) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let held = summarize(&lines, began.elapsed());
+    let idle = |line: &Line| matches!(line.stage, Stage::Guest(_)) && line.count.ran.is_empty();
+    if args.scenario.is_some() && held && lines.iter().all(idle) {
+        bail!("no scenario ran");
+    }
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn heading(stage: Stage) {
-    println!("\n== {} ==", stage.name());
+/// Fills the cache; what goes wrong here goes wrong again, and is told, where it is needed.
+fn fetch_ahead(guests: &[Series]) {
+    for series in guests {
+        if let Err(error) = Vm::new(*series).fetch_ahead() {
+            progress::say(&format!("{error:#}"));
+        }
+    }
 }
 
-fn run_stage(stage: Stage, args: &Args, out: &mut (dyn Write + Send), err: &mut (dyn Write + Send)) -> Line {
+fn run_stage(
+    stage: Stage,
+    args: &Args,
+    steps: &Steps,
+    out: &mut (dyn Write + Send),
+    err: &mut (dyn Write + Send),
+) -> Line {
     let started = Instant::now();
+    let _step = steps.begin(&stage.name());
     let result = match stage {
         Stage::Fmt => cargo(&["fmt", "--all", "--check"], &[]),
         Stage::Clippy => cargo(
@@ -154,69 +190,37 @@ fn run_stage(stage: Stage, args: &Args, out: &mut (dyn Write + Send), err: &mut 
         Stage::Native => native(),
     };
     let count = result.unwrap_or_else(|error| {
-        eprintln!("xtask: {}: {error:#}", stage.name());
+        progress::say(&format!("{error:#}"));
         Count::one(false)
     });
     Line { stage, count, took: started.elapsed() }
 }
 
-/// Runs guests side by side; what each says is shown when it has ended.
-fn run_at_once(stages: &[Stage], args: &Args) -> Vec<Line> {
-    let queue = Mutex::new(stages.iter().copied().enumerate());
+/// Runs guests side by side; each line says which one it is from.
+fn run_at_once(stages: &[Stage], args: &Args, steps: &Steps) -> Vec<Line> {
+    let mut order: Vec<Stage> = stages.to_vec();
+    // The longest first, or it runs alone at the end.
+    order.sort_by_key(|stage| LONGEST_FIRST.iter().position(|series| *stage == Stage::Guest(*series)));
+    let queue = Mutex::new(order.into_iter());
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..args.jobs.min(stages.len()) {
             scope.spawn(|| {
                 loop {
                     let next = queue.lock().expect("no thread panics with the lock").next();
-                    let Some((index, stage)) = next else { return };
-                    let (mut out, mut err) = (Vec::new(), Vec::new());
-                    let line = run_stage(stage, args, &mut out, &mut err);
-                    let mut done = done.lock().expect("no thread panics with the lock");
-                    heading(stage);
-                    print!("{}{}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&err));
-                    done.push((index, line));
+                    let Some(stage) = next else { return };
+                    let name = stage.name();
+                    let mut out = Prefixed::new(&name, io::stdout());
+                    let mut err = Prefixed::new(&name, io::stderr());
+                    let line = run_stage(stage, args, steps, &mut out, &mut err);
+                    done.lock().expect("no thread panics with the lock").push(line);
                 }
             });
         }
     });
     let mut done = done.into_inner().expect("no thread panics with the lock");
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, line)| line).collect()
-}
-
-/// Prints the table and the last line; true when nothing failed.
-fn summarize(lines: &[Line]) -> bool {
-    println!(
-        "\n{:<10} {:<7} {:>7} {:>7} {:>8} {:>8}",
-        "stage", "result", "passed", "failed", "skipped", "seconds"
-    );
-    for Line { stage, count, took } in lines {
-        let result = match count {
-            Count { failed: 1.., .. } => "FAILED",
-            Count { passed: 0, .. } => "skipped",
-            _ => "ok",
-        };
-        let row = format!(
-            "{:<10} {result:<7} {:>7} {:>7} {:>8} {:>8.1}  {}",
-            stage.name(),
-            count.passed,
-            count.failed,
-            count.skipped,
-            took.as_secs_f64(),
-            count.note
-        );
-        println!("{}", row.trim_end());
-    }
-    for Line { stage, count, .. } in lines {
-        for failure in &count.failures {
-            println!("FAILED in {}: {failure}", stage.name());
-        }
-    }
-    let passed: u64 = lines.iter().map(|line| line.count.passed).sum();
-    let failed: u64 = lines.iter().map(|line| line.count.failed).sum();
-    println!("\n{passed} passed, {failed} failed");
-    failed == 0
+    done.sort_by_key(|line: &Line| stages.iter().position(|stage| *stage == line.stage));
+    done
 }
 
 fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Count> {
@@ -282,7 +286,14 @@ fn scenarios(
     if let Some(only) = only {
         command.extend(["--only", only]);
     }
-    let (status, said) = run_vm(series, guest_files(dist::ctwatch()?)?, &command, out, err)?;
+    let (ctwatch, tests) = (dist::ctwatch()?, dist::tests()?);
+    let list = sh::capture(Command::new(tests).args(&command[1..]).arg("--list"))?;
+    if list.is_empty() {
+        let note = "none of these is for this kernel; a full name runs on any".to_owned();
+        return Ok(Count { note, ..Count::default() });
+    }
+    progress::say(&format!("{} scenarios", list.lines().count()));
+    let (status, said) = run_vm(series, guest_files(ctwatch)?, &command, out, err)?;
     let mut count = Count::default();
     for line in said.lines() {
         count.add_scenario(line);
@@ -309,9 +320,9 @@ fn run_vm(
     vm.timeout = VM_LIMIT;
     vm.files = files;
     let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
-    let mut tee = Tee { out, kept: Vec::new() };
-    let status = vm.run(&command, &mut tee, err)?;
-    Ok((status, String::from_utf8_lossy(&tee.kept).into_owned()))
+    let mut out = Kept::new(out);
+    let status = vm.run(&command, &mut out, err)?;
+    Ok((status, out.text()))
 }
 
 /// The tracepoint backend on this very kernel, in a network namespace of its own.
@@ -330,24 +341,6 @@ fn native() -> Result<Count> {
     command.arg("native").env("PATH", path);
     let status = sh::die_with_parent(&mut command).status().context("starting the native test")?;
     Ok(Count::one(status.success()))
-}
-
-/// Passes everything on and keeps it.
-struct Tee<'a> {
-    out: &'a mut (dyn Write + Send),
-    kept: Vec<u8>,
-}
-
-impl Write for Tee<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.kept.extend_from_slice(bytes);
-        self.out.write_all(bytes)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::cpio::Cpio;
 use super::kernel::Kernel;
 use super::tools::Tools;
 use crate::apt::{BOOKWORM, PrivateApt};
-use crate::cache;
+use crate::{cache, progress};
 
 const PACKAGES: [&str; 46] = [
     "apache2-utils",
@@ -155,10 +155,11 @@ pub fn root_image(tools: &Tools, update: bool) -> Result<PathBuf> {
     let packages: Vec<&str> = PACKAGES.into_iter().chain(MORE_PACKAGES).collect();
     let dir = cache::dir()?.join(format!("guest-{}", cache::key(&layout, &packages)));
     cache::ensure("guest", &dir, update, |dir| {
-        eprintln!("xtask: fetching the guest's tools");
+        progress::say("fetching the guest's programs");
         let root = dir.join("root");
         fs::create_dir(&root).with_context(|| format!("creating {}", root.display()))?;
         PrivateApt::open("guest", &BOOKWORM)?.unpack_closure(&packages, None, &root)?;
+        progress::say("making an image of them");
         finish_root(&root)?;
         tools.make_image(&root, &dir.join("root.erofs"))?;
         fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))
@@ -207,6 +208,7 @@ pub fn write_initrd(
     kernel: &Kernel,
     files: &[GuestFile],
     command: &[String],
+    shell: Option<&str>,
 ) -> Result<fs::File> {
     let busybox = tools.busybox();
     let busybox = fs::read(&busybox).with_context(|| format!("reading {}", busybox.display()))?;
@@ -216,6 +218,9 @@ pub fn write_initrd(
         ("files/ctw/.init".to_owned(), STAGE2.as_bytes().to_vec()),
         ("files/ctw/.command".to_owned(), shell_line(command).into_bytes()),
     ];
+    if let Some(settings) = shell {
+        content.push(("files/ctw/.shell".to_owned(), settings.as_bytes().to_vec()));
+    }
     for module in kernel.boot_modules()? {
         let name = module.file_name().expect("a listed file has a name").to_string_lossy().into_owned();
         let bytes = fs::read(&module).with_context(|| format!("reading {}", module.display()))?;

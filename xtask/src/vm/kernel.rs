@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::tools::Tools;
 use crate::apt::{self, BOOKWORM, PrivateApt, Suite};
-use crate::{cache, sh};
+use crate::{cache, progress, sh};
 
 /// Modules that are needed before the guest's root filesystem is there. Some kernels have some of them built in.
 const BOOT_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "erofs", "overlay"];
@@ -128,7 +128,7 @@ impl Kernel {
 }
 
 fn fetch(series: Series, tools: &Tools, dir: &Path) -> Result<()> {
-    eprintln!("xtask: fetching the newest {series} kernel");
+    progress::say(&format!("looking for the newest kernel {series}"));
     let apt = PrivateApt::open(&format!("kernel-{series}"), &series.suites())?;
     let mut candidates: Vec<(String, String)> = Vec::new();
     for prefix in series.image_prefixes() {
@@ -153,10 +153,10 @@ fn fetch(series: Series, tools: &Tools, dir: &Path) -> Result<()> {
         let root = tempfile::tempdir_in(dir).context("creating a temporary folder in the cache")?;
         // An index may name packages that have left the pool (an archived release's security updates).
         if apt.unpack(&series.packages(image), root.path()).is_err() {
-            eprintln!("xtask: {image} {version} cannot be fetched, trying the next older one");
+            progress::say(&format!("{image} {version} cannot be fetched, trying the next older one"));
             continue;
         }
-        eprintln!("xtask: kernel {series}: {image} {version}");
+        progress::say(&format!("making {image} {version} bootable"));
         return prepare(root.path(), tools, dir);
     }
     bail!("none of the {} packaged kernels {series} can be fetched", candidates.len())

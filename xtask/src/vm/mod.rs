@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::dist;
+use crate::progress::Steps;
 use qemu::{End, Streams};
 use tools::Tools;
 
@@ -17,6 +18,7 @@ mod cpio;
 mod image;
 mod kernel;
 mod qemu;
+mod shell;
 mod tools;
 
 pub use image::GuestFile;
@@ -118,6 +120,8 @@ pub struct Vm {
     pub update: bool,
     /// Show the kernel's console.
     pub verbose: bool,
+    /// When the command has ended, go on with a shell that this process's stdin speaks to.
+    pub shell: bool,
 }
 
 /// How a command in a guest ended.
@@ -160,7 +164,25 @@ impl Vm {
             out_dir: None,
             update: false,
             verbose: false,
+            shell: false,
         }
+    }
+
+    /// Fetches what a boot needs and the cache lacks, beside other steps.
+    pub fn fetch_ahead(&self) -> Result<()> {
+        let tools = Tools::get(false)?;
+        image::root_image(&tools, false)?;
+        kernel::Kernel::get(self.kernel, &tools, false).map(drop)
+    }
+
+    /// Fetches what a boot needs and the cache lacks, in steps of their own.
+    pub fn fetch(&self, steps: &Steps) -> Result<()> {
+        let tools = steps.step("QEMU", || Tools::get(self.update))?;
+        steps.step("the guest's programs", || image::root_image(&tools, self.update))?;
+        steps.step(&format!("kernel {}", self.kernel), || {
+            kernel::Kernel::get(self.kernel, &tools, self.update)
+        })?;
+        Ok(())
     }
 
     /// Boots, runs `command`, streams its output.
@@ -173,7 +195,8 @@ impl Vm {
         let tools = Tools::get(self.update)?;
         let root = image::root_image(&tools, self.update)?;
         let kernel = kernel::Kernel::get(self.kernel, &tools, self.update)?;
-        let initrd = image::write_initrd(&tools, &kernel, &self.files, command)?;
+        let shell = self.shell.then(shell::settings);
+        let initrd = image::write_initrd(&tools, &kernel, &self.files, command, shell.as_deref())?;
         for attempt in 0.. {
             let mut qemu = tools.qemu();
             qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "max"]);
@@ -203,6 +226,7 @@ impl Vm {
                 out: &mut *out,
                 err: &mut *err,
                 show_console: self.verbose,
+                shell: self.shell,
                 files: self.out_dir.as_deref(),
             };
             let boot = qemu::boot(qemu, &initrd, self.timeout, streams)?;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::shell::{self, Screen};
 use crate::sh;
 
 /// How many lines of the kernel's console are kept to explain a death.
@@ -54,13 +55,19 @@ pub struct Streams<'a> {
     pub err: &'a mut (dyn Write + Send),
     /// Show the kernel's console on stderr.
     pub show_console: bool,
+    /// The guest ends with a shell on its serial line.
+    pub shell: bool,
     /// Where files that the guest leaves in /out are unpacked.
     pub files: Option<&'a Path>,
 }
 
-enum Event {
+/// What happens while a guest runs.
+pub enum Event {
+    /// The command starts.
     Ready,
+    /// The command, and the shell after it, have ended with the command's status.
     Exit(i32),
+    /// The guest is gone.
     ControlClosed,
 }
 
@@ -105,12 +112,22 @@ pub fn boot(mut qemu: Command, initrd: &File, timeout: Duration, streams: Stream
     let (sender, events) = mpsc::channel();
     let mut ready = None;
     let mut end = None;
-    let Streams { out: out_to, err: err_to, show_console, files: files_to } = streams;
+    let Streams { out: out_to, err: err_to, show_console, shell, files: files_to } = streams;
+    let keys =
+        if shell { Some(console.try_clone().context("a second end of the serial line")?) } else { None };
+    let screen = Screen::off();
     let result = thread::scope(|scope| {
         let copies = [scope.spawn(move || copy(out, out_to)), scope.spawn(move || copy(err, err_to))];
         let unpacking = scope.spawn(move || unpack(files, files_to));
-        scope.spawn(|| keep_lines(console, &lines, show_console));
-        scope.spawn(move || read_control(control, &sender));
+        let (screen, lines) = (&screen, &lines);
+        let to_shell = keys.map(|keys| (keys, sender.clone()));
+        scope.spawn(move || {
+            let rest = keep_lines(console, lines, show_console, screen);
+            if let (Some(rest), Some((keys, sender))) = (rest, to_shell) {
+                shell::show(rest, keys, sender);
+            }
+        });
+        scope.spawn(move || read_control(control, &sender, screen));
         while end.is_none() {
             let left = timeout.saturating_sub(started.elapsed());
             match events.recv_timeout(left) {
@@ -186,28 +203,48 @@ fn unpack(mut from: UnixStream, to: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-fn keep_lines(console: UnixStream, lines: &Mutex<VecDeque<String>>, show: bool) {
-    let mut reader = BufReader::new(console);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-        line.clear();
-        if show {
-            eprintln!("[console] {text}");
+/// Keeps the console's last lines until the guest ends, or until a shell takes the line over: then the rest is its.
+fn keep_lines(
+    mut console: UnixStream,
+    lines: &Mutex<VecDeque<String>>,
+    show: bool,
+    screen: &Screen,
+) -> Option<impl Read + use<>> {
+    let (mut buffer, mut line) = ([0; 4096], Vec::new());
+    while let Ok(count @ 1..) = console.read(&mut buffer) {
+        if screen.is_on() {
+            let first = buffer[..count].to_vec();
+            return Some(io::Cursor::new(first).chain(console));
         }
-        let mut lines = lines.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if lines.len() == CONSOLE_LINES {
-            lines.pop_front();
+        for byte in &buffer[..count] {
+            if *byte != b'\n' {
+                line.push(*byte);
+                continue;
+            }
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            if show {
+                eprintln!("[console] {text}");
+            }
+            let mut lines = lines.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if lines.len() == CONSOLE_LINES {
+                lines.pop_front();
+            }
+            lines.push_back(text);
         }
-        lines.push_back(text);
     }
+    None
 }
 
-fn read_control(control: UnixStream, events: &Sender<Event>) {
+fn read_control(control: UnixStream, events: &Sender<Event>, screen: &Screen) {
     for line in BufReader::new(control).lines() {
         let Ok(line) = line else { break };
         let event = match line.split_once(' ') {
             None if line == "ready" => Event::Ready,
+            None if line == "shell" => {
+                screen.switch_on();
+                continue;
+            }
             Some(("exit", status)) => Event::Exit(status.parse().unwrap_or(255)),
             _ => continue,
         };

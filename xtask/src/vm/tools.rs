@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 
 use crate::apt::{PrivateApt, Suite};
-use crate::cache;
+use crate::{cache, progress};
 
 /// With bookworm's own QEMU 7.2 half of the two-CPU boots of 6.12 panic early; 10 booted 20 times out of 20.
 const RELEASE: &str = "bookworm-backports";
@@ -30,7 +30,7 @@ impl Tools {
     pub fn get(update: bool) -> Result<Tools> {
         let root = cache::dir()?.join(format!("tools-{}", cache::key(&[RELEASE], &PACKAGES)));
         cache::ensure("tools", &root, update, |root| {
-            eprintln!("xtask: fetching QEMU");
+            progress::say("fetching QEMU and what makes its images");
             PrivateApt::open("tools", &SUITES)?.unpack_closure(&PACKAGES, Some(RELEASE), root)
         })?;
         ensure!(

@@ -15,6 +15,14 @@ cd /root
 echo ready >&9
 (exec 9>&-; exec /bin/bash /ctw/.command) > /run/.out 2> /run/.err < /dev/null
 status=$?
+if [ -e /ctw/.shell ]; then
+  # What the command said comes first.
+  n=0
+  while $b readlink /proc/$out/exe > /dev/null && [ $n -lt 50 ]; do n=$((n + 1)); $b sleep 0.1; done
+  . /ctw/.shell
+  echo shell >&9
+  (exec 9>&-; exec $b setsid -c /bin/bash --noprofile --norc -i < /dev/ttyS0 > /dev/ttyS0 2>&1)
+fi
 # Daemons that the command left behind would keep the pipes open.
 for p in /proc/[0-9]*; do
   pid=${p#/proc/}
