@@ -12,7 +12,7 @@ use ::ctwatch::model::{
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{EndReason, Run};
-use ::ctwatch::record::scribe::WriterThread;
+use ::ctwatch::record::writer_thread::WriterThread;
 use ::ctwatch::record::{Lock, Recording, RetentionLimits, Writer};
 use ::ctwatch::state::StateConfig;
 use anyhow::{Context, Result};
@@ -66,7 +66,7 @@ fn record(path: &Path) -> Result<Host> {
         host: Some("bench".to_owned()),
         version: "bench".to_owned(),
         kernel_release: "bench".to_owned(),
-        backend: "kprobe".to_owned(),
+        backend: Backend::Kprobe,
         backend_reason: None,
         interval_us: 1_000_000,
         counts_flows: true,

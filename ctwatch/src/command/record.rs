@@ -24,7 +24,7 @@ use crate::probe::plan::{ProbeOptions, RawTpReentrancy};
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{EndReason, Run, SnapshotReason};
-use crate::record::scribe::WriterThread;
+use crate::record::writer_thread::WriterThread;
 use crate::record::{DiskFull, Lock, RetentionLimits, SCHEMA, Writer, files};
 use crate::state::StateConfig;
 use crate::{netns, stderr};
@@ -44,7 +44,7 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     // Whether the file can be written is told before anything waits; it is made once there is something to write.
     let mut lock = Lock::take(&record.output)?;
     Writer::check(&record.output)?;
-    lock.load_ballast(&record.output)?;
+    lock.reserve_space(&record.output)?;
     let mut stop = Stop::but_not_by_hangup()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     // A host may load conntrack never, and then this is all the time there is.
@@ -350,7 +350,7 @@ fn described(record: &Record, roots: &Roots, start: &Start, backend: Backend) ->
         host: line("sys/kernel/hostname"),
         version: start.version.clone(),
         kernel_release: start.kernel_release.clone(),
-        backend: start.backend.to_owned(),
+        backend,
         backend_reason: start.backend_reason.clone(),
         interval_us: record.interval.as_micros() as i64,
         counts_flows: counts_flows(record, backend),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use ctwatch_common::Cause;
-use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
 use super::{ExportTable, Sink, Value};
@@ -16,7 +16,7 @@ use crate::model::{Census, NetnsId, Protocol, service};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::{RecordedRun, Stored};
-use crate::record::rebuild::Names;
+use crate::record::rows::Names;
 use crate::record::span::Span;
 use crate::record::tick::{NetnsTick, Presence};
 use drops::Drops;
@@ -149,7 +149,7 @@ impl Run<'_> {
             run.boot_id,
             run.version,
             run.kernel_release,
-            run.backend,
+            run.backend.name(),
             run.backend_reason,
             run.interval_us as f64 / 1e6,
             run.counts_flows,
@@ -199,8 +199,7 @@ impl Run<'_> {
         if !choice.tables.iter().any(of_ticks) {
             return Ok(());
         }
-        let mut drops =
-            choice.wants(ExportTable::Drops).then(|| Drops::new(&self.recorded.run.backend)).transpose()?;
+        let mut drops = choice.wants(ExportTable::Drops).then(|| Drops::new(self.recorded.run.backend));
         for stored in self.recording.ticks(self.recorded, i64::MIN..=i64::MAX)? {
             let stored = stored?;
             if choice.span.is_after(stored.tick.time) {
@@ -325,11 +324,10 @@ impl Run<'_> {
     }
 
     fn losses(&self, at: &At, key: SlotKey, losses: i64) -> Option<[Value; 16]> {
-        let cause = Cause::from_number(key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED))?;
+        let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
         let (netns, proto) = (NetnsId(key.netns), Protocol(key.proto));
-        let is_known = key.kind & KIND_UNATTRIBUTED == 0;
-        let port = (is_known && proto.has_ports()).then_some(key.port);
-        let icmp = (is_known && proto.is_icmp()).then(|| key.port.to_be_bytes());
+        let port = (attributed && proto.has_ports()).then_some(key.port);
+        let icmp = (attributed && proto.is_icmp()).then(|| key.port.to_be_bytes());
         Some(row![
             at.run,
             at.tick,
@@ -342,7 +340,7 @@ impl Run<'_> {
             port.and_then(|port| service(proto, port)),
             icmp.map(|[kind, _]| kind),
             icmp.map(|[_, code]| code),
-            is_known.then_some(key.kind & KIND_LOOPBACK != 0),
+            attributed.then_some(loopback),
             cause.name(),
             cause.unit().name(),
             losses,

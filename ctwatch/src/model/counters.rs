@@ -13,3 +13,30 @@ pub struct KernelCounters {
     /// Inserts refused for too long a hash chain.
     pub chaintoolong: u64,
 }
+
+impl KernelCounters {
+    /// From an array in the order of the fields.
+    #[must_use]
+    pub const fn from_array([drop, early_drop, insert_failed, chaintoolong]: [u64; 4]) -> Self {
+        Self { drop, early_drop, insert_failed, chaintoolong }
+    }
+
+    /// As an array in the order of the fields.
+    #[must_use]
+    pub const fn as_array(&self) -> [u64; 4] {
+        let Self { drop, early_drop, insert_failed, chaintoolong } = *self;
+        [drop, early_drop, insert_failed, chaintoolong]
+    }
+
+    /// Each with the name the kernel gives it.
+    #[must_use]
+    pub const fn named(&self) -> [(&'static str, u64); 4] {
+        let Self { drop, early_drop, insert_failed, chaintoolong } = *self;
+        [
+            ("drop", drop),
+            ("early_drop", early_drop),
+            ("insert_failed", insert_failed),
+            ("chaintoolong", chaintoolong),
+        ]
+    }
+}

@@ -1,10 +1,11 @@
 //! The figures of a postmortem against what was written into the recording.
 
 use super::*;
-use crate::model::{Census, CensusKey, KernelCounters, Loss, NetnsId, Owner, ProcessId, Role, WallMono};
+use crate::model::{
+    Backend, Census, CensusKey, KernelCounters, Loss, NetnsId, Owner, ProcessId, Role, WallMono,
+};
 use crate::record::Writer;
-use crate::record::rebuild::Names;
-use crate::record::rows::{EndReason, Incident, Run, RunEnd, Setting};
+use crate::record::rows::{EndReason, Incident, Names, Run, RunEnd, Setting};
 use crate::record::span::Moment;
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
@@ -31,7 +32,7 @@ fn run(started: i64) -> Run {
         host: Some("web1".to_owned()),
         version: "0.1.0".to_owned(),
         kernel_release: "6.12.1".to_owned(),
-        backend: "kprobe".to_owned(),
+        backend: Backend::Kprobe,
         backend_reason: None,
         interval_us: 1_000_000,
         counts_flows: true,

@@ -13,7 +13,7 @@ use ctwatch_common::event::{IPV4, IPV6, LossEvent};
 use ipcrypt_rs::IpcryptPfx;
 use sha2::{Digest as _, Sha256};
 
-use super::rebuild::Names;
+use super::rows::Names;
 use super::rows::Run;
 use crate::model::{Loss, Owner, ProcessId};
 

@@ -2,31 +2,30 @@
 //! What comes back is what `state` would have seen; bytes of names that are no text are the only thing that is not kept.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use ctwatch_common::event::{EntryPart, IPV4, IPV6, LossEvent, OwnerPart, flag};
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, ToSql};
 
+use super::columns::{EVENT, EventColumns, OwnerColumns};
 use super::digest::Digest;
-use super::open::{ReadError, wrong};
+use super::open::{ReadError, corrupt_row};
 use crate::model::{Loss, NetnsId, Owner, ProcessId, Role};
 
-/// In the order of [`insert`].
-const INSERT: &str = "INSERT INTO event (tick, place, detail, wall_us, at_ns, netns, cause, flags, proto, family, src, \
-    sport, dst, dport, icmp, hook, device, ifindex, length, count, max, owner, sender_pid, sender_name, sender_cgroup, \
-    reply_src, reply_sport, reply_dst, reply_dport, status, tcp_state, jiffies_left, jiffies_per_s, by_proto, by_src, \
-    by_sport, by_dst, by_dport, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
-    ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38, ?39)";
+/// Losses with their netns and owner.
+pub(super) static SELECT: LazyLock<String> = LazyLock::new(|| {
+    let (event, owner) = (EventColumns::of("e"), OwnerColumns::of("o"));
+    format!(
+        "SELECT {event}, {owner}, n.number FROM event e JOIN netns n ON n.id = e.netns \
+         LEFT JOIN owner o ON o.id = e.owner WHERE e.tick BETWEEN ?1 AND ?2 ORDER BY e.tick, e.place"
+    )
+});
 
-/// In the order of [`read`].
-pub(super) const SELECT: &str = "SELECT e.tick, e.detail, e.wall_us, e.at_ns, n.number, e.cause, e.flags, e.proto, \
-    e.family, e.src, e.sport, e.dst, e.dport, e.icmp, e.hook, e.device, e.ifindex, e.length, e.count, e.max, e.owner, \
-    e.sender_pid, e.sender_name, e.sender_cgroup, e.reply_src, e.reply_sport, e.reply_dst, e.reply_dport, e.status, \
-    e.tcp_state, e.jiffies_left, e.jiffies_per_s, e.by_proto, e.by_src, e.by_sport, e.by_dst, e.by_dport, e.crc, \
-    o.pid, o.name, o.role, o.cgroup, o.container, o.anybodys \
-    FROM event e JOIN netns n ON n.id = e.netns LEFT JOIN owner o ON o.id = e.owner \
-    WHERE e.tick BETWEEN ?1 AND ?2 ORDER BY e.tick, e.place";
+/// The owner's columns in a row of [`SELECT`],
+const OWNER: OwnerColumns<usize> = OwnerColumns::starting_at(EventColumns::NAMES.len());
+/// and the number of its netns.
+const NETNS_NUMBER: usize = EventColumns::NAMES.len() + OwnerColumns::NAMES.len();
 
 /// Writes a loss.
 pub(super) fn insert(
@@ -39,90 +38,92 @@ pub(super) fn insert(
 ) -> rusqlite::Result<()> {
     let Loss { time, event, entry, owner: sender, pushed_out_by, who: _, jiffies_per_s } = loss;
     let by = pushed_out_by.as_ref().filter(|by| by.flags & flag::TUPLE != 0);
-    connection.prepare_cached(INSERT)?.execute(params![
-        tick,
-        place as i64,
-        detail,
-        time.as_microsecond(),
-        event.at.cast_signed(),
-        netns,
-        event.kind,
-        event.flags,
-        event.proto,
-        event.family,
-        address(event.family, event.src),
-        event.sport,
-        address(event.family, event.dst),
-        event.dport,
-        u16::from_be_bytes(event.icmp),
-        event.hook,
-        text(&event.device),
-        event.ifindex,
-        event.length,
-        event.count,
-        event.max,
-        owner,
-        sender.pid,
-        text(&sender.name),
-        sender.cgroup.cast_signed(),
-        address(event.family, entry.reply_src),
-        entry.reply_sport,
-        address(event.family, entry.reply_dst),
-        entry.reply_dport,
-        entry.status,
-        entry.tcp_state,
-        entry.left,
-        jiffies_per_s,
-        by.map(|by| by.proto),
-        by.and_then(|by| address(by.family, by.src)),
-        by.map(|by| by.sport),
-        by.and_then(|by| address(by.family, by.dst)),
-        by.map(|by| by.dport),
-        checksum(tick, loss),
-    ])?;
-    Ok(())
+    EventColumns::<&dyn ToSql> {
+        tick: &tick,
+        place: &(place as i64),
+        detail: &detail,
+        wall_us: &time.as_microsecond(),
+        at_ns: &event.at.cast_signed(),
+        netns: &netns,
+        cause: &event.kind,
+        flags: &event.flags,
+        proto: &event.proto,
+        family: &event.family,
+        src: &address(event.family, event.src),
+        sport: &event.sport,
+        dst: &address(event.family, event.dst),
+        dport: &event.dport,
+        icmp: &u16::from_be_bytes(event.icmp),
+        hook: &event.hook,
+        device: &text(&event.device),
+        ifindex: &event.ifindex,
+        length: &event.length,
+        count: &event.count,
+        max: &event.max,
+        owner: &owner,
+        sender_pid: &sender.pid,
+        sender_name: &text(&sender.name),
+        sender_cgroup: &sender.cgroup.cast_signed(),
+        reply_src: &address(event.family, entry.reply_src),
+        reply_sport: &entry.reply_sport,
+        reply_dst: &address(event.family, entry.reply_dst),
+        reply_dport: &entry.reply_dport,
+        status: &entry.status,
+        tcp_state: &entry.tcp_state,
+        jiffies_left: &entry.left,
+        jiffies_per_s: &jiffies_per_s,
+        by_proto: &by.map(|by| by.proto),
+        by_src: &by.and_then(|by| address(by.family, by.src)),
+        by_sport: &by.map(|by| by.sport),
+        by_dst: &by.and_then(|by| address(by.family, by.dst)),
+        by_dport: &by.map(|by| by.dport),
+        crc: &checksum(tick, loss),
+    }
+    .insert(connection)
 }
 
 /// A loss with its tick; the error names what is wrong with it.
 pub(super) fn read(row: &Row<'_>) -> Result<(i64, bool, Loss), ReadError> {
-    let tick: i64 = row.get(0)?;
+    let tick: i64 = row.get(EVENT.tick)?;
     let event = LossEvent {
-        at: row.get::<_, i64>(3)?.cast_unsigned(),
-        netns: row.get(4)?,
-        count: row.get(18)?,
-        max: row.get(19)?,
-        ifindex: row.get(16)?,
-        kind: row.get(5)?,
-        proto: row.get(7)?,
-        family: row.get(8)?,
-        hook: row.get(14)?,
-        flags: row.get(6)?,
-        icmp: row.get::<_, u16>(13)?.to_be_bytes(),
+        at: row.get::<_, i64>(EVENT.at_ns)?.cast_unsigned(),
+        netns: row.get(NETNS_NUMBER)?,
+        count: row.get(EVENT.count)?,
+        max: row.get(EVENT.max)?,
+        ifindex: row.get(EVENT.ifindex)?,
+        kind: row.get(EVENT.cause)?,
+        proto: row.get(EVENT.proto)?,
+        family: row.get(EVENT.family)?,
+        hook: row.get(EVENT.hook)?,
+        flags: row.get(EVENT.flags)?,
+        icmp: row.get::<_, u16>(EVENT.icmp)?.to_be_bytes(),
         reserved: 0,
-        sport: row.get(10)?,
-        dport: row.get(12)?,
-        length: row.get(17)?,
-        src: bytes(row.get(9)?),
-        dst: bytes(row.get(11)?),
-        device: padded(row.get(15)?),
+        sport: row.get(EVENT.sport)?,
+        dport: row.get(EVENT.dport)?,
+        length: row.get(EVENT.length)?,
+        src: bytes(row.get(EVENT.src)?),
+        dst: bytes(row.get(EVENT.dst)?),
+        device: padded(row.get(EVENT.device)?),
     };
     let entry = EntryPart {
-        reply_src: bytes(row.get(24)?),
-        reply_dst: bytes(row.get(26)?),
-        reply_sport: row.get(25)?,
-        reply_dport: row.get(27)?,
-        status: row.get(28)?,
-        left: row.get(30)?,
-        tcp_state: row.get(29)?,
+        reply_src: bytes(row.get(EVENT.reply_src)?),
+        reply_dst: bytes(row.get(EVENT.reply_dst)?),
+        reply_sport: row.get(EVENT.reply_sport)?,
+        reply_dport: row.get(EVENT.reply_dport)?,
+        status: row.get(EVENT.status)?,
+        left: row.get(EVENT.jiffies_left)?,
+        tcp_state: row.get(EVENT.tcp_state)?,
         reserved: [0; 3],
     };
     let owner = OwnerPart {
-        cgroup: row.get::<_, i64>(23)?.cast_unsigned(),
-        pid: row.get(21)?,
+        cgroup: row.get::<_, i64>(EVENT.sender_cgroup)?.cast_unsigned(),
+        pid: row.get(EVENT.sender_pid)?,
         reserved: 0,
-        name: padded(row.get(22)?),
+        name: padded(row.get(EVENT.sender_name)?),
     };
-    let Ok(time) = Timestamp::from_microsecond(row.get(2)?) else { return wrong("event of tick", tick) };
+    let Ok(time) = Timestamp::from_microsecond(row.get(EVENT.wall_us)?) else {
+        return corrupt_row("event of tick", tick);
+    };
     let loss = Loss {
         time,
         event,
@@ -130,25 +131,25 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, bool, Loss), ReadError> {
         owner,
         pushed_out_by: pushed_out_by(row, event.netns)?,
         who: who(row)?.map(Arc::new),
-        jiffies_per_s: row.get(31)?,
+        jiffies_per_s: row.get(EVENT.jiffies_per_s)?,
     };
-    if checksum(tick, &loss) != row.get::<_, u32>(37)? {
-        return wrong("event of tick", tick);
+    if checksum(tick, &loss) != row.get::<_, u32>(EVENT.crc)? {
+        return corrupt_row("event of tick", tick);
     }
-    Ok((tick, row.get(1)?, loss))
+    Ok((tick, row.get(EVENT.detail)?, loss))
 }
 
 fn pushed_out_by(row: &Row<'_>, netns: u32) -> rusqlite::Result<Option<LossEvent>> {
-    let Some(proto) = row.get::<_, Option<u8>>(32)? else { return Ok(None) };
-    let (src, dst): (Option<String>, Option<String>) = (row.get(33)?, row.get(35)?);
+    let Some(proto) = row.get::<_, Option<u8>>(EVENT.by_proto)? else { return Ok(None) };
+    let (src, dst): (Option<String>, Option<String>) = (row.get(EVENT.by_src)?, row.get(EVENT.by_dst)?);
     let family = if src.as_deref().is_some_and(|src| src.contains(':')) { IPV6 } else { IPV4 };
     Ok(Some(LossEvent {
         netns,
         proto,
         family,
         flags: flag::TUPLE,
-        sport: row.get(34)?,
-        dport: row.get(36)?,
+        sport: row.get(EVENT.by_sport)?,
+        dport: row.get(EVENT.by_dport)?,
         src: bytes(src),
         dst: bytes(dst),
         ..NOTHING
@@ -156,20 +157,20 @@ fn pushed_out_by(row: &Row<'_>, netns: u32) -> rusqlite::Result<Option<LossEvent
 }
 
 fn who(row: &Row<'_>) -> rusqlite::Result<Option<Owner>> {
-    if row.get::<_, Option<i64>>(20)?.is_none() {
+    if row.get::<_, Option<i64>>(EVENT.owner)?.is_none() {
         return Ok(None);
     }
-    let role = match row.get::<_, Option<String>>(40)?.as_deref() {
+    let role = match row.get::<_, Option<String>>(OWNER.role)?.as_deref() {
         Some("listener") => Role::Listener,
         _ => Role::Sender,
     };
-    let pid: Option<u32> = row.get(38)?;
-    let name = padded(row.get(39)?);
+    let pid: Option<u32> = row.get(OWNER.pid)?;
+    let name = padded(row.get(OWNER.name)?);
     Ok(Some(Owner {
         process: pid.map(|pid| ProcessId { pid, name, role }),
-        cgroup: row.get(41)?,
-        container: row.get(42)?,
-        anybodys: row.get::<_, Option<bool>>(43)?.unwrap_or_default(),
+        cgroup: row.get(OWNER.cgroup)?,
+        container: row.get(OWNER.container)?,
+        anybodys: row.get::<_, Option<bool>>(OWNER.anybodys)?.unwrap_or_default(),
     }))
 }
 

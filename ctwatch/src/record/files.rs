@@ -12,7 +12,7 @@ const ENDINGS: [&str; 2] = ["-wal", "-shm"];
 const LINKS: usize = 40;
 
 /// The file that is called like this one, with something behind it.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(super) fn sidecar_path(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
@@ -21,7 +21,7 @@ pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
 /// The -wal beside a recording, if some of it is in there: the two have to be copied together.
 #[must_use]
 pub fn wal(path: &Path) -> Option<PathBuf> {
-    let wal = beside(path, "-wal");
+    let wal = sidecar_path(path, "-wal");
     fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0).then_some(wal)
 }
 
@@ -56,7 +56,7 @@ pub(super) fn is_new(path: &Path) -> Result<bool> {
 
 /// Where a new recording is laid out before it gets its name. The caller holds the lock of that name.
 pub(super) fn draft(path: &Path) -> Result<PathBuf> {
-    let draft = beside(path, "-new");
+    let draft = sidecar_path(path, "-new");
     // A recorder that was killed may have left one.
     remove(&draft)?;
     // Only its owner may read it: it holds addresses.
@@ -67,7 +67,7 @@ pub(super) fn draft(path: &Path) -> Result<PathBuf> {
 /// Gives a draft its name. Whatever is left beside that name belongs to a file that is gone.
 pub(super) fn publish(draft: &Path, path: &Path) -> Result<()> {
     for ending in ENDINGS {
-        remove_one(&beside(path, ending))?;
+        remove_one(&sidecar_path(path, ending))?;
     }
     fs::rename(draft, path)?;
     sync_folder(path)
@@ -81,8 +81,8 @@ pub fn set_aside(path: &Path, aside: &Path) -> Result<()> {
     let whole = wal(path).is_none();
     fs::rename(path, aside)?;
     for ending in ENDINGS {
-        let file = beside(path, ending);
-        let moved = if whole { remove_one(&file) } else { fs::rename(&file, beside(aside, ending)) };
+        let file = sidecar_path(path, ending);
+        let moved = if whole { remove_one(&file) } else { fs::rename(&file, sidecar_path(aside, ending)) };
         match moved {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             moved => moved?,
@@ -94,7 +94,7 @@ pub fn set_aside(path: &Path, aside: &Path) -> Result<()> {
 /// Takes a file away again that was begun, with what SQLite put beside it.
 pub(super) fn remove(path: &Path) -> Result<()> {
     for ending in ENDINGS {
-        remove_one(&beside(path, ending))?;
+        remove_one(&sidecar_path(path, ending))?;
     }
     remove_one(path)
 }

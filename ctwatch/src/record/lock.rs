@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::files::beside;
+use super::files::sidecar_path;
 use super::full::DiskFull;
 
 use crate::error::Failure;
 
 /// Bytes kept in the lock file, so that a full disk has room for the end of the run.
-const BALLAST: usize = 256 << 10;
+const RESERVED: usize = 256 << 10;
 
 /// The right to write a recording. Given back when dropped.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Lock {
     /// # Errors
     /// Another recorder has it, or nothing can be written there.
     pub fn take(recording: &Path) -> Result<Self> {
-        let path = beside(recording, "-lock");
+        let path = sidecar_path(recording, "-lock");
         loop {
             let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.with_context(|| {
@@ -61,8 +61,8 @@ impl Lock {
     ///
     /// # Errors
     /// The disk is full already ([`DiskFull`]), or broken.
-    pub fn load_ballast(&mut self, recording: &Path) -> Result<()> {
-        let loaded = self.file.write_all(&vec![0; BALLAST]).and_then(|()| self.file.sync_data());
+    pub fn reserve_space(&mut self, recording: &Path) -> Result<()> {
+        let loaded = self.file.write_all(&vec![0; RESERVED]).and_then(|()| self.file.sync_data());
         loaded.map_err(|error| match error.kind() {
             ErrorKind::StorageFull => DiskFull::at_the_start(recording).into(),
             _ => anyhow::Error::from(error).context(format!("making room beside {}", recording.display())),
@@ -70,7 +70,7 @@ impl Lock {
     }
 
     /// Gives the room up.
-    pub fn drop_ballast(&self) {
+    pub fn release_space(&self) {
         let _ = self.file.set_len(0);
     }
 }

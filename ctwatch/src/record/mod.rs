@@ -3,6 +3,9 @@
 
 pub mod anonymize;
 mod census;
+mod columns;
+pub mod delta_decoder;
+pub mod delta_encoder;
 mod digest;
 mod event;
 pub mod files;
@@ -12,28 +15,26 @@ mod listing;
 mod lock;
 mod open;
 pub mod reader;
-pub mod rebuild;
 pub mod recorder;
 pub mod replay;
+mod retention;
 pub mod rows;
 mod run;
 pub mod sampler;
 mod schema;
-pub mod scribe;
 pub mod span;
 mod sparse;
 pub mod sysctls;
-mod thin;
 pub mod tick;
-pub mod track;
 pub mod trigger;
 pub mod writer;
+pub mod writer_thread;
 
 pub use full::DiskFull;
 pub use lock::Lock;
 pub use open::Fault;
 pub use reader::Recording;
-pub use thin::{RetentionLimits, Thinner};
+pub use retention::{Retention, RetentionLimits};
 pub use writer::Writer;
 
 /// The number of the file's layout: `PRAGMA user_version`.

@@ -91,7 +91,7 @@ impl ReadError {
 }
 
 /// An error about this row of this table.
-pub(super) fn wrong<T>(table: &str, id: i64) -> Result<T, ReadError> {
+pub(super) fn corrupt_row<T>(table: &str, id: i64) -> Result<T, ReadError> {
     Err(ReadError::Wrong(format!("{table} {id}: its checksum is another one")))
 }
 

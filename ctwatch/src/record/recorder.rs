@@ -1,20 +1,20 @@
 //! Puts together what a recording gets each tick, and says when an incident begins and ends.
-//! Fed by a watch, or by whatever looks like one; writes through the scribe alone.
+//! Fed by a watch, or by whatever looks like one; writes through the writer_thread alone.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::rebuild::Names;
+use super::delta_encoder::DeltaEncoder;
+use super::rows::Names;
 use super::rows::{EndReason, Incident, MachineSnapshot, Notice, RunEnd, StoredListing};
 use super::sampler::{COARSE, DETAILED, Sampler};
-use super::scribe::{IncidentNumber, WriterThread};
 use super::sysctls::Sysctls;
 use super::tick::Tick;
-use super::track::Tracker;
 use super::trigger::{Condition, Measured, Trigger, Turn};
 use super::writer::Batch;
+use super::writer_thread::{IncidentNumber, WriterThread};
 use crate::contract::Tick as Report;
 use crate::kernel::roots::Roots;
 use crate::model::{Loss, NetnsId, Sample, WallMono};
@@ -66,7 +66,7 @@ pub struct Outcome {
 pub struct Recorder {
     plan: Plan,
     state: State,
-    tracker: Tracker,
+    encoder: DeltaEncoder,
     sampler: Sampler,
     sysctls: Sysctls,
     names: HashMap<NetnsId, Names>,
@@ -74,7 +74,7 @@ pub struct Recorder {
     /// What goes with the next tick.
     pending: Batch,
     /// None once it has failed to open the next file.
-    scribe: Option<WriterThread>,
+    writer_thread: Option<WriterThread>,
     next_tick: i64,
     /// Ticks of the time before a trigger: number, and end in microseconds.
     recent: VecDeque<(i64, i64)>,
@@ -94,7 +94,7 @@ impl Recorder {
         plan: Plan,
         settings: StateConfig,
         roots: &Roots,
-        scribe: WriterThread,
+        writer_thread: WriterThread,
         next_tick: i64,
     ) -> Self {
         let triggers = plan.when.iter().map(|when| (Trigger::new(when.clone(), plan.after), None)).collect();
@@ -102,13 +102,13 @@ impl Recorder {
         Self {
             plan,
             state: State::new(settings),
-            tracker: Tracker::default(),
+            encoder: DeltaEncoder::default(),
             sampler: Sampler::new(limit),
             sysctls: Sysctls::new(roots),
             names: HashMap::new(),
             triggers,
             pending: Batch::default(),
-            scribe: Some(scribe),
+            writer_thread: Some(writer_thread),
             next_tick,
             recent: VecDeque::new(),
             settings_at: None,
@@ -149,7 +149,7 @@ impl Recorder {
         let fired = self.look(&report, at);
         self.unnumbered.extend(fired.iter().cloned());
         if self.keeps_up() {
-            let mut tick = self.tracker.tick(sample, mono_us);
+            let mut tick = self.encoder.tick(sample, mono_us);
             let unexplained = &report.unexplained;
             tick.unexplained = [
                 unexplained.drop,
@@ -176,7 +176,7 @@ impl Recorder {
         }
         self.next_tick += 1;
         let batch = Batch { tick: Some(tick), events, ..std::mem::take(&mut self.pending) };
-        self.scribe.as_ref().map_or(Ok(()), |scribe| scribe.send(batch))
+        self.writer_thread.as_ref().map_or(Ok(()), |writer_thread| writer_thread.send(batch))
     }
 
     /// Names of namespaces that are news.
@@ -236,7 +236,7 @@ impl Recorder {
     /// Whether the next tick will be written: else the one after it carries it.
     #[must_use]
     pub fn keeps_up(&self) -> bool {
-        self.scribe.as_ref().is_none_or(WriterThread::has_room)
+        self.writer_thread.as_ref().is_none_or(WriterThread::has_room)
     }
 
     /// Incidents so far.
@@ -248,9 +248,9 @@ impl Recorder {
     /// Incidents that are in the file by now, with their numbers there; without one where that couldn't be written, or
     /// takes too long. Each is told once.
     pub fn numbered(&mut self, mono_us: i64) -> Vec<(Fired, Option<i64>)> {
-        let news: Vec<IncidentNumber> = self.scribe.iter().flat_map(WriterThread::numbers).collect();
+        let news: Vec<IncidentNumber> = self.writer_thread.iter().flat_map(WriterThread::numbers).collect();
         self.learn_numbers(news);
-        let is_open = self.scribe.is_some();
+        let is_open = self.writer_thread.is_some();
         let too_long = |one: &mut Fired| !is_open || mono_us - one.at.mono_us > NUMBER_WITHIN_US;
         let known =
             std::mem::take(&mut self.numbered).into_iter().map(|(fired, number)| (fired, Some(number)));
@@ -278,7 +278,7 @@ impl Recorder {
         &self.state
     }
 
-    /// Ends the file: writes what is owed, and why it ended.
+    /// Ends the file: writes what is deferred, and why it ended.
     ///
     /// # Errors
     /// Writing failed, now or earlier.
@@ -290,22 +290,22 @@ impl Recorder {
                 self.pending.incidents.push(incident.clone());
             }
         }
-        let tick = self.tracker.settle(at.time, at.mono_us);
+        let tick = self.encoder.flush_deferred(at.time, at.mono_us);
         self.next_tick += i64::from(tick.is_some());
-        let Some(mut scribe) = self.scribe.take() else { return Ok(()) };
-        let numbers = scribe.take_numbers();
+        let Some(mut writer_thread) = self.writer_thread.take() else { return Ok(()) };
+        let numbers = writer_thread.take_numbers();
         // If that failed, finishing says why.
-        let _ = scribe.send(Batch { tick, ..std::mem::take(&mut self.pending) });
-        let finished = scribe.finish(RunEnd { at, reason, last_tick: self.next_tick - 1 });
+        let _ = writer_thread.send(Batch { tick, ..std::mem::take(&mut self.pending) });
+        let finished = writer_thread.finish(RunEnd { at, reason, last_tick: self.next_tick - 1 });
         self.learn_numbers(numbers.into_iter().flatten());
         finished
     }
 
     /// Goes on in another file, after [`Recorder::finish`]. Open incidents go on there.
-    pub fn go_on(&mut self, scribe: WriterThread, next_tick: i64) {
-        self.scribe = Some(scribe);
+    pub fn go_on(&mut self, writer_thread: WriterThread, next_tick: i64) {
+        self.writer_thread = Some(writer_thread);
         self.next_tick = next_tick;
-        self.tracker.begin_file();
+        self.encoder.begin_file();
         self.sysctls.forget();
         self.settings_at = None;
         self.names.clear();

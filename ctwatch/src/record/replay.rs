@@ -2,19 +2,20 @@
 //! No clock and no view: how fast it goes and how it looks is the caller's business.
 
 mod baseline;
-mod remarks;
+mod notices;
 
 use std::collections::HashMap;
 
 use anyhow::Result;
 
+use super::delta_decoder::DeltaDecoder;
 use super::reader::{RecordedRun, Recording, Stored, Ticks};
-use super::rebuild::{Names, Rebuild};
+use super::rows::Names;
 use super::span::Span;
 use crate::contract::Notice;
 use crate::model::{Loss, NetnsId, Sample};
 use baseline::Baseline;
-use remarks::Remarks;
+use notices::ReplayNotices;
 
 /// One tick.
 #[derive(Debug)]
@@ -41,9 +42,9 @@ pub struct Replay<'a> {
     names: HashMap<NetnsId, Names>,
     span: Span,
     wants_losses: bool,
-    rebuild: Rebuild,
+    decoder: DeltaDecoder,
     baseline: Baseline,
-    remarks: Remarks,
+    notices: ReplayNotices,
     done: bool,
 }
 
@@ -59,9 +60,9 @@ impl<'a> Replay<'a> {
             names: recording.names(run.id)?,
             span,
             wants_losses,
-            rebuild: Rebuild::default(),
+            decoder: DeltaDecoder::default(),
             baseline: Baseline::default(),
-            remarks: Remarks::new(recording, run)?,
+            notices: ReplayNotices::new(recording, run)?,
             done: false,
         })
     }
@@ -86,15 +87,15 @@ impl<'a> Replay<'a> {
         };
         if self.span.is_after(stored.tick.time) {
             self.done = true;
-            self.remarks.cut_short();
+            self.notices.cut_short();
             return Ok(None);
         }
         let Stored { id, first, level: _, tick } = &stored;
-        self.rebuild.add(tick);
-        let mut sample = self.rebuild.sample(tick, &self.names);
+        self.decoder.add(tick);
+        let mut sample = self.decoder.sample(tick, &self.names);
         let is_shown = self.baseline.is_set() || self.span.is_after_from(tick.time);
         let mut step = Step {
-            notices: self.remarks.before(&stored, is_shown),
+            notices: self.notices.before(&stored, is_shown),
             losses: Vec::new(),
             is_sampled: false,
             mono_us: tick.mono_us,
@@ -111,14 +112,14 @@ impl<'a> Replay<'a> {
         if is_shown && self.wants_losses && tick.events_seen > 0 {
             step.losses = self.recording.losses(*first..=*id)?.into_iter().map(|(_, loss)| loss).collect();
             step.is_sampled = (step.losses.len() as u64) < tick.events_seen;
-            self.remarks.count_events(step.losses.len() as u64, tick.events_seen);
+            self.notices.count_events(step.losses.len() as u64, tick.events_seen);
         }
         Ok(Some(step))
     }
 
     /// What is to be said at the end: how the run ended, and what is missing.
     #[must_use]
-    pub fn last_words(&self) -> Vec<Notice> {
-        self.remarks.last_words()
+    pub fn closing_notices(&self) -> Vec<Notice> {
+        self.notices.closing_notices()
     }
 }

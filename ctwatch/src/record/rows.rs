@@ -4,9 +4,8 @@
 use jiff::Timestamp;
 
 use super::digest::Digest;
-use super::rebuild::Names;
 use crate::contract::Hook;
-use crate::model::{KernelCounters, NetnsId, WallMono};
+use crate::model::{Backend, KernelCounters, NetnsId, WallMono};
 
 /// One watch on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +20,8 @@ pub struct Run {
     pub version: String,
     /// `uname -r`
     pub kernel_release: String,
-    /// "kprobe", "tracepoint" or "counters"
-    pub backend: String,
+    /// How it was watched.
+    pub backend: Backend,
     /// Why this one, and what can't be seen with it.
     pub backend_reason: Option<String>,
     /// Time between two ticks, microseconds.
@@ -64,12 +63,16 @@ impl Run {
         let mut digest = Digest::default();
         digest.instant(started);
         digest.optional_text(boot_id.as_deref()).optional_text(host.as_deref());
-        digest.text(version).text(kernel_release).text(backend).optional_text(backend_reason.as_deref());
+        digest
+            .text(version)
+            .text(kernel_release)
+            .text(backend.name())
+            .optional_text(backend_reason.as_deref());
         digest.int(*interval_us).int(i64::from(*counts_flows));
         for (function, kind) in hooks {
             digest.text(function).text(kind);
         }
-        digest.ints(&super::track::four(since_boot)).int(i64::from(*continues)).int(first_tick);
+        digest.ints(&since_boot.as_array().map(u64::cast_signed)).int(i64::from(*continues)).int(first_tick);
         digest.finish()
     }
 }
@@ -268,6 +271,15 @@ pub struct StoredListing {
     pub interrupted: bool,
     /// What it held, as `advise` needs it.
     pub census: crate::listing::Listing,
+}
+
+/// What a netns was called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// "host", a name from /run/netns, that of its container, or none.
+    pub name: Option<String>,
+    /// The container or pod that lived in it.
+    pub container: Option<String>,
 }
 
 pub(super) fn netns_checksum(run: i64, id: NetnsId, names: &Names) -> u32 {

@@ -9,7 +9,7 @@ use super::digest::Digest;
 use crate::model::{Census, NetnsId};
 
 /// The four kernel counters in the order of [`crate::model::KernelCounters`].
-pub type Four = [i64; 4];
+pub type CounterArray = [i64; 4];
 
 /// How all counters moved in one interval.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +37,7 @@ pub struct Tick {
     /// Inserts and deletes that have no slot. Negative where some got theirs later.
     pub flows_overflow: i64,
     /// What the kernel had counted and ctwatch hadn't at its end.
-    pub unexplained: Four,
+    pub unexplained: CounterArray,
     /// Loss events that came in it.
     pub events_seen: u64,
     /// Censuses that ended in it.
@@ -72,9 +72,9 @@ pub struct NetnsTick {
     /// nf_conntrack_max
     pub max: Option<u32>,
     /// How far the kernel's counters moved.
-    pub kernel: Four,
+    pub kernel: CounterArray,
     /// How far they moved while ours were read.
-    pub width: Four,
+    pub width: CounterArray,
 }
 
 impl Presence {

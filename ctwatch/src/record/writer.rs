@@ -9,10 +9,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, Transaction, params};
+use rusqlite::types::Null;
+use rusqlite::{Connection, OpenFlags, ToSql, Transaction, params};
 
+use super::columns::{
+    IncidentColumns, MachineColumns, NoticeColumns, RunEndColumns, SettingColumns, TickCauseColumns,
+    TickColumns, TickFlowColumns, TickLossColumns, TickNetnsColumns,
+};
 use super::full::{DiskFull, lacks_room};
-use super::rebuild::Names;
+use super::rows::Names;
 use super::rows::{Incident, MachineSnapshot, Notice, Run, RunEnd, Setting, StoredListing};
 use super::tick::{NetnsTick, Tick};
 use super::{Fault, census, event, files, listing, open, run, schema};
@@ -171,7 +176,7 @@ impl Writer {
             insert_setting(&transaction, run, setting)?;
         }
         for one in facts {
-            insert_facts(&transaction, run, one)?;
+            insert_machine(&transaction, run, one)?;
         }
         for notice in notices {
             insert_notice(&transaction, run, notice)?;
@@ -189,17 +194,15 @@ impl Writer {
     /// As [`Writer::write`].
     pub fn end(self, end: &RunEnd) -> rusqlite::Result<()> {
         self.connection.pragma_update(None, "synchronous", "FULL")?;
-        self.connection.execute(
-            "INSERT OR REPLACE INTO run_end VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![
-                self.run,
-                end.at.time.as_microsecond(),
-                end.at.mono_us,
-                end.reason.name(),
-                end.last_tick,
-                end.checksum(self.run)
-            ],
-        )?;
+        RunEndColumns::<&dyn ToSql> {
+            run: &self.run,
+            ended_us: &end.at.time.as_microsecond(),
+            ended_mono_us: &end.at.mono_us,
+            reason: &end.reason.name(),
+            last_tick: &end.last_tick,
+            crc: &end.checksum(self.run),
+        }
+        .insert(&self.connection)?;
         // Closing does this only where nobody else has the file open. What a reader holds up stays in the -wal, and so
         // does what has no room on a full disk.
         self.connection.busy_timeout(READERS_PATIENCE)?;
@@ -252,39 +255,49 @@ fn next_tick(connection: &Connection) -> Result<i64> {
 
 fn insert_setting(transaction: &Transaction<'_>, run: i64, setting: &Setting) -> rusqlite::Result<()> {
     let Setting { at, name, value, before } = setting;
-    transaction
-        .prepare_cached(
-            "INSERT INTO setting (run, wall_us, mono_us, name, value, before, crc) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        )?
-        .execute(params![
-            run,
-            at.time.as_microsecond(),
-            at.mono_us,
-            name,
-            value,
-            before,
-            setting.checksum(run)
-        ])?;
-    Ok(())
+    SettingColumns::<&dyn ToSql> {
+        id: &Null,
+        run: &run,
+        wall_us: &at.time.as_microsecond(),
+        mono_us: &at.mono_us,
+        name,
+        value,
+        before,
+        crc: &setting.checksum(run),
+    }
+    .insert(transaction)
 }
 
-fn insert_facts(transaction: &Transaction<'_>, run: i64, facts: &MachineSnapshot) -> rusqlite::Result<()> {
-    let MachineSnapshot { at, occasion, json } = facts;
-    transaction.execute(
-        "INSERT INTO machine (run, reason, wall_us, mono_us, facts, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![run, occasion.name(), at.time.as_microsecond(), at.mono_us, json, facts.checksum(run)],
-    )?;
-    Ok(())
+fn insert_machine(
+    transaction: &Transaction<'_>,
+    run: i64,
+    snapshot: &MachineSnapshot,
+) -> rusqlite::Result<()> {
+    let MachineSnapshot { at, occasion: reason, json } = snapshot;
+    MachineColumns::<&dyn ToSql> {
+        id: &Null,
+        run: &run,
+        reason: &reason.name(),
+        wall_us: &at.time.as_microsecond(),
+        mono_us: &at.mono_us,
+        facts: json,
+        crc: &snapshot.checksum(run),
+    }
+    .insert(transaction)
 }
 
 fn insert_notice(transaction: &Transaction<'_>, run: i64, notice: &Notice) -> rusqlite::Result<()> {
     let Notice { at, code, text } = notice;
-    transaction.execute(
-        "INSERT INTO notice (run, wall_us, mono_us, code, text, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![run, at.time.as_microsecond(), at.mono_us, code, text, notice.checksum(run)],
-    )?;
-    Ok(())
+    NoticeColumns::<&dyn ToSql> {
+        id: &Null,
+        run: &run,
+        wall_us: &at.time.as_microsecond(),
+        mono_us: &at.mono_us,
+        code,
+        text,
+        crc: &notice.checksum(run),
+    }
+    .insert(transaction)
 }
 
 /// One that is known by its condition and tick is brought up to date.
@@ -296,15 +309,23 @@ fn put_incident(transaction: &Transaction<'_>, run: i64, incident: &Incident) ->
         "UPDATE incident SET detail_to = ?4, ceased_us = ?5, crc = ?6 WHERE run = ?1 AND condition = ?2 AND tick = ?3",
         params![run, condition, tick, detail_to, ceased, crc],
     )?;
-    if known == 0 {
-        let (wall_us, mono_us) = (at.time.as_microsecond(), at.mono_us);
-        transaction.execute(
-            "INSERT INTO incident (run, condition, tick, wall_us, mono_us, measured, detail_from, detail_to, ceased_us, \
-             crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            params![run, condition, tick, wall_us, mono_us, measured, detail_from, detail_to, ceased, crc],
-        )?;
+    if known > 0 {
+        return Ok(());
     }
-    Ok(())
+    IncidentColumns::<&dyn ToSql> {
+        id: &Null,
+        run: &run,
+        condition,
+        tick,
+        wall_us: &at.time.as_microsecond(),
+        mono_us: &at.mono_us,
+        measured,
+        detail_from,
+        detail_to,
+        ceased_us: &ceased,
+        crc: &crc,
+    }
+    .insert(transaction)
 }
 
 /// Where a tick is in the file.
@@ -325,54 +346,64 @@ pub(super) fn insert_tick(
 ) -> rusqlite::Result<()> {
     let TickRow { id, first, run, level } = *place;
     let [drop, early_drop, insert_failed, chaintoolong] = tick.unexplained;
-    transaction
-        .prepare_cached(
-            "INSERT INTO tick VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
-        )?
-        .execute(params![
-            id,
-            first,
-            run,
-            level,
-            tick.time.as_microsecond(),
-            tick.mono_us,
-            tick.interval_us,
-            tick.restarted,
-            tick.ambiguous,
-            tick.flows_overflow,
-            drop,
+    TickColumns::<&dyn ToSql> {
+        id: &id,
+        first: &first,
+        run: &run,
+        level: &level,
+        wall_us: &tick.time.as_microsecond(),
+        mono_us: &tick.mono_us,
+        interval_us: &tick.interval_us,
+        restarted: &tick.restarted,
+        ambiguous: &tick.ambiguous,
+        flows_overflow: &tick.flows_overflow,
+        unexplained_drop: &drop,
+        unexplained_early_drop: &early_drop,
+        unexplained_insert_failed: &insert_failed,
+        unexplained_chaintoolong: &chaintoolong,
+        events_seen: &tick.events_seen.cast_signed(),
+        crc: &tick.checksum(),
+    }
+    .insert(transaction)?;
+    let mut statement = TickNetnsColumns::statement(transaction)?;
+    for one in &tick.netns {
+        let NetnsTick { id: number, presence, complete, count, peak, max, kernel, width } = one;
+        let [drop, early_drop, insert_failed, chaintoolong] = kernel;
+        TickNetnsColumns::<&dyn ToSql> {
+            tick: &id,
+            netns: &dictionary.netns(transaction, *number)?,
+            presence: &(*presence as i64),
+            complete,
+            count,
+            peak: &if peak == count { None } else { *peak },
+            max,
+            drops: drop,
             early_drop,
             insert_failed,
             chaintoolong,
-            tick.events_seen.cast_signed(),
-            tick.checksum(),
-        ])?;
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO tick_netns VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
-    )?;
-    for one in &tick.netns {
-        let NetnsTick { id: number, presence, complete, count, peak, max, kernel, width } = one;
-        let peak = if peak == count { None } else { *peak };
-        let ([a, b, c, d], [e, f, g, h]) = (kernel, width);
-        let netns = dictionary.netns(transaction, *number)?;
-        let presence = *presence as i64;
-        statement
-            .execute(params![id, netns, presence, complete, count, peak, max, a, b, c, d, e, f, g, h])?;
+            drops_width: &width[0],
+            early_drop_width: &width[1],
+            insert_failed_width: &width[2],
+            chaintoolong_width: &width[3],
+        }
+        .write(&mut statement)?;
     }
-    let mut statement = transaction.prepare_cached("INSERT INTO tick_loss VALUES (?1, ?2, ?3)")?;
+    let mut statement = TickLossColumns::statement(transaction)?;
     for (key, losses) in &tick.losses {
         let slot = dictionary.slot(transaction, *key)?;
-        statement.execute(params![id, slot, losses])?;
+        TickLossColumns::<&dyn ToSql> { tick: &id, slot: &slot, losses }.write(&mut statement)?;
     }
-    let mut statement = transaction.prepare_cached("INSERT INTO tick_flow VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    let mut statement = TickFlowColumns::statement(transaction)?;
     for (key, [inserts, deletes, failed]) in &tick.flows {
         let slot = dictionary.slot(transaction, *key)?;
-        statement.execute(params![id, slot, inserts, deletes, failed])?;
+        TickFlowColumns::<&dyn ToSql> { tick: &id, slot: &slot, inserts, deletes, failed }
+            .write(&mut statement)?;
     }
-    let mut statement = transaction.prepare_cached("INSERT INTO tick_cause VALUES (?1, ?2, ?3, ?4)")?;
-    for (cause, (overflow, lost)) in tick.overflow.iter().zip(&tick.lost_events).enumerate() {
-        if (*overflow, *lost) != (0, 0) {
-            statement.execute(params![id, cause as i64, overflow, lost])?;
+    let mut statement = TickCauseColumns::statement(transaction)?;
+    for (cause, (overflow, lost_events)) in tick.overflow.iter().zip(&tick.lost_events).enumerate() {
+        if (*overflow, *lost_events) != (0, 0) {
+            TickCauseColumns::<&dyn ToSql> { tick: &id, cause: &(cause as i64), overflow, lost_events }
+                .write(&mut statement)?;
         }
     }
     Ok(())

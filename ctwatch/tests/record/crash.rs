@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ctwatch::record::rows::EndReason;
-use ctwatch::record::scribe::WriterThread;
+use ctwatch::record::writer_thread::WriterThread;
 use ctwatch::record::{DiskFull, Lock, Recording, RetentionLimits, Writer};
 
 use super::synthetic::{all_of, batch, run, tick, write};
@@ -109,7 +109,7 @@ fn where_there_is_no_room_to_begin_nothing_is_left() {
     for free in (0..512).step_by(20) {
         std::fs::write(&filling, vec![0; (1024 - free) << 10]).unwrap();
         let begun = Lock::take(&path).and_then(|mut lock| {
-            lock.load_ballast(&path)?;
+            lock.reserve_space(&path)?;
             Writer::open(&path, &run()).map(drop)
         });
         if let Err(error) = begun {
@@ -133,7 +133,7 @@ fn a_full_disk_ends_the_run_and_the_file_says_so() {
     };
     let path = disk.0.path().join("a.ctw");
     let mut lock = Lock::take(&path).unwrap();
-    lock.load_ballast(&path).unwrap();
+    lock.reserve_space(&path).unwrap();
     let lock = Arc::new(lock);
     let writer = Writer::open(&path, &run()).unwrap();
     let limits = RetentionLimits {

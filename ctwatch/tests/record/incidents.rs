@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use ctwatch::kernel::roots::Roots;
 use ctwatch::model::Backend;
-use ctwatch::record::rebuild::Rebuild;
+use ctwatch::record::delta_decoder::DeltaDecoder;
 use ctwatch::record::recorder::{Fired, Plan, Recorder};
 use ctwatch::record::rows::{EndReason, RunEnd};
-use ctwatch::record::scribe::WriterThread;
 use ctwatch::record::writer::Batch;
+use ctwatch::record::writer_thread::WriterThread;
 use ctwatch::record::{Lock, Recording, RetentionLimits, Writer};
 use ctwatch::state::StateConfig;
 
@@ -45,7 +45,7 @@ fn recorder(path: &Path) -> Recorder {
 
 /// Seconds of a watch, of which some lose something.
 #[derive(Default)]
-struct Seconds(Rebuild);
+struct Seconds(DeltaDecoder);
 
 impl Seconds {
     fn pass(&mut self, second: i64, loses: bool, recorder: &mut Recorder) -> Vec<Fired> {

@@ -7,11 +7,11 @@ use std::process::{Command, Output, Stdio};
 
 use ctwatch::contract::{End, Tick};
 use ctwatch::model::{Backend, FlowSample, KernelCounters, NetnsSample, Sample, SlotSample};
-use ctwatch::record::rebuild::Names;
+use ctwatch::record::delta_encoder::DeltaEncoder;
 use ctwatch::record::replay::Replay;
+use ctwatch::record::rows::Names;
 use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::span::Span;
-use ctwatch::record::track::Tracker;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
 use ctwatch::state::{By, Filter, State, StateConfig};
@@ -104,7 +104,7 @@ fn settings(by: By) -> StateConfig {
 /// Records samples, each with one loss, of which it says that `seen` came.
 fn record(path: &Path, samples: &[Sample], seen: u64) {
     let mut writer = Writer::open(path, &run()).unwrap();
-    let mut tracker = Tracker::default();
+    let mut tracker = DeltaEncoder::default();
     for (second, sample) in (1..).zip(samples) {
         let mut tick = tracker.tick(sample, at(second).mono_us);
         tick.events_seen = seen;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{
-    Census, CensusKey, Direction, FlowOffset, KernelCounters, Loss, NetnsId, Owner, PortDetail, ProcessId,
-    Role, TableEntry as Entry, TimeoutKind, Timeouts, WallMono,
+    Backend, Census, CensusKey, Direction, FlowOffset, KernelCounters, Loss, NetnsId, Owner, PortDetail,
+    ProcessId, Role, TableEntry as Entry, TimeoutKind, Timeouts, WallMono,
 };
-use ctwatch::record::rebuild::Names;
+use ctwatch::record::rows::Names;
 use ctwatch::record::rows::{Incident, MachineSnapshot, Notice, Run, Setting, SnapshotReason, StoredListing};
 use ctwatch::record::tick::{NetnsTick, Tick};
 use ctwatch::record::writer::Batch;
@@ -33,7 +33,7 @@ pub fn run() -> Run {
         host: Some("web1".to_owned()),
         version: "0.1.0".to_owned(),
         kernel_release: "6.12.1".to_owned(),
-        backend: "kprobe".to_owned(),
+        backend: Backend::Kprobe,
         backend_reason: None,
         interval_us: 1_000_000,
         counts_flows: true,

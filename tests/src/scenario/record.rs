@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ::ctwatch::record::Recording;
-use ::ctwatch::record::rebuild::Rebuild;
+use ::ctwatch::record::delta_decoder::DeltaDecoder;
 use ::ctwatch::record::rows::SnapshotReason;
 use anyhow::{Context, Result, bail, ensure};
 use ctwatch_common::Cause;
@@ -127,7 +127,7 @@ impl Held {
         recording.verify()?;
         let runs = recording.runs()?;
         let run = runs.last().context("a recording without a run")?;
-        let mut rebuild = Rebuild::default();
+        let mut rebuild = DeltaDecoder::default();
         let mut last = None;
         for stored in recording.ticks(run, i64::MIN..=i64::MAX)? {
             let tick = stored?.tick;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::advise::report::report;
 use crate::listing::Listing as Listed;
-use crate::model::{Direction, KernelCounters, TableEntry as Entry, TimeoutKind, WallMono};
+use crate::model::{Backend, Direction, KernelCounters, TableEntry as Entry, TimeoutKind, WallMono};
 use crate::record::Writer;
 use crate::record::rows::{Run, SnapshotReason};
 use crate::record::tick::{NetnsTick, Tick};
@@ -25,7 +25,7 @@ fn run() -> Run {
         host: Some("web1".to_owned()),
         version: "0.1.0".to_owned(),
         kernel_release: "6.12.1".to_owned(),
-        backend: "kprobe".to_owned(),
+        backend: Backend::Kprobe,
         backend_reason: None,
         interval_us: 1_000_000,
         counts_flows: true,

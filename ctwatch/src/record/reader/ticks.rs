@@ -10,9 +10,13 @@ use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
-use super::{RecordedRun, Recording, SLOTS, each, slot_key};
+use super::{RecordedRun, Recording, each, slot, slots_of_run};
 use crate::model::NetnsId;
 use crate::record::census;
+use crate::record::columns::{
+    NETNS, NetnsColumns, TICK, TICK_CAUSE, TICK_FLOW, TICK_LOSS, TICK_NETNS, TickCauseColumns, TickColumns,
+    TickFlowColumns, TickLossColumns, TickNetnsColumns,
+};
 use crate::record::open::ReadError;
 use crate::record::tick::{NetnsTick, Presence, Tick};
 
@@ -55,7 +59,7 @@ impl<'a> Ticks<'a> {
     ) -> Result<Self> {
         let (from, to) = numbers.into_inner();
         let numbers = Numbers::of(&recording.connection, run.id);
-        let numbers = numbers.map_err(|trouble| trouble.of(recording.path()))?;
+        let numbers = numbers.map_err(|error| error.of(recording.path()))?;
         let last = run.end.map(|end| end.last_tick).filter(|last| *last <= to);
         Ok(Self {
             recording,
@@ -72,7 +76,7 @@ impl<'a> Ticks<'a> {
     fn fill(&mut self) -> Result<()> {
         let Self { recording, numbers, from, to, .. } = &*self;
         let batch = numbers.ticks(&recording.connection, *from, *to, BATCH);
-        let batch = batch.map_err(|trouble| trouble.of(recording.path()))?;
+        let batch = batch.map_err(|error| error.of(recording.path()))?;
         self.done = batch.len() < BATCH;
         for (stored, crc) in batch {
             if self.expected.is_some_and(|expected| expected != stored.first) {
@@ -124,10 +128,11 @@ pub(in crate::record) struct Numbers {
 impl Numbers {
     /// Reads them.
     pub fn of(connection: &Connection, run: i64) -> Result<Self, ReadError> {
-        let slots = each(connection, SLOTS, [run], |row| Ok((row.get(0)?, slot_key(row)?)))?;
-        let sql = "SELECT id, number FROM netns WHERE run = ?1";
-        let netns = each(connection, sql, [run], |row| Ok((row.get(0)?, NetnsId(row.get(1)?))))?;
-        Ok(Self { run, slots: Named::of(slots), netns: Named::of(netns) })
+        let slots = each(connection, &slots_of_run(), [run], |row| Ok(slot(row)?))?;
+        let sql = format!("{} WHERE run = ?1", NetnsColumns::SELECT);
+        let netns =
+            each(connection, &sql, [run], |row| Ok((row.get(NETNS.id)?, NetnsId(row.get(NETNS.number)?))))?;
+        Ok(Self { run, slots: Named::new(slots), netns: Named::new(netns) })
     }
 
     /// The next ticks with their checksums.
@@ -138,40 +143,44 @@ impl Numbers {
         to: i64,
         limit: usize,
     ) -> Result<Vec<(Stored, u32)>, ReadError> {
-        let sql = "SELECT id, first, level, wall_us, mono_us, interval_us, restarted, ambiguous, flows_overflow, \
-             unexplained_drop, unexplained_early_drop, unexplained_insert_failed, unexplained_chaintoolong, \
-             events_seen, crc FROM tick WHERE id BETWEEN ?1 AND ?2 AND run = ?3 ORDER BY id LIMIT ?4";
-        let mut batch = each(connection, sql, params![from, to, self.run, limit as i64], tick)?;
+        let sql =
+            format!("{} WHERE id BETWEEN ?1 AND ?2 AND run = ?3 ORDER BY id LIMIT ?4", TickColumns::SELECT);
+        let mut batch = each(connection, &sql, params![from, to, self.run, limit as i64], tick)?;
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(batch) };
         let (span, first) = ([first.0.id, last.0.id], first.0.first);
+        let within = |select: &str| format!("{select} WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick");
         let mut place = Places::new(&mut batch);
-        let sql = "SELECT * FROM tick_netns WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
-        each(connection, sql, span, |row| {
-            let netns = self.netns.named_by(row)?;
-            place.of(row)?.netns.push(netns_tick(row, netns)?);
+        each(connection, &within(TickNetnsColumns::SELECT), span, |row| {
+            let tick = row.get(TICK_NETNS.tick)?;
+            let netns = self.netns.of(row.get(TICK_NETNS.netns)?).ok_or_else(|| astray(tick))?;
+            place.of(tick)?.netns.push(netns_tick(row, netns)?);
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
-        let sql = "SELECT * FROM tick_loss WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
-        each(connection, sql, span, |row| {
-            place.of(row)?.losses.push((self.slots.named_by(row)?, row.get(2)?));
+        each(connection, &within(TickLossColumns::SELECT), span, |row| {
+            let tick = row.get(TICK_LOSS.tick)?;
+            let slot = self.slots.of(row.get(TICK_LOSS.slot)?).ok_or_else(|| astray(tick))?;
+            place.of(tick)?.losses.push((slot, row.get(TICK_LOSS.losses)?));
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
-        let sql = "SELECT * FROM tick_flow WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
-        each(connection, sql, span, |row| {
-            let counts = [row.get(2)?, row.get(3)?, row.get(4)?];
-            place.of(row)?.flows.push((self.slots.named_by(row)?, counts));
+        each(connection, &within(TickFlowColumns::SELECT), span, |row| {
+            let tick = row.get(TICK_FLOW.tick)?;
+            let slot = self.slots.of(row.get(TICK_FLOW.slot)?).ok_or_else(|| astray(tick))?;
+            let counts =
+                [row.get(TICK_FLOW.inserts)?, row.get(TICK_FLOW.deletes)?, row.get(TICK_FLOW.failed)?];
+            place.of(tick)?.flows.push((slot, counts));
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
-        let sql = "SELECT * FROM tick_cause WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
-        each(connection, sql, span, |row| {
-            let (cause, tick) = (usize::from(row.get::<_, u8>(1)?), place.of(row)?);
+        each(connection, &within(TickCauseColumns::SELECT), span, |row| {
+            let (id, cause) = (row.get(TICK_CAUSE.tick)?, usize::from(row.get::<_, u8>(TICK_CAUSE.cause)?));
+            let tick = place.of(id)?;
             if cause >= CAUSES {
-                return astray(row);
+                return Err(astray(id));
             }
-            (tick.overflow[cause], tick.lost_events[cause]) = (row.get(2)?, row.get(3)?);
+            tick.overflow[cause] = row.get(TICK_CAUSE.overflow)?;
+            tick.lost_events[cause] = row.get(TICK_CAUSE.lost_events)?;
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
@@ -208,11 +217,10 @@ impl<'a> Places<'a> {
         self.batch.get_mut(self.at).map(|(stored, _)| &mut stored.tick)
     }
 
-    /// The tick whose number a row begins with.
-    fn of(&mut self, row: &Row<'_>) -> Result<&mut Tick, ReadError> {
-        let id = row.get(0)?;
+    /// The tick with this number.
+    fn of(&mut self, id: i64) -> Result<&mut Tick, ReadError> {
         if self.at_or_after(id).is_none() || self.batch[self.at].0.id != id {
-            return astray(row);
+            return Err(astray(id));
         }
         Ok(&mut self.batch[self.at].0.tick)
     }
@@ -222,61 +230,78 @@ impl<'a> Places<'a> {
 #[derive(Debug)]
 struct Named<T> {
     first: i64,
-    of: Vec<Option<T>>,
+    things: Vec<Option<T>>,
 }
 
 impl<T: Copy> Named<T> {
-    fn of(pairs: Vec<(i64, T)>) -> Self {
+    fn new(pairs: Vec<(i64, T)>) -> Self {
         // A number far away from the others is a damaged one: what names it is astray.
         let most = 65_536 + 16 * pairs.len();
         let first = pairs.iter().map(|(number, _)| *number).min().unwrap_or(0);
-        let mut of = Vec::new();
+        let mut things = Vec::new();
         for (number, what) in pairs {
             let Ok(place) = usize::try_from(number - first) else { continue };
             if place < most {
-                of.resize(of.len().max(place + 1), None);
-                of[place] = Some(what);
+                things.resize(things.len().max(place + 1), None);
+                things[place] = Some(what);
             }
         }
-        Self { first, of }
+        Self { first, things }
     }
 
-    /// What the number in a row's second column stands for.
-    fn named_by(&self, row: &Row<'_>) -> Result<T, ReadError> {
-        let place = usize::try_from(row.get::<_, i64>(1)? - self.first).ok();
-        place.and_then(|place| self.of.get(place).copied().flatten()).map_or_else(|| astray(row), Ok)
+    /// What this number stands for.
+    fn of(&self, number: i64) -> Option<T> {
+        self.things.get(usize::try_from(number.checked_sub(self.first)?).ok()?).copied().flatten()
     }
 }
 
-fn astray<T>(row: &Row<'_>) -> Result<T, ReadError> {
-    Err(ReadError::Wrong(format!("a row of tick {} names what isn't there", row.get::<_, i64>(0)?)))
+/// An error about a row that belongs to this tick, or says so.
+fn astray(tick: i64) -> ReadError {
+    ReadError::Wrong(format!("a row of tick {tick} names what isn't there"))
 }
 
 fn tick(row: &Row<'_>) -> Result<(Stored, u32), ReadError> {
-    let id = row.get(0)?;
-    let Ok(time) = Timestamp::from_microsecond(row.get(3)?) else { return astray(row) };
+    let id = row.get(TICK.id)?;
+    let time = Timestamp::from_microsecond(row.get(TICK.wall_us)?).map_err(|_| astray(id))?;
     let tick = Tick {
-        restarted: row.get(6)?,
-        ambiguous: row.get(7)?,
-        flows_overflow: row.get(8)?,
-        unexplained: [row.get(9)?, row.get(10)?, row.get(11)?, row.get(12)?],
-        events_seen: row.get::<_, i64>(13)?.cast_unsigned(),
-        ..Tick::quiet(time, row.get(4)?, row.get(5)?)
+        restarted: row.get(TICK.restarted)?,
+        ambiguous: row.get(TICK.ambiguous)?,
+        flows_overflow: row.get(TICK.flows_overflow)?,
+        unexplained: [
+            row.get(TICK.unexplained_drop)?,
+            row.get(TICK.unexplained_early_drop)?,
+            row.get(TICK.unexplained_insert_failed)?,
+            row.get(TICK.unexplained_chaintoolong)?,
+        ],
+        events_seen: row.get::<_, i64>(TICK.events_seen)?.cast_unsigned(),
+        ..Tick::quiet(time, row.get(TICK.mono_us)?, row.get(TICK.interval_us)?)
     };
-    Ok((Stored { id, first: row.get(1)?, level: row.get(2)?, tick }, row.get(14)?))
+    Ok((Stored { id, first: row.get(TICK.first)?, level: row.get(TICK.level)?, tick }, row.get(TICK.crc)?))
 }
 
 fn netns_tick(row: &Row<'_>, id: NetnsId) -> Result<NetnsTick, ReadError> {
-    let Some(presence) = Presence::from_number(row.get(2)?) else { return astray(row) };
-    let count = row.get(4)?;
+    let Some(presence) = Presence::from_number(row.get(TICK_NETNS.presence)?) else {
+        return Err(astray(row.get(TICK_NETNS.tick)?));
+    };
+    let count = row.get(TICK_NETNS.count)?;
     Ok(NetnsTick {
         id,
         presence,
-        complete: row.get(3)?,
+        complete: row.get(TICK_NETNS.complete)?,
         count,
-        peak: row.get::<_, Option<u32>>(5)?.or(count),
-        max: row.get(6)?,
-        kernel: [row.get(7)?, row.get(8)?, row.get(9)?, row.get(10)?],
-        width: [row.get(11)?, row.get(12)?, row.get(13)?, row.get(14)?],
+        peak: row.get::<_, Option<u32>>(TICK_NETNS.peak)?.or(count),
+        max: row.get(TICK_NETNS.max)?,
+        kernel: [
+            row.get(TICK_NETNS.drops)?,
+            row.get(TICK_NETNS.early_drop)?,
+            row.get(TICK_NETNS.insert_failed)?,
+            row.get(TICK_NETNS.chaintoolong)?,
+        ],
+        width: [
+            row.get(TICK_NETNS.drops_width)?,
+            row.get(TICK_NETNS.early_drop_width)?,
+            row.get(TICK_NETNS.insert_failed_width)?,
+            row.get(TICK_NETNS.chaintoolong_width)?,
+        ],
     })
 }

@@ -7,7 +7,7 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
 
 use crate::model::{KernelCounters, NetnsId, Sample};
-use crate::record::track::is_flow;
+use crate::record::delta_encoder::is_flow;
 
 /// What had been counted when the span began.
 #[derive(Debug, Default)]

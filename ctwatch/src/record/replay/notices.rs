@@ -15,7 +15,7 @@ const STEP_US: i64 = 1_000_000;
 
 /// What was said in the run itself, and what shows on the way.
 #[derive(Debug)]
-pub(super) struct Remarks {
+pub(super) struct ReplayNotices {
     /// By CLOCK_MONOTONIC, microseconds.
     recorded: VecDeque<(i64, Notice)>,
     level: u8,
@@ -30,7 +30,7 @@ pub(super) struct Remarks {
     is_first: bool,
 }
 
-impl Remarks {
+impl ReplayNotices {
     pub fn new(recording: &Recording, run: &RecordedRun) -> Result<Self> {
         let mut recorded = Vec::new();
         for notice in recording.notices(run.id)? {
@@ -106,7 +106,7 @@ impl Remarks {
         self.is_cut_short = true;
     }
 
-    pub fn last_words(&self) -> Vec<Notice> {
+    pub fn closing_notices(&self) -> Vec<Notice> {
         let time = self.last.map_or(self.began, |(time, _)| time);
         let mut notices = Vec::new();
         let mut say = |time, code, text| notices.push(Notice { time, code, text });

@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, anyhow};
 use rusqlite::params;
 
 use super::full::{DiskFull, is_full};
+use super::retention::{Retention, RetentionLimits};
 use super::rows::{EndReason, Incident, RunEnd};
-use super::thin::{RetentionLimits, Thinner};
 use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
 use crate::model::WallMono;
@@ -57,7 +57,7 @@ impl WriterThread {
         let behind = Arc::clone(&waiting);
         let (teller, numbers) = channel();
         let thread = std::thread::Builder::new()
-            .name("scribe".to_owned())
+            .name("writer_thread".to_owned())
             .stack_size(1 << 20)
             .spawn(move || write_all(writer, limits, &lock, &receiver, &behind, &teller))
             .context("starting the thread that writes")?;
@@ -107,7 +107,7 @@ fn write_all(
     waiting: &AtomicUsize,
     numbers: &Sender<IncidentNumber>,
 ) -> Result<()> {
-    let mut thinner = Thinner::new(limits);
+    let mut retention = Retention::new(limits);
     for message in messages {
         let written = match message {
             Message::Batch(batch) => {
@@ -117,7 +117,7 @@ fn write_all(
                     tell_numbers(&mut writer, &batch.incidents, numbers);
                 }
                 if let (Ok(()), Some(tick)) = (&written, &batch.tick) {
-                    written = thinner.step(&mut writer, tick.time);
+                    written = retention.step(&mut writer, tick.time);
                 }
                 written
             }
@@ -149,7 +149,7 @@ fn end_run(writer: Writer, end: &RunEnd) -> Result<()> {
 
 /// Writes why it ended into the room that was kept for that.
 fn give_up(writer: Writer, lock: &Lock, error: anyhow::Error) -> anyhow::Error {
-    lock.drop_ballast();
+    lock.release_space();
     let path = writer.path().to_owned();
     let error = failure(&path, error);
     let reason = if error.is::<DiskFull>() { EndReason::DiskFull } else { EndReason::Failed };

@@ -6,31 +6,23 @@ use std::collections::{BTreeMap, HashMap};
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
 
-use super::tick::{Four, NetnsTick, Presence, Tick};
-use super::track::is_flow;
+use super::delta_encoder::is_flow;
+use super::rows::Names;
+use super::tick::{CounterArray, NetnsTick, Presence, Tick};
 use crate::model::{FlowSample, KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
-
-/// What a netns was called.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names {
-    /// "host", a name from /run/netns, that of its container, or none.
-    pub name: Option<String>,
-    /// The container or pod that lived in it.
-    pub container: Option<String>,
-}
 
 /// Totals of everything fed in.
 #[derive(Debug, Default)]
-pub struct Rebuild {
+pub struct DeltaDecoder {
     slots: HashMap<SlotKey, [i64; 3]>,
-    netns: BTreeMap<NetnsId, (NetnsTick, Four)>,
+    netns: BTreeMap<NetnsId, (NetnsTick, CounterArray)>,
     overflow: [i64; CAUSES],
     lost_events: [i64; CAUSES],
     ambiguous: i64,
     flows_overflow: i64,
 }
 
-impl Rebuild {
+impl DeltaDecoder {
     /// Takes in a tick. Feed it all ticks of a run in order, also those that nobody wants to see.
     pub fn add(&mut self, tick: &Tick) {
         for netns in &tick.netns {
@@ -85,7 +77,12 @@ impl Rebuild {
     }
 }
 
-fn netns_sample(id: NetnsId, tick: &NetnsTick, after: Four, names: &HashMap<NetnsId, Names>) -> NetnsSample {
+fn netns_sample(
+    id: NetnsId,
+    tick: &NetnsTick,
+    after: CounterArray,
+    names: &HashMap<NetnsId, Names>,
+) -> NetnsSample {
     let Names { name, container } = names.get(&id).cloned().unwrap_or_default();
     let mut before = after;
     for (before, width) in before.iter_mut().zip(tick.width) {
@@ -104,11 +101,8 @@ fn netns_sample(id: NetnsId, tick: &NetnsTick, after: Four, names: &HashMap<Netn
     }
 }
 
-/// An array as the kernel's counters.
-#[must_use]
-pub fn counters(four: Four) -> KernelCounters {
-    let [drop, early_drop, insert_failed, chaintoolong] = four.map(unsigned);
-    KernelCounters { drop, early_drop, insert_failed, chaintoolong }
+fn counters(array: CounterArray) -> KernelCounters {
+    KernelCounters::from_array(array.map(unsigned))
 }
 
 fn unsigned(value: i64) -> u64 {

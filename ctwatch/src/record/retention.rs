@@ -44,7 +44,7 @@ pub struct RetentionLimits {
 
 /// What thinning has to remember.
 #[derive(Debug)]
-pub struct Thinner {
+pub struct Retention {
     limits: RetentionLimits,
     /// Per level: what lies before this tick was looked at.
     cursors: [i64; SUM as usize],
@@ -63,7 +63,7 @@ enum Step {
     Exhausted,
 }
 
-impl Thinner {
+impl Retention {
     /// For a file that is opened now.
     #[must_use]
     pub fn new(limits: RetentionLimits) -> Self {
@@ -158,7 +158,7 @@ impl Thinner {
             )?
             .query_row([from, old, run], |row| row.get(0))?;
         match to {
-            Some(to) => self.coarsen(connection, run, from, to, SUM).map(|_| Step::Done),
+            Some(to) => self.downsample(connection, run, from, to, SUM).map(|_| Step::Done),
             None => Ok(Step::Exhausted),
         }
     }
@@ -179,7 +179,7 @@ impl Thinner {
                     continue;
                 };
                 let to = ids.iter().take_while(|(_, of)| *of == run).last().map_or(from, |(id, _)| *id);
-                self.cursors[usize::from(level)] = self.coarsen(connection, run, from, to, level + 1)?;
+                self.cursors[usize::from(level)] = self.downsample(connection, run, from, to, level + 1)?;
                 return Ok(Step::Done);
             }
             if self.release_oldest_incident(connection, current)? {
@@ -202,7 +202,7 @@ impl Thinner {
 
     /// Makes the ticks in this range coarser, except those around incidents. Returns how far it came: a group whose end
     /// may still be missing is left for the next step.
-    fn coarsen(
+    fn downsample(
         &self,
         connection: &mut Connection,
         run: i64,
@@ -221,7 +221,7 @@ impl Thinner {
         let mut ticks = Vec::new();
         for (tick, crc) in numbers.ticks(connection, from, to, STEP + 1)? {
             if tick.tick.checksum() != crc {
-                return super::open::wrong("tick", tick.id);
+                return super::open::corrupt_row("tick", tick.id);
             }
             ticks.push(tick);
         }
