@@ -24,6 +24,8 @@ pub mod process;
 pub mod record;
 pub mod state;
 pub mod stderr;
+#[doc(hidden)]
+pub mod testing;
 pub mod text;
 pub mod view;
 pub mod watch;

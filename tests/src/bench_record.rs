@@ -7,18 +7,19 @@ use std::time::{Duration, Instant as Clock};
 
 use ::ctwatch::kernel::roots::Roots;
 use ::ctwatch::model::{
-    Backend, Census, CensusKey, FlowOffset, KernelCounters, Loss, NetnsId, NetnsSample, Owner, PortDetail,
-    ProcessId, Role, Sample, SlotSample, WallMono,
+    Backend, Census, CensusKey, FlowOffset, KernelCounters, Loss, NetnsSample, Owner, PortDetail, ProcessId,
+    Role, Sample, SlotSample, WallMono,
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{EndReason, Run};
 use ::ctwatch::record::writer_thread::WriterThread;
 use ::ctwatch::record::{Lock, Recording, RetentionLimits, Writer};
 use ::ctwatch::state::StateConfig;
+use ::ctwatch::testing::{self, HOST, slot};
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::event::{IPV4, LossEvent, flag};
-use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
+use ctwatch_common::event::flag;
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK};
 use jiff::{SignedDuration, Timestamp};
 
 const SECONDS: u64 = 86_400;
@@ -28,7 +29,6 @@ const TUPLES: u64 = 1_000_000;
 /// Service ports of the host, and how many of them move in a tick.
 const PORTS: u16 = 200;
 const MOVING: u64 = 30;
-const HOST: u32 = 4_026_531_840;
 
 const FILE_GOAL: u64 = 100_000_000;
 const RSS_GOAL: u64 = 32 << 20;
@@ -60,20 +60,8 @@ pub fn run(folder: &Path) -> Result<bool> {
 
 fn record(path: &Path) -> Result<Host> {
     let start = Timestamp::now() - SignedDuration::from_secs(SECONDS as i64);
-    let run = Run {
-        started: WallMono { time: start, mono_us: 0 },
-        boot_id: None,
-        host: Some("bench".to_owned()),
-        version: "bench".to_owned(),
-        kernel_release: "bench".to_owned(),
-        backend: Backend::Kprobe,
-        backend_reason: None,
-        interval_us: 1_000_000,
-        counts_flows: true,
-        hooks: Vec::new(),
-        since_boot: KernelCounters::default(),
-        continues: false,
-    };
+    let started = WallMono { time: start, mono_us: 0 };
+    let run = Run { started, host: Some("bench".to_owned()), ..testing::run() };
     let limits = RetentionLimits {
         keep: Duration::from_secs(7 * SECONDS),
         max_size: 500_000_000,
@@ -82,7 +70,7 @@ fn record(path: &Path) -> Result<Host> {
     let lock = Arc::new(Lock::take(path)?);
     let writer = Writer::open(path, &run)?;
     let next_tick = writer.next_tick();
-    let scribe = WriterThread::start(writer, limits, lock)?;
+    let writer = WriterThread::start(writer, limits, lock)?;
     let plan = Plan {
         when: vec!["drops>0".parse().map_err(anyhow::Error::msg)?],
         before: Duration::from_secs(120),
@@ -90,7 +78,7 @@ fn record(path: &Path) -> Result<Host> {
         interval: Duration::from_secs(1),
     };
     let settings = StateConfig::totals(Backend::Kprobe, true);
-    let mut recorder = Recorder::new(plan, settings, &Roots::default(), scribe, next_tick);
+    let mut recorder = Recorder::new(plan, settings, &Roots::default(), writer, next_tick);
     let mut host = Host::new(start);
     for second in 1..=SECONDS {
         host.second(second, &mut recorder);
@@ -158,29 +146,15 @@ impl Host {
     }
 
     fn loss(&self, second: u64, tuple: u64, dport: u16) -> Loss {
-        let mut src = [0; 16];
-        src[..4].copy_from_slice(&[10, (tuple >> 16) as u8, (tuple >> 8) as u8, tuple as u8]);
-        let event = LossEvent {
-            at: second * 1_000_000_000 + tuple % 1000,
-            netns: HOST,
-            count: 262_144,
-            max: 262_144,
-            ifindex: 1,
-            kind: 1,
-            proto: 6,
-            family: IPV4,
-            hook: 3,
-            flags: flag::LOOPBACK | flag::COUNT | flag::MAX | flag::OUT | flag::TUPLE | flag::OWNER,
-            icmp: [0; 2],
-            reserved: 0,
-            sport: (tuple % 28_000 + 32_768) as u16,
-            dport,
-            length: 60,
-            src,
-            dst: src,
-            device: *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-        };
-        Loss { who: Some(Arc::clone(&self.who)), ..Loss::new(self.time(second), event) }
+        let mut loss = testing::loss(self.time(second));
+        let event = &mut loss.event;
+        event.at = second * 1_000_000_000 + tuple % 1000;
+        (event.count, event.max) = (262_144, 262_144);
+        event.flags |= flag::OWNER;
+        (event.sport, event.dport) = ((tuple % 28_000 + 32_768) as u16, dport);
+        event.src[1..4].copy_from_slice(&[(tuple >> 16) as u8, (tuple >> 8) as u8, tuple as u8]);
+        event.dst = event.src;
+        Loss { who: Some(Arc::clone(&self.who)), ..loss }
     }
 
     fn time(&self, second: u64) -> Timestamp {
@@ -188,15 +162,14 @@ impl Host {
     }
 
     fn sample(&mut self, second: u64) -> Sample {
-        let key = |port, kind| SlotKey { netns: HOST, port, proto: 6, kind };
         let flows = (1..).zip(&self.flows).map(|(port, [count, deletes])| SlotSample {
-            key: key(port, KIND_FLOWS),
+            key: slot(port, KIND_FLOWS),
             count: *count,
             deletes: *deletes,
             failed: 0,
         });
         let losses = (6379..).zip(&self.losses).map(|(port, count)| SlotSample {
-            key: key(port, 1 | KIND_LOOPBACK),
+            key: slot(port, 1 | KIND_LOOPBACK),
             count: *count,
             deletes: 0,
             failed: 0,
@@ -208,7 +181,7 @@ impl Host {
             time: self.time(second),
             interval_s: 1.0,
             netns: vec![NetnsSample {
-                id: NetnsId(HOST),
+                id: HOST,
                 name: Some("host".to_owned()),
                 container: None,
                 count: Some(count),
@@ -244,7 +217,7 @@ impl Host {
         }
         let key = |port| CensusKey { proto: 6, port, entries: 500, assured: 480, time_wait: 333 };
         Census {
-            netns: NetnsId(HOST),
+            netns: HOST,
             keys: ports.clone().map(key).collect(),
             details,
             bases: ports.map(|port| FlowOffset { proto: 6, port, entries: 500 }).collect(),

@@ -150,7 +150,7 @@ impl<'a> Recording<'a> {
         let start = attached.start(VERSION, roots);
         let run = described(record, roots, &start, attached.backend);
         let lock = Arc::new(lock);
-        let (scribe, next_tick) = open(record, &run, &lock)?;
+        let (writer, next_tick) = open(record, &run, &lock)?;
         let plan = Plan {
             when: record.when.clone(),
             before: record.before,
@@ -161,7 +161,7 @@ impl<'a> Recording<'a> {
         let own = netns::own()?;
         let mut looks = Looks::new(roots);
         looks.start(own, SnapshotReason::Start)?;
-        let recorder = Recorder::new(plan, settings, roots, scribe, next_tick);
+        let recorder = Recorder::new(plan, settings, roots, writer, next_tick);
         let commands = Commands::new(record.exec.clone());
         let recording = Self { record, recorder, run, start, lock, looks, commands, own };
         recording.say_open()?;
@@ -208,8 +208,8 @@ impl<'a> Recording<'a> {
             }
         }
         self.run = Run { started: WallMono::now(), continues: true, ..self.run.clone() };
-        let (scribe, next_tick) = open(self.record, &self.run, &self.lock)?;
-        self.recorder.go_on(scribe, next_tick);
+        let (writer, next_tick) = open(self.record, &self.run, &self.lock)?;
+        self.recorder.continue_in(writer, next_tick);
         self.looks.start(self.own, SnapshotReason::Start)?;
         self.say_open()
     }

@@ -1,5 +1,5 @@
-//! From a recording to rows: every checked thing that is in it, run by run and tick by tick.
-//! Only what is asked for is read; memory doesn't grow with the recording.
+//! From a recording to rows: everything in it, checked, run by run and tick by tick.
+//! Reads only what is asked for; memory doesn't grow with the recording.
 
 mod drops;
 
@@ -21,28 +21,28 @@ use crate::record::span::Span;
 use crate::record::tick::{NetnsTick, Presence};
 use drops::Drops;
 
-/// What is wanted.
+/// What to export.
 #[derive(Debug)]
 pub struct Choice {
     /// These tables.
     pub tables: Vec<ExportTable>,
-    /// What happened in this span. Of runs and of settings first seen, those before it come, too.
+    /// What happened in this span. Runs and first readings of settings from before it are included.
     pub span: Span,
-    /// Without what tells who is who.
+    /// Replaces what identifies somebody.
     pub anonymizer: Option<Anonymizer>,
 }
 
 impl Choice {
     fn wants(&self, table: ExportTable) -> bool {
-        // What the machine was like is full of addresses and names.
+        // Machine snapshots are full of addresses and names.
         self.tables.contains(&table) && !(table == ExportTable::Machine && self.anonymizer.is_some())
     }
 }
 
-/// Writes what is wanted of a recording.
+/// Exports a recording.
 ///
 /// # Errors
-/// The recording is damaged, or the rows can't be written.
+/// The recording is damaged, or a row can't be written.
 pub fn export(recording: &Recording, mut choice: Choice, sink: &mut dyn Sink) -> Result<()> {
     for recorded in recording.runs()? {
         if choice.span.is_after(recorded.run.started.time) {
@@ -50,7 +50,7 @@ pub fn export(recording: &Recording, mut choice: Choice, sink: &mut dyn Sink) ->
         }
         let mut names = recording.names(recorded.id)?;
         if let Some(anonymizer) = &mut choice.anonymizer {
-            // Numbers follow the ids, not the order of a hash table.
+            // Replacements are numbered in the order of ids, not that of a hash table.
             let mut ids: Vec<NetnsId> = names.keys().copied().collect();
             ids.sort();
             ids.iter()
@@ -86,7 +86,7 @@ impl Run<'_> {
         }
         let span = choice.span;
         if choice.wants(ExportTable::Settings) {
-            // The first values hold until they change.
+            // First readings apply until they change.
             let settings = self.recording.settings(id)?.into_iter().filter(|setting| {
                 span.contains(setting.at.time)
                     || (setting.before.is_none() && !span.is_after(setting.at.time))
@@ -118,7 +118,7 @@ impl Run<'_> {
         if choice.wants(ExportTable::Notices) {
             for notice in self.recording.notices(id)? {
                 if span.contains(notice.at.time) {
-                    // What it says may name somebody.
+                    // The text may contain names.
                     let text = choice.anonymizer.is_none().then_some(notice.text);
                     sink.row(ExportTable::Notices, &row![id, notice.at.time, notice.code, text])?;
                 }
@@ -371,7 +371,7 @@ impl Run<'_> {
     }
 }
 
-/// Where in a recording.
+/// A position in a recording.
 #[derive(Clone, Copy)]
 struct At {
     run: i64,
@@ -380,7 +380,7 @@ struct At {
     interval_s: f64,
 }
 
-/// Losses that have no key (yet).
+/// Losses without a key (yet).
 fn overflow(at: &At, cause: Cause, losses: i64) -> [Value; 16] {
     const NONE: Value = Value::Null;
     let [run, tick, time, interval] = row![at.run, at.tick, at.time, at.interval_s];

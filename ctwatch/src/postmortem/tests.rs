@@ -337,7 +337,7 @@ fn an_empty_recording_and_what_is_none_say_so() {
     let other = folder.path().join("b.ctw");
     std::fs::write(&other, "x".repeat(4096)).unwrap();
     let error = gather(&wish(&other), "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
-    assert!(error.contains("no recording of ctwatch"), "{error}");
+    assert!(error.contains("not a ctwatch recording"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Censuses as rows, and rows as censuses.
-//! One has a checksum over all its rows; what is left out for its size is counted.
+//! A census has one checksum over all its rows; how many ports were left out for size is recorded.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,9 +17,9 @@ use crate::model::{
     Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, Timeouts,
 };
 
-/// Ports of one census that are kept: those that hold most.
+/// Ports kept of one census: those with the most entries.
 const KEYS: usize = 2048;
-/// Ports whose states and timeouts are kept apart; those of the others are added up by protocol.
+/// Ports whose states and timeouts are kept individually; those of the others are summed by protocol.
 const DETAILS: usize = 16;
 
 /// Writes a census.
@@ -79,7 +79,7 @@ pub(super) fn insert(
     Ok(())
 }
 
-/// The keys that hold most, in an order that comes back, and how many were left out.
+/// The ports with the most entries, in the order [`read`] returns them, and how many were left out.
 fn kept(census: &Census) -> (Census, usize) {
     let mut census = census.clone();
     let held: HashMap<(u8, u16), u32> =
@@ -111,9 +111,9 @@ fn ordered(mut census: Census) -> Census {
     census
 }
 
-/// Reads the censuses that ended in these ticks; the error names what is wrong.
+/// Reads the censuses that ended in these ticks.
 pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i64, Census)>, ReadError> {
-    // The number of the netns stands behind the census's own columns.
+    // The netns's number follows the census's own columns.
     const NETNS_NUMBER: usize = CensusColumns::NAMES.len();
     let sql = format!(
         "SELECT {}, n.number FROM census c JOIN netns n ON n.id = c.netns WHERE c.tick BETWEEN ?1 AND ?2 \

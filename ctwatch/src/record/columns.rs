@@ -1,35 +1,35 @@
-//! The columns of each table, once: the text of INSERT and SELECT, the values of a new row and the places of columns in a
-//! row that was read are all made from these lists. What the columns mean is in schema.sql.
+//! The columns of each table, listed once: INSERT, SELECT, the values of a new row and the position of each column in a row
+//! read back are all made from these lists. What the columns mean is in schema.sql.
 
 #![allow(dead_code, reason = "all tables get the same, though not each is read alone or written row by row")]
 
 use rusqlite::{CachedStatement, Connection, ToSql};
 
-/// For each table a struct with a field per column, and a constant with the place of each column. Places are constants so
-/// that reading a day of ticks looks up no names.
+/// For each table a struct with a field per column, and a constant with the position of each column: reading a day of ticks
+/// must not look up any names.
 macro_rules! columns {
     ($($places:ident: $columns:ident = $table:ident [$first:ident $(, $column:ident)* $(,)?];)+) => {
         $(
-            #[doc = concat!("Something for each column of `", stringify!($table), "`.")]
+            #[doc = concat!("One `T` per column of `", stringify!($table), "`: its value, or its position.")]
             #[derive(Clone, Copy, Debug)]
             pub(super) struct $columns<T> {
                 pub $first: T,
                 $(pub $column: T,)*
             }
 
-            #[doc = concat!("Where the columns of `", stringify!($table), "` are in a row of [`", stringify!($columns), "::SELECT`].")]
+            #[doc = concat!("The positions of the columns of `", stringify!($table), "` in a row of [`", stringify!($columns), "::SELECT`].")]
             pub(super) const $places: $columns<usize> = $columns::starting_at(0);
 
             impl $columns<usize> {
                 /// All columns.
                 pub const NAMES: &'static [&'static str] = &[stringify!($first) $(, stringify!($column))*];
 
-                /// Reads all columns; what to read is up to the caller.
+                /// Reads all columns; the caller adds the condition.
                 pub const SELECT: &'static str = concat!(
                     "SELECT ", stringify!($first) $(, ", ", stringify!($column))*, " FROM ", stringify!($table)
                 );
 
-                /// Where they are in a row in which others stand before them.
+                /// Their positions in a row where the first of them is at `place`.
                 pub const fn starting_at(place: usize) -> Self {
                     let $first = place;
                     let next = place + 1;
@@ -38,7 +38,7 @@ macro_rules! columns {
                     Self { $first $(, $column)* }
                 }
 
-                /// The columns for a SELECT in which the table has this alias.
+                /// The column list for a SELECT in which the table has this alias.
                 pub fn of(alias: &str) -> String {
                     let names: Vec<String> = Self::NAMES.iter().map(|name| format!("{alias}.{name}")).collect();
                     names.join(", ")
@@ -58,12 +58,12 @@ macro_rules! columns {
                     ") VALUES (?", $(columns!(@value $column),)* ")"
                 );
 
-                /// What [`Self::write`] needs, for several rows.
+                /// The statement for [`Self::write`], prepared once for several rows.
                 pub fn statement(connection: &Connection) -> rusqlite::Result<CachedStatement<'_>> {
                     connection.prepare_cached(Self::INSERT)
                 }
 
-                /// Writes a row.
+                /// Writes one of several rows.
                 pub fn write(self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<()> {
                     statement.execute(self.in_order().as_slice()).map(drop)
                 }

@@ -1,5 +1,5 @@
-//! From ticks back to samples: what was recorded enters `state` by the door that live data take. Pure.
-//! Totals count from the beginning of what was fed in.
+//! From ticks back to samples: what was recorded enters `state` the way live data do. Pure.
+//! Totals count from the first tick fed in.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,7 +23,7 @@ pub struct DeltaDecoder {
 }
 
 impl DeltaDecoder {
-    /// Takes in a tick. Feed it all ticks of a run in order, also those that nobody wants to see.
+    /// Adds a tick. Feed it all ticks of a run in order, including those not to be shown.
     pub fn add(&mut self, tick: &Tick) {
         for netns in &tick.netns {
             let (known, after) = self.netns.entry(netns.id).or_default();
@@ -42,7 +42,7 @@ impl DeltaDecoder {
         self.flows_overflow += tick.flows_overflow;
     }
 
-    /// The sample that tick came from, if it was the last one fed in.
+    /// The sample the last tick fed in was made from.
     #[must_use]
     pub fn sample(&self, tick: &Tick, names: &HashMap<NetnsId, Names>) -> Sample {
         let present = self.netns.iter().filter(|(_, (known, _))| known.presence != Presence::Absent);
@@ -62,7 +62,7 @@ impl DeltaDecoder {
         }
     }
 
-    /// A watch leaves out the flows of a netns that is gone.
+    /// Without the flows of namespaces that are gone, as in a live sample.
     fn slots(&self) -> Vec<SlotSample> {
         let is_there = |netns: u32| {
             self.netns.get(&NetnsId(netns)).is_none_or(|(known, _)| known.presence == Presence::Present)

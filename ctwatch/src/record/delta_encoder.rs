@@ -1,5 +1,5 @@
-//! From samples, which hold totals, to ticks, which hold how far these moved. Pure.
-//! What a tick has no room for stays deferred and comes later: totals are never cut.
+//! From samples, which contain totals, to ticks, which contain how far these moved. Pure.
+//! What a tick has no room for is deferred to a later one: nothing is ever left out of the totals.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -11,12 +11,12 @@ use jiff::Timestamp;
 use super::tick::{CounterArray, NetnsTick, Presence, Tick};
 use crate::model::{Census, KernelCounters, NetnsId, NetnsSample, Sample};
 
-/// Slots a tick may hold in the long run,
+/// Slots per tick in the long run.
 const SUSTAINED: usize = 256;
-/// and after a quiet time: more than a busy server has, and 300 kB at most.
+/// Slots in a single tick after a quiet time: more than a busy server has, and at most 300 kB.
 const BURST: usize = 1 << 14;
 
-/// Remembers what was recorded.
+/// Remembers what has been recorded, to tell what changed since.
 #[derive(Debug)]
 pub struct DeltaEncoder {
     slots: HashMap<SlotKey, Slot>,
@@ -27,10 +27,10 @@ pub struct DeltaEncoder {
     flows_overflow: i64,
     /// What the last tick had no room for.
     deferred: Deferred,
-    /// Slots that may still be written.
+    /// How many slots may be written now.
     budget: usize,
     generation: u32,
-    /// What the flow slots had come to when this file began, which its censuses must not count again.
+    /// The flow slots' totals when this file began: its censuses must not count them again.
     origin: HashMap<(NetnsId, u8, u16), i64>,
 }
 
@@ -66,7 +66,7 @@ impl Default for DeltaEncoder {
 }
 
 impl DeltaEncoder {
-    /// What moved since the last tick; as much of it as there is room for.
+    /// What changed since the last tick, as far as there is room for it.
     pub fn tick(&mut self, sample: &Sample, mono_us: i64) -> Tick {
         let budget = self.budget;
         let tick = self.tick_within(sample, mono_us, budget);
@@ -75,7 +75,7 @@ impl DeltaEncoder {
         tick
     }
 
-    /// What is still deferred, for the end of a file: a tick of no length.
+    /// Everything deferred, for the end of a file: a tick of zero length.
     pub fn flush_deferred(&mut self, time: Timestamp, mono_us: i64) -> Option<Tick> {
         let mut tick = Tick::quiet(time, mono_us, 0);
         self.write_slots(usize::MAX, &mut tick);
@@ -89,7 +89,7 @@ impl DeltaEncoder {
         (!tick.losses.is_empty() || !tick.flows.is_empty()).then_some(tick)
     }
 
-    /// A new file begins: everything is counted from here. What is known of namespaces is told anew.
+    /// A new file begins: everything counts from here, and all namespaces are described again.
     pub fn begin_file(&mut self) {
         for (key, slot) in &self.slots {
             if is_flow(*key) {
@@ -171,7 +171,7 @@ impl DeltaEncoder {
         }
     }
 
-    /// Adds the slots that moved; returns what found no room.
+    /// Adds the slots that changed; returns what there was no room for.
     fn write_slots(&mut self, room: usize, tick: &mut Tick) -> Deferred {
         let mut changed: Vec<(SlotKey, [i64; 3])> = self
             .slots
@@ -200,7 +200,7 @@ impl DeltaEncoder {
         deferred
     }
 
-    /// A census whose bases count from the beginning of this file.
+    /// The census with offsets relative to the beginning of this file.
     fn since_origin(&self, census: &Census) -> Census {
         let mut census = census.clone();
         for base in &mut census.bases {
@@ -222,13 +222,13 @@ impl Deferred {
         match key.decode() {
             Some(SlotKind::Flows) => self.flows += by.iter().sum::<i64>(),
             Some(SlotKind::Loss { cause, .. }) => self.losses[cause as usize] += by[0],
-            // No program counts what has no number; the slot itself is written once there is room.
+            // No program counts such a kind; the slot itself is written once there is room.
             None => {}
         }
     }
 }
 
-/// Losses go before flows, and many before few.
+/// Losses take precedence over flows, and many over few.
 fn weight(key: SlotKey, by: &[i64; 3]) -> (bool, i64) {
     (!is_flow(key), by.iter().map(|by| by.abs()).sum())
 }

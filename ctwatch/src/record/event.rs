@@ -1,5 +1,5 @@
 //! One loss as a row, and a row as a loss.
-//! What comes back is what `state` would have seen; bytes of names that are no text are the only thing that is not kept.
+//! What is read back is what `state` would have seen; only bytes of names that aren't valid text get lost.
 
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
@@ -22,9 +22,9 @@ pub(super) static SELECT: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The owner's columns in a row of [`SELECT`],
+/// Positions of the owner's columns in a row of [`SELECT`].
 const OWNER: OwnerColumns<usize> = OwnerColumns::starting_at(EventColumns::NAMES.len());
-/// and the number of its netns.
+/// Position of the netns's number in such a row.
 const NETNS_NUMBER: usize = EventColumns::NAMES.len() + OwnerColumns::NAMES.len();
 
 /// Writes a loss.
@@ -82,7 +82,7 @@ pub(super) fn insert(
     .insert(connection)
 }
 
-/// A loss with its tick; the error names what is wrong with it.
+/// Reads a loss, its tick and whether it is detail.
 pub(super) fn read(row: &Row<'_>) -> Result<(i64, bool, Loss), ReadError> {
     let tick: i64 = row.get(EVENT.tick)?;
     let event = LossEvent {
@@ -174,7 +174,7 @@ fn who(row: &Row<'_>) -> rusqlite::Result<Option<Owner>> {
     }))
 }
 
-/// An event of which nothing is known.
+/// An event with nothing known.
 pub(super) const NOTHING: LossEvent = LossEvent {
     at: 0,
     netns: 0,
@@ -235,7 +235,7 @@ fn checksum(tick: i64, loss: &Loss) -> u32 {
     digest.finish()
 }
 
-/// An address as text; nothing where the family says that there is none.
+/// An address as text; `None` if the family says there is none.
 fn address(family: u8, bytes: [u8; 16]) -> Option<String> {
     let [a, b, c, d, ..] = bytes;
     match family {
@@ -255,10 +255,10 @@ fn bytes(address: Option<String>) -> [u8; 16] {
     bytes
 }
 
-/// A name without the NULs behind it; nothing if it is empty.
+/// A name without trailing NULs; `None` if it is empty.
 pub(super) fn text(name: &[u8; 16]) -> Option<String> {
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    // As long as the bytes are, so that it comes back as it went: no replacement characters of three bytes.
+    // One character per byte, so that the name keeps its length: a replacement character would take three bytes.
     let plain = |byte: &u8| if byte.is_ascii() { char::from(*byte) } else { '?' };
     let text = str::from_utf8(name).map_or_else(|_| name.iter().map(plain).collect(), str::to_owned);
     (!name.is_empty()).then_some(text)

@@ -1,5 +1,5 @@
-//! Tables read entry by entry as rows, and rows as them: what `advise` reckons with.
-//! One has a checksum over all its rows.
+//! Tables listed entry by entry, as rows and back: what `advise` calculates with.
+//! A listing has one checksum over all its rows.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,7 +12,6 @@ use super::open::{ReadError, corrupt_row};
 use super::reader::each;
 use super::rows::{SnapshotReason, StoredListing};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
-use crate::advise::demand::Timeouts;
 use crate::listing::{Listing, ServiceEntries, TimeoutBucket};
 use crate::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind, WallMono};
 
@@ -63,9 +62,9 @@ pub(super) fn insert(
     Ok(())
 }
 
-/// Reads the listings of a run; the error names what is wrong.
+/// Reads the listings of a run.
 pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredListing>, ReadError> {
-    // The number of the netns stands behind the listing's own columns.
+    // The netns's number follows the listing's own columns.
     const NETNS_NUMBER: usize = ListingColumns::NAMES.len();
     let sql = format!(
         "SELECT {}, n.number FROM listing l JOIN netns n ON n.id = l.netns WHERE l.run = ?1 ORDER BY l.id",
@@ -98,8 +97,8 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredListin
     })
 }
 
-/// Phases of a service, and its pairs of addresses.
-type Kept = (BTreeMap<TimeoutKind, TimeoutBucket>, Option<u32>);
+/// A service's entries by kind of timeout, and its number of address pairs.
+type ByTimeout = (BTreeMap<TimeoutKind, TimeoutBucket>, Option<u32>);
 
 type Services = HashMap<(u8, u16, Direction), ServiceEntries>;
 
@@ -107,7 +106,7 @@ fn read_services(connection: &Connection, id: i64) -> rusqlite::Result<Option<Se
     let sql = format!("{} WHERE listing = ?1", ListingPhaseColumns::SELECT);
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query([id])?;
-    let mut phases: HashMap<(u8, u16, Direction), Kept> = HashMap::new();
+    let mut phases: HashMap<(u8, u16, Direction), ByTimeout> = HashMap::new();
     while let Some(row) = rows.next()? {
         let sparse = sparse_from(&row.get::<_, String>(LISTING_PHASE.idle)?);
         let (Some(direction), Some(phase), Some(idle)) = (
@@ -158,7 +157,7 @@ fn timeouts_text(census: &Listing) -> String {
     serde_json::to_string(&named).unwrap_or_default()
 }
 
-fn timeouts_from(text: &str) -> Option<Timeouts> {
+fn timeouts_from(text: &str) -> Option<BTreeMap<TimeoutKind, u32>> {
     let named: NamedTimeouts = serde_json::from_str(text).ok()?;
     named.into_iter().map(|(name, seconds)| Some((TimeoutKind::from_name(&name)?, seconds))).collect()
 }

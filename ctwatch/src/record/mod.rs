@@ -1,5 +1,5 @@
-//! Recordings: one SQLite file that keeps what enters `state`, so that it can enter again.
-//! Crash-safe, bounded in size, readable by any SQLite while it is written; docs/recording.md has it all.
+//! Recordings: one SQLite file with everything that enters `state`, so that it can be fed in again.
+//! Crash-safe, limited in size, readable by any SQLite while it is being written; docs/recording.md has the details.
 
 pub mod anonymize;
 mod census;
@@ -37,7 +37,7 @@ pub use reader::Recording;
 pub use retention::{Retention, RetentionLimits};
 pub use writer::Writer;
 
-/// The number of the file's layout: `PRAGMA user_version`.
+/// The version of the file format: `PRAGMA user_version`.
 pub const SCHEMA: i64 = 1;
-/// "ctwr": tells a recording from other SQLite files.
+/// "ctwr": distinguishes a recording from other SQLite files.
 pub const APPLICATION_ID: i64 = 0x6374_7772;

@@ -1,5 +1,5 @@
-//! Reading a recording: what it holds besides ticks, and ticks and events in their order.
-//! Every row is checked against its checksum on the way; rows that went missing show with [`Recording::verify`].
+//! Reading a recording: ticks and events in order, and everything else it contains.
+//! Every row is checked against its checksum on the way; [`Recording::verify`] also finds rows that went missing.
 
 mod bounds;
 mod ticks;
@@ -17,9 +17,8 @@ use super::columns::{
     RunEndColumns, SETTING, SLOT, SettingColumns, SlotColumns,
 };
 use super::open::{self, Fault, ReadError, corrupt_row};
-use super::rows::Names;
 use super::rows::{
-    EndReason, Incident, MachineSnapshot, Notice, Run, RunEnd, Setting, SnapshotReason, StoredListing,
+    EndReason, Incident, MachineSnapshot, Names, Notice, Run, RunEnd, Setting, SnapshotReason, StoredListing,
     netns_checksum,
 };
 use super::{event, listing, run};
@@ -27,7 +26,7 @@ use crate::model::{Loss, NetnsId, WallMono};
 pub(super) use ticks::Numbers;
 pub use ticks::{Stored, Ticks};
 
-/// A recording that is open for reading, as it was at that moment. Others may be writing it meanwhile.
+/// A recording open for reading, as it was when it was opened. It may be written to meanwhile.
 #[derive(Debug)]
 pub struct Recording {
     connection: Connection,
@@ -39,21 +38,21 @@ pub struct Recording {
 pub struct RecordedRun {
     /// Its number in the file.
     pub id: i64,
-    /// What was watched, and how.
+    /// What was watched and how.
     pub run: Run,
     /// The number of its first tick.
     pub first_tick: i64,
-    /// How it ended; `None`: it goes on, or it was killed.
+    /// How it ended; `None` if it is still running, or the recorder or the host stopped.
     pub end: Option<RunEnd>,
 }
 
-/// Slots of a run, each with the number of its netns behind its own columns.
+/// Selects the slots of a run, each with its netns's number after its own columns.
 pub(super) fn slots_of_run() -> String {
     let slot = SlotColumns::of("s");
     format!("SELECT {slot}, n.number FROM slot s JOIN netns n ON n.id = s.netns WHERE n.run = ?1")
 }
 
-/// A slot and its number in the file, from a row of [`slots_of_run`].
+/// A slot's number in the file and its key, from a row of [`slots_of_run`].
 pub(super) fn slot(row: &Row<'_>) -> rusqlite::Result<(i64, SlotKey)> {
     const NETNS_NUMBER: usize = SlotColumns::NAMES.len();
     let loopback = if row.get(SLOT.loopback)? { KIND_LOOPBACK } else { 0 };
@@ -72,17 +71,17 @@ impl Recording {
     /// Opens a recording.
     ///
     /// # Errors
-    /// A [`Fault`]: there is none, it is something else, newer, or damaged.
+    /// A [`Fault`]: the file doesn't exist, is not a recording, is newer, or is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let connection = open::connect(path)?;
-        // One moment of it, however long reading takes and whatever a recorder does meanwhile.
+        // A single snapshot, however long reading takes and whatever a recorder does meanwhile.
         let began = connection.execute_batch("BEGIN; SELECT count(*) FROM meta");
         began.map_err(|error| open::fault(path, &error))?;
         connection.set_prepared_statement_cache_capacity(32);
         Ok(Self { connection, path: path.to_owned() })
     }
 
-    /// Where it is.
+    /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -91,7 +90,7 @@ impl Recording {
     /// All runs, oldest first.
     ///
     /// # Errors
-    /// The file is damaged ([`Fault::Damaged`]); so for all that follow.
+    /// The file is damaged ([`Fault::Damaged`]). The same goes for the methods below.
     pub fn runs(&self) -> Result<Vec<RecordedRun>> {
         let mut runs = self.all(&run::all(), [], |row| {
             let (id, first_tick, run) = run::read(row)?;
@@ -117,7 +116,7 @@ impl Recording {
         Ok(ends.pop())
     }
 
-    /// What the namespaces of a run are called.
+    /// The names of a run's namespaces.
     ///
     /// # Errors
     /// See [`Recording::runs`].
@@ -134,7 +133,7 @@ impl Recording {
         Ok(names.into_iter().collect())
     }
 
-    /// The ticks of a run whose numbers are in this range, oldest first.
+    /// The ticks of a run with numbers in this range, oldest first.
     ///
     /// # Errors
     /// See [`Recording::runs`].
@@ -142,7 +141,7 @@ impl Recording {
         Ticks::new(self, run, numbers)
     }
 
-    /// The kept losses of the ticks in this range, in the order they came, with their tick's number.
+    /// The losses recorded individually in this range of ticks, in order, each with its tick's number.
     ///
     /// # Errors
     /// See [`Recording::runs`].
@@ -151,15 +150,15 @@ impl Recording {
         Ok(losses.into_iter().map(|(tick, _, loss)| (tick, loss)).collect())
     }
 
-    /// The tables of a run that were read entry by entry.
+    /// The tables listed entry by entry in a run.
     ///
     /// # Errors
     /// See [`Recording::runs`].
     pub fn listings(&self, run: i64) -> Result<Vec<StoredListing>> {
-        Ok(listing::read(&self.connection, run).map_err(|error| error.of(&self.path))?)
+        Ok(listing::read(&self.connection, run).map_err(|error| error.into_fault(&self.path))?)
     }
 
-    /// What was said in a run.
+    /// The notices of a run.
     ///
     /// # Errors
     /// See [`Recording::runs`].
@@ -174,7 +173,7 @@ impl Recording {
         })
     }
 
-    /// The settings of a run as they were first seen, and every change of them.
+    /// The settings in a run when first seen, and every change to them.
     ///
     /// # Errors
     /// See [`Recording::runs`].
@@ -194,7 +193,7 @@ impl Recording {
         })
     }
 
-    /// What was read of the machine in a run.
+    /// The machine snapshots of a run.
     ///
     /// # Errors
     /// See [`Recording::runs`].
@@ -234,10 +233,10 @@ impl Recording {
         })
     }
 
-    /// Checks everything: SQLite's structure, and every checksum.
+    /// Checks everything: SQLite's structures and every checksum.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first fault found.
     pub fn verify(&self) -> Result<()> {
         let verdicts = self.all("PRAGMA integrity_check(1)", [], |row| Ok(row.get::<_, String>(0)?))?;
         if let Some(verdict) = verdicts.first().filter(|verdict| *verdict != "ok") {
@@ -258,7 +257,7 @@ impl Recording {
         Ok(())
     }
 
-    /// The rows of a run, in the order in which they were written.
+    /// The rows of a run, in the order they were written.
     fn of_run<T>(
         &self,
         select: &str,
@@ -274,7 +273,7 @@ impl Recording {
         parameters: P,
         read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
     ) -> Result<Vec<T>> {
-        Ok(each(&self.connection, sql, parameters, read).map_err(|error| error.of(&self.path))?)
+        Ok(each(&self.connection, sql, parameters, read).map_err(|error| error.into_fault(&self.path))?)
     }
 
     fn damaged(&self, what: impl Into<String>) -> Fault {

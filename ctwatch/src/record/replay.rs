@@ -1,5 +1,5 @@
-//! A run of a recording, tick by tick, as `state` is to see it, with all that a reader should know on the way.
-//! No clock and no view: how fast it goes and how it looks is the caller's business.
+//! A run of a recording, tick by tick, as input for `state`, with the notices a reader needs along the way.
+//! No clock and no view: playback speed and presentation are up to the caller.
 
 mod baseline;
 mod notices;
@@ -20,17 +20,17 @@ use notices::ReplayNotices;
 /// One tick.
 #[derive(Debug)]
 pub struct Step {
-    /// What is to be said before it.
+    /// Notices to show before it.
     pub notices: Vec<Notice>,
-    /// Losses in it that were kept.
+    /// Losses in it that were recorded individually.
     pub losses: Vec<Loss>,
-    /// There were more of them.
+    /// There were more losses than that.
     pub is_sampled: bool,
     /// Everything counted at its end.
     pub sample: Sample,
     /// CLOCK_MONOTONIC at its end, microseconds.
     pub mono_us: i64,
-    /// It is in the span asked for. What comes before has to go into `state`, too: it says who fills the table.
+    /// It is in the requested span. Earlier ticks have to go into `state`, too: they determine what occupies the table.
     pub is_shown: bool,
 }
 
@@ -49,10 +49,10 @@ pub struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// The part of a run that is in this span. Losses are read if they are wanted.
+    /// The part of a run in this span, with individual losses if they are wanted.
     ///
     /// # Errors
-    /// The file is damaged; so for all that follow.
+    /// The file is damaged. The same goes for the methods below.
     pub fn new(recording: &'a Recording, run: &RecordedRun, span: Span, wants_losses: bool) -> Result<Self> {
         Ok(Self {
             recording,
@@ -67,7 +67,7 @@ impl<'a> Replay<'a> {
         })
     }
 
-    /// What the namespaces of this run are called.
+    /// The names of this run's namespaces.
     #[must_use]
     pub const fn names(&self) -> &HashMap<NetnsId, Names> {
         &self.names
@@ -117,7 +117,7 @@ impl<'a> Replay<'a> {
         Ok(Some(step))
     }
 
-    /// What is to be said at the end: how the run ended, and what is missing.
+    /// Notices to show at the end: how the run ended, and what is missing.
     #[must_use]
     pub fn closing_notices(&self) -> Vec<Notice> {
         self.notices.closing_notices()

@@ -1,4 +1,4 @@
-//! Runs as rows, and rows as them.
+//! Runs as rows, and rows as runs.
 //! What the columns mean is in schema.sql.
 
 use anyhow::Result;
@@ -56,12 +56,12 @@ pub(super) fn insert(connection: &Connection, run: &Run, first_tick: i64) -> Res
     Ok(connection.last_insert_rowid())
 }
 
-/// All runs, in their order.
+/// All runs, oldest first.
 pub(super) fn all() -> String {
     format!("{} ORDER BY id", RunColumns::SELECT)
 }
 
-/// A run with its number and that of its first tick.
+/// Reads a run, its number and that of its first tick.
 pub(super) fn read(row: &Row<'_>) -> Result<(i64, i64, Run), ReadError> {
     let (id, first_tick): (i64, i64) = (row.get(RUN.id)?, row.get(RUN.first_tick)?);
     let started = WallMono::from_columns(row.get(RUN.started_us)?, row.get(RUN.started_mono_us)?);

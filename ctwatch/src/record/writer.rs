@@ -1,5 +1,5 @@
-//! The one who writes a recording: one transaction a tick, so that a killed recorder leaves whole ticks.
-//! Knows SQL and nothing of what the numbers mean.
+//! Writes a recording: one transaction per tick, so that a killed recorder leaves only whole ticks.
+//! Knows SQL, and nothing about what the numbers mean.
 
 pub(super) mod dictionary;
 
@@ -17,41 +17,39 @@ use super::columns::{
     TickColumns, TickFlowColumns, TickLossColumns, TickNetnsColumns,
 };
 use super::full::{DiskFull, lacks_room};
-use super::rows::Names;
-use super::rows::{Incident, MachineSnapshot, Notice, Run, RunEnd, Setting, StoredListing};
+use super::rows::{Incident, MachineSnapshot, Names, Notice, Run, RunEnd, Setting, StoredListing};
 use super::tick::{NetnsTick, Tick};
 use super::{Fault, census, event, files, listing, open, run, schema};
 use crate::model::{Loss, NetnsId};
 use dictionary::Dictionary;
 
-/// So many ticks may be lost with the power: the last one of them waits until the disk has them.
+/// How many ticks a power failure may cost: every so many, the recorder waits until they are on disk.
 const SYNCED_EVERY: u32 = 8;
-/// Pages in the -wal after which it goes into the file: 2 MB.
+/// Pages in the -wal after which it is moved into the database: 2 MB.
 const CHECKPOINT_PAGES: i64 = 512;
-/// The -wal is cut back to this after a reader had held it up.
+/// The -wal is truncated to this size after it grew because of a reader.
 const WAL_LIMIT: i64 = 4 << 20;
-
 /// How long the end of a run waits for readers.
-const READERS_PATIENCE: Duration = Duration::from_millis(500);
+const READERS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Everything that goes into one transaction.
+/// Everything written in one transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// How the counters moved.
     pub tick: Option<Tick>,
-    /// What namespaces are called, as far as that is news.
+    /// New or changed names of namespaces.
     pub names: HashMap<NetnsId, Names>,
-    /// A sample of the losses of this tick, and whether each is only kept around an incident.
+    /// A sample of the losses in this tick, and whether each is detail, kept only around an incident.
     pub events: Vec<(Loss, bool)>,
     /// Changed settings.
     pub settings: Vec<Setting>,
-    /// What was read of the machine.
+    /// Machine snapshots.
     pub facts: Vec<MachineSnapshot>,
-    /// Tables read entry by entry.
+    /// Tables listed entry by entry.
     pub listings: Vec<StoredListing>,
-    /// What else is to be said.
+    /// Notices.
     pub notices: Vec<Notice>,
-    /// Incidents that began or went on.
+    /// Incidents that began, continued or ended.
     pub incidents: Vec<Incident>,
 }
 
@@ -67,19 +65,19 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Whether a recording is there that can go on, or none.
+    /// Checks that there is a recording that can be continued, or no file.
     ///
     /// # Errors
-    /// Something else is.
+    /// There is something else.
     pub fn check(path: &Path) -> Result<()> {
         if is_new(path)? { Ok(()) } else { open::examine(path) }
     }
 
-    /// Opens a recording, or begins one, and starts a run in it. The caller holds its lock.
+    /// Opens or creates a recording, and starts a run in it. The caller holds its lock.
     ///
     /// # Errors
-    /// It can't be written ([`DiskFull`] where there is no room), or what is there is no recording of this schema. Of a
-    /// new one nothing is left then.
+    /// The recording can't be written ([`DiskFull`] if there is no space), or the file is not a recording with this schema.
+    /// A new file is removed again.
     pub fn open(path: &Path, run: &Run) -> Result<Self> {
         let begun = if is_new(path)? {
             make(path, run).and_then(|()| Self::begin(path, run).inspect_err(|_| drop(files::remove(path))))
@@ -110,25 +108,25 @@ impl Writer {
         })
     }
 
-    /// The number the next tick will have.
+    /// The number of the next tick.
     #[must_use]
     pub const fn next_tick(&self) -> i64 {
         self.next_tick
     }
 
-    /// Where it writes.
+    /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The run that is being written.
+    /// The run being written.
     #[must_use]
     pub const fn run(&self) -> i64 {
         self.run
     }
 
-    /// Writes one tick and what belongs to it, or nothing of it.
+    /// Writes one tick and what belongs to it, or nothing at all.
     ///
     /// # Errors
     /// The disk is full ([`super::full::is_full`]) or broken.
@@ -187,8 +185,8 @@ impl Writer {
         transaction.commit()
     }
 
-    /// Writes how the run ended, and makes the file whole: nothing is left beside it, unless somebody is reading a state
-    /// of it that lies back ([`files::wal`]).
+    /// Writes how the run ended, and completes the file: no -wal is left, unless somebody is reading an earlier state of
+    /// the recording ([`files::wal`]).
     ///
     /// # Errors
     /// As [`Writer::write`].
@@ -203,21 +201,21 @@ impl Writer {
             crc: &end.checksum(self.run),
         }
         .insert(&self.connection)?;
-        // Closing does this only where nobody else has the file open. What a reader holds up stays in the -wal, and so
-        // does what has no room on a full disk.
-        self.connection.busy_timeout(READERS_PATIENCE)?;
+        // Closing does this only if nobody else has the file open. What a reader holds up stays in the -wal, and so does
+        // what a full disk has no space for.
+        self.connection.busy_timeout(READERS_TIMEOUT)?;
         let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         self.connection.close().map_err(|(_, error)| error)
     }
 }
 
 impl Writer {
-    /// For thinning: owners from this number on may be named again.
+    /// For [`super::Retention`]: owners from this number on may be referenced again.
     pub(super) fn known_owners(&self) -> i64 {
         self.dictionary.known_owners()
     }
 
-    /// For thinning: where the file is, and the connection to it.
+    /// For [`super::Retention`]: the path of the file and the connection to it.
     pub(super) fn parts(&mut self) -> (&Path, &mut Connection) {
         (&self.path, &mut self.connection)
     }
@@ -235,7 +233,7 @@ fn connect(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Makes a recording without runs. It has its name once it is whole.
+/// Creates a recording without runs. It gets its name once it is complete.
 fn make(path: &Path, run: &Run) -> Result<()> {
     let draft = files::draft(path).with_context(|| format!("creating {}", path.display()))?;
     let laid_out = connect(&draft).and_then(|mut connection| {
@@ -300,7 +298,7 @@ fn insert_notice(transaction: &Transaction<'_>, run: i64, notice: &Notice) -> ru
     .insert(transaction)
 }
 
-/// One that is known by its condition and tick is brought up to date.
+/// Inserts an incident, or updates the one with the same condition and tick.
 fn put_incident(transaction: &Transaction<'_>, run: i64, incident: &Incident) -> rusqlite::Result<()> {
     let Incident { condition, tick, at, measured, detail_from, detail_to, ceased } = incident;
     let ceased = ceased.map(|ceased| ceased.as_microsecond());
@@ -328,7 +326,7 @@ fn put_incident(transaction: &Transaction<'_>, run: i64, incident: &Incident) ->
     .insert(transaction)
 }
 
-/// Where a tick is in the file.
+/// The position of a tick in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TickRow {
     pub id: i64,
@@ -337,7 +335,7 @@ pub(super) struct TickRow {
     pub level: u8,
 }
 
-/// Writes a tick without its censuses, which have a life of their own.
+/// Writes a tick without its censuses, which are kept independently.
 pub(super) fn insert_tick(
     transaction: &Transaction<'_>,
     place: &TickRow,

@@ -141,15 +141,15 @@ fn a_full_disk_ends_the_run_and_the_file_says_so() {
         max_size: u64::MAX,
         detail: Duration::from_secs(1 << 31),
     };
-    let scribe = WriterThread::start(writer, limits, Arc::clone(&lock)).unwrap();
-    let sent = (1..100_000).take_while(|second| scribe.send(batch(*second)).is_ok()).count();
+    let writer = WriterThread::start(writer, limits, Arc::clone(&lock)).unwrap();
+    let sent = (1..100_000).take_while(|second| writer.send(batch(*second)).is_ok()).count();
     let end = ctwatch::record::rows::RunEnd {
         at: super::synthetic::at(0),
         reason: EndReason::Signal,
         last_tick: sent as i64,
     };
-    let error = scribe.finish(end).unwrap_err();
-    assert!(error.is::<DiskFull>() && error.to_string().contains("Make room"), "{error:#}");
+    let error = writer.finish(end).unwrap_err();
+    assert!(error.is::<DiskFull>() && error.to_string().contains("Free some space"), "{error:#}");
     let recording = Recording::open(&path).unwrap();
     recording.verify().unwrap();
     let run = recording.runs().unwrap().remove(0);

@@ -1,4 +1,4 @@
-//! A watch that never was: ticks, losses and everything else a recording holds, always the same for the same number.
+//! Made-up ticks, losses and everything else a recording contains, always the same for the same number.
 //! Only as much as the tests need.
 
 use std::collections::{BTreeMap, HashMap};
@@ -7,54 +7,38 @@ use std::sync::Arc;
 
 use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{
-    Backend, Census, CensusKey, Direction, FlowOffset, KernelCounters, Loss, NetnsId, Owner, PortDetail,
-    ProcessId, Role, TableEntry as Entry, TimeoutKind, Timeouts, WallMono,
+    Census, CensusKey, Direction, FlowOffset, KernelCounters, Loss, Owner, PortDetail, ProcessId, Role,
+    TableEntry as Entry, TimeoutKind, Timeouts, WallMono,
 };
 use ctwatch::record::rows::Names;
 use ctwatch::record::rows::{Incident, MachineSnapshot, Notice, Run, Setting, SnapshotReason, StoredListing};
-use ctwatch::record::tick::{NetnsTick, Tick};
+use ctwatch::record::tick::Tick;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
-use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag};
-use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
-use jiff::Timestamp;
+pub use ctwatch::testing::HOST;
+use ctwatch::testing::{self, slot};
+use ctwatch_common::event::{IPV6, LossEvent, flag};
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK};
 
-pub const HOST: NetnsId = NetnsId(4_026_531_840);
-
+/// Not on a whole second, so that rounding would show.
 pub fn at(second: i64) -> WallMono {
-    let time = Timestamp::from_microsecond(1_700_000_000_000_000 + second * 1_000_000 + 17).unwrap();
-    WallMono { time, mono_us: second * 1_000_000 }
+    let WallMono { time, mono_us } = testing::at(second);
+    WallMono { time: time + jiff::SignedDuration::from_micros(17), mono_us }
 }
 
 pub fn run() -> Run {
     Run {
         started: at(0),
         boot_id: Some("f00".to_owned()),
-        host: Some("web1".to_owned()),
-        version: "0.1.0".to_owned(),
-        kernel_release: "6.12.1".to_owned(),
-        backend: Backend::Kprobe,
-        backend_reason: None,
-        interval_us: 1_000_000,
-        counts_flows: true,
         hooks: vec![("early_drop".to_owned(), "kretprobe".to_owned())],
         since_boot: KernelCounters { drop: 7, ..KernelCounters::default() },
-        continues: false,
+        ..testing::run()
     }
 }
 
 pub fn tick(second: i64) -> Tick {
-    let slot = |port, kind| SlotKey { netns: HOST.0, port, proto: 6, kind };
-    let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
-    let count = Some((second * 37 % 1000) as u32);
-    tick.netns = vec![NetnsTick {
-        id: HOST,
-        count,
-        peak: count,
-        max: Some(1000),
-        kernel: [second % 3, 0, 0, 0],
-        ..NetnsTick::default()
-    }];
+    let mut tick = testing::tick(at(second), (second * 37 % 1000) as u32, 1000);
+    tick.netns[0].kernel = [second % 3, 0, 0, 0];
     tick.losses = vec![(slot(6379, 1 | KIND_LOOPBACK), second % 3 + 1)];
     let mut flows = BTreeMap::new();
     for n in 0..5 {
@@ -89,31 +73,20 @@ fn census(second: i64) -> Census {
 }
 
 pub fn loss(second: i64) -> Loss {
-    let [a, b, c, d] = [10, 1, (second >> 8) as u8, second as u8];
-    let mut src = [0; 16];
-    src[..4].copy_from_slice(&[a, b, c, d]);
+    let mut loss = testing::loss(at(second).time);
+    let event = &mut loss.event;
+    event.at = second as u64 * 1_000_000_000;
+    event.flags |= flag::ENTRY;
+    event.device = *b"lo\0\xFFrubbish\0\0\0\0\0";
     let v6 = second % 2 == 1;
-    let event = LossEvent {
-        at: second as u64 * 1_000_000_000,
-        netns: HOST.0,
-        count: 1000,
-        max: 1000,
-        ifindex: 1,
-        kind: if v6 { 8 } else { 1 },
-        proto: 6,
-        family: if v6 { IPV6 } else { IPV4 },
-        hook: 3,
-        flags: flag::LOOPBACK | flag::COUNT | flag::MAX | flag::OUT | flag::TUPLE | flag::ENTRY,
-        icmp: [0, 0],
-        reserved: 0,
-        sport: 40_000,
-        dport: 6379,
-        length: 60,
-        src: if v6 { [0x20; 16] } else { src },
-        dst: if v6 { [0xFD; 16] } else { src },
-        device: *b"lo\0\xFFrubbish\0\0\0\0\0",
-    };
-    let mut loss = Loss::new(at(second).time, event);
+    if v6 {
+        (event.kind, event.family) = (8, IPV6);
+        (event.src, event.dst) = ([0x20; 16], [0xFD; 16]);
+    } else {
+        event.src[2..4].copy_from_slice(&[(second >> 8) as u8, second as u8]);
+        event.dst = event.src;
+    }
+    let event = *event;
     loss.entry.left = -5;
     loss.entry.status = 0xE;
     loss.entry.reply_src = event.dst;

@@ -1,5 +1,5 @@
-//! Losses one by one: what `ctwatch drops --events` says of one, as a row.
-//! The state decides what is known; here it only gets columns.
+//! Individual losses: what `ctwatch drops --events` shows of each, as a row.
+//! The state decides what is known; this file only maps it to columns.
 
 use ctwatch_common::Cause;
 
@@ -8,7 +8,7 @@ use crate::contract::{Certainty, DropEvent, Event, Packet};
 use crate::model::{Backend, Loss, Role};
 use crate::state::{Filter, State, StateConfig};
 
-/// Makes rows of losses.
+/// Makes rows from losses.
 pub(super) struct Drops(State);
 
 impl Drops {

@@ -91,7 +91,7 @@ proptest! {
     }
 
     #[test]
-    fn what_found_no_room_is_owed_and_comes_in_the_end(steps in steps(), room in 0..4usize) {
+    fn what_found_no_room_is_deferred_and_comes_in_the_end(steps in steps(), room in 0..4usize) {
         let (mut encoder, mut decoder) = (DeltaEncoder::default(), DeltaDecoder::default());
         let mut samples = samples(&steps);
         for sample in &mut samples {
@@ -111,7 +111,7 @@ proptest! {
     }
 
     #[test]
-    fn thinned_ticks_add_up_to_the_same(steps in steps(), group in 1..5usize) {
+    fn downsampled_ticks_add_up_to_the_same(steps in steps(), group in 1..5usize) {
         let mut encoder = DeltaEncoder::default();
         let samples = samples(&steps);
         let ticks: Vec<Tick> = samples.iter().map(|sample| encoder.tick(sample, 0)).collect();

@@ -1,5 +1,5 @@
-//! Ticks in their order, some hundreds at a time: memory stays small, and no row is looked up alone.
-//! Within a run their numbers have no gap, so that one that got lost shows.
+//! Ticks in order, a few hundred at a time: memory stays small, and no row is fetched on its own.
+//! Within a run tick numbers have no gaps, so a missing tick is noticed.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -23,14 +23,14 @@ use crate::record::tick::{NetnsTick, Presence, Tick};
 /// Ticks read at once.
 const BATCH: usize = 512;
 
-/// A tick and where it stands.
+/// A tick and its position in the recording.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
-    /// Its number; of a thinned one, that of the last it stands for.
+    /// Its number; after downsampling, that of the last tick it stands for.
     pub id: i64,
-    /// The number of the first it stands for.
+    /// The number of the first tick it stands for.
     pub first: i64,
-    /// 0: as recorded; 1 to 3: thinned; 4: the sum of what was dropped.
+    /// 0: as recorded; 1 to 3: downsampled; 4: the sum of dropped ticks.
     pub level: u8,
     /// How the counters moved.
     pub tick: Tick,
@@ -42,9 +42,9 @@ pub struct Ticks<'a> {
     recording: &'a Recording,
     numbers: Numbers,
     ready: VecDeque<Stored>,
-    /// The number the next tick must begin with; `None`: any.
+    /// The first number of the next tick; `None` if unknown.
     expected: Option<i64>,
-    /// The number the last one must have; `None`: any.
+    /// The number of the last tick; `None` if unknown.
     last: Option<i64>,
     from: i64,
     to: i64,
@@ -59,7 +59,7 @@ impl<'a> Ticks<'a> {
     ) -> Result<Self> {
         let (from, to) = numbers.into_inner();
         let numbers = Numbers::of(&recording.connection, run.id);
-        let numbers = numbers.map_err(|error| error.of(recording.path()))?;
+        let numbers = numbers.map_err(|error| error.into_fault(recording.path()))?;
         let last = run.end.map(|end| end.last_tick).filter(|last| *last <= to);
         Ok(Self {
             recording,
@@ -76,14 +76,14 @@ impl<'a> Ticks<'a> {
     fn fill(&mut self) -> Result<()> {
         let Self { recording, numbers, from, to, .. } = &*self;
         let batch = numbers.ticks(&recording.connection, *from, *to, BATCH);
-        let batch = batch.map_err(|error| error.of(recording.path()))?;
+        let batch = batch.map_err(|error| error.into_fault(recording.path()))?;
         self.done = batch.len() < BATCH;
         for (stored, crc) in batch {
             if self.expected.is_some_and(|expected| expected != stored.first) {
                 return Err(self.damaged(format!("ticks before {} are missing", stored.id)));
             }
             if stored.tick.checksum() != crc {
-                return Err(self.damaged(format!("tick {}: its checksum is another one", stored.id)));
+                return Err(self.damaged(format!("tick {}: checksum mismatch", stored.id)));
             }
             self.expected = Some(stored.id + 1);
             self.from = stored.id + 1;
@@ -91,7 +91,7 @@ impl<'a> Ticks<'a> {
         }
         let ended = self.expected.map(|next| next - 1);
         if self.done && self.last.is_some_and(|last| ended.is_some_and(|ended| ended != last)) {
-            return Err(self.damaged("its last ticks are missing".to_owned()));
+            return Err(self.damaged("the last ticks are missing".to_owned()));
         }
         Ok(())
     }
@@ -117,7 +117,7 @@ impl Iterator for Ticks<'_> {
     }
 }
 
-/// What the numbers of one run stand for.
+/// The slots and namespaces of one run by their numbers in the file.
 #[derive(Debug)]
 pub(in crate::record) struct Numbers {
     run: i64,
@@ -135,7 +135,7 @@ impl Numbers {
         Ok(Self { run, slots: Named::new(slots), netns: Named::new(netns) })
     }
 
-    /// The next ticks with their checksums.
+    /// The next ticks with their stored checksums.
     pub fn ticks(
         &self,
         connection: &Connection,
@@ -152,21 +152,21 @@ impl Numbers {
         let mut place = Places::new(&mut batch);
         each(connection, &within(TickNetnsColumns::SELECT), span, |row| {
             let tick = row.get(TICK_NETNS.tick)?;
-            let netns = self.netns.of(row.get(TICK_NETNS.netns)?).ok_or_else(|| astray(tick))?;
+            let netns = self.netns.of(row.get(TICK_NETNS.netns)?).ok_or_else(|| dangling(tick))?;
             place.of(tick)?.netns.push(netns_tick(row, netns)?);
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
         each(connection, &within(TickLossColumns::SELECT), span, |row| {
             let tick = row.get(TICK_LOSS.tick)?;
-            let slot = self.slots.of(row.get(TICK_LOSS.slot)?).ok_or_else(|| astray(tick))?;
+            let slot = self.slots.of(row.get(TICK_LOSS.slot)?).ok_or_else(|| dangling(tick))?;
             place.of(tick)?.losses.push((slot, row.get(TICK_LOSS.losses)?));
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
         each(connection, &within(TickFlowColumns::SELECT), span, |row| {
             let tick = row.get(TICK_FLOW.tick)?;
-            let slot = self.slots.of(row.get(TICK_FLOW.slot)?).ok_or_else(|| astray(tick))?;
+            let slot = self.slots.of(row.get(TICK_FLOW.slot)?).ok_or_else(|| dangling(tick))?;
             let counts =
                 [row.get(TICK_FLOW.inserts)?, row.get(TICK_FLOW.deletes)?, row.get(TICK_FLOW.failed)?];
             place.of(tick)?.flows.push((slot, counts));
@@ -177,7 +177,7 @@ impl Numbers {
             let (id, cause) = (row.get(TICK_CAUSE.tick)?, usize::from(row.get::<_, u8>(TICK_CAUSE.cause)?));
             let tick = place.of(id)?;
             if cause >= CAUSES {
-                return Err(astray(id));
+                return Err(dangling(id));
             }
             tick.overflow[cause] = row.get(TICK_CAUSE.overflow)?;
             tick.lost_events[cause] = row.get(TICK_CAUSE.lost_events)?;
@@ -198,7 +198,7 @@ impl Numbers {
     }
 }
 
-/// Finds the ticks of rows that come in their order.
+/// Finds the ticks of rows that come in tick order.
 struct Places<'a> {
     batch: &'a mut [(Stored, u32)],
     at: usize,
@@ -220,13 +220,13 @@ impl<'a> Places<'a> {
     /// The tick with this number.
     fn of(&mut self, id: i64) -> Result<&mut Tick, ReadError> {
         if self.at_or_after(id).is_none() || self.batch[self.at].0.id != id {
-            return Err(astray(id));
+            return Err(dangling(id));
         }
         Ok(&mut self.batch[self.at].0.tick)
     }
 }
 
-/// What numbers stand for. Those of one run lie close together, and are looked up for every row.
+/// Lookup by number in the file. The numbers of one run are close together, and every row needs a lookup.
 #[derive(Debug)]
 struct Named<T> {
     first: i64,
@@ -235,7 +235,7 @@ struct Named<T> {
 
 impl<T: Copy> Named<T> {
     fn new(pairs: Vec<(i64, T)>) -> Self {
-        // A number far away from the others is a damaged one: what names it is astray.
+        // A number far from the others is damaged: rows that refer to it are dangling.
         let most = 65_536 + 16 * pairs.len();
         let first = pairs.iter().map(|(number, _)| *number).min().unwrap_or(0);
         let mut things = Vec::new();
@@ -249,20 +249,20 @@ impl<T: Copy> Named<T> {
         Self { first, things }
     }
 
-    /// What this number stands for.
+    /// What has this number.
     fn of(&self, number: i64) -> Option<T> {
         self.things.get(usize::try_from(number.checked_sub(self.first)?).ok()?).copied().flatten()
     }
 }
 
-/// An error about a row that belongs to this tick, or says so.
-fn astray(tick: i64) -> ReadError {
-    ReadError::Wrong(format!("a row of tick {tick} names what isn't there"))
+/// The error for a row of this tick that refers to something missing.
+fn dangling(tick: i64) -> ReadError {
+    ReadError::Corrupt(format!("a row of tick {tick} refers to something that does not exist"))
 }
 
 fn tick(row: &Row<'_>) -> Result<(Stored, u32), ReadError> {
     let id = row.get(TICK.id)?;
-    let time = Timestamp::from_microsecond(row.get(TICK.wall_us)?).map_err(|_| astray(id))?;
+    let time = Timestamp::from_microsecond(row.get(TICK.wall_us)?).map_err(|_| dangling(id))?;
     let tick = Tick {
         restarted: row.get(TICK.restarted)?,
         ambiguous: row.get(TICK.ambiguous)?,
@@ -281,7 +281,7 @@ fn tick(row: &Row<'_>) -> Result<(Stored, u32), ReadError> {
 
 fn netns_tick(row: &Row<'_>, id: NetnsId) -> Result<NetnsTick, ReadError> {
     let Some(presence) = Presence::from_number(row.get(TICK_NETNS.presence)?) else {
-        return Err(astray(row.get(TICK_NETNS.tick)?));
+        return Err(dangling(row.get(TICK_NETNS.tick)?));
     };
     let count = row.get(TICK_NETNS.count)?;
     Ok(NetnsTick {

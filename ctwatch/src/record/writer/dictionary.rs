@@ -1,5 +1,5 @@
-//! Small numbers for what ticks and events name again and again: slots, namespaces, owners.
-//! What a transaction that failed had learned must be forgotten: the file doesn't have it.
+//! Small numbers for what ticks and events refer to again and again: slots, namespaces, owners.
+//! After a failed transaction the dictionary must be reloaded: the file doesn't have what was added.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::record::event::text;
 use crate::record::reader::{slot, slots_of_run};
 use crate::record::rows::{Names, netns_checksum};
 
-/// Owners remembered. One that is forgotten gets a second row, which harms nobody.
+/// Owners remembered. One that is forgotten gets a second row, which does no harm.
 const OWNERS: usize = 1024;
 
 /// The numbers of one run.
@@ -27,12 +27,12 @@ pub struct Dictionary {
 }
 
 impl Dictionary {
-    /// Of a run that has nothing in the file yet.
+    /// For a run that has nothing in the file yet.
     pub fn new(run: i64) -> Self {
         Self { run, slots: HashMap::new(), netns: HashMap::new(), owners: HashMap::new() }
     }
 
-    /// Of a run that has: its slots and namespaces are known.
+    /// For a run whose slots and namespaces are in the file.
     pub fn load(connection: &Connection, run: i64) -> rusqlite::Result<Self> {
         let mut dictionary = Self::new(run);
         let sql = format!("{} WHERE run = ?1", NetnsColumns::SELECT);
@@ -50,7 +50,7 @@ impl Dictionary {
         Ok(dictionary)
     }
 
-    /// Keeps what namespaces are called.
+    /// Stores the names of namespaces.
     pub fn name(&mut self, connection: &Connection, names: &HashMap<NetnsId, Names>) -> rusqlite::Result<()> {
         for (id, names) in names {
             let row = self.netns(connection, *id)?;
@@ -105,7 +105,7 @@ impl Dictionary {
         Ok(row)
     }
 
-    /// Owners from this number on are known here, and may be named again.
+    /// Owners from this number on are known here, and may be referenced again.
     pub fn known_owners(&self) -> i64 {
         self.owners.values().copied().min().unwrap_or(i64::MAX)
     }
