@@ -40,3 +40,16 @@ impl KernelCounters {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_and_the_names_have_the_order_of_the_fields() {
+        let counters = KernelCounters { drop: 1, early_drop: 2, insert_failed: 3, chaintoolong: 4 };
+        assert_eq!(counters.as_array(), [1, 2, 3, 4]);
+        assert_eq!(KernelCounters::from_array([1, 2, 3, 4]), counters);
+        assert_eq!(counters.named()[3], ("chaintoolong", 4));
+    }
+}

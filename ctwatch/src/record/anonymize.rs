@@ -92,8 +92,8 @@ impl Anonymizer {
 
     /// Addresses that belong to no host stay: "this" network, loopback, multicast and above.
     fn ipv4(&self, address: Ipv4Addr) -> Ipv4Addr {
-        let is_nobodys = |address: Ipv4Addr| matches!(address.octets()[0], 0 | 127 | 224..);
-        if is_nobodys(address) {
+        let is_special = |address: Ipv4Addr| matches!(address.octets()[0], 0 | 127 | 224..);
+        if is_special(address) {
             return address;
         }
         let mut other = address;
@@ -101,7 +101,7 @@ impl Anonymizer {
             // No host may end up in a special network: encrypt again until it is out. Since the first byte decides, all
             // addresses of one network take the same number of rounds.
             let IpAddr::V4(next) = self.addresses.encrypt_ipaddr(IpAddr::V4(other)) else { return address };
-            if !is_nobodys(next) {
+            if !is_special(next) {
                 return next;
             }
             other = next;
@@ -109,7 +109,7 @@ impl Anonymizer {
     }
 
     fn ipv6(&self, address: Ipv6Addr) -> Ipv6Addr {
-        let is_nobodys = |address: Ipv6Addr| matches!(address.octets()[0], 0x00 | 0xFF);
+        let is_special = |address: Ipv6Addr| matches!(address.octets()[0], 0x00 | 0xFF);
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
             return address;
         }
@@ -118,13 +118,13 @@ impl Anonymizer {
             octets[12..].copy_from_slice(&self.ipv4(inner).octets());
             return octets.into();
         }
-        if is_nobodys(address) {
+        if is_special(address) {
             let mut octets = self.encrypted(address).octets();
             octets[0] = 0;
             return octets.into();
         }
         let mut other = self.encrypted(address);
-        while is_nobodys(other) {
+        while is_special(other) {
             other = self.encrypted(other);
         }
         other

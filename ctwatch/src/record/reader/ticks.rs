@@ -121,8 +121,8 @@ impl Iterator for Ticks<'_> {
 #[derive(Debug)]
 pub(in crate::record) struct Numbers {
     run: i64,
-    slots: Named<SlotKey>,
-    netns: Named<NetnsId>,
+    slots: Lookup<SlotKey>,
+    netns: Lookup<NetnsId>,
 }
 
 impl Numbers {
@@ -132,7 +132,7 @@ impl Numbers {
         let sql = format!("{} WHERE run = ?1", NetnsColumns::SELECT);
         let netns =
             each(connection, &sql, [run], |row| Ok((row.get(NETNS.id)?, NetnsId(row.get(NETNS.number)?))))?;
-        Ok(Self { run, slots: Named::new(slots), netns: Named::new(netns) })
+        Ok(Self { run, slots: Lookup::new(slots), netns: Lookup::new(netns) })
     }
 
     /// The next ticks with their stored checksums.
@@ -152,30 +152,30 @@ impl Numbers {
         let mut place = Places::new(&mut batch);
         each(connection, &within(TickNetnsColumns::SELECT), span, |row| {
             let tick = row.get(TICK_NETNS.tick)?;
-            let netns = self.netns.of(row.get(TICK_NETNS.netns)?).ok_or_else(|| dangling(tick))?;
-            place.of(tick)?.netns.push(netns_tick(row, netns)?);
+            let netns = self.netns.get(row.get(TICK_NETNS.netns)?).ok_or_else(|| dangling(tick))?;
+            place.tick(tick)?.netns.push(netns_tick(row, netns)?);
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
         each(connection, &within(TickLossColumns::SELECT), span, |row| {
             let tick = row.get(TICK_LOSS.tick)?;
-            let slot = self.slots.of(row.get(TICK_LOSS.slot)?).ok_or_else(|| dangling(tick))?;
-            place.of(tick)?.losses.push((slot, row.get(TICK_LOSS.losses)?));
+            let slot = self.slots.get(row.get(TICK_LOSS.slot)?).ok_or_else(|| dangling(tick))?;
+            place.tick(tick)?.losses.push((slot, row.get(TICK_LOSS.losses)?));
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
         each(connection, &within(TickFlowColumns::SELECT), span, |row| {
             let tick = row.get(TICK_FLOW.tick)?;
-            let slot = self.slots.of(row.get(TICK_FLOW.slot)?).ok_or_else(|| dangling(tick))?;
+            let slot = self.slots.get(row.get(TICK_FLOW.slot)?).ok_or_else(|| dangling(tick))?;
             let counts =
                 [row.get(TICK_FLOW.inserts)?, row.get(TICK_FLOW.deletes)?, row.get(TICK_FLOW.failed)?];
-            place.of(tick)?.flows.push((slot, counts));
+            place.tick(tick)?.flows.push((slot, counts));
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
         each(connection, &within(TickCauseColumns::SELECT), span, |row| {
             let (id, cause) = (row.get(TICK_CAUSE.tick)?, usize::from(row.get::<_, u8>(TICK_CAUSE.cause)?));
-            let tick = place.of(id)?;
+            let tick = place.tick(id)?;
             if cause >= CAUSES {
                 return Err(dangling(id));
             }
@@ -218,7 +218,7 @@ impl<'a> Places<'a> {
     }
 
     /// The tick with this number.
-    fn of(&mut self, id: i64) -> Result<&mut Tick, ReadError> {
+    fn tick(&mut self, id: i64) -> Result<&mut Tick, ReadError> {
         if self.at_or_after(id).is_none() || self.batch[self.at].0.id != id {
             return Err(dangling(id));
         }
@@ -228,30 +228,30 @@ impl<'a> Places<'a> {
 
 /// Lookup by number in the file. The numbers of one run are close together, and every row needs a lookup.
 #[derive(Debug)]
-struct Named<T> {
+struct Lookup<T> {
     first: i64,
-    things: Vec<Option<T>>,
+    items: Vec<Option<T>>,
 }
 
-impl<T: Copy> Named<T> {
+impl<T: Copy> Lookup<T> {
     fn new(pairs: Vec<(i64, T)>) -> Self {
         // A number far from the others is damaged: rows that refer to it are dangling.
         let most = 65_536 + 16 * pairs.len();
         let first = pairs.iter().map(|(number, _)| *number).min().unwrap_or(0);
-        let mut things = Vec::new();
+        let mut items = Vec::new();
         for (number, what) in pairs {
             let Ok(place) = usize::try_from(number - first) else { continue };
             if place < most {
-                things.resize(things.len().max(place + 1), None);
-                things[place] = Some(what);
+                items.resize(items.len().max(place + 1), None);
+                items[place] = Some(what);
             }
         }
-        Self { first, things }
+        Self { first, items }
     }
 
     /// What has this number.
-    fn of(&self, number: i64) -> Option<T> {
-        self.things.get(usize::try_from(number.checked_sub(self.first)?).ok()?).copied().flatten()
+    fn get(&self, number: i64) -> Option<T> {
+        self.items.get(usize::try_from(number.checked_sub(self.first)?).ok()?).copied().flatten()
     }
 }
 

@@ -150,8 +150,7 @@ fn downsampled(level: u8) -> String {
         2 => "1 min",
         3 => "10 min",
         _ => {
-            return "what follows is the sum of dropped ticks: totals are exact, but not when in that time things happened"
-                .to_owned();
+            return "what follows is the sum of dropped ticks: totals are exact, timing is lost".to_owned();
         }
     };
     format!("from here on ticks are downsampled to {length}: totals are exact, timing is coarser")
