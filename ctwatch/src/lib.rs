@@ -26,6 +26,8 @@ pub mod record;
 mod rooms;
 pub mod state;
 pub mod stderr;
+#[doc(hidden)]
+pub mod testing;
 pub mod text;
 pub mod view;
 pub mod watch;

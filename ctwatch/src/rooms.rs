@@ -152,7 +152,9 @@ fn sources() -> Vec<Source> {
             }
             let below = path.strip_prefix(&root).unwrap().to_owned();
             let is_code = below.extension().is_some_and(|extension| extension == "rs");
-            if !is_code || ["lib.rs", "main.rs", "rooms.rs"].iter().any(|name| below == Path::new(name)) {
+            if !is_code
+                || ["lib.rs", "main.rs", "rooms.rs", "testing.rs"].iter().any(|name| below == Path::new(name))
+            {
                 continue;
             }
             let (text, modules) = without_tests(&std::fs::read_to_string(&path).unwrap());

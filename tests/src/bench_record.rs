@@ -13,13 +13,14 @@ use ::ctwatch::model::{
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{EndReason, Run};
-use ::ctwatch::record::scribe::WriterThread;
+use ::ctwatch::record::writer_thread::WriterThread;
 use ::ctwatch::record::{Lock, Recording, RetentionLimits, Writer};
 use ::ctwatch::state::StateConfig;
+use ::ctwatch::testing::{self, HOST, slot};
 use anyhow::{Context, Result};
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK};
 use jiff::{SignedDuration, Timestamp};
 
 const SECONDS: u64 = 86_400;
@@ -29,7 +30,6 @@ const TUPLES: u64 = 1_000_000;
 /// Service ports of the host, and how many of them move in a tick.
 const PORTS: u16 = 200;
 const MOVING: u64 = 30;
-const HOST: u32 = 4_026_531_840;
 
 const FILE_GOAL: u64 = 100_000_000;
 const RSS_GOAL: u64 = 32 << 20;
@@ -61,20 +61,8 @@ pub fn run(folder: &Path) -> Result<bool> {
 
 fn record(path: &Path) -> Result<Host> {
     let start = Timestamp::now() - SignedDuration::from_secs(SECONDS as i64);
-    let run = Run {
-        started: WallMono { time: start, mono_us: 0 },
-        boot_id: None,
-        host: Some("bench".to_owned()),
-        version: "bench".to_owned(),
-        kernel_release: "bench".to_owned(),
-        backend: "kprobe".to_owned(),
-        backend_reason: None,
-        interval_us: 1_000_000,
-        counts_flows: true,
-        hooks: Vec::new(),
-        since_boot: KernelCounters::default(),
-        continues: false,
-    };
+    let started = WallMono { time: start, mono_us: 0 };
+    let run = Run { started, host: Some("bench".to_owned()), ..testing::run() };
     let limits = RetentionLimits {
         keep: Duration::from_secs(7 * SECONDS),
         max_size: 500_000_000,
@@ -83,7 +71,7 @@ fn record(path: &Path) -> Result<Host> {
     let lock = Arc::new(Lock::take(path)?);
     let writer = Writer::open(path, &run)?;
     let next_tick = writer.next_tick();
-    let scribe = WriterThread::start(writer, limits, lock)?;
+    let writer = WriterThread::start(writer, limits, lock)?;
     let plan = Plan {
         when: vec!["drops>0".parse().map_err(anyhow::Error::msg)?],
         before: Duration::from_secs(120),
@@ -91,7 +79,7 @@ fn record(path: &Path) -> Result<Host> {
         interval: Duration::from_secs(1),
     };
     let settings = StateConfig::totals(Backend::Kprobe, true);
-    let mut recorder = Recorder::new(plan, settings, &Roots::default(), scribe, next_tick);
+    let mut recorder = Recorder::new(plan, settings, &Roots::default(), writer, next_tick);
     let mut host = Host::new(start);
     for second in 1..=SECONDS {
         host.second(second, &mut recorder);
@@ -159,21 +147,12 @@ impl Host {
     }
 
     fn loss(&self, second: u64, tuple: u64, dport: u16) -> Loss {
+        let mut loss = testing::loss(self.time(second));
         let src = IpAddr::from([10, (tuple >> 16) as u8, (tuple >> 8) as u8, tuple as u8]);
-        let packet = Packet {
-            at_ns: second * 1_000_000_000 + tuple % 1000,
-            netns: NetnsId::from_packed(HOST),
-            proto: Some(Protocol::TCP),
-            tuple: Some(Tuple { src, dst: src, sport: (tuple % 28_000 + 32_768) as u16, dport }),
-            icmp: [0; 2],
-            is_loopback: true,
-            hook: Some(Hook::LocalOut),
-            device: Device { name: Some(Name::new(b"lo")), ifindex: 1, is_output: true },
-            count: Some(262_144),
-            max: Some(262_144),
-            length: 60,
-        };
-        Loss { owner: Some(Arc::clone(&self.who)), ..Loss::new(self.time(second), Cause::TableFull, packet) }
+        loss.packet.at_ns = second * 1_000_000_000 + tuple % 1000;
+        loss.packet.tuple = Some(Tuple { src, dst: src, sport: (tuple % 28_000 + 32_768) as u16, dport });
+        (loss.packet.count, loss.packet.max) = (Some(262_144), Some(262_144));
+        Loss { owner: Some(Arc::clone(&self.who)), ..loss }
     }
 
     fn time(&self, second: u64) -> Timestamp {
@@ -181,15 +160,14 @@ impl Host {
     }
 
     fn sample(&mut self, second: u64) -> Sample {
-        let key = |port, kind| SlotKey { netns: HOST, port, proto: 6, kind };
         let flows = (1..).zip(&self.flows).map(|(port, [count, deletes])| SlotSample {
-            key: key(port, KIND_FLOWS),
+            key: slot(port, KIND_FLOWS),
             count: *count,
             deletes: *deletes,
             failed: 0,
         });
         let losses = (6379..).zip(&self.losses).map(|(port, count)| SlotSample {
-            key: key(port, 1 | KIND_LOOPBACK),
+            key: slot(port, 1 | KIND_LOOPBACK),
             count: *count,
             deletes: 0,
             failed: 0,
@@ -201,7 +179,7 @@ impl Host {
             time: self.time(second),
             interval_s: 1.0,
             netns: vec![NetnsSample {
-                id: NetnsId::from_packed(HOST),
+                id: HOST,
                 name: Some("host".to_owned()),
                 container: None,
                 count: Some(count),
@@ -237,7 +215,7 @@ impl Host {
         }
         let key = |port| CensusKey { proto: 6, port, entries: 500, assured: 480, time_wait: 333 };
         Census {
-            netns: NetnsId::from_packed(HOST),
+            netns: HOST,
             keys: ports.clone().map(key).collect(),
             details,
             bases: ports.map(|port| FlowOffset { proto: 6, port, entries: 500 }).collect(),

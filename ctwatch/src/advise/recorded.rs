@@ -18,8 +18,9 @@ use super::target::ServiceTarget;
 use crate::machine::{self, Machine};
 use crate::model::{Loss, NetnsId};
 use crate::record::Recording;
+use crate::record::delta_decoder::DeltaDecoder;
 use crate::record::reader::{RecordedRun, Stored};
-use crate::record::rebuild::{Names, Rebuild};
+use crate::record::rows::Names;
 use crate::record::rows::{MachineSnapshot, StoredListing};
 
 /// Services of which something is said besides their numbers.
@@ -296,25 +297,25 @@ fn replay(
     let kept = losses.iter().filter(|(_, loss)| is_refusal(loss)).count();
     let sampled = (kept as i64) < worst.refused;
     let mut losses = losses.into_iter().peekable();
-    let mut rebuild = Rebuild::default();
+    let mut decoder = DeltaDecoder::default();
     let names = HashMap::new();
     let mut before = None;
     for stored in recording.ticks(&worst.run, i64::MIN..=*worst.ticks.end())? {
         let stored = stored?;
-        rebuild.add(&stored.tick);
+        decoder.add(&stored.tick);
         if stored.first < *worst.ticks.start() {
-            before = (stored.id + 1 >= *worst.ticks.start()).then(|| rebuild.sample(&stored.tick, &names));
+            before = (stored.id + 1 >= *worst.ticks.start()).then(|| decoder.sample(&stored.tick, &names));
             continue;
         }
         if let Some(before) = before.take() {
             measure.sample(&before);
         } else if measure.is_new() {
-            measure.sample(&Rebuild::default().sample(&stored.tick, &names));
+            measure.sample(&DeltaDecoder::default().sample(&stored.tick, &names));
         }
         while let Some((_, loss)) = losses.next_if(|(tick, _)| *tick <= stored.id) {
             measure.loss(&loss);
         }
-        let mut sample = rebuild.sample(&stored.tick, &names);
+        let mut sample = decoder.sample(&stored.tick, &names);
         // Tuples that were not kept are as good as lost.
         sample.lost_events[Cause::TableFull as usize] += u64::from(sampled);
         measure.sample(&sample);

@@ -25,7 +25,7 @@ use crate::probe::plan::ProbeOptions;
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{EndReason, Run, SnapshotReason};
-use crate::record::scribe::WriterThread;
+use crate::record::writer_thread::WriterThread;
 use crate::record::{DiskFull, Lock, RetentionLimits, SCHEMA, Writer, files};
 use crate::state::StateConfig;
 use crate::{netns, stderr};
@@ -45,7 +45,7 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
     // Whether the file can be written is told before anything waits; it is made once there is something to write.
     let mut lock = Lock::take(&record.output)?;
     Writer::check(&record.output)?;
-    lock.load_ballast(&record.output)?;
+    lock.reserve_space(&record.output)?;
     let mut shutdown = Shutdown::with_reopen_on_hangup()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     // A host may load conntrack never, and then this is all the time there is.
@@ -134,7 +134,7 @@ impl<'a> Recording<'a> {
         let start = session.start_record(roots);
         let run = described(record, roots, &start, session.backend);
         let lock = Arc::new(lock);
-        let (scribe, next_tick) = open(record, &run, &lock)?;
+        let (writer, next_tick) = open(record, &run, &lock)?;
         let plan = Plan {
             when: record.when.clone(),
             before: record.before,
@@ -145,7 +145,7 @@ impl<'a> Recording<'a> {
         let own = netns::own()?;
         let mut snapshots = SnapshotQueue::new(roots);
         snapshots.start(own, SnapshotReason::Start)?;
-        let recorder = Recorder::new(plan, settings, roots, scribe, next_tick);
+        let recorder = Recorder::new(plan, settings, roots, writer, next_tick);
         let commands = Commands::new(record.exec.clone());
         let recording = Self { record, recorder, run, start, lock, snapshots, commands, own };
         recording.say_open()?;
@@ -192,8 +192,8 @@ impl<'a> Recording<'a> {
             }
         }
         self.run = Run { started: WallMono::now(), continues: true, ..self.run.clone() };
-        let (scribe, next_tick) = open(self.record, &self.run, &self.lock)?;
-        self.recorder.go_on(scribe, next_tick);
+        let (writer, next_tick) = open(self.record, &self.run, &self.lock)?;
+        self.recorder.continue_in(writer, next_tick);
         self.snapshots.start(self.own, SnapshotReason::Start)?;
         self.say_open()
     }
@@ -334,7 +334,7 @@ fn described(record: &Record, roots: &Roots, start: &Start, backend: Backend) ->
         host: line("sys/kernel/hostname"),
         version: start.version.clone(),
         kernel_release: start.kernel_release.clone(),
-        backend: start.backend.to_owned(),
+        backend,
         backend_reason: start.backend_reason.clone(),
         interval_us: record.interval.as_micros() as i64,
         counts_flows: counts_flows(record, backend),

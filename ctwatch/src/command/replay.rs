@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
@@ -15,11 +15,11 @@ use super::{event_loop, view};
 use crate::cli::{Config, NetnsSpec, Replay as Arguments, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
-use crate::model::{Backend, NetnsId};
+use crate::model::NetnsId;
 use crate::record::Recording;
 use crate::record::reader::RecordedRun;
-use crate::record::rebuild::Names;
 use crate::record::replay::Replay;
+use crate::record::rows::Names;
 use crate::record::span::Span;
 use crate::state::{State, StateConfig};
 
@@ -48,7 +48,7 @@ async fn replay(config: &Config, arguments: &Arguments) -> Result<Exit> {
             break;
         }
         let netns = selected(&arguments.netns, names);
-        let settings = settings(arguments, run, netns.clone())?;
+        let settings = settings(arguments, run, netns.clone());
         let shown = Shown { view: view(arguments.format, &config.look, netns), state: State::new(settings) };
         let mut player = Player { shown, began: None, elapsed_s: 0.0, last: run.run.started.time };
         let wants_losses = player.shown.state.wants_events();
@@ -116,7 +116,7 @@ impl Player {
         }
         if self.began.is_some() {
             if !called {
-                for notice in replay.last_words() {
+                for notice in replay.closing_notices() {
                     self.shown.notice(&notice)?;
                 }
             }
@@ -140,7 +140,7 @@ impl Player {
             version: run.version.clone(),
             time: run.started.time,
             kernel_release: run.kernel_release.clone(),
-            backend: backend(&run.backend)?.name(),
+            backend: run.backend.name(),
             backend_reason: run.backend_reason.clone(),
             hooks: run.report_hooks(),
             since_boot: run.since_boot,
@@ -176,23 +176,16 @@ async fn pause(shutdown: &mut Shutdown, until: Option<Instant>) -> bool {
     }
 }
 
-fn backend(name: &str) -> Result<Backend> {
-    let known = [Backend::Kprobe, Backend::Tracepoint, Backend::Counters];
-    let backend = known.into_iter().find(|backend| backend.name() == name);
-    backend
-        .with_context(|| format!("replaying a run: its backend is `{name}`, which this ctwatch doesn't know"))
-}
-
-fn settings(arguments: &Arguments, run: &RecordedRun, netns: Option<Vec<NetnsId>>) -> Result<StateConfig> {
-    Ok(StateConfig {
+fn settings(arguments: &Arguments, run: &RecordedRun, netns: Option<Vec<NetnsId>>) -> StateConfig {
+    StateConfig {
         by: arguments.by,
         filter: crate::state::Filter { netns, ..arguments.filter.clone() },
         top: arguments.top,
         drop_events: arguments.drop_events,
         insert_events: false,
         count_flows: run.run.counts_flows,
-        backend: backend(&run.run.backend)?,
-    })
+        backend: run.run.backend,
+    }
 }
 
 /// Refuses a netns that no run has.

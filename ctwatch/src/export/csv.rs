@@ -1,5 +1,5 @@
-//! RFC 4180 with a header; what is unknown is empty.
-//! A file for each table, since each has columns of its own.
+//! RFC 4180 with a header; unknown values are empty.
+//! One file per table, since each has its own columns.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -8,11 +8,11 @@ use anyhow::Result;
 
 use super::{ExportTable, Sink, Value};
 
-/// Writes it.
+/// Writes CSV.
 pub struct Csv<W: Write>(BTreeMap<ExportTable, csv::Writer<W>>);
 
 impl<W: Write> Csv<W> {
-    /// Writes these tables there, their headers at once.
+    /// Writes these tables to these files, the headers at once.
     ///
     /// # Errors
     /// As [`Sink::row`].
@@ -27,7 +27,7 @@ impl<W: Write> Csv<W> {
     }
 }
 
-/// The crate hides what went wrong with a file, and a closed pipe is no failure.
+/// The csv crate wraps I/O errors; unwrapped, a closed pipe can be told from a failure.
 fn plain(error: csv::Error) -> anyhow::Error {
     match error.into_kind() {
         csv::ErrorKind::Io(error) => error.into(),

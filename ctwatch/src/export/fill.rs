@@ -1,5 +1,5 @@
-//! From a recording to rows: every checked thing that is in it, run by run and tick by tick.
-//! Only what is asked for is read; memory doesn't grow with the recording.
+//! From a recording to rows: everything in it, checked, run by run and tick by tick.
+//! Reads only what is asked for; memory doesn't grow with the recording.
 
 mod drops;
 
@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use ctwatch_common::Cause;
-use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
 use super::{ExportTable, Sink, Value};
@@ -16,33 +16,33 @@ use crate::model::{Census, NetnsId, Protocol, service};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::{RecordedRun, Stored};
-use crate::record::rebuild::Names;
+use crate::record::rows::Names;
 use crate::record::span::Span;
 use crate::record::tick::{NetnsTick, Presence};
 use drops::Drops;
 
-/// What is wanted.
+/// What to export.
 #[derive(Debug)]
 pub struct Choice {
     /// These tables.
     pub tables: Vec<ExportTable>,
-    /// What happened in this span. Of runs and of settings first seen, those before it come, too.
+    /// What happened in this span. Runs and first readings of settings from before it are included.
     pub span: Span,
-    /// Without what tells who is who.
+    /// Replaces what identifies somebody.
     pub anonymizer: Option<Anonymizer>,
 }
 
 impl Choice {
     fn wants(&self, table: ExportTable) -> bool {
-        // What the machine was like is full of addresses and names.
+        // Machine snapshots are full of addresses and names.
         self.tables.contains(&table) && !(table == ExportTable::Machine && self.anonymizer.is_some())
     }
 }
 
-/// Writes what is wanted of a recording.
+/// Exports a recording.
 ///
 /// # Errors
-/// The recording is damaged, or the rows can't be written.
+/// The recording is damaged, or a row can't be written.
 pub fn export(recording: &Recording, mut choice: Choice, sink: &mut dyn Sink) -> Result<()> {
     for recorded in recording.runs()? {
         if choice.span.is_after(recorded.run.started.time) {
@@ -50,7 +50,7 @@ pub fn export(recording: &Recording, mut choice: Choice, sink: &mut dyn Sink) ->
         }
         let mut names = recording.names(recorded.id)?;
         if let Some(anonymizer) = &mut choice.anonymizer {
-            // Numbers follow the ids, not the order of a hash table.
+            // Replacements are numbered in the order of ids, not that of a hash table.
             let mut ids: Vec<NetnsId> = names.keys().copied().collect();
             ids.sort();
             ids.iter()
@@ -86,7 +86,7 @@ impl Run<'_> {
         }
         let span = choice.span;
         if choice.wants(ExportTable::Settings) {
-            // The first values hold until they change.
+            // First readings apply until they change.
             let settings = self.recording.settings(id)?.into_iter().filter(|setting| {
                 span.contains(setting.at.time)
                     || (setting.before.is_none() && !span.is_after(setting.at.time))
@@ -118,7 +118,7 @@ impl Run<'_> {
         if choice.wants(ExportTable::Notices) {
             for notice in self.recording.notices(id)? {
                 if span.contains(notice.at.time) {
-                    // What it says may name somebody.
+                    // The text may contain names.
                     let text = choice.anonymizer.is_none().then_some(notice.text);
                     sink.row(ExportTable::Notices, &row![id, notice.at.time, notice.code, text])?;
                 }
@@ -149,7 +149,7 @@ impl Run<'_> {
             run.boot_id,
             run.version,
             run.kernel_release,
-            run.backend,
+            run.backend.name(),
             run.backend_reason,
             run.interval_us as f64 / 1e6,
             run.counts_flows,
@@ -199,8 +199,7 @@ impl Run<'_> {
         if !choice.tables.iter().any(of_ticks) {
             return Ok(());
         }
-        let mut drops =
-            choice.wants(ExportTable::Drops).then(|| Drops::new(&self.recorded.run.backend)).transpose()?;
+        let mut drops = choice.wants(ExportTable::Drops).then(|| Drops::new(self.recorded.run.backend));
         for stored in self.recording.ticks(self.recorded, i64::MIN..=i64::MAX)? {
             let stored = stored?;
             if choice.span.is_after(stored.tick.time) {
@@ -325,11 +324,10 @@ impl Run<'_> {
     }
 
     fn losses(&self, at: &At, key: SlotKey, losses: i64) -> Option<[Value; 16]> {
-        let cause = Cause::from_number(key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED))?;
+        let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
         let (netns, proto) = (NetnsId::from_packed(key.netns), Protocol(key.proto));
-        let is_known = key.kind & KIND_UNATTRIBUTED == 0;
-        let port = (is_known && proto.has_ports()).then_some(key.port);
-        let icmp = (is_known && proto.is_icmp()).then(|| key.port.to_be_bytes());
+        let port = (attributed && proto.has_ports()).then_some(key.port);
+        let icmp = (attributed && proto.is_icmp()).then(|| key.port.to_be_bytes());
         Some(row![
             at.run,
             at.tick,
@@ -342,7 +340,7 @@ impl Run<'_> {
             port.and_then(|port| service(proto, port)),
             icmp.map(|[kind, _]| kind),
             icmp.map(|[_, code]| code),
-            is_known.then_some(key.kind & KIND_LOOPBACK != 0),
+            attributed.then_some(loopback),
             cause.name(),
             cause.unit().name(),
             losses,
@@ -373,7 +371,7 @@ impl Run<'_> {
     }
 }
 
-/// Where in a recording.
+/// A position in a recording.
 #[derive(Clone, Copy)]
 struct At {
     run: i64,
@@ -382,7 +380,7 @@ struct At {
     interval_s: f64,
 }
 
-/// Losses that have no key (yet).
+/// Losses without a key (yet).
 fn overflow(at: &At, cause: Cause, losses: i64) -> [Value; 16] {
     const NONE: Value = Value::Null;
     let [run, tick, time, interval] = row![at.run, at.tick, at.time, at.interval_s];

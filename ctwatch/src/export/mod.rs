@@ -1,5 +1,5 @@
-//! A recording as rows of plain tables, for other programs. What tables there are is one file, one more fills them, and one
-//! per format writes them.
+//! A recording as rows of plain tables, for other programs: one file defines the tables, one fills them, and one per format
+//! writes them.
 
 mod csv;
 mod fill;
@@ -31,7 +31,7 @@ pub enum Value {
     Bool(bool),
     /// Text.
     Text(String),
-    /// A moment.
+    /// A point in time.
     Time(Timestamp),
 }
 
@@ -42,21 +42,21 @@ pub trait Sink {
     /// # Errors
     /// It can't be written; a closed pipe is `BrokenPipe`.
     fn row(&mut self, table: ExportTable, values: &[Value]) -> Result<()>;
-    /// There are no more.
+    /// Completes the output: there are no more rows.
     ///
     /// # Errors
     /// As [`Sink::row`].
     fn finish(&mut self) -> Result<()>;
 }
 
-/// Where rows go.
+/// Where the output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutputTarget {
-    /// To other programs.
+    /// Standard output.
     Stdout,
-    /// Into this new file.
+    /// This new file.
     File(PathBuf),
-    /// Into this folder, a new file for each table.
+    /// This directory, with a new file per table.
     Folder(PathBuf),
 }
 

@@ -1,5 +1,5 @@
-//! One JSON object a line, the table's name as `type`. Every column is there, null if it is unknown.
-//! Text that is JSON itself stays text.
+//! One JSON object per line, with the table's name as `type`. Every column is present, null if unknown.
+//! Text that is itself JSON stays text.
 
 use std::io::{self, BufWriter, Write};
 
@@ -8,12 +8,12 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 use super::{ExportTable, Sink, Value};
 
-/// Writes it.
+/// Writes NDJSON.
 #[derive(Debug)]
 pub struct Ndjson<W: Write>(BufWriter<W>);
 
 impl<W: Write> Ndjson<W> {
-    /// Writes there.
+    /// Writes to `out`.
     pub fn new(out: W) -> Self {
         Self(BufWriter::new(out))
     }

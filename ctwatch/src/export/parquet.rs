@@ -1,5 +1,5 @@
-//! Parquet: a file for each table, its columns typed, every one optional.
-//! Rows wait until there are enough of them for a row group, so memory is bounded.
+//! Parquet: one file per table, with typed columns, all of them optional.
+//! Rows are buffered until there are enough for a row group, so memory is bounded.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,21 +13,21 @@ use parquet::schema::parser::parse_message_type;
 
 use super::{ColumnType, ExportTable, Sink, Value};
 
-/// Rows of a row group: enough for a dictionary to pay, and some MB of memory at most.
+/// Rows per row group: enough for a dictionary to pay off, and a few MB of memory at most.
 const ROWS: usize = 1 << 13;
 
-/// Writes it.
+/// Writes Parquet.
 pub struct Parquet(BTreeMap<ExportTable, Part>);
 
 /// The file of one table.
 struct Part {
-    /// `None` once it is closed.
+    /// `None` once closed.
     writer: Option<SerializedFileWriter<File>>,
     columns: Vec<Cells>,
     rows: usize,
 }
 
-/// The cells of one column that wait: those that are known, and for each row whether it is.
+/// The buffered cells of one column: the known values, and for each row whether its value is known.
 struct Cells {
     known: Known,
     levels: Vec<i16>,
@@ -41,7 +41,7 @@ enum Known {
 }
 
 impl Parquet {
-    /// Writes these tables there.
+    /// Writes these tables to these files.
     ///
     /// # Errors
     /// A file can't be written.
@@ -133,7 +133,7 @@ fn put<T: DataType>(
 }
 
 impl Part {
-    /// Writes what waits as a row group.
+    /// Writes the buffered rows as a row group.
     fn write(&mut self) -> Result<()> {
         let Some(writer) = self.writer.as_mut().filter(|_| self.rows > 0) else { return Ok(()) };
         let mut group = writer.next_row_group()?;

@@ -12,7 +12,7 @@ pub enum ColumnType {
     Bool,
     /// Text.
     Text,
-    /// Moments: RFC 3339 in UTC with microseconds, where a format has no type for them.
+    /// Points in time: RFC 3339 in UTC with microseconds if a format has no type for them.
     Time,
 }
 
@@ -22,7 +22,7 @@ pub type Column = (&'static str, ColumnType);
 /// What a row stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ExportTable {
-    /// A watch.
+    /// Runs of the recorder.
     Runs,
     /// An interval.
     Ticks,
@@ -32,19 +32,19 @@ pub enum ExportTable {
     Losses,
     /// New and ended flows of a service port in a tick.
     Arrivals,
-    /// A loss that was kept.
+    /// A loss recorded individually.
     Drops,
     /// What a service port held at a census.
     Occupancy,
-    /// What a service port held in one phase, when a table was read entry by entry.
+    /// What a service port held in one phase, when a table was listed entry by entry.
     Listings,
-    /// A setting when it was first seen, or a change of it.
+    /// The first reading of a setting, or a change to it.
     Settings,
     /// A trigger that fired.
     Incidents,
-    /// What was said.
+    /// A notice.
     Notices,
-    /// All that was read of the machine.
+    /// A machine snapshot.
     Machine,
 }
 

@@ -22,4 +22,10 @@ impl Backend {
             Self::Counters => "counters",
         }
     }
+
+    /// The backend with this spelling.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Kprobe, Self::Tracepoint, Self::Counters].into_iter().find(|backend| backend.name() == name)
+    }
 }

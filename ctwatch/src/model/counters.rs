@@ -13,3 +13,43 @@ pub struct KernelCounters {
     /// Inserts refused for too long a hash chain.
     pub chaintoolong: u64,
 }
+
+impl KernelCounters {
+    /// From an array in the order of the fields.
+    #[must_use]
+    pub const fn from_array([drop, early_drop, insert_failed, chaintoolong]: [u64; 4]) -> Self {
+        Self { drop, early_drop, insert_failed, chaintoolong }
+    }
+
+    /// As an array in the order of the fields.
+    #[must_use]
+    pub const fn as_array(&self) -> [u64; 4] {
+        let Self { drop, early_drop, insert_failed, chaintoolong } = *self;
+        [drop, early_drop, insert_failed, chaintoolong]
+    }
+
+    /// Each with the name the kernel gives it.
+    #[must_use]
+    pub const fn named(&self) -> [(&'static str, u64); 4] {
+        let Self { drop, early_drop, insert_failed, chaintoolong } = *self;
+        [
+            ("drop", drop),
+            ("early_drop", early_drop),
+            ("insert_failed", insert_failed),
+            ("chaintoolong", chaintoolong),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_and_the_names_have_the_order_of_the_fields() {
+        let counters = KernelCounters { drop: 1, early_drop: 2, insert_failed: 3, chaintoolong: 4 };
+        assert_eq!(counters.as_array(), [1, 2, 3, 4]);
+        assert_eq!(KernelCounters::from_array([1, 2, 3, 4]), counters);
+        assert_eq!(counters.named()[3], ("chaintoolong", 4));
+    }
+}

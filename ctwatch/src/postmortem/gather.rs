@@ -18,10 +18,10 @@ use super::pass::{BANDS, Pass, cause_of};
 use super::{Wish, advice, sampled};
 use crate::contract::{Counted, Unexplained};
 use crate::error::Failure;
-use crate::model::NetnsId;
+use crate::model::{Backend, KernelCounters, NetnsId};
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
-use crate::record::rebuild::{Names, counters};
+use crate::record::rows::Names;
 use crate::record::rows::{EndReason, Incident};
 use crate::record::{Recording, span};
 
@@ -126,7 +126,7 @@ pub(super) fn host(
         file,
         host,
         kernel_release: describes.map(|run| run.run.kernel_release.clone()),
-        backend: describes.map(|run| run.run.backend.clone()),
+        backend: describes.map(|run| run.run.backend.name().to_owned()),
         span,
         incidents,
         story: story(&pass, &names),
@@ -135,7 +135,7 @@ pub(super) fn host(
         by_fill: bands(&pass),
         changes,
         arrivals: arrivals(&pass),
-        kernel_counters: counters(pass.kernel),
+        kernel_counters: KernelCounters::from_array(pass.kernel.map(unsigned)),
         in_kernel_terms: counted.in_kernel_terms(),
         counted,
         unexplained: Unexplained { drop, early_drop, insert_failed, chaintoolong },
@@ -244,7 +244,7 @@ fn about_settings(
 }
 
 fn fill_in(pass: &Pass, certainty: &mut Certainty, run: Option<&RecordedRun>) {
-    certainty.inferred = run.is_some_and(|run| run.run.backend == "tracepoint");
+    certainty.inferred = run.is_some_and(|run| run.run.backend == Backend::Tracepoint);
     certainty.counts_flows = run.is_some_and(|run| run.run.counts_flows);
     certainty.lost_events = unsigned(pass.lost_events);
     certainty.without_port = unsigned(pass.without_port.iter().sum());

@@ -13,7 +13,7 @@ use super::model::{Gap, Port, Step};
 use super::series::{Point, PortOrNone, Series};
 use crate::model::{Census, NetnsId};
 use crate::record::reader::Stored;
-use crate::record::tick::{Four, NetnsTick, Presence, Tick};
+use crate::record::tick::{CounterArray, NetnsTick, Presence, Tick};
 
 /// From this fill on it is a sign.
 const SIGN: f64 = 0.9;
@@ -73,10 +73,10 @@ pub(super) struct Pass {
     pub lost_events: i64,
     pub ambiguous: i64,
     pub events_seen: u64,
-    pub kernel: Four,
-    unexplained_before: Four,
-    unexplained_now: Four,
-    pub unexplained: Four,
+    pub kernel: CounterArray,
+    unexplained_before: CounterArray,
+    unexplained_now: CounterArray,
+    pub unexplained: CounterArray,
     pub lossy: Vec<Lossy>,
     pub first_sign: Option<(Timestamp, Option<f64>)>,
     pub full_at: Option<Timestamp>,

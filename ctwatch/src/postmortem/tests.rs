@@ -2,12 +2,11 @@
 
 use super::*;
 use crate::model::{
-    Census, CensusKey, Device, Hook, KernelCounters, Loss, Name, NetnsId, Owner, Packet, ProcessId, Protocol,
-    Role, Tuple, WallMono,
+    Backend, Census, CensusKey, Device, Hook, KernelCounters, Loss, Name, NetnsId, Owner, Packet, ProcessId,
+    Protocol, Role, Tuple, WallMono,
 };
 use crate::record::Writer;
-use crate::record::rebuild::Names;
-use crate::record::rows::{EndReason, Incident, Run, RunEnd, Setting};
+use crate::record::rows::{EndReason, Incident, Names, Run, RunEnd, Setting};
 use crate::record::span::Moment;
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
@@ -34,7 +33,7 @@ fn run(started: i64) -> Run {
         host: Some("web1".to_owned()),
         version: "0.1.0".to_owned(),
         kernel_release: "6.12.1".to_owned(),
-        backend: "kprobe".to_owned(),
+        backend: Backend::Kprobe,
         backend_reason: None,
         interval_us: 1_000_000,
         counts_flows: true,
@@ -328,7 +327,7 @@ fn an_empty_recording_and_what_is_none_say_so() {
     let other = folder.path().join("b.ctw");
     std::fs::write(&other, "x".repeat(4096)).unwrap();
     let error = gather(&wish(&other), "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
-    assert!(error.contains("no recording of ctwatch"), "{error}");
+    assert!(error.contains("not a ctwatch recording"), "{error}");
 }
 
 #[test]

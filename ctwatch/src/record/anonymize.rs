@@ -1,5 +1,5 @@
-//! Replaces what tells who is who, the same thing always by the same: addresses keep the networks they share, names become
-//! numbers. What is kept, and why, is in docs/recording.md.
+//! Replaces whatever identifies somebody, the same thing always by the same: addresses keep the prefixes they share, names
+//! become numbers. What is kept, and why, is in docs/recording.md.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,11 +12,10 @@ use anyhow::{Context as _, Result};
 use ipcrypt_rs::IpcryptPfx;
 use sha2::{Digest as _, Sha256};
 
-use super::rebuild::Names;
-use super::rows::Run;
+use super::rows::{Names, Run};
 use crate::model::{Loss, Name, Owner, ProcessId, Sender, Tuple};
 
-/// What stands for what, as long as it lives.
+/// The replacements made so far.
 pub struct Anonymizer {
     addresses: IpcryptPfx,
     processes: Numbers<String>,
@@ -29,13 +28,13 @@ pub struct Anonymizer {
 }
 
 impl std::fmt::Debug for Anonymizer {
-    /// Neither the key nor what it hides.
+    /// Without the key and what it hides.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Anonymizer").finish_non_exhaustive()
     }
 }
 
-/// Things in the order in which they were first seen, from 1 on.
+/// Numbers things from 1 on, in the order they are first seen.
 #[derive(Debug)]
 struct Numbers<T>(HashMap<T, u32>);
 
@@ -53,10 +52,10 @@ impl<T: Eq + Hash> Numbers<T> {
 }
 
 impl Anonymizer {
-    /// With the same key, addresses become the same in every file; without one, nobody can tell any more what they were.
+    /// With a key, addresses are replaced the same way in every file; without one, nobody can ever recover them.
     ///
     /// # Errors
-    /// The kernel gives no random numbers.
+    /// The kernel provides no random numbers.
     pub fn new(key: Option<&str>) -> Result<Self> {
         let mut bytes = [0; IpcryptPfx::KEY_BYTES];
         match key {
@@ -81,7 +80,7 @@ impl Anonymizer {
         })
     }
 
-    /// Another address. Two that share 8 bits or more share as many afterwards, and no more.
+    /// A replacement for an address. Two addresses that share 8 or more leading bits share exactly as many afterwards.
     #[must_use]
     pub fn address(&self, address: IpAddr) -> IpAddr {
         match address {
@@ -90,18 +89,18 @@ impl Anonymizer {
         }
     }
 
-    /// What is no host's stays: "this" network, loopback, multicast and what is above.
+    /// Addresses that belong to no host stay: "this" network, loopback, multicast and above.
     fn ipv4(&self, address: Ipv4Addr) -> Ipv4Addr {
-        let is_nobodys = |address: Ipv4Addr| matches!(address.octets()[0], 0 | 127 | 224..);
-        if is_nobodys(address) {
+        let is_special = |address: Ipv4Addr| matches!(address.octets()[0], 0 | 127 | 224..);
+        if is_special(address) {
             return address;
         }
         let mut other = address;
         loop {
-            // Into a network that means something, no host may come: it goes on until it is out of there. As the first
-            // byte decides, those of one network go the same way.
+            // No host may end up in a special network: encrypt again until it is out. Since the first byte decides, all
+            // addresses of one network take the same number of rounds.
             let IpAddr::V4(next) = self.addresses.encrypt_ipaddr(IpAddr::V4(other)) else { return address };
-            if !is_nobodys(next) {
+            if !is_special(next) {
                 return next;
             }
             other = next;
@@ -109,7 +108,7 @@ impl Anonymizer {
     }
 
     fn ipv6(&self, address: Ipv6Addr) -> Ipv6Addr {
-        let is_nobodys = |address: Ipv6Addr| matches!(address.octets()[0], 0x00 | 0xFF);
+        let is_special = |address: Ipv6Addr| matches!(address.octets()[0], 0x00 | 0xFF);
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
             return address;
         }
@@ -118,19 +117,19 @@ impl Anonymizer {
             octets[12..].copy_from_slice(&self.ipv4(inner).octets());
             return octets.into();
         }
-        if is_nobodys(address) {
+        if is_special(address) {
             let mut octets = self.encrypted(address).octets();
             octets[0] = 0;
             return octets.into();
         }
         let mut other = self.encrypted(address);
-        while is_nobodys(other) {
+        while is_special(other) {
             other = self.encrypted(other);
         }
         other
     }
 
-    /// The library takes a mapped IPv4 address for one; [`embedded`] has seen to those.
+    /// The library treats a mapped IPv4 address as IPv4; [`embedded`] has handled those.
     fn encrypted(&self, address: Ipv6Addr) -> Ipv6Addr {
         match self.addresses.encrypt_ipaddr(IpAddr::V6(address)) {
             IpAddr::V6(other) => other,
@@ -138,54 +137,54 @@ impl Anonymizer {
         }
     }
 
-    /// Another name for a process.
+    /// A replacement for the name of a process.
     pub fn process(&mut self, name: &str) -> String {
         format!("process-{}", self.processes.of(name.to_owned()))
     }
 
-    /// Another name for a container, a unit or a session.
+    /// A replacement for the name of a container, unit or session.
     pub fn container(&mut self, name: &str) -> String {
         format!("container-{}", self.containers.of(name.to_owned()))
     }
 
-    /// Another path for a cgroup.
+    /// A replacement for the path of a cgroup.
     pub fn cgroup(&mut self, path: &str) -> String {
         format!("/cgroup-{}", self.cgroups.of(path.to_owned()))
     }
 
-    /// Another name for a network namespace; "host" is none.
+    /// A replacement for the name of a network namespace; "host" identifies nobody.
     pub fn netns(&mut self, name: &str) -> String {
         if name == "host" { name.to_owned() } else { format!("netns-{}", self.netns.of(name.to_owned())) }
     }
 
-    /// Another name for a machine.
+    /// A replacement for a host name.
     pub fn host(&mut self, name: &str) -> String {
         format!("host-{}", self.hosts.of(name.to_owned()))
     }
 
-    /// Another name for a network device; "lo" says nothing.
+    /// A replacement for the name of a network device; "lo" identifies nobody.
     pub fn device(&mut self, name: &str) -> String {
         if name == "lo" { name.to_owned() } else { format!("device-{}", self.devices.of(name.to_owned())) }
     }
 
-    /// Another number for a process.
+    /// A replacement for a process id.
     pub fn pid(&mut self, pid: u32) -> u32 {
         if pid == 0 { 0 } else { self.pids.of(pid) }
     }
 
-    /// Everything in the start of a run that says where it was.
+    /// Replaces what identifies the host of a run.
     pub fn run(&mut self, run: &mut Run) {
         run.host = run.host.take().map(|host| self.host(&host));
         run.boot_id = None;
     }
 
-    /// What a netns is called.
+    /// Replaces the names of a netns.
     pub fn names(&mut self, names: &mut Names) {
         names.name = names.name.take().map(|name| self.netns(&name));
         names.container = names.container.take().map(|name| self.container(&name));
     }
 
-    /// Everything in a loss that says whose it was.
+    /// Replaces what identifies anybody in a loss.
     pub fn loss(&mut self, loss: &mut Loss) {
         let Loss { time: _, cause: _, packet, entry, sender, pushed_out_by, owner, jiffies_per_s: _ } = loss;
         if let Some(tuple) = &mut packet.tuple {
@@ -230,8 +229,7 @@ impl Anonymizer {
     }
 }
 
-/// An IPv4 address within an IPv6 one, mapped (RFC 4291), compatible (the same) or translated (RFC 6052), and what is
-/// before it.
+/// An IPv4 address within an IPv6 one: mapped or compatible (RFC 4291), or translated (RFC 6052); with the bytes before it.
 fn embedded(address: Ipv6Addr) -> Option<([u8; 16], Ipv4Addr)> {
     let octets = address.octets();
     let is_one =
@@ -240,7 +238,7 @@ fn embedded(address: Ipv6Addr) -> Option<([u8; 16], Ipv4Addr)> {
     is_one.then_some((octets, Ipv4Addr::new(a, b, c, d)))
 }
 
-/// Another name in a fixed size; none stays none.
+/// Replaces a name of fixed size; an empty one stays empty.
 fn renamed(name: Name, other: impl FnOnce(&str) -> String) -> Name {
     super::event::text(&name.padded()).map_or(name, |known| Name::new(other(&known).as_bytes()))
 }

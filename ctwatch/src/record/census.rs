@@ -1,20 +1,25 @@
 //! Censuses as rows, and rows as censuses.
-//! One has a checksum over all its rows; what is left out for its size is counted.
+//! A census has one checksum over all its rows; how many ports were left out for size is recorded.
 
 use std::collections::{BTreeMap, HashMap};
 
-use rusqlite::{Connection, params};
+use rusqlite::types::Null;
+use rusqlite::{Connection, ToSql};
 
+use super::columns::{
+    CENSUS, CENSUS_DETAIL, CENSUS_KEY, CensusColumns, CensusDetailColumns, CensusKeyColumns,
+};
 use super::digest::Digest;
-use super::open::{ReadError, wrong};
+use super::open::{ReadError, corrupt_row};
+use super::reader::each;
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
 use crate::model::{
     Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, Timeouts,
 };
 
-/// Ports of one census that are kept: those that hold most.
+/// Ports kept of one census: those with the most entries.
 const KEYS: usize = 2048;
-/// Ports whose states and timeouts are kept apart; those of the others are added up by protocol.
+/// Ports whose states and timeouts are kept individually; those of the others are summed by protocol.
 const DETAILS: usize = 16;
 
 /// Writes a census.
@@ -26,19 +31,17 @@ pub(super) fn insert(
 ) -> rusqlite::Result<()> {
     let (census, omitted) = kept(census);
     let Census { netns: _, keys, details, bases, replaces_offsets, timeouts, exact } = &census;
-    connection.execute(
-        "INSERT INTO census (tick, netns, rebase, exact, timeouts, omitted, crc) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![
-            tick,
-            netns,
-            replaces_offsets,
-            exact,
-            timeouts_text(timeouts),
-            omitted as i64,
-            checksum(tick, &census, omitted)
-        ],
-    )?;
+    CensusColumns::<&dyn ToSql> {
+        id: &Null,
+        tick: &tick,
+        netns: &netns,
+        rebase: replaces_offsets,
+        exact,
+        timeouts: &timeouts_text(timeouts),
+        omitted: &(omitted as i64),
+        crc: &checksum(tick, &census, omitted),
+    }
+    .insert(connection)?;
     let id = connection.last_insert_rowid();
     let mut rows: BTreeMap<(u8, u16), (Option<CensusKey>, Option<i64>)> = BTreeMap::new();
     for key in keys {
@@ -47,33 +50,36 @@ pub(super) fn insert(
     for base in bases {
         rows.entry((base.proto, base.port)).or_default().1 = Some(base.entries);
     }
-    let mut statement =
-        connection.prepare_cached("INSERT INTO census_key VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
+    let mut statement = CensusKeyColumns::statement(connection)?;
     for ((proto, port), (key, base)) in rows {
-        let entries = key.map(|key| key.entries);
-        let (assured, time_wait) = (key.map(|key| key.assured), key.map(|key| key.time_wait));
-        statement.execute(params![id, proto, port, entries, assured, time_wait, base])?;
+        CensusKeyColumns::<&dyn ToSql> {
+            census: &id,
+            proto: &proto,
+            port: &port,
+            entries: &key.map(|key| key.entries),
+            assured: &key.map(|key| key.assured),
+            time_wait: &key.map(|key| key.time_wait),
+            base: &base,
+        }
+        .write(&mut statement)?;
     }
-    let mut statement =
-        connection.prepare_cached("INSERT INTO census_detail VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
-    for detail in details {
-        let PortDetail { proto, port, mix, lasting, ending } = detail;
-        let port = port.map_or(-1, i64::from);
-        let [lasting, ending] = [lasting, ending].map(|one| sparse_text(&one.sparse().collect()));
-        statement.execute(params![
-            id,
+    let mut statement = CensusDetailColumns::statement(connection)?;
+    for PortDetail { proto, port, mix, lasting, ending } in details {
+        CensusDetailColumns::<&dyn ToSql> {
+            census: &id,
             proto,
-            port,
-            mix.assured,
-            sparse_text(&states(mix)),
-            lasting,
-            ending
-        ])?;
+            port: &port.map_or(-1, i64::from),
+            assured: &mix.assured,
+            states: &sparse_text(&states(mix)),
+            lasting: &sparse_text(&lasting.sparse().collect()),
+            ending: &sparse_text(&ending.sparse().collect()),
+        }
+        .write(&mut statement)?;
     }
     Ok(())
 }
 
-/// The keys that hold most, in an order that comes back, and how many were left out.
+/// The ports with the most entries, in the order [`read`] returns them, and how many were left out.
 fn kept(census: &Census) -> (Census, usize) {
     let mut census = census.clone();
     let held: HashMap<(u8, u16), u32> =
@@ -105,52 +111,49 @@ fn ordered(mut census: Census) -> Census {
     census
 }
 
-/// Reads the censuses that ended in these ticks; the error names what is wrong.
+/// Reads the censuses that ended in these ticks.
 pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i64, Census)>, ReadError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT c.id, c.tick, n.number, c.rebase, c.exact, c.timeouts, c.omitted, c.crc \
-         FROM census c JOIN netns n ON n.id = c.netns WHERE c.tick BETWEEN ?1 AND ?2 ORDER BY c.tick, c.id",
-    )?;
-    let mut rows = statement.query([from, to])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (id, tick): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let Some(timeouts) = timeouts_from(&row.get::<_, String>(5)?) else {
-            return wrong("census", id);
+    // The netns's number follows the census's own columns.
+    const NETNS_NUMBER: usize = CensusColumns::NAMES.len();
+    let sql = format!(
+        "SELECT {}, n.number FROM census c JOIN netns n ON n.id = c.netns WHERE c.tick BETWEEN ?1 AND ?2 \
+         ORDER BY c.tick, c.id",
+        CensusColumns::of("c")
+    );
+    each(connection, &sql, [from, to], |row| {
+        let (id, tick): (i64, i64) = (row.get(CENSUS.id)?, row.get(CENSUS.tick)?);
+        let Some(timeouts) = timeouts_from(&row.get::<_, String>(CENSUS.timeouts)?) else {
+            return corrupt_row("census", id);
         };
         let mut census = Census {
-            netns: NetnsId::from_packed(row.get(2)?),
-            replaces_offsets: row.get(3)?,
-            exact: row.get(4)?,
+            netns: NetnsId::from_packed(row.get(NETNS_NUMBER)?),
+            replaces_offsets: row.get(CENSUS.rebase)?,
+            exact: row.get(CENSUS.exact)?,
             timeouts,
             ..Census::default()
         };
         read_keys(connection, id, &mut census)?;
         if !read_details(connection, id, &mut census)? {
-            return wrong("census", id);
+            return corrupt_row("census", id);
         }
         let census = ordered(census);
-        let omitted = row.get::<_, u32>(6)? as usize;
-        if checksum(tick, &census, omitted) != row.get::<_, u32>(7)? {
-            return wrong("census", id);
-        }
-        found.push((tick, census));
-    }
-    Ok(found)
+        let omitted = row.get::<_, u32>(CENSUS.omitted)? as usize;
+        let holds = checksum(tick, &census, omitted) == row.get::<_, u32>(CENSUS.crc)?;
+        if holds { Ok((tick, census)) } else { corrupt_row("census", id) }
+    })
 }
 
 fn read_keys(connection: &Connection, id: i64, census: &mut Census) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare_cached(
-        "SELECT proto, port, entries, assured, time_wait, base FROM census_key WHERE census = ?1",
-    )?;
+    let sql = format!("{} WHERE census = ?1", CensusKeyColumns::SELECT);
+    let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query([id])?;
     while let Some(row) = rows.next()? {
-        let (proto, port) = (row.get(0)?, row.get(1)?);
-        if let Some(entries) = row.get(2)? {
-            let (assured, time_wait) = (row.get(3)?, row.get(4)?);
+        let (proto, port) = (row.get(CENSUS_KEY.proto)?, row.get(CENSUS_KEY.port)?);
+        if let Some(entries) = row.get(CENSUS_KEY.entries)? {
+            let (assured, time_wait) = (row.get(CENSUS_KEY.assured)?, row.get(CENSUS_KEY.time_wait)?);
             census.keys.push(CensusKey { proto, port, entries, assured, time_wait });
         }
-        if let Some(entries) = row.get(5)? {
+        if let Some(entries) = row.get(CENSUS_KEY.base)? {
             census.bases.push(FlowOffset { proto, port, entries });
         }
     }
@@ -158,20 +161,22 @@ fn read_keys(connection: &Connection, id: i64, census: &mut Census) -> rusqlite:
 }
 
 fn read_details(connection: &Connection, id: i64, census: &mut Census) -> rusqlite::Result<bool> {
-    let mut statement = connection.prepare_cached(
-        "SELECT proto, port, assured, states, lasting, ending FROM census_detail WHERE census = ?1",
-    )?;
+    let sql = format!("{} WHERE census = ?1", CensusDetailColumns::SELECT);
+    let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query([id])?;
     while let Some(row) = rows.next()? {
-        let mut detail = PortDetail::new(row.get(0)?, u16::try_from(row.get::<_, i64>(1)?).ok());
-        detail.mix.assured = row.get(2)?;
-        let Some(states) = sparse_from(&row.get::<_, String>(3)?) else { return Ok(false) };
+        let port = u16::try_from(row.get::<_, i64>(CENSUS_DETAIL.port)?).ok();
+        let mut detail = PortDetail::new(row.get(CENSUS_DETAIL.proto)?, port);
+        detail.mix.assured = row.get(CENSUS_DETAIL.assured)?;
+        let Some(states) = sparse_from(&row.get::<_, String>(CENSUS_DETAIL.states)?) else {
+            return Ok(false);
+        };
         for (state, entries) in states {
             let Some(place) = detail.mix.tcp.get_mut(state) else { return Ok(false) };
             *place = entries;
         }
         let remaining = |text: String| TimeoutHistogram::from_sparse(&sparse_from(&text)?);
-        match (remaining(row.get(4)?), remaining(row.get(5)?)) {
+        match (remaining(row.get(CENSUS_DETAIL.lasting)?), remaining(row.get(CENSUS_DETAIL.ending)?)) {
             (Some(lasting), Some(ending)) => (detail.lasting, detail.ending) = (lasting, ending),
             _ => return Ok(false),
         }

@@ -1,35 +1,34 @@
 //! One loss as a row, and a row as a loss.
-//! What comes back is what `state` would have seen; bytes of names that are no text are the only thing that is not kept.
+//! What is read back is what `state` would have seen; only bytes of names that aren't valid text get lost.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use ctwatch_common::Cause;
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, ToSql};
 
+use super::columns::{EVENT, EventColumns, OwnerColumns};
 use super::digest::Digest;
-use super::open::{ReadError, wrong};
+use super::open::{ReadError, corrupt_row};
 use crate::model::{
     Device, EntryState, Flow, Hook, Loss, Name, NetnsId, Owner, Packet, ProcessId, Protocol, Role, Sender,
     Tuple,
 };
 
-/// In the order of [`insert`].
-const INSERT: &str = "INSERT INTO event (tick, place, detail, wall_us, at_ns, netns, cause, flags, proto, family, src, \
-    sport, dst, dport, icmp, hook, device, ifindex, length, count, max, owner, sender_pid, sender_name, sender_cgroup, \
-    reply_src, reply_sport, reply_dst, reply_dport, status, tcp_state, jiffies_left, jiffies_per_s, by_proto, by_src, \
-    by_sport, by_dst, by_dport, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
-    ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38, ?39)";
+/// Losses with their netns and owner.
+pub(super) static SELECT: LazyLock<String> = LazyLock::new(|| {
+    let (event, owner) = (EventColumns::of("e"), OwnerColumns::of("o"));
+    format!(
+        "SELECT {event}, {owner}, n.number FROM event e JOIN netns n ON n.id = e.netns \
+         LEFT JOIN owner o ON o.id = e.owner WHERE e.tick BETWEEN ?1 AND ?2 ORDER BY e.tick, e.place"
+    )
+});
 
-/// In the order of [`read`].
-pub(super) const SELECT: &str = "SELECT e.tick, e.detail, e.wall_us, e.at_ns, n.number, e.cause, e.flags, e.proto, \
-    e.family, e.src, e.sport, e.dst, e.dport, e.icmp, e.hook, e.device, e.ifindex, e.length, e.count, e.max, e.owner, \
-    e.sender_pid, e.sender_name, e.sender_cgroup, e.reply_src, e.reply_sport, e.reply_dst, e.reply_dport, e.status, \
-    e.tcp_state, e.jiffies_left, e.jiffies_per_s, e.by_proto, e.by_src, e.by_sport, e.by_dst, e.by_dport, e.crc, \
-    o.pid, o.name, o.role, o.cgroup, o.container, o.anybodys \
-    FROM event e JOIN netns n ON n.id = e.netns LEFT JOIN owner o ON o.id = e.owner \
-    WHERE e.tick BETWEEN ?1 AND ?2 ORDER BY e.tick, e.place";
+/// Positions of the owner's columns in a row of [`SELECT`].
+const OWNER: OwnerColumns<usize> = OwnerColumns::starting_at(EventColumns::NAMES.len());
+/// Position of the netns's number in such a row.
+const NETNS_NUMBER: usize = EventColumns::NAMES.len() + OwnerColumns::NAMES.len();
 
 /// Bits of the column `flags`: what of the row is known. Part of the file format.
 mod flag {
@@ -105,12 +104,17 @@ impl EventRow {
         let Packet { at_ns, netns, proto, tuple, icmp, is_loopback, hook, device, count, max, length } =
             packet;
         let bit = |is_set: bool, bit: u8| if is_set { bit } else { 0 };
-        let address = |pick: fn(&Tuple) -> IpAddr, tuple: &Option<Tuple>| {
-            tuple.as_ref().map(|one| pick(one).to_string())
-        };
         let reply = entry.and_then(|entry| entry.reply);
-        // An entry whose packet has no tuple still has the family of its reply.
         let family = tuple.or(reply).map_or(0, |tuple| if tuple.src.is_ipv4() { 4 } else { 6 });
+        // Where the family is known, an address that isn't is written as the unspecified one.
+        let unspecified = match family {
+            4 => Some(IpAddr::from([0; 4])),
+            6 => Some(IpAddr::from([0; 16])),
+            _ => None,
+        };
+        let address = |pick: fn(Tuple) -> IpAddr, tuple: Option<Tuple>| {
+            tuple.map(pick).or(unspecified).map(|address| address.to_string())
+        };
         Self {
             at_ns: *at_ns,
             netns: netns.packed(),
@@ -124,9 +128,9 @@ impl EventRow {
                 | bit(sender.is_some(), flag::OWNER),
             proto: proto.unwrap_or_default().0,
             family,
-            src: address(|tuple| tuple.src, tuple),
+            src: address(|tuple| tuple.src, *tuple),
             sport: tuple.map_or(0, |tuple| tuple.sport),
-            dst: address(|tuple| tuple.dst, tuple),
+            dst: address(|tuple| tuple.dst, *tuple),
             dport: tuple.map_or(0, |tuple| tuple.dport),
             icmp: u16::from_be_bytes(*icmp),
             hook: hook.map_or(NO_HOOK, |hook| hook as u8),
@@ -138,12 +142,12 @@ impl EventRow {
             sender_pid: sender.map_or(0, |sender| sender.pid),
             sender_name: sender.and_then(|sender| text(&sender.name.padded())),
             sender_cgroup: sender.map_or(0, |sender| sender.cgroup),
-            reply_src: address(|tuple| tuple.src, &reply),
+            reply_src: address(|tuple| tuple.src, reply),
             reply_sport: reply.map_or(0, |tuple| tuple.sport),
-            reply_dst: address(|tuple| tuple.dst, &reply),
+            reply_dst: address(|tuple| tuple.dst, reply),
             reply_dport: reply.map_or(0, |tuple| tuple.dport),
             status: entry.map_or(0, |entry| entry.status),
-            tcp_state: entry.and_then(|entry| entry.tcp_state).unwrap_or(NO_TCP_STATE),
+            tcp_state: entry.map_or(0, |entry| entry.tcp_state.unwrap_or(NO_TCP_STATE)),
             jiffies_left: entry.map_or(0, |entry| entry.left_jiffies),
             jiffies_per_s: *jiffies_per_s,
             by: pushed_out_by.map(|Flow { proto, tuple }| FlowColumns {
@@ -260,131 +264,130 @@ pub(super) fn insert(
 ) -> rusqlite::Result<()> {
     let row = EventRow::of(loss);
     let by = row.by.as_ref();
-    connection.prepare_cached(INSERT)?.execute(params![
-        tick,
-        place as i64,
-        detail,
-        loss.time.as_microsecond(),
-        row.at_ns.cast_signed(),
-        netns,
-        row.cause,
-        row.flags,
-        row.proto,
-        row.family,
-        row.src,
-        row.sport,
-        row.dst,
-        row.dport,
-        row.icmp,
-        row.hook,
-        row.device,
-        row.ifindex,
-        row.length,
-        row.count,
-        row.max,
-        owner,
-        row.sender_pid,
-        row.sender_name,
-        row.sender_cgroup.cast_signed(),
-        row.reply_src,
-        row.reply_sport,
-        row.reply_dst,
-        row.reply_dport,
-        row.status,
-        row.tcp_state,
-        row.jiffies_left,
-        row.jiffies_per_s,
-        by.map(|by| by.proto),
-        by.map(|by| &by.src),
-        by.map(|by| by.sport),
-        by.map(|by| &by.dst),
-        by.map(|by| by.dport),
-        row.checksum(tick, loss.time, loss.owner.as_deref()),
-    ])?;
-    Ok(())
+    EventColumns::<&dyn ToSql> {
+        tick: &tick,
+        place: &(place as i64),
+        detail: &detail,
+        wall_us: &loss.time.as_microsecond(),
+        at_ns: &row.at_ns.cast_signed(),
+        netns: &netns,
+        cause: &row.cause,
+        flags: &row.flags,
+        proto: &row.proto,
+        family: &row.family,
+        src: &row.src,
+        sport: &row.sport,
+        dst: &row.dst,
+        dport: &row.dport,
+        icmp: &row.icmp,
+        hook: &row.hook,
+        device: &row.device,
+        ifindex: &row.ifindex,
+        length: &row.length,
+        count: &row.count,
+        max: &row.max,
+        owner: &owner,
+        sender_pid: &row.sender_pid,
+        sender_name: &row.sender_name,
+        sender_cgroup: &row.sender_cgroup.cast_signed(),
+        reply_src: &row.reply_src,
+        reply_sport: &row.reply_sport,
+        reply_dst: &row.reply_dst,
+        reply_dport: &row.reply_dport,
+        status: &row.status,
+        tcp_state: &row.tcp_state,
+        jiffies_left: &row.jiffies_left,
+        jiffies_per_s: &row.jiffies_per_s,
+        by_proto: &by.map(|by| by.proto),
+        by_src: &by.map(|by| &by.src),
+        by_sport: &by.map(|by| by.sport),
+        by_dst: &by.map(|by| &by.dst),
+        by_dport: &by.map(|by| by.dport),
+        crc: &row.checksum(tick, loss.time, loss.owner.as_deref()),
+    }
+    .insert(connection)
 }
 
-/// A loss with its tick; the error names what is wrong with it. No loss where only a later version knows the cause.
+/// Reads a loss, its tick and whether it is detail. No loss where only a later version knows the cause.
 pub(super) fn read(row: &Row<'_>) -> Result<(i64, bool, Option<Loss>), ReadError> {
-    let tick: i64 = row.get(0)?;
+    let tick: i64 = row.get(EVENT.tick)?;
     let columns = EventRow {
-        at_ns: row.get::<_, i64>(3)?.cast_unsigned(),
-        netns: row.get(4)?,
-        cause: row.get(5)?,
-        flags: row.get(6)?,
-        proto: row.get(7)?,
-        family: row.get(8)?,
-        src: row.get(9)?,
-        sport: row.get(10)?,
-        dst: row.get(11)?,
-        dport: row.get(12)?,
-        icmp: row.get(13)?,
-        hook: row.get(14)?,
-        device: row.get(15)?,
-        ifindex: row.get(16)?,
-        length: row.get(17)?,
-        count: row.get(18)?,
-        max: row.get(19)?,
-        sender_pid: row.get(21)?,
-        sender_name: row.get(22)?,
-        sender_cgroup: row.get::<_, i64>(23)?.cast_unsigned(),
-        reply_src: row.get(24)?,
-        reply_sport: row.get(25)?,
-        reply_dst: row.get(26)?,
-        reply_dport: row.get(27)?,
-        status: row.get(28)?,
-        tcp_state: row.get(29)?,
-        jiffies_left: row.get(30)?,
-        jiffies_per_s: row.get(31)?,
+        at_ns: row.get::<_, i64>(EVENT.at_ns)?.cast_unsigned(),
+        netns: row.get(NETNS_NUMBER)?,
+        cause: row.get(EVENT.cause)?,
+        flags: row.get(EVENT.flags)?,
+        proto: row.get(EVENT.proto)?,
+        family: row.get(EVENT.family)?,
+        src: row.get(EVENT.src)?,
+        sport: row.get(EVENT.sport)?,
+        dst: row.get(EVENT.dst)?,
+        dport: row.get(EVENT.dport)?,
+        icmp: row.get(EVENT.icmp)?,
+        hook: row.get(EVENT.hook)?,
+        device: row.get(EVENT.device)?,
+        ifindex: row.get(EVENT.ifindex)?,
+        length: row.get(EVENT.length)?,
+        count: row.get(EVENT.count)?,
+        max: row.get(EVENT.max)?,
+        sender_pid: row.get(EVENT.sender_pid)?,
+        sender_name: row.get(EVENT.sender_name)?,
+        sender_cgroup: row.get::<_, i64>(EVENT.sender_cgroup)?.cast_unsigned(),
+        reply_src: row.get(EVENT.reply_src)?,
+        reply_sport: row.get(EVENT.reply_sport)?,
+        reply_dst: row.get(EVENT.reply_dst)?,
+        reply_dport: row.get(EVENT.reply_dport)?,
+        status: row.get(EVENT.status)?,
+        tcp_state: row.get(EVENT.tcp_state)?,
+        jiffies_left: row.get(EVENT.jiffies_left)?,
+        jiffies_per_s: row.get(EVENT.jiffies_per_s)?,
         by: pushed_out_by(row)?,
     };
-    let Ok(time) = Timestamp::from_microsecond(row.get(2)?) else { return wrong("event of tick", tick) };
+    let Ok(time) = Timestamp::from_microsecond(row.get(EVENT.wall_us)?) else {
+        return corrupt_row("event of tick", tick);
+    };
     let owner = owner(row)?.map(Arc::new);
-    if columns.checksum(tick, time, owner.as_deref()) != row.get::<_, u32>(37)? {
-        return wrong("event of tick", tick);
+    if columns.checksum(tick, time, owner.as_deref()) != row.get::<_, u32>(EVENT.crc)? {
+        return corrupt_row("event of tick", tick);
     }
-    Ok((tick, row.get(1)?, columns.loss(time, owner)))
+    Ok((tick, row.get(EVENT.detail)?, columns.loss(time, owner)))
 }
 
 fn pushed_out_by(row: &Row<'_>) -> rusqlite::Result<Option<FlowColumns>> {
-    let Some(proto) = row.get(32)? else { return Ok(None) };
-    let (src, sport, dst, dport) = (row.get(33)?, row.get(34)?, row.get(35)?, row.get(36)?);
-    Ok(Some(FlowColumns { proto, src, sport, dst, dport }))
-}
-
-fn owner(row: &Row<'_>) -> rusqlite::Result<Option<Owner>> {
-    if row.get::<_, Option<i64>>(20)?.is_none() {
-        return Ok(None);
-    }
-    let role = match row.get::<_, Option<String>>(40)?.as_deref() {
-        Some("listener") => Role::Listener,
-        _ => Role::Sender,
-    };
-    let pid: Option<u32> = row.get(38)?;
-    let name = padded(row.get(39)?);
-    Ok(Some(Owner {
-        process: pid.map(|pid| ProcessId { pid, name: Name::from_padded(name), role }),
-        cgroup: row.get(41)?,
-        container: row.get(42)?,
-        unattributable: row.get::<_, Option<bool>>(43)?.unwrap_or_default(),
+    let Some(proto) = row.get(EVENT.by_proto)? else { return Ok(None) };
+    Ok(Some(FlowColumns {
+        proto,
+        src: row.get(EVENT.by_src)?,
+        sport: row.get(EVENT.by_sport)?,
+        dst: row.get(EVENT.by_dst)?,
+        dport: row.get(EVENT.by_dport)?,
     }))
 }
 
-/// A name without the NULs behind it; nothing if it is empty.
+fn owner(row: &Row<'_>) -> rusqlite::Result<Option<Owner>> {
+    if row.get::<_, Option<i64>>(EVENT.owner)?.is_none() {
+        return Ok(None);
+    }
+    let role = match row.get::<_, Option<String>>(OWNER.role)?.as_deref() {
+        Some("listener") => Role::Listener,
+        _ => Role::Sender,
+    };
+    let pid: Option<u32> = row.get(OWNER.pid)?;
+    let name = Name::new(row.get::<_, Option<String>>(OWNER.name)?.unwrap_or_default().as_bytes());
+    Ok(Some(Owner {
+        process: pid.map(|pid| ProcessId { pid, name, role }),
+        cgroup: row.get(OWNER.cgroup)?,
+        container: row.get(OWNER.container)?,
+        unattributable: row.get::<_, Option<bool>>(OWNER.anybodys)?.unwrap_or_default(),
+    }))
+}
+
+/// A name without trailing NULs; `None` if it is empty.
 pub(super) fn text(name: &[u8; 16]) -> Option<String> {
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    // As long as the bytes are, so that it comes back as it went: no replacement characters of three bytes.
+    // One character per byte, so that the name keeps its length: a replacement character would take three bytes.
     let plain = |byte: &u8| if byte.is_ascii() { char::from(*byte) } else { '?' };
     let text = str::from_utf8(name).map_or_else(|_| name.iter().map(plain).collect(), str::to_owned);
     (!name.is_empty()).then_some(text)
-}
-
-fn padded(name: Option<String>) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    for (byte, of) in bytes.iter_mut().zip(name.unwrap_or_default().bytes()) {
-        *byte = of;
-    }
-    bytes
 }
 
 /// Which netns a loss happened in.

@@ -1,16 +1,16 @@
-//! A disk without room: how it shows, and what is said of it. Nothing else may be taken for it.
+//! A full disk: how to recognize it, and what to tell the user. No other error may be mistaken for it.
 
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
-/// The shared memory beside a database can't grow; SQLite counts that among the I/O errors.
+/// The -shm of a database can't grow; SQLite reports that as an I/O error.
 const SHM_CAN_NOT_GROW: i32 = rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 
-/// There is no room on the disk.
+/// There is no space left on the disk.
 #[derive(Debug)]
 pub struct DiskFull {
     path: PathBuf,
-    /// Whether anything was recorded before.
+    /// Whether anything had been recorded before.
     begun: bool,
 }
 
@@ -19,7 +19,7 @@ impl DiskFull {
         Self { path: path.to_owned(), begun: true }
     }
 
-    /// When a run was to begin.
+    /// The disk was full when the run was to begin.
     #[must_use]
     pub fn at_the_start(path: &Path) -> Self {
         Self { path: path.to_owned(), begun: false }
@@ -32,13 +32,14 @@ impl fmt::Display for DiskFull {
         if self.begun {
             write!(
                 f,
-                "writing {path}: the disk is full, so the recording ended; the file holds everything until then. Make \
-                 room, or give a smaller --max-size"
+                "writing {path}: the disk is full, so recording ended; the file has everything up to then. Free some \
+                 space, or set a smaller --max-size"
             )
         } else {
             write!(
                 f,
-                "beginning {path}: the disk is full, so nothing is recorded. Make room, or give another place with -o"
+                "creating {path}: the disk is full, so nothing is recorded. Free some space, or choose another place \
+                 with -o"
             )
         }
     }
@@ -46,14 +47,14 @@ impl fmt::Display for DiskFull {
 
 impl std::error::Error for DiskFull {}
 
-/// Whether an error says that there is no room.
+/// Whether an error means that the disk is full.
 #[must_use]
 pub fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
         || error.sqlite_error().is_some_and(|error| error.extended_code == SHM_CAN_NOT_GROW)
 }
 
-/// Whether one of the causes of an error does.
+/// Whether any cause of an error means that the disk is full.
 pub(super) fn lacks_room(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref().is_some_and(is_full)

@@ -1,5 +1,5 @@
-//! What `ctwatch record` prints, and gives to the command it runs: the contract of docs/schema/.
-//! Fields are added, never renamed or given another meaning within one schema number.
+//! The lines `ctwatch record` prints and passes to the command it runs: the contract of docs/schema/.
+//! Within one schema number fields are only added, never renamed or given another meaning.
 
 use std::path::PathBuf;
 
@@ -14,20 +14,20 @@ use crate::model::KernelCounters;
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Line {
-    /// A file is open, and is being written.
+    /// A file was opened and is being written.
     Recording {
         /// When.
         #[serde(serialize_with = "millis")]
         time: Timestamp,
         /// The file.
         file: PathBuf,
-        /// Its schema.
+        /// The file's schema.
         schema: i64,
         /// Version of ctwatch.
         version: String,
-        /// How it watches.
+        /// The backend.
         backend: &'static str,
-        /// Why so, and what can't be seen.
+        /// Why this one, and what it can't see.
         backend_reason: Option<String>,
     },
     /// A trigger fired.
@@ -37,7 +37,7 @@ pub enum Line {
         time: Timestamp,
         /// The file.
         file: PathBuf,
-        /// The N of `ctwatch report FILE --incident N`; none if it isn't in the file.
+        /// The N of `ctwatch report FILE --incident N`; `None` if the incident isn't in the file.
         incident: Option<i64>,
         /// As given with `--when`.
         condition: String,
@@ -46,7 +46,7 @@ pub enum Line {
         /// What was measured.
         measured: Measured,
     },
-    /// A file is closed.
+    /// A file was closed.
     Recorded {
         /// When.
         #[serde(serialize_with = "millis")]
@@ -55,12 +55,12 @@ pub enum Line {
         file: PathBuf,
         /// Why.
         reason: &'static str,
-        /// Its size.
+        /// The file's size.
         bytes: u64,
-        /// What holds the last part of it: somebody reads the file, so copy both.
+        /// The -wal with the last part of the recording, left because somebody is reading it: copy both.
         #[serde(skip_serializing_if = "Option::is_none")]
         wal: Option<PathBuf>,
-        /// Incidents since recording began, over all files; so for all that follow.
+        /// Incidents since recording began, over all files; the same goes for the fields below.
         incidents: u64,
         /// Seconds recorded.
         duration_s: f64,
@@ -70,7 +70,7 @@ pub enum Line {
         kernel_counters: KernelCounters,
         /// Events that did not fit the ring buffer.
         lost_events: u64,
-        /// What the kernel counted and ctwatch didn't.
+        /// What the kernel counted and ctwatch did not.
         unexplained: Unexplained,
     },
 }

@@ -1,5 +1,5 @@
-//! One recorder for one file: a lock of our own beside it, FILE-lock, which goes with the process that holds it.
-//! Not one of SQLite's: readers must not be shut out, and those are lost when any descriptor of the file is closed.
+//! One recorder per file: a lock file of our own next to it, FILE-lock, released when the process that holds it ends.
+//! Not SQLite's locks: readers must not be shut out, and those are lost when any descriptor of the file is closed.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
@@ -8,15 +8,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::files::beside;
+use super::files::sidecar_path;
 use super::full::DiskFull;
-
 use crate::error::Failure;
 
-/// Bytes kept in the lock file, so that a full disk has room for the end of the run.
-const BALLAST: usize = 256 << 10;
+/// Bytes reserved in the lock file, so that the end of the run can be written to a full disk.
+const RESERVED: usize = 256 << 10;
 
-/// The right to write a recording. Given back when dropped.
+/// The exclusive right to write a recording. Released on drop.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -27,19 +26,19 @@ impl Lock {
     /// Takes it.
     ///
     /// # Errors
-    /// Another recorder has it, or nothing can be written there.
+    /// Another recorder holds it, or nothing can be written there.
     pub fn take(recording: &Path) -> Result<Self> {
-        let path = beside(recording, "-lock");
+        let path = sidecar_path(recording, "-lock");
         loop {
             let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.with_context(|| {
-                format!("creating {}: the folder of a recording must be there and writable", path.display())
+                format!("creating {}: the recording's directory must exist and be writable", path.display())
             })?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     return Err(Failure::usage(format!(
-                        "recording to {}: another ctwatch is recording to this file; give another one with -o",
+                        "recording to {}: another ctwatch is recording to this file; choose another one with -o",
                         recording.display()
                     ))
                     .into());
@@ -48,7 +47,7 @@ impl Lock {
                     return Err(error).with_context(|| format!("locking {}", path.display()));
                 }
             }
-            // The one who had it may have taken it away between our opening and our locking it.
+            // Its previous holder may have removed the file between our opening and our locking it.
             if file.metadata().ok().map(|ours| ours.ino())
                 == std::fs::metadata(&path).ok().map(|there| there.ino())
             {
@@ -57,20 +56,22 @@ impl Lock {
         }
     }
 
-    /// Fills the lock file, so that there is something to give up.
+    /// Fills the lock file, so that there is space to release when the disk is full.
     ///
     /// # Errors
     /// The disk is full already ([`DiskFull`]), or broken.
-    pub fn load_ballast(&mut self, recording: &Path) -> Result<()> {
-        let loaded = self.file.write_all(&vec![0; BALLAST]).and_then(|()| self.file.sync_data());
+    pub fn reserve_space(&mut self, recording: &Path) -> Result<()> {
+        let loaded = self.file.write_all(&vec![0; RESERVED]).and_then(|()| self.file.sync_data());
         loaded.map_err(|error| match error.kind() {
             ErrorKind::StorageFull => DiskFull::at_the_start(recording).into(),
-            _ => anyhow::Error::from(error).context(format!("making room beside {}", recording.display())),
+            _ => {
+                anyhow::Error::from(error).context(format!("reserving space next to {}", recording.display()))
+            }
         })
     }
 
-    /// Gives the room up.
-    pub fn drop_ballast(&self) {
+    /// Releases the reserved space.
+    pub fn release_space(&self) {
         let _ = self.file.set_len(0);
     }
 }

@@ -1,4 +1,4 @@
-//! Opening what may be no recording, one of another schema, or a damaged one.
+//! Opening a file that may not be a recording, may have another schema, or may be damaged.
 //! Nothing here trusts the file, and nothing here writes to it.
 
 use std::fmt;
@@ -16,48 +16,48 @@ use super::{APPLICATION_ID, SCHEMA, schema};
 /// What is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// There is none.
+    /// It does not exist.
     Missing(PathBuf),
     /// It can't be read.
     Unreadable(PathBuf, String),
-    /// It is something else.
+    /// It is some other kind of file.
     NotARecording(PathBuf),
-    /// A later ctwatch made it, with this schema.
+    /// A newer ctwatch made it, with this schema.
     Newer(PathBuf, i64),
-    /// Its end is missing: bytes there, and bytes there should be.
+    /// Its end is missing: actual size and expected size in bytes.
     Truncated(PathBuf, u64, u64),
-    /// Something in it isn't what was written.
+    /// Its content is not what was written.
     Damaged(PathBuf, String),
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing(path) => write!(f, "opening {}: there is no such file", path.display()),
+            Self::Missing(path) => write!(f, "opening {}: no such file", path.display()),
             Self::Unreadable(path, why) => write!(f, "opening {}: {why}", path.display()),
             Self::NotARecording(path) => write!(
                 f,
-                "opening {}: this is no recording of ctwatch; `ctwatch record -o FILE` makes one",
+                "opening {}: not a ctwatch recording; `ctwatch record -o FILE` makes one",
                 path.display()
             ),
             Self::Newer(path, schema) => write!(
                 f,
-                "opening {}: it has schema {schema}, and this ctwatch reads schemas up to {SCHEMA}: take the ctwatch \
+                "opening {}: it has schema {schema}, but this ctwatch reads schemas up to {SCHEMA}: use the version \
                  that recorded it, or a newer one",
                 path.display()
             ),
             Self::Truncated(path, is, should) => write!(
                 f,
-                "opening {}: its end is missing, it has {is} bytes of {should}: copy it again, together with {}-wal if \
-                 there is one; `sqlite3 {} .recover` gets out what is left",
+                "opening {}: the file is truncated, {is} of {should} bytes: copy it again, together with {}-wal if \
+                 there is one, or salvage the rest with `sqlite3 {} .recover`",
                 path.display(),
                 path.display(),
                 path.display()
             ),
             Self::Damaged(path, what) => write!(
                 f,
-                "reading {}: the file is damaged ({what}): copy it again from where it was recorded, or get out what is \
-                 left with `sqlite3 {} .recover`",
+                "reading {}: the file is damaged ({what}): copy it again from where it was recorded, or salvage the \
+                 rest with `sqlite3 {} .recover`",
                 path.display(),
                 path.display()
             ),
@@ -67,11 +67,11 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// What can go wrong with a row: SQLite can't give it, or it isn't what was written.
+/// Why a row can't be read: SQLite failed, or the row is not what was written.
 #[derive(Debug)]
 pub(super) enum ReadError {
     Sql(rusqlite::Error),
-    Wrong(String),
+    Corrupt(String),
 }
 
 impl From<rusqlite::Error> for ReadError {
@@ -82,28 +82,28 @@ impl From<rusqlite::Error> for ReadError {
 
 impl ReadError {
     /// As a fault of this file.
-    pub fn of(self, path: &Path) -> Fault {
+    pub fn into_fault(self, path: &Path) -> Fault {
         match self {
             Self::Sql(error) => fault(path, &error),
-            Self::Wrong(what) => Fault::Damaged(path.to_owned(), what),
+            Self::Corrupt(what) => Fault::Damaged(path.to_owned(), what),
         }
     }
 }
 
-/// An error about this row of this table.
-pub(super) fn wrong<T>(table: &str, id: i64) -> Result<T, ReadError> {
-    Err(ReadError::Wrong(format!("{table} {id}: its checksum is another one")))
+/// The error for a row whose checksum doesn't match.
+pub(super) fn corrupt_row<T>(table: &str, id: i64) -> Result<T, ReadError> {
+    Err(ReadError::Corrupt(format!("{table} {id}: checksum mismatch")))
 }
 
-/// Opens a file for reading, also where nothing can be written beside it.
+/// Opens a file for reading, even if its directory is read-only.
 pub(super) fn connect(path: &Path) -> Result<Connection> {
     examine_head(path)?;
     examine_size(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = if wal(path).is_some() {
-        // A recorder is at work, or one was killed: what is only in the -wal counts.
+        // A recorder is running or was killed: what is only in the -wal counts.
         match Connection::open_with_flags(path, flags).and_then(probed) {
-            // Beside a file in a read-only folder there is no room for the index that readers of a -wal share.
+            // In a read-only directory the index that readers of a -wal share can't be created.
             Err(error) if error.sqlite_error_code() != Some(ErrorCode::NotADatabase) => {
                 Connection::open_with_flags_and_vfs(path, flags, c"unix-none").and_then(|connection| {
                     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
@@ -113,7 +113,7 @@ pub(super) fn connect(path: &Path) -> Result<Connection> {
             opened => opened,
         }
     } else {
-        // Nobody writes: nothing has to be put beside the file to read it, and nothing is left there.
+        // Nobody writes: the file can be read without creating others, and none are left behind.
         let flags = flags | OpenFlags::SQLITE_OPEN_URI;
         Connection::open_with_flags(immutable(path), flags).and_then(probed)
     };
@@ -122,12 +122,12 @@ pub(super) fn connect(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Whether a file is a recording that this ctwatch can go on with.
+/// Whether a file is a recording that this ctwatch can continue.
 pub(super) fn examine(path: &Path) -> Result<()> {
     connect(path).map(drop)
 }
 
-/// What an error of SQLite's means for the file.
+/// What a SQLite error says about the file.
 pub(super) fn fault(path: &Path, error: &rusqlite::Error) -> Fault {
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => Fault::NotARecording(path.to_owned()),
@@ -152,9 +152,10 @@ fn head(path: &Path) -> Result<[u8; HEAD], Fault> {
     let unreadable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => Fault::Missing(path.to_owned()),
         std::io::ErrorKind::UnexpectedEof => Fault::NotARecording(path.to_owned()),
-        std::io::ErrorKind::PermissionDenied => {
-            Fault::Unreadable(path.to_owned(), format!("{error}; recordings belong to root: use sudo"))
-        }
+        std::io::ErrorKind::PermissionDenied => Fault::Unreadable(
+            path.to_owned(),
+            format!("{error}; recordings are readable by root only: use sudo"),
+        ),
         _ => Fault::Unreadable(path.to_owned(), error.to_string()),
     };
     let mut head = [0; HEAD];
@@ -184,7 +185,7 @@ fn examine_marks(path: &Path, connection: &Connection) -> Result<(), Fault> {
     }
 }
 
-/// Whether all pages are there that the file says it has. A -wal may have some, or more of them.
+/// Whether the file has all the pages its header promises. With a -wal, some of them may be there.
 fn examine_size(path: &Path) -> Result<(), Fault> {
     if wal(path).is_some() {
         return Ok(());
@@ -200,7 +201,7 @@ fn examine_size(path: &Path) -> Result<(), Fault> {
     if is < should { Err(Fault::Truncated(path.to_owned(), is, should)) } else { Ok(()) }
 }
 
-/// The URI of a file that nobody changes.
+/// The URI that tells SQLite nobody changes the file.
 fn immutable(path: &Path) -> String {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut uri = String::from("file:");

@@ -1,5 +1,5 @@
-//! Reading a recording: what it holds besides ticks, and ticks and events in their order.
-//! Every row is checked against its checksum on the way; rows that went missing show with [`Recording::verify`].
+//! Reading a recording: ticks and events in order, and everything else it contains.
+//! Every row is checked against its checksum on the way; [`Recording::verify`] also finds rows that went missing.
 
 mod bounds;
 mod ticks;
@@ -12,10 +12,13 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey
 use jiff::Timestamp;
 use rusqlite::{Connection, Row};
 
-use super::open::{self, Fault, ReadError, wrong};
-use super::rebuild::Names;
+use super::columns::{
+    INCIDENT, IncidentColumns, MACHINE, MachineColumns, NETNS, NOTICE, NetnsColumns, NoticeColumns, RUN_END,
+    RunEndColumns, SETTING, SLOT, SettingColumns, SlotColumns,
+};
+use super::open::{self, Fault, ReadError, corrupt_row};
 use super::rows::{
-    EndReason, Incident, MachineSnapshot, Notice, Run, RunEnd, Setting, SnapshotReason, StoredListing,
+    EndReason, Incident, MachineSnapshot, Names, Notice, Run, RunEnd, Setting, SnapshotReason, StoredListing,
     netns_checksum,
 };
 use super::{event, listing, run};
@@ -23,7 +26,7 @@ use crate::model::{Loss, NetnsId, WallMono};
 pub(super) use ticks::Numbers;
 pub use ticks::{Stored, Ticks};
 
-/// A recording that is open for reading, as it was at that moment. Others may be writing it meanwhile.
+/// A recording open for reading, as it was when it was opened. It may be written to meanwhile.
 #[derive(Debug)]
 pub struct Recording {
     connection: Connection,
@@ -35,45 +38,50 @@ pub struct Recording {
 pub struct RecordedRun {
     /// Its number in the file.
     pub id: i64,
-    /// What was watched, and how.
+    /// What was watched and how.
     pub run: Run,
     /// The number of its first tick.
     pub first_tick: i64,
-    /// How it ended; `None`: it goes on, or it was killed.
+    /// How it ended; `None` if it is still running, or the recorder or the host stopped.
     pub end: Option<RunEnd>,
 }
 
-/// Slots of a run, in the order of [`slot_key`] with their number first.
-pub(super) const SLOTS: &str = "SELECT s.id, n.number, s.proto, s.port, s.cause, s.loopback, s.unattributed \
-    FROM slot s JOIN netns n ON n.id = s.netns WHERE n.run = ?1";
+/// Selects the slots of a run, each with its netns's number after its own columns.
+pub(super) fn slots_of_run() -> String {
+    let slot = SlotColumns::of("s");
+    format!("SELECT {slot}, n.number FROM slot s JOIN netns n ON n.id = s.netns WHERE n.run = ?1")
+}
 
-pub(super) fn slot_key(row: &Row<'_>) -> rusqlite::Result<SlotKey> {
-    let loopback = if row.get(5)? { KIND_LOOPBACK } else { 0 };
-    let unattributed = if row.get(6)? { KIND_UNATTRIBUTED } else { 0 };
-    let cause: Option<u8> = row.get(4)?;
-    Ok(SlotKey {
-        netns: row.get(1)?,
-        port: row.get(3)?,
-        proto: row.get(2)?,
+/// A slot's number in the file and its key, from a row of [`slots_of_run`].
+pub(super) fn slot(row: &Row<'_>) -> rusqlite::Result<(i64, SlotKey)> {
+    const NETNS_NUMBER: usize = SlotColumns::NAMES.len();
+    let loopback = if row.get(SLOT.loopback)? { KIND_LOOPBACK } else { 0 };
+    let unattributed = if row.get(SLOT.unattributed)? { KIND_UNATTRIBUTED } else { 0 };
+    let cause: Option<u8> = row.get(SLOT.cause)?;
+    let key = SlotKey {
+        netns: row.get(NETNS_NUMBER)?,
+        port: row.get(SLOT.port)?,
+        proto: row.get(SLOT.proto)?,
         kind: cause.unwrap_or(KIND_FLOWS) | loopback | unattributed,
-    })
+    };
+    Ok((row.get(SLOT.id)?, key))
 }
 
 impl Recording {
     /// Opens a recording.
     ///
     /// # Errors
-    /// A [`Fault`]: there is none, it is something else, newer, or damaged.
+    /// A [`Fault`]: the file doesn't exist, is not a recording, is newer, or is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let connection = open::connect(path)?;
-        // One moment of it, however long reading takes and whatever a recorder does meanwhile.
+        // A single snapshot, however long reading takes and whatever a recorder does meanwhile.
         let began = connection.execute_batch("BEGIN; SELECT count(*) FROM meta");
         began.map_err(|error| open::fault(path, &error))?;
         connection.set_prepared_statement_cache_capacity(32);
         Ok(Self { connection, path: path.to_owned() })
     }
 
-    /// Where it is.
+    /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -82,9 +90,9 @@ impl Recording {
     /// All runs, oldest first.
     ///
     /// # Errors
-    /// The file is damaged ([`Fault::Damaged`]); so for all that follow.
+    /// The file is damaged ([`Fault::Damaged`]). The same goes for the methods below.
     pub fn runs(&self) -> Result<Vec<RecordedRun>> {
-        let mut runs = self.all(run::ROWS, [], |row| {
+        let mut runs = self.all(&run::all(), [], |row| {
             let (id, first_tick, run) = run::read(row)?;
             Ok(RecordedRun { id, run, first_tick, end: None })
         })?;
@@ -95,36 +103,37 @@ impl Recording {
     }
 
     fn run_end(&self, run: i64) -> Result<Option<RunEnd>> {
-        let sql = "SELECT ended_us, ended_mono_us, reason, last_tick, crc FROM run_end WHERE run = ?1";
-        let mut ends = self.all(sql, [run], |row| {
-            let at = WallMono::from_columns(row.get(0)?, row.get(1)?);
-            let reason = EndReason::from_name(&row.get::<_, String>(2)?);
-            let last_tick = row.get(3)?;
-            let Some((at, reason)) = at.zip(reason) else { return wrong("the end of run", run) };
+        let sql = format!("{} WHERE run = ?1", RunEndColumns::SELECT);
+        let mut ends = self.all(&sql, [run], |row| {
+            let at = WallMono::from_columns(row.get(RUN_END.ended_us)?, row.get(RUN_END.ended_mono_us)?);
+            let reason = EndReason::from_name(&row.get::<_, String>(RUN_END.reason)?);
+            let last_tick = row.get(RUN_END.last_tick)?;
+            let Some((at, reason)) = at.zip(reason) else { return corrupt_row("the end of run", run) };
             let end = RunEnd { at, reason, last_tick };
-            if end.checksum(run) == row.get::<_, u32>(4)? { Ok(end) } else { wrong("the end of run", run) }
+            let holds = end.checksum(run) == row.get::<_, u32>(RUN_END.crc)?;
+            if holds { Ok(end) } else { corrupt_row("the end of run", run) }
         })?;
         Ok(ends.pop())
     }
 
-    /// What the namespaces of a run are called.
+    /// The names of a run's namespaces.
     ///
     /// # Errors
     /// See [`Recording::runs`].
     pub fn names(&self, run: i64) -> Result<HashMap<NetnsId, Names>> {
-        let sql = "SELECT number, name, container, crc, inode, life FROM netns WHERE run = ?1";
-        let names = self.all(sql, [run], |row| {
-            let (id, names) =
-                (NetnsId::from_packed(row.get(0)?), Names { name: row.get(1)?, container: row.get(2)? });
-            let (inode, life): (u32, u32) = (row.get(4)?, row.get(5)?);
-            let holds = netns_checksum(run, id, &names) == row.get::<_, u32>(3)?
+        let sql = format!("{} WHERE run = ?1", NetnsColumns::SELECT);
+        let names = self.all(&sql, [run], |row| {
+            let id = NetnsId::from_packed(row.get(NETNS.number)?);
+            let names = Names { name: row.get(NETNS.name)?, container: row.get(NETNS.container)? };
+            let (inode, life): (u32, u32) = (row.get(NETNS.inode)?, row.get(NETNS.life)?);
+            let holds = netns_checksum(run, id, &names) == row.get::<_, u32>(NETNS.crc)?
                 && (id.inode(), id.generation()) == (inode, life);
-            if holds { Ok((id, names)) } else { wrong("netns", i64::from(id.packed())) }
+            if holds { Ok((id, names)) } else { corrupt_row("netns", i64::from(id.packed())) }
         })?;
         Ok(names.into_iter().collect())
     }
 
-    /// The ticks of a run whose numbers are in this range, oldest first.
+    /// The ticks of a run with numbers in this range, oldest first.
     ///
     /// # Errors
     /// See [`Recording::runs`].
@@ -132,75 +141,71 @@ impl Recording {
         Ticks::new(self, run, numbers)
     }
 
-    /// The kept losses of the ticks in this range, in the order they came, with their tick's number.
+    /// The losses recorded individually in this range of ticks, in order, each with its tick's number.
     ///
     /// # Errors
     /// See [`Recording::runs`].
     pub fn losses(&self, numbers: std::ops::RangeInclusive<i64>) -> Result<Vec<(i64, Loss)>> {
-        let losses = self.all(event::SELECT, [*numbers.start(), *numbers.end()], event::read)?;
+        let losses = self.all(&event::SELECT, [*numbers.start(), *numbers.end()], event::read)?;
         Ok(losses.into_iter().filter_map(|(tick, _, loss)| Some((tick, loss?))).collect())
     }
 
-    /// The tables of a run that were read entry by entry.
+    /// The tables listed entry by entry in a run.
     ///
     /// # Errors
     /// See [`Recording::runs`].
     pub fn listings(&self, run: i64) -> Result<Vec<StoredListing>> {
-        Ok(listing::read(&self.connection, run).map_err(|trouble| trouble.of(&self.path))?)
+        Ok(listing::read(&self.connection, run).map_err(|error| error.into_fault(&self.path))?)
     }
 
-    /// What was said in a run.
+    /// The notices of a run.
     ///
     /// # Errors
     /// See [`Recording::runs`].
     pub fn notices(&self, run: i64) -> Result<Vec<Notice>> {
-        let sql = "SELECT wall_us, mono_us, code, text, crc, id FROM notice WHERE run = ?1 ORDER BY id";
-        self.all(sql, [run], |row| {
-            let Some(at) = WallMono::from_columns(row.get(0)?, row.get(1)?) else {
-                return wrong("notice", row.get(5)?);
-            };
-            let notice = Notice { at, code: row.get(2)?, text: row.get(3)? };
-            if notice.checksum(run) == row.get::<_, u32>(4)? {
-                Ok(notice)
-            } else {
-                wrong("notice", row.get(5)?)
-            }
+        self.of_run(NoticeColumns::SELECT, run, |row| {
+            let id = row.get(NOTICE.id)?;
+            let at = WallMono::from_columns(row.get(NOTICE.wall_us)?, row.get(NOTICE.mono_us)?);
+            let Some(at) = at else { return corrupt_row("notice", id) };
+            let notice = Notice { at, code: row.get(NOTICE.code)?, text: row.get(NOTICE.text)? };
+            let holds = notice.checksum(run) == row.get::<_, u32>(NOTICE.crc)?;
+            if holds { Ok(notice) } else { corrupt_row("notice", id) }
         })
     }
 
-    /// The settings of a run as they were first seen, and every change of them.
+    /// The settings in a run when first seen, and every change to them.
     ///
     /// # Errors
     /// See [`Recording::runs`].
     pub fn settings(&self, run: i64) -> Result<Vec<Setting>> {
-        let sql =
-            "SELECT wall_us, mono_us, name, value, before, crc, id FROM setting WHERE run = ?1 ORDER BY id";
-        self.all(sql, [run], |row| {
-            let Some(at) = WallMono::from_columns(row.get(0)?, row.get(1)?) else {
-                return wrong("setting", row.get(6)?);
+        self.of_run(SettingColumns::SELECT, run, |row| {
+            let id = row.get(SETTING.id)?;
+            let at = WallMono::from_columns(row.get(SETTING.wall_us)?, row.get(SETTING.mono_us)?);
+            let Some(at) = at else { return corrupt_row("setting", id) };
+            let setting = Setting {
+                at,
+                name: row.get(SETTING.name)?,
+                value: row.get(SETTING.value)?,
+                before: row.get(SETTING.before)?,
             };
-            let setting = Setting { at, name: row.get(2)?, value: row.get(3)?, before: row.get(4)? };
-            let holds = setting.checksum(run) == row.get::<_, u32>(5)?;
-            if holds { Ok(setting) } else { wrong("setting", row.get(6)?) }
+            let holds = setting.checksum(run) == row.get::<_, u32>(SETTING.crc)?;
+            if holds { Ok(setting) } else { corrupt_row("setting", id) }
         })
     }
 
-    /// What was read of the machine in a run.
+    /// The machine snapshots of a run.
     ///
     /// # Errors
     /// See [`Recording::runs`].
     pub fn machines(&self, run: i64) -> Result<Vec<MachineSnapshot>> {
-        let sql = "SELECT wall_us, mono_us, reason, facts, crc, id FROM machine WHERE run = ?1 ORDER BY id";
-        self.all(sql, [run], |row| {
-            let at = WallMono::from_columns(row.get(0)?, row.get(1)?);
-            let occasion = SnapshotReason::from_name(&row.get::<_, String>(2)?);
-            let Some((at, occasion)) = at.zip(occasion) else { return wrong("machine", row.get(5)?) };
-            let facts = MachineSnapshot { at, occasion, json: row.get(3)? };
-            if facts.checksum(run) == row.get::<_, u32>(4)? {
-                Ok(facts)
-            } else {
-                wrong("machine", row.get(5)?)
-            }
+        self.of_run(MachineColumns::SELECT, run, |row| {
+            let id = row.get(MACHINE.id)?;
+            let at = WallMono::from_columns(row.get(MACHINE.wall_us)?, row.get(MACHINE.mono_us)?);
+            let reason = SnapshotReason::from_name(&row.get::<_, String>(MACHINE.reason)?);
+            let Some((at, reason)) = at.zip(reason) else { return corrupt_row("machine", id) };
+            let snapshot = MachineSnapshot { at, occasion: reason, json: row.get(MACHINE.facts)? };
+            let holds = snapshot.checksum(run) == row.get::<_, u32>(MACHINE.crc)?;
+            if holds { Ok(snapshot) } else { corrupt_row("machine", id) }
         })
     }
 
@@ -209,31 +214,29 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn incidents(&self, run: i64) -> Result<Vec<(i64, Incident)>> {
-        let sql = "SELECT wall_us, mono_us, condition, tick, measured, detail_from, detail_to, ceased_us, crc, id \
-             FROM incident WHERE run = ?1 ORDER BY id";
-        self.all(sql, [run], |row| {
-            let id: i64 = row.get(9)?;
-            let Some(at) = WallMono::from_columns(row.get(0)?, row.get(1)?) else {
-                return wrong("incident", id);
-            };
+        self.of_run(IncidentColumns::SELECT, run, |row| {
+            let id: i64 = row.get(INCIDENT.id)?;
+            let at = WallMono::from_columns(row.get(INCIDENT.wall_us)?, row.get(INCIDENT.mono_us)?);
+            let Some(at) = at else { return corrupt_row("incident", id) };
+            let ceased: Option<i64> = row.get(INCIDENT.ceased_us)?;
             let incident = Incident {
                 at,
-                condition: row.get(2)?,
-                tick: row.get(3)?,
-                measured: row.get(4)?,
-                detail_from: row.get(5)?,
-                detail_to: row.get(6)?,
-                ceased: row.get::<_, Option<i64>>(7)?.and_then(|us| Timestamp::from_microsecond(us).ok()),
+                condition: row.get(INCIDENT.condition)?,
+                tick: row.get(INCIDENT.tick)?,
+                measured: row.get(INCIDENT.measured)?,
+                detail_from: row.get(INCIDENT.detail_from)?,
+                detail_to: row.get(INCIDENT.detail_to)?,
+                ceased: ceased.and_then(|us| Timestamp::from_microsecond(us).ok()),
             };
-            let holds = incident.checksum(run) == row.get::<_, u32>(8)?;
-            if holds { Ok((id, incident)) } else { wrong("incident", id) }
+            let holds = incident.checksum(run) == row.get::<_, u32>(INCIDENT.crc)?;
+            if holds { Ok((id, incident)) } else { corrupt_row("incident", id) }
         })
     }
 
-    /// Checks everything: SQLite's structure, and every checksum.
+    /// Checks everything: SQLite's structures and every checksum.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first fault found.
     pub fn verify(&self) -> Result<()> {
         let verdicts = self.all("PRAGMA integrity_check(1)", [], |row| Ok(row.get::<_, String>(0)?))?;
         if let Some(verdict) = verdicts.first().filter(|verdict| *verdict != "ok") {
@@ -254,13 +257,23 @@ impl Recording {
         Ok(())
     }
 
+    /// The rows of a run, in the order they were written.
+    fn of_run<T>(
+        &self,
+        select: &str,
+        run: i64,
+        read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
+    ) -> Result<Vec<T>> {
+        self.all(&format!("{select} WHERE run = ?1 ORDER BY id"), [run], read)
+    }
+
     fn all<T, P: rusqlite::Params>(
         &self,
         sql: &str,
         parameters: P,
         read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
     ) -> Result<Vec<T>> {
-        Ok(each(&self.connection, sql, parameters, read).map_err(|trouble| trouble.of(&self.path))?)
+        Ok(each(&self.connection, sql, parameters, read).map_err(|error| error.into_fault(&self.path))?)
     }
 
     fn damaged(&self, what: impl Into<String>) -> Fault {

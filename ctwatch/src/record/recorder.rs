@@ -1,39 +1,38 @@
-//! Puts together what a recording gets each tick, and says when an incident begins and ends.
-//! Fed by a watch, or by whatever looks like one; writes through the scribe alone.
+//! Assembles what is recorded each tick, and decides when an incident begins and ends.
+//! Fed by a watch or anything that looks like one; writes through the writer thread only.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::rebuild::Names;
-use super::rows::{EndReason, Incident, MachineSnapshot, Notice, RunEnd, StoredListing};
+use super::delta_encoder::DeltaEncoder;
+use super::rows::{EndReason, Incident, MachineSnapshot, Names, Notice, RunEnd, StoredListing};
 use super::sampler::{COARSE, DETAILED, Sampler};
-use super::scribe::{IncidentNumber, WriterThread};
 use super::sysctls::Sysctls;
 use super::tick::Tick;
-use super::track::Tracker;
 use super::trigger::{Condition, Measured, Trigger, Turn};
 use super::writer::Batch;
+use super::writer_thread::{IncidentNumber, WriterThread};
 use crate::contract::Tick as Report;
 use crate::kernel::roots::Roots;
 use crate::model::{Loss, NetnsId, Sample, WallMono};
 use crate::state::{State, StateConfig};
 
-/// Between two looks at the settings, microseconds: each look reads some forty files.
+/// Interval between readings of the settings, microseconds: each reads some forty files.
 const SETTINGS_EVERY_US: i64 = 5_000_000;
 
-/// So long an incident waits for its number, microseconds: then whoever is to hear of it does without.
+/// How long an incident waits for its number, microseconds; after that it is announced without one.
 const NUMBER_WITHIN_US: i64 = 5_000_000;
 
-/// What the recorder is told.
+/// How to record.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Conditions that make incidents.
+    /// Conditions that trigger incidents.
     pub when: Vec<Condition>,
-    /// Detail kept from before a trigger,
+    /// How long before a trigger detail is kept.
     pub before: Duration,
-    /// and after its condition ceased.
+    /// How long after its condition clears detail is kept.
     pub after: Duration,
     /// Time between two ticks.
     pub interval: Duration,
@@ -44,18 +43,18 @@ pub struct Plan {
 pub struct Fired {
     /// Which condition.
     pub condition: String,
-    /// In which tick.
+    /// The tick it fired in.
     pub tick: i64,
-    /// Its end.
+    /// That tick's end.
     pub at: WallMono,
-    /// What was measured then.
+    /// What was measured in it.
     pub measured: Measured,
 }
 
-/// What a sample came to.
+/// What came of a sample.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What `drops` would show of it.
+    /// What `drops` would show.
     pub report: Report,
     /// Triggers that fired.
     pub fired: Vec<Fired>,
@@ -66,35 +65,35 @@ pub struct Outcome {
 pub struct Recorder {
     plan: Plan,
     state: State,
-    tracker: Tracker,
+    encoder: DeltaEncoder,
     sampler: Sampler,
     sysctls: Sysctls,
     names: HashMap<NetnsId, Names>,
     triggers: Vec<(Trigger, Option<Incident>)>,
-    /// What goes with the next tick.
+    /// To be written with the next tick.
     pending: Batch,
-    /// None once it has failed to open the next file.
-    scribe: Option<WriterThread>,
+    /// `None` between two files, and after opening the next one failed.
+    writer: Option<WriterThread>,
     next_tick: i64,
-    /// Ticks of the time before a trigger: number, and end in microseconds.
+    /// Ticks whose detail a trigger would keep: number, and end in microseconds.
     recent: VecDeque<(i64, i64)>,
     settings_at: Option<i64>,
     held_up: bool,
     incidents: u64,
-    /// Those that fired, and have no number yet.
+    /// Triggers that fired and have no number yet.
     unnumbered: Vec<Fired>,
-    /// Those that have one.
+    /// Triggers that have one.
     numbered: Vec<(Fired, i64)>,
 }
 
 impl Recorder {
-    /// Records what comes into a file whose next tick has this number.
+    /// Records into a file whose next tick has this number.
     #[must_use]
     pub fn new(
         plan: Plan,
         settings: StateConfig,
         roots: &Roots,
-        scribe: WriterThread,
+        writer: WriterThread,
         next_tick: i64,
     ) -> Self {
         let triggers = plan.when.iter().map(|when| (Trigger::new(when.clone(), plan.after), None)).collect();
@@ -102,13 +101,13 @@ impl Recorder {
         Self {
             plan,
             state: State::new(settings),
-            tracker: Tracker::default(),
+            encoder: DeltaEncoder::default(),
             sampler: Sampler::new(limit),
             sysctls: Sysctls::new(roots),
             names: HashMap::new(),
             triggers,
             pending: Batch::default(),
-            scribe: Some(scribe),
+            writer: Some(writer),
             next_tick,
             recent: VecDeque::new(),
             settings_at: None,
@@ -119,26 +118,26 @@ impl Recorder {
         }
     }
 
-    /// A loss.
+    /// Takes a loss.
     pub fn loss(&mut self, loss: &Loss) {
         self.sampler.add(loss);
     }
 
-    /// Something to be said.
+    /// Takes a notice.
     pub fn notice(&mut self, at: WallMono, code: &str, text: &str) {
         self.pending.notices.push(Notice { at, code: code.to_owned(), text: text.to_owned() });
     }
 
-    /// What was read aside.
+    /// Takes a snapshot of the machine and of a table.
     pub fn found(&mut self, listing: Option<StoredListing>, facts: MachineSnapshot) {
         self.pending.listings.extend(listing);
         self.pending.facts.push(facts);
     }
 
-    /// An interval is over.
+    /// Takes the sample at the end of an interval.
     ///
     /// # Errors
-    /// Writing has failed: [`Recorder::finish`] says why.
+    /// Writing failed: [`Recorder::finish`] says why.
     pub fn sample(&mut self, sample: &Sample, mono_us: i64) -> Result<Outcome> {
         let at = WallMono { time: sample.time, mono_us };
         let report = self.state.sample(sample);
@@ -146,10 +145,10 @@ impl Recorder {
             self.settings_at = Some(mono_us);
             self.pending.settings.extend(self.sysctls.changes(at));
         }
-        let fired = self.look(&report, at);
+        let fired = self.run_triggers(&report, at);
         self.unnumbered.extend(fired.iter().cloned());
         if self.keeps_up() {
-            let mut tick = self.tracker.tick(sample, mono_us);
+            let mut tick = self.encoder.tick(sample, mono_us);
             let unexplained = &report.unexplained;
             tick.unexplained = [
                 unexplained.drop,
@@ -161,7 +160,7 @@ impl Recorder {
             self.write(tick)?;
             self.held_up = false;
         } else if !std::mem::replace(&mut self.held_up, true) {
-            self.notice(at, "disk_slow", "the disk doesn't keep up: ticks are longer, and nothing is lost");
+            self.notice(at, "disk_slow", "the disk can't keep up: ticks get longer, and no counts are lost");
         }
         Ok(Outcome { report, fired })
     }
@@ -176,10 +175,10 @@ impl Recorder {
         }
         self.next_tick += 1;
         let batch = Batch { tick: Some(tick), events, ..std::mem::take(&mut self.pending) };
-        self.scribe.as_ref().map_or(Ok(()), |scribe| scribe.send(batch))
+        self.writer.as_ref().map_or(Ok(()), |writer| writer.send(batch))
     }
 
-    /// Names of namespaces that are news.
+    /// Records names of namespaces that are new or changed.
     fn learn_names(&mut self, sample: &Sample) {
         for netns in &sample.netns {
             let names = Names { name: netns.name.clone(), container: netns.container.clone() };
@@ -190,7 +189,7 @@ impl Recorder {
         }
     }
 
-    fn look(&mut self, report: &Report, at: WallMono) -> Vec<Fired> {
+    fn run_triggers(&mut self, report: &Report, at: WallMono) -> Vec<Fired> {
         let tick = self.next_tick;
         let after = ticks_in(self.plan.after, self.plan.interval);
         let before_us = self.plan.before.as_micros() as i64;
@@ -199,7 +198,7 @@ impl Recorder {
         let mut fired = Vec::new();
         for (trigger, incident) in &mut self.triggers {
             let condition = trigger.condition().to_string();
-            match (trigger.look(report, at.mono_us as f64 / 1e6), &mut *incident) {
+            match (trigger.check(report, at.mono_us as f64 / 1e6), &mut *incident) {
                 (Turn::Fired(measured), _) => {
                     self.incidents += 1;
                     let new = Incident {
@@ -215,7 +214,7 @@ impl Recorder {
                     *incident = Some(new);
                     fired.push(Fired { condition, tick, at, measured });
                 }
-                // Now and then, so that little is missing should the recorder be killed.
+                // Now and then, so that little is lost if the recorder is killed.
                 (Turn::Holds, Some(incident)) if tick + after - incident.detail_to > after / 8 => {
                     incident.detail_to = tick + after;
                     self.pending.incidents.push(incident.clone());
@@ -233,10 +232,10 @@ impl Recorder {
         fired
     }
 
-    /// Whether the next tick will be written: else the one after it carries it.
+    /// Whether the next tick will be written; if not, it is merged into the one after it.
     #[must_use]
     pub fn keeps_up(&self) -> bool {
-        self.scribe.as_ref().is_none_or(WriterThread::has_room)
+        self.writer.as_ref().is_none_or(WriterThread::has_room)
     }
 
     /// Incidents so far.
@@ -245,12 +244,12 @@ impl Recorder {
         self.incidents
     }
 
-    /// Incidents that are in the file by now, with their numbers there; without one where that couldn't be written, or
-    /// takes too long. Each is told once.
+    /// Incidents now in the file, with their numbers there; without a number if writing failed or takes too long. Each is
+    /// returned once.
     pub fn numbered(&mut self, mono_us: i64) -> Vec<(Fired, Option<i64>)> {
-        let news: Vec<IncidentNumber> = self.scribe.iter().flat_map(WriterThread::numbers).collect();
+        let news: Vec<IncidentNumber> = self.writer.iter().flat_map(WriterThread::numbers).collect();
         self.learn_numbers(news);
-        let is_open = self.scribe.is_some();
+        let is_open = self.writer.is_some();
         let too_long = |one: &mut Fired| !is_open || mono_us - one.at.mono_us > NUMBER_WITHIN_US;
         let known =
             std::mem::take(&mut self.numbered).into_iter().map(|(fired, number)| (fired, Some(number)));
@@ -266,19 +265,19 @@ impl Recorder {
         }
     }
 
-    /// Whether one goes on, its time afterwards included.
+    /// Whether an incident is open, including the time kept after it.
     #[must_use]
     pub fn has_open_incident(&self) -> bool {
         self.triggers.iter().any(|(_, incident)| incident.is_some())
     }
 
-    /// What the state says in the end.
+    /// The state with its totals.
     #[must_use]
     pub const fn state(&self) -> &State {
         &self.state
     }
 
-    /// Ends the file: writes what is owed, and why it ended.
+    /// Ends the file: writes what was deferred, and why the run ended.
     ///
     /// # Errors
     /// Writing failed, now or earlier.
@@ -290,22 +289,22 @@ impl Recorder {
                 self.pending.incidents.push(incident.clone());
             }
         }
-        let tick = self.tracker.settle(at.time, at.mono_us);
+        let tick = self.encoder.flush_deferred(at.time, at.mono_us);
         self.next_tick += i64::from(tick.is_some());
-        let Some(mut scribe) = self.scribe.take() else { return Ok(()) };
-        let numbers = scribe.take_numbers();
+        let Some(mut writer) = self.writer.take() else { return Ok(()) };
+        let numbers = writer.take_numbers();
         // If that failed, finishing says why.
-        let _ = scribe.send(Batch { tick, ..std::mem::take(&mut self.pending) });
-        let finished = scribe.finish(RunEnd { at, reason, last_tick: self.next_tick - 1 });
+        let _ = writer.send(Batch { tick, ..std::mem::take(&mut self.pending) });
+        let finished = writer.finish(RunEnd { at, reason, last_tick: self.next_tick - 1 });
         self.learn_numbers(numbers.into_iter().flatten());
         finished
     }
 
-    /// Goes on in another file, after [`Recorder::finish`]. Open incidents go on there.
-    pub fn go_on(&mut self, scribe: WriterThread, next_tick: i64) {
-        self.scribe = Some(scribe);
+    /// Continues in another file, after [`Recorder::finish`]. Open incidents continue there.
+    pub fn continue_in(&mut self, writer: WriterThread, next_tick: i64) {
+        self.writer = Some(writer);
         self.next_tick = next_tick;
-        self.tracker.begin_file();
+        self.encoder.begin_file();
         self.sysctls.forget();
         self.settings_at = None;
         self.names.clear();

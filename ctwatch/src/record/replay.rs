@@ -1,35 +1,36 @@
-//! A run of a recording, tick by tick, as `state` is to see it, with all that a reader should know on the way.
-//! No clock and no view: how fast it goes and how it looks is the caller's business.
+//! A run of a recording, tick by tick, as input for `state`, with the notices a reader needs along the way.
+//! No clock and no view: playback speed and presentation are up to the caller.
 
 mod baseline;
-mod remarks;
+mod notices;
 
 use std::collections::HashMap;
 
 use anyhow::Result;
 
+use super::delta_decoder::DeltaDecoder;
 use super::reader::{RecordedRun, Recording, Stored, Ticks};
-use super::rebuild::{Names, Rebuild};
+use super::rows::Names;
 use super::span::Span;
 use crate::contract::Notice;
 use crate::model::{Loss, NetnsId, Sample};
 use baseline::Baseline;
-use remarks::Remarks;
+use notices::ReplayNotices;
 
 /// One tick.
 #[derive(Debug)]
 pub struct Step {
-    /// What is to be said before it.
+    /// Notices to show before it.
     pub notices: Vec<Notice>,
-    /// Losses in it that were kept.
+    /// Losses in it that were recorded individually.
     pub losses: Vec<Loss>,
-    /// There were more of them.
+    /// There were more losses than that.
     pub is_sampled: bool,
     /// Everything counted at its end.
     pub sample: Sample,
     /// CLOCK_MONOTONIC at its end, microseconds.
     pub mono_us: i64,
-    /// It is in the span asked for. What comes before has to go into `state`, too: it says who fills the table.
+    /// It is in the requested span. Earlier ticks have to go into `state`, too: they determine what occupies the table.
     pub is_shown: bool,
 }
 
@@ -41,17 +42,17 @@ pub struct Replay<'a> {
     names: HashMap<NetnsId, Names>,
     span: Span,
     wants_losses: bool,
-    rebuild: Rebuild,
+    decoder: DeltaDecoder,
     baseline: Baseline,
-    remarks: Remarks,
+    notices: ReplayNotices,
     done: bool,
 }
 
 impl<'a> Replay<'a> {
-    /// The part of a run that is in this span. Losses are read if they are wanted.
+    /// The part of a run in this span, with individual losses if they are wanted.
     ///
     /// # Errors
-    /// The file is damaged; so for all that follow.
+    /// The file is damaged. The same goes for the methods below.
     pub fn new(recording: &'a Recording, run: &RecordedRun, span: Span, wants_losses: bool) -> Result<Self> {
         Ok(Self {
             recording,
@@ -59,14 +60,14 @@ impl<'a> Replay<'a> {
             names: recording.names(run.id)?,
             span,
             wants_losses,
-            rebuild: Rebuild::default(),
+            decoder: DeltaDecoder::default(),
             baseline: Baseline::default(),
-            remarks: Remarks::new(recording, run)?,
+            notices: ReplayNotices::new(recording, run)?,
             done: false,
         })
     }
 
-    /// What the namespaces of this run are called.
+    /// The names of this run's namespaces.
     #[must_use]
     pub const fn names(&self) -> &HashMap<NetnsId, Names> {
         &self.names
@@ -86,15 +87,15 @@ impl<'a> Replay<'a> {
         };
         if self.span.is_after(stored.tick.time) {
             self.done = true;
-            self.remarks.cut_short();
+            self.notices.cut_short();
             return Ok(None);
         }
         let Stored { id, first, level: _, tick } = &stored;
-        self.rebuild.add(tick);
-        let mut sample = self.rebuild.sample(tick, &self.names);
+        self.decoder.add(tick);
+        let mut sample = self.decoder.sample(tick, &self.names);
         let is_shown = self.baseline.is_set() || self.span.is_after_from(tick.time);
         let mut step = Step {
-            notices: self.remarks.before(&stored, is_shown),
+            notices: self.notices.before(&stored, is_shown),
             losses: Vec::new(),
             is_sampled: false,
             mono_us: tick.mono_us,
@@ -111,14 +112,14 @@ impl<'a> Replay<'a> {
         if is_shown && self.wants_losses && tick.events_seen > 0 {
             step.losses = self.recording.losses(*first..=*id)?.into_iter().map(|(_, loss)| loss).collect();
             step.is_sampled = (step.losses.len() as u64) < tick.events_seen;
-            self.remarks.count_events(step.losses.len() as u64, tick.events_seen);
+            self.notices.count_events(step.losses.len() as u64, tick.events_seen);
         }
         Ok(Some(step))
     }
 
-    /// What is to be said at the end: how the run ended, and what is missing.
+    /// Notices to show at the end: how the run ended, and what is missing.
     #[must_use]
-    pub fn last_words(&self) -> Vec<Notice> {
-        self.remarks.last_words()
+    pub fn closing_notices(&self) -> Vec<Notice> {
+        self.notices.closing_notices()
     }
 }

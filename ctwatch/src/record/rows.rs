@@ -1,44 +1,43 @@
-//! What a recording holds besides ticks and events, as the writer takes it and the reader gives it.
-//! Plain data; every kind knows its checksum.
+//! What a recording contains besides ticks and events, as the writer takes it and the reader returns it.
+//! Plain data; each type computes its checksum.
 
 use jiff::Timestamp;
 
 use super::digest::Digest;
-use super::rebuild::Names;
 use crate::contract::Hook;
-use crate::model::{KernelCounters, NetnsId, WallMono};
+use crate::model::{Backend, KernelCounters, NetnsId, WallMono};
 
 /// One watch on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// When it began.
     pub started: WallMono,
-    /// The same until the host boots again.
+    /// Stays the same until the host is rebooted.
     pub boot_id: Option<String>,
-    /// The host's name.
+    /// Host name.
     pub host: Option<String>,
     /// Version of ctwatch.
     pub version: String,
     /// `uname -r`
     pub kernel_release: String,
-    /// "kprobe", "tracepoint" or "counters"
-    pub backend: String,
-    /// Why this one, and what can't be seen with it.
+    /// The backend.
+    pub backend: Backend,
+    /// Why this backend, and what it can't see.
     pub backend_reason: Option<String>,
     /// Time between two ticks, microseconds.
     pub interval_us: i64,
     /// Whether inserts and deletes were counted.
     pub counts_flows: bool,
-    /// Where the programs sat: function and kind.
+    /// Where the programs were attached: function and kind.
     pub hooks: Vec<(String, String)>,
-    /// What the kernel had counted before.
+    /// What the kernel had counted before the run.
     pub since_boot: KernelCounters,
-    /// It goes on from the file before.
+    /// It continues a run of the previous file.
     pub continues: bool,
 }
 
 impl Run {
-    /// Its hooks as the start record has them.
+    /// Its hooks as the start record shows them.
     #[must_use]
     pub fn report_hooks(&self) -> Vec<Hook> {
         let hook =
@@ -64,12 +63,16 @@ impl Run {
         let mut digest = Digest::default();
         digest.instant(started);
         digest.optional_text(boot_id.as_deref()).optional_text(host.as_deref());
-        digest.text(version).text(kernel_release).text(backend).optional_text(backend_reason.as_deref());
+        digest
+            .text(version)
+            .text(kernel_release)
+            .text(backend.name())
+            .optional_text(backend_reason.as_deref());
         digest.int(*interval_us).int(i64::from(*counts_flows));
         for (function, kind) in hooks {
             digest.text(function).text(kind);
         }
-        digest.ints(&super::track::four(since_boot)).int(i64::from(*continues)).int(first_tick);
+        digest.ints(&since_boot.as_array().map(u64::cast_signed)).int(i64::from(*continues)).int(first_tick);
         digest.finish()
     }
 }
@@ -79,15 +82,15 @@ impl Run {
 pub enum EndReason {
     /// Ctrl-C or SIGTERM.
     Signal,
-    /// `--duration` is over.
+    /// `--duration` elapsed.
     Duration,
     /// `--once`: there was an incident.
     Once,
-    /// The next file goes on.
+    /// The run continues in the next file.
     Rotated,
-    /// No room on the disk.
+    /// The disk was full.
     DiskFull,
-    /// Something went wrong.
+    /// Recording failed.
     Failed,
 }
 
@@ -134,14 +137,14 @@ impl RunEnd {
     }
 }
 
-/// Something the reader should know.
+/// Something the reader of a recording should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// When.
     pub at: WallMono,
-    /// What, for scripts.
+    /// The code, for scripts.
     pub code: String,
-    /// What, for people.
+    /// The text, for people.
     pub text: String,
 }
 
@@ -153,16 +156,16 @@ impl Notice {
     }
 }
 
-/// A setting when it was first seen, or a change of it.
+/// The first reading of a setting, or a change to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// When it was seen.
     pub at: WallMono,
     /// The sysctl, or a path below /sys.
     pub name: String,
-    /// Its value; `None` if there is no such setting any more.
+    /// Its value; `None` if it no longer exists.
     pub value: Option<String>,
-    /// What it was before; `None` when it is first seen.
+    /// Its value before; `None` for the first reading.
     pub before: Option<String>,
 }
 
@@ -175,7 +178,7 @@ impl Setting {
     }
 }
 
-/// Why something was read.
+/// Why a snapshot was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotReason {
     /// The run began.
@@ -194,19 +197,19 @@ impl SnapshotReason {
         }
     }
 
-    /// The occasion with this spelling.
+    /// The reason with this spelling.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Start, Self::Trigger].into_iter().find(|one| one.name() == name)
     }
 }
 
-/// What was read of the machine: [`crate::machine::Machine`] as JSON.
+/// What `advise` needs to know of the machine, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineSnapshot {
     /// When.
     pub at: WallMono,
-    /// Why then.
+    /// Why it was taken.
     pub occasion: SnapshotReason,
     /// JSON.
     pub json: String,
@@ -235,7 +238,7 @@ pub struct Incident {
     pub detail_from: i64,
     /// Last tick whose detail is kept.
     pub detail_to: i64,
-    /// When its condition ceased to hold.
+    /// When its condition cleared.
     pub ceased: Option<Timestamp>,
 }
 
@@ -249,12 +252,12 @@ impl Incident {
     }
 }
 
-/// A table read entry by entry.
+/// A table listed entry by entry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredListing {
     /// Whose table.
     pub netns: NetnsId,
-    /// Why then.
+    /// Why it was taken.
     pub occasion: SnapshotReason,
     /// When it began.
     pub at: WallMono,
@@ -262,12 +265,21 @@ pub struct StoredListing {
     pub took_us: i64,
     /// Entries.
     pub entries: u64,
-    /// Listed twice, and counted once.
+    /// Entries listed twice; each is counted once.
     pub duplicates: u64,
-    /// It may be inconsistent.
+    /// The listing may be inconsistent.
     pub interrupted: bool,
-    /// What it held, as `advise` needs it.
+    /// What it contained, as `advise` needs it.
     pub census: crate::listing::Listing,
+}
+
+/// What a netns was called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// "host", a name from /run/netns, that of its container, or none.
+    pub name: Option<String>,
+    /// The container or pod that lived in it.
+    pub container: Option<String>,
 }
 
 pub(super) fn netns_checksum(run: i64, id: NetnsId, names: &Names) -> u32 {

@@ -1,13 +1,13 @@
-//! Which losses of a tick are kept: a few of each cause, each loss with equal odds (Vitter's algorithm R).
-//! Memory is bounded however many come; a rare cause isn't drowned by a common one.
+//! Chooses which losses of a tick are recorded individually: a few per cause, with equal odds (Vitter's algorithm R).
+//! Memory is bounded however many there are, and a common cause doesn't crowd out a rare one.
 
 use ctwatch_common::cause::CAUSES;
 
 use crate::model::Loss;
 
-/// Kept of each cause and tick,
+/// Kept per cause and tick.
 pub const COARSE: usize = 4;
-/// and around an incident.
+/// Kept per cause and tick around an incident.
 pub const DETAILED: usize = 64;
 
 /// The losses of one tick.
@@ -20,13 +20,13 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Keeps so many of each cause.
+    /// Keeps at most this many per cause.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { kept: vec![Vec::new(); CAUSES], seen: [0; CAUSES], limit, random: 0x9E37_79B9_7F4A_7C15 }
     }
 
-    /// A loss.
+    /// Takes a loss.
     pub fn add(&mut self, loss: &Loss) {
         let cause = loss.cause as usize;
         self.seen[cause] += 1;
@@ -35,7 +35,7 @@ impl Sampler {
             kept.push(loss.clone());
             return;
         }
-        // xorshift64: the losses don't know it, and nothing else is asked of it.
+        // xorshift64 is good enough: nobody chooses losses to defeat it.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
@@ -45,7 +45,7 @@ impl Sampler {
         }
     }
 
-    /// What came since the last call: how many, and which were kept, with whether they are detail.
+    /// How many losses came since the last call, and those kept, each with whether it is detail.
     pub fn take(&mut self) -> (u64, Vec<(Loss, bool)>) {
         let seen = std::mem::take(&mut self.seen).iter().sum();
         let mut kept = Vec::new();

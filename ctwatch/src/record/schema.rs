@@ -1,5 +1,5 @@
-//! The layout of a new file, and how every connection is set up.
-//! The tables are in schema.sql; what is decided about files at large is here.
+//! Lays out a new file, and sets up every connection.
+//! The tables are in schema.sql; settings of the whole database are here.
 
 use ctwatch_common::Cause;
 use rusqlite::{Connection, Result, params};
@@ -8,7 +8,7 @@ use super::{APPLICATION_ID, SCHEMA};
 
 const TABLES: &str = include_str!("schema.sql");
 
-/// Lays out an empty file, which nobody else knows of yet.
+/// Lays out an empty file that nobody else uses yet.
 pub(super) fn lay_out(connection: &mut Connection, version: &str, created: &str) -> Result<()> {
     // Before the first table: afterwards it would take a VACUUM.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
@@ -29,7 +29,7 @@ pub(super) fn lay_out(connection: &mut Connection, version: &str, created: &str)
     transaction.commit()
 }
 
-/// A file from elsewhere may hold anything: its schema runs no code, and damage in a page shows early.
+/// A file from elsewhere may contain anything: its schema must run no code, and damaged pages are to be noticed early.
 pub(super) fn distrust(connection: &Connection) -> Result<()> {
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)

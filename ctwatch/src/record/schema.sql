@@ -1,19 +1,19 @@
--- A recording of ctwatch, schema 1. docs/recording.md explains it; the views at the end are meant for people.
--- Times: *_us are microseconds; wall clock since 1970 (UTC), mono by CLOCK_MONOTONIC, which no clock step moves.
--- Counts of ticks are how far something moved in that tick, so that sums over any span are right.
--- crc: CRC-32 over what the row (for ticks and censuses: and its rows in other tables) means.
+-- A ctwatch recording, schema 1. docs/recording.md explains it; the views at the end are meant for people.
+-- Times: *_us are microseconds; wall clock since 1970 (UTC), mono is CLOCK_MONOTONIC, which is never stepped.
+-- Counts in ticks are how far something moved in that tick, so that sums over any span are exact.
+-- crc: CRC-32 of what the row (for ticks and censuses: with its rows in other tables) means.
 
 CREATE TABLE meta (
   name TEXT PRIMARY KEY,
   value TEXT NOT NULL
 ) WITHOUT ROWID;
 
--- One watch on one host: from start to end, or to the end of the file.
+-- One run of the recorder: from start to end, or to the end of the file.
 CREATE TABLE run (
   id INTEGER PRIMARY KEY,
   started_us INTEGER NOT NULL,
   started_mono_us INTEGER NOT NULL,
-  -- The same while the host isn't booted again: mono times of two runs with it can be compared.
+  -- Stays the same until the host is rebooted: mono times of two runs with the same one can be compared.
   boot_id TEXT,
   host TEXT,
   version TEXT NOT NULL,
@@ -24,19 +24,19 @@ CREATE TABLE run (
   counts_flows INTEGER NOT NULL,
   -- JSON: [{"function":…,"kind":…}]
   hooks TEXT NOT NULL,
-  -- What the kernel had counted before.
+  -- What the kernel had counted before the run.
   boot_drop INTEGER NOT NULL,
   boot_early_drop INTEGER NOT NULL,
   boot_insert_failed INTEGER NOT NULL,
   boot_chaintoolong INTEGER NOT NULL,
-  -- It goes on from the file before, with the same watch.
+  -- It continues a run of the previous file.
   continues INTEGER NOT NULL,
-  -- The number its first tick has.
+  -- The number of its first tick.
   first_tick INTEGER NOT NULL,
   crc INTEGER NOT NULL
 );
 
--- How a run ended. None: it goes on, or it was killed, or the host went down.
+-- How a run ended. No row: still running, or recorder or host stopped.
 CREATE TABLE run_end (
   run INTEGER PRIMARY KEY REFERENCES run,
   ended_us INTEGER NOT NULL,
@@ -54,7 +54,7 @@ CREATE TABLE cause (
   unit TEXT NOT NULL
 );
 
--- Namespaces of a run. One that takes over the inode number of another is another one (life).
+-- Namespaces of a run. One that reuses the inode number of another has another life.
 CREATE TABLE netns (
   id INTEGER PRIMARY KEY,
   run INTEGER NOT NULL REFERENCES run,
@@ -67,7 +67,7 @@ CREATE TABLE netns (
   UNIQUE (run, number)
 );
 
--- What is counted one by one: losses of a cause, or with cause NULL the flows, of a service port.
+-- What is counted separately: losses of a cause, or with cause NULL the flows, of a service port.
 CREATE TABLE slot (
   id INTEGER PRIMARY KEY,
   netns INTEGER NOT NULL REFERENCES netns,
@@ -76,45 +76,45 @@ CREATE TABLE slot (
   port INTEGER NOT NULL,
   cause INTEGER REFERENCES cause,
   loopback INTEGER NOT NULL,
-  -- The tuple was missed: port and loopback mean nothing.
+  -- The tuple was missed: port and loopback are meaningless.
   unattributed INTEGER NOT NULL
 );
 
--- One interval; after thinning, several in a row that became one. Within a run their numbers have no gap.
+-- One interval; after downsampling, several merged into one. Within a run their numbers have no gaps.
 CREATE TABLE tick (
   id INTEGER PRIMARY KEY,
   -- The first of the ticks it stands for; id is the last.
   first INTEGER NOT NULL,
   run INTEGER NOT NULL REFERENCES run,
-  -- 0: as recorded; 1, 2, 3: thinned to 10 s, 1 min, 10 min; 4: the sum of what was dropped.
+  -- 0: as recorded; 1, 2, 3: downsampled to 10 s, 1 min, 10 min; 4: the sum of dropped ticks.
   level INTEGER NOT NULL,
   wall_us INTEGER NOT NULL,
   mono_us INTEGER NOT NULL,
   interval_us INTEGER NOT NULL,
   restarted INTEGER NOT NULL,
-  -- Losses that may be a firewall's (tracepoint backend).
+  -- Losses that may have been the firewall's (tracepoint backend).
   ambiguous INTEGER NOT NULL,
-  -- Inserts and deletes without a slot; negative where some got one later.
+  -- Inserts and deletes without a slot; negative if some were assigned to one later.
   flows_overflow INTEGER NOT NULL,
-  -- At its end: what the kernel had counted in this run and ctwatch hadn't.
+  -- At its end: what the kernel had counted in this run and ctwatch had not.
   unexplained_drop INTEGER NOT NULL,
   unexplained_early_drop INTEGER NOT NULL,
   unexplained_insert_failed INTEGER NOT NULL,
   unexplained_chaintoolong INTEGER NOT NULL,
-  -- Loss events that came, of which the table event keeps a sample.
+  -- Loss events in this tick, of which the table event has a sample.
   events_seen INTEGER NOT NULL,
   crc INTEGER NOT NULL
 );
 
--- The table of a netns, where anything changed in a tick. No row: all as in its row before.
+-- The table of a netns, if anything changed in a tick. No row: as in its previous row.
 CREATE TABLE tick_netns (
   tick INTEGER NOT NULL REFERENCES tick,
   netns INTEGER NOT NULL REFERENCES netns,
-  -- 0 there, 1 gone, 2 not reported any more
+  -- 0 present, 1 gone, 2 no longer reported
   presence INTEGER NOT NULL,
   complete INTEGER NOT NULL,
   count INTEGER,
-  -- The most of all ticks it stands for; NULL: count.
+  -- The highest count of all ticks it stands for; NULL: count.
   peak INTEGER,
   max INTEGER,
   -- How far the kernel's counters moved.
@@ -142,12 +142,12 @@ CREATE TABLE tick_flow (
   slot INTEGER NOT NULL REFERENCES slot,
   inserts INTEGER NOT NULL,
   deletes INTEGER NOT NULL,
-  -- Inserts that failed after all.
+  -- Inserts that failed in the end.
   failed INTEGER NOT NULL,
   PRIMARY KEY (tick, slot)
 ) WITHOUT ROWID;
 
--- What has no slot, by cause. Losses are negative where some got one later.
+-- What has no slot, by cause. Losses are negative if some were assigned to one later.
 CREATE TABLE tick_cause (
   tick INTEGER NOT NULL REFERENCES tick,
   cause INTEGER NOT NULL,
@@ -165,15 +165,15 @@ CREATE TABLE owner (
   role TEXT,
   cgroup TEXT,
   container TEXT,
-  -- Without a process: it may be anybody's.
+  -- Without a process: it can't be attributed.
   anybodys INTEGER NOT NULL
 );
 
--- A sample of single losses.
+-- A sample of individual losses.
 CREATE TABLE event (
-  -- As counted when it came: it belongs to the tick whose first…id holds this number.
+  -- As numbered when it was recorded: it belongs to the tick whose first…id contains this number.
   tick INTEGER NOT NULL,
-  -- Its place within the tick
+  -- Its position within the tick
   place INTEGER NOT NULL,
   -- 1: kept only around an incident
   detail INTEGER NOT NULL,
@@ -224,7 +224,7 @@ CREATE TABLE event (
   PRIMARY KEY (tick, place)
 ) WITHOUT ROWID;
 
--- What a table held at the end of a tick, tied to the flow counters: for the occupancy in between.
+-- The contents of a table at the end of a tick, tied to the flow counters: gives the occupancy in between.
 CREATE TABLE census (
   id INTEGER PRIMARY KEY,
   tick INTEGER NOT NULL,
@@ -233,7 +233,7 @@ CREATE TABLE census (
   exact INTEGER NOT NULL,
   -- JSON: timeouts in force there, seconds
   timeouts TEXT NOT NULL,
-  -- Ports left out because they held least
+  -- Number of ports left out, those with the fewest entries
   omitted INTEGER NOT NULL,
   crc INTEGER NOT NULL
 );
@@ -242,11 +242,11 @@ CREATE TABLE census_key (
   census INTEGER NOT NULL REFERENCES census,
   proto INTEGER NOT NULL,
   port INTEGER NOT NULL,
-  -- NULL: only its base is known, it held nothing
+  -- NULL: it had no entries, only its base is known
   entries INTEGER,
   assured INTEGER,
   time_wait INTEGER,
-  -- To this, add inserts - failed - deletes since the run began, to get its entries; NULL: unknown
+  -- Its entries are this plus inserts - failed - deletes since the run began; NULL: unknown
   base INTEGER,
   PRIMARY KEY (census, proto, port)
 ) WITHOUT ROWID;
@@ -259,13 +259,13 @@ CREATE TABLE census_detail (
   assured INTEGER NOT NULL,
   -- JSON: [[enum tcp_conntrack, entries], …]
   states TEXT NOT NULL,
-  -- JSON: [[bucket of remaining seconds, entries], …], of those a packet renews and of those that only wait
+  -- JSON: [[bucket of remaining seconds, entries], …], of entries that packets refresh and of those that only expire
   lasting TEXT NOT NULL,
   ending TEXT NOT NULL,
   PRIMARY KEY (census, proto, port)
 ) WITHOUT ROWID;
 
--- A table read entry by entry, at the start and when a trigger fires: who fills it, and in which phase.
+-- A table listed entry by entry, at the start and when a trigger fires: what occupies it, and in which phase.
 CREATE TABLE listing (
   id INTEGER PRIMARY KEY,
   run INTEGER NOT NULL REFERENCES run,
@@ -276,15 +276,15 @@ CREATE TABLE listing (
   mono_us INTEGER NOT NULL,
   took_us INTEGER NOT NULL,
   entries INTEGER NOT NULL,
-  -- Listed twice, and counted once
+  -- Entries listed twice; each is counted once
   duplicates INTEGER NOT NULL,
-  -- The kernel called the listing inconsistent, or the table was resized meanwhile
+  -- The kernel reported the listing as inconsistent, or the table was resized meanwhile
   interrupted INTEGER NOT NULL,
-  -- Arrivals are counted over so many seconds
+  -- The number of seconds over which arrivals are counted
   look_s INTEGER NOT NULL,
   -- JSON: timeouts in force by phase, seconds
   timeouts TEXT NOT NULL,
-  -- Listed ports beyond the first 2048 are summed up by protocol, as port 0
+  -- Ports beyond the first 2048 are summed by protocol, as port 0
   crc INTEGER NOT NULL
 );
 
@@ -298,16 +298,16 @@ CREATE TABLE listing_phase (
   phase TEXT NOT NULL,
   timeout INTEGER NOT NULL,
   entries INTEGER NOT NULL,
-  -- Those whose timeout began anew within look_s
+  -- Entries whose timeout was restarted within look_s
   entered INTEGER NOT NULL,
-  -- JSON: [[bucket of seconds since it began anew, entries], …]
+  -- JSON: [[bucket of seconds since the timeout was restarted, entries], …]
   idle TEXT NOT NULL,
   -- Different pairs of addresses of this port and direction; NULL: many
   pairs INTEGER,
   PRIMARY KEY (listing, proto, port, direction, phase)
 ) WITHOUT ROWID;
 
--- conntrack's settings: each value when it was first seen, and each change.
+-- conntrack's settings: the first reading of each, and every change.
 CREATE TABLE setting (
   id INTEGER PRIMARY KEY,
   run INTEGER NOT NULL REFERENCES run,
@@ -315,14 +315,14 @@ CREATE TABLE setting (
   mono_us INTEGER NOT NULL,
   -- net.netfilter.…, or a path below /sys
   name TEXT NOT NULL,
-  -- NULL: there is no such setting (any more)
+  -- NULL: it doesn't exist (any more)
   value TEXT,
-  -- NULL: first seen
+  -- NULL: first reading
   before TEXT,
   crc INTEGER NOT NULL
 );
 
--- All that `ctwatch advise` reads of the machine, as JSON.
+-- Everything `ctwatch advise` reads of the machine, as JSON.
 CREATE TABLE machine (
   id INTEGER PRIMARY KEY,
   run INTEGER NOT NULL REFERENCES run,
@@ -359,12 +359,12 @@ CREATE TABLE incident (
   -- Ticks whose detail is kept
   detail_from INTEGER NOT NULL,
   detail_to INTEGER NOT NULL,
-  -- When the condition ceased to hold; NULL: it held until the end
+  -- When the condition cleared; NULL: it held until the end
   ceased_us INTEGER,
   crc INTEGER NOT NULL
 );
 
--- Views for people. Fields of docs/recording.md are theirs, too.
+-- Views for people.
 CREATE VIEW fills AS
   SELECT t.id AS tick, strftime('%Y-%m-%dT%H:%M:%fZ', t.wall_us / 1e6, 'unixepoch') AS time, t.wall_us / 1000000 AS unix_s,
     ifnull(n.name, n.inode) AS netns, f.count, ifnull(f.peak, f.count) AS peak, f.max,

@@ -1,5 +1,5 @@
-//! `--from` and `--to`: moments as people write them, and the span of a recording that they mean.
-//! A tick belongs to the span in which it ends, so that spans side by side add up.
+//! `--from` and `--to`: moments as people write them, and the span of a recording they denote.
+//! A tick belongs to the span in which it ends, so that adjacent spans add up.
 
 use std::str::FromStr;
 
@@ -7,7 +7,7 @@ use jiff::civil::{DateTime, Time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-/// A moment, as it is written.
+/// A moment as written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     /// With a zone: 2026-03-14T12:00:00Z
@@ -16,9 +16,9 @@ pub enum Moment {
     Local(DateTime),
     /// The first such time in the recording by the local clock: 12:00
     Clock(Time),
-    /// +10m: so long after the recording begins.
+    /// +10m: this long after the recording begins.
     AfterStart(SignedDuration),
-    /// -10m: so long before it ends.
+    /// -10m: this long before it ends.
     BeforeEnd(SignedDuration),
 }
 
@@ -30,7 +30,7 @@ impl FromStr for Moment {
                     recording, or -10m from its end";
         let duration = |text: &str| {
             let duration = text.parse::<SignedDuration>().ok().filter(|duration| !duration.is_negative());
-            duration.ok_or_else(|| format!("`{text}` is no duration such as 90s or 10m; {good}"))
+            duration.ok_or_else(|| format!("`{text}` is not a duration like 90s or 10m; {good}"))
         };
         if let Some(text) = text.strip_prefix('+') {
             return duration(text).map(Self::AfterStart);
@@ -47,7 +47,7 @@ impl FromStr for Moment {
 }
 
 impl Moment {
-    /// When that is, in a recording from `start` to `end`.
+    /// The time it denotes in a recording from `start` to `end`.
     ///
     /// # Errors
     /// There is no such time on this clock.
@@ -84,10 +84,10 @@ pub struct Span {
 }
 
 impl Span {
-    /// What these moments mean in a recording with these bounds, where something of it is in that span.
+    /// The span these moments denote in a recording with these bounds, if any of the recording is in it.
     ///
     /// # Errors
-    /// It says which moment is wrong, and what there is.
+    /// The message says which moment is wrong, and what the recording covers.
     pub fn of(
         from: Option<Moment>,
         to: Option<Moment>,
@@ -106,10 +106,10 @@ impl Span {
         Ok(span)
     }
 
-    /// What these moments mean in a recording with these bounds, whether or not something of it is in that span.
+    /// The span these moments denote in a recording with these bounds, whether or not any of the recording is in it.
     ///
     /// # Errors
-    /// It says which moment is wrong, and what there is.
+    /// The message says which moment is wrong, and what the recording covers.
     pub fn anywhere(
         from: Option<Moment>,
         to: Option<Moment>,
@@ -130,19 +130,19 @@ impl Span {
         Ok(span)
     }
 
-    /// Whether something at that time is in it.
+    /// Whether this time is in it.
     #[must_use]
     pub fn contains(&self, time: Timestamp) -> bool {
         self.is_after_from(time) && !self.is_after(time)
     }
 
-    /// Whether it has begun by then.
+    /// Whether it has begun by this time.
     #[must_use]
     pub fn is_after_from(&self, time: Timestamp) -> bool {
         self.from.is_none_or(|from| time > from)
     }
 
-    /// Whether it is over by then.
+    /// Whether it has ended by this time.
     #[must_use]
     pub fn is_after(&self, time: Timestamp) -> bool {
         self.to.is_some_and(|to| time > to)
@@ -150,7 +150,7 @@ impl Span {
 }
 
 fn there_is((start, end): (Timestamp, Timestamp)) -> String {
-    format!("the recording goes from {start:.0} to {end:.0}")
+    format!("the recording covers {start:.0} to {end:.0}")
 }
 
 #[cfg(test)]
@@ -197,7 +197,7 @@ mod tests {
         assert!(span("+1h", "-1h").unwrap().contains(time("2026-03-15T00:00:00Z")));
         for (from, to) in [("+7h", ""), ("", "2026-03-14T00:00:00Z"), ("+2h", "+1h"), ("+1h", "+1h")] {
             let error = span(from, to).unwrap_err();
-            assert!(error.contains("from 2026-03-14T22:00:00Z to 2026-03-15T04:00:00Z"), "{error}");
+            assert!(error.contains("covers 2026-03-14T22:00:00Z to 2026-03-15T04:00:00Z"), "{error}");
         }
     }
 }

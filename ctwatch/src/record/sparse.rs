@@ -1,5 +1,5 @@
-//! Distributions and names with numbers as JSON text, which every SQLite can take apart.
-//! `[[bucket, entries], …]`, without the empty ones, and `{"name": number, …}`.
+//! Distributions and named numbers as JSON text, which every SQLite can parse:
+//! `[[bucket, entries], …]` without empty buckets, and `{"name": number, …}`.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! conntrack's settings as they are now, and what changed since the last look.
-//! Reads only, and only where it is told; a setting that can't be read isn't there.
+//! conntrack's settings, and what changed since they were last read.
+//! Only reads, and only below the given roots; a setting that can't be read counts as absent.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::model::WallMono;
 /// The hash table's size, as the module's parameter.
 const HASHSIZE: &str = "module/nf_conntrack/parameters/hashsize";
 
-/// What was seen last.
+/// Remembers the settings as last read.
 #[derive(Debug)]
 pub struct Sysctls {
     roots: Roots,
@@ -18,13 +18,13 @@ pub struct Sysctls {
 }
 
 impl Sysctls {
-    /// Nothing looked at.
+    /// Nothing read yet.
     #[must_use]
     pub fn new(roots: &Roots) -> Self {
         Self { roots: roots.clone(), seen: BTreeMap::new() }
     }
 
-    /// What is new or different, of this thread's netns and the whole host.
+    /// What is new or changed, in this thread's netns and on the host.
     pub fn changes(&mut self, at: WallMono) -> Vec<Setting> {
         let now = self.read();
         let mut changes = Vec::new();
@@ -45,7 +45,7 @@ impl Sysctls {
         changes
     }
 
-    /// All of them again, for a new file.
+    /// Makes all settings count as new, for a new file.
     pub fn forget(&mut self) {
         self.seen.clear();
     }
@@ -56,7 +56,7 @@ impl Sysctls {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let file = entry.file_name();
             let Some(file) = file.to_str().filter(|file| file.starts_with("nf_conntrack_")) else { continue };
-            // That isn't set by anybody.
+            // A count, not a setting.
             if file == "nf_conntrack_count" {
                 continue;
             }

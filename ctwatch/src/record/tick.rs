@@ -1,5 +1,5 @@
-//! What a recording keeps of one sample: how far everything moved since the one before.
-//! Plain data, the same on the way into the file and out of it; [`Tick::checksum`] is how damage shows.
+//! What a recording keeps of one sample: how far everything moved since the previous one.
+//! Plain data, the same going into the file and coming out; [`Tick::checksum`] reveals damage.
 
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::digest::Digest;
 use crate::model::{Census, NetnsId};
 
-/// The four kernel counters in the order of [`crate::model::KernelCounters`].
-pub type Four = [i64; 4];
+/// Differences of the four kernel counters, in the order of [`crate::model::KernelCounters::as_array`].
+pub type CounterArray = [i64; 4];
 
 /// How all counters moved in one interval.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,26 +18,26 @@ pub struct Tick {
     pub time: Timestamp,
     /// CLOCK_MONOTONIC at its end, microseconds.
     pub mono_us: i64,
-    /// Its length, microseconds; of a thinned tick, the sum of those it stands for.
+    /// Its length, microseconds; after downsampling, the sum of those it stands for.
     pub interval_us: i64,
-    /// conntrack was loaded anew in it.
+    /// conntrack was reloaded in it.
     pub restarted: bool,
     /// Namespaces of which anything changed, by id.
     pub netns: Vec<NetnsTick>,
-    /// Losses by slot, in the order of their keys.
+    /// Losses by slot, ordered by key.
     pub losses: Vec<(SlotKey, i64)>,
-    /// Inserts, deletes and inserts that failed after all by slot, in the order of their keys.
+    /// Inserts, deletes and failed inserts by slot, ordered by key.
     pub flows: Vec<(SlotKey, [i64; 3])>,
-    /// Losses that have no slot, by cause number. Negative where some got theirs later.
+    /// Losses without a slot, by cause number. Negative if some were assigned to a slot later.
     pub overflow: [i64; CAUSES],
     /// Events that did not fit the ring buffer, by cause number.
     pub lost_events: [i64; CAUSES],
-    /// Losses that may be a firewall's.
+    /// Losses that may have been the firewall's.
     pub ambiguous: i64,
-    /// Inserts and deletes that have no slot. Negative where some got theirs later.
+    /// Inserts and deletes without a slot. Negative if some were assigned to a slot later.
     pub flows_overflow: i64,
-    /// What the kernel had counted and ctwatch hadn't at its end.
-    pub unexplained: Four,
+    /// At its end: what the kernel had counted and ctwatch had not.
+    pub unexplained: CounterArray,
     /// Loss events that came in it.
     pub events_seen: u64,
     /// Censuses that ended in it.
@@ -50,9 +50,9 @@ pub enum Presence {
     /// It is.
     #[default]
     Present = 0,
-    /// It is gone, and what is known of it is still reported.
+    /// It is gone, but still reported with what is known.
     Gone = 1,
-    /// Nothing is reported of it any more.
+    /// It is no longer reported.
     Absent = 2,
 }
 
@@ -67,14 +67,14 @@ pub struct NetnsTick {
     pub complete: bool,
     /// Entries in its table at the end.
     pub count: Option<u32>,
-    /// The most entries at the end of any tick this one stands for.
+    /// The highest entry count at the end of any tick this one stands for.
     pub peak: Option<u32>,
     /// nf_conntrack_max
     pub max: Option<u32>,
     /// How far the kernel's counters moved.
-    pub kernel: Four,
-    /// How far they moved while ours were read.
-    pub width: Four,
+    pub kernel: CounterArray,
+    /// How far they moved while ctwatch's own were read.
+    pub width: CounterArray,
 }
 
 impl Presence {
@@ -112,7 +112,7 @@ impl Tick {
         }
     }
 
-    /// Over everything but the censuses, which have their own.
+    /// The checksum of everything but the censuses, which have their own.
     #[must_use]
     pub fn checksum(&self) -> u32 {
         let Self {
@@ -147,7 +147,7 @@ impl Tick {
         digest.finish()
     }
 
-    /// Puts a later tick behind this one: the two become one, as long as both.
+    /// Appends a later tick: the two become one that spans both.
     pub fn append(&mut self, later: Tick) {
         self.time = later.time;
         self.mono_us = later.mono_us;
@@ -201,7 +201,7 @@ fn add_all(sum: &mut [i64], more: &[i64]) {
     }
 }
 
-/// Two lists in the order of their keys become one.
+/// Merges two lists ordered by key.
 fn merged<T: Copy>(
     first: &[(SlotKey, T)],
     second: &[(SlotKey, T)],

@@ -1,5 +1,5 @@
-//! When something is an incident: conditions on what a tick says, and how long one lasts. Pure.
-//! A condition that comes and goes within the time kept afterwards is one incident.
+//! What counts as an incident: conditions on a tick, and how long an incident lasts. Pure.
+//! A condition that comes and goes within the time kept afterwards is a single incident.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,10 +11,10 @@ use serde::Serialize;
 use crate::contract::{TableStatus, Tick};
 use crate::model::NetnsId;
 
-/// What is looked at.
+/// What a condition is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
-    /// The fill of the fullest table.
+    /// Fill of the fullest table.
     Fill,
     /// Packets and entries lost in a tick.
     Drops,
@@ -39,10 +39,10 @@ pub struct Condition {
     text: String,
 }
 
-/// What was measured when a condition was looked at.
+/// What was measured when a condition was checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
-    /// The table in question: the fullest one, or the first to be full.
+    /// The table concerned: the fullest one, or the first to be full.
     pub netns: NetnsId,
     /// What it is called.
     pub name: Option<String>,
@@ -56,7 +56,7 @@ pub struct Measured {
     pub full_in_s: Option<f64>,
     /// Packets lost in the tick, in all tables.
     pub packets_lost: u64,
-    /// Entries removed before their time in the tick, in all tables.
+    /// Entries evicted early in the tick, in all tables.
     pub entries_lost: u64,
 }
 
@@ -90,9 +90,10 @@ impl FromStr for Condition {
                 let time = SignedDuration::from_str(value).ok().map(|time| time.as_secs_f64());
                 (Quantity::FullIn, time.filter(|time| *time > 0.0))
             }
-            _ => return Err(format!("`{name}` can't be asked for; {GOOD}")),
+            _ => return Err(format!("there is no condition on `{name}`; {GOOD}")),
         };
-        let threshold = threshold.ok_or_else(|| format!("`{value}` is no bound for {name}; {GOOD}"))?;
+        let threshold =
+            threshold.ok_or_else(|| format!("`{value}` is not a valid threshold for {name}; {GOOD}"))?;
         Ok(Self { quantity, comparison, threshold, text })
     }
 }
@@ -104,7 +105,7 @@ impl fmt::Display for Condition {
 }
 
 impl Condition {
-    /// What is measured, if the condition holds in this tick. What is unknown doesn't hold.
+    /// What was measured, if the condition holds in this tick. A condition on something unknown doesn't hold.
     #[must_use]
     pub fn holds(&self, tick: &Tick) -> Option<Measured> {
         let there = || tick.tables.iter().filter(|table| !table.gone);
@@ -136,7 +137,7 @@ impl Condition {
         holds.then(|| measured(table, packets, entries))
     }
 
-    /// Whether it can only hold where flows are counted.
+    /// Whether it can only hold if flows are counted.
     #[must_use]
     pub fn needs_flows(&self) -> bool {
         self.quantity == Quantity::FullIn
@@ -157,12 +158,12 @@ fn measured(table: &TableStatus, packets_lost: u64, entries_lost: u64) -> Measur
     }
 }
 
-/// A condition that is watched.
+/// A condition being watched.
 #[derive(Clone, Debug)]
 pub struct Trigger {
     condition: Condition,
     after: Duration,
-    /// When it held last, if it did within the time kept afterwards.
+    /// When it last held, if that is within the time kept afterwards.
     open: Option<f64>,
 }
 
@@ -173,14 +174,14 @@ pub enum Turn {
     Nothing,
     /// An incident begins.
     Fired(Measured),
-    /// It goes on: its condition holds.
+    /// The incident continues: its condition holds.
     Holds,
-    /// It is over, and so is the time kept afterwards.
+    /// The incident is over, and so is the time kept afterwards.
     Over,
 }
 
 impl Trigger {
-    /// Has not fired.
+    /// A trigger that has not fired.
     #[must_use]
     pub fn new(condition: Condition, after: Duration) -> Self {
         Self { condition, after, open: None }
@@ -192,8 +193,8 @@ impl Trigger {
         &self.condition
     }
 
-    /// Looks at a tick that ended at this time, seconds of any clock that doesn't step.
-    pub fn look(&mut self, tick: &Tick, at: f64) -> Turn {
+    /// Checks a tick that ended at this time, in seconds of any monotonic clock.
+    pub fn check(&mut self, tick: &Tick, at: f64) -> Turn {
         match (self.condition.holds(tick), self.open) {
             (Some(measured), None) => {
                 self.open = Some(at);
@@ -299,7 +300,7 @@ mod tests {
         let turns: Vec<Turn> = [0, 1, 0, 1, 0, 0, 0, 0, 1]
             .into_iter()
             .enumerate()
-            .map(|(at, lost)| trigger.look(&tick(0.5, lost, None), at as f64))
+            .map(|(at, lost)| trigger.check(&tick(0.5, lost, None), at as f64))
             .collect();
         assert!(matches!(&turns[1], Turn::Fired(measured) if measured.packets_lost == 1), "{turns:?}");
         assert_eq!(turns[3], Turn::Holds);

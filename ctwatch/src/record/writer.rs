@@ -1,5 +1,5 @@
-//! The one who writes a recording: one transaction a tick, so that a killed recorder leaves whole ticks.
-//! Knows SQL and nothing of what the numbers mean.
+//! Writes a recording: one transaction per tick, so that a killed recorder leaves only whole ticks.
+//! Knows SQL, and nothing about what the numbers mean.
 
 pub(super) mod dictionary;
 
@@ -9,44 +9,47 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, Transaction, params};
+use rusqlite::types::Null;
+use rusqlite::{Connection, OpenFlags, ToSql, Transaction, params};
 
+use super::columns::{
+    IncidentColumns, MachineColumns, NoticeColumns, RunEndColumns, SettingColumns, TickCauseColumns,
+    TickColumns, TickFlowColumns, TickLossColumns, TickNetnsColumns,
+};
 use super::full::{DiskFull, lacks_room};
-use super::rebuild::Names;
-use super::rows::{Incident, MachineSnapshot, Notice, Run, RunEnd, Setting, StoredListing};
+use super::rows::{Incident, MachineSnapshot, Names, Notice, Run, RunEnd, Setting, StoredListing};
 use super::tick::{NetnsTick, Tick};
 use super::{Fault, census, event, files, listing, open, run, schema};
 use crate::model::{Loss, NetnsId};
 use dictionary::Dictionary;
 
-/// So many ticks may be lost with the power: the last one of them waits until the disk has them.
+/// How many ticks a power failure may cost: every so many, the recorder waits until they are on disk.
 const SYNCED_EVERY: u32 = 8;
-/// Pages in the -wal after which it goes into the file: 2 MB.
+/// Pages in the -wal after which it is moved into the database: 2 MB.
 const CHECKPOINT_PAGES: i64 = 512;
-/// The -wal is cut back to this after a reader had held it up.
+/// The -wal is truncated to this size after it grew because of a reader.
 const WAL_LIMIT: i64 = 4 << 20;
-
 /// How long the end of a run waits for readers.
-const READERS_PATIENCE: Duration = Duration::from_millis(500);
+const READERS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Everything that goes into one transaction.
+/// Everything written in one transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// How the counters moved.
     pub tick: Option<Tick>,
-    /// What namespaces are called, as far as that is news.
+    /// New or changed names of namespaces.
     pub names: HashMap<NetnsId, Names>,
-    /// A sample of the losses of this tick, and whether each is only kept around an incident.
+    /// A sample of the losses in this tick, and whether each is detail, kept only around an incident.
     pub events: Vec<(Loss, bool)>,
     /// Changed settings.
     pub settings: Vec<Setting>,
-    /// What was read of the machine.
+    /// Machine snapshots.
     pub facts: Vec<MachineSnapshot>,
-    /// Tables read entry by entry.
+    /// Tables listed entry by entry.
     pub listings: Vec<StoredListing>,
-    /// What else is to be said.
+    /// Notices.
     pub notices: Vec<Notice>,
-    /// Incidents that began or went on.
+    /// Incidents that began, continued or ended.
     pub incidents: Vec<Incident>,
 }
 
@@ -62,19 +65,19 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Whether a recording is there that can go on, or none.
+    /// Checks that there is a recording that can be continued, or no file.
     ///
     /// # Errors
-    /// Something else is.
+    /// There is something else.
     pub fn check(path: &Path) -> Result<()> {
         if is_new(path)? { Ok(()) } else { open::examine(path) }
     }
 
-    /// Opens a recording, or begins one, and starts a run in it. The caller holds its lock.
+    /// Opens or creates a recording, and starts a run in it. The caller holds its lock.
     ///
     /// # Errors
-    /// It can't be written ([`DiskFull`] where there is no room), or what is there is no recording of this schema. Of a
-    /// new one nothing is left then.
+    /// The recording can't be written ([`DiskFull`] if there is no space), or the file is not a recording with this schema.
+    /// A new file is removed again.
     pub fn open(path: &Path, run: &Run) -> Result<Self> {
         let begun = if is_new(path)? {
             make(path, run).and_then(|()| Self::begin(path, run).inspect_err(|_| drop(files::remove(path))))
@@ -105,25 +108,25 @@ impl Writer {
         })
     }
 
-    /// The number the next tick will have.
+    /// The number of the next tick.
     #[must_use]
     pub const fn next_tick(&self) -> i64 {
         self.next_tick
     }
 
-    /// Where it writes.
+    /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The run that is being written.
+    /// The run being written.
     #[must_use]
     pub const fn run(&self) -> i64 {
         self.run
     }
 
-    /// Writes one tick and what belongs to it, or nothing of it.
+    /// Writes one tick and what belongs to it, or nothing at all.
     ///
     /// # Errors
     /// The disk is full ([`super::full::is_full`]) or broken.
@@ -171,7 +174,7 @@ impl Writer {
             insert_setting(&transaction, run, setting)?;
         }
         for one in facts {
-            insert_facts(&transaction, run, one)?;
+            insert_machine(&transaction, run, one)?;
         }
         for notice in notices {
             insert_notice(&transaction, run, notice)?;
@@ -182,39 +185,37 @@ impl Writer {
         transaction.commit()
     }
 
-    /// Writes how the run ended, and makes the file whole: nothing is left beside it, unless somebody is reading a state
-    /// of it that lies back ([`files::wal`]).
+    /// Writes how the run ended, and completes the file: no -wal is left, unless somebody is reading an earlier state of
+    /// the recording ([`files::wal`]).
     ///
     /// # Errors
     /// As [`Writer::write`].
     pub fn end(self, end: &RunEnd) -> rusqlite::Result<()> {
         self.connection.pragma_update(None, "synchronous", "FULL")?;
-        self.connection.execute(
-            "INSERT OR REPLACE INTO run_end VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![
-                self.run,
-                end.at.time.as_microsecond(),
-                end.at.mono_us,
-                end.reason.name(),
-                end.last_tick,
-                end.checksum(self.run)
-            ],
-        )?;
-        // Closing does this only where nobody else has the file open. What a reader holds up stays in the -wal, and so
-        // does what has no room on a full disk.
-        self.connection.busy_timeout(READERS_PATIENCE)?;
+        RunEndColumns::<&dyn ToSql> {
+            run: &self.run,
+            ended_us: &end.at.time.as_microsecond(),
+            ended_mono_us: &end.at.mono_us,
+            reason: &end.reason.name(),
+            last_tick: &end.last_tick,
+            crc: &end.checksum(self.run),
+        }
+        .insert(&self.connection)?;
+        // Closing does this only if nobody else has the file open. What a reader holds up stays in the -wal, and so does
+        // what a full disk has no space for.
+        self.connection.busy_timeout(READERS_TIMEOUT)?;
         let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         self.connection.close().map_err(|(_, error)| error)
     }
 }
 
 impl Writer {
-    /// For thinning: owners from this number on may be named again.
+    /// For [`super::Retention`]: owners from this number on may be referenced again.
     pub(super) fn known_owners(&self) -> i64 {
         self.dictionary.known_owners()
     }
 
-    /// For thinning: where the file is, and the connection to it.
+    /// For [`super::Retention`]: the path of the file and the connection to it.
     pub(super) fn parts(&mut self) -> (&Path, &mut Connection) {
         (&self.path, &mut self.connection)
     }
@@ -232,7 +233,7 @@ fn connect(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Makes a recording without runs. It has its name once it is whole.
+/// Creates a recording without runs. It gets its name once it is complete.
 fn make(path: &Path, run: &Run) -> Result<()> {
     let draft = files::draft(path).with_context(|| format!("creating {}", path.display()))?;
     let laid_out = connect(&draft).and_then(|mut connection| {
@@ -252,42 +253,52 @@ fn next_tick(connection: &Connection) -> Result<i64> {
 
 fn insert_setting(transaction: &Transaction<'_>, run: i64, setting: &Setting) -> rusqlite::Result<()> {
     let Setting { at, name, value, before } = setting;
-    transaction
-        .prepare_cached(
-            "INSERT INTO setting (run, wall_us, mono_us, name, value, before, crc) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        )?
-        .execute(params![
-            run,
-            at.time.as_microsecond(),
-            at.mono_us,
-            name,
-            value,
-            before,
-            setting.checksum(run)
-        ])?;
-    Ok(())
+    SettingColumns::<&dyn ToSql> {
+        id: &Null,
+        run: &run,
+        wall_us: &at.time.as_microsecond(),
+        mono_us: &at.mono_us,
+        name,
+        value,
+        before,
+        crc: &setting.checksum(run),
+    }
+    .insert(transaction)
 }
 
-fn insert_facts(transaction: &Transaction<'_>, run: i64, facts: &MachineSnapshot) -> rusqlite::Result<()> {
-    let MachineSnapshot { at, occasion, json } = facts;
-    transaction.execute(
-        "INSERT INTO machine (run, reason, wall_us, mono_us, facts, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![run, occasion.name(), at.time.as_microsecond(), at.mono_us, json, facts.checksum(run)],
-    )?;
-    Ok(())
+fn insert_machine(
+    transaction: &Transaction<'_>,
+    run: i64,
+    snapshot: &MachineSnapshot,
+) -> rusqlite::Result<()> {
+    let MachineSnapshot { at, occasion: reason, json } = snapshot;
+    MachineColumns::<&dyn ToSql> {
+        id: &Null,
+        run: &run,
+        reason: &reason.name(),
+        wall_us: &at.time.as_microsecond(),
+        mono_us: &at.mono_us,
+        facts: json,
+        crc: &snapshot.checksum(run),
+    }
+    .insert(transaction)
 }
 
 fn insert_notice(transaction: &Transaction<'_>, run: i64, notice: &Notice) -> rusqlite::Result<()> {
     let Notice { at, code, text } = notice;
-    transaction.execute(
-        "INSERT INTO notice (run, wall_us, mono_us, code, text, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![run, at.time.as_microsecond(), at.mono_us, code, text, notice.checksum(run)],
-    )?;
-    Ok(())
+    NoticeColumns::<&dyn ToSql> {
+        id: &Null,
+        run: &run,
+        wall_us: &at.time.as_microsecond(),
+        mono_us: &at.mono_us,
+        code,
+        text,
+        crc: &notice.checksum(run),
+    }
+    .insert(transaction)
 }
 
-/// One that is known by its condition and tick is brought up to date.
+/// Inserts an incident, or updates the one with the same condition and tick.
 fn put_incident(transaction: &Transaction<'_>, run: i64, incident: &Incident) -> rusqlite::Result<()> {
     let Incident { condition, tick, at, measured, detail_from, detail_to, ceased } = incident;
     let ceased = ceased.map(|ceased| ceased.as_microsecond());
@@ -296,18 +307,26 @@ fn put_incident(transaction: &Transaction<'_>, run: i64, incident: &Incident) ->
         "UPDATE incident SET detail_to = ?4, ceased_us = ?5, crc = ?6 WHERE run = ?1 AND condition = ?2 AND tick = ?3",
         params![run, condition, tick, detail_to, ceased, crc],
     )?;
-    if known == 0 {
-        let (wall_us, mono_us) = (at.time.as_microsecond(), at.mono_us);
-        transaction.execute(
-            "INSERT INTO incident (run, condition, tick, wall_us, mono_us, measured, detail_from, detail_to, ceased_us, \
-             crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            params![run, condition, tick, wall_us, mono_us, measured, detail_from, detail_to, ceased, crc],
-        )?;
+    if known > 0 {
+        return Ok(());
     }
-    Ok(())
+    IncidentColumns::<&dyn ToSql> {
+        id: &Null,
+        run: &run,
+        condition,
+        tick,
+        wall_us: &at.time.as_microsecond(),
+        mono_us: &at.mono_us,
+        measured,
+        detail_from,
+        detail_to,
+        ceased_us: &ceased,
+        crc: &crc,
+    }
+    .insert(transaction)
 }
 
-/// Where a tick is in the file.
+/// The position of a tick in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TickRow {
     pub id: i64,
@@ -316,7 +335,7 @@ pub(super) struct TickRow {
     pub level: u8,
 }
 
-/// Writes a tick without its censuses, which have a life of their own.
+/// Writes a tick without its censuses, which are kept independently.
 pub(super) fn insert_tick(
     transaction: &Transaction<'_>,
     place: &TickRow,
@@ -325,54 +344,64 @@ pub(super) fn insert_tick(
 ) -> rusqlite::Result<()> {
     let TickRow { id, first, run, level } = *place;
     let [drop, early_drop, insert_failed, chaintoolong] = tick.unexplained;
-    transaction
-        .prepare_cached(
-            "INSERT INTO tick VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
-        )?
-        .execute(params![
-            id,
-            first,
-            run,
-            level,
-            tick.time.as_microsecond(),
-            tick.mono_us,
-            tick.interval_us,
-            tick.restarted,
-            tick.ambiguous,
-            tick.flows_overflow,
-            drop,
+    TickColumns::<&dyn ToSql> {
+        id: &id,
+        first: &first,
+        run: &run,
+        level: &level,
+        wall_us: &tick.time.as_microsecond(),
+        mono_us: &tick.mono_us,
+        interval_us: &tick.interval_us,
+        restarted: &tick.restarted,
+        ambiguous: &tick.ambiguous,
+        flows_overflow: &tick.flows_overflow,
+        unexplained_drop: &drop,
+        unexplained_early_drop: &early_drop,
+        unexplained_insert_failed: &insert_failed,
+        unexplained_chaintoolong: &chaintoolong,
+        events_seen: &tick.events_seen.cast_signed(),
+        crc: &tick.checksum(),
+    }
+    .insert(transaction)?;
+    let mut statement = TickNetnsColumns::statement(transaction)?;
+    for one in &tick.netns {
+        let NetnsTick { id: number, presence, complete, count, peak, max, kernel, width } = one;
+        let [drop, early_drop, insert_failed, chaintoolong] = kernel;
+        TickNetnsColumns::<&dyn ToSql> {
+            tick: &id,
+            netns: &dictionary.netns(transaction, *number)?,
+            presence: &(*presence as i64),
+            complete,
+            count,
+            peak: &if peak == count { None } else { *peak },
+            max,
+            drops: drop,
             early_drop,
             insert_failed,
             chaintoolong,
-            tick.events_seen.cast_signed(),
-            tick.checksum(),
-        ])?;
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO tick_netns VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
-    )?;
-    for one in &tick.netns {
-        let NetnsTick { id: number, presence, complete, count, peak, max, kernel, width } = one;
-        let peak = if peak == count { None } else { *peak };
-        let ([a, b, c, d], [e, f, g, h]) = (kernel, width);
-        let netns = dictionary.netns(transaction, *number)?;
-        let presence = *presence as i64;
-        statement
-            .execute(params![id, netns, presence, complete, count, peak, max, a, b, c, d, e, f, g, h])?;
+            drops_width: &width[0],
+            early_drop_width: &width[1],
+            insert_failed_width: &width[2],
+            chaintoolong_width: &width[3],
+        }
+        .write(&mut statement)?;
     }
-    let mut statement = transaction.prepare_cached("INSERT INTO tick_loss VALUES (?1, ?2, ?3)")?;
+    let mut statement = TickLossColumns::statement(transaction)?;
     for (key, losses) in &tick.losses {
         let slot = dictionary.slot(transaction, *key)?;
-        statement.execute(params![id, slot, losses])?;
+        TickLossColumns::<&dyn ToSql> { tick: &id, slot: &slot, losses }.write(&mut statement)?;
     }
-    let mut statement = transaction.prepare_cached("INSERT INTO tick_flow VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    let mut statement = TickFlowColumns::statement(transaction)?;
     for (key, [inserts, deletes, failed]) in &tick.flows {
         let slot = dictionary.slot(transaction, *key)?;
-        statement.execute(params![id, slot, inserts, deletes, failed])?;
+        TickFlowColumns::<&dyn ToSql> { tick: &id, slot: &slot, inserts, deletes, failed }
+            .write(&mut statement)?;
     }
-    let mut statement = transaction.prepare_cached("INSERT INTO tick_cause VALUES (?1, ?2, ?3, ?4)")?;
-    for (cause, (overflow, lost)) in tick.overflow.iter().zip(&tick.lost_events).enumerate() {
-        if (*overflow, *lost) != (0, 0) {
-            statement.execute(params![id, cause as i64, overflow, lost])?;
+    let mut statement = TickCauseColumns::statement(transaction)?;
+    for (cause, (overflow, lost_events)) in tick.overflow.iter().zip(&tick.lost_events).enumerate() {
+        if (*overflow, *lost_events) != (0, 0) {
+            TickCauseColumns::<&dyn ToSql> { tick: &id, cause: &(cause as i64), overflow, lost_events }
+                .write(&mut statement)?;
         }
     }
     Ok(())

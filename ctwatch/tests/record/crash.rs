@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ctwatch::record::rows::EndReason;
-use ctwatch::record::scribe::WriterThread;
+use ctwatch::record::writer_thread::WriterThread;
 use ctwatch::record::{DiskFull, Lock, Recording, RetentionLimits, Writer};
 
 use super::synthetic::{all_of, batch, run, tick, write};
@@ -109,7 +109,7 @@ fn where_there_is_no_room_to_begin_nothing_is_left() {
     for free in (0..512).step_by(20) {
         std::fs::write(&filling, vec![0; (1024 - free) << 10]).unwrap();
         let begun = Lock::take(&path).and_then(|mut lock| {
-            lock.load_ballast(&path)?;
+            lock.reserve_space(&path)?;
             Writer::open(&path, &run()).map(drop)
         });
         if let Err(error) = begun {
@@ -133,7 +133,7 @@ fn a_full_disk_ends_the_run_and_the_file_says_so() {
     };
     let path = disk.0.path().join("a.ctw");
     let mut lock = Lock::take(&path).unwrap();
-    lock.load_ballast(&path).unwrap();
+    lock.reserve_space(&path).unwrap();
     let lock = Arc::new(lock);
     let writer = Writer::open(&path, &run()).unwrap();
     let limits = RetentionLimits {
@@ -141,15 +141,15 @@ fn a_full_disk_ends_the_run_and_the_file_says_so() {
         max_size: u64::MAX,
         detail: Duration::from_secs(1 << 31),
     };
-    let scribe = WriterThread::start(writer, limits, Arc::clone(&lock)).unwrap();
-    let sent = (1..100_000).take_while(|second| scribe.send(batch(*second)).is_ok()).count();
+    let writer = WriterThread::start(writer, limits, Arc::clone(&lock)).unwrap();
+    let sent = (1..100_000).take_while(|second| writer.send(batch(*second)).is_ok()).count();
     let end = ctwatch::record::rows::RunEnd {
         at: super::synthetic::at(0),
         reason: EndReason::Signal,
         last_tick: sent as i64,
     };
-    let error = scribe.finish(end).unwrap_err();
-    assert!(error.is::<DiskFull>() && error.to_string().contains("Make room"), "{error:#}");
+    let error = writer.finish(end).unwrap_err();
+    assert!(error.is::<DiskFull>() && error.to_string().contains("Free some space"), "{error:#}");
     let recording = Recording::open(&path).unwrap();
     recording.verify().unwrap();
     let run = recording.runs().unwrap().remove(0);

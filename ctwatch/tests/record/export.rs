@@ -255,8 +255,8 @@ fn nothing_is_written_over_and_wrong_usage_says_what_is_right() {
     says(&[file, "--to", "xml"], 2, "ndjson");
     says(&[file], 2, "--to");
     says(&[file, "--to", "csv", "--table", "tuples"], 2, "arrivals");
-    says(&[file, "--to", "csv", "--table", "ticks", "--from", "+1h"], 2, "the recording goes from");
-    says(&["/dev/null", "--to", "ndjson"], 1, "no recording");
+    says(&[file, "--to", "csv", "--table", "ticks", "--from", "+1h"], 2, "the recording covers");
+    says(&["/dev/null", "--to", "ndjson"], 1, "not a ctwatch recording");
 }
 
 #[test]
@@ -298,7 +298,11 @@ fn damage_is_said_and_a_closed_pipe_is_no_error() {
         .unwrap();
     let output = ctwatch(&[file, "--to", "csv", "--table", "losses"]);
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), error.contains("tick 1500: its checksum")), (Some(1), true), "{error}");
+    assert_eq!(
+        (output.status.code(), error.contains("tick 1500: checksum mismatch")),
+        (Some(1), true),
+        "{error}"
+    );
     for (format, name) in [("csv", "losses.csv"), ("parquet", "losses.parquet"), ("ndjson", "losses.ndjson")]
     {
         let out = folder.path().join(name);

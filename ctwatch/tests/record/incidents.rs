@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use ctwatch::kernel::roots::Roots;
 use ctwatch::model::Backend;
-use ctwatch::record::rebuild::Rebuild;
+use ctwatch::record::delta_decoder::DeltaDecoder;
 use ctwatch::record::recorder::{Fired, Plan, Recorder};
 use ctwatch::record::rows::{EndReason, RunEnd};
-use ctwatch::record::scribe::WriterThread;
 use ctwatch::record::writer::Batch;
+use ctwatch::record::writer_thread::WriterThread;
 use ctwatch::record::{Lock, Recording, RetentionLimits, Writer};
 use ctwatch::state::StateConfig;
 
@@ -39,13 +39,13 @@ fn recorder(path: &Path) -> Recorder {
     let settings = StateConfig::totals(Backend::Kprobe, true);
     let nowhere = path.with_extension("roots");
     let roots = Roots { proc: nowhere.join("proc"), sys: nowhere.join("sys") };
-    let (scribe, next) = start(path);
-    Recorder::new(plan, settings, &roots, scribe, next)
+    let (writer, next) = start(path);
+    Recorder::new(plan, settings, &roots, writer, next)
 }
 
 /// Seconds of a watch, of which some lose something.
 #[derive(Default)]
-struct Seconds(Rebuild);
+struct Seconds(DeltaDecoder);
 
 impl Seconds {
     fn pass(&mut self, second: i64, loses: bool, recorder: &mut Recorder) -> Vec<Fired> {
@@ -71,8 +71,8 @@ fn a_recorder_goes_on_in_the_next_file_with_its_incident() {
     assert_eq!((fired, recorder.has_open_incident()), (1, true));
     recorder.finish(EndReason::Rotated).unwrap();
     assert_eq!(recorder.numbered(8_000_000).len(), 1);
-    let (scribe, next) = start(&second);
-    recorder.go_on(scribe, next);
+    let (writer, next) = start(&second);
+    recorder.continue_in(writer, next);
     let fired: usize = (9..=20).map(|second| sample(second, &mut recorder)).sum();
     assert_eq!((fired, recorder.has_open_incident()), (0, false), "it is the same incident");
     recorder.finish(EndReason::Duration).unwrap();

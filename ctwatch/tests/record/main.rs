@@ -7,7 +7,7 @@ mod damage;
 mod export;
 mod incidents;
 mod replay;
+mod retention;
 mod rotate;
 mod roundtrip;
 mod synthetic;
-mod thinning;

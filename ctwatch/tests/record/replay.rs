@@ -7,11 +7,11 @@ use std::process::{Command, Output, Stdio};
 
 use ctwatch::contract::{End, Tick};
 use ctwatch::model::{Backend, FlowSample, KernelCounters, NetnsSample, Sample, SlotSample};
-use ctwatch::record::rebuild::Names;
+use ctwatch::record::delta_encoder::DeltaEncoder;
 use ctwatch::record::replay::Replay;
+use ctwatch::record::rows::Names;
 use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::span::Span;
-use ctwatch::record::track::Tracker;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
 use ctwatch::state::{By, Filter, State, StateConfig};
@@ -104,9 +104,9 @@ fn settings(by: By) -> StateConfig {
 /// Records samples, each with one loss, of which it says that `seen` came.
 fn record(path: &Path, samples: &[Sample], seen: u64) {
     let mut writer = Writer::open(path, &run()).unwrap();
-    let mut tracker = Tracker::default();
+    let mut encoder = DeltaEncoder::default();
     for (second, sample) in (1..).zip(samples) {
-        let mut tick = tracker.tick(sample, at(second).mono_us);
+        let mut tick = encoder.tick(sample, at(second).mono_us);
         tick.events_seen = seen;
         let name = Names { name: Some("host".to_owned()), container: None };
         writer
@@ -327,11 +327,11 @@ fn wrong_usage_and_wrong_files_are_told_apart() {
     };
     says(&[file, "--netns", "blue"], 2, "there are host");
     says(&[file, "--netns", "pid:1"], 2, "a name or an inode");
-    says(&[file, "--from", "+1h"], 2, "the recording goes from");
+    says(&[file, "--from", "+1h"], 2, "the recording covers");
     says(&[file, "--from", "soon"], 2, "+10m");
     says(&[file, "--speed", "0"], 2, "max");
     says(&["/nonexistent.ctw"], 1, "no such file");
-    says(&["/dev/null"], 1, "no recording");
+    says(&["/dev/null"], 1, "not a ctwatch recording");
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn an_empty_file_becomes_a_recording_that_only_its_owner_may_read() {
 fn what_is_no_file_is_left_alone() {
     for path in ["/dev/null", "/proc"] {
         let refused = Writer::check(Path::new(path)).unwrap_err().to_string();
-        assert!(refused.contains("no regular file"), "{refused}");
+        assert!(refused.contains("not a regular file"), "{refused}");
     }
 }
 

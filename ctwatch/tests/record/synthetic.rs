@@ -1,4 +1,4 @@
-//! A watch that never was: ticks, losses and everything else a recording holds, always the same for the same number.
+//! Made-up ticks, losses and everything else a recording contains, always the same for the same number.
 //! Only as much as the tests need.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,51 +12,35 @@ use ctwatch::model::{
     NetnsId, Owner, Packet, PortDetail, ProcessId, Protocol, Role, TableEntry as Entry, TimeoutKind,
     Timeouts, Tuple, WallMono,
 };
-use ctwatch::record::rebuild::Names;
+use ctwatch::record::rows::Names;
 use ctwatch::record::rows::{Incident, MachineSnapshot, Notice, Run, Setting, SnapshotReason, StoredListing};
-use ctwatch::record::tick::{NetnsTick, Tick};
+use ctwatch::record::tick::Tick;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
+pub use ctwatch::testing::HOST;
+use ctwatch::testing::{self, slot};
 use ctwatch_common::Cause;
-use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
-use jiff::Timestamp;
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK};
 
-pub const HOST: NetnsId = NetnsId::from_packed(4_026_531_840);
-
+/// Not on a whole second, so that rounding would show.
 pub fn at(second: i64) -> WallMono {
-    let time = Timestamp::from_microsecond(1_700_000_000_000_000 + second * 1_000_000 + 17).unwrap();
-    WallMono { time, mono_us: second * 1_000_000 }
+    let WallMono { time, mono_us } = testing::at(second);
+    WallMono { time: time + jiff::SignedDuration::from_micros(17), mono_us }
 }
 
 pub fn run() -> Run {
     Run {
         started: at(0),
         boot_id: Some("f00".to_owned()),
-        host: Some("web1".to_owned()),
-        version: "0.1.0".to_owned(),
-        kernel_release: "6.12.1".to_owned(),
-        backend: "kprobe".to_owned(),
-        backend_reason: None,
-        interval_us: 1_000_000,
-        counts_flows: true,
         hooks: vec![("early_drop".to_owned(), "kretprobe".to_owned())],
         since_boot: KernelCounters { drop: 7, ..KernelCounters::default() },
-        continues: false,
+        ..testing::run()
     }
 }
 
 pub fn tick(second: i64) -> Tick {
-    let slot = |port, kind| SlotKey { netns: HOST.packed(), port, proto: 6, kind };
-    let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
-    let count = Some((second * 37 % 1000) as u32);
-    tick.netns = vec![NetnsTick {
-        id: HOST,
-        count,
-        peak: count,
-        max: Some(1000),
-        kernel: [second % 3, 0, 0, 0],
-        ..NetnsTick::default()
-    }];
+    let mut tick = testing::tick(at(second), (second * 37 % 1000) as u32, 1000);
+    tick.netns[0].kernel = [second % 3, 0, 0, 0];
     tick.losses = vec![(slot(6379, 1 | KIND_LOOPBACK), second % 3 + 1)];
     let mut flows = BTreeMap::new();
     for n in 0..5 {
@@ -91,32 +75,19 @@ fn census(second: i64) -> Census {
 }
 
 pub fn loss(second: i64) -> Loss {
-    let v4 = IpAddr::from([10, 1, (second >> 8) as u8, second as u8]);
+    let mut loss = testing::loss(at(second).time);
     let v6 = second % 2 == 1;
+    let v4 = IpAddr::from([10, 1, (second >> 8) as u8, second as u8]);
     let tuple = Tuple {
         src: if v6 { IpAddr::from([0x20; 16]) } else { v4 },
         dst: if v6 { IpAddr::from([0xFD; 16]) } else { v4 },
         sport: 40_000,
         dport: 6379,
     };
-    let packet = Packet {
-        at_ns: second as u64 * 1_000_000_000,
-        netns: HOST,
-        proto: Some(Protocol::TCP),
-        tuple: Some(tuple),
-        icmp: [0, 0],
-        is_loopback: true,
-        hook: Some(Hook::LocalOut),
-        device: Device {
-            name: Some(Name::from_padded(*b"lo\0\xFFrubbish\0\0\0\0\0")),
-            ifindex: 1,
-            is_output: true,
-        },
-        count: Some(1000),
-        max: Some(1000),
-        length: 60,
-    };
-    let mut loss = Loss::new(at(second).time, if v6 { Cause::Evicted } else { Cause::TableFull }, packet);
+    loss.cause = if v6 { Cause::Evicted } else { Cause::TableFull };
+    loss.packet.at_ns = second as u64 * 1_000_000_000;
+    loss.packet.tuple = Some(tuple);
+    loss.packet.device.name = Some(Name::from_padded(*b"lo\0\xFFrubbish\0\0\0\0\0"));
     let nowhere = if v6 { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) };
     let reply = Some(Tuple { src: tuple.dst, dst: nowhere, sport: 0, dport: 0 });
     loss.entry = Some(EntryState { reply, status: 0xE, tcp_state: Some(0), left_jiffies: -5 });

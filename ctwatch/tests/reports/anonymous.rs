@@ -14,7 +14,7 @@ use ctwatch::machine::published::Published;
 use ctwatch::model::{Loss, NetnsId, Role, Tuple};
 use ctwatch::postmortem::{Format, Postmortem, Wish, gather, render};
 use ctwatch::record::anonymize::Anonymizer;
-use ctwatch::record::rebuild::Names;
+use ctwatch::record::rows::Names;
 use ctwatch::record::writer::Batch;
 use jiff::tz::TimeZone;
 use serde_json::Value;

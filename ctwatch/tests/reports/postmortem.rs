@@ -11,10 +11,12 @@ use crate::advice::machine;
 use crate::fixtures::{HOST, censuses, golden, loss, of, time};
 use crate::goldens::fits_80_columns;
 use ctwatch::listing::Listing as Listed;
-use ctwatch::model::{Direction, KernelCounters, NetnsId, Role, TableEntry as Entry, TimeoutKind, WallMono};
+use ctwatch::model::{
+    Backend, Direction, KernelCounters, NetnsId, Role, TableEntry as Entry, TimeoutKind, WallMono,
+};
 use ctwatch::postmortem::{Format, Wish, gather, render};
 use ctwatch::record::Writer;
-use ctwatch::record::rebuild::Names;
+use ctwatch::record::rows::Names;
 use ctwatch::record::rows::{
     EndReason, Incident, MachineSnapshot, Notice, Run, RunEnd, Setting, SnapshotReason, StoredListing,
 };
@@ -37,7 +39,7 @@ fn run() -> Run {
         host: Some("web1".to_owned()),
         version: "0.1.0".to_owned(),
         kernel_release: "6.12.43+deb13-cloud-amd64".to_owned(),
-        backend: "kprobe".to_owned(),
+        backend: Backend::Kprobe,
         backend_reason: None,
         interval_us: 1_000_000,
         counts_flows: true,

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ::ctwatch::record::Recording;
-use ::ctwatch::record::rebuild::Rebuild;
+use ::ctwatch::record::delta_decoder::DeltaDecoder;
 use ::ctwatch::record::rows::SnapshotReason;
 use anyhow::{Context, Result, bail, ensure};
 use ctwatch_common::Cause;
@@ -127,7 +127,7 @@ impl Held {
         recording.verify()?;
         let runs = recording.runs()?;
         let run = runs.last().context("a recording without a run")?;
-        let mut rebuild = Rebuild::default();
+        let mut decoder = DeltaDecoder::default();
         let mut last = None;
         for stored in recording.ticks(run, i64::MIN..=i64::MAX)? {
             let tick = stored?.tick;
@@ -137,13 +137,13 @@ impl Held {
                 self.kernel[0] += netns.kernel[0];
                 self.kernel[1] += netns.kernel[1];
             }
-            rebuild.add(&tick);
+            decoder.add(&tick);
             last = Some(tick);
         }
         let last = last.context("a recording without a tick")?;
         self.unexplained = last.unexplained;
         // As it would enter `state` in a replay.
-        for slot in rebuild.sample(&last, &recording.names(run.id)?).slots {
+        for slot in decoder.sample(&last, &recording.names(run.id)?).slots {
             match Cause::from_number(slot.key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED)) {
                 _ if slot.key.kind & KIND_UNATTRIBUTED != 0 => self.without_tuple += slot.count,
                 Some(Cause::TableFull) => *self.refused.entry(slot.key.port).or_default() += slot.count,

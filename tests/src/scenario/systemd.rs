@@ -196,7 +196,7 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
         let file = recordings()?.pop().context("no recording")?;
         let recording = Recording::open(&file)?;
         let Some(run) = recording.runs()?.pop() else { return Ok(false) };
-        Ok(recording.listings(run.id)?.iter().any(|one| one.occasion == Occasion::Trigger))
+        Ok(recording.listings(run.id)?.iter().any(|one| one.occasion == SnapshotReason::Trigger))
     })?;
     systemd.systemctl(&["reload"])?;
     until("a second file", || Ok(recordings()?.len() == 2))?;
@@ -219,7 +219,7 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
         held.add(&file)?;
         let recording = Recording::open(&file)?;
         let run = recording.runs()?.pop().context("no run")?;
-        checks.equal("backend", run.run.backend.as_str(), "kprobe");
+        checks.equal("backend", run.run.backend.name(), "kprobe");
         reasons.extend(run.end.map(|end| end.reason));
         names.extend(recording.names(run.id)?.into_values().filter_map(|names| names.name));
         occasions.extend(recording.listings(run.id)?.into_iter().map(|one| match one.occasion {

@@ -3,48 +3,22 @@
 use super::*;
 use crate::advise::report::report;
 use crate::listing::Listing as Listed;
-use crate::model::{Direction, KernelCounters, TableEntry as Entry, TimeoutKind, WallMono};
+use crate::model::{Direction, TableEntry as Entry, TimeoutKind};
 use crate::record::Writer;
-use crate::record::rows::{Run, SnapshotReason};
-use crate::record::tick::{NetnsTick, Tick};
+use crate::record::rows::SnapshotReason;
+use crate::record::tick::Tick;
 use crate::record::writer::Batch;
-use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
+use crate::testing::{self, HOST, at, run, slot};
+use ctwatch_common::slot::KIND_FLOWS;
 use std::path::Path;
 
-const HOST: NetnsId = NetnsId::from_packed(4_026_531_840);
-
-fn at(second: i64) -> WallMono {
-    let time = Timestamp::from_second(1_700_000_000 + second).unwrap();
-    WallMono { time, mono_us: second * 1_000_000 }
-}
-
-fn run() -> Run {
-    Run {
-        started: at(0),
-        boot_id: None,
-        host: Some("web1".to_owned()),
-        version: "0.1.0".to_owned(),
-        kernel_release: "6.12.1".to_owned(),
-        backend: "kprobe".to_owned(),
-        backend_reason: None,
-        interval_us: 1_000_000,
-        counts_flows: true,
-        hooks: Vec::new(),
-        since_boot: KernelCounters::default(),
-        continues: false,
-    }
-}
-
-/// Fifty flows a second get in, and in the middle another fifty are refused.
+/// Fifty flows a second get in, and for a while another fifty are refused.
 fn tick(second: i64) -> Tick {
-    let slot = |kind| SlotKey { netns: HOST.packed(), port: 6379, proto: 6, kind };
     let full = (60..90).contains(&second);
-    let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
-    let count = Some(if full { 3_000 } else { 1_500 });
-    tick.netns = vec![NetnsTick { id: HOST, count, peak: count, max: Some(3_000), ..NetnsTick::default() }];
-    tick.flows = vec![(slot(KIND_FLOWS), [50, 50, 0])];
+    let mut tick = testing::tick(at(second), if full { 3_000 } else { 1_500 }, 3_000);
+    tick.flows = vec![(slot(6379, KIND_FLOWS), [50, 50, 0])];
     if full {
-        tick.losses = vec![(slot(Cause::TableFull as u8 | KIND_LOOPBACK), 50)];
+        tick.losses = vec![(slot(6379, Cause::TableFull as u8 | KIND_LOOPBACK), 50)];
     }
     tick
 }

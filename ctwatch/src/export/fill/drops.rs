@@ -1,7 +1,6 @@
-//! Losses one by one: what `ctwatch drops --events` says of one, as a row.
-//! The state decides what is known; here it only gets columns.
+//! Individual losses: what `ctwatch drops --events` shows of each, as a row.
+//! The state decides what is known; this file only maps it to columns.
 
-use anyhow::{Context as _, Result};
 use ctwatch_common::Cause;
 
 use super::{Value, row};
@@ -9,20 +8,16 @@ use crate::contract::{Certainty, DropEvent, Event, Packet};
 use crate::model::{Backend, Loss, Role};
 use crate::state::{Filter, State, StateConfig};
 
-/// Makes rows of losses.
+/// Makes rows from losses.
 pub(super) struct Drops(State);
 
 impl Drops {
-    pub fn new(backend: &str) -> Result<Self> {
-        let known = [Backend::Kprobe, Backend::Tracepoint, Backend::Counters];
-        let backend = known.into_iter().find(|known| known.name() == backend);
-        let backend =
-            backend.context("exporting drops: the run's backend is none that this ctwatch knows")?;
-        Ok(Self(State::new(StateConfig {
+    pub fn new(backend: Backend) -> Self {
+        Self(State::new(StateConfig {
             filter: Filter { causes: Cause::ALL.to_vec(), ..Filter::default() },
             drop_events: true,
             ..StateConfig::totals(backend, false)
-        })))
+        }))
     }
 
     pub fn row(&mut self, run: i64, tick: i64, name: Option<String>, loss: &Loss) -> Option<[Value; 42]> {

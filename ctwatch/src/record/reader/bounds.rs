@@ -1,4 +1,4 @@
-//! Where a recording begins and ends, without reading all of it.
+//! When a recording begins and ends, without reading all of it.
 
 use anyhow::Result;
 use jiff::Timestamp;

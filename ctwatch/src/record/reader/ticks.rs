@@ -1,5 +1,5 @@
-//! Ticks in their order, some hundreds at a time: memory stays small, and no row is looked up alone.
-//! Within a run their numbers have no gap, so that one that got lost shows.
+//! Ticks in order, a few hundred at a time: memory stays small, and no row is fetched on its own.
+//! Within a run tick numbers have no gaps, so a missing tick is noticed.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -10,23 +10,27 @@ use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
-use super::{RecordedRun, Recording, SLOTS, each, slot_key};
+use super::{RecordedRun, Recording, each, slot, slots_of_run};
 use crate::model::NetnsId;
 use crate::record::census;
+use crate::record::columns::{
+    NETNS, NetnsColumns, TICK, TICK_CAUSE, TICK_FLOW, TICK_LOSS, TICK_NETNS, TickCauseColumns, TickColumns,
+    TickFlowColumns, TickLossColumns, TickNetnsColumns,
+};
 use crate::record::open::ReadError;
 use crate::record::tick::{NetnsTick, Presence, Tick};
 
 /// Ticks read at once.
 const BATCH: usize = 512;
 
-/// A tick and where it stands.
+/// A tick and its position in the recording.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
-    /// Its number; of a thinned one, that of the last it stands for.
+    /// Its number; after downsampling, that of the last tick it stands for.
     pub id: i64,
-    /// The number of the first it stands for.
+    /// The number of the first tick it stands for.
     pub first: i64,
-    /// 0: as recorded; 1 to 3: thinned; 4: the sum of what was dropped.
+    /// 0: as recorded; 1 to 3: downsampled; 4: the sum of dropped ticks.
     pub level: u8,
     /// How the counters moved.
     pub tick: Tick,
@@ -38,9 +42,9 @@ pub struct Ticks<'a> {
     recording: &'a Recording,
     numbers: Numbers,
     ready: VecDeque<Stored>,
-    /// The number the next tick must begin with; `None`: any.
+    /// The first number of the next tick; `None` if unknown.
     expected: Option<i64>,
-    /// The number the last one must have; `None`: any.
+    /// The number of the last tick; `None` if unknown.
     last: Option<i64>,
     from: i64,
     to: i64,
@@ -55,7 +59,7 @@ impl<'a> Ticks<'a> {
     ) -> Result<Self> {
         let (from, to) = numbers.into_inner();
         let numbers = Numbers::of(&recording.connection, run.id);
-        let numbers = numbers.map_err(|trouble| trouble.of(recording.path()))?;
+        let numbers = numbers.map_err(|error| error.into_fault(recording.path()))?;
         let last = run.end.map(|end| end.last_tick).filter(|last| *last <= to);
         Ok(Self {
             recording,
@@ -72,14 +76,14 @@ impl<'a> Ticks<'a> {
     fn fill(&mut self) -> Result<()> {
         let Self { recording, numbers, from, to, .. } = &*self;
         let batch = numbers.ticks(&recording.connection, *from, *to, BATCH);
-        let batch = batch.map_err(|trouble| trouble.of(recording.path()))?;
+        let batch = batch.map_err(|error| error.into_fault(recording.path()))?;
         self.done = batch.len() < BATCH;
         for (stored, crc) in batch {
             if self.expected.is_some_and(|expected| expected != stored.first) {
                 return Err(self.damaged(format!("ticks before {} are missing", stored.id)));
             }
             if stored.tick.checksum() != crc {
-                return Err(self.damaged(format!("tick {}: its checksum is another one", stored.id)));
+                return Err(self.damaged(format!("tick {}: checksum mismatch", stored.id)));
             }
             self.expected = Some(stored.id + 1);
             self.from = stored.id + 1;
@@ -87,7 +91,7 @@ impl<'a> Ticks<'a> {
         }
         let ended = self.expected.map(|next| next - 1);
         if self.done && self.last.is_some_and(|last| ended.is_some_and(|ended| ended != last)) {
-            return Err(self.damaged("its last ticks are missing".to_owned()));
+            return Err(self.damaged("the last ticks are missing".to_owned()));
         }
         Ok(())
     }
@@ -113,24 +117,26 @@ impl Iterator for Ticks<'_> {
     }
 }
 
-/// What the numbers of one run stand for.
+/// The slots and namespaces of one run by their numbers in the file.
 #[derive(Debug)]
 pub(in crate::record) struct Numbers {
     run: i64,
-    slots: Named<SlotKey>,
-    netns: Named<NetnsId>,
+    slots: Lookup<SlotKey>,
+    netns: Lookup<NetnsId>,
 }
 
 impl Numbers {
     /// Reads them.
     pub fn of(connection: &Connection, run: i64) -> Result<Self, ReadError> {
-        let slots = each(connection, SLOTS, [run], |row| Ok((row.get(0)?, slot_key(row)?)))?;
-        let sql = "SELECT id, number FROM netns WHERE run = ?1";
-        let netns = each(connection, sql, [run], |row| Ok((row.get(0)?, NetnsId::from_packed(row.get(1)?))))?;
-        Ok(Self { run, slots: Named::of(slots), netns: Named::of(netns) })
+        let slots = each(connection, &slots_of_run(), [run], |row| Ok(slot(row)?))?;
+        let sql = format!("{} WHERE run = ?1", NetnsColumns::SELECT);
+        let netns = each(connection, &sql, [run], |row| {
+            Ok((row.get(NETNS.id)?, NetnsId::from_packed(row.get(NETNS.number)?)))
+        })?;
+        Ok(Self { run, slots: Lookup::new(slots), netns: Lookup::new(netns) })
     }
 
-    /// The next ticks with their checksums.
+    /// The next ticks with their stored checksums.
     pub fn ticks(
         &self,
         connection: &Connection,
@@ -138,40 +144,44 @@ impl Numbers {
         to: i64,
         limit: usize,
     ) -> Result<Vec<(Stored, u32)>, ReadError> {
-        let sql = "SELECT id, first, level, wall_us, mono_us, interval_us, restarted, ambiguous, flows_overflow, \
-             unexplained_drop, unexplained_early_drop, unexplained_insert_failed, unexplained_chaintoolong, \
-             events_seen, crc FROM tick WHERE id BETWEEN ?1 AND ?2 AND run = ?3 ORDER BY id LIMIT ?4";
-        let mut batch = each(connection, sql, params![from, to, self.run, limit as i64], tick)?;
+        let sql =
+            format!("{} WHERE id BETWEEN ?1 AND ?2 AND run = ?3 ORDER BY id LIMIT ?4", TickColumns::SELECT);
+        let mut batch = each(connection, &sql, params![from, to, self.run, limit as i64], tick)?;
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(batch) };
         let (span, first) = ([first.0.id, last.0.id], first.0.first);
+        let within = |select: &str| format!("{select} WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick");
         let mut place = Places::new(&mut batch);
-        let sql = "SELECT * FROM tick_netns WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
-        each(connection, sql, span, |row| {
-            let netns = self.netns.named_by(row)?;
-            place.of(row)?.netns.push(netns_tick(row, netns)?);
+        each(connection, &within(TickNetnsColumns::SELECT), span, |row| {
+            let tick = row.get(TICK_NETNS.tick)?;
+            let netns = self.netns.get(row.get(TICK_NETNS.netns)?).ok_or_else(|| dangling(tick))?;
+            place.tick(tick)?.netns.push(netns_tick(row, netns)?);
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
-        let sql = "SELECT * FROM tick_loss WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
-        each(connection, sql, span, |row| {
-            place.of(row)?.losses.push((self.slots.named_by(row)?, row.get(2)?));
+        each(connection, &within(TickLossColumns::SELECT), span, |row| {
+            let tick = row.get(TICK_LOSS.tick)?;
+            let slot = self.slots.get(row.get(TICK_LOSS.slot)?).ok_or_else(|| dangling(tick))?;
+            place.tick(tick)?.losses.push((slot, row.get(TICK_LOSS.losses)?));
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
-        let sql = "SELECT * FROM tick_flow WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
-        each(connection, sql, span, |row| {
-            let counts = [row.get(2)?, row.get(3)?, row.get(4)?];
-            place.of(row)?.flows.push((self.slots.named_by(row)?, counts));
+        each(connection, &within(TickFlowColumns::SELECT), span, |row| {
+            let tick = row.get(TICK_FLOW.tick)?;
+            let slot = self.slots.get(row.get(TICK_FLOW.slot)?).ok_or_else(|| dangling(tick))?;
+            let counts =
+                [row.get(TICK_FLOW.inserts)?, row.get(TICK_FLOW.deletes)?, row.get(TICK_FLOW.failed)?];
+            place.tick(tick)?.flows.push((slot, counts));
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
-        let sql = "SELECT * FROM tick_cause WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick";
-        each(connection, sql, span, |row| {
-            let (cause, tick) = (usize::from(row.get::<_, u8>(1)?), place.of(row)?);
+        each(connection, &within(TickCauseColumns::SELECT), span, |row| {
+            let (id, cause) = (row.get(TICK_CAUSE.tick)?, usize::from(row.get::<_, u8>(TICK_CAUSE.cause)?));
+            let tick = place.tick(id)?;
             if cause >= CAUSES {
-                return astray(row);
+                return Err(dangling(id));
             }
-            (tick.overflow[cause], tick.lost_events[cause]) = (row.get(2)?, row.get(3)?);
+            tick.overflow[cause] = row.get(TICK_CAUSE.overflow)?;
+            tick.lost_events[cause] = row.get(TICK_CAUSE.lost_events)?;
             Ok(())
         })?;
         let mut place = Places::new(&mut batch);
@@ -189,7 +199,7 @@ impl Numbers {
     }
 }
 
-/// Finds the ticks of rows that come in their order.
+/// Finds the ticks of rows that come in tick order.
 struct Places<'a> {
     batch: &'a mut [(Stored, u32)],
     at: usize,
@@ -208,75 +218,91 @@ impl<'a> Places<'a> {
         self.batch.get_mut(self.at).map(|(stored, _)| &mut stored.tick)
     }
 
-    /// The tick whose number a row begins with.
-    fn of(&mut self, row: &Row<'_>) -> Result<&mut Tick, ReadError> {
-        let id = row.get(0)?;
+    /// The tick with this number.
+    fn tick(&mut self, id: i64) -> Result<&mut Tick, ReadError> {
         if self.at_or_after(id).is_none() || self.batch[self.at].0.id != id {
-            return astray(row);
+            return Err(dangling(id));
         }
         Ok(&mut self.batch[self.at].0.tick)
     }
 }
 
-/// What numbers stand for. Those of one run lie close together, and are looked up for every row.
+/// Lookup by number in the file. The numbers of one run are close together, and every row needs a lookup.
 #[derive(Debug)]
-struct Named<T> {
+struct Lookup<T> {
     first: i64,
-    of: Vec<Option<T>>,
+    items: Vec<Option<T>>,
 }
 
-impl<T: Copy> Named<T> {
-    fn of(pairs: Vec<(i64, T)>) -> Self {
-        // A number far away from the others is a damaged one: what names it is astray.
+impl<T: Copy> Lookup<T> {
+    fn new(pairs: Vec<(i64, T)>) -> Self {
+        // A number far from the others is damaged: rows that refer to it are dangling.
         let most = 65_536 + 16 * pairs.len();
         let first = pairs.iter().map(|(number, _)| *number).min().unwrap_or(0);
-        let mut of = Vec::new();
+        let mut items = Vec::new();
         for (number, what) in pairs {
             let Ok(place) = usize::try_from(number - first) else { continue };
             if place < most {
-                of.resize(of.len().max(place + 1), None);
-                of[place] = Some(what);
+                items.resize(items.len().max(place + 1), None);
+                items[place] = Some(what);
             }
         }
-        Self { first, of }
+        Self { first, items }
     }
 
-    /// What the number in a row's second column stands for.
-    fn named_by(&self, row: &Row<'_>) -> Result<T, ReadError> {
-        let place = usize::try_from(row.get::<_, i64>(1)? - self.first).ok();
-        place.and_then(|place| self.of.get(place).copied().flatten()).map_or_else(|| astray(row), Ok)
+    /// What has this number.
+    fn get(&self, number: i64) -> Option<T> {
+        self.items.get(usize::try_from(number.checked_sub(self.first)?).ok()?).copied().flatten()
     }
 }
 
-fn astray<T>(row: &Row<'_>) -> Result<T, ReadError> {
-    Err(ReadError::Wrong(format!("a row of tick {} names what isn't there", row.get::<_, i64>(0)?)))
+/// The error for a row of this tick that refers to something missing.
+fn dangling(tick: i64) -> ReadError {
+    ReadError::Corrupt(format!("a row of tick {tick} refers to something that does not exist"))
 }
 
 fn tick(row: &Row<'_>) -> Result<(Stored, u32), ReadError> {
-    let id = row.get(0)?;
-    let Ok(time) = Timestamp::from_microsecond(row.get(3)?) else { return astray(row) };
+    let id = row.get(TICK.id)?;
+    let time = Timestamp::from_microsecond(row.get(TICK.wall_us)?).map_err(|_| dangling(id))?;
     let tick = Tick {
-        restarted: row.get(6)?,
-        ambiguous: row.get(7)?,
-        flows_overflow: row.get(8)?,
-        unexplained: [row.get(9)?, row.get(10)?, row.get(11)?, row.get(12)?],
-        events_seen: row.get::<_, i64>(13)?.cast_unsigned(),
-        ..Tick::quiet(time, row.get(4)?, row.get(5)?)
+        restarted: row.get(TICK.restarted)?,
+        ambiguous: row.get(TICK.ambiguous)?,
+        flows_overflow: row.get(TICK.flows_overflow)?,
+        unexplained: [
+            row.get(TICK.unexplained_drop)?,
+            row.get(TICK.unexplained_early_drop)?,
+            row.get(TICK.unexplained_insert_failed)?,
+            row.get(TICK.unexplained_chaintoolong)?,
+        ],
+        events_seen: row.get::<_, i64>(TICK.events_seen)?.cast_unsigned(),
+        ..Tick::quiet(time, row.get(TICK.mono_us)?, row.get(TICK.interval_us)?)
     };
-    Ok((Stored { id, first: row.get(1)?, level: row.get(2)?, tick }, row.get(14)?))
+    Ok((Stored { id, first: row.get(TICK.first)?, level: row.get(TICK.level)?, tick }, row.get(TICK.crc)?))
 }
 
 fn netns_tick(row: &Row<'_>, id: NetnsId) -> Result<NetnsTick, ReadError> {
-    let Some(presence) = Presence::from_number(row.get(2)?) else { return astray(row) };
-    let count = row.get(4)?;
+    let Some(presence) = Presence::from_number(row.get(TICK_NETNS.presence)?) else {
+        return Err(dangling(row.get(TICK_NETNS.tick)?));
+    };
+    let count = row.get(TICK_NETNS.count)?;
     Ok(NetnsTick {
         id,
         presence,
-        complete: row.get(3)?,
+        complete: row.get(TICK_NETNS.complete)?,
         count,
-        peak: row.get::<_, Option<u32>>(5)?.or(count),
-        max: row.get(6)?,
-        kernel: [row.get(7)?, row.get(8)?, row.get(9)?, row.get(10)?],
-        width: [row.get(11)?, row.get(12)?, row.get(13)?, row.get(14)?],
+        peak: row.get::<_, Option<u32>>(TICK_NETNS.peak)?.or(count),
+        max: row.get(TICK_NETNS.max)?,
+        kernel: [
+            row.get(TICK_NETNS.drops)?,
+            row.get(TICK_NETNS.early_drop)?,
+            row.get(TICK_NETNS.insert_failed)?,
+            row.get(TICK_NETNS.chaintoolong)?,
+        ],
+        width: [
+            row.get(TICK_NETNS.drops_width)?,
+            row.get(TICK_NETNS.early_drop_width)?,
+            row.get(TICK_NETNS.insert_failed_width)?,
+            row.get(TICK_NETNS.chaintoolong_width)?,
+        ],
     })
 }

@@ -1,5 +1,5 @@
-//! Totals that count from where a span begins: what had been counted before is taken off.
-//! Flows are left alone, as censuses are tied to their totals. Pure.
+//! Makes totals count from the start of a span, by subtracting what had been counted before.
+//! Flows are left alone, since censuses are tied to their totals. Pure.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
 
 use crate::model::{KernelCounters, NetnsId, Sample};
-use crate::record::track::is_flow;
+use crate::record::delta_encoder::is_flow;
 
 /// What had been counted when the span began.
 #[derive(Debug, Default)]
@@ -21,17 +21,17 @@ pub(super) struct Baseline {
 }
 
 impl Baseline {
-    /// The span has begun.
+    /// Whether the span has begun.
     pub const fn is_set(&self) -> bool {
         self.is_set
     }
 
-    /// It begins.
+    /// The span begins.
     pub const fn set(&mut self) {
         self.is_set = true;
     }
 
-    /// Takes a sample from before the span, and leaves one in which nothing was lost.
+    /// Remembers the totals of a sample from before the span, and removes its losses.
     pub fn take(&mut self, sample: &mut Sample) {
         self.losses.clear();
         self.losses
@@ -48,7 +48,7 @@ impl Baseline {
         (sample.overflow, sample.lost_events, sample.ambiguous) = ([0; CAUSES], [0; CAUSES], 0);
     }
 
-    /// Makes a sample in the span count from its beginning.
+    /// Makes the totals of a sample in the span count from the span's start.
     pub fn subtract(&self, sample: &mut Sample) {
         for slot in sample.slots.iter_mut().filter(|slot| !is_flow(slot.key)) {
             slot.count = slot.count.saturating_sub(self.losses.get(&slot.key).copied().unwrap_or(0));

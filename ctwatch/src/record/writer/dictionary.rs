@@ -1,19 +1,20 @@
-//! Small numbers for what ticks and events name again and again: slots, namespaces, owners.
-//! What a transaction that failed had learned must be forgotten: the file doesn't have it.
+//! Small numbers for what ticks and events refer to again and again: slots, namespaces, owners.
+//! After a failed transaction the dictionary must be reloaded: the file doesn't have what was added.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
-use rusqlite::{Connection, params};
+use ctwatch_common::slot::{KIND_FLAGS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use rusqlite::types::Null;
+use rusqlite::{Connection, ToSql, params};
 
 use crate::model::{NetnsId, Owner, Role};
+use crate::record::columns::{NETNS, NetnsColumns, OwnerColumns, SlotColumns};
 use crate::record::event::text;
-use crate::record::rebuild::Names;
-use crate::record::rows::netns_checksum;
-use crate::record::track::{cause_of, is_flow};
+use crate::record::reader::{slot, slots_of_run};
+use crate::record::rows::{Names, netns_checksum};
 
-/// Owners remembered. One that is forgotten gets a second row, which harms nobody.
+/// Owners remembered. One that is forgotten gets a second row, which does no harm.
 const OWNERS: usize = 1024;
 
 /// The numbers of one run.
@@ -26,28 +27,30 @@ pub struct Dictionary {
 }
 
 impl Dictionary {
-    /// Of a run that has nothing in the file yet.
+    /// For a run that has nothing in the file yet.
     pub fn new(run: i64) -> Self {
         Self { run, slots: HashMap::new(), netns: HashMap::new(), owners: HashMap::new() }
     }
 
-    /// Of a run that has: its slots and namespaces are known.
+    /// For a run whose slots and namespaces are in the file.
     pub fn load(connection: &Connection, run: i64) -> rusqlite::Result<Self> {
         let mut dictionary = Self::new(run);
-        let mut statement = connection.prepare_cached("SELECT id, number FROM netns WHERE run = ?1")?;
+        let sql = format!("{} WHERE run = ?1", NetnsColumns::SELECT);
+        let mut statement = connection.prepare_cached(&sql)?;
         let mut rows = statement.query([run])?;
         while let Some(row) = rows.next()? {
-            dictionary.netns.insert(NetnsId::from_packed(row.get(1)?), row.get(0)?);
+            dictionary.netns.insert(NetnsId::from_packed(row.get(NETNS.number)?), row.get(NETNS.id)?);
         }
-        let mut statement = connection.prepare_cached(super::super::reader::SLOTS)?;
+        let mut statement = connection.prepare_cached(&slots_of_run())?;
         let mut rows = statement.query([run])?;
         while let Some(row) = rows.next()? {
-            dictionary.slots.insert(super::super::reader::slot_key(row)?, row.get(0)?);
+            let (id, key) = slot(row)?;
+            dictionary.slots.insert(key, id);
         }
         Ok(dictionary)
     }
 
-    /// Keeps what namespaces are called.
+    /// Stores the names of namespaces.
     pub fn name(&mut self, connection: &Connection, names: &HashMap<NetnsId, Names>) -> rusqlite::Result<()> {
         for (id, names) in names {
             let row = self.netns(connection, *id)?;
@@ -64,10 +67,17 @@ impl Dictionary {
         if let Some(row) = self.netns.get(&id) {
             return Ok(*row);
         }
-        let crc = netns_checksum(self.run, id, &Names::default());
-        connection
-            .prepare_cached("INSERT INTO netns (run, number, inode, life, crc) VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![self.run, id.packed(), id.inode(), id.generation(), crc])?;
+        NetnsColumns::<&dyn ToSql> {
+            id: &Null,
+            run: &self.run,
+            number: &id.packed(),
+            inode: &id.inode(),
+            life: &id.generation(),
+            name: &Null,
+            container: &Null,
+            crc: &netns_checksum(self.run, id, &Names::default()),
+        }
+        .insert(connection)?;
         let row = connection.last_insert_rowid();
         self.netns.insert(id, row);
         Ok(row)
@@ -79,25 +89,23 @@ impl Dictionary {
             return Ok(*row);
         }
         let netns = self.netns(connection, NetnsId::from_packed(key.netns))?;
-        connection
-            .prepare_cached(
-                "INSERT INTO slot (netns, proto, port, cause, loopback, unattributed) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![
-                netns,
-                key.proto,
-                key.port,
-                (!is_flow(key)).then(|| cause_of(key)),
-                key.kind & KIND_LOOPBACK != 0,
-                key.kind & KIND_UNATTRIBUTED != 0,
-            ])?;
+        let number = key.kind & !KIND_FLAGS;
+        SlotColumns::<&dyn ToSql> {
+            id: &Null,
+            netns: &netns,
+            proto: &key.proto,
+            port: &key.port,
+            cause: &(number != KIND_FLOWS).then_some(number),
+            loopback: &(key.kind & KIND_LOOPBACK != 0),
+            unattributed: &(key.kind & KIND_UNATTRIBUTED != 0),
+        }
+        .insert(connection)?;
         let row = connection.last_insert_rowid();
         self.slots.insert(key, row);
         Ok(row)
     }
 
-    /// Owners from this number on are known here, and may be named again.
+    /// Owners from this number on are known here, and may be referenced again.
     pub fn known_owners(&self) -> i64 {
         self.owners.values().copied().min().unwrap_or(i64::MAX)
     }
@@ -108,21 +116,19 @@ impl Dictionary {
             return Ok(*row);
         }
         let Owner { process, cgroup, container, unattributable } = &**who;
-        connection
-            .prepare_cached(
-                "INSERT INTO owner (pid, name, role, cgroup, container, anybodys) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![
-                process.map(|process| process.pid),
-                process.and_then(|process| text(&process.name.padded())),
-                process.map(|process| match process.role {
-                    Role::Sender => "sender",
-                    Role::Listener => "listener",
-                }),
-                cgroup,
-                container,
-                unattributable
-            ])?;
+        OwnerColumns::<&dyn ToSql> {
+            id: &Null,
+            pid: &process.map(|process| process.pid),
+            name: &process.and_then(|process| text(&process.name.padded())),
+            role: &process.map(|process| match process.role {
+                Role::Sender => "sender",
+                Role::Listener => "listener",
+            }),
+            cgroup,
+            container,
+            anybodys: unattributable,
+        }
+        .insert(connection)?;
         let row = connection.last_insert_rowid();
         if self.owners.len() >= OWNERS {
             self.owners.clear();

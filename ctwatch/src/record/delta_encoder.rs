@@ -1,24 +1,24 @@
-//! From samples, which hold totals, to ticks, which hold how far these moved. Pure.
-//! What a tick has no room for stays owed and comes later: totals are never cut.
+//! From samples, which contain totals, to ticks, which contain how far these moved. Pure.
+//! What a tick has no room for is deferred to a later one: nothing is ever left out of the totals.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
-use super::tick::{Four, NetnsTick, Presence, Tick};
+use super::tick::{CounterArray, NetnsTick, Presence, Tick};
 use crate::model::{Census, KernelCounters, NetnsId, NetnsSample, Sample};
 
-/// Slots a tick may hold in the long run,
+/// Slots per tick in the long run.
 const SUSTAINED: usize = 256;
-/// and after a quiet time: more than a busy server has, and 300 kB at most.
+/// Slots in a single tick after a quiet time: more than a busy server has, and at most 300 kB.
 const BURST: usize = 1 << 14;
 
-/// Remembers what was recorded.
+/// Remembers what has been recorded, to tell what changed since.
 #[derive(Debug)]
-pub struct Tracker {
+pub struct DeltaEncoder {
     slots: HashMap<SlotKey, Slot>,
     netns: BTreeMap<NetnsId, Known>,
     overflow: [i64; CAUSES],
@@ -26,11 +26,11 @@ pub struct Tracker {
     ambiguous: i64,
     flows_overflow: i64,
     /// What the last tick had no room for.
-    owed: Owed,
-    /// Slots that may still be written.
+    deferred: Deferred,
+    /// How many slots may be written now.
     budget: usize,
     generation: u32,
-    /// What the flow slots had come to when this file began, which its censuses must not count again.
+    /// The flow slots' totals when this file began: its censuses must not count them again.
     origin: HashMap<(NetnsId, u8, u16), i64>,
 }
 
@@ -44,11 +44,11 @@ struct Slot {
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     tick: NetnsTick,
-    after: Four,
+    after: CounterArray,
     generation: u32,
 }
 
-impl Default for Tracker {
+impl Default for DeltaEncoder {
     fn default() -> Self {
         Self {
             slots: HashMap::new(),
@@ -57,7 +57,7 @@ impl Default for Tracker {
             lost_events: [0; CAUSES],
             ambiguous: 0,
             flows_overflow: 0,
-            owed: Owed::default(),
+            deferred: Deferred::default(),
             budget: BURST,
             generation: 0,
             origin: HashMap::new(),
@@ -65,8 +65,8 @@ impl Default for Tracker {
     }
 }
 
-impl Tracker {
-    /// What moved since the last tick; as much of it as there is room for.
+impl DeltaEncoder {
+    /// What changed since the last tick, as far as there is room for it.
     pub fn tick(&mut self, sample: &Sample, mono_us: i64) -> Tick {
         let budget = self.budget;
         let tick = self.tick_within(sample, mono_us, budget);
@@ -75,21 +75,21 @@ impl Tracker {
         tick
     }
 
-    /// What is still owed, for the end of a file: a tick of no length.
-    pub fn settle(&mut self, time: Timestamp, mono_us: i64) -> Option<Tick> {
+    /// Everything deferred, for the end of a file: a tick of zero length.
+    pub fn flush_deferred(&mut self, time: Timestamp, mono_us: i64) -> Option<Tick> {
         let mut tick = Tick::quiet(time, mono_us, 0);
         self.write_slots(usize::MAX, &mut tick);
-        let owed = std::mem::take(&mut self.owed);
-        for (cause, owed) in owed.losses.into_iter().enumerate() {
-            tick.overflow[cause] = -owed;
-            self.overflow[cause] -= owed;
+        let deferred = std::mem::take(&mut self.deferred);
+        for (cause, deferred) in deferred.losses.into_iter().enumerate() {
+            tick.overflow[cause] = -deferred;
+            self.overflow[cause] -= deferred;
         }
-        tick.flows_overflow = -owed.flows;
-        self.flows_overflow -= owed.flows;
+        tick.flows_overflow = -deferred.flows;
+        self.flows_overflow -= deferred.flows;
         (!tick.losses.is_empty() || !tick.flows.is_empty()).then_some(tick)
     }
 
-    /// A new file begins: everything is counted from here. What is known of namespaces is told anew.
+    /// A new file begins: everything counts from here, and all namespaces are described again.
     pub fn begin_file(&mut self) {
         for (key, slot) in &self.slots {
             if is_flow(*key) {
@@ -110,15 +110,15 @@ impl Tracker {
         tick.restarted = flows.restarted;
         tick.netns = self.netns(netns);
         self.take_slots(sample);
-        let owed = self.write_slots(room, &mut tick);
-        self.owed = owed;
+        let deferred = self.write_slots(room, &mut tick);
+        self.deferred = deferred;
         for cause in 0..CAUSES {
-            let total = overflow[cause] as i64 + owed.losses[cause];
+            let total = overflow[cause] as i64 + deferred.losses[cause];
             tick.overflow[cause] = total - std::mem::replace(&mut self.overflow[cause], total);
             tick.lost_events[cause] = moved(&mut self.lost_events[cause], lost_events[cause]);
         }
         tick.ambiguous = moved(&mut self.ambiguous, *ambiguous);
-        let total = flows.overflow as i64 + owed.flows;
+        let total = flows.overflow as i64 + deferred.flows;
         tick.flows_overflow = total - std::mem::replace(&mut self.flows_overflow, total);
         tick.censuses = flows.censuses.iter().map(|census| self.since_origin(census)).collect();
         tick
@@ -128,7 +128,7 @@ impl Tracker {
         let mut changed = Vec::new();
         for sample in samples {
             let known = self.netns.entry(sample.id).or_default();
-            let after = four(&sample.after);
+            let after = signed(&sample.after);
             let tick = NetnsTick {
                 id: sample.id,
                 presence: if sample.gone { Presence::Gone } else { Presence::Present },
@@ -137,7 +137,7 @@ impl Tracker {
                 peak: sample.count,
                 max: sample.max,
                 kernel: difference(after, known.after),
-                width: difference(after, four(&sample.before)),
+                width: difference(after, signed(&sample.before)),
             };
             known.after = after;
             known.generation = self.generation;
@@ -171,19 +171,19 @@ impl Tracker {
         }
     }
 
-    /// Adds the slots that moved; returns what found no room.
-    fn write_slots(&mut self, room: usize, tick: &mut Tick) -> Owed {
+    /// Adds the slots that changed; returns what there was no room for.
+    fn write_slots(&mut self, room: usize, tick: &mut Tick) -> Deferred {
         let mut changed: Vec<(SlotKey, [i64; 3])> = self
             .slots
             .iter()
             .filter(|(_, slot)| slot.now != slot.recorded)
             .map(|(key, slot)| (*key, difference(slot.now, slot.recorded)))
             .collect();
-        let mut owed = Owed::default();
+        let mut deferred = Deferred::default();
         if changed.len() > room {
             changed.select_nth_unstable_by_key(room, |(key, by)| Reverse(weight(*key, by)));
             for (key, by) in changed.drain(room..) {
-                owed.add(key, &by);
+                deferred.add(key, &by);
             }
         }
         changed.sort_unstable_by_key(|(key, _)| *key);
@@ -197,10 +197,10 @@ impl Tracker {
                 tick.losses.push((key, by[0]));
             }
         }
-        owed
+        deferred
     }
 
-    /// A census whose bases count from the beginning of this file.
+    /// The census with offsets relative to the beginning of this file.
     fn since_origin(&self, census: &Census) -> Census {
         let mut census = census.clone();
         for base in &mut census.bases {
@@ -212,34 +212,30 @@ impl Tracker {
 
 /// What a tick had no room for.
 #[derive(Clone, Copy, Debug, Default)]
-struct Owed {
+struct Deferred {
     losses: [i64; CAUSES],
     flows: i64,
 }
 
-impl Owed {
+impl Deferred {
     fn add(&mut self, key: SlotKey, by: &[i64; 3]) {
-        if is_flow(key) {
-            self.flows += by.iter().sum::<i64>();
-        } else {
-            self.losses[usize::from(cause_of(key)) % CAUSES] += by[0];
+        match key.decode() {
+            Some(SlotKind::Flows) => self.flows += by.iter().sum::<i64>(),
+            Some(SlotKind::Loss { cause, .. }) => self.losses[cause as usize] += by[0],
+            // No program counts such a kind; the slot itself is written once there is room.
+            None => {}
         }
     }
 }
 
-/// Losses go before flows, and many before few.
+/// Losses take precedence over flows, and many over few.
 fn weight(key: SlotKey, by: &[i64; 3]) -> (bool, i64) {
     (!is_flow(key), by.iter().map(|by| by.abs()).sum())
 }
 
-/// The number of the cause a slot counts.
-pub(super) const fn cause_of(key: SlotKey) -> u8 {
-    key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED)
-}
-
 /// Whether a slot counts inserts and deletes.
-pub(super) const fn is_flow(key: SlotKey) -> bool {
-    cause_of(key) == KIND_FLOWS
+pub(super) fn is_flow(key: SlotKey) -> bool {
+    key.decode() == Some(SlotKind::Flows)
 }
 
 fn moved(before: &mut i64, now: u64) -> i64 {
@@ -255,8 +251,6 @@ fn difference<const N: usize>(now: [i64; N], before: [i64; N]) -> [i64; N] {
     by
 }
 
-/// The kernel's counters as an array.
-pub(super) fn four(counters: &KernelCounters) -> Four {
-    let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = *counters;
-    [drop, early_drop, insert_failed, chaintoolong].map(u64::cast_signed)
+fn signed(counters: &KernelCounters) -> CounterArray {
+    counters.as_array().map(u64::cast_signed)
 }

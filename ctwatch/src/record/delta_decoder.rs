@@ -1,37 +1,29 @@
-//! From ticks back to samples: what was recorded enters `state` by the door that live data take. Pure.
-//! Totals count from the beginning of what was fed in.
+//! From ticks back to samples: what was recorded enters `state` the way live data do. Pure.
+//! Totals count from the first tick fed in.
 
 use std::collections::{BTreeMap, HashMap};
 
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
 
-use super::tick::{Four, NetnsTick, Presence, Tick};
-use super::track::is_flow;
+use super::delta_encoder::is_flow;
+use super::rows::Names;
+use super::tick::{CounterArray, NetnsTick, Presence, Tick};
 use crate::model::{FlowSample, KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
-
-/// What a netns was called.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names {
-    /// "host", a name from /run/netns, that of its container, or none.
-    pub name: Option<String>,
-    /// The container or pod that lived in it.
-    pub container: Option<String>,
-}
 
 /// Totals of everything fed in.
 #[derive(Debug, Default)]
-pub struct Rebuild {
+pub struct DeltaDecoder {
     slots: HashMap<SlotKey, [i64; 3]>,
-    netns: BTreeMap<NetnsId, (NetnsTick, Four)>,
+    netns: BTreeMap<NetnsId, (NetnsTick, CounterArray)>,
     overflow: [i64; CAUSES],
     lost_events: [i64; CAUSES],
     ambiguous: i64,
     flows_overflow: i64,
 }
 
-impl Rebuild {
-    /// Takes in a tick. Feed it all ticks of a run in order, also those that nobody wants to see.
+impl DeltaDecoder {
+    /// Adds a tick. Feed it all ticks of a run in order, including those not to be shown.
     pub fn add(&mut self, tick: &Tick) {
         for netns in &tick.netns {
             let (known, after) = self.netns.entry(netns.id).or_default();
@@ -50,7 +42,7 @@ impl Rebuild {
         self.flows_overflow += tick.flows_overflow;
     }
 
-    /// The sample that tick came from, if it was the last one fed in.
+    /// The sample the last tick fed in was made from.
     #[must_use]
     pub fn sample(&self, tick: &Tick, names: &HashMap<NetnsId, Names>) -> Sample {
         let present = self.netns.iter().filter(|(_, (known, _))| known.presence != Presence::Absent);
@@ -70,7 +62,7 @@ impl Rebuild {
         }
     }
 
-    /// A watch leaves out the flows of a netns that is gone.
+    /// Without the flows of namespaces that are gone, as in a live sample.
     fn slots(&self) -> Vec<SlotSample> {
         let is_there = |netns: u32| {
             self.netns
@@ -87,7 +79,12 @@ impl Rebuild {
     }
 }
 
-fn netns_sample(id: NetnsId, tick: &NetnsTick, after: Four, names: &HashMap<NetnsId, Names>) -> NetnsSample {
+fn netns_sample(
+    id: NetnsId,
+    tick: &NetnsTick,
+    after: CounterArray,
+    names: &HashMap<NetnsId, Names>,
+) -> NetnsSample {
     let Names { name, container } = names.get(&id).cloned().unwrap_or_default();
     let mut before = after;
     for (before, width) in before.iter_mut().zip(tick.width) {
@@ -106,11 +103,8 @@ fn netns_sample(id: NetnsId, tick: &NetnsTick, after: Four, names: &HashMap<Netn
     }
 }
 
-/// An array as the kernel's counters.
-#[must_use]
-pub fn counters(four: Four) -> KernelCounters {
-    let [drop, early_drop, insert_failed, chaintoolong] = four.map(unsigned);
-    KernelCounters { drop, early_drop, insert_failed, chaintoolong }
+fn counters(array: CounterArray) -> KernelCounters {
+    KernelCounters::from_array(array.map(unsigned))
 }
 
 fn unsigned(value: i64) -> u64 {

@@ -1,5 +1,5 @@
-//! Keeps a recording small: the oldest ticks become coarser, step by step, and at last one sum.
-//! Totals stay what they were, and incidents keep their detail longest; what is freed goes back to the disk.
+//! Keeps a recording small: the oldest ticks are downsampled step by step, and finally merged into one sum.
+//! Totals stay exact, incidents keep their detail longest, and freed space is returned to the file system.
 
 use std::time::Duration;
 
@@ -14,78 +14,79 @@ use super::tick::Tick;
 use super::writer::dictionary::Dictionary;
 use super::writer::{TickRow, insert_tick};
 
-/// Ticks that a step looks at: some tens of milliseconds.
+/// Ticks handled in one step: some tens of milliseconds.
 const STEP: usize = 600;
-/// Fewer can wait.
+/// Fewer ticks than this can wait.
 const WORTH_A_STEP: usize = 60;
-/// The latest ticks stay as they are as long as anything else can be thinned.
+/// The latest ticks stay as they are while anything else can be downsampled.
 const SPARED: i64 = 900;
-/// Pages given back in a step: 4 MB.
+/// Pages returned to the file system in one step: 4 MB.
 const PAGES: usize = 1024;
-/// Between two looks at the size: it takes a while to grow.
-const LOOK_EVERY: u32 = 8;
-/// Steps between two looks for owners that nothing names any more: each reads all events.
+/// Ticks between two checks of the size, which grows slowly.
+const CHECK_EVERY: u32 = 8;
+/// Steps between two searches for unreferenced owners: each reads all events.
 const OWNERS_EVERY: u32 = 32;
-/// Seconds in a tick of levels 1 to 3.
+/// Seconds per tick at levels 1 to 3.
 const SPANS_S: [i64; 3] = [10, 60, 600];
 /// The level of sums.
 const SUM: u8 = 4;
 
-/// How large and how old a recording may become.
+/// How large and how old a recording may get.
 #[derive(Clone, Copy, Debug)]
 pub struct RetentionLimits {
-    /// Ticks older than this are summed up.
+    /// Ticks older than this are merged into a sum.
     pub keep: Duration,
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub max_size: u64,
-    /// How long detail is kept that no incident has claimed.
+    /// How long detail outside of incidents is kept.
     pub detail: Duration,
 }
 
-/// What thinning has to remember.
+/// Applies the limits to a recording while it is being written.
 #[derive(Debug)]
-pub struct Thinner {
+pub struct Retention {
     limits: RetentionLimits,
-    /// Per level: what lies before this tick was looked at.
+    /// Per level: ticks before this one are done.
     cursors: [i64; SUM as usize],
-    /// Detail before this tick was looked at.
+    /// Detail before this tick is done.
     swept: i64,
-    looks: u32,
-    /// Steps until owners are looked for again.
+    /// Ticks since the size was last checked.
+    unchecked: u32,
+    /// Steps until the next search for unreferenced owners.
     owners_in: u32,
     busy: bool,
 }
 
-/// What a step found to do.
+/// Whether a step found anything to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Done,
     Exhausted,
 }
 
-impl Thinner {
-    /// For a file that is opened now.
+impl Retention {
+    /// For a file that was just opened.
     #[must_use]
     pub fn new(limits: RetentionLimits) -> Self {
-        Self { limits, cursors: [0; SUM as usize], swept: 0, looks: 0, owners_in: 0, busy: false }
+        Self { limits, cursors: [0; SUM as usize], swept: 0, unchecked: 0, owners_in: 0, busy: false }
     }
 
-    /// After a tick: one step, if one is due.
+    /// Does one step after a tick, if one is due.
     ///
     /// # Errors
-    /// The file can't be written, or is damaged.
+    /// The file can't be written or is damaged.
     pub fn step(&mut self, writer: &mut Writer, now: Timestamp) -> Result<()> {
-        self.looks += 1;
-        if !self.busy && self.looks < LOOK_EVERY {
+        self.unchecked += 1;
+        if !self.busy && self.unchecked < CHECK_EVERY {
             return Ok(());
         }
-        self.looks = 0;
+        self.unchecked = 0;
         let run = writer.run();
         let known_owners = writer.known_owners();
         let (path, connection) = writer.parts();
-        self.try_step(connection, run, known_owners, now).map_err(|trouble| match trouble {
+        self.try_step(connection, run, known_owners, now).map_err(|error| match error {
             ReadError::Sql(error) => anyhow::Error::from(error),
-            ReadError::Wrong(_) => trouble.of(path).into(),
+            ReadError::Corrupt(_) => error.into_fault(path).into(),
         })
     }
 
@@ -102,14 +103,14 @@ impl Thinner {
         worked |= drop_old_run(connection, run, old)?;
         if size(connection)? > self.limits.max_size {
             worked |=
-                self.drop_owners(connection, known_owners)? || self.thin(connection, run)? == Step::Done;
+                self.drop_owners(connection, known_owners)? || self.shrink(connection, run)? == Step::Done;
         }
         self.busy = worked;
         give_back(connection)?;
         Ok(())
     }
 
-    /// Drops detail that no incident has claimed in time.
+    /// Drops detail that no incident claimed in time.
     fn sweep_detail(&mut self, connection: &Connection, now: Timestamp) -> Result<(), ReadError> {
         let until = now.as_microsecond() - self.limits.detail.as_micros() as i64;
         let to: Option<i64> = connection
@@ -128,7 +129,7 @@ impl Thinner {
         Ok(())
     }
 
-    /// Owners whose events are gone. Those from `known` on may be named again.
+    /// Drops owners whose events are gone. Those from `known` on may be referenced again.
     fn drop_owners(&mut self, connection: &Connection, known: i64) -> Result<bool, ReadError> {
         let due = self.owners_in == 0;
         self.owners_in = if due { OWNERS_EVERY } else { self.owners_in - 1 };
@@ -142,11 +143,11 @@ impl Thinner {
         Ok(dropped > 0)
     }
 
-    /// What is older than `--keep`, outside of incidents.
+    /// Merges what is older than `--keep`, except around incidents.
     fn sum_up_old(&self, connection: &mut Connection, old: i64) -> Result<Step, ReadError> {
         let oldest = "SELECT id, run FROM tick WHERE level < 4 AND NOT EXISTS \
              (SELECT 1 FROM incident i WHERE tick.id >= i.detail_from AND tick.first <= i.detail_to) ORDER BY id LIMIT 1";
-        // Sums lie before everything else: this look is short.
+        // Sums come before everything else: this search is short.
         let found = connection
             .prepare_cached(oldest)?
             .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
@@ -158,13 +159,13 @@ impl Thinner {
             )?
             .query_row([from, old, run], |row| row.get(0))?;
         match to {
-            Some(to) => self.coarsen(connection, run, from, to, SUM).map(|_| Step::Done),
+            Some(to) => self.downsample(connection, run, from, to, SUM).map(|_| Step::Done),
             None => Ok(Step::Exhausted),
         }
     }
 
-    /// One step to a smaller file: coarser ticks, oldest first; then sums; then the oldest incident loses its detail.
-    fn thin(&mut self, connection: &mut Connection, current: i64) -> Result<Step, ReadError> {
+    /// One step towards a smaller file: downsample ticks, oldest first; then merge them; then release the oldest incident.
+    fn shrink(&mut self, connection: &mut Connection, current: i64) -> Result<Step, ReadError> {
         let last: i64 = connection.query_row("SELECT ifnull(max(id), 0) FROM tick", [], |row| row.get(0))?;
         for spared in [SPARED, SPARED / 15] {
             for level in 0..SUM {
@@ -174,12 +175,12 @@ impl Thinner {
                 let limits = params![self.cursors[usize::from(level)], last - spared, level, STEP as i64];
                 let ids =
                     each(connection, sql, limits, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
-                // A few are not worth a step, and would leave pieces.
+                // A few are not worth a step, and would leave fragments.
                 let Some((from, run)) = ids.first().copied().filter(|_| ids.len() >= WORTH_A_STEP) else {
                     continue;
                 };
                 let to = ids.iter().take_while(|(_, of)| *of == run).last().map_or(from, |(id, _)| *id);
-                self.cursors[usize::from(level)] = self.coarsen(connection, run, from, to, level + 1)?;
+                self.cursors[usize::from(level)] = self.downsample(connection, run, from, to, level + 1)?;
                 return Ok(Step::Done);
             }
             if self.release_oldest_incident(connection, current)? {
@@ -194,15 +195,15 @@ impl Thinner {
              ORDER BY id LIMIT 1) RETURNING run";
         let run: Option<i64> = connection.query_row(sql, [current], |row| row.get(0)).optional()?;
         let Some(run) = run else { return Ok(false) };
-        drop_readings(connection, run)?;
+        drop_snapshots(connection, run)?;
         self.cursors = [0; SUM as usize];
         self.swept = 0;
         Ok(true)
     }
 
-    /// Makes the ticks in this range coarser, except those around incidents. Returns how far it came: a group whose end
-    /// may still be missing is left for the next step.
-    fn coarsen(
+    /// Downsamples the ticks in this range, except those around incidents. Returns how far it got: a group that may be
+    /// incomplete is left for the next step.
+    fn downsample(
         &self,
         connection: &mut Connection,
         run: i64,
@@ -216,12 +217,12 @@ impl Thinner {
         let claimed =
             |tick: &Stored| incidents.iter().any(|(from, to)| tick.id >= *from && tick.first <= *to);
         let numbers = Numbers::of(connection, run)?;
-        // A sum goes on with the sum before it.
+        // A sum is extended, not followed by another one.
         let from = if level == SUM { sum_before(connection, run, from)?.unwrap_or(from) } else { from };
         let mut ticks = Vec::new();
         for (tick, crc) in numbers.ticks(connection, from, to, STEP + 1)? {
             if tick.tick.checksum() != crc {
-                return super::open::wrong("tick", tick.id);
+                return super::open::corrupt_row("tick", tick.id);
             }
             ticks.push(tick);
         }
@@ -253,8 +254,8 @@ impl Thinner {
     }
 }
 
-/// What was read of tables and the machine when triggers fired, before the first incident of a run that is left.
-fn drop_readings(connection: &Connection, run: i64) -> Result<(), ReadError> {
+/// Drops snapshots taken by triggers before the first incident of a run that is left.
+fn drop_snapshots(connection: &Connection, run: i64) -> Result<(), ReadError> {
     let before = "run = ?1 AND reason = 'trigger' AND wall_us < \
          (SELECT ifnull(min(wall_us), 9223372036854775807) FROM incident WHERE run = ?1)";
     for sql in [
@@ -267,20 +268,20 @@ fn drop_readings(connection: &Connection, run: i64) -> Result<(), ReadError> {
     Ok(())
 }
 
-/// Whether two ticks in a row become one at this level.
+/// Whether two successive ticks are merged at this level.
 fn belongs(last: &Stored, next: &Stored, level: u8) -> bool {
     let Some(span) = SPANS_S.get(usize::from(level) - 1) else { return next.first == last.id + 1 };
     let slot = |tick: &Tick| (tick.mono_us - 1).div_euclid(span * 1_000_000);
     next.first == last.id + 1 && slot(&last.tick) == slot(&next.tick)
 }
 
-/// The number of the sum right before a tick, if there is one.
+/// The number of the sum directly before a tick, if there is one.
 fn sum_before(connection: &Connection, run: i64, from: i64) -> Result<Option<i64>, ReadError> {
     let sql = "SELECT id FROM tick WHERE run = ?1 AND level = 4 AND id = (SELECT first - 1 FROM tick WHERE id = ?2)";
     Ok(connection.prepare_cached(sql)?.query_row([run, from], |row| row.get(0)).optional()?)
 }
 
-/// One tick instead of several.
+/// Replaces several ticks by one.
 fn replace(
     transaction: &Transaction<'_>,
     run: i64,
@@ -307,7 +308,7 @@ fn replace(
     drop_censuses(transaction, &place)
 }
 
-/// The coarser a tick, the fewer of its losses are kept one by one.
+/// The coarser a tick, the fewer individual losses it keeps.
 fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), ReadError> {
     let which = match place.level {
         1 => "place > 1",
@@ -320,7 +321,7 @@ fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Re
     Ok(())
 }
 
-/// Of each netns the last census stays, and the last one that set the bases: they hold for what follows.
+/// Keeps, for each netns, the last census and the last one that set flow offsets: these apply to what follows.
 fn drop_censuses(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), ReadError> {
     let gone = each(
         transaction,
@@ -341,7 +342,7 @@ fn drop_censuses(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), R
     Ok(())
 }
 
-/// A run of which only sums older than `--keep` are left goes as a whole.
+/// Drops a run of which only sums older than `--keep` are left.
 fn drop_old_run(connection: &mut Connection, current: i64, old: i64) -> Result<bool, ReadError> {
     let sql = "SELECT r.id FROM run r WHERE r.id <> ?1 AND NOT EXISTS (SELECT 1 FROM tick t WHERE t.run = r.id \
          AND (t.level < 4 OR t.wall_us >= ?2)) AND r.started_us < ?2 ORDER BY r.id LIMIT 1";
@@ -383,7 +384,7 @@ fn size(connection: &Connection) -> Result<u64, ReadError> {
     Ok((pages * number("page_size")?).cast_unsigned())
 }
 
-/// Gives free pages back to the file system. The pragma frees one for each row it is asked for.
+/// Returns free pages to the file system. The pragma frees one per row fetched.
 fn give_back(connection: &Connection) -> Result<(), ReadError> {
     let mut statement = connection.prepare_cached("PRAGMA incremental_vacuum")?;
     let mut rows = statement.query([])?;

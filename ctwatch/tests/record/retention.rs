@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ctwatch::model::Owner;
 use ctwatch::record::writer::Batch;
-use ctwatch::record::{Recording, RetentionLimits, Thinner};
+use ctwatch::record::{Recording, Retention, RetentionLimits};
 use ctwatch_common::slot::SlotKey;
 
 use super::synthetic::{at, batch, incident, write};
@@ -55,14 +55,14 @@ fn record(limits: RetentionLimits, seconds: i64) -> (tempfile::TempDir, std::pat
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     let mut writer = write(&path, 0);
-    let mut thinner = Thinner::new(limits);
+    let mut retention = Retention::new(limits);
     for second in 1..=seconds {
         let mut batch = batch(second);
         if second == 1000 {
             batch.incidents = vec![incident(1000)];
         }
         writer.write(&batch).unwrap();
-        thinner.step(&mut writer, at(second).time).unwrap();
+        retention.step(&mut writer, at(second).time).unwrap();
     }
     drop(writer);
     (folder, path)
@@ -95,10 +95,10 @@ fn what_is_too_old_becomes_a_sum_and_an_old_run_goes() {
     assert_eq!(levels.keys().copied().collect::<Vec<_>>(), [0, 4]);
     assert!(levels[&0] < 1300 && levels[&4] <= 2, "{levels:?}");
     let mut writer = write(&kept, 1);
-    let mut thinner = Thinner::new(keep);
+    let mut retention = Retention::new(keep);
     for second in 0..200 {
         writer.write(&Batch::default()).unwrap();
-        thinner.step(&mut writer, at(100_000 + second).time).unwrap();
+        retention.step(&mut writer, at(100_000 + second).time).unwrap();
     }
     drop(writer);
     let recording = Recording::open(&kept).unwrap();
@@ -127,8 +127,8 @@ fn processes_that_are_named_no_more_make_room_before_an_incident_does() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     let mut writer = write(&path, 0);
-    let mut thinner =
-        Thinner::new(RetentionLimits { max_size: 1 << 20, detail: Duration::from_secs(2), ..NEVER });
+    let mut retention =
+        Retention::new(RetentionLimits { max_size: 1 << 20, detail: Duration::from_secs(2), ..NEVER });
     for second in 1..=1500 {
         let mut batch = batch(second);
         if second == 100 {
@@ -147,7 +147,7 @@ fn processes_that_are_named_no_more_make_room_before_an_incident_does() {
             })
             .collect();
         writer.write(&batch).unwrap();
-        thinner.step(&mut writer, at(second).time).unwrap();
+        retention.step(&mut writer, at(second).time).unwrap();
     }
     drop(writer);
     let count = |sql: &str| {

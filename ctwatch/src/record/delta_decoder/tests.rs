@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::track::Tracker;
+use crate::record::delta_encoder::DeltaEncoder;
 use ctwatch_common::slot::KIND_FLOWS;
 use jiff::Timestamp;
 
@@ -82,41 +82,41 @@ fn sums(sample: &Sample) -> (u64, u64) {
 proptest! {
     #[test]
     fn what_was_recorded_is_what_was_sampled(steps in steps()) {
-        let (mut tracker, mut rebuild) = (Tracker::default(), Rebuild::default());
+        let (mut encoder, mut decoder) = (DeltaEncoder::default(), DeltaDecoder::default());
         for sample in samples(&steps) {
-            let tick = tracker.tick(&sample, 0);
-            rebuild.add(&tick);
+            let tick = encoder.tick(&sample, 0);
+            decoder.add(&tick);
             let is_there = !sample.netns.is_empty();
-            prop_assert_eq!(text(&rebuild.sample(&tick, &HashMap::new()), is_there), text(&sample, is_there));
+            prop_assert_eq!(text(&decoder.sample(&tick, &HashMap::new()), is_there), text(&sample, is_there));
         }
     }
 
     #[test]
-    fn what_found_no_room_is_owed_and_comes_in_the_end(steps in steps(), room in 0..4usize) {
-        let (mut tracker, mut rebuild) = (Tracker::default(), Rebuild::default());
+    fn what_found_no_room_is_deferred_and_comes_in_the_end(steps in steps(), room in 0..4usize) {
+        let (mut encoder, mut decoder) = (DeltaEncoder::default(), DeltaDecoder::default());
         let mut samples = samples(&steps);
         for sample in &mut samples {
             sample.netns.clear();
-            let tick = tracker.tick_within(sample, 0, room);
+            let tick = encoder.tick_within(sample, 0, room);
             prop_assert!(tick.losses.len() + tick.flows.len() <= room);
-            rebuild.add(&tick);
-            prop_assert_eq!(sums(&rebuild.sample(&tick, &HashMap::new())), sums(sample));
+            decoder.add(&tick);
+            prop_assert_eq!(sums(&decoder.sample(&tick, &HashMap::new())), sums(sample));
         }
         let last = Sample { interval_s: 0.0, ..samples[samples.len() - 1].clone() };
-        if let Some(tick) = tracker.settle(last.time, 0) {
-            rebuild.add(&tick);
+        if let Some(tick) = encoder.flush_deferred(last.time, 0) {
+            decoder.add(&tick);
         }
         let tick = Tick::quiet(last.time, 0, 0);
-        prop_assert_eq!(text(&rebuild.sample(&tick, &HashMap::new()), true), text(&last, true));
-        prop_assert!(tracker.settle(last.time, 0).is_none());
+        prop_assert_eq!(text(&decoder.sample(&tick, &HashMap::new()), true), text(&last, true));
+        prop_assert!(encoder.flush_deferred(last.time, 0).is_none());
     }
 
     #[test]
-    fn thinned_ticks_add_up_to_the_same(steps in steps(), group in 1..5usize) {
-        let mut tracker = Tracker::default();
+    fn downsampled_ticks_add_up_to_the_same(steps in steps(), group in 1..5usize) {
+        let mut encoder = DeltaEncoder::default();
         let samples = samples(&steps);
-        let ticks: Vec<Tick> = samples.iter().map(|sample| tracker.tick(sample, 0)).collect();
-        let (mut fine, mut coarse) = (Rebuild::default(), Rebuild::default());
+        let ticks: Vec<Tick> = samples.iter().map(|sample| encoder.tick(sample, 0)).collect();
+        let (mut fine, mut coarse) = (DeltaDecoder::default(), DeltaDecoder::default());
         for ticks in ticks.chunks(group) {
             let mut one = ticks[0].clone();
             fine.add(&ticks[0]);
@@ -135,21 +135,21 @@ proptest! {
 
     #[test]
     fn a_second_file_counts_from_its_beginning(steps in steps(), at in 0..20usize) {
-        let mut tracker = Tracker::default();
+        let mut encoder = DeltaEncoder::default();
         let samples = samples(&steps);
         let at = at.min(samples.len() - 1);
         for sample in &samples[..at] {
-            tracker.tick(sample, 0);
+            encoder.tick(sample, 0);
         }
-        tracker.begin_file();
-        let mut rebuild = Rebuild::default();
+        encoder.begin_file();
+        let mut decoder = DeltaDecoder::default();
         for sample in &samples[at..] {
-            rebuild.add(&tracker.tick(sample, 0));
+            decoder.add(&encoder.tick(sample, 0));
         }
         let total = |sample: &Sample| sample.slots.iter().map(|slot| slot.count + slot.deletes).sum::<u64>();
         let before = at.checked_sub(1).map_or(0, |last| total(&samples[last]));
         let tick = Tick::quiet(Timestamp::UNIX_EPOCH, 0, 0);
-        let rebuilt = Rebuild { netns: BTreeMap::new(), ..rebuild }.sample(&tick, &HashMap::new());
+        let rebuilt = DeltaDecoder { netns: BTreeMap::new(), ..decoder }.sample(&tick, &HashMap::new());
         prop_assert_eq!(total(&rebuilt), total(&samples[samples.len() - 1]) - before);
     }
 }

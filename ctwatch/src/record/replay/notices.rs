@@ -1,5 +1,5 @@
-//! What a reader of a recording should know: what was said while it was made, what changed, and what is missing in it.
-//! Pure but for reading these rows once.
+//! What the reader of a recording should know: its notices, changed settings, incidents, and what is missing from it.
+//! Pure except for reading these rows once.
 
 use std::collections::VecDeque;
 
@@ -10,12 +10,12 @@ use crate::contract::Notice;
 use crate::record::reader::{RecordedRun, Recording, Stored};
 use crate::record::rows::EndReason;
 
-/// The wall clock stepped if it moved by so much more or less than the monotonic one.
+/// The wall clock was stepped if it moved this much more or less than the monotonic one.
 const STEP_US: i64 = 1_000_000;
 
-/// What was said in the run itself, and what shows on the way.
+/// Notices recorded in the run, and those that arise from its ticks.
 #[derive(Debug)]
-pub(super) struct Remarks {
+pub(super) struct ReplayNotices {
     /// By CLOCK_MONOTONIC, microseconds.
     recorded: VecDeque<(i64, Notice)>,
     level: u8,
@@ -30,7 +30,7 @@ pub(super) struct Remarks {
     is_first: bool,
 }
 
-impl Remarks {
+impl ReplayNotices {
     pub fn new(recording: &Recording, run: &RecordedRun) -> Result<Self> {
         let mut recorded = Vec::new();
         for notice in recording.notices(run.id)? {
@@ -63,7 +63,7 @@ impl Remarks {
         })
     }
 
-    /// What is to be said before a tick.
+    /// Notices to show before a tick.
     pub fn before(&mut self, stored: &Stored, is_shown: bool) -> Vec<Notice> {
         let tick = &stored.tick;
         let mut notices = Vec::new();
@@ -78,7 +78,7 @@ impl Remarks {
                 say(
                     "clock_stepped",
                     format!(
-                        "the clock went {by:+.1} s beside CLOCK_MONOTONIC: it was set, or the host slept"
+                        "the wall clock moved {by:+.1} s against CLOCK_MONOTONIC: it was set, or the host slept"
                     ),
                 );
             }
@@ -87,11 +87,11 @@ impl Remarks {
             return Vec::new();
         }
         if std::mem::take(&mut self.is_first) && self.continues {
-            say("continues", "this run goes on from an earlier file: totals count from here".to_owned());
+            say("continues", "this run continues from an earlier file; totals count from here".to_owned());
         }
         if stored.level != self.level {
             self.level = stored.level;
-            say("thinned", thinned(stored.level));
+            say("thinned", downsampled(stored.level));
         }
         notices
     }
@@ -106,7 +106,7 @@ impl Remarks {
         self.is_cut_short = true;
     }
 
-    pub fn last_words(&self) -> Vec<Notice> {
+    pub fn closing_notices(&self) -> Vec<Notice> {
         let time = self.last.map_or(self.began, |(time, _)| time);
         let mut notices = Vec::new();
         let mut say = |time, code, text| notices.push(Notice { time, code, text });
@@ -116,7 +116,7 @@ impl Remarks {
                 time,
                 "events_sampled",
                 format!(
-                    "of {seen} losses the recording has {kept} one by one: rows by flow, source, destination, process or \
+                    "{kept} of {seen} drops were recorded individually: rows by flow, source, destination, process or \
                      container are lower bounds; those by port, protocol, cause and netns come from counters"
                 ),
             );
@@ -126,17 +126,16 @@ impl Remarks {
             None => say(
                 time,
                 "no_end",
-                "the run has no end: it goes on, or its recorder was killed, or the host went down"
-                    .to_owned(),
+                "the run has no end record: still running, or recorder or host stopped".to_owned(),
             ),
             Some((ended, EndReason::DiskFull)) => {
-                say(ended, "disk_full", "the recording ended here because the disk was full".to_owned());
+                say(ended, "disk_full", "recording ended here: the disk was full".to_owned());
             }
             Some((ended, EndReason::Failed)) => {
-                say(ended, "failed", "the recording ended here because its recorder failed".to_owned());
+                say(ended, "failed", "recording ended here: the recorder failed".to_owned());
             }
             Some((ended, EndReason::Rotated)) => {
-                say(ended, "rotated", "the run goes on in a later file".to_owned());
+                say(ended, "rotated", "the run continues in a later file".to_owned());
             }
             Some((_, EndReason::Signal | EndReason::Duration | EndReason::Once)) => {}
         }
@@ -144,21 +143,20 @@ impl Remarks {
     }
 }
 
-fn thinned(level: u8) -> String {
+fn downsampled(level: u8) -> String {
     let length = match level {
-        0 => return "from here on every tick is as it was recorded".to_owned(),
+        0 => return "from here on ticks are as they were recorded".to_owned(),
         1 => "10 s",
         2 => "1 min",
         3 => "10 min",
         _ => {
-            return "what follows is the sum of ticks that were dropped: when what happened is lost"
-                .to_owned();
+            return "what follows is the sum of dropped ticks: totals are exact, timing is lost".to_owned();
         }
     };
-    format!("from here on ticks are thinned to {length}: totals are right, a fill is that at a tick's end")
+    format!("from here on ticks are downsampled to {length}: totals are exact, timing is coarser")
 }
 
-/// A code that the contract has; others are told as they are.
+/// A code of the contract; notices with other codes become `recorded`.
 fn known(code: &str, text: String) -> (&'static str, String) {
     let codes = [
         "waiting_for_conntrack",

@@ -1,5 +1,5 @@
-//! The thread that writes, so that a slow disk never holds up the watch.
-//! What doesn't get through for a while isn't lost: the next tick that does says how far everything moved until then.
+//! The thread that writes the recording, so that a slow disk never holds up the watch.
+//! Ticks skipped meanwhile lose nothing: the next one written says how far everything moved since the last.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, anyhow};
 use rusqlite::params;
 
 use super::full::{DiskFull, is_full};
+use super::retention::{Retention, RetentionLimits};
 use super::rows::{EndReason, Incident, RunEnd};
-use super::thin::{RetentionLimits, Thinner};
 use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
 use crate::model::WallMono;
@@ -19,22 +19,22 @@ use crate::model::WallMono;
 /// Batches that may wait for the disk.
 const WAITING: usize = 16;
 
-/// The number that an incident has got in the file.
+/// The number an incident has in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IncidentNumber {
-    /// Its condition,
+    /// The incident's condition.
     pub condition: String,
-    /// and the tick it fired in.
+    /// The tick it fired in.
     pub tick: i64,
     /// As `report --incident` takes it.
     pub number: i64,
 }
 
-/// Hands batches over to the thread.
+/// Hands batches to the thread.
 #[derive(Debug)]
 pub struct WriterThread {
     sender: SyncSender<Message>,
-    /// Numbers of the incidents that are in the file.
+    /// Receives the numbers of incidents once they are in the file.
     numbers: Option<Receiver<IncidentNumber>>,
     waiting: Arc<AtomicUsize>,
     thread: JoinHandle<Result<()>>,
@@ -50,17 +50,17 @@ impl WriterThread {
     /// Starts the thread.
     ///
     /// # Errors
-    /// No thread can be had.
+    /// The thread can't be started.
     pub fn start(writer: Writer, limits: RetentionLimits, lock: Arc<Lock>) -> Result<Self> {
         let (sender, receiver) = sync_channel(WAITING * 2);
         let waiting = Arc::new(AtomicUsize::new(0));
         let behind = Arc::clone(&waiting);
-        let (teller, numbers) = channel();
+        let (number_sender, numbers) = channel();
         let thread = std::thread::Builder::new()
-            .name("scribe".to_owned())
+            .name("recorder".to_owned())
             .stack_size(1 << 20)
-            .spawn(move || write_all(writer, limits, &lock, &receiver, &behind, &teller))
-            .context("starting the thread that writes")?;
+            .spawn(move || write_all(writer, limits, &lock, &receiver, &behind, &number_sender))
+            .context("starting the writer thread")?;
         Ok(Self { sender, numbers: Some(numbers), waiting, thread })
     }
 
@@ -69,7 +69,7 @@ impl WriterThread {
         self.numbers.iter().flat_map(Receiver::try_iter)
     }
 
-    /// Where those come that are written until the end.
+    /// The receiver of the numbers, for those written after the last call of [`WriterThread::numbers`].
     pub(super) const fn take_numbers(&mut self) -> Option<Receiver<IncidentNumber>> {
         self.numbers.take()
     }
@@ -80,10 +80,10 @@ impl WriterThread {
         self.waiting.load(Ordering::Acquire) < WAITING
     }
 
-    /// Hands a batch over. Once writing failed, every call does.
+    /// Hands over a batch. Once writing has failed, every call fails.
     ///
     /// # Errors
-    /// Writing has failed: [`WriterThread::finish`] says why.
+    /// Writing failed: [`WriterThread::finish`] says why.
     pub fn send(&self, batch: Batch) -> Result<()> {
         self.waiting.fetch_add(1, Ordering::AcqRel);
         self.sender.send(Message::Batch(Box::new(batch))).map_err(|_| anyhow!("the recording has ended"))
@@ -92,10 +92,10 @@ impl WriterThread {
     /// Ends the run.
     ///
     /// # Errors
-    /// What writing failed of, also earlier.
+    /// The reason writing failed, now or earlier.
     pub fn finish(self, end: RunEnd) -> Result<()> {
         let _ = self.sender.send(Message::End(end));
-        self.thread.join().map_err(|_| anyhow!("the thread that writes panicked"))?
+        self.thread.join().map_err(|_| anyhow!("the writer thread panicked"))?
     }
 }
 
@@ -107,17 +107,17 @@ fn write_all(
     waiting: &AtomicUsize,
     numbers: &Sender<IncidentNumber>,
 ) -> Result<()> {
-    let mut thinner = Thinner::new(limits);
+    let mut retention = Retention::new(limits);
     for message in messages {
         let written = match message {
             Message::Batch(batch) => {
                 let mut written = writer.write(&batch).map_err(anyhow::Error::from);
                 waiting.fetch_sub(1, Ordering::AcqRel);
                 if written.is_ok() {
-                    tell_numbers(&mut writer, &batch.incidents, numbers);
+                    send_numbers(&mut writer, &batch.incidents, numbers);
                 }
                 if let (Ok(()), Some(tick)) = (&written, &batch.tick) {
-                    written = thinner.step(&mut writer, tick.time);
+                    written = retention.step(&mut writer, tick.time);
                 }
                 written
             }
@@ -130,8 +130,8 @@ fn write_all(
     Ok(())
 }
 
-/// An incident may go on in many batches: whoever listens knows which ones are news.
-fn tell_numbers(writer: &mut Writer, incidents: &[Incident], numbers: &Sender<IncidentNumber>) {
+/// An incident may be updated in many batches: the receiver knows which numbers are new to it.
+fn send_numbers(writer: &mut Writer, incidents: &[Incident], numbers: &Sender<IncidentNumber>) {
     let run = writer.run();
     let (_, connection) = writer.parts();
     for Incident { condition, tick, .. } in incidents {
@@ -147,9 +147,9 @@ fn end_run(writer: Writer, end: &RunEnd) -> Result<()> {
     writer.end(end).map_err(|error| failure(&path, error.into()))
 }
 
-/// Writes why it ended into the room that was kept for that.
+/// Writes why the run ended, into the space reserved for that.
 fn give_up(writer: Writer, lock: &Lock, error: anyhow::Error) -> anyhow::Error {
-    lock.drop_ballast();
+    lock.release_space();
     let path = writer.path().to_owned();
     let error = failure(&path, error);
     let reason = if error.is::<DiskFull>() { EndReason::DiskFull } else { EndReason::Failed };
