@@ -3,8 +3,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
+use super::common::{AnonymizeArgs, FromArgs, choice};
 use crate::export::ExportTable;
 use crate::record::span::Moment;
 
@@ -16,8 +17,11 @@ pub struct ExportArgs {
     file: PathBuf,
 
     /// ndjson, csv or parquet
-    #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true)]
-    to: ToFormat,
+    #[arg(
+        long, value_name = "FORMAT", hide_possible_values = true,
+        value_parser = choice(ExportFormat::ALL.map(|format| (format.name(), format)))
+    )]
+    to: ExportFormat,
     #[arg(
         short,
         long,
@@ -30,21 +34,13 @@ pub struct ExportArgs {
         help = "Only these tables: runs, ticks, fills, losses,\narrivals, drops, occupancy, listings, settings,\nincidents, notices, machine"
     )]
     table: Vec<ExportTable>,
-    #[arg(
-        long,
-        value_name = "WHEN",
-        allow_hyphen_values = true,
-        help = "From here on: 2026-03-14T12:00:00Z, a local\n'2026-03-14 12:00' or 12:00, +10m from the start,\n-10m from the end"
-    )]
-    from: Option<Moment>,
+    #[command(flatten)]
+    start: FromArgs,
     /// Up to here
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     until: Option<Moment>,
-    #[arg(
-        long, value_name = "KEY", num_args = 0..=1, require_equals = true, default_missing_value = "",
-        help = "Replace addresses and names, always by the same;\nwith a KEY, addresses in other files, too"
-    )]
-    anonymize: Option<String>,
+    #[command(flatten)]
+    anonymize: AnonymizeArgs,
 }
 
 const AFTER: &str = "\
@@ -60,18 +56,6 @@ Examples:
 Exit codes: 0 done; 1 failed while running, also a damaged file or Ctrl-C;
   2 wrong usage, also if something is there already";
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ToFormat {
-    Ndjson,
-    Csv,
-    Parquet,
-}
-
-fn table(text: &str) -> Result<ExportTable, String> {
-    ExportTable::from_name(text)
-        .ok_or_else(|| format!("tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
-}
-
 /// A format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
@@ -83,16 +67,28 @@ pub enum ExportFormat {
     Parquet,
 }
 
+impl ExportFormat {
+    const ALL: [Self; 3] = [Self::Ndjson, Self::Csv, Self::Parquet];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ndjson => "ndjson",
+            Self::Csv => "csv",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
 /// `ctwatch export`
 #[derive(Clone, Debug)]
-pub struct Export {
+pub struct ExportConfig {
     /// The recording.
     pub file: PathBuf,
     /// What to make of it.
     pub format: ExportFormat,
     /// Where to; `None`: to standard output.
     pub output: Option<PathBuf>,
-    /// What of it, in the order of [`Table::ALL`].
+    /// What of it, in the order of [`ExportTable::ALL`].
     pub tables: Vec<ExportTable>,
     /// Where to begin.
     pub from: Option<Moment>,
@@ -102,22 +98,24 @@ pub struct Export {
     pub anonymize: Option<Option<String>>,
 }
 
-impl Export {
+impl ExportConfig {
     pub(super) fn resolve(args: ExportArgs) -> Self {
-        let ExportArgs { file, to, output, table, from, until, anonymize } = args;
+        let ExportArgs { file, to, output, table, start, until, anonymize } = args;
+        let FromArgs { from } = start;
         let wanted = |one: &ExportTable| table.is_empty() || table.contains(one);
         Self {
             file,
-            format: match to {
-                ToFormat::Ndjson => ExportFormat::Ndjson,
-                ToFormat::Csv => ExportFormat::Csv,
-                ToFormat::Parquet => ExportFormat::Parquet,
-            },
+            format: to,
             output,
             tables: ExportTable::ALL.into_iter().filter(wanted).collect(),
             from,
             to: until,
-            anonymize: anonymize.map(|key| (!key.is_empty()).then_some(key)),
+            anonymize: anonymize.into_key(),
         }
     }
+}
+
+fn table(text: &str) -> Result<ExportTable, String> {
+    ExportTable::from_name(text)
+        .ok_or_else(|| format!("tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
 }

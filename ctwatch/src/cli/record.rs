@@ -1,15 +1,12 @@
-//! `ctwatch record` as clap reads it, and what it resolves to.
+//! `ctwatch record` on the command line: raw arguments, and what they come to.
 //! What only goes wrong together is told here, before anything is looked at.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use clap::error::ErrorKind;
-use jiff::SignedDuration;
 
-use super::config::BackendChoice;
-use super::{args, value};
+use super::common::{self, BackendChoice, LiveArgs};
 use crate::record::trigger::Condition;
 
 #[derive(Debug, Args)]
@@ -18,56 +15,44 @@ pub struct RecordArgs {
     /// Where to; a recording that is there goes on
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Time between two ticks
-    #[arg(long, value_name = "TIME", value_parser = value::interval, default_value = "1s")]
-    interval: SignedDuration,
-    /// Stop after this long (default: at Ctrl-C)
-    #[arg(long, value_name = "TIME", value_parser = value::age)]
-    duration: Option<SignedDuration>,
     /// Older ticks become a sum; not incidents
-    #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "7d")]
-    keep: SignedDuration,
+    #[arg(long, value_name = "TIME", value_parser = common::age, default_value = "7d")]
+    keep: Duration,
     #[arg(
-        long, value_name = "SIZE", value_parser = value::size, default_value = "500MB",
+        long, value_name = "SIZE", value_parser = size, default_value = "500MB",
         help = "At this size the oldest ticks become coarser, then\none sum; incidents come last"
     )]
     max_size: u64,
+    #[command(flatten)]
+    live: LiveArgs,
+    #[command(flatten, next_help_heading = "Triggers")]
+    triggers: TriggerArgs,
+}
 
+#[derive(Debug, Args)]
+struct TriggerArgs {
     #[arg(
-        long, value_name = "CONDITION", value_parser = value::condition, help_heading = TRIGGERS,
+        long,
+        value_name = "CONDITION",
         help = "An incident, of which detail is kept: fill>=90%,\ndrops>0 (in a tick) or full_in<60s (repeatable)"
     )]
     when: Vec<Condition>,
     /// Detail kept from before it
-    #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "2m", help_heading = TRIGGERS)]
-    before: SignedDuration,
+    #[arg(long, value_name = "TIME", value_parser = common::age, default_value = "2m")]
+    before: Duration,
     /// Detail kept once it no longer holds
-    #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "5m", help_heading = TRIGGERS)]
-    after: SignedDuration,
+    #[arg(long, value_name = "TIME", value_parser = common::age, default_value = "5m")]
+    after: Duration,
     #[arg(
-        long, value_name = "CMD", value_parser = value::words, requires = "when", help_heading = TRIGGERS,
+        long, value_name = "CMD", value_parser = words, requires = "when",
         help = "Run this when one fires, its JSON on stdin; words\nare split as a shell does, and no shell is started"
     )]
-    exec: Option<value::Words>,
-    #[arg(long, requires = "exec", help_heading = TRIGGERS, help = "Give CMD to `sh -c` as it is")]
+    exec: Option<Words>,
+    #[arg(long, requires = "exec", help = "Give CMD to `sh -c` as it is")]
     shell: bool,
-    #[arg(
-        long, requires = "when", help_heading = TRIGGERS,
-        help = "End after the first incident; code 4 without one"
-    )]
+    #[arg(long, requires = "when", help = "End after the first incident; code 4 without one")]
     once: bool,
-
-    #[arg(long, help = "Don't count new and ended flows; a healthy host\nthen pays nothing")]
-    no_inserts: bool,
-    #[arg(
-        long, value_name = "BACKEND", value_enum, default_value_t = args::Backend::Auto,
-        hide_possible_values = true, hide_default_value = true,
-        help = "kprobe, tracepoint or counters\n[default: the first of these that works]"
-    )]
-    backend: args::Backend,
 }
-
-const TRIGGERS: &str = "Triggers";
 
 const AFTER: &str = "\
 It prints a line of JSON when the file is open, at each incident, and when the
@@ -82,7 +67,7 @@ Exit codes: 0 done, also by Ctrl-C; 1 failed while running (a full disk, too);
 
 /// `ctwatch record`
 #[derive(Clone, Debug)]
-pub struct Record {
+pub struct RecordConfig {
     /// The file.
     pub output: PathBuf,
     /// Time between two ticks.
@@ -109,9 +94,24 @@ pub struct Record {
     pub backend: BackendChoice,
 }
 
-impl Record {
-    pub(super) fn resolve(args: RecordArgs) -> Result<Self, clap::Error> {
-        let RecordArgs {
+impl RecordConfig {
+    /// The error says which arguments exclude each other.
+    pub(super) fn resolve(args: RecordArgs) -> Result<Self, String> {
+        let RecordArgs { output, keep, max_size, live, triggers } = args;
+        let LiveArgs { interval, duration, no_inserts, backend } = live;
+        let TriggerArgs { when, before, after, exec, shell, once } = triggers;
+        if let Some(one) = when.iter().find(|one| no_inserts && one.needs_flows()) {
+            return Err(format!(
+                "'--when {one}' can't fire with '--no-inserts': when a table will be full follows from new flows; leave \
+                 out --no-inserts, or take fill>=90%"
+            ));
+        }
+        let exec = exec.map(
+            |Words { text, words }| {
+                if shell { vec!["sh".to_owned(), "-c".to_owned(), text] } else { words }
+            },
+        );
+        Ok(Self {
             output,
             interval,
             duration,
@@ -121,36 +121,66 @@ impl Record {
             before,
             after,
             exec,
-            shell,
-            once,
-            no_inserts,
-            backend,
-        } = args;
-        if let Some(one) = when.iter().find(|one| no_inserts && one.needs_flows()) {
-            let text = format!(
-                "'--when {one}' can't fire with '--no-inserts': when a table will be full follows from new flows; leave \
-                 out --no-inserts, or take fill>=90%"
-            );
-            return Err(super::command().error(ErrorKind::ArgumentConflict, text));
-        }
-        let exec = exec.map(
-            |value::Words { text, words }| {
-                if shell { vec!["sh".to_owned(), "-c".to_owned(), text] } else { words }
-            },
-        );
-        Ok(Self {
-            output,
-            interval: interval.unsigned_abs(),
-            duration: duration.map(|duration| duration.unsigned_abs()),
-            keep: keep.unsigned_abs(),
-            max_size,
-            when,
-            before: before.unsigned_abs(),
-            after: after.unsigned_abs(),
-            exec,
             once,
             count_flows: !no_inserts,
-            backend: backend.into(),
+            backend,
         })
+    }
+}
+
+/// The smallest recording: its empty tables take some of it.
+const SMALLEST: u64 = 1_000_000;
+
+/// Bytes: "500MB", "2GiB".
+fn size(text: &str) -> Result<u64, String> {
+    let good = "give a size like 500MB, 2GB or 512MiB";
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(good)?;
+    let (number, unit) = text.split_at(at);
+    let factor = match unit.trim() {
+        "kB" | "KB" => 1e3,
+        "MB" | "M" => 1e6,
+        "GB" | "G" => 1e9,
+        "KiB" => 1024.0,
+        "MiB" => 1_048_576.0,
+        "GiB" => 1_073_741_824.0,
+        _ => return Err(good.to_owned()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| good.to_owned())? * factor;
+    if bytes < SMALLEST as f64 {
+        return Err(format!("less than 1MB keeps nothing worth having; {good}"));
+    }
+    Ok(bytes as u64)
+}
+
+/// A command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Words {
+    text: String,
+    words: Vec<String>,
+}
+
+fn words(text: &str) -> Result<Words, String> {
+    let words = shlex::split(text).filter(|words| !words.is_empty());
+    let words = words.ok_or("give a program and its arguments; a quote may be open")?;
+    Ok(Words { text: text.to_owned(), words })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_know_units() {
+        assert_eq!(size("500MB"), Ok(500_000_000));
+        assert_eq!(size("1.5GiB"), Ok(1_610_612_736));
+        for bad in ["", "500", "MB", "1kB", "5 apples", "1.2.3MB"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_split_as_a_shell_splits_it() {
+        assert_eq!(words("page 'the host' --now").unwrap().words, ["page", "the host", "--now"]);
+        assert!(words("").is_err() && words("page 'open").is_err());
     }
 }

@@ -12,7 +12,7 @@ use super::drops::Shown;
 use super::live::Follower as _;
 use super::live::stop::Stop;
 use super::{event_loop, view};
-use crate::cli::{Config, NetnsSpec, Replay as Arguments, Speed};
+use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
 use crate::model::{Backend, NetnsId};
@@ -24,11 +24,11 @@ use crate::record::span::Span;
 use crate::state::{State, StateConfig};
 
 /// Runs it.
-pub fn run(config: &Config, arguments: &Arguments) -> Result<Exit> {
+pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     event_loop()?.block_on(replay(config, arguments))
 }
 
-async fn replay(config: &Config, arguments: &Arguments) -> Result<Exit> {
+async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     let recording = Recording::open(&arguments.file)?;
     let runs = recording.runs()?;
     let span = match recording.bounds(&runs)? {
@@ -177,13 +177,11 @@ async fn pause(stop: &mut Stop, until: Option<Instant>) -> bool {
 }
 
 fn backend(name: &str) -> Result<Backend> {
-    let known = [Backend::Kprobe, Backend::Tracepoint, Backend::Counters];
-    let backend = known.into_iter().find(|backend| backend.name() == name);
-    backend
+    Backend::from_name(name)
         .with_context(|| format!("replaying a run: its backend is `{name}`, which this ctwatch doesn't know"))
 }
 
-fn settings(arguments: &Arguments, run: &RecordedRun, netns: Option<Vec<NetnsId>>) -> Result<StateConfig> {
+fn settings(arguments: &ReplayConfig, run: &RecordedRun, netns: Option<Vec<NetnsId>>) -> Result<StateConfig> {
     Ok(StateConfig {
         by: arguments.by,
         filter: crate::state::Filter { netns, ..arguments.filter.clone() },

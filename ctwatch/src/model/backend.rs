@@ -13,6 +13,9 @@ pub enum Backend {
 }
 
 impl Backend {
+    /// All of them, the best one first.
+    pub const ALL: [Self; 3] = [Self::Kprobe, Self::Tracepoint, Self::Counters];
+
     /// The spelling in JSON and flags.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -21,5 +24,11 @@ impl Backend {
             Self::Tracepoint => "tracepoint",
             Self::Counters => "counters",
         }
+    }
+
+    /// The backend of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|backend| backend.name() == name)
     }
 }

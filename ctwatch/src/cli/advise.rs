@@ -1,0 +1,122 @@
+//! `ctwatch advise` on the command line: raw arguments, and what they come to.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::common::{self, Format, NetnsSpec, choice};
+use crate::advise::whatif::Changes;
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER)]
+pub struct AdviseArgs {
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "From a recording instead: its worst window, and\nthe table and machine as they were then"
+    )]
+    recording: Option<PathBuf>,
+    /// How long to measure
+    #[arg(long, value_name = "TIME", value_parser = window, default_value = "15s")]
+    window: Duration,
+    #[arg(
+        long, value_name = "NETNS", value_parser = common::netns,
+        help = "The network namespace: host, a name, an inode or\npid:N [default: the one ctwatch runs in]"
+    )]
+    netns: Option<NetnsSpec>,
+    #[arg(
+        long,
+        value_name = "CHANGES",
+        help = "Also say what the table would be with these:\nmax=N, times=K, notrack=PORT/PROTO/lo,\nkeepalive=PORT/PROTO:REQUESTS, time_wait=S,\nestablished=S, udp=S, …"
+    )]
+    what_if: Option<Changes>,
+    #[arg(
+        long, value_name = "K", value_parser = times, default_value = "2",
+        help = "Also reckon with so many times the present\nrate"
+    )]
+    times: f64,
+    #[arg(
+        long,
+        value_name = "ID",
+        value_delimiter = ',',
+        help = "Only these pieces of advice, by their ids; with\n--format sh the best one if none is named"
+    )]
+    item: Vec<String>,
+    #[arg(
+        long, value_name = "FORMAT", default_value = "text", hide_possible_values = true,
+        value_parser = choice(AdviceFormat::ALL.map(|format| (format.name(), format))),
+        help = "text, json, or sh: a script that tries, keeps or\nundoes the advice"
+    )]
+    format: AdviceFormat,
+}
+
+const AFTER: &str = "\
+It measures, reads settings and firewall rules, and changes nothing.
+
+Examples:
+  ctwatch advise                            what is wrong, and what would help
+  ctwatch advise --what-if max=1048576,time_wait=30,notrack=6379/tcp/lo
+  ctwatch advise --format sh --item max > fix.sh   # then: sh fix.sh now
+  ctwatch advise --recording host.ctw       the morning after
+
+Exit codes: 0 done; 1 failed while running; 2 wrong usage; 3 cannot look here";
+
+/// How to print advice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdviceFormat {
+    /// As everything else is printed.
+    Report(Format),
+    /// A script.
+    Sh,
+}
+
+impl AdviceFormat {
+    const ALL: [Self; 3] = [Self::Report(Format::Text), Self::Report(Format::Json), Self::Sh];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Report(format) => format.name(),
+            Self::Sh => "sh",
+        }
+    }
+}
+
+/// `ctwatch advise`
+#[derive(Clone, Debug)]
+pub struct AdviseConfig {
+    /// The recording to reckon from; `None` means to measure.
+    pub recording: Option<PathBuf>,
+    /// How long to measure.
+    pub window: Duration,
+    /// The netns; `None` means its own.
+    pub netns: Option<NetnsSpec>,
+    /// Changes to try on paper.
+    pub what_if: Option<Changes>,
+    /// Reckon with so many times the present rate, too.
+    pub times: f64,
+    /// Ids of the pieces asked for; empty means all.
+    pub items: Vec<String>,
+    /// How to print.
+    pub format: AdviceFormat,
+}
+
+impl AdviseConfig {
+    pub(super) fn resolve(args: AdviseArgs) -> Self {
+        let AdviseArgs { recording, window, netns, what_if, times, item, format } = args;
+        Self { recording, window, netns, what_if, times, items: item, format }
+    }
+}
+
+fn window(text: &str) -> Result<Duration, String> {
+    let window = common::duration(text)?;
+    if window < Duration::from_secs(3) {
+        return Err("a shorter window than 3s says too little".to_owned());
+    }
+    Ok(window)
+}
+
+fn times(text: &str) -> Result<f64, String> {
+    let times = text.parse::<f64>().ok().filter(|times| times.is_finite() && *times > 0.0);
+    times.ok_or_else(|| "write a number above 0, such as 2".to_owned())
+}

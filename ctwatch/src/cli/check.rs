@@ -1,0 +1,33 @@
+//! `ctwatch check` on the command line: raw arguments, and what they come to.
+
+use clap::Args;
+
+use super::common::{Format, FormatArgs};
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    output: FormatArgs,
+    /// Load every program and print what the verifier says
+    #[arg(long, hide = true)]
+    verifier: bool,
+}
+
+const AFTER: &str = "Exit codes: 0 ctwatch can watch here; 3 it cannot";
+
+/// `ctwatch check`
+#[derive(Clone, Debug)]
+pub struct CheckConfig {
+    /// How to print.
+    pub format: Format,
+    /// Print what the verifier says about every program.
+    pub verifier: bool,
+}
+
+impl CheckConfig {
+    pub(super) fn resolve(args: CheckArgs) -> Self {
+        let CheckArgs { output: FormatArgs { format }, verifier } = args;
+        Self { format, verifier }
+    }
+}
