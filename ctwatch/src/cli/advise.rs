@@ -14,53 +14,54 @@ pub struct AdviseArgs {
     #[arg(
         long,
         value_name = "FILE",
-        help = "From a recording instead: its worst window, and\nthe table and machine as they were then"
+        help = "Use a recording instead of measuring: its worst\nwindow, with the table and host as they were then"
     )]
     recording: Option<PathBuf>,
-    /// How long to measure
+    /// Measure for this long
     #[arg(long, value_name = "TIME", value_parser = window, default_value = "15s")]
     window: Duration,
     #[arg(
         long, value_name = "NETNS", value_parser = common::netns,
-        help = "The network namespace: host, a name, an inode or\npid:N [default: the one ctwatch runs in]"
+        help = "Network namespace: host, a name, an inode or pid:N\n[default: the one ctwatch runs in]"
     )]
     netns: Option<NetnsSpec>,
     #[arg(
         long,
         value_name = "CHANGES",
-        help = "Also say what the table would be with these:\nmax=N, times=K, notrack=PORT/PROTO/lo,\nkeepalive=PORT/PROTO:REQUESTS, time_wait=S,\nestablished=S, udp=S, …"
+        help = "Also estimate the table with these changes:\nmax=N, times=K, notrack=PORT/PROTO/lo,\nkeepalive=PORT/PROTO:REQUESTS, time_wait=S,\nestablished=S, udp=S, …"
     )]
     what_if: Option<Changes>,
     #[arg(
         long, value_name = "K", value_parser = times, default_value = "2",
-        help = "Also reckon with so many times the present\nrate"
+        help = "Also estimate at this multiple of the current\nrate"
     )]
     times: f64,
     #[arg(
         long,
         value_name = "ID",
         value_delimiter = ',',
-        help = "Only these pieces of advice, by their ids; with\n--format sh the best one if none is named"
+        help = "Only the recommendations with these ids\n[default: all; with --format sh the best one]"
     )]
     item: Vec<String>,
     #[arg(
         long, value_name = "FORMAT", default_value = "text", hide_possible_values = true,
         value_parser = choice(AdviceFormat::ALL.map(|format| (format.name(), format))),
-        help = "text, json, or sh: a script that tries, keeps or\nundoes the advice"
+        help = "text, json, or sh (a script that tries, keeps or\nundoes the recommendations)"
     )]
     format: AdviceFormat,
 }
 
 const AFTER: &str = "\
-It measures, reads settings and firewall rules, and changes nothing.
+It only measures and reads settings and firewall rules; it changes nothing.
 
 Examples:
   ctwatch advise                            what is wrong, and what would help
   ctwatch advise --what-if max=1048576,time_wait=30,notrack=6379/tcp/lo
   ctwatch advise --format sh --item max > fix.sh   # then: sh fix.sh now
-  ctwatch advise --recording host.ctw       the morning after
+  ctwatch advise --recording host.ctw       the same, from a recording
 
-Exit codes: 0 done; 1 failed while running; 2 wrong usage; 3 cannot look here";
+Exit codes: 0 success; 1 runtime failure; 2 usage error;
+  3 not possible on this host";
 
 /// How to print advice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,12 +112,12 @@ impl AdviseConfig {
 fn window(text: &str) -> Result<Duration, String> {
     let window = common::duration(text)?;
     if window < Duration::from_secs(3) {
-        return Err("a shorter window than 3s says too little".to_owned());
+        return Err("the shortest window is 3s".to_owned());
     }
     Ok(window)
 }
 
 fn times(text: &str) -> Result<f64, String> {
     let times = text.parse::<f64>().ok().filter(|times| times.is_finite() && *times > 0.0);
-    times.ok_or_else(|| "write a number above 0, such as 2".to_owned())
+    times.ok_or_else(|| "use a number above 0, such as 2".to_owned())
 }

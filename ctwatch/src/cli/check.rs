@@ -14,7 +14,7 @@ pub struct CheckArgs {
     verifier: bool,
 }
 
-const AFTER: &str = "Exit codes: 0 ctwatch can watch here; 3 it cannot";
+const AFTER: &str = "Exit codes: 0 ctwatch can run here; 2 usage error; 3 it cannot";
 
 /// `ctwatch check`
 #[derive(Clone, Debug)]

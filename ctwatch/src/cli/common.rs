@@ -18,13 +18,13 @@ use crate::state::{By, Filter, PortRange};
 /// Which flows make rows: of losses or of entries. Its heading says of what, so it is given where this is flattened.
 #[derive(Debug, Args)]
 pub struct FilterArgs {
-    /// Only these service ports: 80,443,6000-6010
+    /// Only these service ports, e.g. 80,443,6000-6010
     #[arg(long, value_name = "PORTS", value_delimiter = ',', value_parser = ports)]
     port: Vec<PortRange>,
-    /// Only from these addresses: 10.0.0.0/8,fd00::/8
+    /// Only these sources, e.g. 10.0.0.0/8,fd00::/8
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     src: Vec<IpNet>,
-    /// Only to these addresses
+    /// Only these destinations
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     dst: Vec<IpNet>,
     #[arg(
@@ -37,7 +37,7 @@ pub struct FilterArgs {
         help = "Only these network namespaces: host, a name, an\ninode or pid:N"
     )]
     netns: Vec<NetnsSpec>,
-    /// Only loopback traffic, or with =no all but it
+    /// Only loopback traffic; with =no, all other traffic
     #[arg(
         long, value_name = "only|no", num_args = 0..=1, require_equals = true, value_parser = only_or_no(),
         default_missing_value = "only", hide_possible_values = true, display_order = AFTER_CAUSE + 1
@@ -59,7 +59,7 @@ pub struct LossFilterArgs {
 const AFTER_CAUSE: usize = 100;
 
 /// The heading of the filters of losses.
-pub const LOSS_FILTERS: &str = "Filters (on rows and events; lists, and repeatable)";
+pub const LOSS_FILTERS: &str = "Filters (on rows and events; comma-separated, repeatable)";
 
 impl FilterArgs {
     /// The filter, and the namespaces that are still to be looked up.
@@ -86,20 +86,21 @@ pub struct RowArgs {
     #[arg(
         long, value_name = "KEY", value_parser = choice(By::ALL.map(|by| (by.name(), by))),
         default_value = By::Port.name(), hide_possible_values = true,
-        help = "What one row stands for: port, flow, src, dst,\nproto, cause, netns, process or\ncontainer"
+        help = "Group rows by port, flow, src, dst, proto, cause,\nnetns, process or container"
     )]
     pub by: By,
     #[arg(
-        long, value_name = "N", value_parser = rows(), default_value = "20",
-        help = "Rows a report shows; the others are summed up\nin one"
+        long, value_name = "N", value_parser = rows, default_value = "20",
+        help = "Rows per report; the rest are summed up"
     )]
     pub top: usize,
 }
 
 /// `--top`
-pub fn rows() -> impl TypedValueParser<Value = usize> {
-    let at_least_one = clap::value_parser!(u32).range(1..);
-    at_least_one.map(|rows| usize::try_from(rows).unwrap_or(usize::MAX))
+pub fn rows(text: &str) -> Result<usize, String> {
+    let rows = text.parse::<u32>().ok().filter(|rows| *rows > 0);
+    let rows = rows.ok_or("use a number of rows from 1 up")?;
+    Ok(usize::try_from(rows).unwrap_or(usize::MAX))
 }
 
 /// How to print.
@@ -127,7 +128,7 @@ impl Format {
 /// `--format`
 #[derive(Debug, Args)]
 pub struct FormatArgs {
-    /// text, or json: one object a line
+    /// text, or json (one object per line)
     #[arg(
         long, value_name = "FORMAT", value_parser = choice(Format::ALL.map(|format| (format.name(), format))),
         default_value = Format::Text.name(), hide_possible_values = true
@@ -147,13 +148,13 @@ pub enum BackendChoice {
 /// How a live watch goes.
 #[derive(Debug, Args)]
 pub struct LiveArgs {
-    /// Time between two reports
+    /// Sampling interval
     #[arg(long, value_name = "TIME", value_parser = interval, default_value = "1s")]
     pub interval: Duration,
-    /// Stop after this long (default: at Ctrl-C)
+    /// Stop after this long [default: run until Ctrl-C]
     #[arg(long, value_name = "TIME", value_parser = age)]
     pub duration: Option<Duration>,
-    #[arg(long, help = "Don't count new and ended flows; a healthy host\nthen pays nothing")]
+    #[arg(long, help = "Don't count new and ended flows: no overhead while\nnothing is dropped")]
     pub no_inserts: bool,
     #[arg(
         long, value_name = "BACKEND", value_parser = backend(), default_value = "auto",
@@ -173,7 +174,7 @@ fn backend() -> impl TypedValueParser<Value = BackendChoice> {
 pub struct SpanArgs {
     #[command(flatten)]
     pub start: FromArgs,
-    /// Up to here
+    /// End here
     #[arg(long, visible_alias = "until", value_name = "WHEN", allow_hyphen_values = true)]
     pub to: Option<Moment>,
 }
@@ -185,7 +186,7 @@ pub struct FromArgs {
         long,
         value_name = "WHEN",
         allow_hyphen_values = true,
-        help = "From here on: 2026-03-14T12:00:00Z, a local\n'2026-03-14 12:00' or 12:00, +10m from the start,\n-10m from the end"
+        help = "Start here: 2026-03-14T12:00:00Z; local time as\n'2026-03-14 12:00' or 12:00; +10m from the start\nof the recording; -10m from its end"
     )]
     pub from: Option<Moment>,
 }
@@ -195,7 +196,7 @@ pub struct FromArgs {
 pub struct AnonymizeArgs {
     #[arg(
         long, value_name = "KEY", num_args = 0..=1, require_equals = true, default_missing_value = "",
-        help = "Replace addresses and names, always by the same;\nwith a KEY, addresses in other files, too"
+        help = "Pseudonymize addresses and names consistently; a\nKEY keeps addresses consistent across runs"
     )]
     anonymize: Option<String>,
 }
@@ -243,7 +244,7 @@ const SHORTEST: Duration = Duration::from_millis(100);
 pub fn ports(text: &str) -> Result<PortRange, String> {
     let number = |text: &str| {
         text.parse::<u16>()
-            .map_err(|_| format!("`{text}` is no port; give ports and ranges like 80,6000-6010"))
+            .map_err(|_| format!("`{text}` is not a port; use ports and ranges like 80,6000-6010"))
     };
     let (first, last) = match text.split_once('-') {
         Some((first, last)) => (number(first)?, number(last)?),
@@ -256,12 +257,12 @@ pub fn ports(text: &str) -> Result<PortRange, String> {
 }
 
 pub fn cidr(text: &str) -> Result<IpNet, String> {
-    let good = "give an address or a network like 10.0.0.0/8 or fd00::/8";
+    let good = "use an address or a network like 10.0.0.0/8 or fd00::/8";
     if let Ok(address) = IpAddr::from_str(text) {
         return Ok(IpNet::from(address));
     }
     let Some((address, prefix)) = text.split_once('/') else { return Err(good.to_owned()) };
-    let address = IpAddr::from_str(address).map_err(|_| format!("`{address}` is no address; {good}"))?;
+    let address = IpAddr::from_str(address).map_err(|_| format!("`{address}` is not an address; {good}"))?;
     let longest = if address.is_ipv4() { 32 } else { 128 };
     let length = prefix
         .parse::<u8>()
@@ -275,19 +276,19 @@ pub fn cidr(text: &str) -> Result<IpNet, String> {
 pub fn protocol(text: &str) -> Result<Protocol, String> {
     Protocol::from_name(text)
         .or_else(|| text.parse().ok().map(Protocol))
-        .ok_or_else(|| "give tcp, udp, icmp, icmpv6, sctp or a number from 0 to 255".to_owned())
+        .ok_or_else(|| "use tcp, udp, icmp, icmpv6, sctp or a number from 0 to 255".to_owned())
 }
 
 pub fn cause(text: &str) -> Result<Cause, String> {
     Cause::from_name(text).ok_or_else(|| {
         let names = Cause::ALL.map(Cause::name);
-        format!("causes are {}", names.join(", "))
+        format!("the causes are {}", names.join(", "))
     })
 }
 
 pub fn netns(text: &str) -> Result<NetnsSpec, String> {
     if let Some(pid) = text.strip_prefix("pid:") {
-        let pid = pid.parse().map_err(|_| "give a process as pid:1234".to_owned())?;
+        let pid = pid.parse().map_err(|_| "use a process id, as in pid:1234".to_owned())?;
         return Ok(NetnsSpec::Pid(pid));
     }
     if text == "host" {
@@ -298,19 +299,19 @@ pub fn netns(text: &str) -> Result<NetnsSpec, String> {
     }
     // A file name in /run/netns (ip-netns(8)); anything else would read outside of it.
     if text.is_empty() || text == "." || text == ".." || text.contains('/') {
-        return Err("give host, a name in /run/netns, an inode number or pid:1234".to_owned());
+        return Err("use host, a name in /run/netns, an inode number or pid:1234".to_owned());
     }
     Ok(NetnsSpec::Name(text.to_owned()))
 }
 
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let good = "give a time like 500ms, 1s or 2m";
+    let good = "use a time like 500ms, 1s or 2m";
     positive(SignedDuration::from_str(text).map_err(|_| good.to_owned())?, good)
 }
 
 fn positive(duration: SignedDuration, good: &str) -> Result<Duration, String> {
     let positive = Duration::try_from(duration).ok().filter(|duration| !duration.is_zero());
-    positive.ok_or_else(|| format!("it must be longer than nothing; {good}"))
+    positive.ok_or_else(|| format!("it must be longer than zero; {good}"))
 }
 
 pub fn interval(text: &str) -> Result<Duration, String> {
@@ -323,7 +324,7 @@ pub fn interval(text: &str) -> Result<Duration, String> {
 
 /// How old something may become: days count, too.
 pub fn age(text: &str) -> Result<Duration, String> {
-    let good = "give a time like 30s, 5m, 12h or 7d";
+    let good = "use a time like 30s, 5m, 12h or 7d";
     let span = jiff::Span::from_str(text).map_err(|_| good.to_owned())?;
     let age = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| good.to_owned())?;
     positive(age, good)

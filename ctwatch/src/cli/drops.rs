@@ -15,10 +15,10 @@ use crate::state::{By, Filter, StateConfig};
 pub struct DropsArgs {
     #[command(flatten)]
     rows: RowArgs,
-    /// Report single packets too: drop, insert, or both
     #[arg(
-        long, value_name = "drop,insert", num_args = 0..=1, require_equals = true, value_enum,
-        value_delimiter = ',', default_missing_value = "drop", hide_possible_values = true
+        long, value_name = "KINDS", num_args = 0..=1, require_equals = true, value_enum, value_delimiter = ',',
+        default_missing_value = "drop", hide_possible_values = true,
+        help = "Also print single events: drop, insert or both\n[drop if no value is given]"
     )]
     events: Vec<EventKind>,
     #[command(flatten)]
@@ -39,17 +39,17 @@ pub struct DropsArgs {
 }
 
 const AFTER: &str = "\
-Causes, of lost packets: table_full no_memory clash chain_too_long dying
-  tcp_race other; of entries lost to make room: evicted gc_evicted; of packets
-  that passed untracked, only if asked for: invalid
+Causes of dropped packets: table_full no_memory clash chain_too_long dying
+  tcp_race other; of entries evicted to make room: evicted gc_evicted. Packets
+  that passed untracked are shown on request only: --cause invalid
 
 Examples:
-  ctwatch drops                             which ports suffer, every second
+  ctwatch drops                             which ports lose packets, live
   ctwatch drops --by flow --port 6379 --loopback
   ctwatch drops --format json --duration 60s > capture.ndjson
 
-Exit codes: 0 done, also by Ctrl-C; 1 failed while running; 2 wrong usage;
-  3 cannot watch here (`ctwatch check` says why)";
+Exit codes: 0 success (also on Ctrl-C); 1 runtime failure; 2 usage error;
+  3 not possible on this host (`ctwatch check` says why)";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum EventKind {

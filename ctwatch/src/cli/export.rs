@@ -26,7 +26,7 @@ pub struct ExportArgs {
         short,
         long,
         value_name = "PATH",
-        help = "A new file; a folder for several tables as csv or\nparquet [default: standard output]"
+        help = "A new file, or a directory for several tables as\ncsv or parquet [default: standard output]"
     )]
     output: Option<PathBuf>,
     #[arg(
@@ -36,7 +36,7 @@ pub struct ExportArgs {
     table: Vec<ExportTable>,
     #[command(flatten)]
     start: FromArgs,
-    /// Up to here
+    /// End here
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     until: Option<Moment>,
     #[command(flatten)]
@@ -44,17 +44,17 @@ pub struct ExportArgs {
 }
 
 const AFTER: &str = "\
-ndjson is one object a line, `type` says of which table; csv and parquet are a
-file a table. --anonymize keeps which addresses share a network, ports, times,
-causes and counts; `machine` is left out then. docs/recording.md has it all.
+ndjson has one object per line, its table in `type`; csv and parquet have one
+file per table. --anonymize keeps shared prefixes of addresses, ports, times,
+causes and counts, and leaves `machine` out. Details: docs/recording.md
 
 Examples:
   ctwatch export host.ctw --to ndjson | jq 'select(.type == \"losses\")'
   ctwatch export host.ctw --to csv --table losses > losses.csv
   ctwatch export host.ctw --to parquet -o night --from 03:00 --anonymize
 
-Exit codes: 0 done; 1 failed while running, also a damaged file or Ctrl-C;
-  2 wrong usage, also if something is there already";
+Exit codes: 0 success; 1 runtime failure (also a damaged file or Ctrl-C);
+  2 usage error (also if the output already exists)";
 
 /// A format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,5 +117,5 @@ impl ExportConfig {
 
 fn table(text: &str) -> Result<ExportTable, String> {
     ExportTable::from_name(text)
-        .ok_or_else(|| format!("tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
+        .ok_or_else(|| format!("the tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
 }

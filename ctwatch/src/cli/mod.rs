@@ -32,7 +32,7 @@ pub use replay::{ReplayConfig, Speed};
 pub use report::ReportConfig;
 pub use table::TableConfig;
 
-/// Tells which flows a full nf_conntrack table drops, and why.
+/// Show which flows a full nf_conntrack table drops, and why.
 #[derive(Debug, Parser)]
 #[command(name = "ctwatch", version, arg_required_else_help = true, disable_help_subcommand = true)]
 struct Cli {
@@ -44,7 +44,7 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct GlobalArgs {
-    /// Say more on stderr; -vv adds the programs' log
+    /// Print more to stderr; -vv adds the eBPF programs' log
     #[arg(short, long, action = ArgAction::Count, global = true, display_order = 900)]
     verbose: u8,
     /// Where /proc is mounted
@@ -57,21 +57,21 @@ struct GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 enum CommandArgs {
-    /// Live stream of what conntrack loses: a line an interval, a row per key
+    /// Stream conntrack drops: a status line per interval, a row per key
     Drops(drops::DropsArgs),
-    /// Who fills the table now; needs no eBPF
+    /// Show what occupies the table now (no eBPF needed)
     Table(table::TableArgs),
-    /// What would fix it, with numbers, risks and commands to try and undo
+    /// Recommend fixes: expected effect, risks, commands to apply and undo
     Advise(advise::AdviseArgs),
-    /// A flight recorder: into one SQLite file, bounded in size
+    /// Record continuously into one size-limited SQLite file
     Record(record::RecordArgs),
-    /// A recording, as `drops` would have shown it
+    /// Play a recording back as `drops` would have shown it
     Replay(replay::ReplayArgs),
-    /// A recording for other programs, as NDJSON, CSV or Parquet
+    /// Convert a recording to NDJSON, CSV or Parquet
     Export(export::ExportArgs),
-    /// The postmortem of recordings: text, Markdown, HTML or JSON
+    /// Write a postmortem from recordings: text, Markdown, HTML or JSON
     Report(report::ReportArgs),
-    /// Can ctwatch run here, how, and if not, why and what would help
+    /// Check whether ctwatch can run here; if not, why and what to do
     Check(check::CheckArgs),
 }
 
@@ -153,8 +153,8 @@ impl Config {
                 CommandArgs::Table(table) => Command::Table(TableConfig::resolve(table)),
                 CommandArgs::Advise(advise) => Command::Advise(AdviseConfig::resolve(advise)),
                 CommandArgs::Record(record) => {
-                    let conflict = |text| self::command().error(ErrorKind::ArgumentConflict, text);
-                    Command::Record(RecordConfig::resolve(record).map_err(conflict)?)
+                    let config = RecordConfig::resolve(record);
+                    Command::Record(config.map_err(|text| conflict("record", text))?)
                 }
                 CommandArgs::Replay(replay) => Command::Replay(ReplayConfig::resolve(replay)),
                 CommandArgs::Export(export) => Command::Export(ExportConfig::resolve(export)),
@@ -162,6 +162,16 @@ impl Config {
                 CommandArgs::Check(check) => Command::Check(CheckConfig::resolve(check)),
             },
         })
+    }
+}
+
+/// Arguments that exclude each other, told as clap tells it: with the usage of their command.
+fn conflict(name: &str, text: String) -> clap::Error {
+    let mut all = command();
+    all.build();
+    match all.find_subcommand_mut(name) {
+        Some(command) => command.error(ErrorKind::ArgumentConflict, text),
+        None => all.error(ErrorKind::ArgumentConflict, text),
     }
 }
 

@@ -12,15 +12,17 @@ use crate::record::trigger::Condition;
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
 pub struct RecordArgs {
-    /// Where to; a recording that is there goes on
+    /// Output file; an existing recording is continued
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Older ticks become a sum; not incidents
-    #[arg(long, value_name = "TIME", value_parser = common::age, default_value = "7d")]
+    #[arg(
+        long, value_name = "TIME", value_parser = common::age, default_value = "7d",
+        help = "Merge older ticks into totals, except around\nincidents"
+    )]
     keep: Duration,
     #[arg(
         long, value_name = "SIZE", value_parser = size, default_value = "500MB",
-        help = "At this size the oldest ticks become coarser, then\none sum; incidents come last"
+        help = "Size limit: the oldest ticks are downsampled, then\nmerged; incidents last"
     )]
     max_size: u64,
     #[command(flatten)]
@@ -34,36 +36,37 @@ struct TriggerArgs {
     #[arg(
         long,
         value_name = "CONDITION",
-        help = "An incident, of which detail is kept: fill>=90%,\ndrops>0 (in a tick) or full_in<60s (repeatable)"
+        help = "What starts an incident: fill>=90%, drops>0 (in one\ntick) or full_in<60s (repeatable)"
     )]
     when: Vec<Condition>,
-    /// Detail kept from before it
+    /// Keep detail this long before an incident
     #[arg(long, value_name = "TIME", value_parser = common::age, default_value = "2m")]
     before: Duration,
-    /// Detail kept once it no longer holds
+    /// Keep detail this long after it clears
     #[arg(long, value_name = "TIME", value_parser = common::age, default_value = "5m")]
     after: Duration,
     #[arg(
         long, value_name = "CMD", value_parser = words, requires = "when",
-        help = "Run this when one fires, its JSON on stdin; words\nare split as a shell does, and no shell is started"
+        help = "Run CMD at each incident, with its JSON on stdin;\nCMD is split into words but no shell is started"
     )]
     exec: Option<Words>,
-    #[arg(long, requires = "exec", help = "Give CMD to `sh -c` as it is")]
+    #[arg(long, requires = "exec", help = "Run CMD with `sh -c`")]
     shell: bool,
-    #[arg(long, requires = "when", help = "End after the first incident; code 4 without one")]
+    #[arg(long, requires = "when", help = "Exit after the first incident (exit code 4 if none)")]
     once: bool,
 }
 
 const AFTER: &str = "\
-It prints a line of JSON when the file is open, at each incident, and when the
-  file is closed. SIGHUP closes it under a name with the time, and begins anew.
+A line of JSON is printed when the file is opened, at each incident, and when
+the file is closed. SIGHUP rotates: the file is closed and renamed with a
+timestamp, and a new one is started.
 
 Examples:
   ctwatch record -o /var/lib/ctwatch/host.ctw --when 'drops>0'
   ctwatch record -o case.ctw --when 'fill>=90%' --once --duration 1h
 
-Exit codes: 0 done, also by Ctrl-C; 1 failed while running (a full disk, too);
-  2 wrong usage; 3 cannot watch here; 4 --once saw no incident";
+Exit codes: 0 success (also on Ctrl-C); 1 runtime failure (also a full disk);
+  2 usage error; 3 not possible on this host; 4 no incident with --once";
 
 /// `ctwatch record`
 #[derive(Clone, Debug)]
@@ -102,8 +105,8 @@ impl RecordConfig {
         let TriggerArgs { when, before, after, exec, shell, once } = triggers;
         if let Some(one) = when.iter().find(|one| no_inserts && one.needs_flows()) {
             return Err(format!(
-                "'--when {one}' can't fire with '--no-inserts': when a table will be full follows from new flows; leave \
-                 out --no-inserts, or take fill>=90%"
+                "'--when {one}' can't fire with '--no-inserts': the forecast needs new flows to be counted; leave out \
+                 --no-inserts, or use fill>=90%"
             ));
         }
         let exec = exec.map(
@@ -133,7 +136,7 @@ const SMALLEST: u64 = 1_000_000;
 
 /// Bytes: "500MB", "2GiB".
 fn size(text: &str) -> Result<u64, String> {
-    let good = "give a size like 500MB, 2GB or 512MiB";
+    let good = "use a size like 500MB, 2GB or 512MiB";
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(good)?;
     let (number, unit) = text.split_at(at);
     let factor = match unit.trim() {
@@ -147,7 +150,7 @@ fn size(text: &str) -> Result<u64, String> {
     };
     let bytes = number.parse::<f64>().map_err(|_| good.to_owned())? * factor;
     if bytes < SMALLEST as f64 {
-        return Err(format!("less than 1MB keeps nothing worth having; {good}"));
+        return Err(format!("the smallest size is 1MB; {good}"));
     }
     Ok(bytes as u64)
 }
@@ -161,7 +164,7 @@ struct Words {
 
 fn words(text: &str) -> Result<Words, String> {
     let words = shlex::split(text).filter(|words| !words.is_empty());
-    let words = words.ok_or("give a program and its arguments; a quote may be open")?;
+    let words = words.ok_or("use a program and its arguments; is there an unclosed quote?")?;
     Ok(Words { text: text.to_owned(), words })
 }
 

@@ -21,14 +21,14 @@ pub struct ReplayArgs {
     file: PathBuf,
     #[arg(
         long, value_name = "N", value_parser = speed, default_value = "1",
-        help = "So many times as fast as it was, or max: as fast\nas it can be read"
+        help = "Playback speed: 60 is sixty times real time; max\ndoesn't wait"
     )]
     speed: Speed,
     #[command(flatten)]
     span: SpanArgs,
     #[command(flatten)]
     rows: RowArgs,
-    /// Show the losses that were kept one by one, too
+    /// Also show individually recorded drops
     #[arg(long)]
     events: bool,
     #[command(flatten)]
@@ -38,17 +38,17 @@ pub struct ReplayArgs {
 }
 
 const AFTER: &str = "\
-It shows what `ctwatch drops` would have shown, with the same totals. Of losses
-one by one a recording has a sample: rows by flow, src, dst, process and
-container are lower bounds then, and say so.
+Output and totals are those of `ctwatch drops`; totals count from --from. Only a
+sample of the individual drops may have been recorded: rows by flow, src, dst,
+process and container are then lower bounds, marked as such.
 
 Examples:
-  ctwatch replay host.ctw --speed max       all of it, at once
+  ctwatch replay host.ctw --speed max       all of it, without waiting
   ctwatch replay host.ctw --from 03:00 --to 03:15 --speed 60
   ctwatch replay host.ctw --speed max --by flow --format json
 
-Exit codes: 0 done, also by Ctrl-C; 1 failed while running, also a damaged
-  file; 2 wrong usage";
+Exit codes: 0 success (also on Ctrl-C); 1 runtime failure (also a damaged
+  file); 2 usage error";
 
 /// How fast.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -112,7 +112,7 @@ fn speed(text: &str) -> Result<Speed, String> {
     }
     let times = text.strip_suffix('x').unwrap_or(text).parse::<f64>().ok();
     let times = times.filter(|times| (1e-3..=1e6).contains(times));
-    times.map(Speed::Times).ok_or_else(|| "give a number such as 0.5 or 60, or max".to_owned())
+    times.map(Speed::Times).ok_or_else(|| "use a number such as 0.5 or 60, or max".to_owned())
 }
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use crate::postmortem::{Format, Wish};
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
 pub struct ReportArgs {
-    /// Recordings, one for each host
+    /// Recordings, one per host
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// Only the ticks kept in detail around this one
-    #[arg(long, value_name = "N")]
+    /// Only the ticks kept in detail around incident N
+    #[arg(long, value_name = "N", value_parser = incident)]
     incident: Option<i64>,
     #[command(flatten)]
     span: SpanArgs,
@@ -27,24 +27,24 @@ pub struct ReportArgs {
             (PossibleValue::new("html"), Format::Html),
             (PossibleValue::new("json"), Format::Json),
         ]),
-        help = "text, md, html or json [default: by the ending of\n-o, else text]"
+        help = "text, md, html or json [default: by the extension\nof -o, else text]"
     )]
     format: Option<Format>,
     #[command(flatten)]
     anonymize: AnonymizeArgs,
-    /// Write to a file, which must not exist yet
+    /// Write to this file; it must not exist yet
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 const AFTER: &str = "\
 Examples:
-  ctwatch report host.ctw                   all of it, for a terminal
+  ctwatch report host.ctw                   everything, for a terminal
   ctwatch report host.ctw --incident 3 -o incident-3.html
   ctwatch report a.ctw b.ctw --from '2026-03-14 12:00' --to '2026-03-14 12:30'
 
-Exit codes: 0 done, also where nothing was lost; 1 failed, for one because a
-  file is damaged or no recording; 2 wrong usage";
+Exit codes: 0 success (also if nothing was lost); 1 runtime failure (also if a
+  file is damaged or not a recording); 2 usage error";
 
 /// `ctwatch report`
 #[derive(Clone, Debug)]
@@ -65,6 +65,10 @@ impl ReportConfig {
         let anonymize = anonymize.into_key();
         Self { wish: Wish { files, incident, from, to, anonymize }, format, output }
     }
+}
+
+fn incident(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "use the number of an incident, such as 3".to_owned())
 }
 
 fn by_ending(path: &Path) -> Format {

@@ -12,38 +12,38 @@ use crate::state::table::{BreakdownConfig, Dimension, Keys};
 pub struct TableArgs {
     #[arg(
         long, value_name = "KEY[,KEY]", value_parser = keys, default_value = "port",
-        help = "What one row stands for: port, state, proto,\ndirection, src, dst, netns, container, zone or\nmark; or two of them, crossed"
+        help = "Group rows by port, state, proto, direction, src,\ndst, netns, container, zone or mark, or by a pair\nof these"
     )]
     by: Keys,
     #[arg(
-        long, value_name = "N", value_parser = common::rows(), default_value = "20",
-        help = "Rows shown; the others are summed up, one sum\nper netns"
+        long, value_name = "N", value_parser = common::rows, default_value = "20",
+        help = "Rows shown; the rest are summed per netns"
     )]
     top: usize,
     #[arg(
         long, value_name = "TIME", num_args = 0..=1, value_parser = common::interval, default_missing_value = "2s",
-        help = "Look again and again, this often [2s without a\nvalue], resting at least as long as it takes"
+        help = "Repeat at this interval [2s if no value is given];\npauses last at least as long as the listing"
     )]
     watch: Option<Duration>,
     #[command(flatten)]
     output: FormatArgs,
-    #[command(flatten, next_help_heading = "Filters (on rows; lists, and repeatable)")]
+    #[command(flatten, next_help_heading = "Filters (on rows; comma-separated, repeatable)")]
     filters: FilterArgs,
 }
 
 const AFTER: &str = "\
-Columns: entries, their part of the table and of nf_conntrack_max, how many of
-  them are assured and in TIME_WAIT, the seconds within which half and nine
-  tenths of them expire if nothing refreshes them, and their median age (with
-  net.netfilter.nf_conntrack_timestamp); error: by so many `entries` may be off
+Columns: entries; their share of the table and of nf_conntrack_max; the share
+  of them assured, and in TIME_WAIT; time until 50 % and 90 % of them expire
+  unless refreshed; median age (needs net.netfilter.nf_conntrack_timestamp);
+  error: `entries` may be off by this much
 
 Examples:
   ctwatch table                             by service port
   ctwatch table --by port,state --port 6379
   ctwatch table --by src --loopback=no --format json
 
-Exit codes: 0 done, also by Ctrl-C; 1 failed while running; 2 wrong usage;
-  3 cannot read a table here (no right to, or conntrack is not loaded)";
+Exit codes: 0 success (also on Ctrl-C); 1 runtime failure; 2 usage error;
+  3 not possible on this host (no permission, or nf_conntrack is not loaded)";
 
 /// `ctwatch table`
 #[derive(Clone, Debug)]
@@ -70,14 +70,14 @@ fn keys(text: &str) -> Result<Keys, String> {
     let key = |name: &str| {
         Dimension::ALL.into_iter().find(|key| key.name() == name).ok_or_else(|| {
             let names = Dimension::ALL.map(Dimension::name);
-            format!("`{name}` is no key; keys are {}", names.join(", "))
+            format!("`{name}` is not a key; the keys are {}", names.join(", "))
         })
     };
     match text.split(',').collect::<Vec<_>>().as_slice() {
         [one] => Ok(Keys::one(key(one)?)),
         [first, second] => Keys::two(key(first)?, key(second)?)
-            .ok_or_else(|| format!("`{first}` twice crosses nothing; give two different keys or one")),
-        _ => Err("two keys can be crossed, not more: port,state".to_owned()),
+            .ok_or_else(|| format!("`{first}` is given twice; use one key or two different ones")),
+        _ => Err("rows are grouped by one key or two, not more: port,state".to_owned()),
     }
 }
 
