@@ -1,4 +1,5 @@
-//! `ctwatch advise` on the command line: raw arguments, and what they come to.
+//! `ctwatch advise` on the command line: arguments, resolved config, help examples.
+//! No clap type leaves `cli/`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,7 +67,7 @@ Exit codes: 0 success; 1 runtime failure; 2 usage error;
 /// How to print advice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdviceFormat {
-    /// As everything else is printed.
+    /// A report, as all commands print it.
     Report(Format),
     /// A script.
     Sh,
@@ -86,17 +87,17 @@ impl AdviceFormat {
 /// `ctwatch advise`
 #[derive(Clone, Debug)]
 pub struct AdviseConfig {
-    /// The recording to reckon from; `None` means to measure.
+    /// The recording to use; `None` means to measure.
     pub recording: Option<PathBuf>,
     /// How long to measure.
     pub window: Duration,
-    /// The netns; `None` means its own.
+    /// The namespace; `None` means the one ctwatch runs in.
     pub netns: Option<NetnsSpec>,
-    /// Changes to try on paper.
+    /// Changes to estimate.
     pub what_if: Option<Changes>,
-    /// Reckon with so many times the present rate, too.
+    /// Also estimate at this multiple of the current rate.
     pub times: f64,
-    /// Ids of the pieces asked for; empty means all.
+    /// Ids of the recommendations asked for; empty means all.
     pub items: Vec<String>,
     /// How to print.
     pub format: AdviceFormat,

@@ -1,4 +1,5 @@
-//! `ctwatch check` on the command line: raw arguments, and what they come to.
+//! `ctwatch check` on the command line: arguments, resolved config, help examples.
+//! No clap type leaves `cli/`.
 
 use clap::Args;
 

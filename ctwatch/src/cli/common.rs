@@ -15,7 +15,7 @@ use crate::model::{Backend, NetnsId, Protocol};
 use crate::record::span::Moment;
 use crate::state::{By, Filter, PortRange};
 
-/// Which flows make rows: of losses or of entries. Its heading says of what, so it is given where this is flattened.
+/// Which losses or entries make rows. The help heading differs, so it is set where this is flattened.
 #[derive(Debug, Args)]
 pub struct FilterArgs {
     /// Only these service ports, e.g. 80,443,6000-6010
@@ -45,7 +45,7 @@ pub struct FilterArgs {
     loopback: Option<bool>,
 }
 
-/// [`FilterArgs`], and what only losses have.
+/// [`FilterArgs`], plus what only losses have.
 #[derive(Debug, Args)]
 pub struct LossFilterArgs {
     #[command(flatten)]
@@ -55,7 +55,7 @@ pub struct LossFilterArgs {
     cause: Vec<Cause>,
 }
 
-/// `--cause` stands in the middle of the filters, wherever it is declared.
+/// Keeps `--cause` in the middle of the filters in help, though it is declared after them.
 const AFTER_CAUSE: usize = 100;
 
 /// The heading of the filters of losses.
@@ -108,7 +108,7 @@ pub fn rows(text: &str) -> Result<usize, String> {
 pub enum Format {
     /// For people, at 80 columns.
     Text,
-    /// One object a line.
+    /// One object per line.
     Json,
 }
 
@@ -145,7 +145,7 @@ pub enum BackendChoice {
     Forced(Backend),
 }
 
-/// How a live watch goes.
+/// What every live watch takes.
 #[derive(Debug, Args)]
 pub struct LiveArgs {
     /// Sampling interval
@@ -169,7 +169,7 @@ fn backend() -> impl TypedValueParser<Value = BackendChoice> {
     choice([("auto", BackendChoice::Auto)].into_iter().chain(forced))
 }
 
-/// Which part of a recording. `export` has formats at `--to`, so it has an end of its own.
+/// Which part of a recording. `export --to` takes a format, so `export` declares its end itself.
 #[derive(Debug, Args)]
 pub struct SpanArgs {
     #[command(flatten)]
@@ -202,13 +202,13 @@ pub struct AnonymizeArgs {
 }
 
 impl AnonymizeArgs {
-    /// Whether names and addresses are to be replaced; by this key, or by one that nobody knows.
+    /// Whether to pseudonymize names and addresses: with this key, or with a random one.
     pub fn into_key(self) -> Option<Option<String>> {
         self.anonymize.map(|key| (!key.is_empty()).then_some(key))
     }
 }
 
-/// A value by its name. Errors list the names, and so does help unless it is told to hide them.
+/// Parses a value by its name. Errors list the names; so does help, unless they are hidden.
 pub fn choice<N: Into<PossibleValue>, T: Clone + Send + Sync + 'static>(
     choices: impl IntoIterator<Item = (N, T)>,
 ) -> impl TypedValueParser<Value = T> {
@@ -322,7 +322,7 @@ pub fn interval(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
-/// How old something may become: days count, too.
+/// A duration that may be written in days.
 pub fn age(text: &str) -> Result<Duration, String> {
     let good = "use a time like 30s, 5m, 12h or 7d";
     let span = jiff::Span::from_str(text).map_err(|_| good.to_owned())?;

@@ -1,4 +1,5 @@
-//! `ctwatch drops` on the command line: raw arguments, and what they come to.
+//! `ctwatch drops` on the command line: arguments, resolved config, help examples.
+//! No clap type leaves `cli/`.
 
 use std::time::Duration;
 

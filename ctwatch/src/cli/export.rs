@@ -1,5 +1,5 @@
-//! `ctwatch export` on the command line: raw arguments, and what they come to.
-//! Whether a file or a folder is meant shows only on the disk, so the command decides it.
+//! `ctwatch export` on the command line: arguments, resolved config, help examples.
+//! Whether the output is a file or a directory depends on what exists, so the command decides that.
 
 use std::path::PathBuf;
 
@@ -59,11 +59,11 @@ Exit codes: 0 success; 1 runtime failure (also a damaged file or Ctrl-C);
 /// A format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
-    /// One object a line.
+    /// One object per line.
     Ndjson,
-    /// A file a table.
+    /// One file per table.
     Csv,
-    /// A file a table, with types.
+    /// One file per table, with types.
     Parquet,
 }
 
@@ -84,7 +84,7 @@ impl ExportFormat {
 pub struct ExportConfig {
     /// The recording.
     pub file: PathBuf,
-    /// What to make of it.
+    /// What to convert it to.
     pub format: ExportFormat,
     /// Where to; `None`: to standard output.
     pub output: Option<PathBuf>,
@@ -94,7 +94,7 @@ pub struct ExportConfig {
     pub from: Option<Moment>,
     /// Where to end.
     pub to: Option<Moment>,
-    /// Without names and addresses; with a key or not.
+    /// Pseudonymize names and addresses: with this key, or with a random one.
     pub anonymize: Option<Option<String>>,
 }
 

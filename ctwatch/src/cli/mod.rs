@@ -1,6 +1,6 @@
 //! The command line: raw arguments in, one resolved [`Config`] out.
-//! No other room reads clap, arguments or the environment. Each command has a file: its arguments, what they come to, its
-//! examples; `common` has what they share. Keep help lines short: they are read at 80 columns.
+//! No other room uses clap or reads arguments. Each command has one file with its arguments, its config and its examples;
+//! `common` holds what they share. Help has to fit 80 columns.
 
 mod advise;
 mod check;
@@ -165,7 +165,7 @@ impl Config {
     }
 }
 
-/// Arguments that exclude each other, told as clap tells it: with the usage of their command.
+/// An error about arguments that exclude each other, with the usage of their command as clap does it.
 fn conflict(name: &str, text: String) -> clap::Error {
     let mut all = command();
     all.build();
@@ -175,7 +175,7 @@ fn conflict(name: &str, text: String) -> clap::Error {
     }
 }
 
-/// Colour only where a person looks: a terminal that can, and no wish against it (<https://no-color.org>).
+/// Colour only on a terminal that supports it, and unless NO_COLOR is set (<https://no-color.org>).
 fn wants_color() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");

@@ -1,5 +1,5 @@
-//! `ctwatch record` on the command line: raw arguments, and what they come to.
-//! What only goes wrong together is told here, before anything is looked at.
+//! `ctwatch record` on the command line: arguments, resolved config, help examples.
+//! Conflicts between flags are found here, before anything is read.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -77,19 +77,19 @@ pub struct RecordConfig {
     pub interval: Duration,
     /// When to stop.
     pub duration: Option<Duration>,
-    /// Older ticks become a sum.
+    /// Ticks older than this are merged into totals.
     pub keep: Duration,
-    /// Bytes from which on ticks are thinned.
+    /// Size limit of the file, bytes.
     pub max_size: u64,
-    /// What makes an incident.
+    /// What starts an incident.
     pub when: Vec<Condition>,
-    /// Detail kept from before one.
+    /// How long before an incident detail is kept.
     pub before: Duration,
-    /// Detail kept after one.
+    /// How long after its condition clears.
     pub after: Duration,
-    /// Program and arguments to run when one begins.
+    /// Program and arguments to run at each incident.
     pub exec: Option<Vec<String>>,
-    /// End after the first one.
+    /// Exit after the first incident.
     pub once: bool,
     /// Count inserts and deletes.
     pub count_flows: bool,
@@ -131,7 +131,7 @@ impl RecordConfig {
     }
 }
 
-/// The smallest recording: its empty tables take some of it.
+/// The smallest size limit: empty tables take some of it.
 const SMALLEST: u64 = 1_000_000;
 
 /// Bytes: "500MB", "2GiB".

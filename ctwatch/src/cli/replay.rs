@@ -1,5 +1,5 @@
-//! `ctwatch replay` on the command line: raw arguments, and what they come to.
-//! Filters and rows are those of `drops`; what only a live watch has is missing.
+//! `ctwatch replay` on the command line: arguments, resolved config, help examples.
+//! Filters and rows are those of `drops`, without the flags that only a live watch has.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,10 +50,10 @@ Examples:
 Exit codes: 0 success (also on Ctrl-C); 1 runtime failure (also a damaged
   file); 2 usage error";
 
-/// How fast.
+/// Playback speed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Speed {
-    /// So many times as fast as it was.
+    /// A multiple of real time.
     Times(f64),
     /// Without waiting.
     Max,
@@ -81,7 +81,7 @@ pub struct ReplayConfig {
     pub filter: Filter,
     /// The namespaces asked for; empty means all.
     pub netns: Vec<NetnsSpec>,
-    /// How fast.
+    /// Playback speed.
     pub speed: Speed,
     /// Where to begin.
     pub from: Option<Moment>,
@@ -89,7 +89,7 @@ pub struct ReplayConfig {
     pub to: Option<Moment>,
     /// Rows a report shows.
     pub top: usize,
-    /// Show losses one by one.
+    /// Show individually recorded drops.
     pub drop_events: bool,
     /// How to print.
     pub format: Format,

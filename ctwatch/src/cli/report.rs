@@ -1,4 +1,5 @@
-//! `ctwatch report` on the command line: raw arguments, and what they come to.
+//! `ctwatch report` on the command line: arguments, resolved config, help examples.
+//! No clap type leaves `cli/`.
 
 use std::path::{Path, PathBuf};
 

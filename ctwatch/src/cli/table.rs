@@ -1,4 +1,5 @@
-//! `ctwatch table` on the command line: raw arguments, and what they come to.
+//! `ctwatch table` on the command line: arguments, resolved config, help examples.
+//! No clap type leaves `cli/`.
 
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ pub struct TableConfig {
     pub settings: BreakdownConfig,
     /// The namespaces asked for, not yet looked up; empty means all.
     pub netns: Vec<NetnsSpec>,
-    /// Look again and again, this often.
+    /// Repeat at this interval; `None`: list once.
     pub watch: Option<Duration>,
     /// How to print.
     pub format: Format,
