@@ -1,14 +1,15 @@
 //! What a recording costs: 24 hours of a busy host with a storm in the middle, recorded as fast as it goes.
 //! The samples are made up; all behind them is what `ctwatch record` runs.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use ::ctwatch::kernel::roots::Roots;
 use ::ctwatch::model::{
-    Backend, Census, CensusKey, FlowOffset, KernelCounters, Loss, NetnsId, NetnsSample, Owner, PortDetail,
-    ProcessId, Role, Sample, SlotSample, WallMono,
+    Backend, Census, CensusKey, Device, FlowOffset, Hook, KernelCounters, Loss, Name, NetnsId, NetnsSample,
+    Owner, Packet, PortDetail, ProcessId, Protocol, Role, Sample, SlotSample, Tuple, WallMono,
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{EndReason, Run};
@@ -16,8 +17,8 @@ use ::ctwatch::record::scribe::WriterThread;
 use ::ctwatch::record::{Lock, Recording, RetentionLimits, Writer};
 use ::ctwatch::state::StateConfig;
 use anyhow::{Context, Result};
+use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::event::{IPV4, LossEvent, flag};
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
 use jiff::{SignedDuration, Timestamp};
 
@@ -117,7 +118,7 @@ struct Host {
 
 impl Host {
     fn new(start: Timestamp) -> Self {
-        let process = ProcessId { pid: 812, name: *b"nginx\0\0\0\0\0\0\0\0\0\0\0", role: Role::Sender };
+        let process = ProcessId { pid: 812, name: Name::new(b"nginx"), role: Role::Sender };
         let cgroup = Some("/system.slice/nginx.service".to_owned());
         let container = Some("unit:nginx.service".to_owned());
         Self {
@@ -126,7 +127,7 @@ impl Host {
             losses: vec![0; 20],
             lost: 0,
             random: 88_172_645_463_325_252,
-            who: Arc::new(Owner { process: Some(process), cgroup, container, anybodys: false }),
+            who: Arc::new(Owner { process: Some(process), cgroup, container, unattributable: false }),
         }
     }
 
@@ -158,29 +159,21 @@ impl Host {
     }
 
     fn loss(&self, second: u64, tuple: u64, dport: u16) -> Loss {
-        let mut src = [0; 16];
-        src[..4].copy_from_slice(&[10, (tuple >> 16) as u8, (tuple >> 8) as u8, tuple as u8]);
-        let event = LossEvent {
-            at: second * 1_000_000_000 + tuple % 1000,
-            netns: HOST,
-            count: 262_144,
-            max: 262_144,
-            ifindex: 1,
-            kind: 1,
-            proto: 6,
-            family: IPV4,
-            hook: 3,
-            flags: flag::LOOPBACK | flag::COUNT | flag::MAX | flag::OUT | flag::TUPLE | flag::OWNER,
+        let src = IpAddr::from([10, (tuple >> 16) as u8, (tuple >> 8) as u8, tuple as u8]);
+        let packet = Packet {
+            at_ns: second * 1_000_000_000 + tuple % 1000,
+            netns: NetnsId::from_packed(HOST),
+            proto: Some(Protocol::TCP),
+            tuple: Some(Tuple { src, dst: src, sport: (tuple % 28_000 + 32_768) as u16, dport }),
             icmp: [0; 2],
-            reserved: 0,
-            sport: (tuple % 28_000 + 32_768) as u16,
-            dport,
+            is_loopback: true,
+            hook: Some(Hook::LocalOut),
+            device: Device { name: Some(Name::new(b"lo")), ifindex: 1, is_output: true },
+            count: Some(262_144),
+            max: Some(262_144),
             length: 60,
-            src,
-            dst: src,
-            device: *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
         };
-        Loss { who: Some(Arc::clone(&self.who)), ..Loss::new(self.time(second), event) }
+        Loss { owner: Some(Arc::clone(&self.who)), ..Loss::new(self.time(second), Cause::TableFull, packet) }
     }
 
     fn time(&self, second: u64) -> Timestamp {
@@ -208,7 +201,7 @@ impl Host {
             time: self.time(second),
             interval_s: 1.0,
             netns: vec![NetnsSample {
-                id: NetnsId(HOST),
+                id: NetnsId::from_packed(HOST),
                 name: Some("host".to_owned()),
                 container: None,
                 count: Some(count),
@@ -244,7 +237,7 @@ impl Host {
         }
         let key = |port| CensusKey { proto: 6, port, entries: 500, assured: 480, time_wait: 333 };
         Census {
-            netns: NetnsId(HOST),
+            netns: NetnsId::from_packed(HOST),
             keys: ports.clone().map(key).collect(),
             details,
             bases: ports.map(|port| FlowOffset { proto: 6, port, entries: 500 }).collect(),

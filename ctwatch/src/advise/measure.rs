@@ -2,16 +2,14 @@
 //! Takes the same samples and losses as `state`, live or replayed; no I/O, and bounded memory.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use ctwatch_common::Cause;
-use ctwatch_common::event::{IPV4, LossEvent, flag};
-use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
+use ctwatch_common::slot::SlotKind;
 
 use super::demand::{Service, Stay, Timeouts};
 use super::distinct::Distinct;
 use crate::listing::{Listing, ServiceEntries};
-use crate::model::{Address, Direction, NetnsId, Sample, TableEntry, TimeoutKind};
+use crate::model::{Address, Direction, Flow, Loss, NetnsId, Sample, TableEntry, TimeoutKind};
 
 /// Of the window, so much passes before refused flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;
@@ -78,15 +76,17 @@ impl Measure {
     }
 
     /// One loss.
-    pub fn loss(&mut self, event: &LossEvent) {
-        let is_refusal = event.kind == Cause::TableFull as u8;
-        if !is_refusal || event.netns != self.netns.0 || event.flags & flag::TUPLE == 0 {
+    pub fn loss(&mut self, loss: &Loss) {
+        let packet = &loss.packet;
+        let (Some(Flow { proto, tuple }), Some(port)) = (packet.flow(), packet.service_port()) else {
+            return;
+        };
+        if loss.cause != Cause::TableFull || packet.netns != self.netns {
             return;
         }
-        let service = ((event.proto, service_port(event)), event.flags & flag::LOOPBACK != 0);
-        let [sport, dport] = if has_ports(event.proto) { [event.sport, event.dport] } else { [0; 2] };
-        let hash =
-            tuple_hash(event.proto, address(event, &event.src), address(event, &event.dst), sport, dport);
+        let service = ((proto.0, port), packet.is_loopback);
+        let [sport, dport] = if proto.has_ports() { [tuple.sport, tuple.dport] } else { [0; 2] };
+        let hash = tuple_hash(proto.0, tuple.src.into(), tuple.dst.into(), sport, dport);
         self.refused.add(hash, service, self.settled.is_some());
     }
 
@@ -108,17 +108,19 @@ impl Measure {
             self.elapsed += sample.interval_s;
         }
         let mut totals = Totals { at: self.elapsed, ..Totals::default() };
-        for slot in sample.slots.iter().filter(|slot| slot.key.netns == self.netns.0) {
+        for slot in sample.slots.iter().filter(|slot| slot.key.netns == self.netns.packed()) {
             let key = (slot.key.proto, slot.key.port);
-            let kind = slot.key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED);
-            let is_loopback = slot.key.kind & KIND_LOOPBACK != 0;
-            if kind == KIND_FLOWS {
-                *totals.inserts.entry(key).or_default() += slot.count.saturating_sub(slot.failed);
-            } else if slot.key.kind & KIND_UNATTRIBUTED != 0 {
-            } else if kind == Cause::TableFull as u8 {
-                *totals.refused.entry((key, is_loopback)).or_default() += slot.count;
-            } else if kind == Cause::Evicted as u8 || kind == Cause::GcEvicted as u8 {
-                *totals.evicted.entry(key).or_default() += slot.count;
+            match slot.key.decode() {
+                Some(SlotKind::Flows) => {
+                    *totals.inserts.entry(key).or_default() += slot.count.saturating_sub(slot.failed);
+                }
+                Some(SlotKind::Loss { cause: Cause::TableFull, loopback, attributed: true }) => {
+                    *totals.refused.entry((key, loopback)).or_default() += slot.count;
+                }
+                Some(SlotKind::Loss {
+                    cause: Cause::Evicted | Cause::GcEvicted, attributed: true, ..
+                }) => *totals.evicted.entry(key).or_default() += slot.count,
+                _ => {}
             }
         }
         self.lost_events = sample.lost_events.iter().sum();
@@ -365,25 +367,10 @@ fn add_evicted(service: &mut Service, evicted: f64, census: &Listing) {
     }
 }
 
-/// The destination port, or ICMP's type and code.
-fn service_port(event: &LossEvent) -> u16 {
-    match event.proto {
-        1 | 58 => u16::from_be_bytes(event.icmp),
-        _ => event.dport,
-    }
-}
-
 /// A hash of an original tuple; ports are 0 where the protocol has none.
 fn tuple_hash(proto: u8, src: Address, dst: Address, sport: u16, dport: u16) -> u64 {
     use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
     BuildHasherDefault::<DefaultHasher>::new().hash_one((proto, src, dst, sport, dport))
-}
-
-/// As a census gives it.
-fn address(event: &LossEvent, bytes: &[u8; 16]) -> Address {
-    let [a, b, c, d, ..] = *bytes;
-    let address = if event.family == IPV4 { IpAddr::from([a, b, c, d]) } else { IpAddr::from(*bytes) };
-    address.into()
 }
 
 const fn port_of(entry: &TableEntry) -> u16 {

@@ -210,7 +210,7 @@ impl<'a> Sliding<'a> {
         }
         let mut refused: BTreeMap<NetnsId, i64> = BTreeMap::new();
         for (key, losses) in tick.losses.iter().filter(|_| inside) {
-            let netns = NetnsId(key.netns);
+            let netns = NetnsId::from_packed(key.netns);
             let is_full = key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED) == Cause::TableFull as u8;
             if is_full && self.listed.contains(&netns) {
                 *refused.entry(netns).or_default() += losses;
@@ -292,8 +292,7 @@ fn replay(
     let timeouts = listing.census.timeouts().clone();
     let mut measure = Measure::new(worst.netns, window_s, timeouts, worst.run.run.counts_flows);
     let losses = recording.losses(worst.ticks.clone())?;
-    let is_refusal =
-        |loss: &Loss| loss.event.kind == Cause::TableFull as u8 && NetnsId(loss.event.netns) == worst.netns;
+    let is_refusal = |loss: &Loss| loss.cause == Cause::TableFull && loss.packet.netns == worst.netns;
     let kept = losses.iter().filter(|(_, loss)| is_refusal(loss)).count();
     let sampled = (kept as i64) < worst.refused;
     let mut losses = losses.into_iter().peekable();
@@ -313,7 +312,7 @@ fn replay(
             measure.sample(&Rebuild::default().sample(&stored.tick, &names));
         }
         while let Some((_, loss)) = losses.next_if(|(tick, _)| *tick <= stored.id) {
-            measure.loss(&loss.event);
+            measure.loss(&loss);
         }
         let mut sample = rebuild.sample(&stored.tick, &names);
         // Tuples that were not kept are as good as lost.

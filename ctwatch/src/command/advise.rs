@@ -25,10 +25,10 @@ use crate::error::{Exit, Failure, Mark as _};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::machine::Host;
-use crate::model::{Backend, Loss};
+use crate::model::Backend;
 use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
-use crate::watch::{Watch, WatchConfig};
+use crate::watch::{Observed, Watch, WatchConfig};
 use crate::{stderr, view};
 pub(super) use around::in_force;
 use around::{Senders, case, look_around};
@@ -159,7 +159,7 @@ async fn watch(
         pair: false,
         raw_tracepoints: found.raw_tracepoints,
     });
-    let settings = WatchConfig { roots: roots.clone(), wishes, log_level: 0 };
+    let settings = WatchConfig { roots: roots.clone(), probe_options: wishes, log_level: 0 };
     let (mut watch, began) =
         Watch::start(settings, kernel).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
     let mut notes = began.notes;
@@ -184,20 +184,22 @@ async fn watch(
             biased;
             _ = stop.wait() => return Ok(None),
             _ = ticks.tick() => {
-                watch.drain(BATCH, |loss| take(loss, &mut measure, &mut senders));
+                watch.drain(BATCH, |seen| take(seen, &mut measure, &mut senders));
                 watch.follow_module()?;
                 measure.sample(&watch.sample()?);
             }
             _ = looks.tick() => {
-                watch.drain(BATCH, |loss| take(loss, &mut measure, &mut senders));
+                watch.drain(BATCH, |seen| take(seen, &mut measure, &mut senders));
             }
         }
     }
-    watch.flush_pending(|loss| take(loss, &mut measure, &mut senders));
+    watch.flush_pending(|loss| take(Observed::Loss(loss), &mut measure, &mut senders));
     Ok(Some(Watched { measure, senders, measured_by: if kprobes { "kprobe" } else { "census" }, notes }))
 }
 
-fn take(loss: &Loss, measure: &mut Measure, senders: &mut Senders) {
-    measure.loss(&loss.event);
-    senders.note(loss);
+fn take(seen: Observed<'_>, measure: &mut Measure, senders: &mut Senders) {
+    if let Observed::Loss(loss) = seen {
+        measure.loss(loss);
+        senders.note(loss);
+    }
 }

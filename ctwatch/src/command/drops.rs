@@ -11,7 +11,7 @@ use crate::cli::{Config, DropsConfig, TableFullBy};
 use crate::contract::Notice;
 use crate::error::Exit;
 use crate::kernel::roots::Roots;
-use crate::model::{Backend, Loss, Sample};
+use crate::model::{Backend, Insert, Loss, Sample};
 use crate::probe::diagnostics;
 use crate::probe::plan::{ProbeOptions, RawTpReentrancy};
 use crate::state::State;
@@ -58,6 +58,13 @@ pub(super) struct Shown {
 impl Follower for Shown {
     fn loss(&mut self, loss: &Loss) -> Result<()> {
         match self.state.loss(loss) {
+            Some(event) => Ok(self.view.event(&event)?),
+            None => Ok(()),
+        }
+    }
+
+    fn insert(&mut self, insert: &Insert) -> Result<()> {
+        match self.state.insert(insert) {
             Some(event) => Ok(self.view.event(&event)?),
             None => Ok(()),
         }

@@ -222,7 +222,7 @@ fn is(spec: &NetnsSpec, id: NetnsId, names: &Names) -> bool {
     match spec {
         NetnsSpec::Host => names.name.as_deref() == Some("host"),
         NetnsSpec::Name(name) => names.name.as_ref() == Some(name),
-        NetnsSpec::Inode(inode) => inode.0 == id.inode(),
+        NetnsSpec::Inode(wanted) => wanted.inode() == id.inode(),
         NetnsSpec::Pid(_) => false,
     }
 }

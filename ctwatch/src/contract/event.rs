@@ -200,7 +200,6 @@ pub struct Process {
 
 impl From<&ProcessId> for Process {
     fn from(process: &ProcessId) -> Self {
-        let name = process.name.split(|byte| *byte == 0).next().unwrap_or_default();
-        Self { pid: process.pid, name: String::from_utf8_lossy(name).into_owned(), role: process.role }
+        Self { pid: process.pid, name: process.name.to_string(), role: process.role }
     }
 }

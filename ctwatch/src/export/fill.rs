@@ -215,7 +215,7 @@ impl Run<'_> {
                     if let Some(anonymizer) = &mut choice.anonymizer {
                         anonymizer.loss(&mut loss);
                     }
-                    let name = self.name(NetnsId(loss.event.netns));
+                    let name = self.name(loss.packet.netns);
                     if let Some(row) = drops.row(self.recorded.id, tick, name, &loss) {
                         sink.row(ExportTable::Drops, &row)?;
                     }
@@ -269,7 +269,7 @@ impl Run<'_> {
         }
         if choice.wants(ExportTable::Arrivals) {
             for (key, [inserts, deletes, failed]) in &tick.flows {
-                let (netns, proto) = (NetnsId(key.netns), Protocol(key.proto));
+                let (netns, proto) = (NetnsId::from_packed(key.netns), Protocol(key.proto));
                 let At { run, tick, time, interval_s } = at;
                 let (inserts, name) = (inserts - failed, self.name(netns));
                 let (port, service) = (key.port, service(proto, key.port));
@@ -326,7 +326,7 @@ impl Run<'_> {
 
     fn losses(&self, at: &At, key: SlotKey, losses: i64) -> Option<[Value; 16]> {
         let cause = Cause::from_number(key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED))?;
-        let (netns, proto) = (NetnsId(key.netns), Protocol(key.proto));
+        let (netns, proto) = (NetnsId::from_packed(key.netns), Protocol(key.proto));
         let is_known = key.kind & KIND_UNATTRIBUTED == 0;
         let port = (is_known && proto.has_ports()).then_some(key.port);
         let icmp = (is_known && proto.is_icmp()).then(|| key.port.to_be_bytes());

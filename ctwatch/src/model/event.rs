@@ -3,38 +3,82 @@
 
 use std::sync::Arc;
 
-use ctwatch_common::event::{EntryPart, LossEvent, OwnerPart};
+use ctwatch_common::Cause;
 use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 
-use super::{FlowSample, KernelCounters, NetnsId, Owner};
+use super::{EntryState, Flow, FlowSample, KernelCounters, NetnsId, Owner, Packet, Sender};
+
+/// One record of the ring buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment, on the stack")]
+pub enum FromKernel {
+    /// A packet, or an entry, was lost.
+    Loss {
+        /// Why.
+        cause: Cause,
+        /// The packet, or the flow whose entry it was.
+        packet: Packet,
+        /// The entry it is about.
+        entry: Option<EntryState>,
+        /// The process that sent the packet.
+        sender: Option<Sender>,
+    },
+    /// A flow got an entry (`--events=insert`).
+    Insert(Packet),
+    /// The new flow that pushed out the entries evicted at this time.
+    Pusher {
+        /// [`Packet::at_ns`] of those evictions.
+        at_ns: u64,
+        /// The flow, if its tuple is known.
+        flow: Option<Flow>,
+    },
+    /// A netns was deleted.
+    NetnsGone {
+        /// Which.
+        netns: NetnsId,
+        /// What it had counted in the end, summed up over all CPUs: each modulo 2^32 on each CPU.
+        counters: KernelCounters,
+    },
+}
 
 /// One loss with its wall-clock time.
 #[derive(Clone, Debug)]
 pub struct Loss {
     /// When the kernel saw it.
     pub time: Timestamp,
-    /// The event as it came out of the ring buffer.
-    pub event: LossEvent,
-    /// The entry it is about (flag ENTRY).
-    pub entry: EntryPart,
-    /// The process that sent it (flag OWNER).
-    pub owner: OwnerPart,
+    /// Why.
+    pub cause: Cause,
+    /// The packet, or the flow whose entry it was.
+    pub packet: Packet,
+    /// The entry it is about.
+    pub entry: Option<EntryState>,
+    /// The process that sent the packet, as the kernel knows it.
+    pub sender: Option<Sender>,
     /// The new flow that pushed an evicted entry out.
-    pub pushed_out_by: Option<LossEvent>,
+    pub pushed_out_by: Option<Flow>,
     /// Whose packet it was; `None` if nobody asked.
-    pub who: Option<Arc<Owner>>,
-    /// The kernel's HZ, by which `entry.left` counts; `None` until it is known.
+    pub owner: Option<Arc<Owner>>,
+    /// The kernel's HZ, by which [`EntryState::left_jiffies`] counts; `None` until it is known.
     pub jiffies_per_s: Option<u32>,
 }
 
 impl Loss {
-    /// A loss of which nothing but the event is known.
+    /// A loss of which nothing but the packet is known.
     #[must_use]
-    pub fn new(time: Timestamp, event: LossEvent) -> Self {
-        let (entry, owner) = Default::default();
-        Self { time, event, entry, owner, pushed_out_by: None, who: None, jiffies_per_s: None }
+    pub fn new(time: Timestamp, cause: Cause, packet: Packet) -> Self {
+        let (entry, sender, pushed_out_by, owner, jiffies_per_s) = Default::default();
+        Self { time, cause, packet, entry, sender, pushed_out_by, owner, jiffies_per_s }
     }
+}
+
+/// One flow that got an entry, with its wall-clock time.
+#[derive(Clone, Debug)]
+pub struct Insert {
+    /// When the kernel saw it.
+    pub time: Timestamp,
+    /// Its first packet.
+    pub packet: Packet,
 }
 
 /// One network namespace at the time of a sample.
@@ -65,11 +109,11 @@ pub struct NetnsSample {
 pub struct SlotSample {
     /// What it counts. Two slots may have the same key: add them up.
     pub key: SlotKey,
-    /// Losses, or inserts for KIND_FLOWS.
+    /// Losses, or inserts of a slot of flows.
     pub count: u64,
-    /// Deletes for KIND_FLOWS.
+    /// Deletes, of a slot of flows.
     pub deletes: u64,
-    /// Inserts that failed after all, for KIND_FLOWS.
+    /// Inserts that failed after all, of a slot of flows.
     pub failed: u64,
 }
 

@@ -1,36 +1,73 @@
 //! What identifies a netns, a process, an owner.
 //! Small and comparable: they are parts of keys.
 
+use std::fmt;
+
 use ctwatch_common::netns;
 
-/// A network namespace: its inode number, made distinct from earlier namespaces that had the same number.
+use super::Name;
+
+/// A network namespace: its inode number, and how many namespaces had that number before it since ctwatch started.
+///
+/// Shown as `readlink /proc/PID/ns/net` and `lsns` show it, with the generation behind it if there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NetnsId(pub u32);
+pub struct NetnsId {
+    inode: u32,
+    generation: u32,
+}
 
 impl NetnsId {
     /// The namespace that has this inode number after so many others had it.
     #[must_use]
     pub const fn new(inode: u32, generation: u32) -> Self {
-        Self(netns::id(inode, generation))
+        Self { inode, generation }
+    }
+
+    /// The first namespace that has this inode number.
+    #[must_use]
+    pub const fn from_inode(inode: u32) -> Self {
+        Self::new(inode, 0)
+    }
+
+    /// From the one number by which the programs and recordings call it.
+    #[must_use]
+    pub const fn from_packed(packed: u32) -> Self {
+        let (inode, generation) = netns::split(packed);
+        Self { inode, generation }
+    }
+
+    /// The one number by which the programs and recordings call it.
+    #[must_use]
+    pub const fn packed(self) -> u32 {
+        netns::id(self.inode, self.generation)
     }
 
     /// Its inode number.
     #[must_use]
     pub const fn inode(self) -> u32 {
-        netns::split(self.0).0
+        self.inode
     }
 
     /// How many namespaces had this inode number before it, since ctwatch started.
     #[must_use]
     pub const fn generation(self) -> u32 {
-        netns::split(self.0).1
+        self.generation
     }
 }
 
-/// People and scripts know a netns by its inode number.
+impl fmt::Display for NetnsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.generation {
+            0 => write!(f, "net:[{}]", self.inode),
+            generation => write!(f, "net:[{}]#{generation}", self.inode),
+        }
+    }
+}
+
+/// Scripts know a netns by its inode number.
 impl serde::Serialize for NetnsId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u32(self.inode())
+        serializer.serialize_u32(self.inode)
     }
 }
 
@@ -49,8 +86,8 @@ pub enum Role {
 pub struct ProcessId {
     /// Its thread group id in the host's pid namespace.
     pub pid: u32,
-    /// Its name, NUL padded.
-    pub name: [u8; 16],
+    /// Its name.
+    pub name: Name,
     /// What it had to do with the packet.
     pub role: Role,
 }
@@ -64,6 +101,27 @@ pub struct Owner {
     pub cgroup: Option<String>,
     /// The container or unit of the process; that of the netns where the process is unknown.
     pub container: Option<String>,
-    /// Without a process: it may be anybody's, so nobody's count is complete.
-    pub anybodys: bool,
+    /// Without a process: it may be any process's, so no process's count is complete.
+    pub unattributable: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_netns_is_shown_as_readlink_shows_it() {
+        assert_eq!(NetnsId::from_inode(4_026_531_840).to_string(), "net:[4026531840]");
+        assert_eq!(NetnsId::new(4_026_532_299, 1).to_string(), "net:[4026532299]#1");
+    }
+
+    proptest! {
+        #[test]
+        fn the_packed_number_leads_back(packed: u32, inode in 4_026_531_840_u32..4_027_000_000, generation in 0..1024_u32) {
+            prop_assert_eq!(NetnsId::from_packed(packed).packed(), packed);
+            let id = NetnsId::new(inode, generation);
+            prop_assert_eq!(NetnsId::from_packed(id.packed()), id);
+        }
+    }
 }

@@ -33,7 +33,7 @@ pub fn discover() -> Result<BTreeMap<NetnsId, Netns>> {
         if metadata.dev() != device {
             continue;
         }
-        let Ok(id) = u32::try_from(metadata.ino()).map(NetnsId) else { continue };
+        let Ok(id) = u32::try_from(metadata.ino()).map(NetnsId::from_inode) else { continue };
         let name = entry.file_name().to_string_lossy().into_owned();
         let place = places.entry(id).or_insert(Netns { id, path: entry.path(), name: None, container: None });
         if place.name.is_none() {

@@ -32,7 +32,7 @@ pub struct Netns {
 /// The netns a file leads into.
 pub fn id_of(path: &Path) -> Result<NetnsId> {
     let inode = std::fs::metadata(path).with_context(|| format!("looking up {}", path.display()))?.ino();
-    Ok(NetnsId(u32::try_from(inode).context("a netns inode number does not fit 32 bits")?))
+    Ok(NetnsId::from_inode(u32::try_from(inode).context("a netns inode number does not fit 32 bits")?))
 }
 
 /// The netns this process started in.
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
-        let id = NetnsId(1);
+        let id = NetnsId::from_inode(1);
         let place = Netns { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()), container: None };
         let error = find(&BTreeMap::from([(id, place)]), "red").expect_err("red is unknown").to_string();
         assert!(error.contains("\"red\"") && error.contains("blue"), "{error}");

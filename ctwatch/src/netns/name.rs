@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_netns_is_called_after_the_container_rather_than_the_unit_that_lives_in_it() {
-        let id = NetnsId(1);
+        let id = NetnsId::from_packed(1);
         let mut dweller = Candidate::default();
         let docker = format!("/system.slice/docker-{}.scope", "ab".repeat(32));
         for path in [

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kernel::roots::Roots;
-use crate::model::{NetnsId, Owner, ProcessId, Role};
+use crate::model::{Name, NetnsId, Owner, ProcessId, Role};
 use crate::netns::{self, Netns};
 use crate::process::{cgroup, container, procfs, sockets};
 
@@ -192,11 +192,12 @@ fn is_local(address: IpAddr) -> bool {
 }
 
 fn who(roots: &Roots, pid: Option<u32>) -> Owner {
-    let process =
-        pid.and_then(|pid| Some(ProcessId { pid, name: procfs::name(roots, pid)?, role: Role::Listener }));
+    let process = pid.and_then(|pid| {
+        Some(ProcessId { pid, name: Name::from_padded(procfs::name(roots, pid)?), role: Role::Listener })
+    });
     let cgroup = process.and_then(|process| cgroup::of_process(roots, process.pid));
     let container = cgroup.as_deref().and_then(container::of_path).map(|container| container.name);
-    Owner { process, cgroup, container, anybodys: false }
+    Owner { process, cgroup, container, unattributable: false }
 }
 
 #[cfg(test)]

@@ -4,14 +4,11 @@
 pub mod listener;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ctwatch_common::event::{self, LossEvent, OwnerPart, flag, hook};
-
 use crate::kernel::roots::Roots;
-use crate::model::{Loss, NetnsId, Owner, ProcessId, Role};
+use crate::model::{Hook, Loss, NetnsId, Owner, Packet, ProcessId, Protocol, Role, Sender};
 use crate::netns::Netns;
 use crate::process::cgroup::Cgroups;
 use crate::process::{cgroup, container, procfs};
@@ -31,20 +28,17 @@ const LOOKS_PER_S: u32 = 200;
 pub struct OwnerResolver {
     roots: Roots,
     cgroups: Cgroups,
-    senders: HashMap<SenderKey, Sender>,
+    senders: HashMap<Sender, KnownSender>,
     listeners: Listeners,
-    /// Losses without a known process, by netns and by whether they may be anybody's.
-    strangers: HashMap<(NetnsId, bool), Arc<Owner>>,
+    /// Losses without a known process, by netns and by whether they may be any process's.
+    unknown_owners: HashMap<(NetnsId, bool), Arc<Owner>>,
     now: Instant,
     second: Instant,
     looks: u32,
 }
 
-/// Cgroup, process and name: what an [`OwnerPart`] says.
-type SenderKey = (u64, u32, [u8; 16]);
-
 #[derive(Debug)]
-struct Sender {
+struct KnownSender {
     who: Arc<Owner>,
     until: Instant,
 }
@@ -59,7 +53,7 @@ impl OwnerResolver {
             cgroups: Cgroups::new(roots),
             senders: HashMap::new(),
             listeners: Listeners::new(roots),
-            strangers: HashMap::new(),
+            unknown_owners: HashMap::new(),
             now,
             second: now,
             looks: 0,
@@ -77,60 +71,58 @@ impl OwnerResolver {
     }
 
     /// Namespaces came, went, or got a name.
-    pub fn places_changed(&mut self) {
-        self.strangers.clear();
+    pub fn namespaces_changed(&mut self) {
+        self.unknown_owners.clear();
     }
 
     /// Whose packet it was.
-    pub fn of(&mut self, loss: &Loss, places: &BTreeMap<NetnsId, Netns>) -> Arc<Owner> {
-        let event = &loss.event;
-        let inbound = matches!(event.hook, hook::PRE_ROUTING | hook::LOCAL_IN);
+    pub fn of(&mut self, loss: &Loss, namespaces: &BTreeMap<NetnsId, Netns>) -> Arc<Owner> {
+        let Packet { netns, hook, .. } = loss.packet;
+        let (inbound, forwarded) = (hook.is_some_and(Hook::is_inbound), hook == Some(Hook::Forward));
         // Whoever runs while a packet comes in was merely interrupted.
-        if event.flags & flag::OWNER != 0 && !inbound && event.hook != hook::FORWARD {
-            return self.sender(&loss.owner);
+        if let Some(sender) = loss.sender.filter(|_| !inbound && !forwarded) {
+            return self.sender(&sender);
         }
-        let netns = NetnsId(event.netns);
-        let place = places.get(&netns);
-        let listener = match (inbound, place, target(event)) {
+        let place = namespaces.get(&netns);
+        let listener = match (inbound, place, destination(&loss.packet)) {
             (true, Some(place), Some(target)) => self.listeners.of(target, place, self.now),
             _ => None,
         };
         match listener {
             Some(who) if who.process.is_some() => who,
             // Nobody listens: it was to be forwarded, or refused.
-            Some(_) => self.stranger(netns, place, false),
-            None => self.stranger(netns, place, event.hook != hook::FORWARD),
+            Some(_) => self.unknown_owner(netns, place, false),
+            None => self.unknown_owner(netns, place, !forwarded),
         }
     }
 
     /// Whether the listener that this packet was going to is being looked for: asked again later, it may be known.
     #[must_use]
     pub fn lookup_pending(&self, loss: &Loss) -> bool {
-        matches!(loss.event.hook, hook::PRE_ROUTING | hook::LOCAL_IN)
-            && target(&loss.event).is_some_and(|target| self.listeners.is_open(&target, self.now))
+        loss.packet.hook.is_some_and(Hook::is_inbound)
+            && destination(&loss.packet).is_some_and(|to| self.listeners.is_open(&to, self.now))
     }
 
-    fn sender(&mut self, owner: &OwnerPart) -> Arc<Owner> {
+    fn sender(&mut self, sender: &Sender) -> Arc<Owner> {
         let now = self.now;
-        let key = (owner.cgroup, owner.pid, owner.name);
-        if let Some(known) = self.senders.get(&key).filter(|known| now < known.until) {
+        if let Some(known) = self.senders.get(sender).filter(|known| now < known.until) {
             return Arc::clone(&known.who);
         }
         if self.senders.len() >= SENDERS {
             self.senders.clear();
         }
-        let cgroup = self.cgroup_of(owner);
+        let cgroup = self.cgroup_of(sender);
         let container = cgroup.as_deref().and_then(container::of_path).map(|container| container.name);
-        let process = ProcessId { pid: owner.pid, name: owner.name, role: Role::Sender };
+        let process = ProcessId { pid: sender.pid, name: sender.name, role: Role::Sender };
         let until = now + if cgroup.is_some() { FRESH } else { FRESH_IF_INCOMPLETE };
-        let who = Arc::new(Owner { process: Some(process), cgroup, container, anybodys: false });
-        self.senders.insert(key, Sender { who: Arc::clone(&who), until });
+        let who = Arc::new(Owner { process: Some(process), cgroup, container, unattributable: false });
+        self.senders.insert(*sender, KnownSender { who: Arc::clone(&who), until });
         who
     }
 
     /// By the id the kernel gave; by /proc where that says nothing, as it does under cgroup v1.
-    fn cgroup_of(&mut self, owner: &OwnerPart) -> Option<String> {
-        let path = self.cgroups.path(owner.cgroup, self.now).map(str::to_owned);
+    fn cgroup_of(&mut self, sender: &Sender) -> Option<String> {
+        let path = self.cgroups.path(sender.cgroup, self.now).map(str::to_owned);
         if path.as_deref().is_some_and(|path| path != "/") {
             return path;
         }
@@ -139,57 +131,46 @@ impl OwnerResolver {
         }
         self.looks += 1;
         // The number may have gone to another process by now.
-        let is_it = procfs::is_called(&self.roots, owner.pid, &owner.name);
-        is_it.then(|| cgroup::of_process(&self.roots, owner.pid)).flatten().or(path)
+        let is_it = procfs::is_called(&self.roots, sender.pid, &sender.name.padded());
+        is_it.then(|| cgroup::of_process(&self.roots, sender.pid)).flatten().or(path)
     }
 
-    fn stranger(&mut self, netns: NetnsId, place: Option<&Netns>, anybodys: bool) -> Arc<Owner> {
+    fn unknown_owner(&mut self, netns: NetnsId, place: Option<&Netns>, unattributable: bool) -> Arc<Owner> {
         let make = || {
             let container = place.and_then(|place| place.container.clone());
-            Arc::new(Owner { container, anybodys, ..Owner::default() })
+            Arc::new(Owner { container, unattributable, ..Owner::default() })
         };
-        Arc::clone(self.strangers.entry((netns, anybodys)).or_insert_with(make))
+        Arc::clone(self.unknown_owners.entry((netns, unattributable)).or_insert_with(make))
     }
 }
 
-/// Where a packet with ports was going.
-fn target(event: &LossEvent) -> Option<Destination> {
-    let [a, b, c, d, ..] = event.dst;
-    let to = match event.family {
-        event::IPV4 => IpAddr::from(Ipv4Addr::new(a, b, c, d)),
-        event::IPV6 => IpAddr::from(Ipv6Addr::from(event.dst)),
-        _ => return None,
-    };
-    let has_listeners = matches!(event.proto, 6 | 17 | 132) && event.flags & flag::TUPLE != 0;
-    has_listeners.then_some(Destination {
-        netns: NetnsId(event.netns),
-        proto: event.proto,
-        to,
-        port: event.dport,
-    })
+/// Where a packet with ports was going, if something can listen there.
+fn destination(packet: &Packet) -> Option<Destination> {
+    let tuple = packet.tuple?;
+    let proto =
+        packet.proto.filter(|proto| matches!(*proto, Protocol::TCP | Protocol::UDP | Protocol::SCTP))?;
+    Some(Destination { netns: packet.netns, proto: proto.0, to: tuple.dst, port: tuple.dport })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Name;
     use ctwatch_common::Cause;
     use jiff::Timestamp;
     use std::fs;
     use std::os::unix::fs::MetadataExt;
     use std::path::PathBuf;
 
-    const NETNS: NetnsId = NetnsId(4_026_532_299);
+    const NETNS: NetnsId = NetnsId::from_inode(4_026_532_299);
 
-    fn loss(hook: u8, owner: Option<OwnerPart>) -> Loss {
-        // SAFETY: plain integers, for which zero is a value.
-        let blank: LossEvent = unsafe { std::mem::zeroed() };
-        let flags = if owner.is_some() { flag::OWNER } else { 0 };
-        let event = LossEvent { netns: NETNS.0, kind: Cause::TableFull as u8, hook, flags, ..blank };
-        Loss { owner: owner.unwrap_or_default(), ..Loss::new(Timestamp::UNIX_EPOCH, event) }
+    fn loss(hook: Hook, sender: Option<Sender>) -> Loss {
+        let packet = Packet { netns: NETNS, hook: Some(hook), ..Packet::default() };
+        Loss { sender, ..Loss::new(Timestamp::UNIX_EPOCH, Cause::TableFull, packet) }
     }
 
-    fn owner(cgroup: u64, pid: u32) -> OwnerPart {
-        OwnerPart { cgroup, pid, reserved: 0, name: *b"redis-server\0\0\0\0" }
+    fn owner(cgroup: u64, pid: u32) -> Sender {
+        Sender { cgroup, pid, name: Name::new(b"redis-server") }
     }
 
     /// A host on cgroup v2 with one container, and a process that only /proc knows.
@@ -211,11 +192,11 @@ mod tests {
     fn a_sender_has_its_cgroup_and_container() {
         let (_folder, roots, id) = host();
         let mut owners = OwnerResolver::new(&roots);
-        let who = owners.of(&loss(hook::LOCAL_OUT, Some(owner(id, 5))), &BTreeMap::new());
+        let who = owners.of(&loss(Hook::LocalOut, Some(owner(id, 5))), &BTreeMap::new());
         let process = who.process.unwrap();
         assert_eq!((process.pid, process.role), (5, Role::Sender));
         assert_eq!(who.container.as_deref(), Some("docker:3f2a9c0b1d2e"));
-        let again = owners.of(&loss(hook::LOCAL_OUT, Some(owner(id, 5))), &BTreeMap::new());
+        let again = owners.of(&loss(Hook::LocalOut, Some(owner(id, 5))), &BTreeMap::new());
         assert!(Arc::ptr_eq(&who, &again), "it was looked up once");
     }
 
@@ -223,11 +204,11 @@ mod tests {
     fn under_v1_the_cgroup_comes_from_proc_if_the_process_is_still_the_same() {
         let (_folder, roots, _) = host();
         let mut owners = OwnerResolver::new(&roots);
-        let who = owners.of(&loss(hook::LOCAL_OUT, Some(owner(0, 77))), &BTreeMap::new());
+        let who = owners.of(&loss(Hook::LocalOut, Some(owner(0, 77))), &BTreeMap::new());
         assert_eq!(who.cgroup.as_deref(), Some("/system.slice/redis.service"));
         assert_eq!(who.container.as_deref(), Some("unit:redis.service"));
-        let another = OwnerPart { name: *b"cron\0\0\0\0\0\0\0\0\0\0\0\0", ..owner(0, 77) };
-        let who = owners.of(&loss(hook::LOCAL_OUT, Some(another)), &BTreeMap::new());
+        let another = Sender { name: Name::new(b"cron"), ..owner(0, 77) };
+        let who = owners.of(&loss(Hook::LocalOut, Some(another)), &BTreeMap::new());
         assert_eq!((who.cgroup.as_deref(), who.container.as_deref()), (None, None));
         assert_eq!(who.process.unwrap().pid, 77);
     }
@@ -236,7 +217,7 @@ mod tests {
     fn nobody_is_called_the_sender_of_what_came_in() {
         let (_folder, roots, id) = host();
         let mut owners = OwnerResolver::new(&roots);
-        for inbound in [hook::PRE_ROUTING, hook::LOCAL_IN, hook::FORWARD] {
+        for inbound in [Hook::PreRouting, Hook::LocalIn, Hook::Forward] {
             let who = owners.of(&loss(inbound, Some(owner(id, 5))), &BTreeMap::new());
             assert_eq!(who.process, None);
         }
@@ -248,9 +229,12 @@ mod tests {
         let mut owners = OwnerResolver::new(&roots);
         let container = Some("pod:1234".to_owned());
         let place = Netns { id: NETNS, path: PathBuf::from("/x"), name: container.clone(), container };
-        let who = owners.of(&loss(hook::LOCAL_OUT, None), &BTreeMap::from([(NETNS, place)]));
-        assert_eq!((who.process, who.container.as_deref(), who.anybodys), (None, Some("pod:1234"), true));
-        let who = owners.of(&loss(hook::FORWARD, None), &BTreeMap::new());
-        assert!(!who.anybodys, "a forwarded packet is no local process's");
+        let who = owners.of(&loss(Hook::LocalOut, None), &BTreeMap::from([(NETNS, place)]));
+        assert_eq!(
+            (who.process, who.container.as_deref(), who.unattributable),
+            (None, Some("pod:1234"), true)
+        );
+        let who = owners.of(&loss(Hook::Forward, None), &BTreeMap::new());
+        assert!(!who.unattributable, "a forwarded packet is no local process's");
     }
 }

@@ -300,7 +300,7 @@ fn victim_ports(pass: &Pass, names: &AllNames) -> Vec<VictimPort> {
             let port =
                 (key.kind & KIND_UNATTRIBUTED == 0).then_some(Port { proto: key.proto, port: key.port });
             Some(VictimPort {
-                netns: name(names, NetnsId(key.netns)),
+                netns: name(names, NetnsId::from_packed(key.netns)),
                 port,
                 service: port.and_then(Port::service),
                 loopback: port.map(|_| key.kind & KIND_LOOPBACK != 0),

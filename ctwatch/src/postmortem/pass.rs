@@ -259,7 +259,7 @@ impl Pass {
         let seconds = (tick.interval_us as f64 / 1e6).max(1e-3);
         let mut lost: BTreeMap<NetnsId, i64> = BTreeMap::new();
         for (key, count) in &tick.losses {
-            *lost.entry(NetnsId(key.netns)).or_default() += count;
+            *lost.entry(NetnsId::from_packed(key.netns)).or_default() += count;
         }
         for netns in &tick.netns {
             lost.entry(netns.id).or_default();
@@ -309,7 +309,8 @@ impl Entries {
             *self = Self::default();
         }
         for (key, [inserts, deletes, failed]) in &tick.flows {
-            *self.net.entry((NetnsId(key.netns), port_of(*key))).or_default() += inserts - failed - deletes;
+            *self.net.entry((NetnsId::from_packed(key.netns), port_of(*key))).or_default() +=
+                inserts - failed - deletes;
         }
         self.overflow += tick.flows_overflow;
         for census in &tick.censuses {

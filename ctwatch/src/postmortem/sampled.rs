@@ -6,13 +6,11 @@ use std::hash::Hash;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
-use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag};
 
 use super::model::{Estimate, Port};
 use super::pass::Lossy;
-use crate::model::{Loss, Owner, Role};
+use crate::model::{Loss, Owner, Packet, Role};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 
@@ -35,8 +33,8 @@ pub(super) fn estimate(
 ) -> Result<Estimates> {
     let unit = if of_packets { Unit::Packets } else { Unit::Entries };
     let mut kept = 0;
-    let mut flows: Sums<(Option<IpAddr>, Option<IpAddr>, Port)> = HashMap::new();
-    let mut sources: Sums<Option<IpAddr>> = HashMap::new();
+    let mut flows: Sums<(IpAddr, IpAddr, Port)> = HashMap::new();
+    let mut sources: Sums<IpAddr> = HashMap::new();
     let mut processes: Sums<String> = HashMap::new();
     for ticks in lossy.chunks(AT_ONCE) {
         let (Some(first), Some(last)) = (ticks.first(), ticks.last()) else { continue };
@@ -53,26 +51,19 @@ pub(super) fn estimate(
             let weights = weights(tick, &these);
             kept += these.len() as u64;
             for loss in &these {
-                let Some(cause) = Cause::from_number(loss.event.kind).filter(|cause| cause.unit() == unit)
-                else {
-                    continue;
-                };
-                let weight = weights[cause as usize];
-                add(&mut processes, process(loss.who.as_deref()), weight);
-                if loss.event.flags & flag::TUPLE == 0 {
+                if loss.cause.unit() != unit {
                     continue;
                 }
-                let (src, dst) = (address(&loss.event, loss.event.src), address(&loss.event, loss.event.dst));
-                add(&mut sources, src, weight);
-                add(&mut flows, (src, dst, port(&loss.event)), weight);
+                let weight = weights[loss.cause as usize];
+                add(&mut processes, process(loss.owner.as_deref()), weight);
+                let Some((tuple, port)) = loss.packet.tuple.zip(port(&loss.packet)) else { continue };
+                add(&mut sources, tuple.src, weight);
+                add(&mut flows, (tuple.src, tuple.dst, port), weight);
             }
         }
     }
-    let shown =
-        |address: Option<IpAddr>| address.map_or_else(|| "?".to_owned(), |address| address.to_string());
-    let flow = |(src, dst, port): (Option<IpAddr>, Option<IpAddr>, Port)| {
-        format!("{} -> {} {port}", shown(src), shown(dst))
-    };
+    let shown = |address: IpAddr| address.to_string();
+    let flow = |(src, dst, port): (IpAddr, IpAddr, Port)| format!("{src} -> {dst} {port}");
     Ok((kept, most(flows, flow), most(sources, shown), most(processes, |name| name)))
 }
 
@@ -80,7 +71,7 @@ pub(super) fn estimate(
 fn weights(tick: &Lossy, events: &[Loss]) -> [f64; CAUSES] {
     let mut kept = [0_u32; CAUSES];
     for loss in events {
-        kept[usize::from(loss.event.kind) % CAUSES] += 1;
+        kept[loss.cause as usize] += 1;
     }
     let mut weights = [0.0; CAUSES];
     for (cause, weight) in weights.iter_mut().enumerate() {
@@ -106,7 +97,7 @@ fn most<K>(sums: Sums<K>, name: impl Fn(K) -> String) -> Vec<Estimate> {
 /// Worker processes of one name in one container are one row.
 fn process(who: Option<&Owner>) -> String {
     let Some(process) = who.and_then(|who| who.process) else { return "unknown".to_owned() };
-    let name = String::from_utf8_lossy(&process.name).trim_end_matches('\0').to_owned();
+    let name = process.name;
     let role = match process.role {
         Role::Sender => "sender",
         Role::Listener => "listener",
@@ -117,19 +108,6 @@ fn process(who: Option<&Owner>) -> String {
     }
 }
 
-fn port(event: &LossEvent) -> Port {
-    let port = match event.proto {
-        1 | 58 => u16::from_be_bytes(event.icmp),
-        _ => event.dport,
-    };
-    Port { proto: event.proto, port }
-}
-
-fn address(event: &LossEvent, bytes: [u8; 16]) -> Option<IpAddr> {
-    let [a, b, c, d, ..] = bytes;
-    match event.family {
-        IPV4 => Some(IpAddr::from([a, b, c, d])),
-        IPV6 => Some(IpAddr::from(bytes)),
-        _ => None,
-    }
+fn port(packet: &Packet) -> Option<Port> {
+    Some(Port { proto: packet.proto?.0, port: packet.service_port()? })
 }

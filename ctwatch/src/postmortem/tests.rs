@@ -1,7 +1,10 @@
 //! The figures of a postmortem against what was written into the recording.
 
 use super::*;
-use crate::model::{Census, CensusKey, KernelCounters, Loss, NetnsId, Owner, ProcessId, Role, WallMono};
+use crate::model::{
+    Census, CensusKey, Device, Hook, KernelCounters, Loss, Name, NetnsId, Owner, Packet, ProcessId, Protocol,
+    Role, Tuple, WallMono,
+};
 use crate::record::Writer;
 use crate::record::rebuild::Names;
 use crate::record::rows::{EndReason, Incident, Run, RunEnd, Setting};
@@ -9,14 +12,14 @@ use crate::record::span::Moment;
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
 use ctwatch_common::Cause;
-use ctwatch_common::event::{IPV4, LossEvent, flag};
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
 use proptest::prelude::*;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-const HOST: NetnsId = NetnsId(4_026_531_840);
+const HOST: NetnsId = NetnsId::from_packed(4_026_531_840);
 const MAX: u32 = 10_000;
 
 fn at(second: i64) -> WallMono {
@@ -43,7 +46,7 @@ fn run(started: i64) -> Run {
 
 /// One second: so many entries in the table, so many packets of redis and of https refused.
 fn tick(second: i64, count: u32, redis: i64, https: i64) -> Tick {
-    let slot = |port, kind| SlotKey { netns: HOST.0, port, proto: 6, kind };
+    let slot = |port, kind| SlotKey { netns: HOST.packed(), port, proto: 6, kind };
     let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
     let count = Some(count);
     let kernel = [redis + https, 0, 0, 0];
@@ -58,32 +61,21 @@ fn tick(second: i64, count: u32, redis: i64, https: i64) -> Tick {
 }
 
 fn loss(second: i64, port: u16) -> Loss {
-    let mut address = [0; 16];
-    address[..4].copy_from_slice(&[127, 0, 0, 1]);
-    let event = LossEvent {
-        at: 1,
-        netns: HOST.0,
-        count: MAX,
-        max: MAX,
-        ifindex: 1,
-        kind: Cause::TableFull as u8,
-        proto: 6,
-        family: IPV4,
-        hook: 3,
-        flags: flag::TUPLE | flag::LOOPBACK,
-        icmp: [0; 2],
-        reserved: 0,
-        sport: 40_000,
-        dport: port,
+    let address = IpAddr::from([127, 0, 0, 1]);
+    let packet = Packet {
+        at_ns: 1,
+        netns: HOST,
+        proto: Some(Protocol::TCP),
+        tuple: Some(Tuple { src: address, dst: address, sport: 40_000, dport: port }),
+        is_loopback: true,
+        hook: Some(Hook::LocalOut),
+        device: Device { ifindex: 1, ..Device::default() },
         length: 60,
-        src: address,
-        dst: address,
-        device: [0; 16],
+        ..Packet::default()
     };
-    let name = *b"nginx\0\0\0\0\0\0\0\0\0\0\0";
-    let process = Some(ProcessId { pid: 812, name, role: Role::Sender });
-    let who = Owner { process, ..Owner::default() };
-    Loss { who: Some(Arc::new(who)), ..Loss::new(at(second).time, event) }
+    let process = Some(ProcessId { pid: 812, name: Name::new(b"nginx"), role: Role::Sender });
+    let owner = Owner { process, ..Owner::default() };
+    Loss { owner: Some(Arc::new(owner)), ..Loss::new(at(second).time, Cause::TableFull, packet) }
 }
 
 fn names() -> HashMap<NetnsId, Names> {
@@ -345,9 +337,9 @@ fn what_a_process_is_called_stays_text() {
     let path = folder.path().join("a.ctw");
     let mut writer = Writer::open(&path, &run(0)).unwrap();
     let mut evil = loss(1, 6379);
-    let name = *b"<b>|\x1b[2J&*\0\0\0\0\0\0";
+    let name = Name::new(b"<b>|\x1b[2J&*");
     let process = Some(ProcessId { pid: 1, name, role: Role::Sender });
-    evil.who = Some(Arc::new(Owner { process, ..Owner::default() }));
+    evil.owner = Some(Arc::new(Owner { process, ..Owner::default() }));
     let events = vec![(evil, true)];
     for second in 1..=2 {
         let events = if second == 1 { events.clone() } else { Vec::new() };

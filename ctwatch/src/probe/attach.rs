@@ -8,7 +8,6 @@ use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuHashMap, RingBuf};
 use aya::programs::{KProbe, Program, RawTracePoint, TracePoint};
 use ctwatch_common::config::Config;
-use ctwatch_common::event::Record;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -19,6 +18,7 @@ use super::object;
 use super::plan::{Attachment, HookKind, Plan};
 use super::shared::Shared;
 use super::sync::{self, Baseline, RegisteredNetns, State};
+use crate::model::FromKernel;
 use crate::netns::{self, Netns};
 
 /// A watch in the kernel.
@@ -77,12 +77,12 @@ impl Probe {
     }
 
     /// Hands over at most `limit` waiting events; returns how many there were.
-    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(Record)) -> usize {
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(FromKernel)) -> usize {
         let mut count = 0;
         while count < limit {
             let Some(item) = self.ring.next() else { break };
-            if let Some(record) = decode(&item[..]) {
-                each(record);
+            if let Some(said) = decode(&item) {
+                each(said);
             }
             count += 1;
         }

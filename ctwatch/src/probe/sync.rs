@@ -79,7 +79,7 @@ pub fn registered(states: &PerCpuHashMap<MapData, u64, State>, net: u64) -> Resu
     let synced = |State(state): &State| (state.synced != 0).then_some(*state);
     let id = values.iter().find_map(synced).context("the sync program noted nothing")?.id;
     let bases = values.iter().map(|state| synced(state).map(|state| state.base)).collect();
-    Ok(RegisteredNetns { id: NetnsId(id), bases })
+    Ok(RegisteredNetns { id: NetnsId::from_packed(id), bases })
 }
 
 fn run(program: &RawTracePoint, op: SyncOp, net: u64, cause: u64, cpu: Option<u32>) -> Result<()> {

@@ -9,13 +9,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use ctwatch_common::event::{IPV4, IPV6, LossEvent};
 use ipcrypt_rs::IpcryptPfx;
 use sha2::{Digest as _, Sha256};
 
 use super::rebuild::Names;
 use super::rows::Run;
-use crate::model::{Loss, Owner, ProcessId};
+use crate::model::{Loss, Name, Owner, ProcessId, Sender, Tuple};
 
 /// What stands for what, as long as it lives.
 pub struct Anonymizer {
@@ -188,51 +187,45 @@ impl Anonymizer {
 
     /// Everything in a loss that says whose it was.
     pub fn loss(&mut self, loss: &mut Loss) {
-        let Loss { time: _, event, entry, owner, pushed_out_by, who, jiffies_per_s: _ } = loss;
-        let family = event.family;
-        self.event(event);
-        for address in [&mut entry.reply_src, &mut entry.reply_dst] {
-            self.bytes(family, address);
+        let Loss { time: _, cause: _, packet, entry, sender, pushed_out_by, owner, jiffies_per_s: _ } = loss;
+        if let Some(tuple) = &mut packet.tuple {
+            self.tuple(tuple);
         }
-        if let Some(by) = pushed_out_by {
-            self.event(by);
+        packet.device.name = packet.device.name.map(|name| renamed(name, |name| self.device(name)));
+        if let Some(reply) = entry.as_mut().and_then(|entry| entry.reply.as_mut()) {
+            self.tuple(reply);
         }
-        owner.pid = self.pid(owner.pid);
-        owner.cgroup = 0;
-        rename(&mut owner.name, |name| self.process(name));
-        *who = who.take().map(|who| Arc::new(self.who(&who)));
+        if let Some(flow) = pushed_out_by {
+            self.tuple(&mut flow.tuple);
+        }
+        if let Some(Sender { cgroup, pid, name }) = sender {
+            *cgroup = 0;
+            *pid = self.pid(*pid);
+            *name = renamed(*name, |name| self.process(name));
+        }
+        *owner = owner.take().map(|owner| Arc::new(self.owner(&owner)));
     }
 
-    fn who(&mut self, who: &Owner) -> Owner {
-        let Owner { process, cgroup, container, anybodys } = who;
-        let process = process.map(|ProcessId { pid, mut name, role }| {
-            rename(&mut name, |name| self.process(name));
+    fn owner(&mut self, owner: &Owner) -> Owner {
+        let Owner { process, cgroup, container, unattributable } = owner;
+        let process = process.map(|ProcessId { pid, name, role }| {
+            let name = renamed(name, |name| self.process(name));
             ProcessId { pid: self.pid(pid), name, role }
         });
         Owner {
             process,
             cgroup: cgroup.as_ref().map(|path| self.cgroup(path)),
             container: container.as_ref().map(|name| self.container(name)),
-            anybodys: *anybodys,
+            unattributable: *unattributable,
         }
     }
 
-    fn event(&mut self, event: &mut LossEvent) {
-        let family = event.family;
-        for address in [&mut event.src, &mut event.dst] {
-            self.bytes(family, address);
-        }
-        rename(&mut event.device, |name| self.device(name));
-    }
-
-    fn bytes(&self, family: u8, address: &mut [u8; 16]) {
-        match family {
-            IPV4 => {
-                let [a, b, c, d, ..] = *address;
-                address[..4].copy_from_slice(&self.ipv4(Ipv4Addr::new(a, b, c, d)).octets());
-            }
-            IPV6 => *address = self.ipv6(Ipv6Addr::from(*address)).octets(),
-            _ => *address = [0; 16],
+    fn tuple(&self, tuple: &mut Tuple) {
+        for address in [&mut tuple.src, &mut tuple.dst] {
+            *address = match *address {
+                IpAddr::V4(address) => self.ipv4(address).into(),
+                IpAddr::V6(address) => self.ipv6(address).into(),
+            };
         }
     }
 }
@@ -248,12 +241,8 @@ fn embedded(address: Ipv6Addr) -> Option<([u8; 16], Ipv4Addr)> {
 }
 
 /// Another name in a fixed size; none stays none.
-fn rename(name: &mut [u8; 16], other: impl FnOnce(&str) -> String) {
-    let Some(known) = super::event::text(name) else { return };
-    *name = [0; 16];
-    for (byte, of) in name[..15].iter_mut().zip(other(&known).bytes()) {
-        *byte = of;
-    }
+fn renamed(name: Name, other: impl FnOnce(&str) -> String) -> Name {
+    super::event::text(&name.padded()).map_or(name, |known| Name::new(other(&known).as_bytes()))
 }
 
 #[cfg(test)]
@@ -332,8 +321,8 @@ mod tests {
             (anonymizer.netns("host"), anonymizer.netns("blue")),
             ("host".to_owned(), "netns-1".to_owned())
         );
-        let mut device = *b"eth0\0rubbish\0\0\0\0";
-        rename(&mut device, |name| anonymizer.device(name));
-        assert_eq!(&device, b"device-1\0\0\0\0\0\0\0\0");
+        let device = Name::from_padded(*b"eth0\0rubbish\0\0\0\0");
+        let renamed = renamed(device, |name| anonymizer.device(name));
+        assert_eq!(&renamed.padded(), b"device-1\0\0\0\0\0\0\0\0");
     }
 }

@@ -119,7 +119,7 @@ pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i
             return wrong("census", id);
         };
         let mut census = Census {
-            netns: NetnsId(row.get(2)?),
+            netns: NetnsId::from_packed(row.get(2)?),
             replaces_offsets: row.get(3)?,
             exact: row.get(4)?,
             timeouts,
@@ -185,7 +185,7 @@ fn checksum(tick: i64, census: &Census, omitted: usize) -> u32 {
     let mut digest = Digest::default();
     digest
         .int(tick)
-        .int(i64::from(netns.0))
+        .int(i64::from(netns.packed()))
         .int(i64::from(*replaces_offsets))
         .int(i64::from(*exact))
         .int(omitted as i64);

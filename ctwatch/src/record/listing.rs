@@ -77,7 +77,7 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredListin
             return wrong("listing", id);
         };
         let listing = StoredListing {
-            netns: NetnsId(row.get(1)?),
+            netns: NetnsId::from_packed(row.get(1)?),
             occasion,
             at,
             took_us: row.get(5)?,
@@ -126,7 +126,7 @@ fn read_services(connection: &Connection, id: i64) -> rusqlite::Result<Option<Se
 fn checksum(listing: &StoredListing) -> u32 {
     let StoredListing { netns, occasion, at, took_us, entries, duplicates, interrupted, census } = listing;
     let mut digest = Digest::default();
-    digest.int(i64::from(netns.0)).text(occasion.name()).int(at.time.as_microsecond()).int(at.mono_us);
+    digest.int(i64::from(netns.packed())).text(occasion.name()).int(at.time.as_microsecond()).int(at.mono_us);
     digest.int(*took_us).int(entries.cast_signed()).int(duplicates.cast_signed());
     digest.int(i64::from(*interrupted)).int(i64::from(census.look_s())).text(&phase_timeouts(census));
     let mut services: Vec<_> = census.services().collect();

@@ -114,11 +114,12 @@ impl Recording {
     pub fn names(&self, run: i64) -> Result<HashMap<NetnsId, Names>> {
         let sql = "SELECT number, name, container, crc, inode, life FROM netns WHERE run = ?1";
         let names = self.all(sql, [run], |row| {
-            let (id, names) = (NetnsId(row.get(0)?), Names { name: row.get(1)?, container: row.get(2)? });
+            let (id, names) =
+                (NetnsId::from_packed(row.get(0)?), Names { name: row.get(1)?, container: row.get(2)? });
             let (inode, life): (u32, u32) = (row.get(4)?, row.get(5)?);
             let holds = netns_checksum(run, id, &names) == row.get::<_, u32>(3)?
                 && (id.inode(), id.generation()) == (inode, life);
-            if holds { Ok((id, names)) } else { wrong("netns", i64::from(id.0)) }
+            if holds { Ok((id, names)) } else { wrong("netns", i64::from(id.packed())) }
         })?;
         Ok(names.into_iter().collect())
     }
@@ -137,7 +138,7 @@ impl Recording {
     /// See [`Recording::runs`].
     pub fn losses(&self, numbers: std::ops::RangeInclusive<i64>) -> Result<Vec<(i64, Loss)>> {
         let losses = self.all(event::SELECT, [*numbers.start(), *numbers.end()], event::read)?;
-        Ok(losses.into_iter().map(|(tick, _, loss)| (tick, loss)).collect())
+        Ok(losses.into_iter().filter_map(|(tick, _, loss)| Some((tick, loss?))).collect())
     }
 
     /// The tables of a run that were read entry by entry.

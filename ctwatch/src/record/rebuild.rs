@@ -73,7 +73,9 @@ impl Rebuild {
     /// A watch leaves out the flows of a netns that is gone.
     fn slots(&self) -> Vec<SlotSample> {
         let is_there = |netns: u32| {
-            self.netns.get(&NetnsId(netns)).is_none_or(|(known, _)| known.presence == Presence::Present)
+            self.netns
+                .get(&NetnsId::from_packed(netns))
+                .is_none_or(|(known, _)| known.presence == Presence::Present)
         };
         let slots = self.slots.iter().filter(|(key, _)| !is_flow(**key) || is_there(key.netns));
         slots

@@ -273,6 +273,6 @@ pub struct StoredListing {
 pub(super) fn netns_checksum(run: i64, id: NetnsId, names: &Names) -> u32 {
     let Names { name, container } = names;
     let mut digest = Digest::default();
-    digest.int(run).int(i64::from(id.0));
+    digest.int(run).int(i64::from(id.packed()));
     digest.optional_text(name.as_deref()).optional_text(container.as_deref()).finish()
 }

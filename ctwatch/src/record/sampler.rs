@@ -28,7 +28,7 @@ impl Sampler {
 
     /// A loss.
     pub fn add(&mut self, loss: &Loss) {
-        let cause = usize::from(loss.event.kind) % CAUSES;
+        let cause = loss.cause as usize;
         self.seen[cause] += 1;
         let kept = &mut self.kept[cause];
         if kept.len() < self.limit {
@@ -53,7 +53,7 @@ impl Sampler {
             let detail = |(place, loss)| (loss, place >= COARSE);
             kept.extend(of_cause.drain(..).enumerate().map(detail));
         }
-        kept.sort_by_key(|(loss, _)| loss.event.at);
+        kept.sort_by_key(|(loss, _)| loss.packet.at_ns);
         (seen, kept)
     }
 }
@@ -61,26 +61,25 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ctwatch_common::event::LossEvent;
+    use crate::model::Packet;
+    use ctwatch_common::Cause;
     use jiff::Timestamp;
 
-    fn loss(at: u64, kind: u8) -> Loss {
-        let mut event: LossEvent = crate::record::event::NOTHING;
-        (event.at, event.kind) = (at, kind);
-        Loss::new(Timestamp::UNIX_EPOCH, event)
+    fn loss(at_ns: u64, cause: Cause) -> Loss {
+        Loss::new(Timestamp::UNIX_EPOCH, cause, Packet { at_ns, ..Packet::default() })
     }
 
     #[test]
     fn every_loss_has_the_same_odds_and_a_rare_cause_is_kept() {
         let mut sampler = Sampler::new(64);
         for at in 0..100_000 {
-            sampler.add(&loss(at, 1));
+            sampler.add(&loss(at, Cause::TableFull));
         }
-        sampler.add(&loss(5, 3));
+        sampler.add(&loss(5, Cause::Clash));
         let (seen, kept) = sampler.take();
         assert_eq!((seen, kept.len()), (100_001, 65));
         assert_eq!(kept.iter().filter(|(_, detail)| !detail).count(), COARSE + 1);
-        let early = kept.iter().filter(|(loss, _)| loss.event.at < 50_000).count();
+        let early = kept.iter().filter(|(loss, _)| loss.packet.at_ns < 50_000).count();
         assert!((16..=50).contains(&early), "{early} of 65 are from the first half");
         assert_eq!(sampler.take().0, 0);
     }

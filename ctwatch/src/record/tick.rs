@@ -183,7 +183,7 @@ impl NetnsTick {
 
     fn digest(&self, digest: &mut Digest) {
         let Self { id, presence, complete, count, peak, max, kernel, width } = self;
-        digest.int(i64::from(id.0)).int(*presence as i64).int(i64::from(*complete));
+        digest.int(i64::from(id.packed())).int(*presence as i64).int(i64::from(*complete));
         for number in [count, peak, max] {
             digest.optional(number.map(i64::from));
         }

@@ -94,7 +94,7 @@ impl Tracker {
         for (key, slot) in &self.slots {
             if is_flow(*key) {
                 let net = slot.now[0] - slot.now[2] - slot.now[1];
-                self.origin.insert((NetnsId(key.netns), key.proto, key.port), net);
+                self.origin.insert((NetnsId::from_packed(key.netns), key.proto, key.port), net);
             }
         }
         self.netns.retain(|_, known| known.tick.presence == Presence::Present);

@@ -220,7 +220,7 @@ mod tests {
 
     fn tick(fill: f64, lost: u64, full_in_s: Option<f64>) -> Tick {
         let table = TableStatus {
-            netns: NetnsId(1),
+            netns: NetnsId::from_packed(1),
             name: Some("host".to_owned()),
             container: None,
             count: Some(90),
@@ -236,8 +236,13 @@ mod tests {
             gone: false,
             unexplained: None,
         };
-        let other =
-            TableStatus { netns: NetnsId(2), fill: None, full_in_s: None, packets_lost: 0, ..table.clone() };
+        let other = TableStatus {
+            netns: NetnsId::from_packed(2),
+            fill: None,
+            full_in_s: None,
+            packets_lost: 0,
+            ..table.clone()
+        };
         Tick {
             time: Timestamp::UNIX_EPOCH,
             interval_s: 1.0,

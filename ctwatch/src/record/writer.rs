@@ -160,7 +160,7 @@ impl Writer {
         }
         for (place, (loss, detail)) in events.iter().enumerate() {
             let netns = dictionary.netns(&transaction, event::netns_of(loss))?;
-            let owner = loss.who.as_ref().map(|who| dictionary.owner(&transaction, who)).transpose()?;
+            let owner = loss.owner.as_ref().map(|owner| dictionary.owner(&transaction, owner)).transpose()?;
             event::insert(&transaction, (id, place), *detail, netns, owner, loss)?;
         }
         for one in listings {

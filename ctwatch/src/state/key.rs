@@ -1,14 +1,13 @@
 //! What losses are grouped by: a loss as far as it is known ([`Seen`]), and its projection to one row ([`Key`]).
 //! On the path of every event: no allocation.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ctwatch_common::Cause;
-use ctwatch_common::event::{self, LossEvent, flag};
-use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use ctwatch_common::slot::{SlotKey, SlotKind};
 
 use super::settings::By;
-use crate::model::{NetnsId, ProcessId, Protocol, Role};
+use crate::model::{Loss, Name, NetnsId, Packet, ProcessId, Protocol, Role, Tuple};
 
 /// A loss, as far as it is known.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +64,19 @@ impl Fields {
         self.flags & UNATTRIBUTED != 0
     }
 
+    /// The addresses that the row has: source, destination.
+    pub fn addresses(&self) -> (Option<IpAddr>, Option<IpAddr>) {
+        let address = |bytes: [u8; 16]| {
+            let [a, b, c, d, ..] = bytes;
+            match self.family {
+                IPV4 => Some(IpAddr::from([a, b, c, d])),
+                IPV6 => Some(IpAddr::from(bytes)),
+                _ => None,
+            }
+        };
+        (address(self.src), address(self.dst))
+    }
+
     /// The process of a row by process; `None` if it is unknown.
     pub fn process(&self) -> Option<ProcessId> {
         let role = match self.dst[4] {
@@ -73,7 +85,7 @@ impl Fields {
             _ => return None,
         };
         let [a, b, c, d, ..] = self.dst;
-        Some(ProcessId { pid: u32::from_be_bytes([a, b, c, d]), name: self.src, role })
+        Some(ProcessId { pid: u32::from_be_bytes([a, b, c, d]), name: Name::from_padded(self.src), role })
     }
 
     /// The number of a row's container; 0 if it is unknown.
@@ -124,19 +136,18 @@ impl Key {
 
 impl Seen {
     pub fn from_slot(key: SlotKey) -> Option<Self> {
-        let cause = Cause::from_number(key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED))?;
-        let attributed = key.kind & KIND_UNATTRIBUTED == 0;
+        let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
         let facts = Facts {
-            netns: NetnsId(key.netns),
+            netns: NetnsId::from_packed(key.netns),
             proto: (attributed || key.proto != 0).then_some(Protocol(key.proto)),
             port: attributed.then_some(key.port),
-            loopback: attributed.then_some(key.kind & KIND_LOOPBACK != 0),
+            loopback: attributed.then_some(loopback),
         };
         Some(Self { cause, facts })
     }
 
-    pub fn from_event(event: &LossEvent) -> Option<Self> {
-        Some(Self { cause: Cause::from_number(event.kind)?, facts: Facts::from_event(event) })
+    pub fn from_loss(loss: &Loss) -> Self {
+        Self { cause: loss.cause, facts: Facts::of(&loss.packet) }
     }
 
     /// Whether a row by `by` needs nothing that is unknown of this loss.
@@ -149,10 +160,10 @@ impl Seen {
     }
 
     /// The row this loss belongs to. `tuple` is only looked at for rows that show addresses.
-    pub fn key(&self, by: By, tuple: Option<&LossEvent>) -> Key {
+    pub fn key(&self, by: By, tuple: Option<&Tuple>) -> Key {
         let mut fields = Fields { cause: self.cause as u8, ..Fields::default() };
         if !matches!(by, By::Proto | By::Cause) {
-            fields.netns = self.facts.netns.0;
+            fields.netns = self.facts.netns.packed();
         }
         if matches!(by, By::Port | By::Flow | By::Proto) {
             fields.proto = self.facts.proto.map_or(0, |proto| proto.0);
@@ -161,15 +172,15 @@ impl Seen {
             fields.port = self.facts.port.unwrap_or(0);
             fields.flags |= if self.facts.loopback == Some(true) { LOOPBACK } else { 0 };
         }
-        if let Some(event) = tuple {
+        if let Some(tuple) = tuple {
             if matches!(by, By::Src | By::Flow) {
-                (fields.src, fields.family) = (event.src, event.family);
+                (fields.src, fields.family) = octets(tuple.src);
             }
             if matches!(by, By::Dst | By::Flow) {
-                (fields.dst, fields.family) = (event.dst, event.family);
+                (fields.dst, fields.family) = octets(tuple.dst);
             }
             if by == By::Flow {
-                fields.sport = event.sport;
+                fields.sport = tuple.sport;
             }
         }
         fields.pack()
@@ -177,9 +188,10 @@ impl Seen {
 
     /// The row of a process; of losses whose process is unknown for `None`.
     pub fn process_key(&self, process: Option<&ProcessId>) -> Key {
-        let mut fields = Fields { netns: self.facts.netns.0, cause: self.cause as u8, ..Fields::default() };
+        let mut fields =
+            Fields { netns: self.facts.netns.packed(), cause: self.cause as u8, ..Fields::default() };
         if let Some(ProcessId { pid, name, role }) = process {
-            fields.src = *name;
+            fields.src = name.padded();
             fields.dst[..4].copy_from_slice(&pid.to_be_bytes());
             fields.dst[4] = match role {
                 Role::Sender => SENDER,
@@ -191,7 +203,8 @@ impl Seen {
 
     /// The row of a container by its number; of losses whose container is unknown for 0.
     pub fn container_key(&self, number: u32) -> Key {
-        let mut fields = Fields { netns: self.facts.netns.0, cause: self.cause as u8, ..Fields::default() };
+        let mut fields =
+            Fields { netns: self.facts.netns.packed(), cause: self.cause as u8, ..Fields::default() };
         fields.dst[..4].copy_from_slice(&number.to_be_bytes());
         fields.pack()
     }
@@ -200,7 +213,7 @@ impl Seen {
     pub fn unattributed_key(&self) -> Key {
         let proto = self.facts.proto.map_or(0, |proto| proto.0);
         Fields {
-            netns: self.facts.netns.0,
+            netns: self.facts.netns.packed(),
             proto,
             cause: self.cause as u8,
             flags: UNATTRIBUTED,
@@ -211,34 +224,29 @@ impl Seen {
 }
 
 impl Facts {
-    pub fn from_event(event: &LossEvent) -> Self {
-        let attributed = event.flags & flag::TUPLE != 0;
-        let proto = Protocol(event.proto);
-        let port = if proto.is_icmp() { u16::from_be_bytes(event.icmp) } else { event.dport };
+    pub fn of(packet: &Packet) -> Self {
         Self {
-            netns: NetnsId(event.netns),
-            proto: (attributed || event.proto != 0).then_some(proto),
-            port: attributed.then_some(port),
-            loopback: attributed.then_some(event.flags & flag::LOOPBACK != 0),
+            netns: packet.netns,
+            proto: packet.proto,
+            port: packet.service_port(),
+            loopback: packet.loopback(),
         }
     }
 }
 
-/// An address as it travels in an event.
-pub(super) fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
-    match family {
-        event::IPV4 => Some(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()),
-        event::IPV6 => Some(Ipv6Addr::from(bytes).into()),
-        _ => None,
-    }
-}
+const IPV4: u8 = 4;
+const IPV6: u8 = 6;
 
-/// Both addresses of an event.
-pub(super) fn addresses(event: &LossEvent) -> Option<(IpAddr, IpAddr)> {
-    if event.flags & flag::TUPLE == 0 {
-        return None;
+/// An address as a key holds it.
+fn octets(address: IpAddr) -> ([u8; 16], u8) {
+    match address {
+        IpAddr::V4(address) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&address.octets());
+            (bytes, IPV4)
+        }
+        IpAddr::V6(address) => (address.octets(), IPV6),
     }
-    Some((address(event.family, event.src)?, address(event.family, event.dst)?))
 }
 
 #[cfg(test)]
@@ -248,10 +256,10 @@ mod tests {
 
     #[test]
     fn a_process_and_a_container_survive_packing() {
-        let facts = Facts { netns: NetnsId(7), proto: None, port: None, loopback: None };
+        let facts = Facts { netns: NetnsId::from_inode(7), proto: None, port: None, loopback: None };
         let seen = Seen { cause: Cause::TableFull, facts };
         for role in [Role::Sender, Role::Listener] {
-            let process = ProcessId { pid: u32::MAX - 1, name: *b"a-name-that-is-\0", role };
+            let process = ProcessId { pid: u32::MAX - 1, name: Name::new(b"a-name-that-is-"), role };
             assert_eq!(seen.process_key(Some(&process)).fields().process(), Some(process));
         }
         assert_eq!(seen.process_key(None).fields().process(), None);

@@ -21,14 +21,14 @@ use std::collections::HashSet;
 
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
+use ctwatch_common::slot::SlotKind;
 use jiff::Timestamp;
 
 pub use filter::{Filter, PortRange};
 pub use settings::{By, StateConfig};
 
 use crate::contract::{self, Certainty, Counted, End, Event, Occupied, TableStatus, Tick};
-use crate::model::{Backend, FlowSample, Loss, NetnsId, Owner, Sample, SlotSample};
+use crate::model::{Backend, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample};
 use crate::state::filter::Verdict;
 use containers::Containers;
 use key::{Facts, Seen};
@@ -108,18 +108,14 @@ impl State {
 
     /// One event. Returns what to show of it, if events are asked for and it passes the filters.
     pub fn loss(&mut self, loss: &Loss) -> Option<Event> {
-        if loss.event.kind == KIND_FLOWS {
-            return self.insert(loss);
-        }
         if matches!(self.rows, Rows::Slots(_)) && !self.settings.drop_events {
             return None;
         }
-        let event = &loss.event;
-        let seen = Seen::from_event(event)?;
+        let seen = Seen::from_loss(loss);
         if !self.settings.filter.passes_cause(seen.cause) {
             return None;
         }
-        let addresses = self.settings.filter.needs_addresses().then(|| key::addresses(event)).flatten();
+        let addresses = loss.packet.tuple.map(|tuple| (tuple.src, tuple.dst));
         let verdict = self.settings.filter.judge(&seen.facts, addresses);
         if verdict == Verdict::Fail {
             return None;
@@ -127,20 +123,22 @@ impl State {
         if let Rows::Events(tally) = &mut self.rows {
             let by = self.settings.by;
             if verdict == Verdict::Pass && seen.suffices_for(by) {
-                let who = loss.who.as_deref();
-                if by.needs_owners() && is_anybodys(by, who) {
+                let owner = loss.owner.as_deref();
+                if by.needs_owners() && is_unattributable(by, owner) {
                     self.unattributed.insert((seen.facts.netns, seen.cause));
                 }
                 match by {
-                    By::Process => tally.add(seen.process_key(who.and_then(|who| who.process.as_ref()))),
+                    By::Process => {
+                        tally.add(seen.process_key(owner.and_then(|owner| owner.process.as_ref())))
+                    }
                     By::Container => {
-                        let name = who.and_then(|who| who.container.as_deref());
+                        let name = owner.and_then(|owner| owner.container.as_deref());
                         match name.map_or(Some(0), |name| self.containers.number(name)) {
                             Some(number) => tally.add(seen.container_key(number)),
                             None => tally.add_to_rest(seen.cause),
                         }
                     }
-                    _ => tally.add(seen.key(by, Some(event))),
+                    _ => tally.add(seen.key(by, loss.packet.tuple.as_ref())),
                 }
             } else {
                 self.unattributed.insert((seen.facts.netns, seen.cause));
@@ -154,14 +152,14 @@ impl State {
         })
     }
 
-    fn insert(&self, loss: &Loss) -> Option<Event> {
+    /// One insert. Returns what to show of it, if inserts are asked for and it passes the filters.
+    pub fn insert(&self, insert: &Insert) -> Option<Event> {
         if !self.settings.insert_events {
             return None;
         }
-        let facts = Facts::from_event(&loss.event);
-        let verdict = self.settings.filter.judge(&facts, key::addresses(&loss.event));
-        (verdict != Verdict::Fail)
-            .then(|| Event::Insert(packets::insert_event(loss.time, &loss.event, &facts)))
+        let addresses = insert.packet.tuple.map(|tuple| (tuple.src, tuple.dst));
+        let verdict = self.settings.filter.judge(&Facts::of(&insert.packet), addresses);
+        (verdict != Verdict::Fail).then(|| Event::Insert(packets::insert_event(insert)))
     }
 
     /// One tick's totals. What lost something since the last one makes the rows.
@@ -246,8 +244,8 @@ impl State {
 
     fn add_slot(&mut self, slot: &SlotSample) {
         let SlotSample { key, count, deletes, failed } = *slot;
-        if key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED) == KIND_FLOWS {
-            let (netns, inserts) = (NetnsId(key.netns), count.saturating_sub(failed));
+        if key.decode() == Some(SlotKind::Flows) {
+            let (netns, inserts) = (NetnsId::from_packed(key.netns), count.saturating_sub(failed));
             self.namespaces.add_flows(netns, inserts, deletes);
             if self.settings.count_flows {
                 self.occupancy.add(netns, key.proto, key.port, inserts, deletes);
@@ -293,7 +291,7 @@ impl State {
         for cause in Cause::ALL {
             let count = self.overflow[cause as usize];
             if count > 0 && self.settings.filter.passes_cause(cause) {
-                let facts = Facts { netns: NetnsId(0), proto: None, port: None, loopback: None };
+                let facts = Facts { netns: NetnsId::default(), proto: None, port: None, loopback: None };
                 tally.add(Seen { cause, facts }.key(By::Cause, None), count);
             }
         }
@@ -346,10 +344,10 @@ impl State {
 }
 
 /// Whether a loss without an owner may belong to a row that has one.
-fn is_anybodys(by: By, who: Option<&Owner>) -> bool {
-    let Some(who) = who else { return true };
-    let named = if by == By::Process { who.process.is_some() } else { who.container.is_some() };
-    who.anybodys && !named
+fn is_unattributable(by: By, owner: Option<&Owner>) -> bool {
+    let Some(owner) = owner else { return true };
+    let named = if by == By::Process { owner.process.is_some() } else { owner.container.is_some() };
+    owner.unattributable && !named
 }
 
 /// For the end of the run: who occupies a table, if it matters and that is known.

@@ -253,7 +253,7 @@ mod tests {
     use crate::model::{CensusKey, FlowOffset};
     use proptest::prelude::*;
 
-    const HOST: NetnsId = NetnsId(4_026_531_840);
+    const HOST: NetnsId = NetnsId::from_packed(4_026_531_840);
 
     fn table(count: u32) -> TableStatus {
         TableStatus {

@@ -8,7 +8,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
 
 use super::containers::Containers;
-use super::key::{self, Fields};
+use super::key::Fields;
 use super::namespaces::Namespaces;
 use super::settings::By;
 use super::tally::{Sum, Tallied};
@@ -75,7 +75,7 @@ impl Shape<'_> {
             By::Process if row.key.fields().process().is_none() => false,
             By::Container if row.key.fields().container() == 0 => false,
             By::Proto | By::Cause => self.unattributed.iter().any(|(_, of)| *of == cause),
-            _ => self.unattributed.contains(&(NetnsId(row.key.fields().netns), cause)),
+            _ => self.unattributed.contains(&(NetnsId::from_packed(row.key.fields().netns), cause)),
         }
     }
 
@@ -91,7 +91,7 @@ impl Shape<'_> {
         };
         if fields.unattributed() {
             row.unattributed = true;
-            row.netns = Some(NetnsId(fields.netns));
+            row.netns = Some(NetnsId::from_packed(fields.netns));
             row.proto = (fields.proto != 0).then_some(Protocol(fields.proto));
         } else {
             self.fill_in(&mut row, &fields);
@@ -103,10 +103,13 @@ impl Shape<'_> {
     fn fill_in(&self, row: &mut Row, fields: &Fields) {
         let proto = Protocol(fields.proto);
         if !matches!(self.by, By::Proto | By::Cause) {
-            row.netns = Some(NetnsId(fields.netns));
+            row.netns = Some(NetnsId::from_packed(fields.netns));
         }
         match self.by {
-            By::Netns => row.name = Some(self.namespaces.name_of(NetnsId(fields.netns)).map(str::to_owned)),
+            By::Netns => {
+                row.name =
+                    Some(self.namespaces.name_of(NetnsId::from_packed(fields.netns)).map(str::to_owned))
+            }
             By::Process => row.process = Some(fields.process().map(|process| Process::from(&process))),
             By::Container => {
                 row.container = Some(self.containers.name(fields.container()).map(str::to_owned));
@@ -117,10 +120,10 @@ impl Shape<'_> {
             row.proto = Some(proto);
         }
         if matches!(self.by, By::Flow | By::Src) {
-            row.src = key::address(fields.family, fields.src);
+            row.src = fields.addresses().0;
         }
         if matches!(self.by, By::Flow | By::Dst) {
-            row.dst = key::address(fields.family, fields.dst);
+            row.dst = fields.addresses().1;
         }
         if !matches!(self.by, By::Port | By::Flow) {
             return;

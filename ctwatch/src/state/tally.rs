@@ -184,8 +184,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn key(port: u16) -> Key {
-        let facts =
-            Facts { netns: NetnsId(1), proto: Some(Protocol::TCP), port: Some(port), loopback: Some(false) };
+        let facts = Facts {
+            netns: NetnsId::from_packed(1),
+            proto: Some(Protocol::TCP),
+            port: Some(port),
+            loopback: Some(false),
+        };
         Seen { cause: Cause::TableFull, facts }.key(By::Port, None)
     }
 

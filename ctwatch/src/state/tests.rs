@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ctwatch_common::event::{EntryPart, IPV4, IPV6, LossEvent, NO_TCP_STATE, flag, hook};
-use ctwatch_common::slot::SlotKey;
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 use proptest::prelude::*;
 
 use super::*;
-use crate::contract::{FillSource, Process, Row, Tuple, View};
-use crate::model::{KernelCounters, NetnsSample, ProcessId, Role};
+use crate::contract::{FillSource, Process, Row, View};
+use crate::model::{
+    Device, EntryState, Hook, KernelCounters, Name, NetnsSample, Packet, ProcessId, Protocol, Role, Tuple,
+};
 
 mod events;
 mod owners;
@@ -59,7 +60,7 @@ fn drops(drop: u64) -> KernelCounters {
 
 fn netns(id: u32, drop: u64) -> NetnsSample {
     NetnsSample {
-        id: NetnsId(id),
+        id: NetnsId::from_packed(id),
         name: (id == HOST).then(|| "host".to_owned()),
         container: None,
         count: Some(900),
@@ -85,39 +86,23 @@ fn sample(netns: Vec<NetnsSample>, slots: Vec<SlotSample>) -> Sample {
 }
 
 fn event(cause: Cause, src: &str, sport: u16, dst: &str, dport: u16) -> Loss {
-    let bytes = |address: &str| match address.parse().unwrap() {
-        IpAddr::V4(address) => {
-            let mut bytes = [0; 16];
-            bytes[..4].copy_from_slice(&address.octets());
-            bytes
-        }
-        IpAddr::V6(address) => address.octets(),
-    };
-    let mut device = [0; 16];
-    device[..2].copy_from_slice(b"lo");
-    Loss::new(
-        time(0),
-        LossEvent {
-            at: 1,
-            netns: HOST,
-            count: 1000,
-            max: 1000,
-            ifindex: 1,
-            kind: cause as u8,
-            proto: 6,
-            family: if src.contains(':') { IPV6 } else { IPV4 },
-            hook: hook::LOCAL_OUT,
-            flags: flag::LOOPBACK | flag::COUNT | flag::MAX | flag::OUT | flag::TUPLE,
-            icmp: [0; 2],
-            reserved: 0,
-            sport,
-            dport,
-            length: 60,
-            src: bytes(src),
-            dst: bytes(dst),
-            device,
-        },
-    )
+    Loss::new(time(0), cause, packet(src, sport, dst, dport))
+}
+
+fn packet(src: &str, sport: u16, dst: &str, dport: u16) -> Packet {
+    Packet {
+        at_ns: 1,
+        netns: NetnsId::from_packed(HOST),
+        proto: Some(Protocol::TCP),
+        tuple: Some(Tuple { src: src.parse().unwrap(), dst: dst.parse().unwrap(), sport, dport }),
+        is_loopback: true,
+        hook: Some(Hook::LocalOut),
+        device: Device { name: Some(Name::new(b"lo")), ifindex: 1, is_output: true },
+        count: Some(1000),
+        max: Some(1000),
+        length: 60,
+        ..Packet::default()
+    }
 }
 
 fn rest(rows: &[Row]) -> Vec<&Row> {
@@ -261,7 +246,7 @@ fn a_loss_without_addresses_may_have_come_from_anywhere() {
     let src = vec!["10.0.0.0/8".parse().unwrap()];
     let mut state = State::new(filtered(By::Port, Filter { src, ..Filter::default() }));
     let mut blind = event(FULL, "10.1.2.3", 1, "10.0.0.1", 80);
-    blind.event.flags &= !flag::TUPLE;
+    blind.packet.tuple = None;
     state.loss(&blind);
     state.loss(&event(FULL, "10.1.2.3", 1, "10.0.0.1", 80));
     let tick = state.sample(&sample(vec![netns(HOST, 2)], vec![]));
@@ -307,7 +292,7 @@ fn a_netns_that_vanished_says_so_once_and_stays_in_the_sums() {
     state.sample(&sample(vec![netns(HOST, 0), netns(7, 4)], slots()));
     let last =
         state.sample(&sample(vec![netns(HOST, 0), NetnsSample { gone: true, ..netns(7, 4) }], slots()));
-    assert!(last.tables.iter().any(|table| table.netns == NetnsId(7) && table.gone));
+    assert!(last.tables.iter().any(|table| table.netns == NetnsId::from_packed(7) && table.gone));
     let after =
         state.sample(&sample(vec![netns(HOST, 0), NetnsSample { gone: true, ..netns(7, 4) }], slots()));
     assert_eq!(after.tables.len(), 1);
@@ -409,7 +394,7 @@ fn memory_stays_bounded_with_ten_times_more_tuples_than_keys() {
     let mut state = State::new(settings(By::Flow));
     let mut loss = event(FULL, "10.0.0.1", 1, "10.0.0.2", 80);
     for tuple in 0..600_000u32 {
-        loss.event.src[..4].copy_from_slice(&tuple.to_be_bytes());
+        loss.packet.tuple.as_mut().unwrap().src = IpAddr::from(tuple.to_be_bytes());
         state.loss(&loss);
     }
     let tick = state.sample(&sample(vec![netns(HOST, 600_000)], vec![slot(HOST, FULL, 6, 80, 600_000)]));

@@ -78,7 +78,7 @@ pub(super) struct Censuses {
 }
 
 impl Censuses {
-    /// Forgets everything: the tables began anew.
+    /// Forgets everything: the tables start anew.
     pub fn restart(&mut self) {
         *self = Self { told: self.told, ..Self::default() };
     }
@@ -91,21 +91,21 @@ impl Censuses {
     /// Starts whatever census is due.
     pub fn start_due(
         &mut self,
-        places: &BTreeMap<NetnsId, Netns>,
+        namespaces: &BTreeMap<NetnsId, Netns>,
         reader: impl FnOnce() -> FlowReader,
         moved: &HashMap<NetnsId, Moved>,
         entries: impl Fn(NetnsId) -> Option<u32>,
     ) {
-        self.known.retain(|id, _| places.contains_key(id));
+        self.known.retain(|id, _| namespaces.contains_key(id));
         let mut due = Vec::new();
-        for (id, place) in places {
+        for (id, netns) in namespaces {
             let now = moved.get(id).copied().unwrap_or_default();
             let quiet = self.last.get(id) == Some(&now);
             match self.known.get_mut(id) {
-                None => due.push(place.clone()),
+                None => due.push(netns.clone()),
                 Some(known) => {
                     if known.is_due(now, quiet, entries(*id)) {
-                        due.push(place.clone());
+                        due.push(netns.clone());
                     }
                 }
             }
@@ -208,22 +208,22 @@ impl Known {
     }
 }
 
-fn take_all(places: &[Netns], reader: &FlowReader, results: &Sender<(NetnsId, Outcome)>) {
-    for place in places {
-        let outcome = match netns::run_inside(place, || Ok(take_here(place, reader))) {
+fn take_all(namespaces: &[Netns], reader: &FlowReader, results: &Sender<(NetnsId, Outcome)>) {
+    for netns in namespaces {
+        let outcome = match netns::run_inside(netns, || Ok(take_here(netns, reader))) {
             Ok(Ok(taken)) => Outcome::Taken(Box::new(taken)),
             Ok(Err(error)) => Outcome::Refused(format!("{error:#}")),
             Err(_) => Outcome::Closed,
         };
-        if results.send((place.id, outcome)).is_err() {
+        if results.send((netns.id, outcome)).is_err() {
             return;
         }
     }
 }
 
 /// Counts until nothing moves meanwhile, if that is cheap.
-fn take_here(place: &Netns, reader: &FlowReader) -> Result<Taken> {
-    let inode = place.id.inode();
+fn take_here(netns: &Netns, reader: &FlowReader) -> Result<Taken> {
+    let inode = netns.id.inode();
     let mut tries = 0;
     loop {
         let before = reader.read(inode);
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn a_census_in_a_quiet_moment_is_exact_and_its_base_undoes_what_was_counted() {
         let slots = || vec![slot(80, 30, 10), slot(81, 7, 7)];
-        let census = census(NetnsId(1), &taken(slots(), slots()), net);
+        let census = census(NetnsId::from_packed(1), &taken(slots(), slots()), net);
         assert!(census.exact);
         let base = |port| census.bases.iter().find(|base| base.port == port).map(|base| base.entries);
         assert_eq!((base(80), base(81)), (Some(80), Some(0)));
@@ -310,7 +310,8 @@ mod tests {
 
     #[test]
     fn what_moved_meanwhile_counts_half_and_makes_it_approximate() {
-        let census = census(NetnsId(1), &taken(vec![slot(80, 30, 10)], vec![slot(80, 50, 10)]), net);
+        let census =
+            census(NetnsId::from_packed(1), &taken(vec![slot(80, 30, 10)], vec![slot(80, 50, 10)]), net);
         assert!(!census.exact);
         assert_eq!(census.bases[0].entries, 70);
     }

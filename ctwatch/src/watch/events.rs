@@ -3,47 +3,56 @@
 
 use std::time::{Duration, Instant};
 
-use ctwatch_common::event::{KIND_NETNS_GONE, KIND_PUSHER, Record};
-
 use super::Watch;
 use super::jiffies::Jiffies;
-use crate::model::{Loss, monotonic_ns};
+use crate::model::{FromKernel, Insert, Loss, monotonic_ns};
 
 /// How long the end of a run waits for listeners that are being looked for.
 const LAST_ANSWERS: Duration = Duration::from_millis(300);
 
+/// What a probe saw happen to one packet.
+#[derive(Clone, Copy, Debug)]
+pub enum Observed<'a> {
+    /// It was lost, or the entry of its flow was.
+    Loss(&'a Loss),
+    /// It was the first of a flow, and got an entry.
+    Insert(&'a Insert),
+}
+
 impl Watch {
     /// Hands over at most `limit` events. Evictions come one call later, when the flow that pushed the entry out is known.
-    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(&Loss)) -> usize {
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(Observed<'_>)) -> usize {
         self.measure_jiffies();
-        self.release_unanswered(&mut each);
-        let Self { probe: Some(probe), clock, pairing, unanswered, owners, places, jiffies, .. } = self
+        self.release_answered(&mut |loss| each(Observed::Loss(loss)));
+        let Self {
+            probe: Some(probe), clock, evictions, pending_owners, owners, namespaces, jiffies, ..
+        } = self
         else {
             return 0;
         };
         let jiffies_per_s = jiffies.as_ref().and_then(Jiffies::per_s);
         let now = Instant::now();
         let mut gone = Vec::new();
-        let taken = probe.drain(limit, |record| {
-            let Record { loss: event, entry, owner } = record;
-            match event.kind {
-                KIND_NETNS_GONE => gone.push(event),
-                KIND_PUSHER => pairing.push(&event),
-                _ => {
-                    let time = clock.wall(event.at);
-                    let mut loss = Loss { entry, owner, jiffies_per_s, ..Loss::new(time, event) };
-                    loss.who = owners.as_mut().map(|owners| owners.of(&loss, places));
-                    let open = owners.as_ref().is_some_and(|owners| owners.lookup_pending(&loss));
-                    let held = if open { unanswered.hold(loss, now) } else { pairing.hold(loss) };
-                    if let Some(loss) = held {
-                        each(&loss);
-                    }
+        let taken = probe.drain(limit, |said| match said {
+            FromKernel::NetnsGone { netns, counters } => gone.push((netns, counters)),
+            FromKernel::Pusher { at_ns, flow } => evictions.resolve(at_ns, flow),
+            FromKernel::Insert(packet) => {
+                each(Observed::Insert(&Insert { time: clock.wall(packet.at_ns), packet }));
+            }
+            FromKernel::Loss { cause, packet, entry, sender } => {
+                let time = clock.wall(packet.at_ns);
+                let mut loss = Loss { entry, sender, jiffies_per_s, ..Loss::new(time, cause, packet) };
+                loss.owner = owners.as_mut().map(|owners| owners.of(&loss, namespaces));
+                let open = owners.as_ref().is_some_and(|owners| owners.lookup_pending(&loss));
+                let held = if open { pending_owners.hold(loss, now) } else { evictions.hold(loss) };
+                if let Some(loss) = held {
+                    each(Observed::Loss(&loss));
                 }
             }
         });
-        pairing.release(&mut each);
-        for event in gone {
-            self.bury(&event);
+        evictions.release(&mut |loss| each(Observed::Loss(loss)));
+        for (netns, counters) in gone {
+            self.retire(netns, counters);
         }
         taken
     }
@@ -59,25 +68,25 @@ impl Watch {
     }
 
     /// Hands over the losses whose listener is known by now.
-    fn release_unanswered(&mut self, each: &mut impl FnMut(&Loss)) {
-        let Self { owners: Some(owners), unanswered, places, .. } = self else { return };
+    fn release_answered(&mut self, each: &mut impl FnMut(&Loss)) {
+        let Self { owners: Some(owners), pending_owners, namespaces, .. } = self else { return };
         owners.begin();
         let answered = |loss: &mut Loss| {
-            loss.who = Some(owners.of(loss, places));
+            loss.owner = Some(owners.of(loss, namespaces));
             !owners.lookup_pending(loss)
         };
-        unanswered.release(Instant::now(), answered, each);
+        pending_owners.release(Instant::now(), answered, each);
     }
 
     /// Hands over what was held back.
     pub fn flush_pending(&mut self, mut each: impl FnMut(&Loss)) {
         let until = Instant::now() + LAST_ANSWERS;
-        while !self.unanswered.is_empty() && Instant::now() < until {
+        while !self.pending_owners.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));
-            self.release_unanswered(&mut each);
+            self.release_answered(&mut each);
         }
-        self.unanswered.release(Instant::now(), |_| true, &mut each);
-        self.pairing.release(&mut each);
-        self.pairing.release(&mut each);
+        self.pending_owners.release(Instant::now(), |_| true, &mut each);
+        self.evictions.release(&mut each);
+        self.evictions.release(&mut each);
     }
 }

@@ -22,8 +22,8 @@ impl Jiffies {
 
     /// The jiffies at a monotonic time.
     pub fn reading(&mut self, jiffies: u64, monotonic_ns: i64) {
-        let (first, began) = *self.first.get_or_insert((jiffies, monotonic_ns));
-        let passed = monotonic_ns - began;
+        let (first, start) = *self.first.get_or_insert((jiffies, monotonic_ns));
+        let passed = monotonic_ns - start;
         if passed < APART_NS || self.per_s.is_some() {
             return;
         }

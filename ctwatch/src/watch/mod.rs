@@ -1,14 +1,15 @@
 //! A live watch: the probe in the kernel, the netns it covers, and one consistent sample per tick.
 //! It reads and reports; what the numbers mean is `state`'s business.
 
+mod baseline;
 mod census;
 mod events;
+pub use events::Observed;
+mod eviction_matcher;
 mod flows;
 mod jiffies;
-mod ledger;
-mod lives;
-mod pairing;
-mod unanswered;
+mod netns_tracker;
+mod pending_owners;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -28,13 +29,13 @@ use crate::owner::OwnerResolver;
 use crate::probe::plan::{Attachment, ProbeOptions, plan};
 use crate::probe::sync::Baseline;
 use crate::probe::{Probe, offsets};
+use baseline::BaselineCounters;
 use census::Censuses;
+use eviction_matcher::EvictionMatcher;
 use jiffies::Jiffies;
-use ledger::BaselineCounters;
-use lives::LOOK_AROUND;
-use pairing::Pairing;
+use netns_tracker::RESCAN_INTERVAL;
+use pending_owners::PendingOwners;
 use tokio::io::unix::AsyncFd;
-use unanswered::Unanswered;
 
 /// How to watch.
 #[derive(Clone, Debug)]
@@ -42,7 +43,7 @@ pub struct WatchConfig {
     /// Where /proc and /sys are.
     pub roots: Roots,
     /// Which programs, if any (`None`: the kernel's counters only).
-    pub wishes: Option<ProbeOptions>,
+    pub probe_options: Option<ProbeOptions>,
     /// For aya-log in the kernel: 0 is off.
     pub log_level: u8,
 }
@@ -69,7 +70,7 @@ pub enum ModuleChange {
 
 /// Totals of programs that are gone with the module they watched.
 #[derive(Clone, Debug, Default)]
-struct Carried {
+struct EarlierTotals {
     slots: Vec<SlotSample>,
     overflow: [u64; CAUSES],
     lost_events: [u64; CAUSES],
@@ -81,16 +82,16 @@ pub struct Watch {
     settings: WatchConfig,
     probe: Option<Probe>,
     module: Option<u64>,
-    places: BTreeMap<NetnsId, Netns>,
-    ledgers: BTreeMap<NetnsId, BaselineCounters>,
+    namespaces: BTreeMap<NetnsId, Netns>,
+    baselines: BTreeMap<NetnsId, BaselineCounters>,
     gone: BTreeMap<NetnsId, Netns>,
     /// How many namespaces with this inode number have gone.
-    lives: HashMap<u32, u32>,
+    generations: HashMap<u32, u32>,
     /// What a slot of flows held when the netns went whose inode number it bears.
-    flows_before: HashMap<SlotKey, (u64, u64, u64)>,
-    pairing: Pairing,
-    unanswered: Unanswered,
-    carried: Carried,
+    flow_totals_at_reuse: HashMap<SlotKey, (u64, u64, u64)>,
+    evictions: EvictionMatcher,
+    pending_owners: PendingOwners,
+    earlier: EarlierTotals,
     censuses: Censuses,
     /// The module was loaded again since the last sample.
     restarted: bool,
@@ -100,57 +101,60 @@ pub struct Watch {
     /// Only where someone asks whose packets they were.
     owners: Option<OwnerResolver>,
     last_sample: Instant,
-    last_look: Instant,
+    last_rescan: Instant,
 }
 
 impl Watch {
     /// Attaches and takes the baseline. conntrack must be there.
     pub fn start(settings: WatchConfig, kernel: Kernel) -> Result<(Self, StartInfo)> {
         let now = Instant::now();
-        let owners =
-            settings.wishes.filter(|wishes| wishes.owners).map(|_| OwnerResolver::new(&settings.roots));
-        let jiffies = settings.wishes.filter(|wishes| wishes.detail).map(|_| Jiffies::default());
+        let owners = settings
+            .probe_options
+            .filter(|probe_options| probe_options.owners)
+            .map(|_| OwnerResolver::new(&settings.roots));
+        let jiffies =
+            settings.probe_options.filter(|probe_options| probe_options.detail).map(|_| Jiffies::default());
         let mut watch = Self {
             settings,
             probe: None,
             module: None,
-            places: BTreeMap::new(),
-            ledgers: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            baselines: BTreeMap::new(),
             gone: BTreeMap::new(),
-            lives: HashMap::new(),
-            flows_before: HashMap::new(),
-            pairing: Pairing::default(),
-            unanswered: Unanswered::default(),
-            carried: Carried::default(),
+            generations: HashMap::new(),
+            flow_totals_at_reuse: HashMap::new(),
+            evictions: EvictionMatcher::default(),
+            pending_owners: PendingOwners::default(),
+            earlier: EarlierTotals::default(),
             censuses: Censuses::default(),
             restarted: false,
             clock: Clock::now(),
             jiffies,
             owners,
             last_sample: now,
-            last_look: now,
+            last_rescan: now,
         };
-        let began = watch.attach(kernel)?;
-        Ok((watch, began))
+        let start = watch.attach(kernel)?;
+        Ok((watch, start))
     }
 
     fn attach(&mut self, kernel: Kernel) -> Result<StartInfo> {
         self.module = module::loaded(&self.settings.roots);
-        self.places = netns::discover()?;
-        let mut began =
+        self.namespaces = netns::discover()?;
+        let mut start =
             StartInfo { attachments: Vec::new(), notes: Vec::new(), since_boot: KernelCounters::default() };
         let mut bases = BTreeMap::new();
-        if let Some(wishes) = self.settings.wishes {
+        if let Some(probe_options) = self.settings.probe_options {
             let (symbols, btf) = kernel.both()?;
             let mut config = offsets::resolve(btf, symbols)?;
-            let plan = plan(symbols, wishes, &mut config).map_err(anyhow::Error::msg)?;
+            let plan = plan(symbols, probe_options, &mut config).map_err(anyhow::Error::msg)?;
             drop(kernel);
-            let room = (self.places.len() * 4).next_power_of_two().max(256);
+            let room = (self.namespaces.len() * 4).next_power_of_two().max(256);
             let probe = Probe::attach(&plan, &config, u32::try_from(room)?, self.settings.log_level)?;
-            for place in self.places.values() {
+            for netns in self.namespaces.values() {
                 // A netns that died since it was discovered has nothing to say.
-                if let Ok(taken) = probe.register_netns(place, Baseline::Current) {
-                    bases.insert(place.id, taken.bases);
+                if let Ok(taken) = probe.register_netns(netns, Baseline::Current) {
+                    bases.insert(netns.id, taken.bases);
                 }
             }
             anyhow::ensure!(
@@ -160,29 +164,29 @@ impl Watch {
             );
             probe.shared.start_watching();
             give_back_memory();
-            began.attachments = plan.attachments;
-            began.notes = plan.notes;
+            start.attachments = plan.attachments;
+            start.notes = plan.notes;
             self.probe = Some(probe);
         } else {
-            for (id, stat) in stat::read_all(self.places.values())? {
+            for (id, stat) in stat::read_all(self.namespaces.values())? {
                 if let Ok(stat) = stat {
                     bases.insert(id, stat.cpus.into_iter().map(Some).collect());
                 }
             }
         }
         for (id, base) in bases {
-            add_up(&mut began.since_boot, base.iter().flatten());
-            match self.ledgers.get_mut(&id) {
-                Some(ledger) => ledger.restart(base),
-                None => drop(self.ledgers.insert(id, BaselineCounters::new(base, false))),
+            add_up(&mut start.since_boot, base.iter().flatten());
+            match self.baselines.get_mut(&id) {
+                Some(baseline) => baseline.restart(base),
+                None => drop(self.baselines.insert(id, BaselineCounters::new(base, false))),
             }
         }
-        Ok(began)
+        Ok(start)
     }
 
     fn why_no_netns(&self, probe: &Probe) -> String {
         let mut reasons =
-            self.places.values().filter_map(|place| probe.register_netns(place, Baseline::Current).err());
+            self.namespaces.values().filter_map(|netns| probe.register_netns(netns, Baseline::Current).err());
         reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"))
     }
 
@@ -199,7 +203,7 @@ impl Watch {
         }
         let was_loaded = self.module.is_some();
         if was_loaded {
-            self.carry_over();
+            self.keep_totals();
         }
         self.module = module;
         if module.is_none() {
@@ -213,18 +217,18 @@ impl Watch {
     }
 
     /// Keeps the totals of the programs that die with the module.
-    fn carry_over(&mut self) {
+    fn keep_totals(&mut self) {
         // The next programs start to tell namespaces of one inode number apart from the beginning.
-        self.lives.clear();
-        self.flows_before.clear();
+        self.generations.clear();
+        self.flow_totals_at_reuse.clear();
         if let Some(mut probe) = self.probe.take() {
-            self.carried.slots.extend(probe.shared.slots());
+            self.earlier.slots.extend(probe.shared.slots());
             let (lost, overflow, ambiguous) = probe.shared.totals();
             for cause in 0..CAUSES {
-                self.carried.lost_events[cause] += lost[cause];
-                self.carried.overflow[cause] += overflow[cause];
+                self.earlier.lost_events[cause] += lost[cause];
+                self.earlier.overflow[cause] += overflow[cause];
             }
-            self.carried.ambiguous += ambiguous;
+            self.earlier.ambiguous += ambiguous;
         }
     }
 
@@ -237,14 +241,14 @@ impl Watch {
         let now = Instant::now();
         let interval_s = now.duration_since(self.last_sample).as_secs_f64();
         self.last_sample = now;
-        if now.duration_since(self.last_look) >= LOOK_AROUND {
-            self.look_around();
+        if now.duration_since(self.last_rescan) >= RESCAN_INTERVAL {
+            self.rescan_netns();
         }
         let mut before = self.read_counters()?;
         let mut slots = self.slots();
-        if slots.iter().any(|slot| !self.ledgers.contains_key(&NetnsId(slot.key.netns))) {
+        if slots.iter().any(|slot| !self.baselines.contains_key(&NetnsId::from_packed(slot.key.netns))) {
             // A loss in a netns that came up since the last look.
-            self.look_around();
+            self.rescan_netns();
             before = self.read_counters()?;
             slots = self.slots();
         }
@@ -252,20 +256,20 @@ impl Watch {
         let after = self.read_counters()?;
         let max = stat::max().ok();
         let netns = self
-            .ledgers
+            .baselines
             .iter()
-            .filter_map(|(id, ledger)| {
-                let place = self.places.get(id).or_else(|| self.gone.get(id))?;
+            .filter_map(|(id, baseline)| {
+                let netns = self.namespaces.get(id).or_else(|| self.gone.get(id))?;
                 Some(NetnsSample {
                     id: *id,
-                    name: place.name.clone(),
-                    container: place.container.clone(),
-                    count: ledger.entries,
+                    name: netns.name.clone(),
+                    container: netns.container.clone(),
+                    count: baseline.entries,
                     max,
-                    before: before.get(id).copied().unwrap_or_else(|| ledger.total()),
-                    after: after.get(id).copied().unwrap_or_else(|| ledger.total()),
+                    before: before.get(id).copied().unwrap_or_else(|| baseline.total()),
+                    after: after.get(id).copied().unwrap_or_else(|| baseline.total()),
                     gone: self.gone.contains_key(id),
-                    complete: ledger.complete,
+                    complete: baseline.complete,
                 })
             })
             .collect();
@@ -278,32 +282,32 @@ impl Watch {
     /// being seen would lose its tuple.
     pub fn reconcile(&self) {
         let Some(probe) = &self.probe else { return };
-        for place in self.places.values() {
+        for netns in self.namespaces.values() {
             // A netns that dies meanwhile takes its counters along.
-            let _ = probe.reconcile(place);
+            let _ = probe.reconcile(netns);
         }
     }
 
     /// All slots. Those that count flows bear inode numbers: they belong to the netns that has the number now, if any.
     fn slots(&mut self) -> Vec<SlotSample> {
         let mut slots = self.raw_slots();
-        if self.lives.is_empty() {
+        if self.generations.is_empty() {
             return slots;
         }
         slots.retain_mut(|slot| {
             if slot.key.kind != KIND_FLOWS {
                 return true;
             }
-            *slot = self.of_this_life(*slot);
+            *slot = self.since_inode_reuse(*slot);
             let id = self.present_id(slot.key.netns);
-            slot.key.netns = id.0;
-            self.places.contains_key(&id)
+            slot.key.netns = id.packed();
+            self.namespaces.contains_key(&id)
         });
         slots
     }
 
     fn raw_slots(&mut self) -> Vec<SlotSample> {
-        let mut slots = self.carried.slots.clone();
+        let mut slots = self.earlier.slots.clone();
         if let Some(probe) = &mut self.probe {
             slots.extend(probe.shared.slots());
         }
@@ -311,9 +315,9 @@ impl Watch {
     }
 
     fn totals(&self) -> ([u64; CAUSES], [u64; CAUSES], u64) {
-        let mut lost_events = self.carried.lost_events;
-        let mut overflow = self.carried.overflow;
-        let mut ambiguous = self.carried.ambiguous;
+        let mut lost_events = self.earlier.lost_events;
+        let mut overflow = self.earlier.overflow;
+        let mut ambiguous = self.earlier.ambiguous;
         if let Some(probe) = &self.probe {
             let (more_lost, more_overflow, more_ambiguous) = probe.shared.totals();
             for cause in 0..CAUSES {

@@ -40,7 +40,7 @@ fn samples(seconds: &[Second]) -> Vec<Sample> {
     let mut samples = Vec::new();
     for (second, (lost, new, ended, count, alone)) in (1..).zip(seconds) {
         let before = kernel;
-        let slot = |port, kind| SlotKey { netns: HOST.0, port, proto: 6, kind };
+        let slot = |port, kind| SlotKey { netns: HOST.packed(), port, proto: 6, kind };
         for (port, kind, losses) in lost {
             slots.entry(slot(*port, *kind)).or_default()[0] += losses;
             match kind & !KIND_LOOPBACK {

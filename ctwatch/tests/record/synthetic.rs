@@ -2,24 +2,26 @@
 //! Only as much as the tests need.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{
-    Census, CensusKey, Direction, FlowOffset, KernelCounters, Loss, NetnsId, Owner, PortDetail, ProcessId,
-    Role, TableEntry as Entry, TimeoutKind, Timeouts, WallMono,
+    Census, CensusKey, Device, Direction, EntryState, Flow, FlowOffset, Hook, KernelCounters, Loss, Name,
+    NetnsId, Owner, Packet, PortDetail, ProcessId, Protocol, Role, TableEntry as Entry, TimeoutKind,
+    Timeouts, Tuple, WallMono,
 };
 use ctwatch::record::rebuild::Names;
 use ctwatch::record::rows::{Incident, MachineSnapshot, Notice, Run, Setting, SnapshotReason, StoredListing};
 use ctwatch::record::tick::{NetnsTick, Tick};
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
-use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag};
+use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
 use jiff::Timestamp;
 
-pub const HOST: NetnsId = NetnsId(4_026_531_840);
+pub const HOST: NetnsId = NetnsId::from_packed(4_026_531_840);
 
 pub fn at(second: i64) -> WallMono {
     let time = Timestamp::from_microsecond(1_700_000_000_000_000 + second * 1_000_000 + 17).unwrap();
@@ -44,7 +46,7 @@ pub fn run() -> Run {
 }
 
 pub fn tick(second: i64) -> Tick {
-    let slot = |port, kind| SlotKey { netns: HOST.0, port, proto: 6, kind };
+    let slot = |port, kind| SlotKey { netns: HOST.packed(), port, proto: 6, kind };
     let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
     let count = Some((second * 37 % 1000) as u32);
     tick.netns = vec![NetnsTick {
@@ -89,41 +91,42 @@ fn census(second: i64) -> Census {
 }
 
 pub fn loss(second: i64) -> Loss {
-    let [a, b, c, d] = [10, 1, (second >> 8) as u8, second as u8];
-    let mut src = [0; 16];
-    src[..4].copy_from_slice(&[a, b, c, d]);
+    let v4 = IpAddr::from([10, 1, (second >> 8) as u8, second as u8]);
     let v6 = second % 2 == 1;
-    let event = LossEvent {
-        at: second as u64 * 1_000_000_000,
-        netns: HOST.0,
-        count: 1000,
-        max: 1000,
-        ifindex: 1,
-        kind: if v6 { 8 } else { 1 },
-        proto: 6,
-        family: if v6 { IPV6 } else { IPV4 },
-        hook: 3,
-        flags: flag::LOOPBACK | flag::COUNT | flag::MAX | flag::OUT | flag::TUPLE | flag::ENTRY,
-        icmp: [0, 0],
-        reserved: 0,
+    let tuple = Tuple {
+        src: if v6 { IpAddr::from([0x20; 16]) } else { v4 },
+        dst: if v6 { IpAddr::from([0xFD; 16]) } else { v4 },
         sport: 40_000,
         dport: 6379,
-        length: 60,
-        src: if v6 { [0x20; 16] } else { src },
-        dst: if v6 { [0xFD; 16] } else { src },
-        device: *b"lo\0\xFFrubbish\0\0\0\0\0",
     };
-    let mut loss = Loss::new(at(second).time, event);
-    loss.entry.left = -5;
-    loss.entry.status = 0xE;
-    loss.entry.reply_src = event.dst;
+    let packet = Packet {
+        at_ns: second as u64 * 1_000_000_000,
+        netns: HOST,
+        proto: Some(Protocol::TCP),
+        tuple: Some(tuple),
+        icmp: [0, 0],
+        is_loopback: true,
+        hook: Some(Hook::LocalOut),
+        device: Device {
+            name: Some(Name::from_padded(*b"lo\0\xFFrubbish\0\0\0\0\0")),
+            ifindex: 1,
+            is_output: true,
+        },
+        count: Some(1000),
+        max: Some(1000),
+        length: 60,
+    };
+    let mut loss = Loss::new(at(second).time, if v6 { Cause::Evicted } else { Cause::TableFull }, packet);
+    let nowhere = if v6 { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) };
+    let reply = Some(Tuple { src: tuple.dst, dst: nowhere, sport: 0, dport: 0 });
+    loss.entry = Some(EntryState { reply, status: 0xE, tcp_state: Some(0), left_jiffies: -5 });
     loss.jiffies_per_s = Some(250);
-    loss.pushed_out_by = v6.then_some(LossEvent { kind: 30, sport: 5, ..event });
-    loss.who = Some(Arc::new(Owner {
-        process: Some(ProcessId { pid: 812, name: *b"nginx\0\0\0\0\0\0\0\0\0\0\0", role: Role::Sender }),
+    loss.pushed_out_by = v6.then_some(Flow { proto: Protocol::TCP, tuple: Tuple { sport: 5, ..tuple } });
+    loss.owner = Some(Arc::new(Owner {
+        process: Some(ProcessId { pid: 812, name: Name::new(b"nginx"), role: Role::Sender }),
         cgroup: Some("/system.slice/nginx.service".to_owned()),
         container: v6.then(|| "nginx.service".to_owned()),
-        anybodys: false,
+        unattributable: false,
     }));
     loss
 }
@@ -198,7 +201,7 @@ pub fn all_of(path: &Path) -> anyhow::Result<String> {
     for run in recording.runs()? {
         text += &format!(
             "{run:?}\n{:?}\n",
-            BTreeMap::from_iter(recording.names(run.id)?.into_iter().map(|(id, n)| (id.0, n)))
+            BTreeMap::from_iter(recording.names(run.id)?.into_iter().map(|(id, n)| (id.packed(), n)))
         );
         for tick in recording.ticks(&run, i64::MIN..=i64::MAX)? {
             let tick = tick?;

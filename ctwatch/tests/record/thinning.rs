@@ -138,11 +138,11 @@ fn processes_that_are_named_no_more_make_room_before_an_incident_does() {
         batch.events = (0..40)
             .map(|place| {
                 let mut loss = loss.clone();
-                let mut who = Owner::clone(loss.who.as_ref().unwrap());
+                let mut who = Owner::clone(loss.owner.as_ref().unwrap());
                 if let Some(process) = &mut who.process {
                     process.pid = u32::try_from(second * 40 + place).unwrap();
                 }
-                loss.who = Some(Arc::new(who));
+                loss.owner = Some(Arc::new(who));
                 (loss, true)
             })
             .collect();

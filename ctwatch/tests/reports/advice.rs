@@ -121,7 +121,7 @@ fn advice(case: &Case, what_if: Option<&str>) -> Advice {
     let source = Source {
         version: "0.1.0",
         time: time(0),
-        netns: NetnsId(HOST),
+        netns: NetnsId::from_packed(HOST),
         name: Some("host".to_owned()),
         window_s: 15.0,
         measured_by: "kprobe",

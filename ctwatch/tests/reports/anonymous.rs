@@ -11,7 +11,7 @@ use crate::postmortem::recorded_with;
 use ctwatch::machine::Machine;
 use ctwatch::machine::managers::{Kind, MAX, Manager};
 use ctwatch::machine::published::Published;
-use ctwatch::model::{Loss, NetnsId, Role};
+use ctwatch::model::{Loss, NetnsId, Role, Tuple};
 use ctwatch::postmortem::{Format, Postmortem, Wish, gather, render};
 use ctwatch::record::anonymize::Anonymizer;
 use ctwatch::record::rebuild::Names;
@@ -64,18 +64,14 @@ fn secretive(machine: Machine) -> Machine {
 /// From outside, in IPv4.
 fn from_a_client() -> Loss {
     let mut loss = loss(true, 6);
-    loss.event.family = evicted().event.family;
-    (loss.event.src, loss.event.dst) = ([0; 16], [0; 16]);
-    loss.event.src[..4].copy_from_slice(&CLIENT.octets());
-    loss.event.dst[..4].copy_from_slice(&SERVER.octets());
-    loss.event.dport = 443;
+    loss.packet.tuple = Some(Tuple { src: CLIENT.into(), dst: SERVER.into(), sport: 42_901, dport: 443 });
     of("acme-server", Role::Listener, Some("docker:acme"), loss)
 }
 
 fn plant(second: i64, batch: &mut Batch) {
     if second == 1 {
         let names = Names { name: Some("acme-net".to_owned()), container: Some("docker:acme".to_owned()) };
-        batch.names = HashMap::from([(NetnsId(HOST), names)]);
+        batch.names = HashMap::from([(NetnsId::from_packed(HOST), names)]);
         batch.facts[0].json = serde_json::to_string(&secretive(machine())).unwrap();
     }
     if let Some(notice) = batch.notices.first_mut() {

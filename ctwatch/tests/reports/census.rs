@@ -82,7 +82,7 @@ fn named(name: &str, container: Option<&str>, listed: usize) -> ScanContext {
 }
 
 fn listed(settings: &BreakdownConfig, netns: u32, entries: &[TableEntry], seen: ScanContext) -> TableResult {
-    let mut census = Breakdown::new(settings, NetnsId(netns), locals(), NOW_NS);
+    let mut census = Breakdown::new(settings, NetnsId::from_packed(netns), locals(), NOW_NS);
     entries.iter().for_each(|entry| census.add(entry));
     census.end(seen)
 }
@@ -139,7 +139,7 @@ fn odd() -> Vec<TableReport> {
         reports.push(report(&by_port, vec![listed(&by_port, HOST, &[], seen)]));
     }
     let skipped = |name: &str| Skipped {
-        netns: NetnsId(WEB1),
+        netns: NetnsId::from_packed(WEB1),
         name: (!name.is_empty()).then(|| name.to_owned()),
         reason: "entering the netns /proc/812/ns/net (this needs CAP_SYS_ADMIN: run as root): EPERM"
             .to_owned(),

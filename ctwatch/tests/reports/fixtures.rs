@@ -1,20 +1,21 @@
 //! Fixed inputs for the goldens and the schema test, and the comparison with a committed file.
 //! `BLESS=1 cargo test` writes the files anew; read the diff before committing it.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook, Notice, SCHEMA, Start};
+use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook as StartHook, Notice, SCHEMA, Start};
 use ctwatch::model::{
-    Backend, Census, CensusKey, FlowOffset, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample, Owner,
-    PortDetail, ProcessId, Role, Sample, SlotSample, Timeouts,
+    Backend, Census, CensusKey, Device, EntryState, Flow, FlowOffset, FlowSample, Hook, Insert,
+    KernelCounters, Loss, Name, NetnsId, NetnsSample, Owner, Packet, PortDetail, ProcessId, Protocol, Role,
+    Sample, SlotSample, Timeouts, Tuple,
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
 use ctwatch::state::{By, Filter, State, StateConfig};
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag, hook};
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 use jiff::Timestamp;
 
@@ -42,7 +43,8 @@ pub fn time(millis: i64) -> Timestamp {
 }
 
 pub fn start(backend: Backend) -> Start {
-    let hook = |function: &str, kind: &str| Hook { function: function.to_owned(), kind: kind.to_owned() };
+    let hook =
+        |function: &str, kind: &str| StartHook { function: function.to_owned(), kind: kind.to_owned() };
     let (reason, hooks) = match backend {
         Backend::Kprobe => (
             None,
@@ -105,7 +107,7 @@ pub fn storm(second: u64) -> Sample {
     let host = KernelCounters { drop: host_drops, early_drop: 18 * second, ..KernelCounters::default() };
     let web1 = KernelCounters { drop: 38 * second, insert_failed: 5 * second, ..KernelCounters::default() };
     let netns = |id, name: &str, count, counters| NetnsSample {
-        id: NetnsId(id),
+        id: NetnsId::from_packed(id),
         name: Some(name.to_owned()),
         container: (name == "web1").then(|| "docker:3f2a9c0b1d2e".to_owned()),
         count: Some(count),
@@ -138,7 +140,7 @@ pub fn censuses() -> Vec<Census> {
         .map(|(proto, port, entries)| CensusKey { proto, port, entries, assured: 0, time_wait: 0 });
     let dns = CensusKey { proto: 17, port: 53, entries: 131_072, assured: 0, time_wait: 0 };
     let of = |netns, keys: &[CensusKey], exact| Census {
-        netns: NetnsId(netns),
+        netns: NetnsId::from_packed(netns),
         keys: keys.to_vec(),
         details: keys.iter().map(|key| PortDetail::new(key.proto, Some(key.port))).collect(),
         bases: keys
@@ -187,68 +189,55 @@ pub fn state(by: By) -> State {
 }
 
 pub fn loss(ipv6: bool, proto: u8) -> Loss {
-    let mut device = [0; 16];
-    device[..4].copy_from_slice(b"eth0");
-    let mut src = [0; 16];
-    let mut dst = [0; 16];
-    if ipv6 {
-        src = "2001:db8:1111:2222:3333:4444:5555:6666".parse::<std::net::Ipv6Addr>().unwrap().octets();
-        dst = "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let address = |text: &str| text.parse::<IpAddr>().unwrap();
+    let (src, dst, device) = if ipv6 {
+        ("2001:db8:1111:2222:3333:4444:5555:6666", "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", "eth0")
     } else {
-        src[..4].copy_from_slice(&[127, 0, 0, 1]);
-        dst[..4].copy_from_slice(&[127, 0, 0, 1]);
-        device[..5].copy_from_slice(b"lo\0\0\0");
-    }
-    let loopback = if ipv6 { 0 } else { flag::LOOPBACK | flag::OUT };
-    Loss::new(
-        time(123),
-        LossEvent {
-            at: 1,
-            netns: HOST,
-            count: 262_144,
-            max: 262_144,
-            ifindex: 1,
-            kind: Cause::TableFull as u8,
-            proto,
-            family: if ipv6 { IPV6 } else { IPV4 },
-            hook: if ipv6 { hook::PRE_ROUTING } else { hook::LOCAL_OUT },
-            flags: loopback | flag::COUNT | flag::MAX | flag::TUPLE,
-            icmp: if proto == 6 { [0; 2] } else { [128, 0] },
-            reserved: 0,
+        ("127.0.0.1", "127.0.0.1", "lo")
+    };
+    let packet = Packet {
+        at_ns: 1,
+        netns: NetnsId::from_packed(HOST),
+        proto: Some(Protocol(proto)),
+        tuple: Some(Tuple {
+            src: address(src),
+            dst: address(dst),
             sport: 42_901,
             dport: if proto == 6 { 6379 } else { 0 },
-            length: 60,
-            src,
-            dst,
-            device,
-        },
-    )
+        }),
+        icmp: if proto == 6 { [0; 2] } else { [128, 0] },
+        is_loopback: !ipv6,
+        hook: Some(if ipv6 { Hook::PreRouting } else { Hook::LocalOut }),
+        device: Device { name: Some(Name::new(device.as_bytes())), ifindex: 1, is_output: !ipv6 },
+        count: Some(262_144),
+        max: Some(262_144),
+        length: 60,
+    };
+    Loss::new(time(123), Cause::TableFull, packet)
 }
 
 /// A loss whose process and container are known.
 pub fn of(name: &str, role: Role, container: Option<&str>, loss: Loss) -> Loss {
-    let mut comm = [0; 16];
-    comm[..name.len()].copy_from_slice(name.as_bytes());
     let who = Owner {
-        process: Some(ProcessId { pid: 812, name: comm, role }),
+        process: Some(ProcessId { pid: 812, name: Name::new(name.as_bytes()), role }),
         cgroup: Some(format!("/system.slice/{name}.service")),
         container: container.map(str::to_owned),
-        anybodys: false,
+        unattributable: false,
     };
-    Loss { who: Some(Arc::new(who)), ..loss }
+    Loss { owner: Some(Arc::new(who)), ..loss }
 }
 
 /// A loss of which only is known in whose netns it happened.
-pub fn of_a_stranger(container: Option<&str>, anybodys: bool, loss: Loss) -> Loss {
-    let who = Owner { container: container.map(str::to_owned), anybodys, ..Owner::default() };
-    Loss { who: Some(Arc::new(who)), ..loss }
+pub fn of_a_stranger(container: Option<&str>, unattributable: bool, loss: Loss) -> Loss {
+    let who = Owner { container: container.map(str::to_owned), unattributable, ..Owner::default() };
+    Loss { owner: Some(Arc::new(who)), ..loss }
 }
 
 /// What the storm's packets were and whose.
 pub fn losses_with_owners() -> Vec<Loss> {
     let pod = Some("pod:4c8f1e2d-0a1b-4c3d-8e5f-a1b2c3d4e5f6");
     let mut elsewhere = loss(false, 6);
-    elsewhere.event.netns = WEB1;
+    elsewhere.packet.netns = NetnsId::from_packed(WEB1);
     vec![
         of("nginx", Role::Sender, Some("unit:nginx.service"), loss(false, 6)),
         of("nginx", Role::Sender, Some("unit:nginx.service"), loss(false, 6)),
@@ -261,23 +250,33 @@ pub fn losses_with_owners() -> Vec<Loss> {
     ]
 }
 
+fn tuple(src: [u8; 4], sport: u16, dst: [u8; 4], dport: u16) -> Tuple {
+    Tuple { src: src.into(), dst: dst.into(), sport, dport }
+}
+
 /// An entry thrown out for a new flow, behind a service address.
 pub fn evicted() -> Loss {
     let mut loss = loss(false, 6);
-    loss.event.kind = Cause::Evicted as u8;
-    loss.event.hook = hook::UNKNOWN;
-    loss.event.device = [0; 16];
-    loss.event.flags = flag::TUPLE | flag::ENTRY;
-    loss.event.src[..4].copy_from_slice(&[10, 0, 0, 1]);
-    loss.event.dst[..4].copy_from_slice(&[10, 96, 0, 1]);
-    loss.entry.reply_src[..4].copy_from_slice(&[10, 0, 0, 9]);
-    loss.entry.reply_dst[..4].copy_from_slice(&[10, 0, 0, 1]);
-    (loss.entry.reply_sport, loss.entry.reply_dport) = (6379, 42_901);
-    (loss.entry.status, loss.entry.left, loss.entry.tcp_state) = (0b1010, 21_500, 7);
+    loss.cause = Cause::Evicted;
+    let original = tuple([10, 0, 0, 1], 42_901, [10, 96, 0, 1], 6379);
+    loss.packet = Packet {
+        tuple: Some(original),
+        is_loopback: false,
+        hook: None,
+        device: Device { ifindex: 1, ..Device::default() },
+        count: None,
+        max: None,
+        ..loss.packet
+    };
+    loss.entry = Some(EntryState {
+        reply: Some(tuple([10, 0, 0, 9], 6379, [10, 0, 0, 1], 42_901)),
+        status: 0b1010,
+        tcp_state: Some(7),
+        left_jiffies: 21_500,
+    });
     loss.jiffies_per_s = Some(250);
-    let mut pusher = loss.event;
-    pusher.src[3] = 2;
-    loss.pushed_out_by = Some(pusher);
+    let pusher = Tuple { src: [10, 0, 0, 2].into(), ..original };
+    loss.pushed_out_by = Some(Flow { proto: Protocol::TCP, tuple: pusher });
     loss
 }
 
@@ -285,27 +284,30 @@ pub fn evicted() -> Loss {
 pub fn events() -> Vec<Event> {
     let mut state = state(By::Flow);
     let mut blind = loss(false, 6);
-    blind.event.flags = 0;
-    blind.event.device = [0; 16];
-    blind.event.hook = hook::UNKNOWN;
-    let mut insert = loss(false, 6);
-    insert.event.kind = KIND_FLOWS;
+    blind.packet = Packet {
+        tuple: None,
+        is_loopback: false,
+        hook: None,
+        device: Device { ifindex: 1, ..Device::default() },
+        count: None,
+        max: None,
+        ..blind.packet
+    };
+    let insert = Insert { time: time(123), packet: loss(false, 6).packet };
     let mut clash = evicted();
-    clash.event.kind = Cause::Clash as u8;
-    clash.entry.reply_src[..4].copy_from_slice(&[10, 96, 0, 1]);
-    [
+    clash.cause = Cause::Clash;
+    clash.entry.as_mut().unwrap().reply = Some(tuple([10, 96, 0, 1], 6379, [10, 0, 0, 1], 42_901));
+    let before = [
         of("nginx", Role::Sender, Some("unit:nginx.service"), loss(false, 6)),
         of("redis-server", Role::Listener, Some("docker:3f2a9c0b1d2e"), loss(true, 6)),
         of_a_stranger(Some("docker:3f2a9c0b1d2e"), true, loss(true, 58)),
         blind,
-        insert,
-        evicted(),
-        Loss { pushed_out_by: None, ..evicted() },
-        clash,
-    ]
-    .iter()
-    .filter_map(|loss| state.loss(loss))
-    .collect()
+    ];
+    let after = [evicted(), Loss { pushed_out_by: None, ..evicted() }, clash];
+    let mut events: Vec<Event> = before.iter().filter_map(|loss| state.loss(loss)).collect();
+    events.extend(state.insert(&insert));
+    events.extend(after.iter().filter_map(|loss| state.loss(loss)));
+    events
 }
 
 pub fn notice() -> Notice {
@@ -362,7 +364,7 @@ pub fn check(works: bool) -> Check {
 pub fn recording_lines() -> Vec<Line> {
     let file = std::path::PathBuf::from("/var/lib/ctwatch/host.ctw");
     let measured = Measured {
-        netns: NetnsId(4_026_531_840),
+        netns: NetnsId::from_packed(4_026_531_840),
         name: Some("host".to_owned()),
         count: Some(245_000),
         max: Some(262_144),

@@ -67,7 +67,13 @@ fn tick(second: i64) -> Tick {
     tick.losses = losses.into_iter().filter(|(_, count)| *count > 0).collect();
     tick.losses.sort_by_key(|(key, _)| *key);
     let dropped = (41 + 97 + 1_204 + second) * lost;
-    let netns = NetnsTick { id: NetnsId(HOST), count, peak: count, max: Some(MAX), ..NetnsTick::default() };
+    let netns = NetnsTick {
+        id: NetnsId::from_packed(HOST),
+        count,
+        peak: count,
+        max: Some(MAX),
+        ..NetnsTick::default()
+    };
     tick.netns = vec![NetnsTick { kernel: [dropped, 18 * lost, 0, 0], ..netns }];
     tick.flows = vec![
         (slot(443, KIND_FLOWS), [210, 190, 0]),
@@ -88,7 +94,7 @@ fn listing(second: i64) -> StoredListing {
         census.add(&Entry { proto: 6, port: 443, tcp_state: 7, left, ..Entry::default() }, Direction::In);
     }
     StoredListing {
-        netns: NetnsId(HOST),
+        netns: NetnsId::from_packed(HOST),
         occasion: SnapshotReason::Trigger,
         at: at(second),
         took_us: 800_000,
@@ -104,11 +110,12 @@ fn batch(second: i64) -> Batch {
     match second {
         1 => {
             let name = Names { name: Some("host".to_owned()), container: None };
-            batch.names = HashMap::from([(NetnsId(HOST), name)]);
+            batch.names = HashMap::from([(NetnsId::from_packed(HOST), name)]);
             let json = serde_json::to_string(&machine()).unwrap();
             batch.facts = vec![MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json }];
             let night = batch.tick.as_mut().unwrap();
-            night.censuses = censuses().into_iter().filter(|census| census.netns == NetnsId(HOST)).collect();
+            night.censuses =
+                censuses().into_iter().filter(|census| census.netns == NetnsId::from_packed(HOST)).collect();
         }
         12 => {
             let name = "net.netfilter.nf_conntrack_tcp_timeout_time_wait".to_owned();

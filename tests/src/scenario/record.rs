@@ -233,7 +233,8 @@ fn what_is_around(file: &Path, checks: &mut Checks) -> Result<()> {
     );
     let losses = recording.losses(i64::MIN..=i64::MAX)?;
     checks.figure("sampled", losses.len());
-    let named = losses.iter().filter(|(_, loss)| loss.who.as_ref().is_some_and(|who| who.process.is_some()));
+    let named =
+        losses.iter().filter(|(_, loss)| loss.owner.as_ref().is_some_and(|owner| owner.process.is_some()));
     checks.that(named.count() > 0, "no sampled loss has a process");
     Ok(())
 }

@@ -223,7 +223,12 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
             SnapshotReason::Trigger => "trigger",
         }));
         let losses = recording.losses(i64::MIN..=i64::MAX)?;
-        named += losses.iter().filter(|(_, loss)| loss.owner.name.starts_with(b"ctwatch-tests")).count();
+        named += losses
+            .iter()
+            .filter(|(_, loss)| {
+                loss.sender.is_some_and(|sender| sender.name.bytes().starts_with(b"ctwatch-tests"))
+            })
+            .count();
         checks.equal("mode of a recording", fs::metadata(&file)?.permissions().mode() & 0o777, 0o600);
     }
     checks.equal("ends", reasons, vec![EndReason::Rotated, EndReason::Signal]);

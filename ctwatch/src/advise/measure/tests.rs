@@ -5,13 +5,17 @@ use std::collections::VecDeque;
 use ctwatch_common::slot::SlotKey;
 use proptest::prelude::*;
 
+use std::net::IpAddr;
+
 use super::*;
 use crate::advise::demand::Demand;
 use crate::advise::gc::Gc;
 use crate::advise::whatif::Changes;
 use crate::model::{Direction, SlotSample};
+use crate::model::{Packet, Protocol, Tuple};
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK};
 
-const NETNS: NetnsId = NetnsId(1);
+const NETNS: NetnsId = NetnsId::from_packed(1);
 const PORT: u16 = 6379;
 const TIME_WAIT: u32 = 20;
 const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
@@ -77,7 +81,7 @@ impl Host {
 
     fn sample(&self, interval_s: f64) -> Sample {
         let slot = |kind: u8, count: u64| SlotSample {
-            key: SlotKey { netns: NETNS.0, port: PORT, proto: 6, kind },
+            key: SlotKey { netns: NETNS.packed(), port: PORT, proto: 6, kind },
             count,
             deletes: 0,
             failed: 0,
@@ -115,33 +119,16 @@ impl Host {
     }
 }
 
-fn refusal(port: u16) -> LossEvent {
-    LossEvent {
-        kind: Cause::TableFull as u8,
-        netns: NETNS.0,
-        proto: 6,
-        sport: port,
-        dport: PORT,
-        flags: flag::TUPLE | flag::LOOPBACK,
-        at: 0,
-        count: 0,
-        max: 0,
-        ifindex: 0,
-        family: 4,
-        hook: 3,
-        icmp: [0; 2],
-        reserved: 0,
-        length: 60,
-        src: bytes(LOCALHOST),
-        dst: bytes(LOCALHOST),
-        device: [0; 16],
-    }
-}
-
-fn bytes(address: [u8; 4]) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..4].copy_from_slice(&address);
-    bytes
+fn refusal(port: u16) -> Loss {
+    let src = IpAddr::from(LOCALHOST);
+    let packet = Packet {
+        netns: NETNS,
+        proto: Some(Protocol::TCP),
+        tuple: Some(Tuple { src, dst: src, sport: port, dport: PORT }),
+        is_loopback: true,
+        ..Packet::default()
+    };
+    Loss::new(jiff::Timestamp::UNIX_EPOCH, Cause::TableFull, packet)
 }
 
 /// Watches it for so many seconds, after so many.

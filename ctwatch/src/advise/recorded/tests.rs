@@ -11,7 +11,7 @@ use crate::record::writer::Batch;
 use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
 use std::path::Path;
 
-const HOST: NetnsId = NetnsId(4_026_531_840);
+const HOST: NetnsId = NetnsId::from_packed(4_026_531_840);
 
 fn at(second: i64) -> WallMono {
     let time = Timestamp::from_second(1_700_000_000 + second).unwrap();
@@ -37,7 +37,7 @@ fn run() -> Run {
 
 /// Fifty flows a second get in, and in the middle another fifty are refused.
 fn tick(second: i64) -> Tick {
-    let slot = |kind| SlotKey { netns: HOST.0, port: 6379, proto: 6, kind };
+    let slot = |kind| SlotKey { netns: HOST.packed(), port: 6379, proto: 6, kind };
     let full = (60..90).contains(&second);
     let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
     let count = Some(if full { 3_000 } else { 1_500 });

@@ -20,7 +20,7 @@ use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::timeouts::{self, Timeout};
 use crate::machine::{self, Host, Machine, Published, software};
-use crate::model::{Direction, EntryFields, Locals, Loss, NetnsId, Protocol, Role, TimeoutKind};
+use crate::model::{Direction, EntryFields, Flow, Locals, Loss, NetnsId, Protocol, Role, TimeoutKind};
 use crate::netns::Netns;
 
 /// Services of which everything is looked up.
@@ -37,9 +37,10 @@ pub(super) struct Senders(BTreeMap<Port, BTreeSet<u32>>);
 
 impl Senders {
     pub fn note(&mut self, loss: &Loss) {
-        let process = loss.who.as_ref().and_then(|who| who.process.as_ref());
+        let process = loss.owner.as_ref().and_then(|owner| owner.process.as_ref());
         let Some(process) = process.filter(|process| process.role == Role::Sender) else { return };
-        let pids = self.0.entry(Port { proto: loss.event.proto, port: loss.event.dport }).or_default();
+        let Some(Flow { proto, tuple }) = loss.packet.flow() else { return };
+        let pids = self.0.entry(Port { proto: proto.0, port: tuple.dport }).or_default();
         if pids.len() < SENDERS {
             pids.insert(process.pid);
         }

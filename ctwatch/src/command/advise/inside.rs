@@ -52,7 +52,10 @@ mod tests {
     use crate::firewall::{ExemptTarget, Firewall, Scope, Tool};
 
     fn blue() -> Inside {
-        Inside { enter: "nsenter --net=/run/netns/blue ".to_owned(), netns: NetnsId(4_026_532_000) }
+        Inside {
+            enter: "nsenter --net=/run/netns/blue ".to_owned(),
+            netns: NetnsId::from_packed(4_026_532_000),
+        }
     }
 
     #[test]

@@ -22,10 +22,10 @@ use crate::contract::{Hook, Notice, SCHEMA, Start, Unexplained};
 use crate::error::{Failure, Mark as _};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
-use crate::model::{Backend, Loss, NetnsId, Sample};
+use crate::model::{Backend, Insert, Loss, NetnsId, Sample};
 use crate::netns;
 use crate::probe::plan::ProbeOptions;
-use crate::watch::{ModuleChange, StartInfo, Watch, WatchConfig};
+use crate::watch::{ModuleChange, Observed, StartInfo, Watch, WatchConfig};
 use reconcile::Missed;
 
 /// The kernel wakes us when much is waiting; in between we look this often.
@@ -48,6 +48,11 @@ pub(super) struct Seen {
 pub(super) trait Follower {
     /// A loss; may be kept back until [`Follower::flush`].
     fn loss(&mut self, loss: &Loss) -> Result<()>;
+    /// A flow that got an entry, where that is asked for.
+    fn insert(&mut self, insert: &Insert) -> Result<()> {
+        let _ = insert;
+        Ok(())
+    }
     /// An interval is over.
     fn sample(&mut self, sample: &Sample) -> Result<Seen>;
     /// Something the reader should know.
@@ -104,7 +109,7 @@ pub(super) async fn attach(
         found = look(roots, &kernel, None);
         (backend, reason) = backend::choose(choice, &found)?;
     }
-    let settings = WatchConfig { roots: roots.clone(), wishes: wishes(backend, &found), log_level };
+    let settings = WatchConfig { roots: roots.clone(), probe_options: wishes(backend, &found), log_level };
     let (watch, began) =
         Watch::start(settings, kernel).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
     Ok(Some(Attached { watch, backend, began, reason }))
@@ -201,7 +206,11 @@ pub(super) fn finish(watch: &mut Watch, follower: &mut dyn Follower) -> Result<(
     let end = Instant::now() + Duration::from_millis(200);
     while drain(watch, follower)? == BATCH && Instant::now() < end {}
     let mut taken = Ok(());
-    watch.flush_pending(|loss| take(follower, loss, &mut taken));
+    watch.flush_pending(|loss| {
+        if taken.is_ok() {
+            taken = follower.loss(loss);
+        }
+    });
     taken?;
     // The interval that was cut short: ticks add up to the summary.
     let mut seen = follower.sample(&watch.sample()?)?;
@@ -224,18 +233,19 @@ pub(super) fn finish(watch: &mut Watch, follower: &mut dyn Follower) -> Result<(
 /// Takes events; returns how many there were.
 fn drain(watch: &mut Watch, follower: &mut dyn Follower) -> Result<usize> {
     let mut result = Ok(());
-    let taken = watch.drain(BATCH, |loss| take(follower, loss, &mut result));
+    let taken = watch.drain(BATCH, |seen| {
+        if result.is_ok() {
+            result = match seen {
+                Observed::Loss(loss) => follower.loss(loss),
+                Observed::Insert(insert) => follower.insert(insert),
+            };
+        }
+    });
     result?;
     if taken > 0 {
         follower.flush()?;
     }
     Ok(taken)
-}
-
-fn take(follower: &mut dyn Follower, loss: &Loss, result: &mut Result<()>) {
-    if result.is_ok() {
-        *result = follower.loss(loss);
-    }
 }
 
 /// Waits until the ring buffer says it holds much.
@@ -330,12 +340,11 @@ pub(super) fn resolve_netns(specs: &[NetnsSpec]) -> Result<Option<Vec<NetnsId>>>
         .iter()
         .map(|spec| match spec {
             NetnsSpec::Host => netns::own(),
-            NetnsSpec::Name(name) => {
-                netns::find(&places, name).map_err(|error| Failure::usage(format!("--netns: {error:#}")).into())
-            }
+            NetnsSpec::Name(name) => netns::find(&places, name)
+                .map_err(|error| Failure::usage(format!("--netns: {error:#}")).into()),
             NetnsSpec::Inode(id) if places.contains_key(id) => Ok(*id),
-            NetnsSpec::Inode(NetnsId(inode)) => Err(Failure::usage(format!(
-                "--netns: no process and no name leads to a netns with inode {inode}; `lsns -t net` lists them"
+            NetnsSpec::Inode(id) => Err(Failure::usage(format!(
+                "--netns: no process and no name leads to {id}; `lsns -t net` lists them"
             ))
             .into()),
             NetnsSpec::Pid(pid) => netns::id_of(format!("/proc/{pid}/ns/net").as_ref()).or_usage(|| {

@@ -113,7 +113,7 @@ mod tests {
             listing: Err(anyhow::anyhow!("{}", id.inode())),
             facts: MachineSnapshot { at: WallMono::now(), occasion, json: String::new() },
         };
-        let (one, other) = (NetnsId(1), NetnsId(2));
+        let (one, other) = (NetnsId::from_packed(1), NetnsId::from_packed(2));
         looks.start(one, SnapshotReason::Start).unwrap();
         for id in [one, other, other] {
             looks.start(id, SnapshotReason::Trigger).unwrap();

@@ -126,7 +126,7 @@ impl Numbers {
     pub fn of(connection: &Connection, run: i64) -> Result<Self, ReadError> {
         let slots = each(connection, SLOTS, [run], |row| Ok((row.get(0)?, slot_key(row)?)))?;
         let sql = "SELECT id, number FROM netns WHERE run = ?1";
-        let netns = each(connection, sql, [run], |row| Ok((row.get(0)?, NetnsId(row.get(1)?))))?;
+        let netns = each(connection, sql, [run], |row| Ok((row.get(0)?, NetnsId::from_packed(row.get(1)?))))?;
         Ok(Self { run, slots: Named::of(slots), netns: Named::of(netns) })
     }
 

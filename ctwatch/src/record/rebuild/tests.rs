@@ -8,7 +8,7 @@ use jiff::Timestamp;
 /// What moved in one tick: per slot, and entries in the table.
 type Step = (Vec<(u16, u8, u64)>, Option<u32>, [u64; 4]);
 
-const HOST: NetnsId = NetnsId(4_026_531_840);
+const HOST: NetnsId = NetnsId::from_packed(4_026_531_840);
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let slot = (0..6u16, prop::sample::select(vec![1u8, 8, KIND_FLOWS, 0x81]), 0..1000u64);
@@ -23,8 +23,9 @@ fn samples(steps: &[Step]) -> Vec<Sample> {
     let mut samples = Vec::new();
     for (second, (moves, count, counted)) in steps.iter().enumerate() {
         for (port, kind, by) in moves {
-            let slot =
-                slots.entry(SlotKey { netns: HOST.0, port: *port, proto: 6, kind: *kind }).or_default();
+            let slot = slots
+                .entry(SlotKey { netns: HOST.packed(), port: *port, proto: 6, kind: *kind })
+                .or_default();
             slot[0] += by;
             if *kind == KIND_FLOWS {
                 slot[1] += by / 2;

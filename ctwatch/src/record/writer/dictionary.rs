@@ -37,7 +37,7 @@ impl Dictionary {
         let mut statement = connection.prepare_cached("SELECT id, number FROM netns WHERE run = ?1")?;
         let mut rows = statement.query([run])?;
         while let Some(row) = rows.next()? {
-            dictionary.netns.insert(NetnsId(row.get(1)?), row.get(0)?);
+            dictionary.netns.insert(NetnsId::from_packed(row.get(1)?), row.get(0)?);
         }
         let mut statement = connection.prepare_cached(super::super::reader::SLOTS)?;
         let mut rows = statement.query([run])?;
@@ -67,7 +67,7 @@ impl Dictionary {
         let crc = netns_checksum(self.run, id, &Names::default());
         connection
             .prepare_cached("INSERT INTO netns (run, number, inode, life, crc) VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![self.run, id.0, id.inode(), id.generation(), crc])?;
+            .execute(params![self.run, id.packed(), id.inode(), id.generation(), crc])?;
         let row = connection.last_insert_rowid();
         self.netns.insert(id, row);
         Ok(row)
@@ -78,7 +78,7 @@ impl Dictionary {
         if let Some(row) = self.slots.get(&key) {
             return Ok(*row);
         }
-        let netns = self.netns(connection, NetnsId(key.netns))?;
+        let netns = self.netns(connection, NetnsId::from_packed(key.netns))?;
         connection
             .prepare_cached(
                 "INSERT INTO slot (netns, proto, port, cause, loopback, unattributed) \
@@ -107,21 +107,21 @@ impl Dictionary {
         if let Some(row) = self.owners.get(who) {
             return Ok(*row);
         }
-        let Owner { process, cgroup, container, anybodys } = &**who;
+        let Owner { process, cgroup, container, unattributable } = &**who;
         connection
             .prepare_cached(
                 "INSERT INTO owner (pid, name, role, cgroup, container, anybodys) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute(params![
                 process.map(|process| process.pid),
-                process.and_then(|process| text(&process.name)),
+                process.and_then(|process| text(&process.name.padded())),
                 process.map(|process| match process.role {
                     Role::Sender => "sender",
                     Role::Listener => "listener",
                 }),
                 cgroup,
                 container,
-                anybodys
+                unattributable
             ])?;
         let row = connection.last_insert_rowid();
         if self.owners.len() >= OWNERS {

@@ -30,7 +30,7 @@ fn from(src: &str, entry: TableEntry) -> TableEntry {
 
 fn report(settings: &BreakdownConfig, tables: &[&[TableEntry]]) -> breakdown::TableReport {
     let finished = (1..).zip(tables).map(|(netns, entries)| {
-        let mut census = Breakdown::new(settings, NetnsId(netns), Locals::default(), 0);
+        let mut census = Breakdown::new(settings, NetnsId::from_packed(netns), Locals::default(), 0);
         entries.iter().for_each(|entry| census.add(entry));
         census.end(ScanContext { max: Some(1_000), ..quiet(entries) })
     });
@@ -87,7 +87,8 @@ fn states_are_spelt_as_conntrack_does() {
 fn rows_are_of_one_table_and_each_table_has_its_rest() {
     let (a, b) = (vec![tcp(80, 3); 10], [vec![tcp(80, 3); 30], vec![tcp(443, 3); 5]].concat());
     let report = report(&settings(Keys::default(), 2), &[&a, &b]);
-    let rows: Vec<_> = report.rows.iter().map(|row| (row.netns.0, row.port, row.entries, row.rest)).collect();
+    let rows: Vec<_> =
+        report.rows.iter().map(|row| (row.netns.packed(), row.port, row.entries, row.rest)).collect();
     assert_eq!(rows, [(2, Some(80), 30, false), (1, Some(80), 10, false), (2, None, 5, true)]);
 }
 
@@ -128,7 +129,7 @@ fn a_loopback_filter_needs_to_know_local_addresses() {
 
 fn difference(before: u32, after: u32, listed: u64, duplicates: u64) -> (i64, Vec<breakdown::Reason>) {
     let settings = settings(Keys::default(), 1);
-    let census = Breakdown::new(&settings, NetnsId(1), Locals::default(), 0);
+    let census = Breakdown::new(&settings, NetnsId::from_packed(1), Locals::default(), 0);
     let (count_before, count) = (Some(before), Some(after));
     let end = census.end(ScanContext { count_before, count, listed, duplicates, ..ScanContext::default() });
     let report = combine(&settings, vec![end], Vec::new(), false, "0", Default::default(), 0.0);

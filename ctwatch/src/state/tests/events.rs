@@ -12,8 +12,7 @@ fn an_event_takes_its_fill_from_the_last_sample_if_it_has_none() {
     let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
     assert_eq!((seen.count, seen.fill, seen.fill_source), (Some(1000), Some(1.0), Some(FillSource::Event)));
     assert_eq!((seen.hook, seen.output.as_deref(), seen.input), (Some("output"), Some("lo"), None));
-    loss.event.flags &= !(flag::COUNT | flag::MAX);
-    loss.event.hook = hook::UNKNOWN;
+    (loss.packet.count, loss.packet.max, loss.packet.hook) = (None, None, None);
     let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
     assert_eq!((seen.count, seen.fill, seen.fill_source), (Some(900), Some(0.9), Some(FillSource::Sample)));
     assert_eq!(seen.hook, None);
@@ -22,12 +21,13 @@ fn an_event_takes_its_fill_from_the_last_sample_if_it_has_none() {
 /// An eviction of 10.0.0.1:40000 -> 10.0.0.9:80, which a service address had been translated to.
 fn evicted() -> Loss {
     let mut loss = event(Cause::Evicted, "10.0.0.1", 40_000, "10.96.0.1", 80);
-    loss.event.flags |= flag::ENTRY;
-    loss.event.hook = hook::UNKNOWN;
-    loss.entry.reply_src[..4].copy_from_slice(&[10, 0, 0, 9]);
-    loss.entry.reply_dst[..4].copy_from_slice(&[10, 0, 0, 1]);
-    (loss.entry.reply_sport, loss.entry.reply_dport) = (8080, 40_000);
-    (loss.entry.status, loss.entry.left, loss.entry.tcp_state) = (0b1010, 21_500, 7);
+    loss.packet.hook = None;
+    loss.entry = Some(EntryState {
+        reply: packet("10.0.0.9", 8080, "10.0.0.1", 40_000).tuple,
+        status: 0b1010,
+        tcp_state: Some(7),
+        left_jiffies: 21_500,
+    });
     loss
 }
 
@@ -44,15 +44,14 @@ fn an_event_has_both_directions_of_its_entry_and_says_whether_nat_is_between() {
     let mut loss = evicted();
     let seen = shown(&loss);
     assert_eq!(seen.packet.dst, Some("10.96.0.1".parse().unwrap()), "the original direction");
-    let reply = Tuple {
+    let reply = contract::Tuple {
         src: "10.0.0.9".parse().unwrap(),
         sport: Some(8080),
         dst: "10.0.0.1".parse().unwrap(),
         dport: Some(40_000),
     };
     assert_eq!((seen.nat, seen.reply, seen.view), (Some(true), Some(reply), Some(View::PreNat)));
-    loss.entry.reply_src[..4].copy_from_slice(&[10, 96, 0, 1]);
-    loss.entry.reply_sport = 80;
+    loss.entry.as_mut().unwrap().reply = packet("10.96.0.1", 80, "10.0.0.1", 40_000).tuple;
     assert_eq!(shown(&loss).nat, Some(false));
     let refused = shown(&event(FULL, "10.0.0.1", 1, "10.0.0.2", 80));
     assert_eq!((refused.nat, refused.original, refused.reply, refused.entry), (None, None, None, None));
@@ -68,7 +67,7 @@ fn an_entry_s_state_and_time_are_told_as_far_as_they_are_known() {
     loss.jiffies_per_s = Some(250);
     assert_eq!(shown(&loss).entry.unwrap().timeout_left_s, Some(86.0));
     // Not in the table yet: its timeout isn't a point in time.
-    loss.entry = EntryPart { status: 0, tcp_state: NO_TCP_STATE, ..loss.entry };
+    loss.entry = Some(EntryState { status: 0, tcp_state: None, ..loss.entry.unwrap() });
     let entry = shown(&loss).entry.unwrap();
     assert_eq!((entry.timeout_left_s, entry.tcp_state, entry.age_s), (None, None, None));
 }
@@ -77,12 +76,9 @@ fn an_entry_s_state_and_time_are_told_as_far_as_they_are_known() {
 fn an_eviction_names_the_flow_it_made_room_for() {
     let mut loss = evicted();
     assert_eq!(shown(&loss).pushed_out_by, Some(None));
-    loss.pushed_out_by = Some(event(Cause::Evicted, "10.0.0.3", 5, "10.0.0.4", 443).event);
+    loss.pushed_out_by = packet("10.0.0.3", 5, "10.0.0.4", 443).flow();
     let flow = shown(&loss).pushed_out_by.unwrap().unwrap();
-    assert_eq!(
-        (flow.proto, flow.tuple.sport, flow.tuple.dport),
-        (crate::model::Protocol::TCP, Some(5), Some(443))
-    );
+    assert_eq!((flow.proto, flow.tuple.sport, flow.tuple.dport), (Protocol::TCP, Some(5), Some(443)));
 }
 
 #[test]
@@ -92,7 +88,6 @@ fn filters_act_on_events_too() {
         State::new(StateConfig { drop_events: true, insert_events: true, ..filtered(By::Port, filter) });
     assert!(state.loss(&event(FULL, "127.0.0.1", 1, "127.0.0.1", 6379)).is_none());
     assert!(state.loss(&event(FULL, "127.0.0.1", 1, "127.0.0.1", 80)).is_some());
-    let mut insert = event(FULL, "127.0.0.1", 1, "127.0.0.1", 80);
-    insert.event.kind = KIND_FLOWS;
-    assert!(matches!(state.loss(&insert), Some(Event::Insert(_))));
+    let insert = Insert { time: time(0), packet: packet("127.0.0.1", 1, "127.0.0.1", 80) };
+    assert!(matches!(state.insert(&insert), Some(Event::Insert(_))));
 }

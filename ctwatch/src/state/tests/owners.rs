@@ -14,15 +14,15 @@ fn losses_that_no_program_saw_take_exactness_from_rows_by_event() {
 }
 
 fn sent_by(pid: u32, container: Option<&str>, loss: Loss) -> Loss {
-    let process = ProcessId { pid, name: *b"nginx\0\0\0\0\0\0\0\0\0\0\0", role: Role::Sender };
+    let process = ProcessId { pid, name: Name::new(b"nginx"), role: Role::Sender };
     let container = container.map(str::to_owned);
     let who = Owner { process: Some(process), container, ..Owner::default() };
-    Loss { who: Some(Arc::new(who)), ..loss }
+    Loss { owner: Some(Arc::new(who)), ..loss }
 }
 
-fn nobody_s(anybodys: bool, container: Option<&str>, loss: Loss) -> Loss {
-    let who = Owner { anybodys, container: container.map(str::to_owned), ..Owner::default() };
-    Loss { who: Some(Arc::new(who)), ..loss }
+fn nobody_s(unattributable: bool, container: Option<&str>, loss: Loss) -> Loss {
+    let who = Owner { unattributable, container: container.map(str::to_owned), ..Owner::default() };
+    Loss { owner: Some(Arc::new(who)), ..loss }
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub(super) fn lines(report: &Advice, paint: Paint) -> Vec<String> {
 fn head(report: &Advice, paint: Paint) -> Vec<String> {
     let TableDemand { count, max, refused_packets_per_s, offered_per_s, admitted_per_s, demand, .. } =
         &report.table;
-    let name = report.name.clone().unwrap_or_else(|| format!("net:{}", report.netns.0));
+    let name = report.name.clone().unwrap_or_else(|| report.netns.to_string());
     let style = if demand.overflows() { FULL } else { PLAIN };
     let size = if *max == 0 { "no limit".to_owned() } else { format!("of {}", thousands((*max).into())) };
     let mut lines = vec![format!(

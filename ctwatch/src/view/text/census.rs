@@ -58,7 +58,7 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
 }
 
 fn name(table: &TableBreakdown) -> String {
-    table.name.as_ref().map_or_else(|| format!("net:{}", table.netns.0), |name| shorten(name, NAME))
+    table.name.as_ref().map_or_else(|| table.netns.to_string(), |name| shorten(name, NAME))
 }
 
 fn table_line(table: &TableBreakdown, clock: &str, paint: Paint) -> String {
@@ -224,7 +224,7 @@ fn key(row: &Row, by: &[&'static str]) -> String {
         match *one {
             "state" => parts.extend(row.state.map(str::to_owned)),
             "direction" => parts.extend(row.direction.map(|direction| direction.name().to_owned())),
-            "netns" => parts.extend(name(&row.name, format!("net:{}", row.netns.0))),
+            "netns" => parts.extend(name(&row.name, row.netns.to_string())),
             "container" => parts.extend(name(&row.container, "no container".to_owned())),
             "zone" => parts.extend(row.zone.map(|zone| format!("zone {zone}"))),
             "mark" => parts.extend(row.mark.map(|mark| format!("mark {mark:#x}"))),
@@ -317,7 +317,7 @@ fn unseen(report: &TableReport) -> Vec<String> {
         );
     }
     for skipped in report.skipped.iter().take(NAMED) {
-        let name = skipped.name.clone().unwrap_or_else(|| format!("net:{}", skipped.netns.0));
+        let name = skipped.name.clone().unwrap_or_else(|| skipped.netns.to_string());
         texts.push(format!("Not listed: {}: {}", shorten(&name, NAME), skipped.reason));
     }
     if report.skipped.len() > NAMED {
@@ -340,7 +340,7 @@ mod tests {
         let addresses = prop::option::of(any::<(u128, u128)>());
         (numbers, shares, seconds, addresses, any::<[bool; 6]>()).prop_map(
             |((entries, error, port, proto, mark), share, seconds, addresses, has)| Row {
-                netns: NetnsId(4_026_532_299),
+                netns: NetnsId::from_packed(4_026_532_299),
                 proto: has[0].then_some(Protocol(proto)),
                 port: has[1].then_some(port),
                 service: has[1].then_some(Some("etcd-client")),

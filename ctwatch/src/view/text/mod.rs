@@ -99,7 +99,7 @@ impl<W: Write> TextView<W> {
     }
 
     fn name_of(&self, netns: NetnsId) -> String {
-        self.names.get(&netns).cloned().unwrap_or_else(|| format!("net:{}", netns.0))
+        self.names.get(&netns).cloned().unwrap_or_else(|| netns.to_string())
     }
 
     /// A table that deserves a line in this tick.

@@ -13,7 +13,7 @@ const NEARLY_FULL: f64 = 0.9;
 const NAME: usize = 14;
 
 pub(super) fn name(table: &TableStatus) -> String {
-    table.name.as_ref().map_or_else(|| format!("net:{}", table.netns.0), |name| shorten(name, NAME))
+    table.name.as_ref().map_or_else(|| table.netns.to_string(), |name| shorten(name, NAME))
 }
 
 pub(super) fn is_host(table: &TableStatus) -> bool {
@@ -137,7 +137,7 @@ mod tests {
             (packets_lost, entries_lost) in (0..9_999_999u64, 0..9_999_999u64),
         ) {
             let table = TableStatus {
-                netns: NetnsId(4_026_532_299),
+                netns: NetnsId::from_packed(4_026_532_299),
                 name,
                 container: None,
                 count,

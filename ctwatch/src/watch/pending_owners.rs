@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 use crate::model::Loss;
 
 /// How long a loss waits.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(1);
 /// How many wait.
 const ROOM: usize = 1024;
 
 /// The losses that wait, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Unanswered(VecDeque<(Loss, Instant)>);
+pub(super) struct PendingOwners(VecDeque<(Loss, Instant)>);
 
-impl Unanswered {
+impl PendingOwners {
     /// Keeps a loss; gives it back if there is no room.
     pub fn hold(&mut self, loss: Loss, now: Instant) -> Option<Loss> {
         if self.0.len() >= ROOM {
             return Some(loss);
         }
-        self.0.push_back((loss, now + PATIENCE));
+        self.0.push_back((loss, now + MAX_WAIT));
         None
     }
 
@@ -51,27 +51,27 @@ impl Unanswered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ctwatch_common::event::LossEvent;
+    use crate::model::Packet;
+    use ctwatch_common::Cause;
     use jiff::Timestamp;
 
-    fn loss(at: u64) -> Loss {
-        // SAFETY: plain integers, for which zero is a value.
-        Loss::new(Timestamp::UNIX_EPOCH, LossEvent { at, ..unsafe { std::mem::zeroed() } })
+    fn loss(at_ns: u64) -> Loss {
+        Loss::new(Timestamp::UNIX_EPOCH, Cause::TableFull, Packet { at_ns, ..Packet::default() })
     }
 
     #[test]
     fn a_loss_goes_on_when_it_is_answered_or_has_waited_long_enough() {
         let start = Instant::now();
-        let mut unanswered = Unanswered::default();
+        let mut pending = PendingOwners::default();
         for at in 0..ROOM as u64 {
-            assert!(unanswered.hold(loss(at), start).is_none());
+            assert!(pending.hold(loss(at), start).is_none());
         }
-        assert_eq!(unanswered.hold(loss(9), start).map(|loss| loss.event.at), Some(9), "there is no room");
+        assert_eq!(pending.hold(loss(9), start).map(|loss| loss.packet.at_ns), Some(9), "there is no room");
         let mut seen = Vec::new();
-        unanswered.release(start, |loss| loss.event.at == 7, &mut |loss| seen.push(loss.event.at));
+        pending.release(start, |loss| loss.packet.at_ns == 7, &mut |loss| seen.push(loss.packet.at_ns));
         assert_eq!(seen, [7]);
-        unanswered.release(start + PATIENCE, |_| false, &mut |loss| seen.push(loss.event.at));
+        pending.release(start + MAX_WAIT, |_| false, &mut |loss| seen.push(loss.packet.at_ns));
         assert_eq!(seen.len(), ROOM);
-        assert!(unanswered.is_empty());
+        assert!(pending.is_empty());
     }
 }

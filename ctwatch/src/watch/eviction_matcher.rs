@@ -2,21 +2,20 @@
 //! Nothing waits for longer than one round, and nothing is dropped here.
 
 use ctwatch_common::Cause;
-use ctwatch_common::event::LossEvent;
 
-use crate::model::Loss;
+use crate::model::{Flow, Loss};
 
 /// Evictions of this round and of the one before.
 #[derive(Debug, Default)]
-pub(super) struct Pairing {
+pub(super) struct EvictionMatcher {
     fresh: Vec<Loss>,
     waiting: Vec<Loss>,
 }
 
-impl Pairing {
+impl EvictionMatcher {
     /// Keeps an eviction; gives back everything else.
     pub fn hold(&mut self, loss: Loss) -> Option<Loss> {
-        if loss.event.kind == Cause::Evicted as u8 {
+        if loss.cause == Cause::Evicted {
             self.fresh.push(loss);
             return None;
         }
@@ -24,10 +23,10 @@ impl Pairing {
     }
 
     /// A flow that pushed out all victims with its time: one early_drop can remove several.
-    pub fn push(&mut self, pusher: &LossEvent) {
+    pub fn resolve(&mut self, at_ns: u64, pusher: Option<Flow>) {
         let victims = self.waiting.iter_mut().chain(&mut self.fresh);
-        for victim in victims.filter(|loss| loss.event.at == pusher.at) {
-            victim.pushed_out_by = Some(*pusher);
+        for victim in victims.filter(|loss| loss.packet.at_ns == at_ns) {
+            victim.pushed_out_by = pusher;
         }
     }
 
@@ -43,25 +42,28 @@ impl Pairing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
+
+    use crate::model::{Packet, Protocol, Tuple};
     use jiff::Timestamp;
 
-    fn loss(cause: Cause, at: u64) -> Loss {
-        // SAFETY: plain integers, for which zero is a value.
-        let event = LossEvent { at, kind: cause as u8, ..unsafe { std::mem::zeroed() } };
-        Loss::new(Timestamp::UNIX_EPOCH, event)
+    fn loss(cause: Cause, at_ns: u64) -> Loss {
+        Loss::new(Timestamp::UNIX_EPOCH, cause, Packet { at_ns, ..Packet::default() })
     }
 
     #[test]
     fn an_eviction_learns_who_pushed_it_out_even_a_round_later() {
-        let mut pairing = Pairing::default();
-        assert!(pairing.hold(loss(Cause::TableFull, 1)).is_some());
-        assert!(pairing.hold(loss(Cause::Evicted, 2)).is_none());
-        assert!(pairing.hold(loss(Cause::Evicted, 3)).is_none());
+        let mut matcher = EvictionMatcher::default();
+        assert!(matcher.hold(loss(Cause::TableFull, 1)).is_some());
+        assert!(matcher.hold(loss(Cause::Evicted, 2)).is_none());
+        assert!(matcher.hold(loss(Cause::Evicted, 3)).is_none());
         let mut seen = Vec::new();
-        pairing.release(&mut |loss| seen.push((loss.event.at, loss.pushed_out_by.is_some())));
+        matcher.release(&mut |loss| seen.push((loss.packet.at_ns, loss.pushed_out_by.is_some())));
         assert_eq!(seen, []);
-        pairing.push(&LossEvent { sport: 7, ..loss(Cause::TableFull, 2).event });
-        pairing.release(&mut |loss| seen.push((loss.event.at, loss.pushed_out_by.is_some())));
+        let [src, dst] = [IpAddr::from([127, 0, 0, 1]); 2];
+        let tuple = Tuple { src, dst, sport: 7, dport: 53 };
+        matcher.resolve(2, Some(Flow { proto: Protocol::UDP, tuple }));
+        matcher.release(&mut |loss| seen.push((loss.packet.at_ns, loss.pushed_out_by.is_some())));
         assert_eq!(seen, [(2, true), (3, false)]);
     }
 }

@@ -12,7 +12,7 @@ pub struct BaselineCounters {
     /// The last reading of each CPU; `None` until there is one.
     last: Vec<Option<Counters>>,
     /// What CPUs without a baseline start from: 0 in a new netns, their first reading in an old one.
-    is_new: bool,
+    starts_at_zero: bool,
     total: KernelCounters,
     /// Entries at the last reading.
     pub entries: Option<u32>,
@@ -23,8 +23,8 @@ pub struct BaselineCounters {
 impl BaselineCounters {
     /// Starts from what each CPU had counted when its watch began (`None`: it was offline).
     #[must_use]
-    pub fn new(bases: Vec<Option<Counters>>, is_new: bool) -> Self {
-        Self { last: bases, is_new, total: KernelCounters::default(), entries: None, complete: false }
+    pub fn new(bases: Vec<Option<Counters>>, starts_at_zero: bool) -> Self {
+        Self { last: bases, starts_at_zero, total: KernelCounters::default(), entries: None, complete: false }
     }
 
     /// Takes in a reading; returns the totals.
@@ -32,7 +32,7 @@ impl BaselineCounters {
         self.entries = Some(stat.entries);
         self.last.resize(stat.cpus.len().max(self.last.len()), None);
         for (last, now) in self.last.iter_mut().zip(&stat.cpus) {
-            let base = last.unwrap_or(if self.is_new { Counters::default() } else { *now });
+            let base = last.unwrap_or(if self.starts_at_zero { Counters::default() } else { *now });
             self.total.drop += grown(base.drop, now.drop);
             self.total.early_drop += grown(base.early_drop, now.early_drop);
             self.total.insert_failed += grown(base.insert_failed, now.insert_failed);
@@ -87,24 +87,24 @@ mod tests {
     proptest! {
         #[test]
         fn totals_are_the_sum_of_all_steps_whatever_wraps(base: u32, steps in prop::collection::vec(0..1_000_000u32, 0..50)) {
-            let mut ledger = BaselineCounters::new(vec![Some(Counters { drop: base, ..Counters::default() })], false);
+            let mut baseline = BaselineCounters::new(vec![Some(Counters { drop: base, ..Counters::default() })], false);
             let mut now = base;
             for step in &steps {
                 now = now.wrapping_add(*step);
-                ledger.update(&reading(&[now]));
+                baseline.update(&reading(&[now]));
             }
-            prop_assert_eq!(ledger.total().drop, steps.iter().map(|step| u64::from(*step)).sum::<u64>());
+            prop_assert_eq!(baseline.total().drop, steps.iter().map(|step| u64::from(*step)).sum::<u64>());
         }
     }
 
     #[test]
     fn what_a_netns_counted_after_the_last_reading_is_not_lost_when_it_goes() {
         let base = |drop| Some(Counters { drop, ..Counters::default() });
-        let mut ledger = BaselineCounters::new(vec![base(u32::MAX - 1), base(10)], false);
-        ledger.update(&reading(&[u32::MAX, 10]));
+        let mut baseline = BaselineCounters::new(vec![base(u32::MAX - 1), base(10)], false);
+        baseline.update(&reading(&[u32::MAX, 10]));
         // The first CPU's counter wrapped to 4, the second went on to 12.
-        ledger.finish(KernelCounters { drop: 16, ..KernelCounters::default() });
-        assert_eq!((ledger.total().drop, ledger.complete), (8, true));
+        baseline.finish(KernelCounters { drop: 16, ..KernelCounters::default() });
+        assert_eq!((baseline.total().drop, baseline.complete), (8, true));
     }
 
     #[test]

@@ -1,0 +1,236 @@
+//! A packet as a probe saw it, and the conntrack entry it was about.
+//! What was not seen is `None`; nothing here is a guess, and nothing is allocated: it is made for every event.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::{NetnsId, Protocol};
+
+/// A name as the kernel keeps it: of a process (TASK_COMM_LEN) or a device (IFNAMSIZ), at most 15 bytes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name([u8; 16]);
+
+impl Name {
+    /// From the kernel's bytes, padded with NULs; `None` if there is no name in them.
+    #[must_use]
+    pub const fn from_kernel(bytes: [u8; 16]) -> Option<Self> {
+        if bytes[0] == 0 { None } else { Some(Self(bytes)) }
+    }
+
+    /// From bytes padded with NULs.
+    #[must_use]
+    pub const fn from_padded(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The first 15 bytes of a name.
+    #[must_use]
+    pub fn new(name: &[u8]) -> Self {
+        let mut bytes = [0; 16];
+        for (byte, of) in bytes[..15].iter_mut().zip(name) {
+            *byte = *of;
+        }
+        Self(bytes)
+    }
+
+    /// The bytes padded with NULs.
+    #[must_use]
+    pub const fn padded(self) -> [u8; 16] {
+        self.0
+    }
+
+    /// The bytes of the name alone.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.0.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&String::from_utf8_lossy(self.bytes()))
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&String::from_utf8_lossy(self.bytes()), f)
+    }
+}
+
+/// Netfilter's hooks (include/uapi/linux/netfilter.h), as `nft` spells them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is named like its NF_INET_ constant")]
+pub enum Hook {
+    PreRouting,
+    LocalIn,
+    Forward,
+    LocalOut,
+    PostRouting,
+}
+
+impl Hook {
+    /// In the order of the kernel's numbers.
+    pub const ALL: [Self; 5] =
+        [Self::PreRouting, Self::LocalIn, Self::Forward, Self::LocalOut, Self::PostRouting];
+
+    /// The hook with the kernel's number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// As `nft` spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PreRouting => "prerouting",
+            Self::LocalIn => "input",
+            Self::Forward => "forward",
+            Self::LocalOut => "output",
+            Self::PostRouting => "postrouting",
+        }
+    }
+
+    /// Whether the packet came from outside and was going to this host.
+    #[must_use]
+    pub const fn is_inbound(self) -> bool {
+        matches!(self, Self::PreRouting | Self::LocalIn)
+    }
+}
+
+/// One direction of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Source port, or the id of an ICMP query.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+}
+
+/// A flow by its original direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Its protocol.
+    pub proto: Protocol,
+    /// Its original direction.
+    pub tuple: Tuple,
+}
+
+/// The device a packet was seen at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: Option<Name>,
+    /// Its index; 0 if unknown.
+    pub ifindex: u32,
+    /// The packet goes out of it; else it came in by it.
+    pub is_output: bool,
+}
+
+/// A packet as conntrack saw it, before NAT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packet {
+    /// CLOCK_MONOTONIC, ns.
+    pub at_ns: u64,
+    /// Where it was.
+    pub netns: NetnsId,
+    /// Its protocol.
+    pub proto: Option<Protocol>,
+    /// Its addresses and ports.
+    pub tuple: Option<Tuple>,
+    /// ICMP type and code; both 0 for other protocols.
+    pub icmp: [u8; 2],
+    /// It travelled over the loopback device; means nothing without a tuple.
+    pub is_loopback: bool,
+    /// The hook it had got to.
+    pub hook: Option<Hook>,
+    /// The device.
+    pub device: Device,
+    /// Entries in the netns's table at that instant.
+    pub count: Option<u32>,
+    /// nf_conntrack_max at that instant.
+    pub max: Option<u32>,
+    /// Its length, bytes; 0 if unknown.
+    pub length: u32,
+}
+
+impl Packet {
+    /// The service port: the destination port of the original direction; of ICMP `type << 8 | code`.
+    #[must_use]
+    pub fn service_port(&self) -> Option<u16> {
+        let tuple = self.tuple?;
+        Some(if self.is_icmp() { u16::from_be_bytes(self.icmp) } else { tuple.dport })
+    }
+
+    /// Whether it has a type, a code and an id instead of ports.
+    #[must_use]
+    pub fn is_icmp(&self) -> bool {
+        self.proto.is_some_and(Protocol::is_icmp)
+    }
+
+    /// Whether it travelled over the loopback device, if that is known.
+    #[must_use]
+    pub fn loopback(&self) -> Option<bool> {
+        self.tuple.map(|_| self.is_loopback)
+    }
+
+    /// Its flow, if it was the first packet of one.
+    #[must_use]
+    pub fn flow(&self) -> Option<Flow> {
+        Some(Flow { proto: self.proto?, tuple: self.tuple? })
+    }
+}
+
+/// The entry a loss is about: the victim of an eviction, or the entry that was not inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryState {
+    /// Its reply direction.
+    pub reply: Option<Tuple>,
+    /// nf_conn.status, see the methods.
+    pub status: u32,
+    /// enum tcp_conntrack; `None` if there is none or the kernel doesn't tell.
+    pub tcp_state: Option<u8>,
+    /// Jiffies until it would have timed out; until it is confirmed, its timeout.
+    pub left_jiffies: i32,
+}
+
+/// Bits of nf_conn.status (enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h).
+const SEEN_REPLY: u32 = 1 << 1;
+const ASSURED: u32 = 1 << 2;
+const CONFIRMED: u32 = 1 << 3;
+
+impl EntryState {
+    /// The other side answered.
+    #[must_use]
+    pub const fn seen_reply(&self) -> bool {
+        self.status & SEEN_REPLY != 0
+    }
+
+    /// Both sides talk.
+    #[must_use]
+    pub const fn is_assured(&self) -> bool {
+        self.status & ASSURED != 0
+    }
+
+    /// It is in the table.
+    #[must_use]
+    pub const fn is_confirmed(&self) -> bool {
+        self.status & CONFIRMED != 0
+    }
+}
+
+/// The process that sent a packet, where the kernel knows it for certain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sender {
+    /// Id of its cgroup (v2), 0 if unknown.
+    pub cgroup: u64,
+    /// Its thread group id in the host's pid namespace.
+    pub pid: u32,
+    /// Its name.
+    pub name: Name,
+}
