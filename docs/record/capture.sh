@@ -1,5 +1,5 @@
 #!/bin/sh
-# Waits for one incident, at most so long, and says where its recording is.
+# Waits for one incident, for at most this long, and says where its recording is.
 #   sudo ./capture.sh 1h /var/tmp 'fill>=90%' 'drops>0'
 # Exit codes: 0 an incident was recorded; 4 there was none; others as ctwatch's.
 set -u

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant as Clock};
 
 use ::ctwatch::kernel::roots::Roots;
 use ::ctwatch::model::{
-    Backend, Census, CensusKey, Device, FlowOffset, Hook, KernelCounters, Loss, Name, NetnsId, NetnsSample,
-    Owner, Packet, PortDetail, ProcessId, Protocol, Role, Sample, SlotSample, Tuple, WallMono,
+    Backend, Census, CensusKey, FlowOffset, KernelCounters, Loss, Name, NetnsSample, Owner, PortDetail,
+    ProcessId, Role, Sample, SlotSample, Tuple, WallMono,
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{EndReason, Run};
@@ -18,7 +18,6 @@ use ::ctwatch::record::{Lock, Recording, RetentionLimits, Writer};
 use ::ctwatch::state::StateConfig;
 use ::ctwatch::testing::{self, HOST, slot};
 use anyhow::{Context, Result};
-use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK};
 use jiff::{SignedDuration, Timestamp};

@@ -1,10 +1,11 @@
-//! `ctwatch export` on the command line: raw arguments, and what they come to.
-//! Whether a file or a folder is meant shows only on the disk, so the command decides it.
+//! `ctwatch export` on the command line: arguments, resolved config, help examples.
+//! Whether the output is a file or a directory depends on what exists, so the command decides that.
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
+use super::common::{AnonymizeArgs, FromArgs, choice};
 use crate::export::ExportTable;
 use crate::record::span::Moment;
 
@@ -16,13 +17,16 @@ pub struct ExportArgs {
     file: PathBuf,
 
     /// ndjson, csv or parquet
-    #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true)]
-    to: ToFormat,
+    #[arg(
+        long, value_name = "FORMAT", hide_possible_values = true,
+        value_parser = choice(ExportFormat::ALL.map(|format| (format.name(), format)))
+    )]
+    to: ExportFormat,
     #[arg(
         short,
         long,
         value_name = "PATH",
-        help = "A new file; a folder for several tables as csv or\nparquet [default: standard output]"
+        help = "A new file, or a directory for several tables as\ncsv or parquet [default: standard output]"
     )]
     output: Option<PathBuf>,
     #[arg(
@@ -30,94 +34,88 @@ pub struct ExportArgs {
         help = "Only these tables: runs, ticks, fills, losses,\narrivals, drops, occupancy, listings, settings,\nincidents, notices, machine"
     )]
     table: Vec<ExportTable>,
-    #[arg(
-        long,
-        value_name = "WHEN",
-        allow_hyphen_values = true,
-        help = "From here on: 2026-03-14T12:00:00Z, a local\n'2026-03-14 12:00' or 12:00, +10m from the start,\n-10m from the end"
-    )]
-    from: Option<Moment>,
-    /// Up to here
+    #[command(flatten)]
+    start: FromArgs,
+    /// End here
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     until: Option<Moment>,
-    #[arg(
-        long, value_name = "KEY", num_args = 0..=1, require_equals = true, default_missing_value = "",
-        help = "Replace addresses and names, always by the same;\nwith a KEY, addresses in other files, too"
-    )]
-    anonymize: Option<String>,
+    #[command(flatten)]
+    anonymize: AnonymizeArgs,
 }
 
 const AFTER: &str = "\
-ndjson is one object a line, `type` says of which table; csv and parquet are a
-file a table. --anonymize keeps which addresses share a network, ports, times,
-causes and counts; `machine` is left out then. docs/recording.md has it all.
+ndjson has one object per line, its table in `type`; csv and parquet have one
+file per table. --anonymize keeps shared prefixes of addresses, ports, times,
+causes and counts, and leaves `machine` out. Details: docs/recording.md
 
 Examples:
   ctwatch export host.ctw --to ndjson | jq 'select(.type == \"losses\")'
   ctwatch export host.ctw --to csv --table losses > losses.csv
   ctwatch export host.ctw --to parquet -o night --from 03:00 --anonymize
 
-Exit codes: 0 done; 1 failed while running, also a damaged file or Ctrl-C;
-  2 wrong usage, also if something is there already";
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ToFormat {
-    Ndjson,
-    Csv,
-    Parquet,
-}
-
-fn table(text: &str) -> Result<ExportTable, String> {
-    ExportTable::from_name(text)
-        .ok_or_else(|| format!("tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
-}
+Exit codes: 0 success; 1 runtime failure (also a damaged file or Ctrl-C);
+  2 usage error (also if the output already exists)";
 
 /// A format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
-    /// One object a line.
+    /// One object per line.
     Ndjson,
-    /// A file a table.
+    /// One file per table.
     Csv,
-    /// A file a table, with types.
+    /// One file per table, with types.
     Parquet,
+}
+
+impl ExportFormat {
+    const ALL: [Self; 3] = [Self::Ndjson, Self::Csv, Self::Parquet];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ndjson => "ndjson",
+            Self::Csv => "csv",
+            Self::Parquet => "parquet",
+        }
+    }
 }
 
 /// `ctwatch export`
 #[derive(Clone, Debug)]
-pub struct Export {
+pub struct ExportConfig {
     /// The recording.
     pub file: PathBuf,
-    /// What to make of it.
+    /// What to convert it to.
     pub format: ExportFormat,
     /// Where to; `None`: to standard output.
     pub output: Option<PathBuf>,
-    /// What of it, in the order of [`Table::ALL`].
+    /// What of it, in the order of [`ExportTable::ALL`].
     pub tables: Vec<ExportTable>,
     /// Where to begin.
     pub from: Option<Moment>,
     /// Where to end.
     pub to: Option<Moment>,
-    /// Without names and addresses; with a key or not.
+    /// Pseudonymize names and addresses: with this key, or with a random one.
     pub anonymize: Option<Option<String>>,
 }
 
-impl Export {
+impl ExportConfig {
     pub(super) fn resolve(args: ExportArgs) -> Self {
-        let ExportArgs { file, to, output, table, from, until, anonymize } = args;
+        let ExportArgs { file, to, output, table, start, until, anonymize } = args;
+        let FromArgs { from } = start;
         let wanted = |one: &ExportTable| table.is_empty() || table.contains(one);
         Self {
             file,
-            format: match to {
-                ToFormat::Ndjson => ExportFormat::Ndjson,
-                ToFormat::Csv => ExportFormat::Csv,
-                ToFormat::Parquet => ExportFormat::Parquet,
-            },
+            format: to,
             output,
             tables: ExportTable::ALL.into_iter().filter(wanted).collect(),
             from,
             to: until,
-            anonymize: anonymize.map(|key| (!key.is_empty()).then_some(key)),
+            anonymize: anonymize.into_key(),
         }
     }
+}
+
+fn table(text: &str) -> Result<ExportTable, String> {
+    ExportTable::from_name(text)
+        .ok_or_else(|| format!("the tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
 }

@@ -1,31 +1,120 @@
 //! The command line: raw arguments in, one resolved [`Config`] out.
-//! No other module reads clap, arguments or the environment.
+//! No other room uses clap or reads arguments. Each command has one file with its arguments, its config and its examples;
+//! `common` holds what they share. Help has to fit 80 columns.
 
-mod args;
-mod config;
+mod advise;
+mod check;
+mod common;
+mod drops;
 mod export;
 mod record;
 mod replay;
 mod report;
-mod value;
+mod table;
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
+use jiff::tz::TimeZone;
 
-pub use config::{
-    AdviceFormat, Advise, BackendChoice, Check, Command, Config, Drops, Format, Table, TableFullBy,
-};
-pub use export::{Export, ExportFormat};
-pub use record::Record;
-pub use replay::{Replay, Speed};
-pub use report::Report;
-pub use value::NetnsSpec;
+use crate::kernel::roots::Roots;
+use crate::text::Look;
+pub use advise::{AdviceFormat, AdviseConfig};
+pub use check::CheckConfig;
+pub use common::{BackendChoice, Format, NetnsSpec};
+pub use drops::{DropsConfig, TableFullBy};
+pub use export::{ExportConfig, ExportFormat};
+pub use record::RecordConfig;
+pub use replay::{ReplayConfig, Speed};
+pub use report::ReportConfig;
+pub use table::TableConfig;
+
+/// Show which flows a full nf_conntrack table drops, and why.
+#[derive(Debug, Parser)]
+#[command(name = "ctwatch", version, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: CommandArgs,
+}
+
+#[derive(Debug, Args)]
+struct GlobalArgs {
+    /// Print more to stderr; -vv adds the eBPF programs' log
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 900)]
+    verbose: u8,
+    /// Where /proc is mounted
+    #[arg(long, value_name = "DIR", default_value = "/proc", hide = true, global = true)]
+    proc_root: PathBuf,
+    /// Where /sys is mounted
+    #[arg(long, value_name = "DIR", default_value = "/sys", hide = true, global = true)]
+    sys_root: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum CommandArgs {
+    /// Stream conntrack drops: a status line per interval, a row per key
+    Drops(drops::DropsArgs),
+    /// Show what occupies the table now (no eBPF needed)
+    Table(table::TableArgs),
+    /// Recommend fixes: expected effect, risks, commands to apply and undo
+    Advise(advise::AdviseArgs),
+    /// Record continuously into one size-limited SQLite file
+    Record(record::RecordArgs),
+    /// Play a recording back as `drops` would have shown it
+    Replay(replay::ReplayArgs),
+    /// Convert a recording to NDJSON, CSV or Parquet
+    Export(export::ExportArgs),
+    /// Write a postmortem from recordings: text, Markdown, HTML or JSON
+    Report(report::ReportArgs),
+    /// Check whether ctwatch can run here; if not, why and what to do
+    Check(check::CheckArgs),
+}
+
+/// Everything the command line and the environment decide.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// 0, 1 for -v, 2 and more for -vv.
+    pub verbosity: u8,
+    /// Where /proc is mounted.
+    pub proc_root: PathBuf,
+    /// Where /sys is mounted.
+    pub sys_root: PathBuf,
+    /// How text looks on this terminal.
+    pub look: Look,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// `ctwatch drops`
+    Drops(DropsConfig),
+    /// `ctwatch table`
+    Table(TableConfig),
+    /// `ctwatch advise`
+    Advise(AdviseConfig),
+    /// `ctwatch record`
+    Record(RecordConfig),
+    /// `ctwatch replay`
+    Replay(ReplayConfig),
+    /// `ctwatch export`
+    Export(ExportConfig),
+    /// `ctwatch report`
+    Report(ReportConfig),
+    /// `ctwatch check`
+    Check(CheckConfig),
+}
 
 /// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).
 #[must_use]
 pub fn from_command_line() -> Config {
-    Config::resolve(args::Cli::parse()).unwrap_or_else(|error| error.exit())
+    Config::resolve(Cli::parse()).unwrap_or_else(|error| error.exit())
 }
 
 /// The configuration these arguments mean (the first one is the program's name).
@@ -35,126 +124,63 @@ pub fn from_command_line() -> Config {
 pub fn parse<T: Into<OsString> + Clone>(
     arguments: impl IntoIterator<Item = T>,
 ) -> Result<Config, clap::Error> {
-    args::Cli::try_parse_from(arguments).and_then(Config::resolve)
+    Cli::try_parse_from(arguments).and_then(Config::resolve)
 }
 
 /// The clap command, for help goldens and man pages.
 #[must_use]
 pub fn command() -> clap::Command {
-    args::Cli::command()
+    Cli::command()
+}
+
+impl Config {
+    /// Where to look for what the kernel says.
+    #[must_use]
+    pub fn roots(&self) -> Roots {
+        Roots { proc: self.proc_root.clone(), sys: self.sys_root.clone() }
+    }
+
+    fn resolve(cli: Cli) -> Result<Self, clap::Error> {
+        let Cli { global, command } = cli;
+        let GlobalArgs { verbose, proc_root, sys_root } = global;
+        Ok(Self {
+            verbosity: verbose,
+            proc_root,
+            sys_root,
+            look: Look { color: wants_color(), time_zone: TimeZone::system() },
+            command: match command {
+                CommandArgs::Drops(drops) => Command::Drops(DropsConfig::resolve(drops)),
+                CommandArgs::Table(table) => Command::Table(TableConfig::resolve(table)),
+                CommandArgs::Advise(advise) => Command::Advise(AdviseConfig::resolve(advise)),
+                CommandArgs::Record(record) => {
+                    let config = RecordConfig::resolve(record);
+                    Command::Record(config.map_err(|text| conflict("record", text))?)
+                }
+                CommandArgs::Replay(replay) => Command::Replay(ReplayConfig::resolve(replay)),
+                CommandArgs::Export(export) => Command::Export(ExportConfig::resolve(export)),
+                CommandArgs::Report(report) => Command::Report(ReportConfig::resolve(report)),
+                CommandArgs::Check(check) => Command::Check(CheckConfig::resolve(check)),
+            },
+        })
+    }
+}
+
+/// An error about arguments that exclude each other, with the usage of their command as clap does it.
+fn conflict(name: &str, text: String) -> clap::Error {
+    let mut all = command();
+    all.build();
+    match all.find_subcommand_mut(name) {
+        Some(command) => command.error(ErrorKind::ArgumentConflict, text),
+        None => all.error(ErrorKind::ArgumentConflict, text),
+    }
+}
+
+/// Colour only on a terminal that supports it, and unless NO_COLOR is set (<https://no-color.org>).
+fn wants_color() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    std::io::stdout().is_terminal() && !set("NO_COLOR") && !dumb
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Backend;
-    use crate::state::table::{Dimension, Keys};
-    use crate::state::{By, PortRange};
-    use std::time::Duration;
-
-    fn drops(flags: &str) -> Drops {
-        let arguments = ["ctwatch", "drops"].into_iter().chain(flags.split_whitespace());
-        match parse(arguments).expect("these flags are right").command {
-            Command::Drops(drops) => drops,
-            other => panic!("asked for drops, not {other:?}"),
-        }
-    }
-
-    fn table(flags: &str) -> Table {
-        let arguments = ["ctwatch", "table"].into_iter().chain(flags.split_whitespace());
-        match parse(arguments).expect("these flags are right").command {
-            Command::Table(table) => table,
-            other => panic!("asked for a table, not {other:?}"),
-        }
-    }
-
-    fn wrong(flags: &str) -> String {
-        let arguments = ["ctwatch"].into_iter().chain(flags.split_whitespace());
-        let error = parse(arguments).expect_err("these flags are wrong");
-        assert_eq!(error.exit_code(), 2, "{error}");
-        error.to_string()
-    }
-
-    #[test]
-    fn the_definition_is_sound() {
-        command().debug_assert();
-    }
-
-    #[test]
-    fn nothing_given_means_ports_once_a_second() {
-        let drops = drops("");
-        assert_eq!(drops.by, By::Port);
-        assert_eq!(drops.interval, Duration::from_secs(1));
-        assert_eq!(drops.top, 20);
-        assert!(drops.count_flows && !drops.drop_events && !drops.insert_events);
-        assert_eq!(drops.backend, BackendChoice::Auto);
-        assert_eq!(drops.filter.loopback, None);
-    }
-
-    #[test]
-    fn lists_take_commas_and_repetition() {
-        let drops = drops("--port 80,443 --port 6000-6010 --src ::1,10.0.0.0/8");
-        assert_eq!(drops.filter.ports.len(), 3);
-        assert_eq!(drops.filter.ports[2], PortRange { first: 6000, last: 6010 });
-        assert_eq!(drops.filter.src.len(), 2);
-    }
-
-    #[test]
-    fn a_bare_flag_with_an_optional_value_leaves_the_next_word_alone() {
-        let drops = drops("--events --loopback --by flow");
-        assert!(drops.drop_events && !drops.insert_events);
-        assert_eq!(drops.filter.loopback, Some(true));
-        assert_eq!(drops.by, By::Flow);
-    }
-
-    #[test]
-    fn optional_values_come_after_an_equals_sign() {
-        let drops = drops("--events=drop,insert --loopback=no");
-        assert!(drops.drop_events && drops.insert_events);
-        assert_eq!(drops.filter.loopback, Some(false));
-    }
-
-    #[test]
-    fn a_backend_can_be_forced() {
-        assert_eq!(drops("--backend tracepoint").backend, BackendChoice::Forced(Backend::Tracepoint));
-    }
-
-    #[test]
-    fn a_table_is_by_port_once_unless_more_is_asked_for() {
-        let once = table("");
-        assert_eq!((once.settings.by, once.settings.top, once.watch), (Keys::default(), 20, None));
-        assert_eq!(table("--watch").watch, Some(Duration::from_secs(2)));
-        let crossed = table("--watch 500ms --by src,state --loopback=no");
-        assert_eq!(crossed.watch, Some(Duration::from_millis(500)));
-        assert!(crossed.settings.by.has(Dimension::Src) && crossed.settings.by.has(Dimension::State));
-        assert_eq!(crossed.settings.filter.loopback, Some(false));
-    }
-
-    #[test]
-    fn a_duration_may_be_days_and_conditions_need_no_flows_unless_they_do() {
-        assert_eq!(drops("--duration 1d").duration, Some(Duration::from_secs(86_400)));
-        let arguments = "ctwatch record -o x --when fill>=90% --no-inserts --exec page --duration 1d12h";
-        let Command::Record(record) = parse(arguments.split_whitespace()).unwrap().command else { panic!() };
-        assert_eq!(record.duration, Some(Duration::from_secs(36 * 3_600)));
-        assert!(!record.count_flows && record.exec.is_some());
-    }
-
-    #[test]
-    fn wrong_usage_says_what_is_right() {
-        assert!(wrong("drops --src 10.0.0.0/33").contains("0 to 32"));
-        assert!(wrong("drops --cause full").contains("table_full"));
-        assert!(wrong("drops --interval 1").contains("500ms"));
-        assert!(wrong("drops --top 0").contains("--top"));
-        assert!(wrong("drops --prot tcp").contains("--proto"));
-        assert!(wrong("table --by colour").contains("direction"));
-        assert!(wrong("table --by port,port").contains("twice"));
-        assert!(wrong("record").contains("--output"));
-        assert!(wrong("record -o x --once").contains("--when"));
-        assert!(wrong("record -o x --when load>1").contains("fill>=90%"));
-        assert!(wrong("record -o x --exec page").contains("--when"));
-        assert!(wrong("record -o x --when full_in<60s --no-inserts").contains("leave out --no-inserts"));
-        assert!(wrong("record -o x --duration 1").contains("7d"));
-        wrong("check --by port");
-        wrong("top");
-    }
-}
+mod tests;

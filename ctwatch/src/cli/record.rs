@@ -1,107 +1,95 @@
-//! `ctwatch record` as clap reads it, and what it resolves to.
-//! What only goes wrong together is told here, before anything is looked at.
+//! `ctwatch record` on the command line: arguments, resolved config, help examples.
+//! Conflicts between flags are found here, before anything is read.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use clap::error::ErrorKind;
-use jiff::SignedDuration;
 
-use super::config::BackendChoice;
-use super::{args, value};
+use super::common::{self, BackendChoice, LiveArgs};
 use crate::record::trigger::Condition;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
 pub struct RecordArgs {
-    /// Where to; a recording that is there goes on
+    /// Output file; an existing recording is continued
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Time between two ticks
-    #[arg(long, value_name = "TIME", value_parser = value::interval, default_value = "1s")]
-    interval: SignedDuration,
-    /// Stop after this long (default: at Ctrl-C)
-    #[arg(long, value_name = "TIME", value_parser = value::age)]
-    duration: Option<SignedDuration>,
-    /// Older ticks become a sum; not incidents
-    #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "7d")]
-    keep: SignedDuration,
     #[arg(
-        long, value_name = "SIZE", value_parser = value::size, default_value = "500MB",
-        help = "At this size the oldest ticks become coarser, then\none sum; incidents come last"
+        long, value_name = "TIME", value_parser = common::age, default_value = "7d",
+        help = "Merge older ticks into totals, except around\nincidents"
+    )]
+    keep: Duration,
+    #[arg(
+        long, value_name = "SIZE", value_parser = size, default_value = "500MB",
+        help = "Size limit: the oldest ticks are downsampled, then\nmerged; incidents last"
     )]
     max_size: u64,
-
-    #[arg(
-        long, value_name = "CONDITION", value_parser = value::condition, help_heading = TRIGGERS,
-        help = "An incident, of which detail is kept: fill>=90%,\ndrops>0 (in a tick) or full_in<60s (repeatable)"
-    )]
-    when: Vec<Condition>,
-    /// Detail kept from before it
-    #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "2m", help_heading = TRIGGERS)]
-    before: SignedDuration,
-    /// Detail kept once it no longer holds
-    #[arg(long, value_name = "TIME", value_parser = value::age, default_value = "5m", help_heading = TRIGGERS)]
-    after: SignedDuration,
-    #[arg(
-        long, value_name = "CMD", value_parser = value::words, requires = "when", help_heading = TRIGGERS,
-        help = "Run this when one fires, its JSON on stdin; words\nare split as a shell does, and no shell is started"
-    )]
-    exec: Option<value::Words>,
-    #[arg(long, requires = "exec", help_heading = TRIGGERS, help = "Give CMD to `sh -c` as it is")]
-    shell: bool,
-    #[arg(
-        long, requires = "when", help_heading = TRIGGERS,
-        help = "End after the first incident; code 4 without one"
-    )]
-    once: bool,
-
-    #[arg(long, help = "Don't count new and ended flows; a healthy host\nthen pays nothing")]
-    no_inserts: bool,
-    #[arg(
-        long, value_name = "BACKEND", value_enum, default_value_t = args::Backend::Auto,
-        hide_possible_values = true, hide_default_value = true,
-        help = "kprobe, tracepoint or counters\n[default: the first of these that works]"
-    )]
-    backend: args::Backend,
+    #[command(flatten)]
+    live: LiveArgs,
+    #[command(flatten, next_help_heading = "Triggers")]
+    triggers: TriggerArgs,
 }
 
-const TRIGGERS: &str = "Triggers";
+#[derive(Debug, Args)]
+struct TriggerArgs {
+    #[arg(
+        long,
+        value_name = "CONDITION",
+        help = "What starts an incident: fill>=90%, drops>0 (in one\ntick) or full_in<60s (repeatable)"
+    )]
+    when: Vec<Condition>,
+    /// Keep detail this long before an incident
+    #[arg(long, value_name = "TIME", value_parser = common::age, default_value = "2m")]
+    before: Duration,
+    /// Keep detail this long after it clears
+    #[arg(long, value_name = "TIME", value_parser = common::age, default_value = "5m")]
+    after: Duration,
+    #[arg(
+        long, value_name = "CMD", value_parser = words, requires = "when",
+        help = "Run CMD at each incident, with its JSON on stdin;\nCMD is split into words but no shell is started"
+    )]
+    exec: Option<Words>,
+    #[arg(long, requires = "exec", help = "Run CMD with `sh -c`")]
+    shell: bool,
+    #[arg(long, requires = "when", help = "Exit after the first incident (exit code 4 if none)")]
+    once: bool,
+}
 
 const AFTER: &str = "\
-It prints a line of JSON when the file is open, at each incident, and when the
-  file is closed. SIGHUP closes it under a name with the time, and begins anew.
+A line of JSON is printed when the file is opened, at each incident, and when
+the file is closed. SIGHUP rotates: the file is closed and renamed with a
+timestamp, and a new one is started.
 
 Examples:
   ctwatch record -o /var/lib/ctwatch/host.ctw --when 'drops>0'
   ctwatch record -o case.ctw --when 'fill>=90%' --once --duration 1h
 
-Exit codes: 0 done, also by Ctrl-C; 1 failed while running (a full disk, too);
-  2 wrong usage; 3 cannot watch here; 4 --once saw no incident";
+Exit codes: 0 success (also on Ctrl-C); 1 runtime failure (also a full disk);
+  2 usage error; 3 not possible on this host; 4 no incident with --once";
 
 /// `ctwatch record`
 #[derive(Clone, Debug)]
-pub struct Record {
+pub struct RecordConfig {
     /// The file.
     pub output: PathBuf,
     /// Time between two ticks.
     pub interval: Duration,
     /// When to stop.
     pub duration: Option<Duration>,
-    /// Older ticks become a sum.
+    /// Ticks older than this are merged into totals.
     pub keep: Duration,
-    /// Bytes from which on ticks are thinned.
+    /// Size limit of the file, bytes.
     pub max_size: u64,
-    /// What makes an incident.
+    /// What starts an incident.
     pub when: Vec<Condition>,
-    /// Detail kept from before one.
+    /// How long before an incident detail is kept.
     pub before: Duration,
-    /// Detail kept after one.
+    /// How long after its condition clears.
     pub after: Duration,
-    /// Program and arguments to run when one begins.
+    /// Program and arguments to run at each incident.
     pub exec: Option<Vec<String>>,
-    /// End after the first one.
+    /// Exit after the first incident.
     pub once: bool,
     /// Count inserts and deletes.
     pub count_flows: bool,
@@ -109,9 +97,24 @@ pub struct Record {
     pub backend: BackendChoice,
 }
 
-impl Record {
-    pub(super) fn resolve(args: RecordArgs) -> Result<Self, clap::Error> {
-        let RecordArgs {
+impl RecordConfig {
+    /// The error says which arguments exclude each other.
+    pub(super) fn resolve(args: RecordArgs) -> Result<Self, String> {
+        let RecordArgs { output, keep, max_size, live, triggers } = args;
+        let LiveArgs { interval, duration, no_inserts, backend } = live;
+        let TriggerArgs { when, before, after, exec, shell, once } = triggers;
+        if let Some(one) = when.iter().find(|one| no_inserts && one.needs_flows()) {
+            return Err(format!(
+                "'--when {one}' can't fire with '--no-inserts': the forecast needs new flows to be counted; leave out \
+                 --no-inserts, or use fill>=90%"
+            ));
+        }
+        let exec = exec.map(
+            |Words { text, words }| {
+                if shell { vec!["sh".to_owned(), "-c".to_owned(), text] } else { words }
+            },
+        );
+        Ok(Self {
             output,
             interval,
             duration,
@@ -121,36 +124,66 @@ impl Record {
             before,
             after,
             exec,
-            shell,
-            once,
-            no_inserts,
-            backend,
-        } = args;
-        if let Some(one) = when.iter().find(|one| no_inserts && one.needs_flows()) {
-            let text = format!(
-                "'--when {one}' can't fire with '--no-inserts': when a table will be full follows from new flows; leave \
-                 out --no-inserts, or take fill>=90%"
-            );
-            return Err(super::command().error(ErrorKind::ArgumentConflict, text));
-        }
-        let exec = exec.map(
-            |value::Words { text, words }| {
-                if shell { vec!["sh".to_owned(), "-c".to_owned(), text] } else { words }
-            },
-        );
-        Ok(Self {
-            output,
-            interval: interval.unsigned_abs(),
-            duration: duration.map(|duration| duration.unsigned_abs()),
-            keep: keep.unsigned_abs(),
-            max_size,
-            when,
-            before: before.unsigned_abs(),
-            after: after.unsigned_abs(),
-            exec,
             once,
             count_flows: !no_inserts,
-            backend: backend.into(),
+            backend,
         })
+    }
+}
+
+/// The smallest size limit: empty tables take some of it.
+const SMALLEST: u64 = 1_000_000;
+
+/// Bytes: "500MB", "2GiB".
+fn size(text: &str) -> Result<u64, String> {
+    let good = "use a size like 500MB, 2GB or 512MiB";
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(good)?;
+    let (number, unit) = text.split_at(at);
+    let factor = match unit.trim() {
+        "kB" | "KB" => 1e3,
+        "MB" | "M" => 1e6,
+        "GB" | "G" => 1e9,
+        "KiB" => 1024.0,
+        "MiB" => 1_048_576.0,
+        "GiB" => 1_073_741_824.0,
+        _ => return Err(good.to_owned()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| good.to_owned())? * factor;
+    if bytes < SMALLEST as f64 {
+        return Err(format!("the smallest size is 1MB; {good}"));
+    }
+    Ok(bytes as u64)
+}
+
+/// A command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Words {
+    text: String,
+    words: Vec<String>,
+}
+
+fn words(text: &str) -> Result<Words, String> {
+    let words = shlex::split(text).filter(|words| !words.is_empty());
+    let words = words.ok_or("use a program and its arguments; is there an unclosed quote?")?;
+    Ok(Words { text: text.to_owned(), words })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_know_units() {
+        assert_eq!(size("500MB"), Ok(500_000_000));
+        assert_eq!(size("1.5GiB"), Ok(1_610_612_736));
+        for bad in ["", "500", "MB", "1kB", "5 apples", "1.2.3MB"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_split_as_a_shell_splits_it() {
+        assert_eq!(words("page 'the host' --now").unwrap().words, ["page", "the host", "--now"]);
+        assert!(words("").is_err() && words("page 'open").is_err());
     }
 }

@@ -1,106 +1,59 @@
-//! `ctwatch replay` on the command line: raw arguments, and what they come to.
-//! Filters and rows are those of `drops`; what only a live watch has is missing.
+//! `ctwatch replay` on the command line: arguments, resolved config, help examples.
+//! Filters and rows are those of `drops`, without the flags that only a live watch has.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use ctwatch_common::Cause;
-use ipnet::IpNet;
 
-use super::args::{By, FILTERS, Format, Loopback};
-use super::config;
-use super::value::{self, NetnsSpec};
-use crate::model::Protocol;
+use super::common::{
+    Format, FormatArgs, FromArgs, LOSS_FILTERS, LossFilterArgs, NetnsSpec, RowArgs, SpanArgs,
+};
 use crate::record::span::Moment;
-use crate::state::{self, Filter, PortRange};
+use crate::state::{By, Filter};
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
+#[command(mut_arg("netns", |netns| netns.help("Only these network namespaces: host, a name or an\ninode")))]
 pub struct ReplayArgs {
     /// The recording
     #[arg(value_name = "FILE")]
     file: PathBuf,
-
-    #[arg(
-        long, value_name = "KEY", value_enum, default_value_t = By::Port, hide_possible_values = true,
-        help = "What one row stands for: port, flow, src, dst,\nproto, cause, netns, process or\ncontainer"
-    )]
-    by: By,
     #[arg(
         long, value_name = "N", value_parser = speed, default_value = "1",
-        help = "So many times as fast as it was, or max: as fast\nas it can be read"
+        help = "Playback speed: 60 is sixty times real time; max\ndoesn't wait"
     )]
     speed: Speed,
-    #[arg(
-        long,
-        value_name = "WHEN",
-        allow_hyphen_values = true,
-        help = "From here on: 2026-03-14T12:00:00Z, a local\n'2026-03-14 12:00' or 12:00, +10m from the start,\n-10m from the end. Totals count from here"
-    )]
-    from: Option<Moment>,
-    /// Up to here
-    #[arg(long, visible_alias = "until", value_name = "WHEN", allow_hyphen_values = true)]
-    to: Option<Moment>,
-    #[arg(
-        long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 20,
-        help = "Rows a report shows; the others are summed up\nin one"
-    )]
-    top: u32,
-    /// Show the losses that were kept one by one, too
+    #[command(flatten)]
+    span: SpanArgs,
+    #[command(flatten)]
+    rows: RowArgs,
+    /// Also show individually recorded drops
     #[arg(long)]
     events: bool,
-    /// text, or json: one object a line
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text, hide_possible_values = true)]
-    format: Format,
-
-    /// Only these service ports: 80,443,6000-6010
-    #[arg(long, value_name = "PORTS", value_delimiter = ',', value_parser = value::ports, help_heading = FILTERS)]
-    port: Vec<PortRange>,
-    /// Only from these addresses: 10.0.0.0/8,fd00::/8
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = value::cidr, help_heading = FILTERS)]
-    src: Vec<IpNet>,
-    /// Only to these addresses
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = value::cidr, help_heading = FILTERS)]
-    dst: Vec<IpNet>,
-    #[arg(
-        long, value_name = "PROTO", value_delimiter = ',', value_parser = value::protocol, help_heading = FILTERS,
-        help = "Only these protocols: tcp, udp, icmp, icmpv6, sctp\nor a number"
-    )]
-    proto: Vec<Protocol>,
-    /// Only these causes: table_full, evicted, clash, …
-    #[arg(long, value_name = "CAUSE", value_delimiter = ',', value_parser = value::cause, help_heading = FILTERS)]
-    cause: Vec<Cause>,
-    #[arg(
-        long, value_name = "NETNS", value_delimiter = ',', value_parser = value::netns, help_heading = FILTERS,
-        help = "Only these network namespaces: host, a name or an\ninode"
-    )]
-    netns: Vec<NetnsSpec>,
-    /// Only loopback traffic, or with =no all but it
-    #[arg(
-        long, value_name = "only|no", num_args = 0..=1, require_equals = true, value_enum,
-        default_missing_value = "only", hide_possible_values = true, help_heading = FILTERS
-    )]
-    loopback: Option<Loopback>,
+    #[command(flatten)]
+    output: FormatArgs,
+    #[command(flatten, next_help_heading = LOSS_FILTERS)]
+    filters: LossFilterArgs,
 }
 
 const AFTER: &str = "\
-It shows what `ctwatch drops` would have shown, with the same totals. Of losses
-one by one a recording has a sample: rows by flow, src, dst, process and
-container are lower bounds then, and say so.
+Output and totals are those of `ctwatch drops`; totals count from --from. Only a
+sample of the individual drops may have been recorded: rows by flow, src, dst,
+process and container are then lower bounds, marked as such.
 
 Examples:
-  ctwatch replay host.ctw --speed max       all of it, at once
+  ctwatch replay host.ctw --speed max       all of it, without waiting
   ctwatch replay host.ctw --from 03:00 --to 03:15 --speed 60
   ctwatch replay host.ctw --speed max --by flow --format json
 
-Exit codes: 0 done, also by Ctrl-C; 1 failed while running, also a damaged
-  file; 2 wrong usage";
+Exit codes: 0 success (also on Ctrl-C); 1 runtime failure (also a damaged
+  file); 2 usage error";
 
-/// How fast.
+/// Playback speed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Speed {
-    /// So many times as fast as it was.
+    /// A multiple of real time.
     Times(f64),
     /// Without waiting.
     Max,
@@ -117,27 +70,18 @@ impl Speed {
     }
 }
 
-fn speed(text: &str) -> Result<Speed, String> {
-    if text == "max" {
-        return Ok(Speed::Max);
-    }
-    let times = text.strip_suffix('x').unwrap_or(text).parse::<f64>().ok();
-    let times = times.filter(|times| (1e-3..=1e6).contains(times));
-    times.map(Speed::Times).ok_or_else(|| "give a number such as 0.5 or 60, or max".to_owned())
-}
-
 /// `ctwatch replay`
 #[derive(Clone, Debug)]
-pub struct Replay {
+pub struct ReplayConfig {
     /// The recording.
     pub file: PathBuf,
     /// What one row stands for.
-    pub by: state::By,
+    pub by: By,
     /// Which losses make rows and events; its `netns` is looked up in the recording.
     pub filter: Filter,
     /// The namespaces asked for; empty means all.
     pub netns: Vec<NetnsSpec>,
-    /// How fast.
+    /// Playback speed.
     pub speed: Speed,
     /// Where to begin.
     pub from: Option<Moment>,
@@ -145,52 +89,30 @@ pub struct Replay {
     pub to: Option<Moment>,
     /// Rows a report shows.
     pub top: usize,
-    /// Show losses one by one.
+    /// Show individually recorded drops.
     pub drop_events: bool,
     /// How to print.
-    pub format: config::Format,
+    pub format: Format,
 }
 
-impl Replay {
+impl ReplayConfig {
     pub(super) fn resolve(args: ReplayArgs) -> Self {
-        let ReplayArgs {
-            file,
-            by,
-            speed,
-            from,
-            to,
-            top,
-            events,
-            format,
-            port,
-            src,
-            dst,
-            proto,
-            cause,
-            netns,
-            loopback,
-        } = args;
-        Self {
-            file,
-            by: by.into(),
-            filter: Filter {
-                ports: port,
-                src,
-                dst,
-                protos: proto,
-                causes: cause,
-                netns: None,
-                loopback: loopback.map(Loopback::is_only),
-            },
-            netns,
-            speed,
-            from,
-            to,
-            top: usize::try_from(top).unwrap_or(usize::MAX),
-            drop_events: events,
-            format: format.into(),
-        }
+        let ReplayArgs { file, speed, span, rows, events, output, filters } = args;
+        let SpanArgs { start: FromArgs { from }, to } = span;
+        let RowArgs { by, top } = rows;
+        let FormatArgs { format } = output;
+        let (filter, netns) = filters.into_filter();
+        Self { file, by, filter, netns, speed, from, to, top, drop_events: events, format }
     }
+}
+
+fn speed(text: &str) -> Result<Speed, String> {
+    if text == "max" {
+        return Ok(Speed::Max);
+    }
+    let times = text.strip_suffix('x').unwrap_or(text).parse::<f64>().ok();
+    let times = times.filter(|times| (1e-3..=1e6).contains(times));
+    times.map(Speed::Times).ok_or_else(|| "use a number such as 0.5 or 60, or max".to_owned())
 }
 
 #[cfg(test)]

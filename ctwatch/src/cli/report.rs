@@ -1,70 +1,55 @@
-//! The arguments of `ctwatch report`, raw and resolved.
+//! `ctwatch report` on the command line: arguments, resolved config, help examples.
 //! No clap type leaves `cli/`.
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
+use clap::Args;
+use clap::builder::PossibleValue;
 
+use super::common::{AnonymizeArgs, FromArgs, SpanArgs, choice};
 use crate::postmortem::{Format, Wish};
-use crate::record::span::Moment;
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER)]
+pub struct ReportArgs {
+    /// Recordings, one per host
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// Only the ticks kept in detail around incident N
+    #[arg(long, value_name = "N", value_parser = incident)]
+    incident: Option<i64>,
+    #[command(flatten)]
+    span: SpanArgs,
+    #[arg(
+        long, value_name = "FORMAT", hide_possible_values = true,
+        value_parser = choice([
+            (PossibleValue::new("text"), Format::Text),
+            (PossibleValue::new("md").alias("markdown"), Format::Markdown),
+            (PossibleValue::new("html"), Format::Html),
+            (PossibleValue::new("json"), Format::Json),
+        ]),
+        help = "text, md, html or json [default: by the extension\nof -o, else text]"
+    )]
+    format: Option<Format>,
+    #[command(flatten)]
+    anonymize: AnonymizeArgs,
+    /// Write to this file; it must not exist yet
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
 
 const AFTER: &str = "\
 Examples:
-  ctwatch report host.ctw                   all of it, for a terminal
+  ctwatch report host.ctw                   everything, for a terminal
   ctwatch report host.ctw --incident 3 -o incident-3.html
   ctwatch report a.ctw b.ctw --from '2026-03-14 12:00' --to '2026-03-14 12:30'
 
-Exit codes: 0 done, also where nothing was lost; 1 failed, for one because a
-  file is damaged or no recording; 2 wrong usage";
-
-#[derive(Debug, clap::Args)]
-#[command(after_help = AFTER)]
-pub struct Args {
-    /// Recordings, one for each host
-    #[arg(value_name = "FILE", required = true)]
-    pub files: Vec<PathBuf>,
-    /// Only the ticks kept in detail around this one
-    #[arg(long, value_name = "N")]
-    pub incident: Option<i64>,
-    #[arg(
-        long,
-        value_name = "WHEN",
-        allow_hyphen_values = true,
-        help = "Only what came after: 2026-03-14T12:00:00Z, a\nlocal '2026-03-14 12:00' or 12:00, +10m from the\nstart, -10m from the end"
-    )]
-    pub from: Option<Moment>,
-    /// Only what came until then
-    #[arg(long, visible_alias = "until", value_name = "WHEN", allow_hyphen_values = true)]
-    pub to: Option<Moment>,
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        value_enum,
-        hide_possible_values = true,
-        help = "text, md, html or json [default: by the ending of\n-o, else text]"
-    )]
-    pub format: Option<Kind>,
-    #[arg(
-        long, value_name = "KEY", num_args = 0..=1, require_equals = true, default_missing_value = "",
-        help = "Replace addresses and names, the same always by\nthe same; with a key, in every file alike"
-    )]
-    pub anonymize: Option<String>,
-    /// Write to a file, which must not exist yet
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Kind {
-    Text,
-    Md,
-    Html,
-    Json,
-}
+Exit codes: 0 success (also if nothing was lost); 1 runtime failure (also if a
+  file is damaged or not a recording); 2 usage error";
 
 /// `ctwatch report`
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct ReportConfig {
     /// What is asked of the recordings.
     pub wish: Wish,
     /// How to show it.
@@ -73,19 +58,18 @@ pub struct Report {
     pub output: Option<PathBuf>,
 }
 
-impl Report {
-    pub(super) fn resolve(args: Args) -> Self {
-        let Args { files, incident, from, to, format, anonymize, output } = args;
-        let format = match format {
-            Some(Kind::Text) => Format::Text,
-            Some(Kind::Md) => Format::Markdown,
-            Some(Kind::Html) => Format::Html,
-            Some(Kind::Json) => Format::Json,
-            None => output.as_deref().map_or(Format::Text, by_ending),
-        };
-        let anonymize = anonymize.map(|key| (!key.is_empty()).then_some(key));
+impl ReportConfig {
+    pub(super) fn resolve(args: ReportArgs) -> Self {
+        let ReportArgs { files, incident, span, format, anonymize, output } = args;
+        let SpanArgs { start: FromArgs { from }, to } = span;
+        let format = format.unwrap_or_else(|| output.as_deref().map_or(Format::Text, by_ending));
+        let anonymize = anonymize.into_key();
         Self { wish: Wish { files, incident, from, to, anonymize }, format, output }
     }
+}
+
+fn incident(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "use the number of an incident, such as 3".to_owned())
 }
 
 fn by_ending(path: &Path) -> Format {
@@ -102,7 +86,7 @@ mod tests {
     use super::super::{Command, parse};
     use super::*;
 
-    fn report(flags: &str) -> Report {
+    fn report(flags: &str) -> ReportConfig {
         let arguments = ["ctwatch", "report"].into_iter().chain(flags.split_whitespace());
         match parse(arguments).expect("these flags are right").command {
             Command::Report(report) => report,
@@ -115,6 +99,7 @@ mod tests {
         assert_eq!(report("a.ctw").format, Format::Text);
         assert_eq!(report("a.ctw -o a.html").format, Format::Html);
         assert_eq!(report("a.ctw -o a.md").format, Format::Markdown);
+        assert_eq!(report("a.ctw --format markdown").format, Format::Markdown);
         assert_eq!(report("a.ctw -o a.html --format json").format, Format::Json);
         assert_eq!(report("a.ctw b.ctw").wish.files.len(), 2);
     }

@@ -16,7 +16,7 @@ use super::{VERSION, event_loop, netns_spec};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
 use crate::advise::report::{self, Advice, Source};
-use crate::cli::{AdviceFormat, Advise, BackendChoice, Config};
+use crate::cli::{AdviceFormat, AdviseConfig, BackendChoice, Config};
 use crate::conntrack::module;
 use crate::contract::Notice;
 use crate::error::{Exit, Failure};
@@ -33,14 +33,14 @@ use collect::{Senders, case, collect_facts};
 const TICK: Duration = Duration::from_secs(1);
 
 /// Runs it.
-pub fn run(config: &Config, advise: &Advise) -> Result<Exit> {
+pub fn run(config: &Config, advise: &AdviseConfig) -> Result<Exit> {
     if let Some(path) = &advise.recording {
         return recorded::run(config, advise, path);
     }
     event_loop()?.block_on(measure_and_advise(config, advise))
 }
 
-async fn measure_and_advise(config: &Config, advise: &Advise) -> Result<Exit> {
+async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Exit> {
     let roots = config.roots();
     let own = netns::own()?;
     let wanted =
@@ -77,7 +77,7 @@ async fn measure_and_advise(config: &Config, advise: &Advise) -> Result<Exit> {
 }
 
 /// Prints what follows from the case.
-fn show(config: &Config, advise: &Advise, case: &Case, source: Source) -> Result<Exit> {
+fn show(config: &Config, advise: &AdviseConfig, case: &Case, source: Source) -> Result<Exit> {
     let mut report = report::report(case, source, advise.what_if.as_ref());
     let chosen = choose(&report, advise)?;
     match advise.format {
@@ -94,7 +94,7 @@ fn show(config: &Config, advise: &Advise, case: &Case, source: Source) -> Result
 }
 
 /// Which pieces were asked for; for a script the best one if none was.
-fn choose(report: &Advice, advise: &Advise) -> Result<Vec<String>> {
+fn choose(report: &Advice, advise: &AdviseConfig) -> Result<Vec<String>> {
     let all = || report.items.iter().map(|item| item.id.clone());
     let unknown: Vec<&String> = advise.items.iter().filter(|id| !all().any(|known| known == **id)).collect();
     if let Some(id) = unknown.first() {
@@ -156,7 +156,7 @@ impl LiveSink for Measuring {
 /// Watches for the length of the window; `None` if it was ended before.
 async fn watch(
     config: &Config,
-    advise: &Advise,
+    advise: &AdviseConfig,
     roots: &Roots,
     netns: &Netns,
     shutdown: &mut Shutdown,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use super::live::backend;
 use super::preflight::look;
 use super::{VERSION, view};
-use crate::cli::{BackendChoice, Check, Config};
+use crate::cli::{BackendChoice, CheckConfig, Config};
 use crate::contract::{self, CheckProgram, SCHEMA};
 use crate::error::Exit;
 use crate::kernel::Kernel;
@@ -14,7 +14,7 @@ use crate::probe::{Probe, offsets};
 use ctwatch_common::config::Config as Offsets;
 
 /// Runs it.
-pub fn run(config: &Config, check: &Check) -> Result<Exit> {
+pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
     let roots = config.roots();
     let kernel = Kernel::read(&roots);
     let try_bpf = || {

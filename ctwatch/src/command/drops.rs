@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::live::{self, AttachRequest, LiveLoop, LiveSession, LiveSink, Shutdown, TickOutcome};
 use super::{event_loop, netns_spec, view};
-use crate::cli::{Config, Drops, TableFullBy};
+use crate::cli::{Config, DropsConfig, TableFullBy};
 use crate::contract::Notice;
 use crate::error::Exit;
 use crate::kernel::roots::Roots;
@@ -17,12 +17,12 @@ use crate::state::State;
 use crate::view::View;
 
 /// Runs it.
-pub fn run(config: &Config, drops: &Drops) -> Result<Exit> {
+pub fn run(config: &Config, drops: &DropsConfig) -> Result<Exit> {
     let roots = config.roots();
     event_loop()?.block_on(stream(config, drops, roots))
 }
 
-async fn stream(config: &Config, drops: &Drops, roots: Roots) -> Result<Exit> {
+async fn stream(config: &Config, drops: &DropsConfig, roots: Roots) -> Result<Exit> {
     // Wrong usage is told before anything waits or is loaded.
     let wanted_netns = netns_spec::resolve(&drops.netns)?;
     let mut view = view(drops.format, &config.look, wanted_netns.clone());

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, bail, ensure};
 
 use super::atomic_outputs::{AtomicOutputs, interrupted};
-use crate::cli::{Config, Export, ExportFormat};
+use crate::cli::{Config, ExportConfig, ExportFormat};
 use crate::error::{Exit, Failure};
 use crate::export::{Choice, Csv, ExportTable, Ndjson, OutputTarget, Parquet, Sink, Value, export};
 use crate::record::Recording;
@@ -18,7 +18,7 @@ use crate::record::anonymize::Anonymizer;
 use crate::record::span::Span;
 
 /// Runs it.
-pub fn run(config: &Config, arguments: &Export) -> Result<Exit> {
+pub fn run(config: &Config, arguments: &ExportConfig) -> Result<Exit> {
     let target = target(arguments)?;
     let recording = Recording::open(&arguments.file)?;
     let Some(bounds) = recording.bounds(&recording.runs()?)? else {
@@ -69,8 +69,8 @@ impl Sink for Interruptible {
 }
 
 /// Several tables need several files where each has a header of its own.
-fn target(arguments: &Export) -> Result<OutputTarget> {
-    let Export { format, output, tables, .. } = arguments;
+fn target(arguments: &ExportConfig) -> Result<OutputTarget> {
+    let ExportConfig { format, output, tables, .. } = arguments;
     let needs_folder = *format != ExportFormat::Ndjson && tables.len() > 1;
     match output {
         Some(path) if needs_folder && !path.is_dir() && path.symlink_metadata().is_ok() => {
@@ -95,8 +95,12 @@ fn target(arguments: &Export) -> Result<OutputTarget> {
     }
 }
 
-fn sink(arguments: &Export, target: &OutputTarget, drafts: &mut AtomicOutputs) -> Result<Box<dyn Sink>> {
-    let Export { format, tables, .. } = arguments;
+fn sink(
+    arguments: &ExportConfig,
+    target: &OutputTarget,
+    drafts: &mut AtomicOutputs,
+) -> Result<Box<dyn Sink>> {
+    let ExportConfig { format, tables, .. } = arguments;
     Ok(match (format, target) {
         (ExportFormat::Ndjson, OutputTarget::Stdout) => Box::new(Ndjson::new(stdout().lock())),
         (ExportFormat::Ndjson, OutputTarget::File(path)) => Box::new(Ndjson::new(drafts.file(path)?)),

@@ -15,7 +15,7 @@ use super::live::{
     self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, StopReason, TickOutcome,
 };
 use super::{VERSION, event_loop};
-use crate::cli::{Config, Record};
+use crate::cli::{Config, RecordConfig};
 use crate::contract::{Notice, Start};
 use crate::error::{Exit, Failure};
 use crate::kernel::roots::Roots;
@@ -33,15 +33,15 @@ use exec::Commands;
 use snapshot::SnapshotQueue;
 
 /// Runs it.
-pub fn run(config: &Config, record: &Record) -> Result<Exit> {
+pub fn run(config: &Config, record: &RecordConfig) -> Result<Exit> {
     let roots = config.roots();
     let output = files::resolve(&record.output)
         .with_context(|| format!("following the links of {}", record.output.display()))?;
-    let record = Record { output, ..record.clone() };
+    let record = RecordConfig { output, ..record.clone() };
     event_loop()?.block_on(keep(config, &record, roots))
 }
 
-async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
+async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Exit> {
     // Whether the file can be written is told before anything waits; it is made once there is something to write.
     let mut lock = Lock::take(&record.output)?;
     Writer::check(&record.output)?;
@@ -92,12 +92,12 @@ async fn keep(config: &Config, record: &Record, roots: Roots) -> Result<Exit> {
 }
 
 /// Whether new and ended flows are counted.
-fn counts_flows(record: &Record, backend: Backend) -> bool {
+fn counts_flows(record: &RecordConfig, backend: Backend) -> bool {
     record.count_flows && backend == Backend::Kprobe
 }
 
 /// What is to be said of triggers that can't fire with this backend.
-fn check_triggers(record: &Record, backend: Backend) -> Result<Option<String>, Failure> {
+fn check_triggers(record: &RecordConfig, backend: Backend) -> Result<Option<String>, Failure> {
     let cannot_fire: Vec<String> =
         record.when.iter().filter(|one| one.needs_flows()).map(ToString::to_string).collect();
     if cannot_fire.is_empty() || counts_flows(record, backend) {
@@ -119,7 +119,7 @@ fn ready(status: &str) {
 
 /// A recording that is being made.
 struct Recording<'a> {
-    record: &'a Record,
+    record: &'a RecordConfig,
     recorder: Recorder,
     run: Run,
     start: Start,
@@ -130,7 +130,7 @@ struct Recording<'a> {
 }
 
 impl<'a> Recording<'a> {
-    fn start(record: &'a Record, roots: &Roots, lock: Lock, session: &LiveSession) -> Result<Self> {
+    fn start(record: &'a RecordConfig, roots: &Roots, lock: Lock, session: &LiveSession) -> Result<Self> {
         let start = session.start_record(roots);
         let run = described(record, roots, &start, session.backend);
         let lock = Arc::new(lock);
@@ -314,7 +314,7 @@ impl LiveSink for Recording<'_> {
 }
 
 /// Opens the file for a run, and starts the thread that writes it.
-fn open(record: &Record, run: &Run, lock: &Arc<Lock>) -> Result<(WriterThread, i64)> {
+fn open(record: &RecordConfig, run: &Run, lock: &Arc<Lock>) -> Result<(WriterThread, i64)> {
     let writer = Writer::open(&record.output, run)?;
     let next_tick = writer.next_tick();
     // Without a trigger there is no detail to be claimed.
@@ -326,7 +326,7 @@ fn open(record: &Record, run: &Run, lock: &Arc<Lock>) -> Result<(WriterThread, i
     Ok((WriterThread::start(writer, limits, Arc::clone(lock))?, next_tick))
 }
 
-fn described(record: &Record, roots: &Roots, start: &Start, backend: Backend) -> Run {
+fn described(record: &RecordConfig, roots: &Roots, start: &Start, backend: Backend) -> Run {
     let line = |path: &str| std::fs::read_to_string(roots.proc(path)).ok().map(|text| text.trim().to_owned());
     Run {
         started: WallMono::now(),

@@ -12,7 +12,7 @@ use super::drops::Shown;
 use super::live::LiveSink as _;
 use super::live::Shutdown;
 use super::{event_loop, view};
-use crate::cli::{Config, NetnsSpec, Replay as Arguments, Speed};
+use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
 use crate::model::NetnsId;
@@ -24,11 +24,11 @@ use crate::record::span::Span;
 use crate::state::{State, StateConfig};
 
 /// Runs it.
-pub fn run(config: &Config, arguments: &Arguments) -> Result<Exit> {
+pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     event_loop()?.block_on(replay(config, arguments))
 }
 
-async fn replay(config: &Config, arguments: &Arguments) -> Result<Exit> {
+async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     let recording = Recording::open(&arguments.file)?;
     let runs = recording.runs()?;
     let span = match recording.bounds(&runs)? {
@@ -176,7 +176,7 @@ async fn pause(shutdown: &mut Shutdown, until: Option<Instant>) -> bool {
     }
 }
 
-fn settings(arguments: &Arguments, run: &RecordedRun, netns: Option<Vec<NetnsId>>) -> StateConfig {
+fn settings(arguments: &ReplayConfig, run: &RecordedRun, netns: Option<Vec<NetnsId>>) -> StateConfig {
     StateConfig {
         by: arguments.by,
         filter: crate::state::Filter { netns, ..arguments.filter.clone() },

@@ -8,13 +8,13 @@ use anyhow::{Context as _, Result};
 
 use super::VERSION;
 use super::atomic_outputs::AtomicOutputs;
-use crate::cli::{Config, Report};
+use crate::cli::{Config, ReportConfig};
 use crate::error::Exit;
 use crate::postmortem::{gather, render};
 
 /// Runs it.
-pub fn run(config: &Config, arguments: &Report) -> Result<Exit> {
-    let Report { wish, format, output } = arguments;
+pub fn run(config: &Config, arguments: &ReportConfig) -> Result<Exit> {
+    let ReportConfig { wish, format, output } = arguments;
     let report = gather(wish, VERSION, &config.look.time_zone)?;
     let text = render(&report, *format, &config.look.time_zone)?;
     match output {

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::live::Shutdown;
 use super::netns_spec;
 use super::{VERSION, event_loop, view};
-use crate::cli::{Config, Table};
+use crate::cli::{Config, TableConfig};
 use crate::conntrack::census::{self, Refusal};
 use crate::conntrack::{addresses, module, tracking};
 use crate::contract::breakdown::{Skipped, TableReport};
@@ -29,7 +29,7 @@ const NOT_LOADED: &str = "nf_conntrack is not loaded, so nothing is tracked and 
                           that uses it loads it (`ct state …`, NAT), or `modprobe nf_conntrack`";
 
 /// Runs it.
-pub fn run(config: &Config, table: &Table) -> Result<Exit> {
+pub fn run(config: &Config, table: &TableConfig) -> Result<Exit> {
     let runtime = event_loop()?;
     let exit = runtime.block_on(look_on(config, table));
     // A listing that was cut short ends with the process.
@@ -37,7 +37,7 @@ pub fn run(config: &Config, table: &Table) -> Result<Exit> {
     exit
 }
 
-async fn look_on(config: &Config, table: &Table) -> Result<Exit> {
+async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
     let look = Look {
         roots: config.roots(),
         settings: table.settings.clone(),

@@ -13,6 +13,9 @@ pub enum Backend {
 }
 
 impl Backend {
+    /// All of them, the best one first.
+    pub const ALL: [Self; 3] = [Self::Kprobe, Self::Tracepoint, Self::Counters];
+
     /// The spelling in JSON and flags.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -23,9 +26,9 @@ impl Backend {
         }
     }
 
-    /// The backend with this spelling.
+    /// The backend of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Kprobe, Self::Tracepoint, Self::Counters].into_iter().find(|backend| backend.name() == name)
+        Self::ALL.into_iter().find(|backend| backend.name() == name)
     }
 }

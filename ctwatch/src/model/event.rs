@@ -11,7 +11,6 @@ use super::{EntryState, Flow, FlowSample, KernelCounters, NetnsId, Owner, Packet
 
 /// One record of the ring buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "it lives for a moment, on the stack")]
 pub enum FromKernel {
     /// A packet, or an entry, was lost.
     Loss {

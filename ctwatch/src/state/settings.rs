@@ -28,6 +28,35 @@ pub enum By {
 }
 
 impl By {
+    /// All of them, as help lists them.
+    pub const ALL: [Self; 9] = [
+        Self::Port,
+        Self::Flow,
+        Self::Src,
+        Self::Dst,
+        Self::Proto,
+        Self::Cause,
+        Self::Netns,
+        Self::Process,
+        Self::Container,
+    ];
+
+    /// The spelling in flags.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Port => "port",
+            Self::Flow => "flow",
+            Self::Src => "src",
+            Self::Dst => "dst",
+            Self::Proto => "proto",
+            Self::Cause => "cause",
+            Self::Netns => "netns",
+            Self::Process => "process",
+            Self::Container => "container",
+        }
+    }
+
     /// Whether rows need to know whose packets they were.
     #[must_use]
     pub const fn needs_owners(self) -> bool {

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{
-    Census, CensusKey, Device, Direction, EntryState, Flow, FlowOffset, Hook, KernelCounters, Loss, Name,
-    NetnsId, Owner, Packet, PortDetail, ProcessId, Protocol, Role, TableEntry as Entry, TimeoutKind,
-    Timeouts, Tuple, WallMono,
+    Census, CensusKey, Direction, EntryState, Flow, FlowOffset, KernelCounters, Loss, Name, Owner,
+    PortDetail, ProcessId, Protocol, Role, TableEntry as Entry, TimeoutKind, Timeouts, Tuple, WallMono,
 };
 use ctwatch::record::rows::Names;
 use ctwatch::record::rows::{Incident, MachineSnapshot, Notice, Run, Setting, SnapshotReason, StoredListing};

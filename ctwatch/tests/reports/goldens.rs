@@ -83,6 +83,63 @@ fn help_texts() {
     }
 }
 
+/// What is said of one wrong value for each kind of flag, and of flags that don't go together.
+#[test]
+fn usage_errors() {
+    let mut all = String::new();
+    for arguments in [
+        "top",
+        "drops --prot tcp",
+        "drops --by colour",
+        "drops --port http",
+        "drops --port 6010-6000",
+        "drops --src 10.0.0/8",
+        "drops --src 10.0.0.0/33",
+        "drops --proto 300",
+        "drops --cause full",
+        "drops --netns /proc/1/ns/net",
+        "drops --netns pid:x",
+        "drops --loopback=maybe",
+        "drops --events=all",
+        "drops --interval 1",
+        "drops --interval 10ms",
+        "drops --duration 0s",
+        "drops --top 0",
+        "drops --format yaml",
+        "drops --backend ebpf",
+        "table --by colour",
+        "table --by port,port",
+        "table --by port,state,src",
+        "advise --window 1s",
+        "advise --times 0",
+        "advise --what-if size=5",
+        "advise --what-if max=lots",
+        "advise --format yaml",
+        "record",
+        "record -o x --max-size 500",
+        "record -o x --max-size 1kB",
+        "record -o x --when load>1",
+        "record -o x --once",
+        "record -o x --when drops>0 --exec 'page",
+        "record -o x --when drops>0 --shell",
+        "record -o x --when full_in<60s --no-inserts",
+        "replay",
+        "replay x --speed fast",
+        "replay x --from yesterday",
+        "export x",
+        "export x --to xml",
+        "export x --to csv --table flows",
+        "report x --format pdf",
+        "report x --incident first",
+    ] {
+        let words = ["ctwatch"].into_iter().chain(arguments.split(' '));
+        let error = ctwatch::cli::parse(words).expect_err(arguments);
+        assert_eq!(error.exit_code(), 2, "{error}");
+        all += &format!("$ ctwatch {arguments}\n{error}\n");
+    }
+    golden("usage-errors.txt", &all);
+}
+
 #[test]
 fn text_of_a_run_by_each_key() {
     for (by, name) in [

@@ -7,11 +7,11 @@ use anyhow::Result;
 
 use super::{VERSION, show};
 use crate::advise::recorded::{Question, Which, case};
-use crate::cli::{Advise, Config, NetnsSpec};
+use crate::cli::{AdviseConfig, Config, NetnsSpec};
 use crate::error::{Exit, Failure};
 use crate::record::Recording;
 
-pub(super) fn run(config: &Config, advise: &Advise, path: &Path) -> Result<Exit> {
+pub(super) fn run(config: &Config, advise: &AdviseConfig, path: &Path) -> Result<Exit> {
     let recording = Recording::open(path)?;
     let question = Question {
         netns: advise.netns.as_ref().map(which).transpose()?,

@@ -1,0 +1,396 @@
+//! What several commands take: filters, rows, formats, spans, and the parsers of single values.
+//! A parser's error completes clap's `invalid value '…' for '--flag <NAME>': `, so it says what a good value looks like.
+
+use std::net::IpAddr;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use ctwatch_common::Cause;
+use ipnet::IpNet;
+use jiff::SignedDuration;
+
+use crate::model::{Backend, NetnsId, Protocol};
+use crate::record::span::Moment;
+use crate::state::{By, Filter, PortRange};
+
+/// Which losses or entries make rows. The help heading differs, so it is set where this is flattened.
+#[derive(Debug, Args)]
+pub struct FilterArgs {
+    /// Only these service ports, e.g. 80,443,6000-6010
+    #[arg(long, value_name = "PORTS", value_delimiter = ',', value_parser = ports)]
+    port: Vec<PortRange>,
+    /// Only these sources, e.g. 10.0.0.0/8,fd00::/8
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
+    src: Vec<IpNet>,
+    /// Only these destinations
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
+    dst: Vec<IpNet>,
+    #[arg(
+        long, value_name = "PROTO", value_delimiter = ',', value_parser = protocol,
+        help = "Only these protocols: tcp, udp, icmp, icmpv6, sctp\nor a number"
+    )]
+    proto: Vec<Protocol>,
+    #[arg(
+        long, value_name = "NETNS", value_delimiter = ',', value_parser = netns, display_order = AFTER_CAUSE,
+        help = "Only these network namespaces: host, a name, an\ninode or pid:N"
+    )]
+    netns: Vec<NetnsSpec>,
+    /// Only loopback traffic; with =no, all other traffic
+    #[arg(
+        long, value_name = "only|no", num_args = 0..=1, require_equals = true, value_parser = only_or_no(),
+        default_missing_value = "only", hide_possible_values = true, display_order = AFTER_CAUSE + 1
+    )]
+    loopback: Option<bool>,
+}
+
+/// [`FilterArgs`], plus what only losses have.
+#[derive(Debug, Args)]
+pub struct LossFilterArgs {
+    #[command(flatten)]
+    flows: FilterArgs,
+    /// Only these causes: table_full, evicted, clash, …
+    #[arg(long, value_name = "CAUSE", value_delimiter = ',', value_parser = cause)]
+    cause: Vec<Cause>,
+}
+
+/// Keeps `--cause` in the middle of the filters in help, though it is declared after them.
+const AFTER_CAUSE: usize = 100;
+
+/// The heading of the filters of losses.
+pub const LOSS_FILTERS: &str = "Filters (on rows and events; comma-separated, repeatable)";
+
+impl FilterArgs {
+    /// The filter, and the namespaces that are still to be looked up.
+    pub fn into_filter(self) -> (Filter, Vec<NetnsSpec>) {
+        let Self { port, src, dst, proto, netns, loopback } = self;
+        let filter =
+            Filter { ports: port, src, dst, protos: proto, causes: Vec::new(), netns: None, loopback };
+        (filter, netns)
+    }
+}
+
+impl LossFilterArgs {
+    /// The filter, and the namespaces that are still to be looked up.
+    pub fn into_filter(self) -> (Filter, Vec<NetnsSpec>) {
+        let Self { flows, cause } = self;
+        let (filter, netns) = flows.into_filter();
+        (Filter { causes: cause, ..filter }, netns)
+    }
+}
+
+/// Rows of losses: what one stands for, and how many there are.
+#[derive(Debug, Args)]
+pub struct RowArgs {
+    #[arg(
+        long, value_name = "KEY", value_parser = choice(By::ALL.map(|by| (by.name(), by))),
+        default_value = By::Port.name(), hide_possible_values = true,
+        help = "Group rows by port, flow, src, dst, proto, cause,\nnetns, process or container"
+    )]
+    pub by: By,
+    #[arg(
+        long, value_name = "N", value_parser = rows, default_value = "20",
+        help = "Rows per report; the rest are summed up"
+    )]
+    pub top: usize,
+}
+
+/// `--top`
+pub fn rows(text: &str) -> Result<usize, String> {
+    let rows = text.parse::<u32>().ok().filter(|rows| *rows > 0);
+    let rows = rows.ok_or("use a number of rows from 1 up")?;
+    Ok(usize::try_from(rows).unwrap_or(usize::MAX))
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people, at 80 columns.
+    Text,
+    /// One object per line.
+    Json,
+}
+
+impl Format {
+    /// Both, as help lists them.
+    pub(super) const ALL: [Self; 2] = [Self::Text, Self::Json];
+
+    /// The spelling in flags.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+/// `--format`
+#[derive(Debug, Args)]
+pub struct FormatArgs {
+    /// text, or json (one object per line)
+    #[arg(
+        long, value_name = "FORMAT", value_parser = choice(Format::ALL.map(|format| (format.name(), format))),
+        default_value = Format::Text.name(), hide_possible_values = true
+    )]
+    pub format: Format,
+}
+
+/// Which backend the user wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// The best one that works here.
+    Auto,
+    /// This one or none.
+    Forced(Backend),
+}
+
+/// What every live watch takes.
+#[derive(Debug, Args)]
+pub struct LiveArgs {
+    /// Sampling interval
+    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "1s")]
+    pub interval: Duration,
+    /// Stop after this long [default: run until Ctrl-C]
+    #[arg(long, value_name = "TIME", value_parser = age)]
+    pub duration: Option<Duration>,
+    #[arg(long, help = "Don't count new and ended flows: no overhead while\nnothing is dropped")]
+    pub no_inserts: bool,
+    #[arg(
+        long, value_name = "BACKEND", value_parser = backend(), default_value = "auto",
+        hide_possible_values = true, hide_default_value = true,
+        help = "kprobe, tracepoint or counters\n[default: the first of these that works]"
+    )]
+    pub backend: BackendChoice,
+}
+
+fn backend() -> impl TypedValueParser<Value = BackendChoice> {
+    let forced = Backend::ALL.map(|backend| (backend.name(), BackendChoice::Forced(backend)));
+    choice([("auto", BackendChoice::Auto)].into_iter().chain(forced))
+}
+
+/// Which part of a recording. `export --to` takes a format, so `export` declares its end itself.
+#[derive(Debug, Args)]
+pub struct SpanArgs {
+    #[command(flatten)]
+    pub start: FromArgs,
+    /// End here
+    #[arg(long, visible_alias = "until", value_name = "WHEN", allow_hyphen_values = true)]
+    pub to: Option<Moment>,
+}
+
+/// `--from`
+#[derive(Debug, Args)]
+pub struct FromArgs {
+    #[arg(
+        long,
+        value_name = "WHEN",
+        allow_hyphen_values = true,
+        help = "Start here: 2026-03-14T12:00:00Z; local time as\n'2026-03-14 12:00' or 12:00; +10m from the start\nof the recording; -10m from its end"
+    )]
+    pub from: Option<Moment>,
+}
+
+/// `--anonymize`
+#[derive(Debug, Args)]
+pub struct AnonymizeArgs {
+    #[arg(
+        long, value_name = "KEY", num_args = 0..=1, require_equals = true, default_missing_value = "",
+        help = "Pseudonymize addresses and names consistently; a\nKEY keeps addresses consistent across runs"
+    )]
+    anonymize: Option<String>,
+}
+
+impl AnonymizeArgs {
+    /// Whether to pseudonymize names and addresses: with this key, or with a random one.
+    pub fn into_key(self) -> Option<Option<String>> {
+        self.anonymize.map(|key| (!key.is_empty()).then_some(key))
+    }
+}
+
+/// Parses a value by its name. Errors list the names; so does help, unless they are hidden.
+pub fn choice<N: Into<PossibleValue>, T: Clone + Send + Sync + 'static>(
+    choices: impl IntoIterator<Item = (N, T)>,
+) -> impl TypedValueParser<Value = T> {
+    let choices: Vec<(PossibleValue, T)> =
+        choices.into_iter().map(|(name, value)| (name.into(), value)).collect();
+    let names: Vec<PossibleValue> = choices.iter().map(|(name, _)| name.clone()).collect();
+    PossibleValuesParser::new(names).try_map(move |text| {
+        let chosen = choices.iter().find(|(name, _)| name.matches(&text, false));
+        chosen.map(|(_, value)| value.clone()).ok_or("not one of the possible values")
+    })
+}
+
+fn only_or_no() -> impl TypedValueParser<Value = bool> {
+    choice([(PossibleValue::new("only").alias("yes"), true), (PossibleValue::new("no"), false)])
+}
+
+/// A network namespace as the user names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetnsSpec {
+    /// The namespace ctwatch itself started in.
+    Host,
+    /// A name in /run/netns.
+    Name(String),
+    /// Its inode number.
+    Inode(NetnsId),
+    /// The one this process is in.
+    Pid(u32),
+}
+
+/// The shortest interval: a report costs about a millisecond on a busy host.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+pub fn ports(text: &str) -> Result<PortRange, String> {
+    let number = |text: &str| {
+        text.parse::<u16>()
+            .map_err(|_| format!("`{text}` is not a port; use ports and ranges like 80,6000-6010"))
+    };
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (number(first)?, number(last)?),
+        None => (number(text)?, number(text)?),
+    };
+    if first > last {
+        return Err(format!("the range ends before it starts; did you mean {last}-{first}?"));
+    }
+    Ok(PortRange { first, last })
+}
+
+pub fn cidr(text: &str) -> Result<IpNet, String> {
+    let good = "use an address or a network like 10.0.0.0/8 or fd00::/8";
+    if let Ok(address) = IpAddr::from_str(text) {
+        return Ok(IpNet::from(address));
+    }
+    let Some((address, prefix)) = text.split_once('/') else { return Err(good.to_owned()) };
+    let address = IpAddr::from_str(address).map_err(|_| format!("`{address}` is not an address; {good}"))?;
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    let length = prefix
+        .parse::<u8>()
+        .ok()
+        .filter(|length| *length <= longest)
+        .ok_or_else(|| format!("the prefix length must be 0 to {longest}; {good}"))?;
+    let net = IpNet::new(address, length).map_err(|_| good.to_owned())?;
+    Ok(net.trunc())
+}
+
+pub fn protocol(text: &str) -> Result<Protocol, String> {
+    Protocol::from_name(text)
+        .or_else(|| text.parse().ok().map(Protocol))
+        .ok_or_else(|| "use tcp, udp, icmp, icmpv6, sctp or a number from 0 to 255".to_owned())
+}
+
+pub fn cause(text: &str) -> Result<Cause, String> {
+    Cause::from_name(text).ok_or_else(|| {
+        let names = Cause::ALL.map(Cause::name);
+        format!("the causes are {}", names.join(", "))
+    })
+}
+
+pub fn netns(text: &str) -> Result<NetnsSpec, String> {
+    if let Some(pid) = text.strip_prefix("pid:") {
+        let pid = pid.parse().map_err(|_| "use a process id, as in pid:1234".to_owned())?;
+        return Ok(NetnsSpec::Pid(pid));
+    }
+    if text == "host" {
+        return Ok(NetnsSpec::Host);
+    }
+    if let Ok(inode) = text.parse() {
+        return Ok(NetnsSpec::Inode(NetnsId::from_inode(inode)));
+    }
+    // A file name in /run/netns (ip-netns(8)); anything else would read outside of it.
+    if text.is_empty() || text == "." || text == ".." || text.contains('/') {
+        return Err("use host, a name in /run/netns, an inode number or pid:1234".to_owned());
+    }
+    Ok(NetnsSpec::Name(text.to_owned()))
+}
+
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let good = "use a time like 500ms, 1s or 2m";
+    positive(SignedDuration::from_str(text).map_err(|_| good.to_owned())?, good)
+}
+
+fn positive(duration: SignedDuration, good: &str) -> Result<Duration, String> {
+    let positive = Duration::try_from(duration).ok().filter(|duration| !duration.is_zero());
+    positive.ok_or_else(|| format!("it must be longer than zero; {good}"))
+}
+
+pub fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    if interval < SHORTEST {
+        return Err("the shortest interval is 100ms".to_owned());
+    }
+    Ok(interval)
+}
+
+/// A duration that may be written in days.
+pub fn age(text: &str) -> Result<Duration, String> {
+    let good = "use a time like 30s, 5m, 12h or 7d";
+    let span = jiff::Span::from_str(text).map_err(|_| good.to_owned())?;
+    let age = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| good.to_owned())?;
+    positive(age, good)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_single_or_ranges() {
+        assert_eq!(ports("6379"), Ok(PortRange { first: 6379, last: 6379 }));
+        assert_eq!(ports("6000-6010"), Ok(PortRange { first: 6000, last: 6010 }));
+        assert!(ports("6010-6000").unwrap_err().contains("6000-6010"));
+        for bad in ["", "-", "80-", "65536", "http", "-1"] {
+            assert!(ports(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_network_may_be_given_by_any_address_in_it() {
+        assert_eq!(cidr("10.1.2.3/8").unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(cidr("fd00::1/8").unwrap().to_string(), "fd00::/8");
+        assert_eq!(cidr("::1").unwrap().to_string(), "::1/128");
+        for bad in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/", "localhost", "10.0.0.0/-1"] {
+            assert!(cidr(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_netns_name_cannot_leave_its_directory() {
+        assert_eq!(netns("web1"), Ok(NetnsSpec::Name("web1".to_owned())));
+        assert_eq!(netns("4026531840"), Ok(NetnsSpec::Inode(NetnsId::from_inode(4_026_531_840))));
+        assert_eq!(netns("pid:812"), Ok(NetnsSpec::Pid(812)));
+        assert_eq!(netns("host"), Ok(NetnsSpec::Host));
+        for bad in ["", "..", "../1", "/proc/1/ns/net", "pid:", "pid:x"] {
+            assert!(netns(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_need_a_unit_and_an_interval_has_a_floor() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["1", "", "0s", "-1s", "s", "1 fortnight"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(interval("99ms").is_err());
+        assert!(interval("100ms").is_ok());
+    }
+
+    #[test]
+    fn ages_know_days() {
+        assert_eq!(age("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        assert_eq!(age("90s"), Ok(Duration::from_secs(90)));
+        for bad in ["", "7", "0d", "-1d"] {
+            assert!(age(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn protocols_go_by_name_or_number() {
+        assert_eq!(protocol("tcp"), Ok(Protocol(6)));
+        assert_eq!(protocol("icmpv6"), Ok(Protocol(58)));
+        assert_eq!(protocol("112"), Ok(Protocol(112)));
+        assert!(protocol("256").is_err());
+    }
+}
