@@ -44,7 +44,7 @@ pub struct Objection {
 
 /// What is known of one service besides its numbers.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
+pub struct ServiceFacts {
     /// The software that serves it.
     pub server: Option<String>,
     /// The software that uses it from this host.
@@ -69,8 +69,8 @@ pub struct Firewall {
     /// Rules that make conntrack track, as text.
     pub tracking: Vec<String>,
     /// How to take them away; none if that would cut the host off or break NAT: then `objections` say why.
-    pub without: Option<Commands>,
-    /// Why they must stay.
+    pub removal: Option<Commands>,
+    /// Why they must residence.
     pub objections: Vec<Objection>,
 }
 
@@ -86,11 +86,11 @@ pub struct Case {
     /// Advice also says what becomes of the table at so many times the present rate.
     pub times: f64,
     /// Put before commands that act on the netns, where it isn't the one they are typed in.
-    pub enter: String,
+    pub netns_prefix: String,
     /// The firewall.
     pub firewall: Firewall,
     /// Of services, what is known.
-    pub known: BTreeMap<ServiceTarget, Known>,
+    pub facts: BTreeMap<ServiceTarget, ServiceFacts>,
 }
 
 impl Case {
@@ -101,7 +101,7 @@ impl Case {
     }
 
     /// What is known of a service.
-    pub fn known(&self, target: &ServiceTarget) -> Option<&Known> {
-        self.known.get(target)
+    pub fn facts(&self, target: &ServiceTarget) -> Option<&ServiceFacts> {
+        self.facts.get(target)
     }
 }

@@ -9,7 +9,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
 
-use super::case::{Case, Firewall, Known, Objection};
+use super::case::{Case, Firewall, Objection, ServiceFacts};
 use super::demand::{Demand, Service};
 use super::gc::Gc;
 use super::measure::Measure;
@@ -373,7 +373,7 @@ fn source(
 }
 
 fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: &Worst, times: f64) -> Case {
-    let known: BTreeMap<ServiceTarget, Known> =
+    let facts: BTreeMap<ServiceTarget, ServiceFacts> =
         services.iter().take(NAMED).map(|service| (service.target(), unseen())).collect();
     Case {
         demand: Demand {
@@ -389,20 +389,20 @@ fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: 
         timeouts: measure.timeouts().clone(),
         machine,
         times,
-        enter: String::new(),
+        netns_prefix: String::new(),
         firewall: Firewall::default(),
-        known,
+        facts,
     }
 }
 
 /// A service of which the recording can't say whether a rule needs its state.
-fn unseen() -> Known {
+fn unseen() -> ServiceFacts {
     let objection = Objection {
         rule: "rules are not in a recording".to_owned(),
         text: "whether NAT or a stateful rule needs these flows is not known".to_owned(),
         remedy: Some("sudo ctwatch advise".to_owned()),
     };
-    Known { objections: vec![objection], ..Known::default() }
+    ServiceFacts { objections: vec![objection], ..ServiceFacts::default() }
 }
 
 #[cfg(test)]

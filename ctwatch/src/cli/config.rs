@@ -17,7 +17,7 @@ use crate::advise::whatif::Changes;
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, NetnsId};
 use crate::state::{By, Filter, StateConfig, table};
-use crate::text::Look;
+use crate::text::TextOptions;
 
 /// Everything the command line and the environment decide.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub struct Config {
     /// Where /sys is mounted.
     pub sys_root: PathBuf,
     /// How text looks on this terminal.
-    pub look: Look,
+    pub look: TextOptions,
     /// What to do.
     pub command: Command,
 }
@@ -191,7 +191,7 @@ impl Config {
             verbosity: verbose,
             proc_root,
             sys_root,
-            look: Look { color: wants_color(), time_zone: TimeZone::system() },
+            look: TextOptions { color: wants_color(), time_zone: TimeZone::system() },
             command: match command {
                 args::Command::Drops(drops) => Command::Drops(Drops::resolve(drops)),
                 args::Command::Table(table) => Command::Table(Table::resolve(table)),

@@ -142,9 +142,9 @@ pub struct PortDetail {
     /// By state.
     pub mix: StateCounts,
     /// Those whose timeout starts anew with each packet: TCP's ESTABLISHED, elsewhere what is assured.
-    pub lasting: TimeoutHistogram,
+    pub refreshed: TimeoutHistogram,
     /// Those that only wait for their end.
-    pub ending: TimeoutHistogram,
+    pub expiring: TimeoutHistogram,
 }
 
 impl PortDetail {
@@ -155,8 +155,8 @@ impl PortDetail {
             proto,
             port,
             mix: StateCounts::default(),
-            lasting: TimeoutHistogram::default(),
-            ending: TimeoutHistogram::default(),
+            refreshed: TimeoutHistogram::default(),
+            expiring: TimeoutHistogram::default(),
         }
     }
 
@@ -165,7 +165,7 @@ impl PortDetail {
         self.mix.tcp[usize::from(tcp_state) % 16] += 1;
         self.mix.assured += u32::from(assured);
         let lasts = if self.is_tcp() { tcp_state == StateCounts::ESTABLISHED } else { assured };
-        if lasts { self.lasting.add(left) } else { self.ending.add(left) }
+        if lasts { self.refreshed.add(left) } else { self.expiring.add(left) }
     }
 
     /// Adds another one's entries.
@@ -174,8 +174,8 @@ impl PortDetail {
             *sum += more;
         }
         self.mix.assured += other.mix.assured;
-        self.lasting.add_all(&other.lasting);
-        self.ending.add_all(&other.ending);
+        self.refreshed.add_all(&other.refreshed);
+        self.expiring.add_all(&other.expiring);
     }
 
     /// Whether states are TCP's.

@@ -57,9 +57,9 @@ pub(super) fn insert(
     let mut statement =
         connection.prepare_cached("INSERT INTO census_detail VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
     for detail in details {
-        let PortDetail { proto, port, mix, lasting, ending } = detail;
+        let PortDetail { proto, port, mix, refreshed, expiring } = detail;
         let port = port.map_or(-1, i64::from);
-        let [lasting, ending] = [lasting, ending].map(|one| sparse_text(&one.sparse().collect()));
+        let [lasting, ending] = [refreshed, expiring].map(|one| sparse_text(&one.sparse().collect()));
         statement.execute(params![
             id,
             proto,
@@ -172,7 +172,7 @@ fn read_details(connection: &Connection, id: i64, census: &mut Census) -> rusqli
         }
         let remaining = |text: String| TimeoutHistogram::from_sparse(&sparse_from(&text)?);
         match (remaining(row.get(4)?), remaining(row.get(5)?)) {
-            (Some(lasting), Some(ending)) => (detail.lasting, detail.ending) = (lasting, ending),
+            (Some(lasting), Some(ending)) => (detail.refreshed, detail.expiring) = (lasting, ending),
             _ => return Ok(false),
         }
         census.details.push(detail);
@@ -198,9 +198,9 @@ fn checksum(tick: i64, census: &Census, omitted: usize) -> u32 {
     for FlowOffset { proto, port, entries } in bases {
         digest.int(i64::from(*proto)).int(i64::from(*port)).int(*entries);
     }
-    for PortDetail { proto, port, mix, lasting, ending } in details {
+    for PortDetail { proto, port, mix, refreshed, expiring } in details {
         digest.int(i64::from(*proto)).optional(port.map(i64::from)).int(i64::from(mix.assured));
-        for part in [states(mix), lasting.sparse().collect(), ending.sparse().collect()] {
+        for part in [states(mix), refreshed.sparse().collect(), expiring.sparse().collect()] {
             digest.text(&sparse_text(&part));
         }
     }

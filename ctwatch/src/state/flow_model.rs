@@ -64,7 +64,7 @@ impl Prior {
 
     fn of_detail(detail: &PortDetail, timeouts: &Timeouts) -> Self {
         let total = f64::from(detail.mix.total()).max(1.0);
-        let (lasting, ending) = (f64::from(detail.lasting.total()), f64::from(detail.ending.total()));
+        let (refreshed, expiring) = (f64::from(detail.refreshed.total()), f64::from(detail.expiring.total()));
         // What entries were given is at least what they have left, whatever the sysctl says by now.
         let given = |remaining: &TimeoutHistogram, timeout: Option<u32>| {
             let left = remaining.quantile(0.9).filter(|_| remaining.total() >= 16);
@@ -77,13 +77,13 @@ impl Prior {
             let time_wait = f64::from(detail.mix.tcp[usize::from(StateCounts::TIME_WAIT)]);
             if time_wait >= 0.05 * total {
                 // Little's law: they leave TIME_WAIT, and so enter it, at this rate; ESTABLISHED holds the rest.
-                let lingers = given(&detail.ending, timeouts.tcp_time_wait);
+                let lingers = given(&detail.expiring, timeouts.tcp_time_wait);
                 let rate = time_wait / lingers;
-                (total / rate, Some((lasting / total, lasting / rate, lingers)))
-            } else if lasting * 2.0 >= total {
-                (given(&detail.lasting, timeouts.tcp_established), None)
+                (total / rate, Some((refreshed / total, refreshed / rate, lingers)))
+            } else if refreshed * 2.0 >= total {
+                (given(&detail.refreshed, timeouts.tcp_established), None)
             } else {
-                (given(&detail.ending, timeouts.tcp_syn_sent), None)
+                (given(&detail.expiring, timeouts.tcp_syn_sent), None)
             }
         } else {
             let (short, long) = pair(detail.proto, timeouts);
@@ -91,12 +91,12 @@ impl Prior {
             let part = |entries: f64, remaining, timeout| {
                 if entries > 0.0 { entries / total * given(remaining, timeout) } else { 0.0 }
             };
-            (part(lasting, &detail.lasting, long) + part(ending, &detail.ending, short), None)
+            (part(refreshed, &detail.refreshed, long) + part(expiring, &detail.expiring, short), None)
         };
         let mut gone = vec![(0.0, 0.0)];
-        let mut buckets: Vec<(f64, f64, u32)> = detail.ending.buckets().collect();
+        let mut buckets: Vec<(f64, f64, u32)> = detail.expiring.buckets().collect();
         if talking.is_none() {
-            buckets.extend(detail.lasting.buckets());
+            buckets.extend(detail.refreshed.buckets());
         }
         buckets.sort_by(|a, b| a.1.total_cmp(&b.1));
         let mut sum = 0.0;

@@ -7,7 +7,7 @@ use crate::fixtures::{
 };
 use ctwatch::model::Backend;
 use ctwatch::state::{By, State, StateConfig};
-use ctwatch::text::Look;
+use ctwatch::text::TextOptions;
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;
 use ctwatch::view::text::TextView;
@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 
 pub fn text(color: bool, show: impl FnOnce(&mut dyn View)) -> String {
     let mut out = Vec::new();
-    let mut view = TextView::new(&mut out, Look { color, time_zone: TimeZone::UTC });
+    let mut view = TextView::new(&mut out, TextOptions { color, time_zone: TimeZone::UTC });
     show(&mut view);
     drop(view);
     String::from_utf8(out).expect("UTF-8")

@@ -31,10 +31,10 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     }
     .on(case);
     item.change = Changes::default();
-    match (&case.firewall.without, case.firewall.objections.is_empty()) {
+    match (&case.firewall.removal, case.firewall.objections.is_empty()) {
         (Some(commands), true) => {
             item.commands = commands.clone();
-            if !case.enter.is_empty() {
+            if !case.netns_prefix.is_empty() {
                 item.notes.push(ELSEWHERE.to_owned());
             }
             item.notes.push(

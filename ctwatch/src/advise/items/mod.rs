@@ -125,7 +125,7 @@ impl Draft {
 }
 
 /// The services that need much of the table, and which part of it.
-fn weighty(case: &Case) -> impl Iterator<Item = (&Service, f64)> {
+fn major_services(case: &Case) -> impl Iterator<Item = (&Service, f64)> {
     let total = case.demand.after(&NOW).needed;
     let parts = case.demand.needs(&NOW).map(move |(service, needs)| (service, needs / total));
     parts.filter(|(_, part)| *part >= WORTH)
@@ -165,7 +165,7 @@ pub fn advise(case: &Case) -> Vec<Item> {
 
 /// Two pieces of advice at once.
 #[derive(Clone, Debug, Serialize)]
-pub struct Together {
+pub struct Combination {
     /// Their ids.
     pub ids: [String; 2],
     /// Both changes.
@@ -176,7 +176,7 @@ pub struct Together {
 
 /// The two pieces that do most together at the lowest risk.
 #[must_use]
-pub fn together(case: &Case, items: &[Item]) -> Option<Together> {
+pub fn together(case: &Case, items: &[Item]) -> Option<Combination> {
     let usable: Vec<&Item> =
         items.iter().filter(|item| item.refused.is_empty() && item.kind != ChangeKind::Firewall).collect();
     let pairs = usable.iter().enumerate().flat_map(|(index, one)| {
@@ -191,7 +191,7 @@ pub fn together(case: &Case, items: &[Item]) -> Option<Together> {
         let change = one.change.and(&other.change);
         let after = case.demand.after(&change);
         let fill = after.peak / limit(after.max);
-        let together = Together { ids: [one.id.clone(), other.id.clone()], change, after };
+        let together = Combination { ids: [one.id.clone(), other.id.clone()], change, after };
         (fill > COMFORT, one.risk.max(other.risk), fill, together)
     });
     let best = ranked.min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)));
@@ -202,8 +202,8 @@ pub fn together(case: &Case, items: &[Item]) -> Option<Together> {
 fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32) {
     let full = format!("net.netfilter.nf_conntrack_{name}");
     // The limit is one for all netns and read-only in all but the host's; each has its own timeouts.
-    let enter = if name == "max" { "" } else { case.enter.as_str() };
-    let set = |value| format!("{enter}sysctl -w {full}={value}");
+    let prefix = if name == "max" { "" } else { case.netns_prefix.as_str() };
+    let set = |value| format!("{prefix}sysctl -w {full}={value}");
     let mut commands = Commands { now: vec![set(value)], keep: Vec::new(), undo: vec![set(before)] };
     let settings = &case.machine.settings;
     if let Some(owner) = case.machine.owner_of(&full) {
@@ -212,7 +212,7 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
             "{} sets this sysctl {}: give it the value in {}, or it comes back",
             owner.evidence, owner.when, owner.configured_in
         ));
-    } else if enter.is_empty() {
+    } else if prefix.is_empty() {
         // A file for each piece, so that undoing one leaves the others.
         let file = file_for(&settings.new_sysctl_file, &item.id);
         commands.keep.push("mkdir -p /etc/sysctl.d".to_owned());

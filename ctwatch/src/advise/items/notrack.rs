@@ -1,20 +1,20 @@
 //! NOTRACK: flows that need no state go past conntrack, unless a rule needs them tracked.
 //! Refused wherever that would break something; then it has no commands.
 
-use super::{ChangeKind, Draft, ELSEWHERE, Item, Level, weighty};
+use super::{ChangeKind, Draft, ELSEWHERE, Item, Level, major_services};
 use crate::advise::case::Case;
 use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
 use crate::model::{Direction, Protocol};
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
-    weighty(case)
+    major_services(case)
         .filter(|(service, _)| {
             Protocol(service.proto).has_ports()
                 && service.port != 0
                 // What is only passed on has no commands here; that it is translated is a reason to name.
                 && (service.direction != Direction::Forwarded
-                    || case.known(&service.target()).is_some_and(|known| !known.objections.is_empty()))
+                    || case.facts(&service.target()).is_some_and(|facts| !facts.objections.is_empty()))
         })
         .filter_map(|(service, part)| item(case, service, part))
         .collect()
@@ -22,7 +22,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
 
 fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
     let target = service.target();
-    let known = case.known(&target).filter(|known| !known.untracked)?;
+    let facts = case.facts(&target).filter(|facts| !facts.untracked)?;
     let mut item = Draft {
         id: format!("notrack-{}", super::super::slug(&target)),
         kind: ChangeKind::Notrack,
@@ -40,24 +40,24 @@ fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
         .to_owned(),
     }
     .on(case);
-    if known.objections.is_empty() {
-        match &known.notrack {
+    if facts.objections.is_empty() {
+        match &facts.notrack {
             Some(commands) => item.commands.clone_from(commands),
             None => {
                 item.notes.push("no command for it: neither nft nor iptables is installed here".to_owned())
             }
         }
-        if !known.warnings.is_empty() {
+        if !facts.warnings.is_empty() {
             item.risk = Level::Medium;
-            item.notes.clone_from(&known.warnings);
+            item.notes.clone_from(&facts.warnings);
         }
         item.notes.push("entries that exist stay until they expire".to_owned());
-        if !case.enter.is_empty() {
+        if !case.netns_prefix.is_empty() {
             item.notes.push(ELSEWHERE.to_owned());
         }
     } else {
         item.evidence = format!("{target} needs {:.0} % of the table", part * 100.0);
-        item.refused.clone_from(&known.objections);
+        item.refused.clone_from(&facts.objections);
     }
     Some(item)
 }

@@ -1,7 +1,7 @@
 //! Connection reuse: the root fix where short connections fill the table.
 //! Only for services whose entries are mostly closed connections.
 
-use super::{ChangeKind, Draft, Item, Level, weighty};
+use super::{ChangeKind, Draft, Item, Level, major_services};
 use crate::advise::case::Case;
 use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
@@ -13,7 +13,7 @@ const REQUESTS: u32 = 100;
 const CLOSED: f64 = 0.5;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
-    weighty(case)
+    major_services(case)
         .filter(|(service, _)| service.proto == 6 && closed_part(service) >= CLOSED)
         .map(|(service, part)| item(case, service, part))
         .collect()
@@ -21,9 +21,9 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
 
 fn item(case: &Case, service: &Service, part: f64) -> Item {
     let target = service.target();
-    let known = case.known(&target);
-    let clients = known.map(|known| known.clients.join(", ")).filter(|clients| !clients.is_empty());
-    let server = known.and_then(|known| known.server.clone()).unwrap_or_else(|| "the server".to_owned());
+    let facts = case.facts(&target);
+    let clients = facts.map(|facts| facts.clients.join(", ")).filter(|clients| !clients.is_empty());
+    let server = facts.and_then(|facts| facts.server.clone()).unwrap_or_else(|| "the server".to_owned());
     let who = match (service.direction, &clients) {
         (Direction::In | Direction::Forwarded, _) => format!("its clients to {server}"),
         (_, Some(clients)) => format!("{clients} to {server}"),
@@ -62,7 +62,7 @@ fn item(case: &Case, service: &Service, part: f64) -> Item {
     item.notes.push(format!(
         "reckoned with {REQUESTS} requests a connection; `--what-if keepalive={target}:N` tries others"
     ));
-    if let Some((what, settings)) = known.and_then(|known| known.reuse.as_ref()) {
+    if let Some((what, settings)) = facts.and_then(|facts| facts.reuse.as_ref()) {
         item.notes.push(what.clone());
         item.settings.clone_from(settings);
     }
@@ -71,17 +71,17 @@ fn item(case: &Case, service: &Service, part: f64) -> Item {
 
 /// Which part of a service's entries only waits after its connection is closed.
 fn closed_part(service: &Service) -> f64 {
-    let of = |stays: &mut dyn Iterator<Item = f64>| stays.sum::<f64>();
-    let all = of(&mut service.stays.iter().map(|stay| f64::from(stay.entries)));
+    let of = |residences: &mut dyn Iterator<Item = f64>| residences.sum::<f64>();
+    let all = of(&mut service.residences.iter().map(|residence| f64::from(residence.entries)));
     let closed = of(&mut service
-        .stays
+        .residences
         .iter()
-        .filter(|stay| {
+        .filter(|residence| {
             matches!(
-                stay.phase,
+                residence.phase,
                 TimeoutKind::TimeWait | TimeoutKind::Close | TimeoutKind::LastAck | TimeoutKind::FinWait
             )
         })
-        .map(|stay| f64::from(stay.entries)));
+        .map(|residence| f64::from(residence.entries)));
     if all > 0.0 { closed / all } else { 0.0 }
 }

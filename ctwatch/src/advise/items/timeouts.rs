@@ -123,10 +123,10 @@ fn risk(phase: TimeoutKind, nat: bool) -> String {
 
 /// Which part of the entries waits for this timeout.
 fn part_of(case: &Case, phase: TimeoutKind) -> f64 {
-    let stays = || case.demand.services.iter().flat_map(|service| &service.stays);
+    let residences = || case.demand.services.iter().flat_map(|service| &service.residences);
     let sum = |wanted: Option<TimeoutKind>| -> f64 {
-        let stays = stays().filter(|stay| wanted.is_none_or(|phase| stay.phase == phase));
-        stays.map(|stay| f64::from(stay.entries)).sum()
+        let residences = residences().filter(|residence| wanted.is_none_or(|phase| residence.phase == phase));
+        residences.map(|residence| f64::from(residence.entries)).sum()
     };
     let all = sum(None);
     if all > 0.0 { sum(Some(phase)) / all } else { 0.0 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::inside::Inside;
-use crate::advise::case::{Case, Firewall as Rules, Known, Objection};
+use crate::advise::case::{Case, Firewall as Rules, Objection, ServiceFacts};
 use crate::advise::demand::{Demand, Service, Timeouts};
-use crate::advise::follow::{Uses, follow};
+use crate::advise::dependency::{Dependency, propagate_demand};
 use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
 use crate::advise::target::ServiceTarget;
@@ -133,8 +133,8 @@ pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId,
     let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
     let inside = Inside::new(place, own);
     let uses = uses(&services, &endpoints);
-    follow(&mut services, &uses);
-    let known: BTreeMap<ServiceTarget, Known> = services
+    propagate_demand(&mut services, &uses);
+    let known: BTreeMap<ServiceTarget, ServiceFacts> = services
         .iter()
         .take(LOOKED_UP)
         .map(|service| {
@@ -159,24 +159,26 @@ pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId,
         firewall: rules(&firewall, &machine, &known, &inside),
         machine,
         times,
-        enter: inside.enter,
-        known,
+        netns_prefix: inside.enter,
+        facts: known,
     }
 }
 
 /// Which services are used by the server of which other one.
-fn uses(services: &[Service], endpoints: &BTreeMap<Port, Endpoint>) -> Vec<Uses> {
+fn uses(services: &[Service], endpoints: &BTreeMap<Port, Endpoint>) -> Vec<Dependency> {
     let endpoint = |target: &ServiceTarget| endpoints.get(&Port { proto: target.proto, port: target.port });
     let mut found = Vec::new();
     for front in services {
-        for behind in services {
-            let (served, used) = (front.target(), behind.target());
-            let (Some(server), Some(clients)) = (endpoint(&served), endpoint(&used)) else { continue };
+        for back in services {
+            let (front_target, backend) = (front.target(), back.target());
+            let (Some(server), Some(clients)) = (endpoint(&front_target), endpoint(&backend)) else {
+                continue;
+            };
             let is_client = server.servers.iter().any(|server| {
                 clients.clients.iter().any(|client| client.program.software == server.software)
             });
-            if served != used && behind.direction != Direction::In && is_client {
-                found.push(Uses { served, used });
+            if front_target != backend && back.direction != Direction::In && is_client {
+                found.push(Dependency { front: front_target, backend });
             }
         }
     }
@@ -189,8 +191,8 @@ fn known(
     firewall: &Firewall,
     endpoints: &BTreeMap<Port, Endpoint>,
     inside: &Inside,
-) -> Known {
-    let mut known = Known::default();
+) -> ServiceFacts {
+    let mut known = ServiceFacts::default();
     if let Some(endpoint) = endpoints.get(&Port { proto: target.proto, port: target.port }) {
         let server = endpoint.servers.first().map(|program| program.software.clone());
         let clients: Vec<machine::Software> =
@@ -261,11 +263,11 @@ fn proto(name: &str) -> Option<u8> {
 fn rules(
     firewall: &Firewall,
     machine: &Machine,
-    known: &BTreeMap<ServiceTarget, Known>,
+    known: &BTreeMap<ServiceTarget, ServiceFacts>,
     inside: &Inside,
 ) -> Rules {
     let tracking = firewall.tracking_rules();
-    let (without, mut objections) = match firewall.without_tracking() {
+    let (removal, mut objections) = match firewall.without_tracking() {
         Ok(commands) => (Some(inside.commands(commands)), Vec::new()),
         Err(found) => (None, found.into_iter().map(objection).collect()),
     };
@@ -276,7 +278,7 @@ fn rules(
     Rules {
         nat: firewall.has_nat(),
         tracking: tracking.into_iter().map(|one| format!("{}: {}", one.place, one.rule)).collect(),
-        without,
+        removal,
         objections,
     }
 }

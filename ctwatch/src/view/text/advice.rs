@@ -4,7 +4,7 @@
 use crate::advise::demand::Outcome;
 use crate::advise::items::{Item, Level};
 use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
-use crate::text::{COLUMNS, FAINT, FINE, FULL, NEARLY, PLAIN, Paint, mib, rate, shorten, thousands, wrap};
+use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, wrap};
 
 const INDENT: usize = 4;
 /// Where what follows a label starts.
@@ -50,7 +50,7 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
     let TableDemand { count, max, refused_packets_per_s, offered_per_s, admitted_per_s, demand, .. } =
         &report.table;
     let name = report.name.clone().unwrap_or_else(|| format!("net:{}", report.netns.0));
-    let style = if demand.overflows() { FULL } else { PLAIN };
+    let style = if demand.overflows() { ALERT } else { PLAIN };
     let size = if *max == 0 { "no limit".to_owned() } else { format!("of {}", thousands((*max).into())) };
     let mut lines = vec![format!(
         "{name}: {} entries {size}; {} new flows/s in {:.0} s",
@@ -64,7 +64,7 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
             rate(*refused_packets_per_s),
             rate(*offered_per_s)
         );
-        lines.extend(wrap(&text, 0).iter().map(|line| paint.on(FULL, line)));
+        lines.extend(wrap(&text, 0).iter().map(|line| paint.on(ALERT, line)));
     }
     let needs = format!(
         "this demand needs {} entries on average, {} just before gc comes by{}",
@@ -133,7 +133,7 @@ fn answer(what_if: &WhatIf, times: f64, paint: Paint) -> Vec<String> {
         lines.extend(labelled("memory", &format!("{} at most, full", mib(what_if.memory_bytes))));
     }
     for warning in &what_if.warnings {
-        lines.extend(labelled("but", warning).iter().map(|line| paint.on(NEARLY, line)));
+        lines.extend(labelled("but", warning).iter().map(|line| paint.on(WARN, line)));
     }
     lines
 }
@@ -174,7 +174,7 @@ fn piece(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
     let mut lines = vec![String::new()];
     let style = match (item.refused.is_empty(), item.solves) {
         (false, _) => FAINT,
-        (true, true) => FINE,
+        (true, true) => OK,
         (true, false) => PLAIN,
     };
     let title = format!("{number:>2}. {} [{}]", item.title, item.id);
@@ -182,7 +182,7 @@ fn piece(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
     lines.extend(labelled("why", &item.evidence));
     for objection in &item.refused {
         let text = format!("{}: {}", objection.text, objection.rule);
-        lines.extend(labelled("refused", &text).iter().map(|line| paint.on(NEARLY, line)));
+        lines.extend(labelled("refused", &text).iter().map(|line| paint.on(WARN, line)));
         if let Some(remedy) = &objection.remedy {
             lines.push(verbatim("unless", remedy));
         }

@@ -3,8 +3,7 @@
 
 use crate::contract::breakdown::{Reason, Row, TableBreakdown, TableReport};
 use crate::text::{
-    COLUMNS, FAINT, FULL, NEARLY, PLAIN, Paint, percent, short_duration, shorten, thousands, took, width,
-    wrap,
+    ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, percent, short_duration, shorten, thousands, took, width, wrap,
 };
 
 /// Widths of the columns; the key gets what they leave of 80.
@@ -53,7 +52,7 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
         lines.extend(remarks(table));
     }
     lines.extend(unshown(others));
-    lines.extend(unseen(report).iter().map(|line| paint.on(NEARLY, line)));
+    lines.extend(unseen(report).iter().map(|line| paint.on(WARN, line)));
     lines
 }
 
@@ -64,8 +63,8 @@ fn name(table: &TableBreakdown) -> String {
 fn table_line(table: &TableBreakdown, clock: &str, paint: Paint) -> String {
     let number = |number: Option<u32>| number.map_or("?".to_owned(), |number| thousands(number.into()));
     let style = match table.fill {
-        Some(fill) if fill >= 1.0 => FULL,
-        Some(fill) if fill >= 0.9 => NEARLY,
+        Some(fill) if fill >= 1.0 => ALERT,
+        Some(fill) if fill >= 0.9 => WARN,
         _ => PLAIN,
     };
     let fill = match table.fill {
@@ -256,7 +255,7 @@ fn doubts(table: &TableBreakdown, paint: Paint) -> Vec<String> {
     } else {
         format!("{difference} more are listed than counted by the kernel: {reasons}")
     };
-    remark(&text).iter().map(|line| paint.on(NEARLY, line)).collect()
+    remark(&text).iter().map(|line| paint.on(WARN, line)).collect()
 }
 
 const fn words(reason: Reason) -> &'static str {

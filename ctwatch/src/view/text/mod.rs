@@ -24,7 +24,7 @@ use crate::contract::{
 };
 use crate::model::{KernelCounters, NetnsId, Role};
 use crate::state::By;
-use crate::text::{COLUMNS, FAINT, Look, NEARLY, Paint, duration, percent, thousands, width, wrap};
+use crate::text::{COLUMNS, FAINT, Paint, TextOptions, WARN, duration, percent, thousands, width, wrap};
 
 /// Row lines between two headers.
 const HEADER_EVERY: usize = 20;
@@ -49,8 +49,8 @@ pub struct TextView<W: Write> {
 
 impl<W: Write> TextView<W> {
     /// A view that writes there.
-    pub fn new(out: W, look: Look) -> Self {
-        let Look { color, time_zone } = look;
+    pub fn new(out: W, look: TextOptions) -> Self {
+        let TextOptions { color, time_zone } = look;
         Self {
             out: BufWriter::new(out),
             paint: Paint(color),
@@ -103,7 +103,7 @@ impl<W: Write> TextView<W> {
     }
 
     /// A table that deserves a line in this tick.
-    fn matters(&self, table: &TableStatus, rows: &[Row]) -> bool {
+    fn is_worth_a_line(&self, table: &TableStatus, rows: &[Row]) -> bool {
         table_line::is_host(table)
             || table_line::loses(table)
             || table_line::is_filling(table)
@@ -113,7 +113,7 @@ impl<W: Write> TextView<W> {
 
     fn table_lines(&mut self, clock: &str, tick: &Tick) -> io::Result<()> {
         let mut shown: Vec<&TableStatus> =
-            tick.tables.iter().filter(|table| self.matters(table, &tick.rows)).collect();
+            tick.tables.iter().filter(|table| self.is_worth_a_line(table, &tick.rows)).collect();
         let quiet = tick.rows.is_empty() && !shown.iter().any(|table| table_line::loses(table) || table.gone);
         let mut others = 0;
         if quiet {
@@ -186,7 +186,7 @@ impl<W: Write> TextView<W> {
                 differences => format!("unexplained so far: {}", differences.join(", ")),
             };
             if self.backend != "counters" {
-                let text = self.paint.on(NEARLY, &text);
+                let text = self.paint.on(WARN, &text);
                 writeln!(self.out, "{clock} {text}")?;
             }
         }
@@ -320,7 +320,7 @@ impl<W: Write> View for TextView<W> {
     fn notice(&mut self, notice: &Notice) -> io::Result<()> {
         let clock = self.clock(notice.time, "%H:%M:%S");
         for line in wrap(&format!("{clock} {}", notice.text), 9) {
-            let line = self.paint.on(NEARLY, &line);
+            let line = self.paint.on(WARN, &line);
             writeln!(self.out, "{line}")?;
         }
         self.out.flush()

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::contract::{Certainty, Process, Row};
 use crate::model::Role;
 use crate::state::By;
-use crate::text::{COLUMNS, FAINT, FULL, Paint, thousands, width};
+use crate::text::{ALERT, COLUMNS, FAINT, Paint, thousands, width};
 
 /// Widths of the columns; with a space between them they fill 80 exactly.
 const LOST: usize = 10;
@@ -68,7 +68,7 @@ pub(super) fn header(by: By, paint: Paint) -> String {
 pub(super) fn lines(by: By, row: &Row, netns_name: &str, paint: Paint) -> Vec<String> {
     let what = what(by, row, netns_name);
     let lost = format!("{:>LOST$}", format!("{}{}", mark(row), thousands(row.losses)));
-    let lost = format!("{} {:UNIT$}", paint.on(FULL, &lost), row.unit.name());
+    let lost = format!("{} {:UNIT$}", paint.on(ALERT, &lost), row.unit.name());
     let path = match &row.process {
         Some(Some(process)) => role(process.role),
         _ if row.loopback == Some(true) => "loopback",

@@ -6,7 +6,7 @@ use ctwatch_common::cause::Unit;
 
 use crate::contract::{Certainty, End, Unexplained};
 use crate::model::KernelCounters;
-use crate::text::{FINE, FULL, Paint, signed, thousands, wrap};
+use crate::text::{ALERT, OK, Paint, signed, thousands, wrap};
 
 pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
     let mut lines = counters(end, backend, paint);
@@ -40,10 +40,10 @@ fn counters(end: &End, backend: &str, paint: Paint) -> Vec<String> {
                 return kernel_part;
             }
             let verdict = match (unexplained, kernel == ours) {
-                (0, true) => paint.on(FINE, "agree"),
+                (0, true) => paint.on(OK, "agree"),
                 // Both moved while one was read, or a netns took its last counts along.
-                (0, false) => paint.on(FINE, "agree, as far as they can be read at once"),
-                (left, _) => paint.on(FULL, &format!("differ by {}", signed(left))),
+                (0, false) => paint.on(OK, "agree, as far as they can be read at once"),
+                (left, _) => paint.on(ALERT, &format!("differ by {}", signed(left))),
             };
             format!("{kernel_part} {:>13}  {verdict}", thousands(ours))
         }),

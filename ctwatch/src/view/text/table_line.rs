@@ -2,7 +2,7 @@
 //! It fits 80 columns: what matters least goes first when it doesn't.
 
 use crate::contract::TableStatus;
-use crate::text::{COLUMNS, FULL, NEARLY, PLAIN, Paint, percent, rate, shorten, thousands, width};
+use crate::text::{ALERT, COLUMNS, PLAIN, Paint, WARN, percent, rate, shorten, thousands, width};
 
 /// A forecast further ahead is no news for a line a second.
 const SOON_S: f64 = 3_600.0;
@@ -36,15 +36,15 @@ pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint)
         return format!("{head}{entries}  this netns is gone; its totals stay in the sums{}", lost(table));
     }
     let style = match table.fill {
-        Some(fill) if fill >= 1.0 => FULL,
-        Some(fill) if fill >= NEARLY_FULL => NEARLY,
+        Some(fill) if fill >= 1.0 => ALERT,
+        Some(fill) if fill >= NEARLY_FULL => WARN,
         _ => PLAIN,
     };
     let fill = match table.fill {
         Some(fill) => format!("{:>5}", percent(fill)),
         None => " ".repeat(5),
     };
-    let word = if style == FULL { " full" } else { "     " };
+    let word = if style == ALERT { " full" } else { "     " };
     let rates = rates(table);
     let soon = soon(table);
     let lost = lost(table) + &soon;
@@ -68,7 +68,7 @@ pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint)
         .unwrap_or(choices[choices.len() - 1]);
     let state = paint.on(style, &format!("{entries} {fill}{}", word.trim_end()));
     let padding = if word.trim().is_empty() { word } else { "" };
-    let lost = paint.on(if table.packets_lost > 0 { FULL } else { PLAIN }, lost);
+    let lost = paint.on(if table.packets_lost > 0 { ALERT } else { PLAIN }, lost);
     format!("{head}{state}{padding}{rates}{lost}").trim_end().to_owned()
 }
 
