@@ -191,8 +191,8 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
     let gc_interval = case.demand.gc_interval();
     if sum(|service| service.refused_per_s) > 0.0 && source.window_s < gc_interval {
         notes.push(format!(
-            "a full table lets flows in by bursts, when gc comes by: here about every {gc_interval:.0} s; a longer \
-             --window says more"
+            "a full table admits flows in bursts, after each garbage collection: here about every {gc_interval:.0} s; use \
+             a longer --window"
         ));
     }
     Advice {
@@ -221,7 +221,7 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
         },
         services,
         what_if: what_if.map(|change| answer(case, change)),
-        together: items::together(case, &items),
+        together: items::best_combination(case, &items),
         items,
         notes,
     }
@@ -261,9 +261,10 @@ fn answer(case: &Case, change: &Changes) -> WhatIf {
     let max = u64::from(after.max);
     let mut warnings = Vec::new();
     for target in &change.notrack {
-        let known = case.demand.services.iter().any(|one| target.covers(one.proto, one.port, one.direction));
-        if !known {
-            warnings.push(format!("notrack={target}: no such flow was seen, so it changes nothing"));
+        let is_seen =
+            case.demand.services.iter().any(|one| target.covers(one.proto, one.port, one.direction));
+        if !is_seen {
+            warnings.push(format!("notrack={target}: no such flows were seen; no effect"));
         }
         let objections = case
             .facts
@@ -276,12 +277,12 @@ fn answer(case: &Case, change: &Changes) -> WhatIf {
         case.demand.services.iter().any(|one| target.covers(one.proto, one.port, one.direction))
     };
     for (target, _) in change.keepalive.iter().filter(|(target, _)| !seen(target)) {
-        warnings.push(format!("keepalive={target}: no such flow was seen, so it changes nothing"));
+        warnings.push(format!("keepalive={target}: no such flows were seen; no effect"));
     }
     for (phase, seconds) in change.timeouts.iter().filter(|_| case.firewall.nat) {
         if let Some((document, least)) = items::rfc(*phase).filter(|(_, least)| seconds < least) {
             warnings.push(format!(
-                "{} below {least} s: {document} asks for that much where there is NAT, as here",
+                "{} is below {least} s, which {document} requires with NAT; this host uses NAT",
                 phase.name()
             ));
         }

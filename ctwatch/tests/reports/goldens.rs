@@ -123,7 +123,7 @@ fn occupied(view: &mut dyn View) {
 fn text_of_victims_beside_culprits() {
     let text = text(false, occupied);
     fits_80_columns(&text);
-    assert!(text.contains("fills the table: 6379/tcp 71 % (97 % TIME_WAIT)"), "{text}");
+    assert!(text.contains("top occupants: 6379/tcp 71 % (97 % TIME_WAIT)"), "{text}");
     golden("text-occupants.txt", &text);
 }
 

@@ -1,5 +1,5 @@
-//! One row per key that lost something. A key that is too long for its column gets lines of its own.
-//! Nothing of an address is ever cut off.
+//! One row per key with losses. A key too long for its column gets lines of its own.
+//! Addresses are never cut off.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ const _: () = assert!(LOST + UNIT + WHAT + PATH + CAUSE + TOTAL + 5 == COLUMNS);
 /// Column where the key starts.
 const KEY_AT: usize = LOST + UNIT + 2;
 
-/// What these rows stand for, by what is in them. Rows that sum up others don't tell.
+/// What these rows stand for, judged by their fields. Rows that sum up others don't tell.
 pub(super) fn by(rows: &[Row]) -> Option<By> {
     let row = rows.iter().find(|row| !(row.rest || row.unattributed))?;
     if row.process.is_some() {
@@ -104,7 +104,7 @@ fn mark(row: &Row) -> &'static str {
 
 fn what(by: By, row: &Row, netns_name: &str) -> String {
     if row.overflow {
-        return "no counter was left".to_owned();
+        return "no free counter".to_owned();
     }
     if row.rest {
         return match by {
@@ -142,7 +142,7 @@ fn what(by: By, row: &Row, netns_name: &str) -> String {
     }
 }
 
-/// Whose packets these were is not known; never somebody's, rather than perhaps his.
+/// The owner is not known for certain; no guess is made.
 const UNKNOWN: &str = "unknown";
 
 /// "nginx[812]"
