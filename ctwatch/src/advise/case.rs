@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::demand::{Demand, Timeouts};
+use super::demand::Demand;
 use super::target::ServiceTarget;
 use crate::machine::Machine;
+use crate::model::Timeouts;
 
 /// Commands of a piece of advice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -336,8 +336,5 @@ fn rate_that_fills(at: impl Fn(f64) -> f64, limit: f64) -> Option<f64> {
     Some(high)
 }
 
-/// Timeouts in force.
-pub type Timeouts = BTreeMap<TimeoutKind, u32>;
-
 #[cfg(test)]
 mod tests;

@@ -8,10 +8,10 @@ use ctwatch_common::Cause;
 use ctwatch_common::event::{IPV4, LossEvent, flag};
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 
-use super::demand::{Residence, Service, Timeouts};
+use super::demand::{Residence, Service};
 use super::distinct::Distinct;
 use crate::listing::{Listing, ServiceEntries};
-use crate::model::{Address, Direction, NetnsId, Sample, TableEntry, TimeoutKind};
+use crate::model::{Address, Direction, NetnsId, Sample, TableEntry, TimeoutKind, Timeouts};
 
 /// Of the window, so much passes before refused flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;

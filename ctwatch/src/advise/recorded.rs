@@ -292,7 +292,7 @@ fn replay(
     listing: &StoredListing,
     window_s: f64,
 ) -> Result<(Measure, bool)> {
-    let timeouts = listing.census.timeouts().clone();
+    let timeouts = *listing.census.timeouts();
     let mut measure = Measure::new(worst.netns, window_s, timeouts, worst.run.run.counts_flows);
     let losses = recording.losses(worst.ticks.clone())?;
     let is_refusal =
@@ -391,7 +391,7 @@ fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: 
                 reaped_per_s: 0.0,
             },
         },
-        timeouts: measure.timeouts().clone(),
+        timeouts: *measure.timeouts(),
         machine,
         times,
         netns_prefix: String::new(),

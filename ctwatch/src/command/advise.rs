@@ -20,6 +20,7 @@ use crate::advise::case::Case;
 use crate::advise::measure::Measure;
 use crate::advise::report::{self, Advice, Source};
 use crate::cli::{AdviceFormat, Advise, BackendChoice, Config};
+use crate::conntrack::census;
 use crate::conntrack::module;
 use crate::error::{Exit, Failure, Mark as _};
 use crate::kernel::Kernel;
@@ -30,7 +31,6 @@ use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
 use crate::watch::{Watch, WatchConfig};
 use crate::{stderr, view};
-pub(super) use around::in_force;
 use around::{Senders, case, look_around};
 
 /// Between two looks at the counters.
@@ -172,7 +172,7 @@ async fn watch(
     if config.verbosity > 0 {
         stderr::line(format_args!("measuring for {:.0} s", advise.window.as_secs_f64()));
     }
-    let timeouts = netns::run_inside(place, || Ok(in_force(&Roots::default())))?;
+    let timeouts = netns::run_inside(place, || Ok(census::read_timeouts()))?;
     let mut measure = Measure::new(place.id, advise.window.as_secs_f64(), timeouts, kprobes);
     let mut senders = Senders::default();
     let mut ticks = interval(EVERY);

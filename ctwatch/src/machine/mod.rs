@@ -27,7 +27,7 @@ pub use published::Published;
 pub use settings::BootSettings;
 pub use software::{Program, Software};
 pub use table::TableLimits;
-pub use timeouts::{Timeouts, Tracking};
+pub use timeouts::{TimeoutSettings, Tracking};
 
 /// Where a host's files are.
 #[derive(Clone, Debug)]
@@ -89,7 +89,7 @@ pub struct Machine {
     /// The table.
     pub table: TableLimits,
     /// How long entries live in this netns.
-    pub timeouts: Timeouts,
+    pub timeouts: TimeoutSettings,
     /// What else decides how flows are tracked.
     pub tracking: Tracking,
     /// The ceiling that ports are.

@@ -1,7 +1,7 @@
 //! A census as it enters `state`: what one netns's table held, tied to what the flow counters said meanwhile.
 //! Plain data of bounded size, live or replayed.
 
-use super::NetnsId;
+use super::{NetnsId, Timeouts};
 
 /// Entries of one protocol and service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,20 +183,6 @@ impl PortDetail {
     pub const fn is_tcp(&self) -> bool {
         self.proto == 6
     }
-}
-
-/// Timeouts in force (net.netfilter.nf_conntrack_*_timeout*), seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is named like its sysctl")]
-pub struct Timeouts {
-    pub tcp_syn_sent: Option<u32>,
-    pub tcp_established: Option<u32>,
-    pub tcp_time_wait: Option<u32>,
-    pub udp: Option<u32>,
-    pub udp_stream: Option<u32>,
-    pub icmp: Option<u32>,
-    pub icmpv6: Option<u32>,
-    pub generic: Option<u32>,
 }
 
 /// What a key's inserts less deletes must be added to, to get its entries.

@@ -16,9 +16,7 @@ mod timeout;
 
 pub use address::{Address, LocalAddress};
 pub use backend::Backend;
-pub use census::{
-    Census, CensusKey, FlowOffset, FlowSample, PortDetail, StateCounts, TimeoutHistogram, Timeouts,
-};
+pub use census::{Census, CensusKey, FlowOffset, FlowSample, PortDetail, StateCounts, TimeoutHistogram};
 pub use clock::{Clock, WallMono, monotonic_ns};
 pub use counters::KernelCounters;
 pub use direction::{Direction, Locals};
@@ -27,4 +25,4 @@ pub use event::{Loss, NetnsSample, Sample, SlotSample};
 pub use ids::{NetnsId, Owner, ProcessId, Role};
 pub use protocol::{Protocol, service};
 pub use state_name::{TCP_STATES, state_name};
-pub use timeout::TimeoutKind;
+pub use timeout::{TimeoutKind, Timeouts};

@@ -9,7 +9,7 @@ use super::digest::Digest;
 use super::open::{ReadError, wrong};
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
 use crate::model::{
-    Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, Timeouts,
+    Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, TimeoutKind, Timeouts,
 };
 
 /// Ports of one census that are kept: those that hold most.
@@ -211,35 +211,27 @@ fn states(mix: &StateCounts) -> Sparse {
     mix.tcp.iter().copied().enumerate().filter(|(_, entries)| *entries > 0).collect()
 }
 
+/// The timeouts that are kept, by the names that files have for them.
+const TIMEOUTS: [(&str, TimeoutKind); 8] = [
+    ("tcp_syn_sent", TimeoutKind::SynSent),
+    ("tcp_established", TimeoutKind::Established),
+    ("tcp_time_wait", TimeoutKind::TimeWait),
+    ("udp", TimeoutKind::Udp),
+    ("udp_stream", TimeoutKind::UdpStream),
+    ("icmp", TimeoutKind::Icmp),
+    ("icmpv6", TimeoutKind::Icmpv6),
+    ("generic", TimeoutKind::Generic),
+];
+
 fn timeouts_text(timeouts: &Timeouts) -> String {
-    let Timeouts { tcp_syn_sent, tcp_established, tcp_time_wait, udp, udp_stream, icmp, icmpv6, generic } =
-        timeouts;
-    let named = [
-        ("tcp_syn_sent", tcp_syn_sent),
-        ("tcp_established", tcp_established),
-        ("tcp_time_wait", tcp_time_wait),
-        ("udp", udp),
-        ("udp_stream", udp_stream),
-        ("icmp", icmp),
-        ("icmpv6", icmpv6),
-        ("generic", generic),
-    ];
-    let known: NamedTimeouts =
-        named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), (*value)?))).collect();
+    let known: NamedTimeouts = TIMEOUTS
+        .into_iter()
+        .filter_map(|(name, kind)| Some((name.to_owned(), timeouts.get(kind)?)))
+        .collect();
     serde_json::to_string(&known).unwrap_or_default()
 }
 
 fn timeouts_from(text: &str) -> Option<Timeouts> {
     let named: NamedTimeouts = serde_json::from_str(text).ok()?;
-    let of = |name: &str| named.get(name).copied();
-    Some(Timeouts {
-        tcp_syn_sent: of("tcp_syn_sent"),
-        tcp_established: of("tcp_established"),
-        tcp_time_wait: of("tcp_time_wait"),
-        udp: of("udp"),
-        udp_stream: of("udp_stream"),
-        icmp: of("icmp"),
-        icmpv6: of("icmpv6"),
-        generic: of("generic"),
-    })
+    Some(TIMEOUTS.into_iter().filter_map(|(name, kind)| Some((kind, *named.get(name)?))).collect())
 }

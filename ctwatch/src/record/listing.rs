@@ -9,9 +9,8 @@ use super::digest::Digest;
 use super::open::{ReadError, wrong};
 use super::rows::{SnapshotReason, StoredListing};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
-use crate::advise::demand::Timeouts;
 use crate::listing::{Listing as Listed, ServiceEntries, TimeoutBucket};
-use crate::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind, WallMono};
+use crate::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind, Timeouts, WallMono};
 
 /// Writes a listing.
 pub(super) fn insert(
@@ -145,7 +144,7 @@ fn checksum(listing: &StoredListing) -> u32 {
 
 fn phase_timeouts(census: &Listed) -> String {
     let named: NamedTimeouts =
-        census.timeouts().iter().map(|(phase, seconds)| (phase.name().to_owned(), *seconds)).collect();
+        census.timeouts().iter().map(|(kind, seconds)| (kind.name().to_owned(), seconds)).collect();
     serde_json::to_string(&named).unwrap_or_default()
 }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::step::{FlowKey, Step};
 use super::trend::{Line, Trend, fit, settled_fit};
-use crate::model::{PortDetail, StateCounts, TimeoutHistogram, Timeouts};
+use crate::model::{PortDetail, Protocol, StateCounts, TimeoutHistogram, TimeoutKind, Timeouts};
 
 /// Ticks of arrivals the trend is read from.
 const RATES: usize = 120;
@@ -77,13 +77,13 @@ impl Prior {
             let time_wait = f64::from(detail.mix.tcp[usize::from(StateCounts::TIME_WAIT)]);
             if time_wait >= 0.05 * total {
                 // Little's law: they leave TIME_WAIT, and so enter it, at this rate; ESTABLISHED holds the rest.
-                let lingers = given(&detail.expiring, timeouts.tcp_time_wait);
+                let lingers = given(&detail.expiring, timeouts.get(TimeoutKind::TimeWait));
                 let rate = time_wait / lingers;
                 (total / rate, Some((refreshed / total, refreshed / rate, lingers)))
             } else if refreshed * 2.0 >= total {
-                (given(&detail.refreshed, timeouts.tcp_established), None)
+                (given(&detail.refreshed, timeouts.get(TimeoutKind::Established)), None)
             } else {
-                (given(&detail.expiring, timeouts.tcp_syn_sent), None)
+                (given(&detail.expiring, timeouts.get(TimeoutKind::SynSent)), None)
             }
         } else {
             let (short, long) = pair(detail.proto, timeouts);
@@ -127,17 +127,22 @@ impl Prior {
 
 /// Timeouts of a protocol's one-way and two-way flows.
 fn pair(proto: u8, timeouts: &Timeouts) -> (Option<u32>, Option<u32>) {
-    match proto {
-        17 => (timeouts.udp, timeouts.udp_stream),
-        1 => (timeouts.icmp, timeouts.icmp),
-        58 => (timeouts.icmpv6, timeouts.icmpv6),
-        _ => (timeouts.generic, timeouts.generic),
-    }
+    let (one_way, two_way) = match Protocol(proto) {
+        Protocol::UDP => (TimeoutKind::Udp, TimeoutKind::UdpStream),
+        Protocol::ICMP => (TimeoutKind::Icmp, TimeoutKind::Icmp),
+        Protocol::ICMPV6 => (TimeoutKind::Icmpv6, TimeoutKind::Icmpv6),
+        _ => (TimeoutKind::Generic, TimeoutKind::Generic),
+    };
+    (timeouts.get(one_way), timeouts.get(two_way))
 }
 
 /// How long an entry lasts of which no census has seen the like.
 fn untouched(proto: u8, timeouts: &Timeouts) -> f64 {
-    let timeout = if proto == 6 { timeouts.tcp_established } else { pair(proto, timeouts).0 };
+    let timeout = if Protocol(proto) == Protocol::TCP {
+        timeouts.get(TimeoutKind::Established)
+    } else {
+        pair(proto, timeouts).0
+    };
     timeout.map_or(f64::INFINITY, f64::from)
 }
 

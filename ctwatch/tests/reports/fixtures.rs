@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook, Notice, SCHEMA, Start};
 use ctwatch::model::{
     Backend, Census, CensusKey, FlowOffset, FlowSample, KernelCounters, Loss, NetnsId, NetnsSample, Owner,
-    PortDetail, ProcessId, Role, Sample, SlotSample, Timeouts,
+    PortDetail, ProcessId, Role, Sample, SlotSample, TimeoutKind, Timeouts,
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
@@ -146,7 +146,7 @@ pub fn censuses() -> Vec<Census> {
             .map(|key| FlowOffset { proto: key.proto, port: key.port, entries: key.entries.into() })
             .collect(),
         replaces_offsets: true,
-        timeouts: Timeouts { tcp_time_wait: Some(120), udp: Some(600), ..Timeouts::default() },
+        timeouts: Timeouts::from([(TimeoutKind::TimeWait, 120), (TimeoutKind::Udp, 600)]),
         exact,
     };
     vec![of(HOST, &[&[redis], &others[..]].concat(), true), of(WEB1, &[dns], false)]

@@ -33,7 +33,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     let total = case.demand.after(&Changes::default()).needed;
     let mut items = Vec::new();
     for phase in TimeoutKind::ALL {
-        let Some(before) = case.timeouts.get(&phase).copied() else { continue };
+        let Some(before) = case.timeouts.get(phase) else { continue };
         let steps: &[u32] = match phase {
             TimeoutKind::TimeWait => &[60, 30, 15],
             TimeoutKind::FinWait | TimeoutKind::CloseWait | TimeoutKind::SynSent => &[60, 30, 15],

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::inside::Inside;
 use crate::advise::case::{Case, Firewall as Rules, Objection, ServiceFacts};
-use crate::advise::demand::{Demand, Service, Timeouts};
+use crate::advise::demand::{Demand, Service};
 use crate::advise::dependency::{Dependency, propagate_demand};
 use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
@@ -18,9 +18,8 @@ use crate::error::Failure;
 use crate::firewall::{self, Firewall, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
-use crate::machine::timeouts::{self, Timeout};
 use crate::machine::{self, Host, Machine, Published, software};
-use crate::model::{Direction, EntryFields, Locals, Loss, NetnsId, Protocol, Role, TimeoutKind};
+use crate::model::{Direction, EntryFields, Locals, Loss, NetnsId, Protocol, Role};
 use crate::netns::Netns;
 
 /// Services of which everything is looked up.
@@ -105,16 +104,6 @@ pub(super) fn look_around(
     Ok(Found { machine, firewall, endpoints, services, lookups_per_s, notes })
 }
 
-/// Timeouts in force in the netns this thread is in.
-pub(in crate::command) fn in_force(roots: &Roots) -> Timeouts {
-    let phase = |timeout: &Timeout| {
-        let name = timeout.sysctl.strip_prefix("net.netfilter.nf_conntrack_")?;
-        let phase = TimeoutKind::ALL.into_iter().find(|phase| phase.sysctl() == name)?;
-        Some((phase, timeout.seconds))
-    };
-    timeouts::read(roots).values().filter_map(phase).collect()
-}
-
 /// Packets that all devices of this netns have seen; those of lo count once.
 fn packets_here() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
@@ -155,7 +144,7 @@ pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId,
     };
     Case {
         demand,
-        timeouts: measure.timeouts().clone(),
+        timeouts: *measure.timeouts(),
         firewall: rules(&firewall, &machine, &known, &inside),
         machine,
         times,
