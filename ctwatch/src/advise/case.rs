@@ -3,45 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
 use super::demand::Demand;
 use super::target::ServiceTarget;
+use crate::firewall::{Commands, Objection};
 use crate::machine::Machine;
 use crate::model::Timeouts;
-
-/// Commands of a piece of advice.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Commands {
-    /// To try it now.
-    pub now: Vec<String>,
-    /// To keep it over a reboot.
-    pub keep: Vec<String>,
-    /// To have everything as it was.
-    pub undo: Vec<String>,
-}
-
-impl Commands {
-    /// Both: undone in the opposite order.
-    #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        self.now.extend(other.now);
-        self.keep.extend(other.keep);
-        self.undo.splice(0..0, other.undo);
-        self
-    }
-}
-
-/// Why something must not be done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Objection {
-    /// The rule or fact it rests on.
-    pub rule: String,
-    /// What would break.
-    pub text: String,
-    /// What would remove it.
-    pub remedy: Option<String>,
-}
 
 /// What is known of one service besides its numbers.
 #[derive(Clone, Debug, Default)]

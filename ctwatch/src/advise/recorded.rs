@@ -9,12 +9,13 @@ use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
 
-use super::case::{Case, Firewall, Objection, ServiceFacts};
+use super::case::{Case, Firewall, ServiceFacts};
 use super::demand::{Demand, Service};
 use super::gc::Gc;
 use super::measure::Measure;
 use super::report::Source;
 use super::target::ServiceTarget;
+use crate::firewall::{Objection, ObjectionKind};
 use crate::machine::{self, Machine};
 use crate::model::{Loss, NetnsId};
 use crate::record::Recording;
@@ -403,7 +404,9 @@ fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: 
 /// A service of which the recording can't say whether a rule needs its state.
 fn unseen() -> ServiceFacts {
     let objection = Objection {
+        kind: ObjectionKind::Unknown,
         rule: "a recording has no firewall rules".to_owned(),
+        place: String::new(),
         text: "unknown whether NAT or a stateful rule needs these flows tracked".to_owned(),
         remedy: Some("sudo ctwatch advise".to_owned()),
     };

@@ -9,14 +9,25 @@ use super::{ExemptTarget, Scope};
 use crate::model::Protocol;
 
 /// Commands for a shell, some of several lines; those that begin with `#` are for the reader.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commands {
-    /// Until the next reboot.
+    /// Apply it until the next reboot.
     pub now: Vec<String>,
-    /// So that it is there after one.
+    /// Make it persistent.
     pub keep: Vec<String>,
-    /// Takes away what `now` and `keep` added.
+    /// Revert what `now` and `keep` did.
     pub undo: Vec<String>,
+}
+
+impl Commands {
+    /// Both, undone in the opposite order.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.now.extend(other.now);
+        self.keep.extend(other.keep);
+        self.undo.splice(0..0, other.undo);
+        self
+    }
 }
 
 /// A rule that exempts one direction.

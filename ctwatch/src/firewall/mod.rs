@@ -123,6 +123,17 @@ pub struct Objection {
     pub remedy: Option<String>,
 }
 
+impl Objection {
+    /// The rule with its place in front: "inet filter input: ct state established accept".
+    #[must_use]
+    pub fn located_rule(&self) -> String {
+        match (self.place.as_str(), self.rule.as_str()) {
+            ("", only) | (only, "") => only.to_owned(),
+            (place, rule) => format!("{place}: {rule}"),
+        }
+    }
+}
+
 impl Firewall {
     /// Reads what the tools printed. Notes say what couldn't be understood.
     #[must_use]

@@ -3,11 +3,12 @@
 
 use crate::fixtures::{HOST, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
-use ctwatch::advise::case::{Case, Commands, Firewall, Objection, ServiceFacts};
+use ctwatch::advise::case::{Case, Firewall, ServiceFacts};
 use ctwatch::advise::demand::{Demand, Residence, Service};
 use ctwatch::advise::gc::Gc;
 use ctwatch::advise::report::{Advice, Source, report};
 use ctwatch::advise::target::ServiceTarget;
+use ctwatch::firewall::{Commands, Objection, ObjectionKind};
 use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, TableLimits};
 use ctwatch::machine::{BootSettings, Machine, Manager, Memory, managers};
 use ctwatch::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind};
@@ -85,7 +86,9 @@ fn story() -> Case {
         ..ServiceFacts::default()
     };
     let objection = Objection {
-        rule: "inet nat prerouting: tcp dport 443 dnat to 10.0.0.2".to_owned(),
+        kind: ObjectionKind::NatRule,
+        place: "inet nat prerouting".to_owned(),
+        rule: "tcp dport 443 dnat to 10.0.0.2".to_owned(),
         text: "an untracked packet is not translated".to_owned(),
         remedy: None,
     };
@@ -114,7 +117,9 @@ fn story() -> Case {
             tracking: vec!["inet filter input: ct state established accept".to_owned()],
             removal: None,
             objections: vec![Objection {
-                rule: "inet nat prerouting: tcp dport 443 dnat to 10.0.0.2".to_owned(),
+                kind: ObjectionKind::NatRule,
+                place: "inet nat prerouting".to_owned(),
+                rule: "tcp dport 443 dnat to 10.0.0.2".to_owned(),
                 text: "NAT needs conntrack".to_owned(),
                 remedy: None,
             }],

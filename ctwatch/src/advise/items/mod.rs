@@ -11,11 +11,12 @@ pub(crate) use timeouts::rfc;
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::case::{Case, Commands, Objection};
+use super::case::Case;
 use super::demand::{Outcome, Service};
 use super::whatif::Changes;
+use crate::firewall::{Commands, Objection};
 
 /// A table whose peaks exceed this fill has too little headroom.
 pub const TARGET_FILL: f64 = 0.8;
@@ -76,6 +77,7 @@ pub struct Item {
     /// What can go wrong.
     pub risk_text: String,
     /// Why it must not be done here; an item with reasons has no commands.
+    #[serde(serialize_with = "objections")]
     pub refused: Vec<Objection>,
     /// The commands.
     pub commands: Commands,
@@ -83,6 +85,21 @@ pub struct Item {
     pub settings: Vec<String>,
     /// What else to know.
     pub notes: Vec<String>,
+}
+
+/// Objections as JSON has them: where the rule is goes with the rule.
+fn objections<S: Serializer>(objections: &[Objection], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        rule: String,
+        text: &'a str,
+        remedy: Option<&'a str>,
+    }
+    serializer.collect_seq(objections.iter().map(|objection| Row {
+        rule: objection.located_rule(),
+        text: &objection.text,
+        remedy: objection.remedy.as_deref(),
+    }))
 }
 
 /// The parts of an item that differ from kind to kind.

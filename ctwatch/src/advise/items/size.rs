@@ -2,8 +2,9 @@
 //! Computed from the demand, never by a rule of thumb.
 
 use super::{ChangeKind, Draft, Item, Level, TARGET_FILL, limit, set_sysctl};
-use crate::advise::case::{Case, Commands};
+use crate::advise::case::Case;
 use crate::advise::whatif::Changes;
+use crate::firewall::Commands;
 use crate::machine::table::Module;
 use crate::text::{mib, thousands};
 

@@ -5,6 +5,7 @@ use crate::advise::case::{Firewall, ServiceFacts};
 use crate::advise::demand::{Demand, Residence, Service};
 use crate::advise::gc::Gc;
 use crate::advise::target::ServiceTarget;
+use crate::firewall::ObjectionKind;
 use crate::machine::table::{EntrySize, Module, SizeSource, TableLimits};
 use crate::machine::{BootSettings, Machine, Manager, Memory, managers};
 use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
@@ -169,6 +170,8 @@ fn a_rule_that_needs_state_refuses_notrack_and_says_why() {
     let mut case = story();
     let facts = case.facts.get_mut(&"80/tcp/in".parse().expect("a target")).expect("facts");
     facts.objections = vec![Objection {
+        kind: ObjectionKind::NatRule,
+        place: String::new(),
         rule: "tcp dport 80 dnat to 10.0.0.2".to_owned(),
         text: "an untracked packet is not translated".to_owned(),
         remedy: None,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::inside::Inside;
-use crate::advise::case::{Case, Firewall as Rules, Objection, ServiceFacts};
+use crate::advise::case::{Case, Firewall as Rules, ServiceFacts};
 use crate::advise::demand::{Demand, Service};
 use crate::advise::dependency::{Dependency, propagate_demand};
 use crate::advise::gc::Gc;
@@ -15,7 +15,7 @@ use crate::advise::measure::Measure;
 use crate::advise::target::ServiceTarget;
 use crate::conntrack::{addresses, census};
 use crate::error::Failure;
-use crate::firewall::{self, Firewall, Scope};
+use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::{self, Host, Machine, Published, software};
@@ -206,12 +206,12 @@ fn known(
     };
     let exempt = firewall::ExemptTarget { proto: target.proto, port: target.port, scope };
     for objection in firewall.objections(&exempt) {
-        if objection.kind == firewall::ObjectionKind::AlreadyUntracked {
+        if objection.kind == ObjectionKind::AlreadyUntracked {
             known.untracked = true;
         } else if objection.kind.breaks_connections() {
-            known.objections.push(self::objection(objection));
+            known.objections.push(objection);
         } else {
-            known.warnings.push(format!("{} ({}: {})", objection.text, objection.place, objection.rule));
+            known.warnings.push(format!("{} ({})", objection.text, objection.located_rule()));
         }
     }
     let published = machine
@@ -238,7 +238,9 @@ fn translations(target: &ServiceTarget, firewall: &Firewall) -> impl Iterator<It
     let found: Vec<_> = firewall.published().into_iter().filter(is_meant).collect();
     let (port, proto) = (target.port, Protocol(target.proto));
     found.into_iter().map(move |firewall::Published { by, to, place, rule, .. }| Objection {
-        rule: format!("{place}: {rule}"),
+        kind: ObjectionKind::PublishedPort,
+        rule,
+        place,
         text: format!("{by} publishes {port}/{proto} to {to}: untracked packets aren't translated"),
         remedy: None,
     })
@@ -258,11 +260,11 @@ fn rules(
     let tracking = firewall.tracking_rules();
     let (removal, mut objections) = match firewall.without_tracking() {
         Ok(commands) => (Some(inside.commands(commands)), Vec::new()),
-        Err(found) => (None, found.into_iter().map(objection).collect()),
+        Err(objections) => (None, objections),
     };
     objections.extend(machine.published.iter().take(3).map(published));
     // Helpers that the kernel assigns without a rule.
-    let by_sysctl = |one: &&Objection| one.rule.starts_with("sysctl: ");
+    let by_sysctl = |one: &&Objection| one.place == "sysctl";
     objections.extend(known.values().flat_map(|known| &known.objections).find(by_sysctl).cloned());
     Rules {
         nat: firewall.has_nat(),
@@ -272,14 +274,12 @@ fn rules(
     }
 }
 
-fn objection(of: firewall::Objection) -> Objection {
-    Objection { rule: format!("{}: {}", of.place, of.rule), text: of.text, remedy: of.remedy }
-}
-
 fn published(published: &Published) -> Objection {
     let Published { program, pid, proto, port, .. } = published;
     Objection {
+        kind: ObjectionKind::PublishedPort,
         rule: format!("{program} (pid {pid})"),
+        place: String::new(),
         text: format!("{program} publishes {port}/{proto} for a container, whose packets may need NAT"),
         remedy: None,
     }

@@ -181,7 +181,7 @@ fn item_lines(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<Strin
     lines.extend(wrap(&title, INDENT).iter().map(|line| paint.on(style, line)));
     lines.extend(labelled("why", &item.evidence));
     for objection in &item.refused {
-        let text = format!("{}: {}", objection.text, objection.rule);
+        let text = format!("{}: {}", objection.text, objection.located_rule());
         lines.extend(labelled("blocked", &text).iter().map(|line| paint.on(WARN, line)));
         if let Some(remedy) = &objection.remedy {
             lines.push(verbatim("unblock", remedy));
