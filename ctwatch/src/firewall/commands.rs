@@ -103,7 +103,7 @@ fn nft(target: &ExemptTarget) -> Commands {
     Commands {
         now: vec![format!("nft '{whole}'")],
         keep: vec![
-            "# nftables.service reads /etc/nftables.conf (Debian) or /etc/sysconfig/nftables.conf (RHEL) at boot, if enabled"
+            "# if enabled, nftables.service loads /etc/nftables.conf (Debian) or /etc/sysconfig/nftables.conf (RHEL) at boot"
                 .to_owned(),
             "mkdir -p /etc/nftables.d".to_owned(),
             format!("echo '{whole}' > {file}"),
@@ -113,7 +113,7 @@ fn nft(target: &ExemptTarget) -> Commands {
             ),
             format!(
                 "! {SYSTEMD} || systemctl is-enabled -q nftables.service || echo 'nftables.service is not enabled: until it \
-                 is, nothing of this is loaded at boot' >&2"
+                 is, this is not loaded at boot' >&2"
             ),
         ],
         undo: vec![
@@ -209,19 +209,19 @@ impl Boot {
             "elif [ -d /etc/local.d ]; then".to_owned(),
             write(&script(None), &local),
             format!("    chmod +x {local}"),
-            "    echo 'OpenRC runs it if its service local is enabled: rc-update add local default' >&2".to_owned(),
+            "    echo 'OpenRC runs this if its local service is enabled: rc-update add local default' >&2".to_owned(),
             format!("elif [ -d {} ]; then", plugin.rsplit_once('/').map_or("/", |(folder, _)| folder)),
             write(&script(Some("[ \"$1\" = start ]")), &plugin),
             format!("    chmod +x {plugin}"),
             "else".to_owned(),
-            "    echo 'not kept: no systemd, no /etc/local.d, no netfilter-persistent to do it at boot; run the lines for now \
-             at boot, behind what loads the firewall' >&2"
+            "    echo 'not persistent: no systemd, no /etc/local.d, no netfilter-persistent; run the `now` commands at boot, after \
+             the firewall is loaded' >&2"
                 .to_owned(),
             "    false".to_owned(),
             "fi".to_owned(),
         ];
         vec![
-            "# a start of its own: iptables-save would also save what docker, kube-proxy and others put there".to_owned(),
+            "# a unit of its own, since iptables-save would also save the rules of docker, kube-proxy and others".to_owned(),
             whole.join("\n"),
         ]
     }

@@ -1,5 +1,5 @@
-//! How long entries live in this netns, by protocol and state, beside what the kernel starts with.
-//! The live values count: the defaults are only there to show what somebody has changed.
+//! The timeout sysctls of this netns, by protocol and state, beside the kernel's defaults.
+//! The live values count: the defaults only show what has been changed.
 
 use std::collections::BTreeMap;
 
@@ -109,7 +109,7 @@ fn short_name(file: &str) -> Option<String> {
 /// Settings that change what is tracked, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracking {
-    /// Connections picked up in their middle become entries.
+    /// Connections already under way become entries.
     pub tcp_loose: Option<bool>,
     /// Packets outside of the window are no reason to call a connection invalid.
     pub tcp_be_liberal: Option<bool>,
