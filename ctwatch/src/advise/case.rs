@@ -3,48 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
-use super::demand::{Demand, Timeouts};
+use super::demand::Demand;
 use super::target::ServiceTarget;
+use crate::firewall::{Commands, Objection};
 use crate::machine::Machine;
-
-/// Commands of a piece of advice.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Commands {
-    /// To try it now.
-    pub now: Vec<String>,
-    /// To keep it over a reboot.
-    pub keep: Vec<String>,
-    /// To have everything as it was.
-    pub undo: Vec<String>,
-}
-
-impl Commands {
-    /// Both: undone in the opposite order.
-    #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        self.now.extend(other.now);
-        self.keep.extend(other.keep);
-        self.undo.splice(0..0, other.undo);
-        self
-    }
-}
-
-/// Why something must not be done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Objection {
-    /// The rule or fact it rests on.
-    pub rule: String,
-    /// What would break.
-    pub text: String,
-    /// What would remove it.
-    pub remedy: Option<String>,
-}
+use crate::model::Timeouts;
 
 /// What is known of one service besides its numbers.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
+pub struct ServiceFacts {
     /// The software that serves it.
     pub server: Option<String>,
     /// The software that uses it from this host.
@@ -69,8 +36,8 @@ pub struct Firewall {
     /// Rules that make conntrack track, as text.
     pub tracking: Vec<String>,
     /// How to take them away; none if that would cut the host off or break NAT: then `objections` say why.
-    pub without: Option<Commands>,
-    /// Why they must stay.
+    pub removal: Option<Commands>,
+    /// Why they must residence.
     pub objections: Vec<Objection>,
 }
 
@@ -86,11 +53,11 @@ pub struct Case {
     /// Advice also says what becomes of the table at so many times the present rate.
     pub times: f64,
     /// Put before commands that act on the netns, where it isn't the one they are typed in.
-    pub enter: String,
+    pub netns_prefix: String,
     /// The firewall.
     pub firewall: Firewall,
     /// Of services, what is known.
-    pub known: BTreeMap<ServiceTarget, Known>,
+    pub facts: BTreeMap<ServiceTarget, ServiceFacts>,
 }
 
 impl Case {
@@ -101,7 +68,7 @@ impl Case {
     }
 
     /// What is known of a service.
-    pub fn known(&self, target: &ServiceTarget) -> Option<&Known> {
-        self.known.get(target)
+    pub fn facts(&self, target: &ServiceTarget) -> Option<&ServiceFacts> {
+        self.facts.get(target)
     }
 }

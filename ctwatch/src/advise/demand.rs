@@ -10,7 +10,7 @@ use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
 
 /// What entries of one service wait for, or talk in.
 #[derive(Clone, Debug)]
-pub struct Stay {
+pub struct Residence {
     /// Whose timeout ends it.
     pub phase: TimeoutKind,
     /// The timeout in force, seconds.
@@ -23,7 +23,7 @@ pub struct Stay {
     pub per_s: f64,
 }
 
-impl Stay {
+impl Residence {
     /// Entries in it once things are steady, with this timeout.
     fn entries_with(&self, timeout: u32) -> f64 {
         if self.phase.expires_unrefreshed() {
@@ -68,9 +68,9 @@ pub struct Service {
     /// Packets refused, each second.
     pub refused_per_s: f64,
     /// How its entries spend their time.
-    pub stays: Vec<Stay>,
+    pub residences: Vec<Residence>,
     /// How many times more flows come than got in.
-    pub pent_up: f64,
+    pub backlog_factor: f64,
     /// Pairs of source and destination address, if they are few.
     pub pairs: Option<u32>,
 }
@@ -85,8 +85,8 @@ impl Service {
     /// Its steady state: all flows admitted, with these changes, at so many times the present rate.
     fn steady(&self, changes: &Changes, ephemeral: Option<u32>, times: f64) -> Steady {
         let mut steady = Steady::default();
-        for (stay, timeout, rate) in self.stays_with(changes, times) {
-            steady.add(stay, timeout, rate);
+        for (residence, timeout, rate) in self.residences_with(changes, times) {
+            steady.add(residence, timeout, rate);
         }
         let entries = self.distinct(steady.entries, ephemeral);
         if entries < steady.entries {
@@ -97,35 +97,35 @@ impl Service {
 
     /// Its entries once they have come for so many seconds into an empty table and gc has not.
     fn gathered(&self, changes: &Changes, ephemeral: Option<u32>, gc: &Gc, seconds: f64) -> f64 {
-        let of = |(stay, timeout, rate): (&Stay, u32, f64)| {
-            if !stay.phase.expires_unrefreshed() {
-                return stay.entries_with(timeout) * rate;
+        let of = |(residence, timeout, rate): (&Residence, u32, f64)| {
+            if !residence.phase.expires_unrefreshed() {
+                return residence.entries_with(timeout) * rate;
             }
             let expired_for = (seconds - f64::from(timeout)).max(0.0);
-            stay.per_s * rate * (seconds - expired_for + gc.seconds_kept(expired_for))
+            residence.per_s * rate * (seconds - expired_for + gc.seconds_kept(expired_for))
         };
-        self.distinct(self.stays_with(changes, changes.times).map(of).sum(), ephemeral)
+        self.distinct(self.residences_with(changes, changes.times).map(of).sum(), ephemeral)
     }
 
     /// How its entries spend their time with these changes: which timeout ends that, and how many times more come.
-    fn stays_with<'a>(
+    fn residences_with<'a>(
         &'a self,
         changes: &'a Changes,
         times: f64,
-    ) -> impl Iterator<Item = (&'a Stay, u32, f64)> {
+    ) -> impl Iterator<Item = (&'a Residence, u32, f64)> {
         let covers = |target: &ServiceTarget| target.covers(self.proto, self.port, self.direction);
         let untracked = changes.notrack.iter().any(covers);
         let reuse = changes.keepalive.iter().filter(|(target, _)| covers(target));
         let reuse = reuse.map(|(_, requests)| f64::from((*requests).max(1))).fold(1.0, f64::max);
-        self.stays.iter().filter(move |_| !untracked).map(move |stay| {
-            let timeout = changes.timeouts.get(&stay.phase).copied().unwrap_or(stay.timeout);
+        self.residences.iter().filter(move |_| !untracked).map(move |residence| {
+            let timeout = changes.timeouts.get(&residence.phase).copied().unwrap_or(residence.timeout);
             // A connection that serves more requests is there for longer: as many talk at once as before.
-            let rate = match (stay.phase.expires_unrefreshed(), stay.phase.is_refreshed()) {
+            let rate = match (residence.phase.expires_unrefreshed(), residence.phase.is_refreshed()) {
                 (true, _) => times / reuse,
-                (false, true) => times * self.pent_up,
-                (false, false) => times * self.pent_up / reuse,
+                (false, true) => times * self.backlog_factor,
+                (false, false) => times * self.backlog_factor / reuse,
             };
-            (stay, timeout, rate)
+            (residence, timeout, rate)
         })
     }
 
@@ -167,12 +167,12 @@ struct Steady {
 }
 
 impl Steady {
-    fn add(&mut self, stay: &Stay, timeout: u32, rate: f64) {
-        let entries = stay.entries_with(timeout) * rate;
-        let waits = stay.phase.expires_unrefreshed();
+    fn add(&mut self, residence: &Residence, timeout: u32, rate: f64) {
+        let entries = residence.entries_with(timeout) * rate;
+        let waits = residence.phase.expires_unrefreshed();
         self.entries += entries;
         if waits {
-            self.expire_per_s += stay.per_s * rate;
+            self.expire_per_s += residence.per_s * rate;
         }
         *self.mix.entry((timeout, waits)).or_default() += entries;
     }
@@ -335,9 +335,6 @@ fn rate_that_fills(at: impl Fn(f64) -> f64, limit: f64) -> Option<f64> {
     }
     Some(high)
 }
-
-/// Timeouts in force.
-pub type Timeouts = BTreeMap<TimeoutKind, u32>;
 
 #[cfg(test)]
 mod tests;

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use ctwatch_common::Cause;
 use ctwatch_common::slot::SlotKind;
 
-use super::demand::{Service, Stay, Timeouts};
+use super::demand::{Residence, Service};
 use super::distinct::Distinct;
 use crate::listing::{Listing, ServiceEntries};
-use crate::model::{Address, Direction, Flow, Loss, NetnsId, Sample, TableEntry, TimeoutKind};
+use crate::model::{Address, Direction, Flow, Loss, NetnsId, Sample, TableEntry, TimeoutKind, Timeouts};
 
 /// Of the window, so much passes before refused flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;
@@ -170,7 +170,7 @@ impl Measure {
         for ((proto, port, direction), collected) in self.census.services() {
             let key = ((*proto, *port), *direction);
             let service = service(key, Some(collected), self.census.look_s());
-            let entered: f64 = service.stays.iter().map(|stay| stay.per_s).sum();
+            let entered: f64 = service.residences.iter().map(|residence| residence.per_s).sum();
             *self.entered.entry(key.0).or_default() += entered;
             found.insert(key, service);
         }
@@ -201,7 +201,9 @@ impl Measure {
         let directions = [Direction::Loopback, Direction::In, Direction::Out, Direction::Forwarded];
         let entered = |direction: Direction| {
             let service = found.get(&(key, direction));
-            service.map_or(0.0, |service| service.stays.iter().map(|stay| stay.per_s).sum::<f64>())
+            service.map_or(0.0, |service| {
+                service.residences.iter().map(|residence| residence.per_s).sum::<f64>()
+            })
         };
         let weight = |direction: Direction| {
             entered(direction) + found.get(&(key, direction)).map_or(0.0, |one| f64::from(one.entries) * 1e-6)
@@ -245,7 +247,7 @@ impl Measure {
                 one.refused_per_s = rates.refused * of_refused;
                 one.offered_per_s = (rates.offered * of_refused).max(admitted);
                 add_evicted(one, rates.evicted * of_admitted, census);
-                open_the_gate(one);
+                lift_admission_limit(one);
             }
         }
     }
@@ -302,8 +304,8 @@ fn per_s<K: std::hash::Hash + Eq>(
 }
 
 fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries>, look_s: u32) -> Service {
-    let stays = collected.map_or_else(Vec::new, |collected| {
-        let stay = |(phase, seen): (&TimeoutKind, &crate::listing::TimeoutBucket)| Stay {
+    let residences = collected.map_or_else(Vec::new, |collected| {
+        let residence = |(phase, seen): (&TimeoutKind, &crate::listing::TimeoutBucket)| Residence {
             phase: *phase,
             timeout: seen.timeout,
             entries: seen.entries,
@@ -312,7 +314,7 @@ fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries
             per_s: (f64::from(seen.entered) / f64::from(look_s.min(seen.timeout).max(1)))
                 .max(f64::from(seen.entries) / f64::from(seen.timeout.max(1))),
         };
-        collected.phases.iter().map(stay).collect()
+        collected.phases.iter().map(residence).collect()
     });
     Service {
         proto: key.0,
@@ -322,30 +324,30 @@ fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries
         admitted_per_s: 0.0,
         offered_per_s: 0.0,
         refused_per_s: 0.0,
-        pent_up: 1.0,
-        stays,
+        backlog_factor: 1.0,
+        residences,
         pairs: collected.and_then(ServiceEntries::pairs),
     }
 }
 
 /// What comes into each phase once all flows get in. A full table lets them in by bursts, as entries expire, so the
 /// window alone does not tell how many did: what waits in the table does, unless most of it talks for long.
-fn open_the_gate(service: &mut Service) {
+fn lift_admission_limit(service: &mut Service) {
     if service.refused_per_s <= 0.0 {
         return;
     }
-    let waits = || service.stays.iter().filter(|stay| stay.phase.expires_unrefreshed());
-    let waiting: u32 = waits().map(|stay| stay.entries).sum();
+    let waits = || service.residences.iter().filter(|residence| residence.phase.expires_unrefreshed());
+    let waiting: u32 = waits().map(|residence| residence.entries).sum();
     let got_in = if waiting * 2 >= service.entries {
-        waits().map(|stay| stay.per_s).sum()
+        waits().map(|residence| residence.per_s).sum()
     } else {
         service.admitted_per_s
     };
     if got_in > 0.0 {
-        service.pent_up = (service.offered_per_s / got_in).max(1.0);
+        service.backlog_factor = (service.offered_per_s / got_in).max(1.0);
     }
-    for stay in &mut service.stays {
-        stay.per_s *= service.pent_up;
+    for residence in &mut service.residences {
+        residence.per_s *= service.backlog_factor;
     }
 }
 
@@ -359,11 +361,15 @@ fn add_evicted(service: &mut Service, evicted: f64, census: &Listing) {
         proto => TimeoutKind::of(proto, 0, false),
     };
     let Some(timeout) = census.timeout(phase) else { return };
-    match service.stays.iter_mut().find(|stay| stay.phase == phase) {
-        Some(stay) => stay.per_s += evicted,
-        None => {
-            service.stays.push(Stay { phase, timeout, entries: 0, idle: Default::default(), per_s: evicted })
-        }
+    match service.residences.iter_mut().find(|residence| residence.phase == phase) {
+        Some(residence) => residence.per_s += evicted,
+        None => service.residences.push(Residence {
+            phase,
+            timeout,
+            entries: 0,
+            idle: Default::default(),
+            per_s: evicted,
+        }),
     }
 }
 

@@ -3,8 +3,8 @@
 
 pub mod case;
 pub mod demand;
+pub mod dependency;
 mod distinct;
-pub mod follow;
 pub mod gc;
 pub mod items;
 pub mod measure;

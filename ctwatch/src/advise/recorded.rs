@@ -1,5 +1,5 @@
-//! Advice from a recording: the demand of its worst window, the table as it was listed nearest to it, the machine's facts.
-//! Reads the recording and nothing else; what a recording can't hold (firewall rules, programs) is said.
+//! Advice from a recording: the demand of its peak window, the table listing and the machine snapshot nearest to it.
+//! Reads nothing but the recording, and says what a recording can't hold (firewall rules, programs).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -9,12 +9,13 @@ use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
 
-use super::case::{Case, Firewall, Known, Objection};
+use super::case::{Case, Firewall, ServiceFacts};
 use super::demand::{Demand, Service};
 use super::gc::Gc;
 use super::measure::Measure;
 use super::report::Source;
 use super::target::ServiceTarget;
+use crate::firewall::{Objection, ObjectionKind};
 use crate::machine::{self, Machine};
 use crate::model::{Loss, NetnsId};
 use crate::record::Recording;
@@ -68,18 +69,21 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
     )
     .map(|(_, listing)| listing);
     let Some(listing) = listing else {
-        bail!("{}: it holds no listing of the table of that netns; --netns chooses another one", doing());
+        bail!(
+            "{}: the recording has no table listing of that netns; choose another one with --netns",
+            doing()
+        );
     };
     let Some(facts) = nearest(found.facts.iter(), |facts| facts.at.time, worst.to) else {
         bail!(
-            "{}: it holds no facts of the machine, which `ctwatch record` reads when it starts and when a trigger \
+            "{}: the recording has no machine snapshot, which `ctwatch record` takes when it starts and when a trigger \
              fires: record again",
             doing()
         );
     };
     let mut machine: Machine = serde_json::from_str(&facts.json).with_context(|| {
         format!(
-            "{}: its facts of the machine are of another version: take the ctwatch that recorded it",
+            "{}: its machine snapshot is from another version of ctwatch: use the version that recorded it",
             doing()
         )
     })?;
@@ -122,8 +126,8 @@ impl Found {
         }
         if listings.is_empty() {
             bail!(
-                "it holds no table that was read entry by entry{}; `ctwatch record` does that when it starts and when a \
-                 trigger fires: record again, as root",
+                "the recording has no table listing{}; `ctwatch record` lists the table, entry by entry, when it starts and \
+                 when a trigger fires: record again, as root",
                 if question.netns.is_some() { " of that netns" } else { "" }
             );
         }
@@ -179,7 +183,7 @@ fn worst(recording: &Recording, found: &Found, question: &Question) -> Result<Wo
             best = sliding.before_listing(recording, run, found)?;
         }
     }
-    best.context("it holds no tick in that span; a wider one may")
+    best.context("the recording has no ticks in that span; widen it")
 }
 
 /// A window that moves over the ticks.
@@ -290,7 +294,7 @@ fn replay(
     listing: &StoredListing,
     window_s: f64,
 ) -> Result<(Measure, bool)> {
-    let timeouts = listing.census.timeouts().clone();
+    let timeouts = *listing.census.timeouts();
     let mut measure = Measure::new(worst.netns, window_s, timeouts, worst.run.run.counts_flows);
     let losses = recording.losses(worst.ticks.clone())?;
     let is_refusal = |loss: &Loss| loss.cause == Cause::TableFull && loss.packet.netns == worst.netns;
@@ -334,7 +338,7 @@ fn source(
 ) -> Source {
     let apart = listing.at.time.duration_since(worst.to).as_secs_f64();
     let mut notes = vec![format!(
-        "from a recording: what came and was lost from {:.0} to {:.0}, the table as it was listed at {:.0} ({})",
+        "from a recording: flows and drops from {:.0} to {:.0}, table listed at {:.0} ({})",
         worst.from,
         worst.to,
         listing.at.time,
@@ -342,23 +346,25 @@ fn source(
     )];
     if apart.abs() > FAR_S {
         notes.push(format!(
-            "the table was listed {:.0} min {} that window: states and lifetimes may have been others by then",
+            "the table was listed {:.0} min {} that window: states and lifetimes may have differed",
             apart.abs() / 60.0,
             if apart < 0.0 { "before" } else { "after" }
         ));
     }
     if sampled {
         notes.push(
-            "a recording keeps a sample of the losses, so retries can't be told from new flows: each refused packet is \
-             reckoned as a flow, and the demand is an upper bound"
+            "a recording keeps a sample of the drops, so retries can't be told from new flows: each dropped packet counts \
+             as a flow, and the offered load is an upper bound"
                 .to_owned(),
         );
     }
     if !worst.run.run.counts_flows {
-        notes.push("flows were not counted: arrivals are read from the timeouts of the entries".to_owned());
+        notes.push(
+            "flows were not counted: arrival rates are estimated from the timeouts of the entries".to_owned(),
+        );
     }
     if worst.name.as_deref().is_some_and(|name| name != "host") {
-        notes.push("commands are for that netns: run them inside it (nsenter, ip netns exec)".to_owned());
+        notes.push("run the commands inside that netns (nsenter, ip netns exec)".to_owned());
     }
     notes.extend(machine.notes.iter().cloned());
     Source {
@@ -373,7 +379,7 @@ fn source(
 }
 
 fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: &Worst, times: f64) -> Case {
-    let known: BTreeMap<ServiceTarget, Known> =
+    let facts: BTreeMap<ServiceTarget, ServiceFacts> =
         services.iter().take(NAMED).map(|service| (service.target(), unseen())).collect();
     Case {
         demand: Demand {
@@ -386,23 +392,25 @@ fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: 
                 reaped_per_s: 0.0,
             },
         },
-        timeouts: measure.timeouts().clone(),
+        timeouts: *measure.timeouts(),
         machine,
         times,
-        enter: String::new(),
+        netns_prefix: String::new(),
         firewall: Firewall::default(),
-        known,
+        facts,
     }
 }
 
 /// A service of which the recording can't say whether a rule needs its state.
-fn unseen() -> Known {
+fn unseen() -> ServiceFacts {
     let objection = Objection {
-        rule: "rules are not in a recording".to_owned(),
-        text: "whether NAT or a stateful rule needs these flows is not known".to_owned(),
+        kind: ObjectionKind::Unknown,
+        rule: "a recording has no firewall rules".to_owned(),
+        place: String::new(),
+        text: "unknown whether NAT or a stateful rule needs these flows tracked".to_owned(),
         remedy: Some("sudo ctwatch advise".to_owned()),
     };
-    Known { objections: vec![objection], ..Known::default() }
+    ServiceFacts { objections: vec![objection], ..ServiceFacts::default() }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::case::Case;
 use super::demand::{Outcome, Service};
-use super::items::{self, Item, Together};
+use super::items::{self, Combination, Item};
 use super::target::ServiceTarget;
 use super::whatif::Changes;
 use crate::model::{Direction, NetnsId, Protocol, TimeoutKind, service as service_name};
@@ -45,7 +45,7 @@ pub struct Advice {
     /// Advice, the best first.
     pub items: Vec<Item>,
     /// The two pieces that do most together; null if there are no two.
-    pub together: Option<Together>,
+    pub together: Option<Combination>,
     /// What else should be known.
     pub notes: Vec<String>,
 }
@@ -191,8 +191,8 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
     let gc_interval = case.demand.gc_interval();
     if sum(|service| service.refused_per_s) > 0.0 && source.window_s < gc_interval {
         notes.push(format!(
-            "a full table lets flows in by bursts, when gc comes by: here about every {gc_interval:.0} s; a longer \
-             --window says more"
+            "a full table admits flows in bursts, after each garbage collection: here about every {gc_interval:.0} s; use \
+             a longer --window"
         ));
     }
     Advice {
@@ -221,31 +221,37 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
         },
         services,
         what_if: what_if.map(|change| answer(case, change)),
-        together: items::together(case, &items),
+        together: items::best_combination(case, &items),
         items,
         notes,
     }
 }
 
 fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> ServiceLine {
-    let known = case.known(&service.target());
-    let all: u32 = service.stays.iter().map(|stay| stay.entries).sum();
-    let most = service.stays.iter().max_by_key(|stay| stay.entries).filter(|stay| stay.entries > 0);
+    let facts = case.facts(&service.target());
+    let all: u32 = service.residences.iter().map(|residence| residence.entries).sum();
+    let most = service
+        .residences
+        .iter()
+        .max_by_key(|residence| residence.entries)
+        .filter(|residence| residence.entries > 0);
     ServiceLine {
         proto: Protocol(service.proto),
         port: service.port,
         service: service_name(Protocol(service.proto), service.port),
         direction: service.direction,
-        server: known.and_then(|known| known.server.clone()),
-        clients: known.map(|known| known.clients.clone()).unwrap_or_default(),
+        server: facts.and_then(|facts| facts.server.clone()),
+        clients: facts.map(|facts| facts.clients.clone()).unwrap_or_default(),
         entries: service.entries,
         admitted_per_s: service.admitted_per_s,
         offered_per_s: service.offered_per_s,
         refused_packets_per_s: service.refused_per_s,
         lifetime_s: (service.offered_per_s > 0.0).then(|| needs / service.offered_per_s),
         needs,
-        mostly: most
-            .map(|stay| Mostly { state: stay.phase, share: f64::from(stay.entries) / f64::from(all) }),
+        mostly: most.map(|residence| Mostly {
+            state: residence.phase,
+            share: f64::from(residence.entries) / f64::from(all),
+        }),
         then,
     }
 }
@@ -255,27 +261,28 @@ fn answer(case: &Case, change: &Changes) -> WhatIf {
     let max = u64::from(after.max);
     let mut warnings = Vec::new();
     for target in &change.notrack {
-        let known = case.demand.services.iter().any(|one| target.covers(one.proto, one.port, one.direction));
-        if !known {
-            warnings.push(format!("notrack={target}: no such flow was seen, so it changes nothing"));
+        let is_seen =
+            case.demand.services.iter().any(|one| target.covers(one.proto, one.port, one.direction));
+        if !is_seen {
+            warnings.push(format!("notrack={target}: no such flows were seen; no effect"));
         }
         let objections = case
-            .known
+            .facts
             .iter()
             .filter(|(of, _)| target.covers(of.proto, of.port, of.direction.unwrap_or(Direction::In)))
-            .flat_map(|(_, known)| &known.objections);
+            .flat_map(|(_, facts)| &facts.objections);
         warnings.extend(objections.map(|objection| format!("notrack={target}: {}", objection.text)));
     }
     let seen = |target: &ServiceTarget| {
         case.demand.services.iter().any(|one| target.covers(one.proto, one.port, one.direction))
     };
     for (target, _) in change.keepalive.iter().filter(|(target, _)| !seen(target)) {
-        warnings.push(format!("keepalive={target}: no such flow was seen, so it changes nothing"));
+        warnings.push(format!("keepalive={target}: no such flows were seen; no effect"));
     }
     for (phase, seconds) in change.timeouts.iter().filter(|_| case.firewall.nat) {
         if let Some((document, least)) = items::rfc(*phase).filter(|(_, least)| seconds < least) {
             warnings.push(format!(
-                "{} below {least} s: {document} asks for that much where there is NAT, as here",
+                "{} is below {least} s, which {document} requires with NAT; this host uses NAT",
                 phase.name()
             ));
         }

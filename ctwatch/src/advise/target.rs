@@ -1,5 +1,5 @@
 //! What advice acts on: a service port and the direction its flows take through the host.
-//! Written `6379/tcp/lo` by people and scripts.
+//! Written `6379/tcp/lo` in options and ids.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,12 +25,12 @@ pub struct ServiceTarget {
     pub port: u16,
     /// The protocol.
     pub proto: u8,
-    /// The direction; none: all of them.
+    /// The direction; `None` means all.
     pub direction: Option<Direction>,
 }
 
 impl ServiceTarget {
-    /// Whether a service is meant by it.
+    /// Whether it includes this service.
     #[must_use]
     pub fn covers(&self, proto: u8, port: u16, direction: Direction) -> bool {
         (self.proto, self.port) == (proto, port) && self.direction.is_none_or(|wanted| wanted == direction)
@@ -49,7 +49,7 @@ impl FromStr for ServiceTarget {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let help =
-            || format!("\"{text}\" is no service; write PORT[/PROTO[/lo|in|out|fwd]], such as 6379/tcp/lo");
+            || format!("\"{text}\" is not a service; use PORT[/PROTO[/lo|in|out|fwd]], such as 6379/tcp/lo");
         let mut parts = text.split('/');
         let port = parts.next().and_then(|port| port.parse().ok()).ok_or_else(help)?;
         let proto = match parts.next() {

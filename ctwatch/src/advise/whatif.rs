@@ -1,4 +1,4 @@
-//! Changes to try on paper: another limit, other timeouts, flows untracked, connections reused.
+//! Changes to evaluate: another limit, other timeouts, untracked flows, reused connections.
 //! Written `max=1048576,time_wait=30,notrack=6379/tcp/lo,keepalive=6379/tcp:50,times=2`.
 
 use std::collections::BTreeMap;
@@ -19,9 +19,9 @@ pub struct Changes {
     pub timeouts: BTreeMap<TimeoutKind, u32>,
     /// Services whose flows are not tracked.
     pub notrack: Vec<ServiceTarget>,
-    /// Services whose connections serve so many requests each.
+    /// Services with reused connections, and how many requests each connection serves.
     pub keepalive: Vec<(ServiceTarget, u32)>,
-    /// At so many times the present rate.
+    /// Multiple of the present rate.
     pub times: f64,
 }
 
@@ -32,7 +32,7 @@ impl Default for Changes {
 }
 
 impl Changes {
-    /// Both changes at once; where both set the same thing, the other's counts.
+    /// Both changes; where both set the same thing, the other's value wins.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         let mut both = self.clone();
@@ -45,7 +45,7 @@ impl Changes {
     }
 }
 
-const HELP: &str = "write max=N, times=K, notrack=PORT/PROTO/lo, keepalive=PORT/PROTO:REQUESTS, or a timeout in \
+const HELP: &str = "use max=N, times=K, notrack=PORT/PROTO/lo, keepalive=PORT/PROTO:REQUESTS, or a timeout in \
                     seconds: ";
 
 impl FromStr for Changes {
@@ -54,13 +54,13 @@ impl FromStr for Changes {
     fn from_str(text: &str) -> Result<Self, String> {
         let help = |part: &str| {
             let names: Vec<&str> = TimeoutKind::ALL.into_iter().map(TimeoutKind::name).collect();
-            format!("\"{part}\" is no change; {HELP}{}", names.join(", "))
+            format!("\"{part}\" is not a change; {HELP}{}", names.join(", "))
         };
         let mut changes = Self::default();
         for part in text.split(',') {
             let (name, value) = part.split_once('=').ok_or_else(|| help(part))?;
             let number =
-                || value.parse::<u32>().map_err(|_| format!("{name}={value}: {value} is no whole number"));
+                || value.parse::<u32>().map_err(|_| format!("{name}={value}: {value} is not a whole number"));
             match name {
                 "max" => changes.max = Some(number()?),
                 "times" => {
@@ -68,12 +68,11 @@ impl FromStr for Changes {
                         .parse::<f64>()
                         .ok()
                         .filter(|times| times.is_finite() && *times > 0.0)
-                        .ok_or_else(|| format!("times={value}: write a number above 0, such as times=2"))?;
+                        .ok_or_else(|| format!("times={value}: use a number above 0, such as times=2"))?;
                 }
                 "notrack" => changes.notrack.push(value.parse()?),
                 "keepalive" => {
-                    let wrong =
-                        || format!("keepalive={value}: write PORT/PROTO:REQUESTS, such as 6379/tcp:50");
+                    let wrong = || format!("keepalive={value}: use PORT/PROTO:REQUESTS, such as 6379/tcp:50");
                     let (target, requests) = value.rsplit_once(':').ok_or_else(wrong)?;
                     let requests =
                         requests.parse().ok().filter(|requests| *requests > 0).ok_or_else(wrong)?;

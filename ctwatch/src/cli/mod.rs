@@ -21,7 +21,7 @@ use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 use jiff::tz::TimeZone;
 
 use crate::kernel::roots::Roots;
-use crate::text::Look;
+use crate::text::TextOptions;
 pub use advise::{AdviceFormat, AdviseConfig};
 pub use check::CheckConfig;
 pub use common::{BackendChoice, Format, NetnsSpec};
@@ -85,7 +85,7 @@ pub struct Config {
     /// Where /sys is mounted.
     pub sys_root: PathBuf,
     /// How text looks on this terminal.
-    pub look: Look,
+    pub look: TextOptions,
     /// What to do.
     pub command: Command,
 }
@@ -147,7 +147,7 @@ impl Config {
             verbosity: verbose,
             proc_root,
             sys_root,
-            look: Look { color: wants_color(), time_zone: TimeZone::system() },
+            look: TextOptions { color: wants_color(), time_zone: TimeZone::system() },
             command: match command {
                 CommandArgs::Drops(drops) => Command::Drops(DropsConfig::resolve(drops)),
                 CommandArgs::Table(table) => Command::Table(TableConfig::resolve(table)),

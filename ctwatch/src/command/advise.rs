@@ -17,6 +17,7 @@ use crate::advise::case::Case;
 use crate::advise::measure::Measure;
 use crate::advise::report::{self, Advice, Source};
 use crate::cli::{AdviceFormat, AdviseConfig, BackendChoice, Config};
+use crate::conntrack::census;
 use crate::conntrack::module;
 use crate::contract::Notice;
 use crate::error::{Exit, Failure};
@@ -26,7 +27,6 @@ use crate::model::{Backend, Loss, Sample};
 use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
 use crate::{stderr, view};
-pub(super) use collect::in_force;
 use collect::{Senders, case, collect_facts};
 
 /// Between two samples.
@@ -186,7 +186,7 @@ async fn watch(
     if config.verbosity > 0 {
         stderr::line(format_args!("measuring for {window_s:.0} s"));
     }
-    let timeouts = netns::run_inside(netns, || Ok(in_force(&Roots::default())))?;
+    let timeouts = netns::run_inside(netns, || Ok(census::read_timeouts()))?;
     let measure = Measure::new(netns.id, window_s, timeouts, counts_flows);
     let mut sink = Measuring { measure, senders: Senders::default(), window_s, notes };
     // The window begins with a sample of its own.

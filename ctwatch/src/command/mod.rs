@@ -21,7 +21,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::Format;
 use crate::model::NetnsId;
-use crate::text::Look;
+use crate::text::TextOptions;
 use crate::view::View;
 use crate::view::json::JsonView;
 use crate::view::text::TextView;
@@ -35,7 +35,7 @@ fn event_loop() -> Result<Runtime> {
 }
 
 /// The view of a format, on stdout. A netns that was asked for gets its line even when nothing happens there.
-fn view(format: Format, look: &Look, selected: Option<Vec<NetnsId>>) -> Box<dyn View> {
+fn view(format: Format, look: &TextOptions, selected: Option<Vec<NetnsId>>) -> Box<dyn View> {
     match format {
         Format::Json => Box::new(JsonView::new(stdout())),
         Format::Text => Box::new(TextView::new(stdout(), look.clone()).selecting(selected)),

@@ -9,14 +9,25 @@ use super::{ExemptTarget, Scope};
 use crate::model::Protocol;
 
 /// Commands for a shell, some of several lines; those that begin with `#` are for the reader.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commands {
-    /// Until the next reboot.
+    /// Apply it until the next reboot.
     pub now: Vec<String>,
-    /// So that it is there after one.
+    /// Make it persistent.
     pub keep: Vec<String>,
-    /// Takes away what `now` and `keep` added.
+    /// Revert what `now` and `keep` did.
     pub undo: Vec<String>,
+}
+
+impl Commands {
+    /// Both, undone in the opposite order.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.now.extend(other.now);
+        self.keep.extend(other.keep);
+        self.undo.splice(0..0, other.undo);
+        self
+    }
 }
 
 /// A rule that exempts one direction.
@@ -92,7 +103,7 @@ fn nft(target: &ExemptTarget) -> Commands {
     Commands {
         now: vec![format!("nft '{whole}'")],
         keep: vec![
-            "# nftables.service reads /etc/nftables.conf (Debian) or /etc/sysconfig/nftables.conf (RHEL) at boot, if enabled"
+            "# if enabled, nftables.service loads /etc/nftables.conf (Debian) or /etc/sysconfig/nftables.conf (RHEL) at boot"
                 .to_owned(),
             "mkdir -p /etc/nftables.d".to_owned(),
             format!("echo '{whole}' > {file}"),
@@ -102,7 +113,7 @@ fn nft(target: &ExemptTarget) -> Commands {
             ),
             format!(
                 "! {SYSTEMD} || systemctl is-enabled -q nftables.service || echo 'nftables.service is not enabled: until it \
-                 is, nothing of this is loaded at boot' >&2"
+                 is, this is not loaded at boot' >&2"
             ),
         ],
         undo: vec![
@@ -198,19 +209,19 @@ impl Boot {
             "elif [ -d /etc/local.d ]; then".to_owned(),
             write(&script(None), &local),
             format!("    chmod +x {local}"),
-            "    echo 'OpenRC runs it if its service local is enabled: rc-update add local default' >&2".to_owned(),
+            "    echo 'OpenRC runs this if its local service is enabled: rc-update add local default' >&2".to_owned(),
             format!("elif [ -d {} ]; then", plugin.rsplit_once('/').map_or("/", |(folder, _)| folder)),
             write(&script(Some("[ \"$1\" = start ]")), &plugin),
             format!("    chmod +x {plugin}"),
             "else".to_owned(),
-            "    echo 'not kept: no systemd, no /etc/local.d, no netfilter-persistent to do it at boot; run the lines for now \
-             at boot, behind what loads the firewall' >&2"
+            "    echo 'not persistent: no systemd, no /etc/local.d, no netfilter-persistent; run the `now` commands at boot, after \
+             the firewall is loaded' >&2"
                 .to_owned(),
             "    false".to_owned(),
             "fi".to_owned(),
         ];
         vec![
-            "# a start of its own: iptables-save would also save what docker, kube-proxy and others put there".to_owned(),
+            "# a unit of its own, since iptables-save would also save the rules of docker, kube-proxy and others".to_owned(),
             whole.join("\n"),
         ]
     }

@@ -5,7 +5,7 @@ use super::ranges::Ranges;
 
 /// Bits of `ct state`, as enum nft_ct's NF_CT_STATE_*: include/uapi/linux/netfilter/nf_conntrack_common.h, 6.12.
 pub mod state {
-    /// No entry, and not for want of trying.
+    /// Conntrack saw it and made no entry.
     pub const INVALID: u8 = 1;
     /// A packet of a known flow that has seen both directions, or a reply.
     pub const ESTABLISHED: u8 = 2;
@@ -147,7 +147,7 @@ pub struct Rule {
     pub steps: Vec<Step>,
     /// As the tool prints it.
     pub text: String,
-    /// The command that takes it away, where one can be told.
+    /// The command that removes it, where one is known.
     pub delete: Option<String>,
 }
 
@@ -167,7 +167,7 @@ pub enum Step {
 pub enum Action {
     /// Let it pass this hook's chain.
     Accept,
-    /// End it, with or without a word to the sender.
+    /// Drop it, with or without an error to the sender.
     Drop,
     /// On to the next rule.
     Continue,
@@ -198,7 +198,7 @@ pub enum Action {
     MarkFromConnection,
     /// Writes something into the conntrack entry: a mark, a label, a zone.
     WriteConnection,
-    /// Nobody here knows what it does: it may end the packet.
+    /// Its effect is unknown: it may drop the packet.
     Unknown(String),
 }
 

@@ -1,5 +1,5 @@
-//! Would these flows still work, and would no others, if they were exempted? Every flow that works today is sent
-//! through the rules again without conntrack. What can't be judged is an objection, never silence.
+//! What would break, or open up, if these flows were exempted. Every flow that works today is run through the rules
+//! again without conntrack. What can't be judged is an objection, never silence.
 
 use super::ir::{Family, Nat, Tool, state};
 use super::path::{At, Packet, Path};
@@ -7,7 +7,7 @@ use super::ranges::Ranges;
 use super::walk::{Dropped, FAMILIES, TooMuch, Walker};
 use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, listing, words};
 
-/// Ports that a helper takes by itself where the kernel assigns helpers by port: nf_conntrack_*.c's defaults, 6.1.
+/// Ports that get a helper automatically where the kernel assigns helpers by port: nf_conntrack_*.c's defaults, 6.1.
 const HELPER_PORTS: [(u8, u16, &str); 10] = [
     (6, 21, "ftp"),
     (6, 1723, "pptp"),
@@ -22,7 +22,7 @@ const HELPER_PORTS: [(u8, u16, &str); 10] = [
 ];
 /// Linux's ephemeral ports unless set otherwise (inet_init_net, net/ipv4/af_inet.c, 6.12).
 const EPHEMERAL: (u16, u16) = (32_768, 60_999);
-/// What clients elsewhere may use: other systems and NAT gateways start here.
+/// What remote clients may use: other systems and NAT gateways start here.
 const UNPRIVILEGED: (u16, u16) = (1024, 65_535);
 
 pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> {
@@ -181,8 +181,8 @@ impl Case<'_> {
                     let family = if family == Family::V4 { "fragmentation-needed" } else { "packet-too-big" };
                     let by = self.by(&dropped.at);
                     self.add(ObjectionKind::IcmpErrors, &dropped.at, None, format!(
-                        "ICMP errors about untracked connections are not RELATED but INVALID, and {by}: {family} would \
-                         be lost, and connections over a path with a smaller MTU would hang"
+                        "ICMP errors about untracked connections are INVALID instead of RELATED, and {by}: {family} would be \
+                         lost, and connections over a path with a smaller MTU would hang"
                     ));
                 }
             }
@@ -206,7 +206,7 @@ impl Case<'_> {
         let to = nat.to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
         match maker {
             Some(maker) if nat.is_destination() => self.add(ObjectionKind::PublishedPort, at, None, format!(
-                "{maker} publishes {}{to}: untracked packets aren't translated and would end at this host instead",
+                "{maker} publishes {}{to}: untracked packets aren't translated and would be delivered to this host instead",
                 self.target
             )),
             _ => self.add(ObjectionKind::NatRule, at, None, format!(
@@ -219,25 +219,24 @@ impl Case<'_> {
     fn side_effects(&mut self, path: &Path) {
         if let Some((at, name)) = &path.helper {
             self.add(ObjectionKind::Helper, at, None, format!(
-                "the helper {name} looks into these connections and opens the way for those they announce; without \
-                 tracking it can't"
+                "the {name} helper inspects these connections and allows the ones they announce; that needs tracking"
             ));
         }
         if let Some(at) = &path.mark_read {
             self.add(ObjectionKind::ConnectionMark, at, None,
-                "packets take their mark from the connection here; untracked ones have none, so routing or shaping by \
-                 mark would treat them otherwise".to_owned());
+                "packets take their mark from the connection here; untracked ones have none, so routing or shaping by mark \
+                 would change".to_owned());
         }
         if let Some(at) = &path.counted {
             self.add(ObjectionKind::OpensAccess, at, None,
-                "this rule limits connections by counting their entries; untracked ones have none, so the limit would \
-                 be gone".to_owned());
+                "this rule limits connections by counting their entries; untracked ones have none, so the limit would no \
+                 longer apply".to_owned());
         }
     }
 
     fn may_break(&mut self, at: &At, dropped: &Dropped) {
         let text = format!(
-            "what this rule does with untracked packets of {} can't be judged from here, and {}",
+            "this rule's effect on untracked packets of {} is unknown, and {}",
             self.target,
             self.by(&dropped.at)
         );
@@ -261,7 +260,7 @@ impl Case<'_> {
 
     fn opens(&mut self, dropped: &Dropped) {
         let text = format!(
-            "today {} for some new connections to {}; untracked packets would pass it by",
+            "today {} for some new connections to {}; untracked packets would bypass that",
             self.by(&dropped.at),
             self.target
         );
@@ -275,7 +274,7 @@ impl Case<'_> {
             kind: ObjectionKind::AlreadyUntracked,
             rule,
             place,
-            text: format!("{} is exempt already: nothing would change", self.target),
+            text: format!("{} is already exempt", self.target),
             remedy: None,
         });
     }
@@ -290,7 +289,7 @@ impl Case<'_> {
                 rule: "net.netfilter.nf_conntrack_helper = 1".to_owned(),
                 place: "sysctl".to_owned(),
                 text: format!(
-                    "the kernel assigns the helper {name} to {} by its port; without tracking it can't",
+                    "the kernel assigns the {name} helper to {} by its port; that needs tracking",
                     self.target
                 ),
                 remedy: None,
@@ -310,8 +309,8 @@ impl Case<'_> {
                 rule: listed.rule,
                 place: listed.place,
                 text: format!(
-                    "flows translated here can get {} as their source port; the replies to them would be exempt, too, \
-                     and not be translated back",
+                    "flows translated here can get {} as their source port; their replies would be exempt too, and not \
+                     translated back",
                     self.target.port
                 ),
                 remedy: None,
@@ -324,7 +323,7 @@ impl Case<'_> {
             kind: ObjectionKind::Unknown,
             rule: String::new(),
             place: String::new(),
-            text: format!("the rules branch too much to be judged for {}", self.target),
+            text: format!("the rules have too many branches to be judged for {}", self.target),
             remedy: None,
         });
     }
@@ -341,7 +340,7 @@ impl Case<'_> {
         }
     }
 
-    /// Accepts what passes today anyway, at the head of the chain that would drop it.
+    /// Accepts what passes today anyway, at the top of the chain that would drop it.
     fn remedy(&self, dropped: &Dropped) -> String {
         let table = &self.firewall.tables[dropped.at.table];
         let chain = &table.chains[dropped.at.base].name;

@@ -1,5 +1,5 @@
-//! Lists of rules: what tracks, what exempts, what is published.
-//! Lists only: whether a rule concerns a flow is `judge`'s to say.
+//! Lists of rules: which enable conntrack, which exempt, which publish ports.
+//! Whether a rule concerns a flow is decided in `judge`.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,11 +12,11 @@ pub struct Listed {
     pub place: String,
     /// The rule as its tool prints it.
     pub rule: String,
-    /// The command that takes it away, where one can be told.
+    /// The command that removes it, where one is known.
     pub delete: Option<String>,
 }
 
-/// A port that a rule sends elsewhere.
+/// A port that a rule redirects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// IP protocol; absent if the rule doesn't say.
@@ -150,7 +150,7 @@ fn intervals(rule: &Rule, field: Field) -> Option<Vec<(u128, u128)>> {
     })
 }
 
-/// Who made a chain, by the names that container engines give them.
+/// Which program made a chain, by its naming scheme.
 pub fn by(table: &str, chain: &str) -> Option<&'static str> {
     const MAKERS: [(&str, &str); 8] = [
         ("DOCKER", "docker"),

@@ -37,7 +37,7 @@ pub struct Firewall {
     legacy: bool,
 }
 
-/// Something about the rules that couldn't be read, and what would help.
+/// Rules that couldn't be read, and what would help.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     /// The program or file.
@@ -75,7 +75,7 @@ impl std::fmt::Display for ExemptTarget {
     }
 }
 
-/// What speaks against exempting them.
+/// The kind of objection to exempting flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectionKind {
@@ -83,17 +83,17 @@ pub enum ObjectionKind {
     PublishedPort,
     /// Another rule that translates addresses or redirects.
     NatRule,
-    /// A helper looks into the connection (FTP, SIP …).
+    /// A helper inspects the connection (FTP, SIP …).
     Helper,
     /// Only packets of known connections are let in (or out): exempted ones would be dropped.
     EstablishedOnly,
     /// Packets take their mark from the connection: what goes by the mark (routing, shaping) would change.
     ConnectionMark,
-    /// A rule that refuses new connections, or too many of them, wouldn't see them any more.
+    /// A rule that rejects new connections, or limits them, would no longer apply.
     OpensAccess,
     /// ICMP errors about the connections would be dropped: they work until a path has a smaller MTU.
     IcmpErrors,
-    /// Something decides that can't be judged from here.
+    /// A decision that can't be judged from here.
     Unknown,
     /// Nothing would change: they are exempt already.
     AlreadyUntracked,
@@ -110,17 +110,28 @@ impl ObjectionKind {
 /// A reason not to exempt them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Objection {
-    /// What sort of reason.
+    /// Its kind.
     pub kind: ObjectionKind,
     /// The rule behind it, as its tool prints it.
     pub rule: String,
     /// Table and chain of that rule.
     pub place: String,
-    /// Why, in a sentence.
+    /// What would break, in a sentence.
     pub text: String,
-    /// A command that would take the reason away without letting in more than today.
+    /// A command that removes the objection without letting in more than today.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
+}
+
+impl Objection {
+    /// The rule with its place in front: "inet filter input: ct state established accept".
+    #[must_use]
+    pub fn located_rule(&self) -> String {
+        match (self.place.as_str(), self.rule.as_str()) {
+            ("", only) | (only, "") => only.to_owned(),
+            (place, rule) => format!("{place}: {rule}"),
+        }
+    }
 }
 
 impl Firewall {
@@ -133,10 +144,8 @@ impl Firewall {
         if !dump.nft_json.trim().is_empty() {
             match nft::parse(&dump.nft_json, &dump.nft_text) {
                 Ok(found) => own = found,
-                Err(error) => notes.push(Note {
-                    tool: "nft".to_owned(),
-                    text: format!("the rules of nft are unknown: {error:#}"),
-                }),
+                Err(error) => notes
+                    .push(Note { tool: "nft".to_owned(), text: format!("nft rules are unknown: {error:#}") }),
             }
         }
         // iptables-nft keeps its rules in tables of nf_tables, where nft shows them with parts it can't print. Those
@@ -159,7 +168,7 @@ impl Firewall {
         if listing::has_extensions(&tables) {
             notes.push(Note {
                 tool: "iptables-save".to_owned(),
-                text: "some rules were made by iptables and nft can't print them: install iptables to have them judged"
+                text: "some rules were made by iptables and nft can't print them: install iptables so that they can be judged"
                     .to_owned(),
             });
         }
@@ -174,7 +183,7 @@ impl Firewall {
         (firewall, notes)
     }
 
-    /// What speaks against exempting these flows; nothing means that it is safe as far as rules tell.
+    /// Objections to exempting these flows; none means that it is safe as far as the rules tell.
     #[must_use]
     pub fn objections(&self, target: &ExemptTarget) -> Vec<Objection> {
         judge::objections(self, target)
@@ -186,13 +195,13 @@ impl Firewall {
         listing::untracked(&self.tables)
     }
 
-    /// The rules because of which conntrack tracks at all.
+    /// The rules that enable conntrack.
     #[must_use]
     pub fn tracking_rules(&self) -> Vec<Listed> {
         listing::tracking(&self.tables)
     }
 
-    /// How to take the rules away that make conntrack track.
+    /// How to remove the rules that enable conntrack.
     ///
     /// # Errors
     /// Why they have to stay.
@@ -200,20 +209,19 @@ impl Firewall {
         stateless::without_tracking(&self.tables)
     }
 
-    /// Whether any rule translates addresses (timeouts below RFC 5382 hurt there).
+    /// Whether any rule translates addresses (where timeouts below RFC 5382 break mappings).
     #[must_use]
     pub fn has_nat(&self) -> bool {
         listing::has_nat(&self.tables)
     }
 
-    /// Ports that a rule sends elsewhere.
+    /// Ports that a rule redirects.
     #[must_use]
     pub fn published(&self) -> Vec<Published> {
         listing::published(&self.tables)
     }
 
-    /// Which tool the host's rules are made with, so that advice is in its words: nft unless only iptables is there,
-    /// or the rules in force are iptables' own.
+    /// The tool whose commands advice should use: nft, unless only iptables is installed or most rules are iptables'.
     #[must_use]
     pub fn preferred_tool(&self) -> Tool {
         let (nft, iptables) = (self.filled(|tool| tool == Tool::Nft), self.filled(|tool| tool != Tool::Nft));
@@ -226,7 +234,7 @@ impl Firewall {
         }
     }
 
-    /// Tables of these tools with rules in them; those that a module or an earlier command left empty say nothing.
+    /// Tables of these tools that contain rules; empty ones are left behind by modules and earlier commands.
     fn filled(&self, tools: impl Fn(Tool) -> bool) -> usize {
         self.tables.iter().filter(|table| tools(table.tool) && table.has_rules()).count()
     }

@@ -1,5 +1,5 @@
 //! A packet on its way, and what has been assumed of its flow so far: a path through the rules.
-//! An assumption is only made by splitting a path in two, so that the two together stand for every flow.
+//! An assumption is made only by splitting a path in two, so that both together stand for every flow.
 
 use std::collections::BTreeMap;
 

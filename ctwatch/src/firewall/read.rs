@@ -31,9 +31,9 @@ fn dump(roots: &Roots, notes: &mut Vec<Note>) -> Dump {
         .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)));
     // Where nf_tables isn't loaded there are no rules of nft and of iptables-nft, and asking would load it.
     if has_nf_tables(roots) {
-        dump.nft_json = run("nft", &["-j", "list", "ruleset"], "the rules of nft", notes).unwrap_or_default();
+        dump.nft_json = run("nft", &["-j", "list", "ruleset"], "nft rules", notes).unwrap_or_default();
         if !dump.nft_json.is_empty() {
-            let text = run("nft", &["-s", "-a", "list", "ruleset"], "the wording of nft's rules", notes);
+            let text = run("nft", &["-s", "-a", "list", "ruleset"], "the text of nft rules", notes);
             dump.nft_text = text.unwrap_or_default();
         }
         for (tool, plain, ipv6) in
@@ -68,9 +68,7 @@ fn save(tool: &str, plain: &str, ipv6: bool, legacy: bool, dump: &mut Dump, note
         if legacy {
             notes.push(Note {
                 tool: tool.to_owned(),
-                text: format!(
-                    "{family} rules of {variant} exist, but {tool} is not installed: they are unknown"
-                ),
+                text: format!("{variant} has {family} rules, but {tool} is not installed: they are unknown"),
             });
         }
         return;
@@ -106,7 +104,7 @@ fn run(tool: &str, arguments: &[&str], what: &str, notes: &mut Vec<Note>) -> Opt
             let said = said
                 .lines()
                 .find(|line| !line.starts_with('#'))
-                .unwrap_or("no reason given")
+                .unwrap_or("no error message")
                 .trim()
                 .to_owned();
             note(format!("{tool} failed, so {what} are unknown (root needed?): {said}"));

@@ -1,5 +1,5 @@
-//! Taking away the rules that make conntrack track: whether all else stays as it is, and the commands.
-//! Allowed only where these rules decide nothing that other rules don't: what passes today has to pass then, and no more.
+//! Removing the rules that enable conntrack: whether every verdict stays the same, and the commands.
+//! Allowed only where these rules decide nothing that other rules don't: the same packets must pass, and no others.
 
 use std::collections::BTreeSet;
 
@@ -64,33 +64,33 @@ fn needed(table: &RuleTable, rule: &Rule) -> Option<(ObjectionKind, String)> {
         Action::Drop if on_invalid => None,
         Action::Drop => Some((
             ObjectionKind::OpensAccess,
-            "this rule keeps packets out by the state of their connection: without it they would get in".to_owned(),
+            "this rule drops packets by connection state: without it they would get in".to_owned(),
         )),
         Action::Accept | Action::Return | Action::Jump(_) | Action::Goto(_) => decides(table).map(|what| {
             (
                 ObjectionKind::EstablishedOnly,
-                format!(
-                    "packets pass this rule because of the state of their connection; without it they would come to \
-                     {what}"
-                ),
+                format!("this rule accepts packets by connection state; without it they would reach {what}"),
             )
         }),
         Action::Nat(nat) => {
-            Some((ObjectionKind::NatRule, format!("{} can't do without conntrack", nat.kind)))
+            Some((ObjectionKind::NatRule, format!("{} doesn't work without conntrack", nat.kind)))
         }
         Action::Helper(name) => Some((
             ObjectionKind::Helper,
-            format!("the helper {name} looks into connections and opens the way for those they announce"),
+            format!("the {name} helper inspects connections and allows the ones they announce"),
         )),
         Action::MarkFromConnection => Some((
             ObjectionKind::ConnectionMark,
-            "packets take their mark from the connection here: routing or shaping by mark would treat them otherwise"
+            "packets take their mark from the connection here: routing or shaping by mark would change"
                 .to_owned(),
         )),
-        Action::Queue | Action::Notrack | Action::SetMark { .. } | Action::MarkUnknown | Action::Unknown(_) => Some((
-            ObjectionKind::Unknown,
-            "what this rule does by the state of a connection would no longer be done".to_owned(),
-        )),
+        Action::Queue
+        | Action::Notrack
+        | Action::SetMark { .. }
+        | Action::MarkUnknown
+        | Action::Unknown(_) => {
+            Some((ObjectionKind::Unknown, "what this rule does depends on connection state".to_owned()))
+        }
     })
 }
 
@@ -98,7 +98,7 @@ fn needed(table: &RuleTable, rule: &Rule) -> Option<(ObjectionKind, String)> {
 fn decides(table: &RuleTable) -> Option<String> {
     for chain in &table.chains {
         if chain.base.as_ref().is_some_and(|base| base.drops) {
-            return Some(format!("the policy of {}, which is to drop", table.place(&chain.name)));
+            return Some(format!("the drop policy of {}", table.place(&chain.name)));
         }
         for rule in &chain.rules {
             let does = actions(rule).any(|(on_invalid, action)| {
@@ -146,12 +146,12 @@ fn commands(tracking: &[(&RuleTable, Listed)]) -> Result<Commands, Objection> {
         let is_plain = !listed.rule.contains(['$', '`', '\\', '\'']);
         match &listed.delete {
             Some(delete) if table.tool == Tool::Nft || is_plain => deletes.push(delete.clone()),
-            _ => return Err(cannot(listed, "no command can be told that takes this rule away")),
+            _ => return Err(cannot(listed, "no command is known that removes this rule")),
         }
         if table.tool == Tool::Nft && listing::has_extensions(std::slice::from_ref(table)) {
             return Err(cannot(
                 listed,
-                "nft can't put back what iptables put into this table: install iptables",
+                "nft can't restore rules that iptables made in this table: install iptables",
             ));
         }
     }
@@ -187,11 +187,10 @@ fn commands(tracking: &[(&RuleTable, Listed)]) -> Result<Commands, Objection> {
         }
     }
     now.extend(deletes);
-    let mut keep = vec!["# what loads these rules at boot (/etc/nftables.conf, /etc/iptables/rules.v4 …) has to leave them out:".to_owned()];
+    let mut keep = vec!["# remove these rules from the file that loads them at boot (/etc/nftables.conf, /etc/iptables/rules.v4 …):".to_owned()];
     keep.extend(tracking.iter().map(|(_, listed)| format!("#   {}: {}", listed.place, listed.rule)));
     keep.push(
-        "echo 'nothing is kept by itself: take these rules out of the file that loads them at boot' >&2"
-            .to_owned(),
+        "echo 'not persistent yet: remove these rules from the file that loads them at boot' >&2".to_owned(),
     );
     Ok(Commands { now, keep, undo })
 }

@@ -3,8 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::advise::demand::Timeouts;
-use crate::model::{Address, Direction, TableEntry, TimeoutHistogram, TimeoutKind};
+use crate::model::{Address, Direction, TableEntry, TimeoutHistogram, TimeoutKind, Timeouts};
 
 /// Services with an account of their own.
 const MOST: usize = 2048;
@@ -120,7 +119,7 @@ impl Listing {
         let service = self.services.entry(key).or_default();
         let phase = TimeoutKind::of(entry.proto, entry.tcp_state, entry.assured);
         // A timeout that can't be read is at least what an entry has left.
-        let timeout = self.timeouts.get(&phase).copied().unwrap_or(entry.left);
+        let timeout = self.timeouts.get(phase).unwrap_or(entry.left);
         let seen = service.phases.entry(phase).or_insert_with(|| TimeoutBucket {
             timeout,
             entries: 0,
@@ -150,7 +149,7 @@ impl Listing {
     /// The timeout in force, if it is known.
     #[must_use]
     pub fn timeout(&self, phase: TimeoutKind) -> Option<u32> {
-        self.timeouts.get(&phase).copied()
+        self.timeouts.get(phase)
     }
 
     /// Over how many seconds arrivals were counted, at most.

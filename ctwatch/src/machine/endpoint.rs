@@ -1,5 +1,5 @@
-//! Who serves a port of this host, and which programs on it open the connections there: advice to reuse them goes to these.
-//! Looks at sockets and at who holds them for a moment; what is too short-lived to be met is counted, not guessed.
+//! Which program serves a port of this host, and which local programs connect to it: advice on reuse names them.
+//! Samples sockets and their holders for a moment; connections too short-lived to attribute are counted, not guessed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -13,11 +13,11 @@ use super::software::{self, Program};
 use crate::kernel::roots::Roots;
 use crate::process::{procfs, sockets};
 
-/// Sockets remembered while looking.
-const SOCKETS: usize = 1 << 16;
-/// Between two looks at the socket tables.
+/// Sockets remembered while sampling.
+const MAX_SOCKETS: usize = 1 << 16;
+/// Between two reads of the socket tables.
 const PAUSE: Duration = Duration::from_millis(2);
-/// After so many passes over those that open and close sockets, all processes are looked at once more.
+/// After this many passes over the processes whose sockets change, all processes are read once more.
 const FULL_PASS: u32 = 16;
 
 /// A port.
@@ -36,24 +36,24 @@ pub struct Endpoint {
     pub servers: Vec<Program>,
     /// Who opens connections to that port, the busiest first.
     pub clients: Vec<Client>,
-    /// Connections that were met, but closed before anybody was seen to hold them.
+    /// Connections seen, but closed before a process was seen to hold them.
     pub unknown: usize,
 }
 
 /// A program that opens connections to a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Client {
-    /// The first of its processes that was met.
+    /// The first of its processes seen.
     pub program: Program,
-    /// Processes of that software which were met.
+    /// Processes of that software seen.
     pub processes: usize,
-    /// Connections of theirs which were met.
+    /// Their connections seen.
     pub connections: usize,
 }
 
-/// Looks at these ports of this thread's netns for so long: the longer, the more short-lived connections are met.
+/// Samples these ports of this thread's netns for this long: the longer, the more short-lived connections are seen.
 #[must_use]
-pub fn read(roots: &Roots, ports: &[Port], patience: Duration) -> BTreeMap<Port, Endpoint> {
+pub fn read(roots: &Roots, ports: &[Port], duration: Duration) -> BTreeMap<Port, Endpoint> {
     let folder = roots.proc("thread-self/net");
     let listening: Vec<(Port, u64)> = ports
         .iter()
@@ -61,20 +61,20 @@ pub fn read(roots: &Roots, ports: &[Port], patience: Duration) -> BTreeMap<Port,
             sockets::listening(&folder, port.proto, port.port).into_iter().map(|inode| (*port, inode))
         })
         .collect();
-    let met = meet(roots, &folder, ports, patience);
+    let sampled = sample(roots, &folder, ports, duration);
     let mut endpoints: BTreeMap<Port, Endpoint> =
         ports.iter().map(|port| (*port, Endpoint::default())).collect();
     let mut known = HashMap::new();
     let mut identify = |pid: u32| known.entry(pid).or_insert_with(|| software::identify(roots, pid)).clone();
     for (port, inode) in listening {
         let servers = &mut endpoints.entry(port).or_default().servers;
-        let holder = met.holders.get(&inode).and_then(|pid| identify(*pid));
+        let holder = sampled.holders.get(&inode).and_then(|pid| identify(*pid));
         servers.extend(holder.filter(|holder| servers.iter().all(|known| known.software != holder.software)));
     }
     let mut pids: BTreeMap<(Port, String), BTreeSet<u32>> = BTreeMap::new();
-    for (inode, port) in met.connections {
+    for (inode, port) in sampled.connections {
         let endpoint = endpoints.entry(port).or_default();
-        let Some(program) = met.holders.get(&inode).and_then(|pid| identify(*pid)) else {
+        let Some(program) = sampled.holders.get(&inode).and_then(|pid| identify(*pid)) else {
             endpoint.unknown += 1;
             continue;
         };
@@ -95,32 +95,32 @@ pub fn read(roots: &Roots, ports: &[Port], patience: Duration) -> BTreeMap<Port,
 }
 
 #[derive(Default)]
-struct Met {
+struct Sampled {
     /// Sockets of those who connected, by inode number.
     connections: BTreeMap<u64, Port>,
     /// Who holds which socket.
     holders: HashMap<u64, u32>,
 }
 
-/// A connection of the story lives for a millisecond: one thread goes on reading the socket tables, another one who
-/// holds which socket, and what both have met has a name. Inode numbers of sockets aren't used again that soon.
-fn meet(roots: &Roots, folder: &Path, ports: &[Port], patience: Duration) -> Met {
+/// Connections may live for a millisecond only: one thread keeps reading the socket tables, another one which process
+/// holds which socket, and what both have seen has a name. Inode numbers of sockets aren't reused that soon.
+fn sample(roots: &Roots, folder: &Path, ports: &[Port], duration: Duration) -> Sampled {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let watch =
             thread::Builder::new().name("holders".to_owned()).spawn_scoped(scope, || holders(roots, &over));
-        let connections = connections(folder, ports, patience);
+        let connections = connections(folder, ports, duration);
         over.store(true, Ordering::Relaxed);
         let holders = match watch {
             Ok(watch) => watch.join().unwrap_or_default(),
             Err(_) => holders(roots, &over),
         };
-        Met { connections, holders }
+        Sampled { connections, holders }
     })
 }
 
 /// Stays on the calling thread, whose netns it is.
-fn connections(folder: &Path, ports: &[Port], patience: Duration) -> BTreeMap<u64, Port> {
+fn connections(folder: &Path, ports: &[Port], duration: Duration) -> BTreeMap<u64, Port> {
     let mut found = BTreeMap::new();
     let protos: BTreeSet<u8> = ports.iter().map(|port| port.proto).collect();
     let began = Instant::now();
@@ -129,19 +129,19 @@ fn connections(folder: &Path, ports: &[Port], patience: Duration) -> BTreeMap<u6
             sockets::each_connected(folder, *proto, |connected| {
                 let port = Port { proto: *proto, port: connected.peer_port };
                 // The server's own sockets have its port on their side.
-                if ports.contains(&port) && connected.port != port.port && found.len() < SOCKETS {
+                if ports.contains(&port) && connected.port != port.port && found.len() < MAX_SOCKETS {
                     found.insert(connected.inode, port);
                 }
             });
         }
-        if began.elapsed() >= patience {
+        if began.elapsed() >= duration {
             return found;
         }
         thread::sleep(PAUSE);
     }
 }
 
-/// Goes on noting who holds which sockets until the other thread has seen enough, at least twice.
+/// Keeps noting which process holds which sockets until the other thread is done, at least twice.
 fn holders(roots: &Roots, over: &AtomicBool) -> HashMap<u64, u32> {
     let mut found: HashMap<u64, u32> = HashMap::new();
     let mut all = Vec::new();
@@ -162,7 +162,7 @@ fn holders(roots: &Roots, over: &AtomicBool) -> HashMap<u64, u32> {
             let mut held: Vec<u64> = procfs::sockets_of(roots, *pid).collect();
             held.sort_unstable();
             for socket in &held {
-                if found.len() < SOCKETS {
+                if found.len() < MAX_SOCKETS {
                     found.entry(*socket).or_insert(*pid);
                 }
             }

@@ -1,4 +1,4 @@
-//! Small files of /proc, /sys and /etc, each of which may be missing or closed to us.
+//! Small files of /proc, /sys and /etc, each of which may be missing or unreadable.
 //! What can't be read is `None`: nothing here fails, and nothing here knows what a file means.
 
 use std::path::{Path, PathBuf};

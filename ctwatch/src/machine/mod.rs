@@ -27,7 +27,7 @@ pub use published::Published;
 pub use settings::BootSettings;
 pub use software::{Program, Software};
 pub use table::TableLimits;
-pub use timeouts::{Timeouts, Tracking};
+pub use timeouts::{TimeoutSettings, Tracking};
 
 /// Where a host's files are.
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ impl Host {
     }
 }
 
-/// What is worth saying about what was read, or couldn't be.
+/// Remarks on what was read, or couldn't be.
 #[derive(Debug, Default)]
 struct Notes(Vec<String>);
 
@@ -88,11 +88,11 @@ pub struct Machine {
     pub memory: Option<Memory>,
     /// The table.
     pub table: TableLimits,
-    /// How long entries live in this netns.
-    pub timeouts: Timeouts,
+    /// The timeouts of this netns.
+    pub timeouts: TimeoutSettings,
     /// What else decides how flows are tracked.
     pub tracking: Tracking,
-    /// The ceiling that ports are.
+    /// The limit that source ports impose.
     pub ephemeral_ports: Option<EphemeralPorts>,
     /// Files that set conntrack's settings.
     pub settings: BootSettings,
@@ -100,7 +100,7 @@ pub struct Machine {
     pub managers: Vec<Manager>,
     /// Ports that programs publish for containers.
     pub published: Vec<Published>,
-    /// What couldn't be read, and what is odd.
+    /// What couldn't be read, and what looks wrong.
     pub notes: Vec<String>,
 }
 
@@ -113,13 +113,13 @@ pub fn read(host: &Host) -> Machine {
     let kernel_version = release_number(&kernel_release);
     let memory = file::text(&roots.proc("meminfo")).as_deref().and_then(memory);
     if memory.is_none() {
-        notes.add("how much memory there is can't be read: /proc/meminfo");
+        notes.add("can't read the amount of memory from /proc/meminfo");
     }
     let cpus = file::text(&roots.sys("devices/system/cpu/online")).as_deref().and_then(ports::cpus);
     let table = table::read(roots, memory.map(|memory| memory.total), kernel_version, &mut notes);
     let timeouts = timeouts::read(roots);
     if timeouts.is_empty() && table.module != table::Module::Absent {
-        notes.add("no timeout can be read in this netns: /proc/sys/net/netfilter");
+        notes.add("can't read any timeout of this netns from /proc/sys/net/netfilter");
     }
     let managers = managers::read(host, cpus);
     Machine {

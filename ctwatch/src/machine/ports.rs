@@ -1,5 +1,5 @@
-//! How many connections one address can have open to one place at a time: the other ceiling beside the table's.
-//! Facts of this netns only; how many are in use is for the measurement to say.
+//! How many connections one address can have to one destination at a time: the limit besides the table's.
+//! Configuration of this netns only; how many are in use is measured elsewhere.
 
 use std::ops::RangeInclusive;
 

@@ -1,5 +1,5 @@
-//! Ports that a program takes on behalf of a container: to track them less would cut the container off.
-//! Only programs in user space; published ports that are NAT rules are the firewall's to find.
+//! Ports that a user-space program publishes for a container: exempting them could cut the container off.
+//! Ports published by NAT rules are found in `firewall`.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! How connections to a server are used again, in the words of the client's own configuration: the fix at the root.
-//! Settings only, correct for current versions of the software; whether they help is for the numbers to say.
+//! How to reuse connections to a server, as settings of the client's own configuration.
+//! Settings only, correct for current versions of the software; whether they help is computed elsewhere.
 
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,7 @@ fn speaks(server: &Software) -> Speaks {
     }
 }
 
-/// How the clients of a server can use their connections again; without known clients, what the server can do for it.
+/// How the clients of a server can reuse their connections; without known clients, what the server can do.
 #[must_use]
 pub fn reuse_hint(server: &Software, clients: &[Software]) -> ReuseHint {
     let speaks = speaks(server);
@@ -58,11 +58,11 @@ pub fn reuse_hint(server: &Software, clients: &[Software]) -> ReuseHint {
     let what = if speaks == Speaks::Dns {
         add(&dns(server));
         format!(
-            "ask {server} less often: each question over UDP is an entry of its own, and a cache nearer by answers it"
+            "query {server} less often: each UDP query takes an entry; a cache closer to the clients avoids it"
         )
     } else if clients.is_empty() {
         add(&of_server(server, speaks));
-        format!("let clients of {server} keep their connections, and see that they do")
+        format!("allow clients of {server} to keep connections open, and check that they do")
     } else {
         for client in clients {
             add(&of_client(client, speaks));
@@ -74,7 +74,7 @@ pub fn reuse_hint(server: &Software, clients: &[Software]) -> ReuseHint {
                 names.push(client.name());
             }
         }
-        format!("keep the connections from {} to {server} open, and use them again", names.join(", "))
+        format!("keep connections from {} to {server} open and reuse them", names.join(", "))
     };
     ReuseHint { what, settings }
 }
@@ -110,30 +110,30 @@ fn of_client(client: &Software, server: Speaks) -> Vec<&'static str> {
         Go => go(server),
         Ruby => match server {
             Speaks::Redis => vec![
-                "ConnectionPool.new(size: 5) { Redis.new } once a process, not Redis.new for each request",
+                "ConnectionPool.new(size: 5) { Redis.new } once per process, not Redis.new for each request",
             ],
             Speaks::Sql => vec!["database.yml: pool: 5 (no establish_connection in a request)"],
-            _ => vec!["Net::HTTP::Persistent.new once a process instead of Net::HTTP.get"],
+            _ => vec!["Net::HTTP::Persistent.new once per process instead of Net::HTTP.get"],
         },
         Dotnet => match server {
             Speaks::Sql => vec!["Pooling=true;Max Pool Size=100 in the connection string"],
-            Speaks::Redis => vec!["one shared ConnectionMultiplexer a process"],
+            Speaks::Redis => vec!["one shared ConnectionMultiplexer per process"],
             _ => {
                 vec!["one shared HttpClient, or IHttpClientFactory; not `new HttpClient()` for each request"]
             }
         },
         _ => vec![
-            "one pool of connections a process: open at start, return after use, idle time shorter than the server's",
+            "one connection pool per process: open at start, return after use, idle time shorter than the server's",
         ],
     }
 }
 
 fn nginx_with_lua(server: Speaks) -> Vec<&'static str> {
     const CODE_CACHE: &str =
-        "lua_code_cache on; (off gives each request a Lua machine of its own, and with it an empty pool)";
+        "lua_code_cache on; (off gives each request a new Lua VM, and with it an empty pool)";
     match server {
         Speaks::Redis => vec![
-            "red:set_keepalive(10000, 100) instead of red:close(), after each use (ms idle; connections a worker)",
+            "red:set_keepalive(10000, 100) instead of red:close(), after each use (idle ms; connections per worker)",
             CODE_CACHE,
         ],
         Speaks::Memcached => {
@@ -169,7 +169,7 @@ fn nginx(server: Speaks) -> Vec<&'static str> {
             "upstream app { server 127.0.0.1:8080; keepalive 32; }, and proxy_pass to that name",
             "proxy_http_version 1.1;",
             "proxy_set_header Connection \"\";",
-            "(from nginx 1.29.7 on all three are the default of an upstream block: look for `keepalive 0` or a Connection header of your own)",
+            "(from nginx 1.29.7 on, all three are defaults of an upstream block: look for `keepalive 0` or a custom Connection header)",
         ],
     }
 }
@@ -187,7 +187,7 @@ fn php(server: Speaks) -> Vec<&'static str> {
         Speaks::Sql => vec![
             "PDO: [PDO::ATTR_PERSISTENT => true]",
             "mysqli: 'p:127.0.0.1' as the host",
-            "pm.max_children bounds the connections",
+            "pm.max_children limits the connections",
         ],
         Speaks::Http => vec![
             "PHP 8.5: curl_share_init_persistent([CURL_LOCK_DATA_CONNECT]); before, a local proxy that keeps its connections",
@@ -199,56 +199,58 @@ fn php(server: Speaks) -> Vec<&'static str> {
 fn java(server: Speaks) -> Vec<&'static str> {
     match server {
         Speaks::Redis => vec![
-            "Jedis: one JedisPooled a process (pool of 8 by default: setMaxTotal, setMaxIdle alike); Lettuce: one shared connection",
+            "Jedis: one JedisPooled per process (pool of 8 by default: setMaxTotal, setMaxIdle alike); Lettuce: one shared connection",
         ],
         Speaks::Sql => vec![
             "HikariCP: maximumPoolSize 10, maxLifetime shorter than the server's wait_timeout; not DriverManager for each query",
         ],
         Speaks::Http => vec![
             "one shared java.net.http.HttpClient, or a PoolingHttpClientConnectionManager with setDefaultMaxPerRoute (5 by default)",
-            "read each response to its end, or its connection isn't used again",
+            "read each response to its end, or its connection isn't reused",
         ],
-        _ => vec!["one client a process, shared by its threads"],
+        _ => vec!["one client per process, shared by its threads"],
     }
 }
 
 fn python(server: Speaks) -> Vec<&'static str> {
     match server {
         Speaks::Redis => vec![
-            "one redis.Redis(connection_pool=redis.ConnectionPool(max_connections=50)) a process, not one for each request",
+            "one redis.Redis(connection_pool=redis.ConnectionPool(max_connections=50)) per process, not one for each request",
         ],
         Speaks::Sql => vec![
             "Django: CONN_MAX_AGE = 60 (0, the default, closes after each request)",
-            "SQLAlchemy: one create_engine(pool_size=5) a process, not NullPool",
+            "SQLAlchemy: one create_engine(pool_size=5) per process, not NullPool",
         ],
-        Speaks::Http => vec!["one requests.Session() or httpx.Client() a process instead of requests.get()"],
-        Speaks::Mongo => vec!["one MongoClient a process: it is a pool"],
-        _ => vec!["one client a process, not one for each request"],
+        Speaks::Http => {
+            vec!["one requests.Session() or httpx.Client() per process instead of requests.get()"]
+        }
+        Speaks::Mongo => vec!["one MongoClient per process: it is a pool"],
+        _ => vec!["one client per process, not one for each request"],
     }
 }
 
 fn node(server: Speaks) -> Vec<&'static str> {
     match server {
-        Speaks::Redis => vec!["one client a process, created and connected at its start"],
+        Speaks::Redis => vec!["one client per process, created and connected at its start"],
         Speaks::Sql => vec![
             "mysql2: createPool(), pg: new Pool(), instead of createConnection() and new Client() for each query",
         ],
         Speaks::Http => vec![
             "new http.Agent({ keepAlive: true }) passed to each request (the global agent does so since Node 19)",
         ],
-        _ => vec!["one client a process, not one for each request"],
+        _ => vec!["one client per process, not one for each request"],
     }
 }
 
 fn go(server: Speaks) -> Vec<&'static str> {
     match server {
-        Speaks::Redis => vec!["one redis.NewClient a process (go-redis: PoolSize 10 for each CPU)"],
+        Speaks::Redis => vec!["one redis.NewClient per process (go-redis: PoolSize is 10 per CPU)"],
         Speaks::Sql => {
-            vec!["one sql.DB a process: db.SetMaxIdleConns(50) (2 by default) as large as SetMaxOpenConns"]
+            vec!["one sql.DB per process: db.SetMaxIdleConns(50) (2 by default) as large as SetMaxOpenConns"]
         }
         _ => vec![
-            "&http.Transport{MaxIdleConnsPerHost: 100} (2 by default), one http.Client a process",
-            "read each response's body to its end, then close it, or its connection isn't used again",
+            "&http.Transport{MaxIdleConnsPerHost: 100} (2 by default), one http.Client per process",
+            "read each response body to its end, then close it, or its connection isn't reused",
         ],
     }
 }
@@ -257,15 +259,19 @@ fn go(server: Speaks) -> Vec<&'static str> {
 fn without_network(server: Speaks) -> Vec<&'static str> {
     match server {
         Speaks::Redis => {
-            vec!["or a Unix socket, which no table ever sees: unixsocket /run/redis/redis.sock in redis.conf"]
+            vec![
+                "or a Unix socket, which conntrack never sees: unixsocket /run/redis/redis.sock in redis.conf",
+            ]
         }
         Speaks::Memcached => {
-            vec!["or a Unix socket, which no table ever sees: memcached -s /run/memcached/memcached.sock"]
+            vec!["or a Unix socket, which conntrack never sees: memcached -s /run/memcached/memcached.sock"]
         }
         Speaks::Sql => vec![
-            "or the server's Unix socket, which no table ever sees: `localhost` or the socket's path as the host",
+            "or the server's Unix socket, which conntrack never sees: `localhost` or the socket's path as the host",
         ],
-        Speaks::FastCgi => vec!["or a Unix socket, which no table ever sees: listen = /run/php/php-fpm.sock"],
+        Speaks::FastCgi => {
+            vec!["or a Unix socket, which conntrack never sees: listen = /run/php/php-fpm.sock"]
+        }
         _ => Vec::new(),
     }
 }
@@ -274,7 +280,7 @@ fn of_server(server: &Software, speaks: Speaks) -> Vec<&'static str> {
     match server {
         Nginx | NginxLua | OpenResty | Tengine => vec![
             "keepalive_timeout 75s; keepalive_requests 1000; (both the default: look for a 0)",
-            "clients that send `Connection: close`, load balancers and health checks above all",
+            "look for clients that send `Connection: close`, above all load balancers and health checks",
         ],
         Apache => vec!["KeepAlive On", "KeepAliveTimeout 5", "MaxKeepAliveRequests 0"],
         Haproxy => vec!["option http-keep-alive (and no `option httpclose`)", "timeout http-keep-alive 10s"],
@@ -282,7 +288,7 @@ fn of_server(server: &Software, speaks: Speaks) -> Vec<&'static str> {
             vec!["server.keepAliveTimeout = 75000 (5000 by default; longer than that of the proxy in front)"]
         }
         Redis => vec![
-            "timeout 0 in redis.conf, so that pooled connections stay",
+            "timeout 0 in redis.conf, so that pooled connections stay open",
             "pools in the clients (set_keepalive, pconnect, JedisPooled)",
         ],
         MySql => vec!["pools in the clients; wait_timeout longer than they keep a connection idle"],
@@ -292,7 +298,7 @@ fn of_server(server: &Software, speaks: Speaks) -> Vec<&'static str> {
                 vec!["HTTP keep-alive on, with an idle timeout longer than that of the proxy in front"]
             }
             Speaks::Messages => {
-                vec!["one connection a client process that lasts, with channels or sessions inside"]
+                vec!["one long-lived connection per client process, with channels or sessions inside"]
             }
             _ => vec!["an idle timeout long enough for pools in the clients"],
         },
@@ -303,17 +309,19 @@ fn dns(server: &Software) -> Vec<&'static str> {
     let mut lines = match server {
         SystemdResolved => vec![
             "Cache=yes in resolved.conf",
-            "hosts: files resolve [!UNAVAIL=return] dns in nsswitch.conf: programs then ask without UDP",
+            "hosts: files resolve [!UNAVAIL=return] dns in nsswitch.conf: programs then resolve without UDP",
         ],
         Dnsmasq => vec!["cache-size=10000"],
         Unbound => vec!["prefetch: yes", "serve-expired: yes"],
         CoreDns => vec![
             "cache 30 in the Corefile",
-            "NodeLocal DNSCache: it answers on the node, and has NOTRACK rules of its own",
+            "NodeLocal DNSCache: answers on the node and brings its own NOTRACK rules",
         ],
         _ => vec!["a caching resolver on each client host (systemd-resolved, unbound, dnsmasq)"],
     };
-    lines.push("options ndots:1 in resolv.conf where names are written in full: each search domain is a question more");
+    lines.push(
+        "options ndots:1 in resolv.conf where names are fully qualified: each search domain adds a query",
+    );
     lines
 }
 
@@ -328,7 +336,7 @@ mod tests {
     #[test]
     fn the_story_s_advice_is_the_story_s_own() {
         let hint = reuse_hint(&Redis, &[NginxLua]);
-        assert_eq!(hint.what, "keep the connections from nginx+lua to redis open, and use them again");
+        assert_eq!(hint.what, "keep connections from nginx+lua to redis open and reuse them");
         let text = hint.settings.join("\n");
         assert!(text.contains("red:set_keepalive(10000, 100) instead of red:close()"), "{text}");
         assert!(text.contains("lua_code_cache on;"), "{text}");

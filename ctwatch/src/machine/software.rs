@@ -1,5 +1,5 @@
 //! Which server or client software a process is, by its names: advice on reusing connections differs by software.
-//! A name nobody here knows is passed on as it is; versions are not asked for.
+//! An unknown name is passed on unchanged; versions are not determined.
 
 use std::fmt;
 use std::fs::File;
@@ -107,7 +107,7 @@ const NAMES: &[(Software, &str, &[&str])] = &[
     (DockerProxy, "docker-proxy", &["docker-proxy"]),
 ];
 
-/// What runs inside a Java machine, by a word of its main class.
+/// What runs inside a JVM, by a word of its main class.
 const JAVA: [(&str, Software); 6] = [
     ("kafka.Kafka", Kafka),
     ("org.apache.zookeeper", ZooKeeper),

@@ -1,5 +1,5 @@
-//! How large the table may grow here, what an entry costs, and what the kernel would have chosen by itself.
-//! Facts only: what ought to be changed is advice, and advice is not given here.
+//! How large the table may grow here, what an entry costs, and the kernel's own default.
+//! Facts only: advice is given elsewhere.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ const GIB: u64 = 1 << 30;
 /// The table's dimensions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableLimits {
-    /// How the kernel has conntrack.
+    /// Whether conntrack is a module, built in or absent.
     pub module: Module,
     /// nf_conntrack_max: the limit of each netns. 0 is no limit up to 6.18.
     pub max: Option<u64>,
@@ -32,15 +32,15 @@ pub struct TableLimits {
     pub buckets_writable: Writable,
     /// What an entry costs.
     pub entry: EntrySize,
-    /// What this kernel would choose for this much memory.
+    /// This kernel's default for this much memory.
     pub kernel_default: Option<Sizes>,
-    /// What the rule of thumb from old kernels gives: history, not advice.
+    /// What the rule of thumb of old kernels gives: history, not advice.
     pub old_rule: Option<Sizes>,
     /// How long a bucket's chain may grow before new flows are dropped.
     pub chain_limit: Option<ChainLimit>,
 }
 
-/// How the kernel has conntrack.
+/// Whether conntrack is a module, built in or absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Module {
@@ -107,7 +107,7 @@ impl EntrySize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChainLimit {
-    /// 5.10: chains only grow slow.
+    /// 5.10: long chains are only slow.
     None,
     /// Between 8 and 32 in the first kernels that had it, between 50 and 80 in later ones.
     Random,
@@ -130,7 +130,7 @@ pub(super) fn read(
         Module::Absent
     };
     if module == Module::Absent {
-        notes.add("conntrack is not loaded: nothing is tracked on this host, and nothing can be full");
+        notes.add("nf_conntrack is not loaded: nothing is tracked on this host, so no table can be full");
     }
     let max_writable = Writable::of(&sysctl("max"));
     TableLimits {
@@ -165,7 +165,7 @@ fn entry_size(roots: &Roots, version: Option<(u32, u32)>, notes: &mut Notes) -> 
     } else if let Some(size) = file::value(&roots.sys("kernel/slab/nf_conntrack/slab_size")) {
         (size, SizeSource::SysSlab)
     } else {
-        notes.add("the size of an entry is what kernels of this version have: /proc/slabinfo is closed to us, or has no row nf_conntrack");
+        notes.add("entry size assumed from the kernel version: /proc/slabinfo is unreadable or has no nf_conntrack row");
         let is_old = version.is_some_and(|version| version < (5, 15));
         (if is_old { 320 } else { 256 }, SizeSource::KernelVersion)
     };

@@ -1,5 +1,5 @@
-//! How long entries live in this netns, by protocol and state, beside what the kernel starts with.
-//! The live values count: the defaults are only there to show what somebody has changed.
+//! The timeout sysctls of this netns, by protocol and state, beside the kernel's defaults.
+//! The live values count: the defaults only show what has been changed.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::kernel::roots::Roots;
 
 /// One timeout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Timeout {
+pub struct TimeoutSetting {
     /// The sysctl: "net.netfilter.nf_conntrack_tcp_timeout_time_wait".
     pub sysctl: String,
     /// In force.
@@ -19,7 +19,7 @@ pub struct Timeout {
     pub default: Option<u32>,
 }
 
-impl Timeout {
+impl TimeoutSetting {
     /// Whether somebody changed it.
     #[must_use]
     pub fn is_changed(&self) -> bool {
@@ -28,7 +28,7 @@ impl Timeout {
 }
 
 /// Timeouts by short name: "tcp_time_wait", "udp", "udp_stream", "icmp", "generic".
-pub type Timeouts = BTreeMap<String, Timeout>;
+pub type TimeoutSettings = BTreeMap<String, TimeoutSetting>;
 
 /// Defaults in seconds. The tables tcp_timeouts, udp_timeouts … of net/netfilter/nf_conntrack_proto_*.c, and
 /// nf_ct_generic_timeout and gre_timeouts beside them; the same in 5.10, 6.12 and 7.3 for all that each of them has.
@@ -76,9 +76,9 @@ pub fn default_of(name: &str) -> Option<u32> {
 }
 
 /// All timeouts of this thread's netns.
-pub(crate) fn read(roots: &Roots) -> Timeouts {
+pub(crate) fn read(roots: &Roots) -> TimeoutSettings {
     let folder = roots.proc("sys/net/netfilter");
-    let mut timeouts = Timeouts::new();
+    let mut timeouts = TimeoutSettings::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let file = entry.file_name();
         let Some((name, file)) = file.to_str().and_then(|file| Some((short_name(file)?, file))) else {
@@ -86,7 +86,8 @@ pub(crate) fn read(roots: &Roots) -> Timeouts {
         };
         if let Some(seconds) = file::value(&entry.path()) {
             let default = default_of(&name);
-            timeouts.insert(name, Timeout { sysctl: format!("net.netfilter.{file}"), seconds, default });
+            timeouts
+                .insert(name, TimeoutSetting { sysctl: format!("net.netfilter.{file}"), seconds, default });
         }
     }
     timeouts
@@ -108,7 +109,7 @@ fn short_name(file: &str) -> Option<String> {
 /// Settings that change what is tracked, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracking {
-    /// Connections picked up in their middle become entries.
+    /// Connections already under way become entries.
     pub tcp_loose: Option<bool>,
     /// Packets outside of the window are no reason to call a connection invalid.
     pub tcp_be_liberal: Option<bool>,

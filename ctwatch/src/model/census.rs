@@ -1,7 +1,7 @@
 //! A census as it enters `state`: what one netns's table held, tied to what the flow counters said meanwhile.
 //! Plain data of bounded size, live or replayed.
 
-use super::NetnsId;
+use super::{NetnsId, Timeouts};
 
 /// Entries of one protocol and service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,9 +142,9 @@ pub struct PortDetail {
     /// By state.
     pub mix: StateCounts,
     /// Those whose timeout starts anew with each packet: TCP's ESTABLISHED, elsewhere what is assured.
-    pub lasting: TimeoutHistogram,
+    pub refreshed: TimeoutHistogram,
     /// Those that only wait for their end.
-    pub ending: TimeoutHistogram,
+    pub expiring: TimeoutHistogram,
 }
 
 impl PortDetail {
@@ -155,8 +155,8 @@ impl PortDetail {
             proto,
             port,
             mix: StateCounts::default(),
-            lasting: TimeoutHistogram::default(),
-            ending: TimeoutHistogram::default(),
+            refreshed: TimeoutHistogram::default(),
+            expiring: TimeoutHistogram::default(),
         }
     }
 
@@ -165,7 +165,7 @@ impl PortDetail {
         self.mix.tcp[usize::from(tcp_state) % 16] += 1;
         self.mix.assured += u32::from(assured);
         let lasts = if self.is_tcp() { tcp_state == StateCounts::ESTABLISHED } else { assured };
-        if lasts { self.lasting.add(left) } else { self.ending.add(left) }
+        if lasts { self.refreshed.add(left) } else { self.expiring.add(left) }
     }
 
     /// Adds another one's entries.
@@ -174,8 +174,8 @@ impl PortDetail {
             *sum += more;
         }
         self.mix.assured += other.mix.assured;
-        self.lasting.add_all(&other.lasting);
-        self.ending.add_all(&other.ending);
+        self.refreshed.add_all(&other.refreshed);
+        self.expiring.add_all(&other.expiring);
     }
 
     /// Whether states are TCP's.
@@ -183,20 +183,6 @@ impl PortDetail {
     pub const fn is_tcp(&self) -> bool {
         self.proto == 6
     }
-}
-
-/// Timeouts in force (net.netfilter.nf_conntrack_*_timeout*), seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is named like its sysctl")]
-pub struct Timeouts {
-    pub tcp_syn_sent: Option<u32>,
-    pub tcp_established: Option<u32>,
-    pub tcp_time_wait: Option<u32>,
-    pub udp: Option<u32>,
-    pub udp_stream: Option<u32>,
-    pub icmp: Option<u32>,
-    pub icmpv6: Option<u32>,
-    pub generic: Option<u32>,
 }
 
 /// What a key's inserts less deletes must be added to, to get its entries.

@@ -17,9 +17,7 @@ mod timeout;
 
 pub use address::{Address, LocalAddress};
 pub use backend::Backend;
-pub use census::{
-    Census, CensusKey, FlowOffset, FlowSample, PortDetail, StateCounts, TimeoutHistogram, Timeouts,
-};
+pub use census::{Census, CensusKey, FlowOffset, FlowSample, PortDetail, StateCounts, TimeoutHistogram};
 pub use clock::{Clock, WallMono, monotonic_ns};
 pub use counters::KernelCounters;
 pub use direction::{Direction, Locals};
@@ -29,4 +27,4 @@ pub use ids::{NetnsId, Owner, ProcessId, Role};
 pub use packet::{Device, EntryState, Flow, Hook, Name, Packet, Sender, Tuple};
 pub use protocol::{Protocol, service};
 pub use state_name::{TCP_STATES, state_name};
-pub use timeout::TimeoutKind;
+pub use timeout::{TimeoutKind, Timeouts};

@@ -1,5 +1,5 @@
-//! The timeouts an entry can be waiting for, by the names of their sysctls.
-//! Names and numbers only; what is in force is read elsewhere.
+//! The timeouts an entry can be subject to, named after their sysctls, and their values in force.
+//! Names and numbers only; nothing is read here.
 
 use std::fmt;
 
@@ -121,6 +121,39 @@ impl TimeoutKind {
     }
 }
 
+/// Timeouts in force in a netns, in seconds; those that can't be read are absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts([Option<u32>; TimeoutKind::ALL.len()]);
+
+impl Timeouts {
+    /// The value of one.
+    #[must_use]
+    pub const fn get(&self, kind: TimeoutKind) -> Option<u32> {
+        self.0[kind as usize]
+    }
+
+    /// All that are known.
+    pub fn iter(&self) -> impl Iterator<Item = (TimeoutKind, u32)> {
+        TimeoutKind::ALL.into_iter().filter_map(|kind| Some((kind, self.get(kind)?)))
+    }
+}
+
+impl FromIterator<(TimeoutKind, u32)> for Timeouts {
+    fn from_iter<I: IntoIterator<Item = (TimeoutKind, u32)>>(known: I) -> Self {
+        let mut timeouts = Self::default();
+        for (kind, seconds) in known {
+            timeouts.0[kind as usize] = Some(seconds);
+        }
+        timeouts
+    }
+}
+
+impl<const N: usize> From<[(TimeoutKind, u32); N]> for Timeouts {
+    fn from(known: [(TimeoutKind, u32); N]) -> Self {
+        known.into_iter().collect()
+    }
+}
+
 impl fmt::Display for TimeoutKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
@@ -143,6 +176,18 @@ mod tests {
             assert_eq!(TimeoutKind::from_name(phase.name()), Some(phase));
         }
         assert_eq!(TimeoutKind::from_name("wait"), None);
+    }
+
+    #[test]
+    fn a_timeout_is_found_by_its_kind() {
+        let all: Timeouts = TimeoutKind::ALL.into_iter().zip(1..).collect();
+        for (kind, seconds) in TimeoutKind::ALL.into_iter().zip(1..) {
+            assert_eq!(all.get(kind), Some(seconds), "{kind}");
+        }
+        let known = [(TimeoutKind::Udp, 30), (TimeoutKind::TimeWait, 120)];
+        let timeouts = Timeouts::from(known);
+        assert_eq!(timeouts.iter().collect::<Vec<_>>(), [known[1], known[0]]);
+        assert_eq!(timeouts.get(TimeoutKind::Icmp), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::open::{ReadError, corrupt_row};
 use super::reader::each;
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
 use crate::model::{
-    Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, Timeouts,
+    Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, TimeoutKind, Timeouts,
 };
 
 /// Ports kept of one census: those with the most entries.
@@ -64,15 +64,15 @@ pub(super) fn insert(
         .write(&mut statement)?;
     }
     let mut statement = CensusDetailColumns::statement(connection)?;
-    for PortDetail { proto, port, mix, lasting, ending } in details {
+    for PortDetail { proto, port, mix, refreshed, expiring } in details {
         CensusDetailColumns::<&dyn ToSql> {
             census: &id,
             proto,
             port: &port.map_or(-1, i64::from),
             assured: &mix.assured,
             states: &sparse_text(&states(mix)),
-            lasting: &sparse_text(&lasting.sparse().collect()),
-            ending: &sparse_text(&ending.sparse().collect()),
+            lasting: &sparse_text(&refreshed.sparse().collect()),
+            ending: &sparse_text(&expiring.sparse().collect()),
         }
         .write(&mut statement)?;
     }
@@ -177,7 +177,7 @@ fn read_details(connection: &Connection, id: i64, census: &mut Census) -> rusqli
         }
         let remaining = |text: String| TimeoutHistogram::from_sparse(&sparse_from(&text)?);
         match (remaining(row.get(CENSUS_DETAIL.lasting)?), remaining(row.get(CENSUS_DETAIL.ending)?)) {
-            (Some(lasting), Some(ending)) => (detail.lasting, detail.ending) = (lasting, ending),
+            (Some(lasting), Some(ending)) => (detail.refreshed, detail.expiring) = (lasting, ending),
             _ => return Ok(false),
         }
         census.details.push(detail);
@@ -203,9 +203,9 @@ fn checksum(tick: i64, census: &Census, omitted: usize) -> u32 {
     for FlowOffset { proto, port, entries } in bases {
         digest.int(i64::from(*proto)).int(i64::from(*port)).int(*entries);
     }
-    for PortDetail { proto, port, mix, lasting, ending } in details {
+    for PortDetail { proto, port, mix, refreshed, expiring } in details {
         digest.int(i64::from(*proto)).optional(port.map(i64::from)).int(i64::from(mix.assured));
-        for part in [states(mix), lasting.sparse().collect(), ending.sparse().collect()] {
+        for part in [states(mix), refreshed.sparse().collect(), expiring.sparse().collect()] {
             digest.text(&sparse_text(&part));
         }
     }
@@ -216,35 +216,27 @@ fn states(mix: &StateCounts) -> Sparse {
     mix.tcp.iter().copied().enumerate().filter(|(_, entries)| *entries > 0).collect()
 }
 
+/// The timeouts that are kept, by the names that files have for them.
+const TIMEOUTS: [(&str, TimeoutKind); 8] = [
+    ("tcp_syn_sent", TimeoutKind::SynSent),
+    ("tcp_established", TimeoutKind::Established),
+    ("tcp_time_wait", TimeoutKind::TimeWait),
+    ("udp", TimeoutKind::Udp),
+    ("udp_stream", TimeoutKind::UdpStream),
+    ("icmp", TimeoutKind::Icmp),
+    ("icmpv6", TimeoutKind::Icmpv6),
+    ("generic", TimeoutKind::Generic),
+];
+
 fn timeouts_text(timeouts: &Timeouts) -> String {
-    let Timeouts { tcp_syn_sent, tcp_established, tcp_time_wait, udp, udp_stream, icmp, icmpv6, generic } =
-        timeouts;
-    let named = [
-        ("tcp_syn_sent", tcp_syn_sent),
-        ("tcp_established", tcp_established),
-        ("tcp_time_wait", tcp_time_wait),
-        ("udp", udp),
-        ("udp_stream", udp_stream),
-        ("icmp", icmp),
-        ("icmpv6", icmpv6),
-        ("generic", generic),
-    ];
-    let known: NamedTimeouts =
-        named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), (*value)?))).collect();
+    let known: NamedTimeouts = TIMEOUTS
+        .into_iter()
+        .filter_map(|(name, kind)| Some((name.to_owned(), timeouts.get(kind)?)))
+        .collect();
     serde_json::to_string(&known).unwrap_or_default()
 }
 
 fn timeouts_from(text: &str) -> Option<Timeouts> {
     let named: NamedTimeouts = serde_json::from_str(text).ok()?;
-    let of = |name: &str| named.get(name).copied();
-    Some(Timeouts {
-        tcp_syn_sent: of("tcp_syn_sent"),
-        tcp_established: of("tcp_established"),
-        tcp_time_wait: of("tcp_time_wait"),
-        udp: of("udp"),
-        udp_stream: of("udp_stream"),
-        icmp: of("icmp"),
-        icmpv6: of("icmpv6"),
-        generic: of("generic"),
-    })
+    Some(TIMEOUTS.into_iter().filter_map(|(name, kind)| Some((kind, *named.get(name)?))).collect())
 }

@@ -13,7 +13,7 @@ use super::reader::each;
 use super::rows::{SnapshotReason, StoredListing};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
 use crate::listing::{Listing, ServiceEntries, TimeoutBucket};
-use crate::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind, WallMono};
+use crate::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind, Timeouts, WallMono};
 
 /// Writes a listing.
 pub(super) fn insert(
@@ -153,11 +153,11 @@ fn checksum(listing: &StoredListing) -> u32 {
 
 fn timeouts_text(census: &Listing) -> String {
     let named: NamedTimeouts =
-        census.timeouts().iter().map(|(phase, seconds)| (phase.name().to_owned(), *seconds)).collect();
+        census.timeouts().iter().map(|(kind, seconds)| (kind.name().to_owned(), seconds)).collect();
     serde_json::to_string(&named).unwrap_or_default()
 }
 
-fn timeouts_from(text: &str) -> Option<BTreeMap<TimeoutKind, u32>> {
+fn timeouts_from(text: &str) -> Option<Timeouts> {
     let named: NamedTimeouts = serde_json::from_str(text).ok()?;
     named.into_iter().map(|(name, seconds)| Some((TimeoutKind::from_name(&name)?, seconds))).collect()
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::step::{FlowKey, Step};
 use super::trend::{Line, Trend, fit, settled_fit};
-use crate::model::{PortDetail, StateCounts, TimeoutHistogram, Timeouts};
+use crate::model::{PortDetail, Protocol, StateCounts, TimeoutHistogram, TimeoutKind, Timeouts};
 
 /// Ticks of arrivals the trend is read from.
 const RATES: usize = 120;
@@ -64,7 +64,7 @@ impl Prior {
 
     fn of_detail(detail: &PortDetail, timeouts: &Timeouts) -> Self {
         let total = f64::from(detail.mix.total()).max(1.0);
-        let (lasting, ending) = (f64::from(detail.lasting.total()), f64::from(detail.ending.total()));
+        let (refreshed, expiring) = (f64::from(detail.refreshed.total()), f64::from(detail.expiring.total()));
         // What entries were given is at least what they have left, whatever the sysctl says by now.
         let given = |remaining: &TimeoutHistogram, timeout: Option<u32>| {
             let left = remaining.quantile(0.9).filter(|_| remaining.total() >= 16);
@@ -77,13 +77,13 @@ impl Prior {
             let time_wait = f64::from(detail.mix.tcp[usize::from(StateCounts::TIME_WAIT)]);
             if time_wait >= 0.05 * total {
                 // Little's law: they leave TIME_WAIT, and so enter it, at this rate; ESTABLISHED holds the rest.
-                let lingers = given(&detail.ending, timeouts.tcp_time_wait);
+                let lingers = given(&detail.expiring, timeouts.get(TimeoutKind::TimeWait));
                 let rate = time_wait / lingers;
-                (total / rate, Some((lasting / total, lasting / rate, lingers)))
-            } else if lasting * 2.0 >= total {
-                (given(&detail.lasting, timeouts.tcp_established), None)
+                (total / rate, Some((refreshed / total, refreshed / rate, lingers)))
+            } else if refreshed * 2.0 >= total {
+                (given(&detail.refreshed, timeouts.get(TimeoutKind::Established)), None)
             } else {
-                (given(&detail.ending, timeouts.tcp_syn_sent), None)
+                (given(&detail.expiring, timeouts.get(TimeoutKind::SynSent)), None)
             }
         } else {
             let (short, long) = pair(detail.proto, timeouts);
@@ -91,12 +91,12 @@ impl Prior {
             let part = |entries: f64, remaining, timeout| {
                 if entries > 0.0 { entries / total * given(remaining, timeout) } else { 0.0 }
             };
-            (part(lasting, &detail.lasting, long) + part(ending, &detail.ending, short), None)
+            (part(refreshed, &detail.refreshed, long) + part(expiring, &detail.expiring, short), None)
         };
         let mut gone = vec![(0.0, 0.0)];
-        let mut buckets: Vec<(f64, f64, u32)> = detail.ending.buckets().collect();
+        let mut buckets: Vec<(f64, f64, u32)> = detail.expiring.buckets().collect();
         if talking.is_none() {
-            buckets.extend(detail.lasting.buckets());
+            buckets.extend(detail.refreshed.buckets());
         }
         buckets.sort_by(|a, b| a.1.total_cmp(&b.1));
         let mut sum = 0.0;
@@ -127,17 +127,22 @@ impl Prior {
 
 /// Timeouts of a protocol's one-way and two-way flows.
 fn pair(proto: u8, timeouts: &Timeouts) -> (Option<u32>, Option<u32>) {
-    match proto {
-        17 => (timeouts.udp, timeouts.udp_stream),
-        1 => (timeouts.icmp, timeouts.icmp),
-        58 => (timeouts.icmpv6, timeouts.icmpv6),
-        _ => (timeouts.generic, timeouts.generic),
-    }
+    let (one_way, two_way) = match Protocol(proto) {
+        Protocol::UDP => (TimeoutKind::Udp, TimeoutKind::UdpStream),
+        Protocol::ICMP => (TimeoutKind::Icmp, TimeoutKind::Icmp),
+        Protocol::ICMPV6 => (TimeoutKind::Icmpv6, TimeoutKind::Icmpv6),
+        _ => (TimeoutKind::Generic, TimeoutKind::Generic),
+    };
+    (timeouts.get(one_way), timeouts.get(two_way))
 }
 
 /// How long an entry lasts of which no census has seen the like.
 fn untouched(proto: u8, timeouts: &Timeouts) -> f64 {
-    let timeout = if proto == 6 { timeouts.tcp_established } else { pair(proto, timeouts).0 };
+    let timeout = if Protocol(proto) == Protocol::TCP {
+        timeouts.get(TimeoutKind::Established)
+    } else {
+        pair(proto, timeouts).0
+    };
     timeout.map_or(f64::INFINITY, f64::from)
 }
 

@@ -9,4 +9,4 @@ mod style;
 pub use duration::{duration, short_duration, took};
 pub use layout::{COLUMNS, percent, rate, shorten, signed, thousands, width, wrap};
 pub use size::mib;
-pub use style::{FAINT, FINE, FULL, Look, NEARLY, PLAIN, Paint};
+pub use style::{ALERT, FAINT, OK, PLAIN, Paint, TextOptions, WARN};

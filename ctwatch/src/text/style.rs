@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 
 /// How text looks on this terminal.
 #[derive(Clone, Debug)]
-pub struct Look {
+pub struct TextOptions {
     /// Escape codes for colour may be used.
     pub color: bool,
     /// For the clock at the start of lines.
@@ -14,11 +14,11 @@ pub struct Look {
 }
 
 /// A full table, and what was lost.
-pub const FULL: Style = AnsiColor::Red.on_default().bold();
+pub const ALERT: Style = AnsiColor::Red.on_default().bold();
 /// What will soon be a problem.
-pub const NEARLY: Style = AnsiColor::Yellow.on_default();
+pub const WARN: Style = AnsiColor::Yellow.on_default();
 /// All is well.
-pub const FINE: Style = AnsiColor::Green.on_default();
+pub const OK: Style = AnsiColor::Green.on_default();
 /// What matters less.
 pub const FAINT: Style = Style::new().dimmed();
 /// As the terminal has it.

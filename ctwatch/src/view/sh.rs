@@ -1,27 +1,28 @@
-//! Advice as a script: it does nothing until it is told which of `now`, `keep` and `undo`.
-//! Commands come from the advice as they are; here they only get a frame and comments.
+//! Advice as a script: it does nothing unless called with `now`, `keep` or `undo`.
+//! Commands come from the advice unchanged; this only adds the frame and comments.
 
 use std::io::{self, Write};
 
 use crate::advise::items::Item;
 use crate::advise::report::Advice;
+use crate::text::thousands;
 use crate::view::text::advice::after_idle;
 
-/// Writes the script of these pieces.
+/// Writes the script of these items.
 ///
 /// # Errors
 /// Writing failed.
 pub fn write(mut out: impl Write, report: &Advice, items: &[&Item]) -> io::Result<()> {
-    let name = report.name.as_deref().unwrap_or("netns without a name");
+    let name = report.name.as_deref().unwrap_or("an unnamed netns");
     writeln!(out, "#!/bin/sh")?;
     writeln!(
         out,
-        "# By ctwatch {}, {:.0}, for {name} on {}.",
+        "# Written by ctwatch {} at {:.0} for {name}, Linux {}.",
         report.version, report.time, report.kernel_release
     )?;
-    writeln!(out, "# sh FILE now    try it until the next reboot")?;
-    writeln!(out, "# sh FILE keep   keep it over reboots (after `now`)")?;
-    writeln!(out, "# sh FILE undo   put back what was there when it was written")?;
+    writeln!(out, "# sh FILE now    apply until the next reboot")?;
+    writeln!(out, "# sh FILE keep   make it persistent (run `now` first)")?;
+    writeln!(out, "# sh FILE undo   restore the settings found when this was written")?;
     writeln!(out, "set -u")?;
     for item in items {
         writeln!(out)?;
@@ -31,10 +32,10 @@ pub fn write(mut out: impl Write, report: &Advice, items: &[&Item]) -> io::Resul
         comment(
             &mut out,
             &format!(
-                "  then: {:.0} entries of {}, {:.0} before gc comes by",
-                item.after.entries(),
-                item.after.max,
-                item.after.peak
+                "  effect: {} entries of {}, {} just before garbage collection",
+                thousands(item.after.entries() as u64),
+                thousands(item.after.max.into()),
+                thousands(item.after.peak as u64)
             ),
         )?;
         if let Some(idle) = after_idle(&item.after) {
@@ -44,7 +45,7 @@ pub fn write(mut out: impl Write, report: &Advice, items: &[&Item]) -> io::Resul
             comment(&mut out, &format!("  {note}"))?;
         }
         if !item.settings.is_empty() {
-            comment(&mut out, "  no command can do this; set it by hand:")?;
+            comment(&mut out, "  cannot be scripted; set by hand:")?;
         }
         for setting in &item.settings {
             comment(&mut out, &format!("    {setting}"))?;

@@ -187,7 +187,7 @@ fn the_advice_speaks_the_tool_whose_rules_are_in_force() {
 #[test]
 fn a_json_that_cant_be_read_is_a_note() {
     let (_, notes) = Firewall::parse(&Dump { nft_json: "{".to_owned(), ..Dump::default() });
-    assert!(notes[0].text.contains("the rules of nft are unknown"), "{notes:?}");
+    assert!(notes[0].text.contains("nft rules are unknown"), "{notes:?}");
 }
 
 #[test]

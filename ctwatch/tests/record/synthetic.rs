@@ -68,7 +68,7 @@ fn census(second: i64) -> Census {
             FlowOffset { proto: 6, port: 6379, entries: second },
         ],
         replaces_offsets: true,
-        timeouts: Timeouts { tcp_time_wait: Some(120), udp: Some(30), ..Timeouts::default() },
+        timeouts: Timeouts::from([(TimeoutKind::TimeWait, 120), (TimeoutKind::Udp, 30)]),
         exact: second % 20 == 0,
     }
 }
@@ -178,7 +178,7 @@ pub fn all_of(path: &Path) -> anyhow::Result<String> {
             text += &format!("{tick:?}\n{:?}\n", recording.losses(tick.first..=tick.id)?);
         }
         let mut listings = recording.listings(run.id)?;
-        let timeouts: Vec<_> = listings.iter_mut().map(|one| one.census.timeouts().clone()).collect();
+        let timeouts: Vec<_> = listings.iter_mut().map(|one| *one.census.timeouts()).collect();
         text += &format!(
             "{:?} {timeouts:?}\n",
             listings.iter().map(|one| (one.at, one.entries)).collect::<Vec<_>>()

@@ -3,11 +3,12 @@
 
 use crate::fixtures::{HOST, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
-use ctwatch::advise::case::{Case, Commands, Firewall, Known, Objection};
-use ctwatch::advise::demand::{Demand, Service, Stay};
+use ctwatch::advise::case::{Case, Firewall, ServiceFacts};
+use ctwatch::advise::demand::{Demand, Residence, Service};
 use ctwatch::advise::gc::Gc;
 use ctwatch::advise::report::{Advice, Source, report};
 use ctwatch::advise::target::ServiceTarget;
+use ctwatch::firewall::{Commands, Objection, ObjectionKind};
 use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, TableLimits};
 use ctwatch::machine::{BootSettings, Machine, Manager, Memory, managers};
 use ctwatch::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind};
@@ -27,10 +28,16 @@ fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Servi
         admitted_per_s: per_s,
         offered_per_s: per_s * held_back,
         refused_per_s: per_s * (held_back - 1.0) * 2.0,
-        pent_up: held_back,
-        stays: vec![
-            Stay { phase: TimeoutKind::TimeWait, timeout: 120, entries, idle, per_s: per_s * held_back },
-            Stay { phase: TimeoutKind::Established, timeout: 432_000, entries: 40, idle: talking, per_s },
+        backlog_factor: held_back,
+        residences: vec![
+            Residence { phase: TimeoutKind::TimeWait, timeout: 120, entries, idle, per_s: per_s * held_back },
+            Residence {
+                phase: TimeoutKind::Established,
+                timeout: 432_000,
+                entries: 40,
+                idle: talking,
+                per_s,
+            },
         ],
         pairs: Some(1),
     }
@@ -68,7 +75,7 @@ fn story() -> Case {
         keep: vec!["# nftables.service reads it".to_owned()],
         undo: vec!["nft delete table inet t".to_owned()],
     };
-    let redis = Known {
+    let redis = ServiceFacts {
         server: Some("redis".to_owned()),
         clients: vec!["nginx+lua".to_owned()],
         reuse: Some((
@@ -76,18 +83,20 @@ fn story() -> Case {
             vec!["red:set_keepalive(10000, 100) instead of red:close()".to_owned()],
         )),
         notrack: Some(notrack.clone()),
-        ..Known::default()
+        ..ServiceFacts::default()
     };
     let objection = Objection {
-        rule: "inet nat prerouting: tcp dport 443 dnat to 10.0.0.2".to_owned(),
+        kind: ObjectionKind::NatRule,
+        place: "inet nat prerouting".to_owned(),
+        rule: "tcp dport 443 dnat to 10.0.0.2".to_owned(),
         text: "an untracked packet is not translated".to_owned(),
         remedy: None,
     };
-    let web = Known {
+    let web = ServiceFacts {
         server: Some("nginx".to_owned()),
         objections: vec![objection],
         notrack: Some(notrack),
-        ..Known::default()
+        ..ServiceFacts::default()
     };
     Case {
         demand: Demand {
@@ -102,18 +111,20 @@ fn story() -> Case {
         timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(),
         times: 2.0,
-        enter: String::new(),
+        netns_prefix: String::new(),
         firewall: Firewall {
             nat: true,
             tracking: vec!["inet filter input: ct state established accept".to_owned()],
-            without: None,
+            removal: None,
             objections: vec![Objection {
-                rule: "inet nat prerouting: tcp dport 443 dnat to 10.0.0.2".to_owned(),
+                kind: ObjectionKind::NatRule,
+                place: "inet nat prerouting".to_owned(),
+                rule: "tcp dport 443 dnat to 10.0.0.2".to_owned(),
                 text: "NAT needs conntrack".to_owned(),
                 remedy: None,
             }],
         },
-        known: [(target("6379/tcp/lo"), redis), (target("443/tcp/in"), web)].into(),
+        facts: [(target("6379/tcp/lo"), redis), (target("443/tcp/in"), web)].into(),
     }
 }
 

@@ -9,7 +9,7 @@ use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook as StartHook
 use ctwatch::model::{
     Backend, Census, CensusKey, Device, EntryState, Flow, FlowOffset, FlowSample, Hook, Insert,
     KernelCounters, Loss, Name, NetnsId, NetnsSample, Owner, Packet, PortDetail, ProcessId, Protocol, Role,
-    Sample, SlotSample, Timeouts, Tuple,
+    Sample, SlotSample, TimeoutKind, Timeouts, Tuple,
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
@@ -148,7 +148,7 @@ pub fn censuses() -> Vec<Census> {
             .map(|key| FlowOffset { proto: key.proto, port: key.port, entries: key.entries.into() })
             .collect(),
         replaces_offsets: true,
-        timeouts: Timeouts { tcp_time_wait: Some(120), udp: Some(600), ..Timeouts::default() },
+        timeouts: Timeouts::from([(TimeoutKind::TimeWait, 120), (TimeoutKind::Udp, 600)]),
         exact,
     };
     vec![of(HOST, &[&[redis], &others[..]].concat(), true), of(WEB1, &[dns], false)]

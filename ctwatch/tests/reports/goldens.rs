@@ -7,7 +7,7 @@ use crate::fixtures::{
 };
 use ctwatch::model::Backend;
 use ctwatch::state::{By, State, StateConfig};
-use ctwatch::text::Look;
+use ctwatch::text::TextOptions;
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;
 use ctwatch::view::text::TextView;
@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 
 pub fn text(color: bool, show: impl FnOnce(&mut dyn View)) -> String {
     let mut out = Vec::new();
-    let mut view = TextView::new(&mut out, Look { color, time_zone: TimeZone::UTC });
+    let mut view = TextView::new(&mut out, TextOptions { color, time_zone: TimeZone::UTC });
     show(&mut view);
     drop(view);
     String::from_utf8(out).expect("UTF-8")
@@ -180,7 +180,7 @@ fn occupied(view: &mut dyn View) {
 fn text_of_victims_beside_culprits() {
     let text = text(false, occupied);
     fits_80_columns(&text);
-    assert!(text.contains("fills the table: 6379/tcp 71 % (97 % TIME_WAIT)"), "{text}");
+    assert!(text.contains("top occupants: 6379/tcp 71 % (97 % TIME_WAIT)"), "{text}");
     golden("text-occupants.txt", &text);
 }
 

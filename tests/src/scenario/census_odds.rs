@@ -117,7 +117,7 @@ pub(super) fn empty_table(_: &Guest) -> Result<Outcome> {
         checks.equal(&format!("{what}: rows"), report["rows"].as_array().map(Vec::len), Some(0));
         let (tracks, words) = match kernel_tells {
             true => (Some(tracks), words),
-            false => (None, "doesn't tell"),
+            false => (None, "can't tell"),
         };
         checks.equal(&format!("{what}: tracks"), table["tracks"].as_bool(), tracks);
         let shown = run(&["ctwatch", "table", "--netns", other.name()])?
@@ -128,11 +128,11 @@ pub(super) fn empty_table(_: &Guest) -> Result<Outcome> {
         checks.that(shown.contains(words), format!("{what}: {shown}"));
         Ok(())
     };
-    judge("without a rule", false, "no rule here makes conntrack track")?;
+    judge("without a rule", false, "no rule here enables conntrack")?;
     other.run(nftables::track)?;
-    judge("with a rule", true, "rules here make conntrack track")?;
+    judge("with a rule", true, "rules here enable conntrack")?;
     other.run(nftables::flush)?;
-    judge("when the rule is gone", false, "no rule here makes conntrack track")?;
+    judge("when the rule is gone", false, "no rule here enables conntrack")?;
     checks.figure("kernel_tells", kernel_tells);
     Ok(Outcome::Passed(checks.finish()?))
 }

@@ -44,7 +44,7 @@ pub(super) fn over_a_reboot(_: &Guest) -> Result<Outcome> {
     let said = String::from_utf8_lossy(&keep.stderr).into_owned();
     checks.that(!keep.status.success(), "nothing was kept, and `keep` says it was");
     checks.that(
-        said.starts_with("not kept: no systemd") && said.lines().count() == 1,
+        said.starts_with("not persistent: no systemd") && said.lines().count() == 1,
         format!("`keep` says: {said}"),
     );
     checks.that(files()? == before, "files are left where nothing could be kept");

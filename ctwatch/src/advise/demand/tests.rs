@@ -25,10 +25,16 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
         admitted_per_s: rate,
         offered_per_s: rate,
         refused_per_s: 0.0,
-        pent_up: 1.0,
-        stays: vec![
-            Stay { phase: TimeoutKind::TimeWait, timeout: time_wait, entries: waiting, idle, per_s: rate },
-            Stay {
+        backlog_factor: 1.0,
+        residences: vec![
+            Residence {
+                phase: TimeoutKind::TimeWait,
+                timeout: time_wait,
+                entries: waiting,
+                idle,
+                per_s: rate,
+            },
+            Residence {
                 phase: TimeoutKind::Established,
                 timeout: 432_000,
                 entries: talking,
@@ -125,8 +131,8 @@ fn source_ports_that_come_again_take_the_place_of_their_entry() {
 #[test]
 fn what_was_refused_comes_back_as_soon_as_there_is_room() {
     let mut service =
-        Service { offered_per_s: 60.0, refused_per_s: 45.0, pent_up: 2.0, ..measured(30.0, 0.1, 30) };
-    service.stays[0].per_s = 60.0;
+        Service { offered_per_s: 60.0, refused_per_s: 45.0, backlog_factor: 2.0, ..measured(30.0, 0.1, 30) };
+    service.residences[0].per_s = 60.0;
     let demand = demand(vec![service], 905);
     let now = demand.after(&Changes::default());
     assert!((alive(&demand, "times=1") - 1_806.0).abs() < 3.0);
@@ -142,9 +148,10 @@ fn idle_connections_go_with_a_shorter_established_timeout_and_busy_ones_stay() {
     let mut idle = TimeoutHistogram::default();
     (0..900).for_each(|_| idle.add(50_000));
     (0..100).for_each(|_| idle.add(3));
-    let stay = Stay { phase: TimeoutKind::Established, timeout: 432_000, entries: 1_000, idle, per_s: 0.1 };
-    assert_eq!(stay.entries_with(432_000), 1_000.0);
-    assert_eq!(stay.entries_with(7_440), 100.0);
+    let residence =
+        Residence { phase: TimeoutKind::Established, timeout: 432_000, entries: 1_000, idle, per_s: 0.1 };
+    assert_eq!(residence.entries_with(432_000), 1_000.0);
+    assert_eq!(residence.entries_with(7_440), 100.0);
 }
 
 #[test]

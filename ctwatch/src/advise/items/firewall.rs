@@ -1,7 +1,7 @@
-//! No stateful firewall: without a rule that asks for state, conntrack tracks nothing.
-//! The last resort, and refused wherever rules depend on state.
+//! No stateful firewall: without rules that use connection state, conntrack tracks nothing.
+//! The last resort, and blocked wherever rules depend on state.
 
-use super::{ChangeKind, Draft, ELSEWHERE, Item, Level};
+use super::{ChangeKind, Draft, Item, Level, NOT_PERSISTENT};
 use crate::advise::case::Case;
 use crate::advise::target::ServiceTarget;
 use crate::advise::whatif::Changes;
@@ -16,33 +16,33 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     let mut item = Draft {
         id: "firewall".to_owned(),
         kind: ChangeKind::Firewall,
-        title: "take away the rules that make conntrack track".to_owned(),
+        title: "remove the rules that enable conntrack".to_owned(),
         evidence: match rules.as_slice() {
-            [one] => format!("one rule makes the kernel track: {one}"),
+            [one] => format!("one rule enables conntrack: {one}"),
             [first, rest @ ..] => {
-                format!("{} rules make the kernel track: {first}, and {} more", rules.len(), rest.len())
+                format!("{} rules enable conntrack: {first}, and {} more", rules.len(), rest.len())
             }
             [] => String::new(),
         },
         change: Changes { notrack, ..Changes::default() },
         risk: Level::High,
-        risk_text: "the host is without a stateful firewall: what it guards must be filtered elsewhere"
-            .to_owned(),
+        risk_text: "no stateful firewall on this host: filter elsewhere what it protects".to_owned(),
     }
     .on(case);
     item.change = Changes::default();
-    match (&case.firewall.without, case.firewall.objections.is_empty()) {
+    match (&case.firewall.removal, case.firewall.objections.is_empty()) {
         (Some(commands), true) => {
             item.commands = commands.clone();
-            if !case.enter.is_empty() {
-                item.notes.push(ELSEWHERE.to_owned());
+            if !case.netns_prefix.is_empty() {
+                item.notes.push(NOT_PERSISTENT.to_owned());
             }
             item.notes.push(
-                "these rules decide nothing that others don't; entries that exist stay until they expire"
+                "the verdict on every packet stays the same without these rules; existing entries remain until they expire"
                     .to_owned(),
             );
             item.notes.push(
-                "if the rules have changed since, ask anew: nft's are named by their handles".to_owned(),
+                "if the rules change, run `ctwatch advise` again: nft rules are addressed by handle"
+                    .to_owned(),
             );
         }
         _ => item.refused.clone_from(&case.firewall.objections),

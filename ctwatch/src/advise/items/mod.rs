@@ -1,5 +1,5 @@
-//! Pieces of advice, one file per kind, and their order.
-//! Each piece is a change on paper first: what it promises comes from the model, not from a rule of thumb.
+//! Items of advice, one file per kind, and their order.
+//! Each item is a what-if first: its numbers come from the demand model, not from a rule of thumb.
 
 mod firewall;
 mod notrack;
@@ -11,78 +11,95 @@ pub(crate) use timeouts::rfc;
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::case::{Case, Commands, Objection};
+use super::case::Case;
 use super::demand::{Outcome, Service};
 use super::whatif::Changes;
+use crate::firewall::{Commands, Objection};
 
-/// A table fuller than this at its peaks has too little room.
-pub const COMFORT: f64 = 0.8;
-/// What makes up less than this part of the table is not worth advice.
-const WORTH: f64 = 0.05;
+/// A table whose peaks exceed this fill has too little headroom.
+pub const TARGET_FILL: f64 = 0.8;
+/// Services and savings below this share of the load are not worth advice.
+const MIN_SHARE: f64 = 0.05;
 
 /// What kind of change it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, PartialOrd, Ord)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
-    /// Connections are used again.
+    /// Reuse connections.
     Reuse,
-    /// Flows go untracked.
+    /// Exempt flows from tracking.
     Notrack,
     /// A larger table.
     Size,
-    /// Entries go sooner.
+    /// A shorter timeout.
     Timeout,
     /// No stateful firewall.
     Firewall,
 }
 
-/// How much may go wrong.
+/// How much can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Little.
     Low,
-    /// Something, in rare cases.
+    /// Rare cases.
     Medium,
-    /// Think first.
+    /// Likely to break something: review first.
     High,
 }
 
-/// A piece of advice.
+/// An item of advice.
 #[derive(Clone, Debug, Serialize)]
 pub struct Item {
-    /// What it is called: `max`, `time_wait`, `notrack-6379-tcp-lo`.
+    /// Its id: `max`, `time_wait`, `notrack-6379-tcp-lo`.
     pub id: String,
     /// What kind of change it is.
     pub kind: ChangeKind,
     /// What to do.
     pub title: String,
-    /// What it rests on.
+    /// The evidence for it.
     pub evidence: String,
     /// The change, as `--what-if` takes it.
     pub change: Changes,
-    /// The table then.
+    /// The table with the change.
     pub after: Outcome,
-    /// The table then at [`Case::times`] the present rate.
+    /// The same at [`Case::times`] the present load.
     pub at_times: Outcome,
-    /// Whether nothing is refused then, with room to spare.
+    /// Whether nothing is dropped then, with headroom.
     pub solves: bool,
     /// How much more memory the kernel may take, bytes.
     pub memory_bytes: i64,
-    /// How much may go wrong,
+    /// How much can go wrong.
     pub risk: Level,
-    /// and what.
+    /// What can go wrong.
     pub risk_text: String,
-    /// Why it must not be done here. Then it has no commands.
+    /// Why it must not be done here; an item with reasons has no commands.
+    #[serde(serialize_with = "objections")]
     pub refused: Vec<Objection>,
-    /// What to type.
+    /// The commands.
     pub commands: Commands,
-    /// What else to set, where commands can't.
+    /// Settings that no command can change.
     pub settings: Vec<String>,
-    /// What one should know.
+    /// What else to know.
     pub notes: Vec<String>,
+}
+
+/// Objections as JSON has them: where the rule is goes with the rule.
+fn objections<S: Serializer>(objections: &[Objection], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        rule: String,
+        text: &'a str,
+        remedy: Option<&'a str>,
+    }
+    serializer.collect_seq(objections.iter().map(|objection| Row {
+        rule: objection.located_rule(),
+        text: &objection.text,
+        remedy: objection.remedy.as_deref(),
+    }))
 }
 
 /// The parts of an item that differ from kind to kind.
@@ -106,7 +123,7 @@ impl Draft {
         let memory_bytes = (entries(&after) - entries(&before)) * case.entry_bytes() as i64;
         Item {
             at_times: case.demand.after(&Changes { times: case.times, ..change.clone() }),
-            solves: after.peak <= COMFORT * limit(after.max),
+            solves: after.peak <= TARGET_FILL * limit(after.max),
             id,
             kind,
             title,
@@ -124,14 +141,14 @@ impl Draft {
     }
 }
 
-/// The services that need much of the table, and which part of it.
-fn weighty(case: &Case) -> impl Iterator<Item = (&Service, f64)> {
+/// The services with a major share of the load, and that share.
+fn major_services(case: &Case) -> impl Iterator<Item = (&Service, f64)> {
     let total = case.demand.after(&NOW).needed;
     let parts = case.demand.needs(&NOW).map(move |(service, needs)| (service, needs / total));
-    parts.filter(|(_, part)| *part >= WORTH)
+    parts.filter(|(_, part)| *part >= MIN_SHARE)
 }
 
-/// Nothing is changed.
+/// No change.
 static NOW: Changes = Changes {
     max: None,
     timeouts: std::collections::BTreeMap::new(),
@@ -144,8 +161,8 @@ fn limit(max: u32) -> f64 {
     if max == 0 { f64::INFINITY } else { f64::from(max) }
 }
 
-/// Of what is done in another netns.
-const ELSEWHERE: &str = "what starts this netns has to set it anew each time";
+/// The note on changes in another netns.
+const NOT_PERSISTENT: &str = "not persistent: whatever creates this netns must set it again";
 
 /// All advice for this case, the best first.
 #[must_use]
@@ -156,32 +173,32 @@ pub fn advise(case: &Case) -> Vec<Item> {
     items.extend(timeouts::items(case));
     items.extend(firewall::items(case));
     items.sort_by(|a, b| {
-        // Of equals, what goes to the root comes first: the kinds are in that order.
+        // Among equals, root causes come first: `ChangeKind` is in that order.
         let rank = |item: &Item| (!item.refused.is_empty(), !item.solves, item.risk, item.kind);
         rank(a).cmp(&rank(b)).then(a.after.peak.total_cmp(&b.after.peak)).then(a.id.cmp(&b.id))
     });
     items
 }
 
-/// Two pieces of advice at once.
+/// Two items applied together.
 #[derive(Clone, Debug, Serialize)]
-pub struct Together {
+pub struct Combination {
     /// Their ids.
     pub ids: [String; 2],
     /// Both changes.
     pub change: Changes,
-    /// The table then.
+    /// The table with both.
     pub after: Outcome,
 }
 
-/// The two pieces that do most together at the lowest risk.
+/// The two items that achieve most together at the lowest risk.
 #[must_use]
-pub fn together(case: &Case, items: &[Item]) -> Option<Together> {
+pub fn best_combination(case: &Case, items: &[Item]) -> Option<Combination> {
     let usable: Vec<&Item> =
         items.iter().filter(|item| item.refused.is_empty() && item.kind != ChangeKind::Firewall).collect();
     let pairs = usable.iter().enumerate().flat_map(|(index, one)| {
         usable[index + 1..].iter().filter_map(move |other| {
-            // Two ways to spare the same flows add nothing.
+            // Two ways to save the same entries add nothing.
             let is_same = one.kind == other.kind
                 || (one.kind <= ChangeKind::Notrack && other.kind <= ChangeKind::Notrack);
             (!is_same).then_some((*one, *other))
@@ -191,29 +208,29 @@ pub fn together(case: &Case, items: &[Item]) -> Option<Together> {
         let change = one.change.and(&other.change);
         let after = case.demand.after(&change);
         let fill = after.peak / limit(after.max);
-        let together = Together { ids: [one.id.clone(), other.id.clone()], change, after };
-        (fill > COMFORT, one.risk.max(other.risk), fill, together)
+        let combination = Combination { ids: [one.id.clone(), other.id.clone()], change, after };
+        (fill > TARGET_FILL, one.risk.max(other.risk), fill, combination)
     });
     let best = ranked.min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)));
-    best.map(|(.., together)| together)
+    best.map(|(.., combination)| combination)
 }
 
-/// Sets a sysctl of the netns, by what follows `nf_conntrack_`: now, for good, and back.
+/// Sets a sysctl of the netns, named by what follows `nf_conntrack_`: now, persistently, and back.
 fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32) {
     let full = format!("net.netfilter.nf_conntrack_{name}");
     // The limit is one for all netns and read-only in all but the host's; each has its own timeouts.
-    let enter = if name == "max" { "" } else { case.enter.as_str() };
-    let set = |value| format!("{enter}sysctl -w {full}={value}");
+    let prefix = if name == "max" { "" } else { case.netns_prefix.as_str() };
+    let set = |value| format!("{prefix}sysctl -w {full}={value}");
     let mut commands = Commands { now: vec![set(value)], keep: Vec::new(), undo: vec![set(before)] };
     let settings = &case.machine.settings;
     if let Some(owner) = case.machine.owner_of(&full) {
         item.settings.extend(owner.instead(&full, u64::from(value)));
         item.notes.push(format!(
-            "{} sets this sysctl {}: give it the value in {}, or it comes back",
+            "{} sets this sysctl {}: set the value in {}, or it will be overwritten",
             owner.evidence, owner.when, owner.configured_in
         ));
-    } else if enter.is_empty() {
-        // A file for each piece, so that undoing one leaves the others.
+    } else if prefix.is_empty() {
+        // A file per item, so that undoing one leaves the others.
         let file = file_for(&settings.new_sysctl_file, &item.id);
         commands.keep.push("mkdir -p /etc/sysctl.d".to_owned());
         commands.keep.push(format!("echo '{full} = {value}' > {file}"));
@@ -226,12 +243,12 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
             commands.undo.push(format!("rm -f {file}"));
         }
     } else {
-        item.notes.push(ELSEWHERE.to_owned());
+        item.notes.push(NOT_PERSISTENT.to_owned());
     }
     item.commands = std::mem::take(&mut item.commands).and(commands);
 }
 
-/// A file beside this one that bears a piece's id: "99-ctwatch.conf" becomes "99-ctwatch-max.conf".
+/// A sibling of this file named after an item: "99-ctwatch.conf" becomes "99-ctwatch-max.conf".
 fn file_for(file: &Path, id: &str) -> String {
     let path = file.display().to_string();
     match path.strip_suffix(".conf") {

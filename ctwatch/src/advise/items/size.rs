@@ -1,19 +1,21 @@
-//! A larger table: nf_conntrack_max, with buckets to match and memory to pay for it.
-//! Reckoned from the demand; never from a rule of thumb.
+//! A larger table: nf_conntrack_max, with buckets to match, and the memory it takes.
+//! Computed from the demand, never by a rule of thumb.
 
-use super::{COMFORT, ChangeKind, Draft, Item, Level, limit, set_sysctl};
-use crate::advise::case::{Case, Commands};
+use super::{ChangeKind, Draft, Item, Level, TARGET_FILL, limit, set_sysctl};
+use crate::advise::case::Case;
 use crate::advise::whatif::Changes;
+use crate::firewall::Commands;
 use crate::machine::table::Module;
+use crate::text::{mib, thousands};
 
-/// Room for so many times the present peak; the next power of two gives more.
+/// Room for this multiple of the present peak; rounding up to a power of two adds more.
 const HEADROOM: f64 = 1.5;
-/// A larger part of RAM for it is too much.
-const MOST_OF_RAM: f64 = 0.1;
+/// A table that takes a larger share of RAM is a high risk.
+const MAX_RAM_SHARE: f64 = 0.1;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
     let now = case.demand.after(&Changes::default());
-    if now.max == 0 || now.peak <= COMFORT * limit(now.max) {
+    if now.max == 0 || now.peak <= TARGET_FILL * limit(now.max) {
         return Vec::new();
     }
     let wanted = (now.peak * HEADROOM).min(f64::from(1_u32 << 30)) as u32;
@@ -26,30 +28,32 @@ fn item(case: &Case, max: u32) -> Item {
     let change = Changes { max: Some(max), ..Changes::default() };
     let full = case.machine.table.entry.memory(u64::from(max), u64::from(max)).1;
     let part_of_ram = case.machine.memory.map(|memory| full as f64 / memory.total as f64);
-    let is_too_much = part_of_ram.is_some_and(|part| part > MOST_OF_RAM);
+    let is_too_much = part_of_ram.is_some_and(|part| part > MAX_RAM_SHARE);
     let mut item = Draft {
         id: "max".to_owned(),
         kind: ChangeKind::Size,
         title: format!("raise nf_conntrack_max from {} to {max}, buckets to match", before.max),
         evidence: format!(
-            "at the present demand the table needs {:.0} entries on average and {:.0} before gc comes by; it has {}",
-            before.needed, before.peak, before.max
+            "the present load needs {} entries on average, {} just before garbage collection; the limit is {}",
+            thousands(before.needed as u64),
+            thousands(before.peak as u64),
+            thousands(before.max.into())
         ),
         change,
         risk: if is_too_much { Level::High } else { Level::Low },
         risk_text: match part_of_ram {
             Some(part) if is_too_much => format!(
-                "full, it takes {:.0} % of this host's memory, which the kernel does not give back while entries last",
+                "a full table takes {:.0} % of this host's memory, which the kernel can neither swap out nor reclaim",
                 part * 100.0
             ),
-            _ => "memory the kernel holds while entries last; changing buckets stops all tracking while it rehashes"
+            _ => "kernel memory while entries exist; changing the buckets stalls tracking during the rehash"
                 .to_owned(),
         },
     }
     .on(case);
     item.notes.push(format!(
-        "full, the table takes {} of memory at most, {} bytes an entry",
-        crate::text::mib(full),
+        "a full table takes at most {} of memory, {} bytes per entry",
+        mib(full),
         case.entry_bytes()
     ));
     item.commands = buckets(case, max);
@@ -57,7 +61,7 @@ fn item(case: &Case, max: u32) -> Item {
     item
 }
 
-/// Buckets first: a long chain drops packets too, whatever max says.
+/// Buckets come first: a long hash chain drops packets too, whatever max is.
 fn buckets(case: &Case, max: u32) -> Commands {
     const PARAMETER: &str = "/sys/module/nf_conntrack/parameters/hashsize";
     let (table, settings) = (&case.machine.table, &case.machine.settings);
@@ -74,7 +78,9 @@ fn buckets(case: &Case, max: u32) -> Commands {
             commands.undo.push(format!("rm -f {file}"));
         }
         Module::BuiltIn | Module::Absent => {
-            commands.keep.push(format!("# boot the kernel with nf_conntrack.hashsize={max}: it is built in"));
+            commands.keep.push(format!(
+                "# conntrack is built in: add nf_conntrack.hashsize={max} to the kernel command line"
+            ));
         }
     }
     commands

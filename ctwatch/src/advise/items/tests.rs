@@ -1,10 +1,11 @@
 //! The story's host, and what it is told.
 
 use super::*;
-use crate::advise::case::{Firewall, Known};
-use crate::advise::demand::{Demand, Service, Stay};
+use crate::advise::case::{Firewall, ServiceFacts};
+use crate::advise::demand::{Demand, Residence, Service};
 use crate::advise::gc::Gc;
 use crate::advise::target::ServiceTarget;
+use crate::firewall::ObjectionKind;
 use crate::machine::table::{EntrySize, Module, SizeSource, TableLimits};
 use crate::machine::{BootSettings, Machine, Manager, Memory, managers};
 use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
@@ -12,7 +13,7 @@ use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
 fn service(port: u16, direction: Direction, rate: f64) -> Service {
     let mut idle = TimeoutHistogram::default();
     (0..(rate * 120.0) as u32).for_each(|index| idle.add(index % 120));
-    let time_wait = Stay {
+    let time_wait = Residence {
         phase: TimeoutKind::TimeWait,
         timeout: 120,
         entries: (rate * 120.0) as u32,
@@ -27,8 +28,8 @@ fn service(port: u16, direction: Direction, rate: f64) -> Service {
         admitted_per_s: rate,
         offered_per_s: rate,
         refused_per_s: 0.0,
-        pent_up: 1.0,
-        stays: vec![time_wait],
+        backlog_factor: 1.0,
+        residences: vec![time_wait],
         pairs: Some(1),
     }
 }
@@ -70,16 +71,16 @@ fn story() -> Case {
         },
         timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(2 << 30),
-        enter: String::new(),
+        netns_prefix: String::new(),
         times: 2.0,
         firewall: Firewall {
             tracking: vec!["ct state established accept".to_owned()],
             ..Firewall::default()
         },
-        known: [
+        facts: [
             (
                 redis,
-                Known {
+                ServiceFacts {
                     server: Some("redis".to_owned()),
                     clients: vec!["nginx".to_owned()],
                     reuse: Some((
@@ -87,10 +88,10 @@ fn story() -> Case {
                         vec!["red:set_keepalive(10000, 100)".to_owned()],
                     )),
                     notrack: Some(notrack(6379)),
-                    ..Known::default()
+                    ..ServiceFacts::default()
                 },
             ),
-            (web, Known { notrack: Some(notrack(80)), ..Known::default() }),
+            (web, ServiceFacts { notrack: Some(notrack(80)), ..ServiceFacts::default() }),
         ]
         .into(),
     }
@@ -167,8 +168,10 @@ fn time_wait_is_shortened_no_more_than_it_takes() {
 #[test]
 fn a_rule_that_needs_state_refuses_notrack_and_says_why() {
     let mut case = story();
-    let known = case.known.get_mut(&"80/tcp/in".parse().expect("a target")).expect("known");
-    known.objections = vec![Objection {
+    let facts = case.facts.get_mut(&"80/tcp/in".parse().expect("a target")).expect("facts");
+    facts.objections = vec![Objection {
+        kind: ObjectionKind::NatRule,
+        place: String::new(),
         rule: "tcp dport 80 dnat to 10.0.0.2".to_owned(),
         text: "an untracked packet is not translated".to_owned(),
         remedy: None,
@@ -177,7 +180,10 @@ fn a_rule_that_needs_state_refuses_notrack_and_says_why() {
     let item = find(&items, "notrack-80-tcp-in");
     assert!(item.commands.now.is_empty() && !item.refused.is_empty());
     assert!(items.last().is_some_and(|last| !last.refused.is_empty()), "refused advice comes last");
-    assert!(together(&case, &items).is_some_and(|both| both.ids.iter().all(|id| !id.contains("notrack-80"))));
+    assert!(
+        best_combination(&case, &items)
+            .is_some_and(|both| both.ids.iter().all(|id| !id.contains("notrack-80")))
+    );
 }
 
 #[test]
@@ -222,7 +228,7 @@ fn each_piece_is_kept_in_files_of_its_own() {
 
 #[test]
 fn the_limit_is_the_hosts_and_timeouts_are_the_netns_own() {
-    let case = Case { enter: "nsenter --net=/run/netns/blue ".to_owned(), ..story() };
+    let case = Case { netns_prefix: "nsenter --net=/run/netns/blue ".to_owned(), ..story() };
     let items = advise(&case);
     let last = |id: &str| find(&items, id).commands.now.last().expect("a command").clone();
     assert_eq!(last("max"), "sysctl -w net.netfilter.nf_conntrack_max=262144");
@@ -239,13 +245,13 @@ fn the_limit_is_the_hosts_and_timeouts_are_the_netns_own() {
 fn behind_nat_timeouts_below_the_rfcs_say_so() {
     let mut case = story();
     case.firewall.nat = true;
-    for stay in case.demand.services.iter_mut().flat_map(|service| &mut service.stays) {
-        stay.phase = TimeoutKind::FinWait;
+    for residence in case.demand.services.iter_mut().flat_map(|service| &mut service.residences) {
+        residence.phase = TimeoutKind::FinWait;
     }
     case.timeouts = [(TimeoutKind::FinWait, 120)].into();
     let items = advise(&case);
     let item = find(&items, "fin_wait");
-    assert!(item.risk_text.contains("RFC 5382 asks for 4 min"), "{}", item.risk_text);
+    assert!(item.risk_text.contains("RFC 5382 requires 4 min"), "{}", item.risk_text);
     assert_eq!(item.risk, Level::Medium);
     case.firewall.nat = false;
     let items = advise(&case);

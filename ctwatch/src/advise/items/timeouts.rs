@@ -1,7 +1,7 @@
-//! Shorter timeouts: entries that only wait for their end go sooner.
-//! Warns below RFC 5382 where NAT is involved.
+//! Shorter timeouts: entries that only wait for theirs expire sooner.
+//! Warns below RFC 5382 and RFC 4787 where there is NAT.
 
-use super::{COMFORT, ChangeKind, Draft, Item, Level, WORTH, limit, set_sysctl};
+use super::{ChangeKind, Draft, Item, Level, MIN_SHARE, TARGET_FILL, limit, set_sysctl};
 use crate::advise::case::Case;
 use crate::advise::whatif::Changes;
 use crate::model::TimeoutKind;
@@ -13,7 +13,7 @@ const RFC_5382_TRANSITORY: u32 = 240;
 /// RFC 4787 REQ-5: a UDP mapping.
 const RFC_4787: u32 = 120;
 
-/// How long NAT has to keep a mapping by the RFCs, seconds; none where they don't say.
+/// How long NAT must keep a mapping by the RFCs, in seconds; none where they don't say.
 pub(crate) const fn rfc(phase: TimeoutKind) -> Option<(&'static str, u32)> {
     match phase {
         TimeoutKind::Established => Some(("RFC 5382", RFC_5382)),
@@ -26,14 +26,14 @@ pub(crate) const fn rfc(phase: TimeoutKind) -> Option<(&'static str, u32)> {
         _ => None,
     }
 }
-/// A timeout is advised where what it ends is this part of the table.
-const MUCH: f64 = 0.2;
+/// A shorter timeout is advised where at least this share of the entries is subject to it.
+const MIN_TIMEOUT_SHARE: f64 = 0.2;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
     let total = case.demand.after(&Changes::default()).needed;
     let mut items = Vec::new();
     for phase in TimeoutKind::ALL {
-        let Some(before) = case.timeouts.get(&phase).copied() else { continue };
+        let Some(before) = case.timeouts.get(phase) else { continue };
         let steps: &[u32] = match phase {
             TimeoutKind::TimeWait => &[60, 30, 15],
             TimeoutKind::FinWait | TimeoutKind::CloseWait | TimeoutKind::SynSent => &[60, 30, 15],
@@ -43,20 +43,20 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
             TimeoutKind::Established => &[86_400, RFC_5382],
             _ => continue,
         };
-        let part = part_of(case, phase);
-        if part < if phase == TimeoutKind::Established { WORTH } else { MUCH } {
+        let part = share_of(case, phase);
+        if part < if phase == TimeoutKind::Established { MIN_SHARE } else { MIN_TIMEOUT_SHARE } {
             continue;
         }
         let change = |seconds: u32| Changes { timeouts: [(phase, seconds)].into(), ..Changes::default() };
-        // The mildest that is enough, else the strongest.
+        // The longest that suffices, else the shortest.
         let shorter = || steps.iter().copied().filter(|seconds| *seconds < before);
         let enough = shorter().find(|seconds| {
             let after = case.demand.after(&change(*seconds));
-            after.peak <= COMFORT * limit(after.max)
+            after.peak <= TARGET_FILL * limit(after.max)
         });
         let Some(seconds) = enough.or_else(|| shorter().next_back()) else { continue };
         let after = case.demand.after(&change(seconds));
-        if after.needed > total * (1.0 - WORTH) {
+        if after.needed > total * (1.0 - MIN_SHARE) {
             continue;
         }
         items.push(item(case, phase, before, seconds, part));
@@ -72,12 +72,12 @@ fn item(case: &Case, phase: TimeoutKind, before: u32, seconds: u32, part: f64) -
         id: phase.name().to_owned(),
         kind: ChangeKind::Timeout,
         title: format!("shorten {} from {before} s to {seconds} s", phase.sysctl()),
-        evidence: format!("{:.0} % of the entries wait for this timeout", part * 100.0),
+        evidence: format!("{:.0} % of the entries are subject to this timeout", part * 100.0),
         change: Changes { timeouts: [(phase, seconds)].into(), ..Changes::default() },
         risk: match phase {
             TimeoutKind::Established if below_rfc => Level::High,
             TimeoutKind::Established | TimeoutKind::UdpStream => Level::Medium,
-            // A mapping that goes too early cuts off its connection.
+            // A mapping that expires too early cuts off its connection.
             _ if case.firewall.nat && rfc(phase).is_some() => Level::Medium,
             _ => Level::Low,
         },
@@ -85,7 +85,7 @@ fn item(case: &Case, phase: TimeoutKind, before: u32, seconds: u32, part: f64) -
     }
     .on(case);
     item.notes.push(
-        "it counts for entries that enter this state from now on: the table shrinks as the others expire"
+        "applies to entries that enter this state from now on; the table shrinks as older ones expire"
             .to_owned(),
     );
     set_sysctl(case, &mut item, phase.sysctl(), seconds, before);
@@ -95,38 +95,37 @@ fn item(case: &Case, phase: TimeoutKind, before: u32, seconds: u32, part: f64) -
 fn risk(phase: TimeoutKind, nat: bool) -> String {
     match phase {
         TimeoutKind::TimeWait => {
-            "a late segment of a closed connection counts as invalid or new, and `ct state invalid drop` drops it"
+            "late segments of a closed connection become INVALID or NEW; `ct state invalid drop` drops them"
         }
         TimeoutKind::Established if nat => {
-            "connections idle for longer lose their NAT mapping and hang; RFC 5382 asks for 2 h 4 min (7440 s) at least"
+            "connections idle for longer lose their NAT mapping and hang; RFC 5382 requires at least 2 h 4 min (7440 s)"
         }
-        TimeoutKind::Established => "connections idle for longer are no longer ESTABLISHED to the firewall: pools break",
+        TimeoutKind::Established => "connections idle for longer are no longer ESTABLISHED to the firewall: pooled ones break",
         TimeoutKind::SynSent | TimeoutKind::SynRecv if nat => {
-            "a handshake slower than this fails; RFC 5382 asks for 4 min (240 s) where there is NAT, as here"
+            "slower handshakes fail; RFC 5382 requires 4 min (240 s) with NAT, which this host uses"
         }
         TimeoutKind::FinWait | TimeoutKind::CloseWait | TimeoutKind::LastAck if nat => {
-            "a half-closed connection that still sends after a longer pause loses its NAT mapping; RFC 5382 asks for \
-             4 min (240 s)"
+            "half-closed connections that pause for longer lose their NAT mapping; RFC 5382 requires 4 min (240 s)"
         }
         TimeoutKind::Udp | TimeoutKind::UdpStream if nat => {
-            "after a longer pause a flow gets a new port from NAT; RFC 4787 asks for 2 min (120 s) at least"
+            "flows that pause for longer get a new port from NAT; RFC 4787 requires at least 2 min (120 s)"
         }
-        TimeoutKind::SynSent | TimeoutKind::SynRecv => "a handshake slower than this fails; SYN retransmits take 1, 3, 7, 15 s",
+        TimeoutKind::SynSent | TimeoutKind::SynRecv => "slower handshakes fail; SYNs are retransmitted after 1, 3, 7, 15 s",
         TimeoutKind::FinWait | TimeoutKind::CloseWait | TimeoutKind::LastAck => {
-            "a half-closed connection that still sends after a longer pause is cut off"
+            "half-closed connections that pause for longer are cut off"
         }
-        TimeoutKind::UdpStream => "flows with longer pauses between packets get a new entry, and behind NAT a new port",
-        _ => "an answer that comes later than this finds no entry",
+        TimeoutKind::UdpStream => "flows that pause for longer get a new entry, and behind NAT a new port",
+        _ => "later replies find no entry",
     }
     .to_owned()
 }
 
-/// Which part of the entries waits for this timeout.
-fn part_of(case: &Case, phase: TimeoutKind) -> f64 {
-    let stays = || case.demand.services.iter().flat_map(|service| &service.stays);
+/// Share of the entries that are subject to this timeout.
+fn share_of(case: &Case, phase: TimeoutKind) -> f64 {
+    let residences = || case.demand.services.iter().flat_map(|service| &service.residences);
     let sum = |wanted: Option<TimeoutKind>| -> f64 {
-        let stays = stays().filter(|stay| wanted.is_none_or(|phase| stay.phase == phase));
-        stays.map(|stay| f64::from(stay.entries)).sum()
+        let residences = residences().filter(|residence| wanted.is_none_or(|phase| residence.phase == phase));
+        residences.map(|residence| f64::from(residence.entries)).sum()
     };
     let all = sum(None);
     if all > 0.0 { sum(Some(phase)) / all } else { 0.0 }

@@ -192,7 +192,7 @@ proptest! {
         prop_assert_eq!(service.refused_per_s, 0.0);
         prop_assert!((service.admitted_per_s / rate - 1.0).abs() < 0.05);
         prop_assert_eq!(service.offered_per_s, service.admitted_per_s);
-        prop_assert!((service.stays[0].per_s / rate - 1.0).abs() < 0.05, "{}", service.stays[0].per_s);
+        prop_assert!((service.residences[0].per_s / rate - 1.0).abs() < 0.05, "{}", service.residences[0].per_s);
     }
 }
 

@@ -99,7 +99,7 @@ fn what_a_recording_lacks_is_named() {
     );
     let without = write(&folder.path().join("b.ctw"), vec![listing(70)], vec![]);
     let error = format!("{:#}", case(&without, "0.1.0", &question()).unwrap_err());
-    assert!(error.contains("no facts of the machine"), "{error}");
+    assert!(error.contains("no machine snapshot"), "{error}");
     let elsewhere = Question { netns: Some(Which::Name("blue".to_owned())), ..question() };
     let error = format!("{:#}", case(&without, "0.1.0", &elsewhere).unwrap_err());
     assert!(error.contains("of that netns"), "{error}");

@@ -7,20 +7,19 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::netns_commands::NetnsCommands;
-use crate::advise::case::{Case, Firewall as Rules, Known, Objection};
-use crate::advise::demand::{Demand, Service, Timeouts};
-use crate::advise::follow::{Uses, follow};
+use crate::advise::case::{Case, Firewall as Rules, ServiceFacts};
+use crate::advise::demand::{Demand, Service};
+use crate::advise::dependency::{Dependency, propagate_demand};
 use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
 use crate::advise::target::ServiceTarget;
 use crate::conntrack::{addresses, census};
 use crate::error::Failure;
-use crate::firewall::{self, Firewall, Scope};
+use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
-use crate::machine::timeouts::{self, Timeout};
 use crate::machine::{self, Host, Machine, Published, software};
-use crate::model::{Direction, EntryFields, Flow, Locals, Loss, NetnsId, Protocol, Role, TimeoutKind};
+use crate::model::{Direction, EntryFields, Flow, Locals, Loss, NetnsId, Protocol, Role};
 use crate::netns::Netns;
 
 /// Services of which everything is looked up.
@@ -106,16 +105,6 @@ pub(super) fn collect_facts(
     Ok(Found { machine, firewall, endpoints, services, lookups_per_s, notes })
 }
 
-/// Timeouts in force in the netns this thread is in.
-pub(in crate::command) fn in_force(roots: &Roots) -> Timeouts {
-    let phase = |timeout: &Timeout| {
-        let name = timeout.sysctl.strip_prefix("net.netfilter.nf_conntrack_")?;
-        let phase = TimeoutKind::ALL.into_iter().find(|phase| phase.sysctl() == name)?;
-        Some((phase, timeout.seconds))
-    };
-    timeouts::read(roots).values().filter_map(phase).collect()
-}
-
 /// Packets that all devices of this netns have seen; those of lo count once.
 fn packets_here() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
@@ -134,8 +123,8 @@ pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId,
     let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
     let inside = NetnsCommands::new(place, own);
     let uses = uses(&services, &endpoints);
-    follow(&mut services, &uses);
-    let known: BTreeMap<ServiceTarget, Known> = services
+    propagate_demand(&mut services, &uses);
+    let known: BTreeMap<ServiceTarget, ServiceFacts> = services
         .iter()
         .take(LOOKED_UP)
         .map(|service| {
@@ -156,28 +145,30 @@ pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId,
     };
     Case {
         demand,
-        timeouts: measure.timeouts().clone(),
+        timeouts: *measure.timeouts(),
         firewall: rules(&firewall, &machine, &known, &inside),
         machine,
         times,
-        enter: inside.enter,
-        known,
+        netns_prefix: inside.enter,
+        facts: known,
     }
 }
 
 /// Which services are used by the server of which other one.
-fn uses(services: &[Service], endpoints: &BTreeMap<Port, Endpoint>) -> Vec<Uses> {
+fn uses(services: &[Service], endpoints: &BTreeMap<Port, Endpoint>) -> Vec<Dependency> {
     let endpoint = |target: &ServiceTarget| endpoints.get(&Port { proto: target.proto, port: target.port });
     let mut found = Vec::new();
     for front in services {
-        for behind in services {
-            let (served, used) = (front.target(), behind.target());
-            let (Some(server), Some(clients)) = (endpoint(&served), endpoint(&used)) else { continue };
+        for back in services {
+            let (front_target, backend) = (front.target(), back.target());
+            let (Some(server), Some(clients)) = (endpoint(&front_target), endpoint(&backend)) else {
+                continue;
+            };
             let is_client = server.servers.iter().any(|server| {
                 clients.clients.iter().any(|client| client.program.software == server.software)
             });
-            if served != used && behind.direction != Direction::In && is_client {
-                found.push(Uses { served, used });
+            if front_target != backend && back.direction != Direction::In && is_client {
+                found.push(Dependency { front: front_target, backend });
             }
         }
     }
@@ -190,8 +181,8 @@ fn known(
     firewall: &Firewall,
     endpoints: &BTreeMap<Port, Endpoint>,
     inside: &NetnsCommands,
-) -> Known {
-    let mut known = Known::default();
+) -> ServiceFacts {
+    let mut known = ServiceFacts::default();
     if let Some(endpoint) = endpoints.get(&Port { proto: target.proto, port: target.port }) {
         let server = endpoint.servers.first().map(|program| program.software.clone());
         let clients: Vec<machine::Software> =
@@ -216,12 +207,12 @@ fn known(
     };
     let exempt = firewall::ExemptTarget { proto: target.proto, port: target.port, scope };
     for objection in firewall.objections(&exempt) {
-        if objection.kind == firewall::ObjectionKind::AlreadyUntracked {
+        if objection.kind == ObjectionKind::AlreadyUntracked {
             known.untracked = true;
         } else if objection.kind.breaks_connections() {
-            known.objections.push(self::objection(objection));
+            known.objections.push(objection);
         } else {
-            known.warnings.push(format!("{} ({}: {})", objection.text, objection.place, objection.rule));
+            known.warnings.push(format!("{} ({})", objection.text, objection.located_rule()));
         }
     }
     let published = machine
@@ -248,7 +239,9 @@ fn translations(target: &ServiceTarget, firewall: &Firewall) -> impl Iterator<It
     let found: Vec<_> = firewall.published().into_iter().filter(is_meant).collect();
     let (port, proto) = (target.port, Protocol(target.proto));
     found.into_iter().map(move |firewall::Published { by, to, place, rule, .. }| Objection {
-        rule: format!("{place}: {rule}"),
+        kind: ObjectionKind::PublishedPort,
+        rule,
+        place,
         text: format!("{by} publishes {port}/{proto} to {to}: untracked packets aren't translated"),
         remedy: None,
     })
@@ -262,34 +255,32 @@ fn proto(name: &str) -> Option<u8> {
 fn rules(
     firewall: &Firewall,
     machine: &Machine,
-    known: &BTreeMap<ServiceTarget, Known>,
+    known: &BTreeMap<ServiceTarget, ServiceFacts>,
     inside: &NetnsCommands,
 ) -> Rules {
     let tracking = firewall.tracking_rules();
-    let (without, mut objections) = match firewall.without_tracking() {
+    let (removal, mut objections) = match firewall.without_tracking() {
         Ok(commands) => (Some(inside.commands(commands)), Vec::new()),
-        Err(found) => (None, found.into_iter().map(objection).collect()),
+        Err(objections) => (None, objections),
     };
     objections.extend(machine.published.iter().take(3).map(published));
     // Helpers that the kernel assigns without a rule.
-    let by_sysctl = |one: &&Objection| one.rule.starts_with("sysctl: ");
+    let by_sysctl = |one: &&Objection| one.place == "sysctl";
     objections.extend(known.values().flat_map(|known| &known.objections).find(by_sysctl).cloned());
     Rules {
         nat: firewall.has_nat(),
         tracking: tracking.into_iter().map(|one| format!("{}: {}", one.place, one.rule)).collect(),
-        without,
+        removal,
         objections,
     }
-}
-
-fn objection(of: firewall::Objection) -> Objection {
-    Objection { rule: format!("{}: {}", of.place, of.rule), text: of.text, remedy: of.remedy }
 }
 
 fn published(published: &Published) -> Objection {
     let Published { program, pid, proto, port, .. } = published;
     Objection {
+        kind: ObjectionKind::PublishedPort,
         rule: format!("{program} (pid {pid})"),
+        place: String::new(),
         text: format!("{program} publishes {port}/{proto} for a container, whose packets may need NAT"),
         remedy: None,
     }

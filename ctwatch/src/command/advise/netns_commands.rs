@@ -1,8 +1,7 @@
 //! Commands for a netns that may not be the one they are typed in.
 //! What is kept in files is the host's own and read at its boot: another netns has no such files.
 
-use crate::advise::case::Commands;
-use crate::firewall;
+use crate::firewall::{self, Commands};
 use crate::model::NetnsId;
 use crate::netns::Netns;
 
@@ -21,8 +20,8 @@ impl NetnsCommands {
     }
 
     /// Commands that act there.
-    pub fn commands(&self, commands: firewall::Commands) -> Commands {
-        let firewall::Commands { now, keep, undo } = commands;
+    pub fn commands(&self, commands: Commands) -> Commands {
+        let Commands { now, keep, undo } = commands;
         if self.enter.is_empty() {
             return Commands { now, keep, undo };
         }

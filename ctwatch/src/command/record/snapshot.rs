@@ -7,7 +7,6 @@ use std::time::Instant as Clock;
 
 use anyhow::{Context as _, Result};
 
-use crate::command::advise::in_force;
 use crate::conntrack::{addresses, census};
 use crate::kernel::roots::Roots;
 use crate::listing::Listing;
@@ -85,7 +84,7 @@ fn take_snapshot(host: &Host, id: NetnsId, occasion: SnapshotReason) -> Snapshot
 fn list(place: &Netns, occasion: SnapshotReason) -> Result<StoredListing> {
     let (at, began) = (WallMono::now(), Clock::now());
     let locals = Locals::new(&addresses::here()?);
-    let mut counted = Listing::new(in_force(&Roots::default()), LOOK_S);
+    let mut counted = Listing::new(census::read_timeouts(), LOOK_S);
     let listing = census::list_entries(EntryFields { addresses: true, marks: false }, false, |entry| {
         counted.add(entry, locals.direction(entry));
     })?;

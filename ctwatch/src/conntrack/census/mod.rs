@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::netlink::{self, Next};
-use crate::model::{CensusKey, EntryFields, PortDetail, TableEntry, Timeouts};
+use crate::model::{CensusKey, EntryFields, PortDetail, TableEntry, TimeoutKind, Timeouts};
 use parse::{Message, Messages};
 use recent::Recent;
 use tally::Tally;
@@ -162,17 +162,7 @@ impl std::error::Error for Refusal {}
 /// The timeouts in force in the netns this thread is in; what can't be read is unknown.
 #[must_use]
 pub fn read_timeouts() -> Timeouts {
-    let read = number;
-    Timeouts {
-        tcp_syn_sent: read("tcp_timeout_syn_sent"),
-        tcp_established: read("tcp_timeout_established"),
-        tcp_time_wait: read("tcp_timeout_time_wait"),
-        udp: read("udp_timeout"),
-        udp_stream: read("udp_timeout_stream"),
-        icmp: read("icmp_timeout"),
-        icmpv6: read("icmpv6_timeout"),
-        generic: read("generic_timeout"),
-    }
+    TimeoutKind::ALL.into_iter().filter_map(|kind| Some((kind, number(kind.sysctl())?))).collect()
 }
 
 /// Entries in the table of the netns this thread is in, as the kernel counts them.

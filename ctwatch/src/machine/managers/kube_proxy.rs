@@ -1,21 +1,21 @@
-//! kube-proxy, alone or inside K3s, RKE2 and MicroK8s: what it sets at its start, and how to tell it otherwise.
-//! Its configuration is read where it lies on this host; the cluster is not asked.
+//! kube-proxy, alone or inside K3s, RKE2 and MicroK8s: what it sets at start, and how to configure it.
+//! Its configuration is read from this host; the cluster is not queried.
 
 use std::collections::BTreeMap;
 
 use super::super::{Host, file, software};
 use super::{CLOSE_WAIT, ESTABLISHED, Kind, MAX, Manager};
 
-/// What kube-proxy is told; what it isn't told has these defaults (pkg/proxy/apis/config/v1alpha1/defaults.go).
+/// kube-proxy's configuration; what isn't configured has these defaults (pkg/proxy/apis/config/v1alpha1/defaults.go).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Told {
+struct Config {
     max_per_core: u64,
     min: u64,
     established: u64,
     close_wait: u64,
 }
 
-impl Default for Told {
+impl Default for Config {
     fn default() -> Self {
         Self { max_per_core: 32_768, min: 131_072, established: 86_400, close_wait: 3600 }
     }
@@ -25,9 +25,10 @@ impl Default for Told {
 /// older releases, K3s and RKE2 (getConntrackMax, pkg/agent/syssetup/setup.go) know no end.
 const CAP: u64 = 1_048_576;
 
-const WHEN: &str = "each time it starts (a release may leave a larger nf_conntrack_max alone; buckets become max / 4 if fewer)";
+const WHEN: &str =
+    "each time it starts (some releases keep a larger nf_conntrack_max; buckets become max / 4 if fewer)";
 
-impl Told {
+impl Config {
     /// Zero leaves a sysctl as it is.
     fn sets(&self, cpus: Option<u32>, cap: u64) -> BTreeMap<String, u64> {
         let mut sets = BTreeMap::new();
@@ -61,20 +62,20 @@ impl Told {
 
     /// Flags, however they are given.
     fn by_flags(flags: &[String]) -> Self {
-        let mut told = Self::default();
+        let mut config = Self::default();
         for (at, flag) in flags.iter().enumerate() {
             let flag = flag.trim_start_matches('-');
             match flag.split_once('=') {
-                Some((flag, value)) => told.set(flag, value),
-                None => told.set(flag, flags.get(at + 1).map_or("", String::as_str)),
+                Some((flag, value)) => config.set(flag, value),
+                None => config.set(flag, flags.get(at + 1).map_or("", String::as_str)),
             }
         }
-        told
+        config
     }
 
     /// The section `conntrack` of a KubeProxyConfiguration.
     fn by_configuration(text: &str) -> Self {
-        let mut told = Self::default();
+        let mut config = Self::default();
         let mut inside = false;
         for line in text.lines() {
             let line = line.split(" #").next().unwrap_or(line);
@@ -89,11 +90,11 @@ impl Told {
                     _ => continue,
                 };
                 if value.trim() != "null" {
-                    told.set(flag, value);
+                    config.set(flag, value);
                 }
             }
         }
-        told
+        config
     }
 }
 
@@ -132,17 +133,17 @@ pub(super) fn of_process(
     if name == "hyperkube" && !arguments.iter().any(|word| word == "kube-proxy" || word == "proxy") {
         return None;
     }
-    let (told, configured_in) = match software::option(arguments, "config") {
+    let (config, configured_in) = match software::option(arguments, "config") {
         // Its file system may be a container's. A configuration file overrides the flags.
         Some(path) => {
             let seen = host.roots.proc(format!("{pid}/root")).join(path.trim_start_matches('/'));
             let text = file::text(&seen).or_else(|| file::text(&host.file(path.trim_start_matches('/'))));
-            (text.map_or_else(Told::default, |text| Told::by_configuration(&text)), path.to_owned())
+            (text.map_or_else(Config::default, |text| Config::by_configuration(&text)), path.to_owned())
         }
-        None => (Told::by_flags(arguments), "its flags".to_owned()),
+        None => (Config::by_flags(arguments), "its flags".to_owned()),
     };
     let evidence = format!("kube-proxy (pid {pid}): {}", arguments.join(" "));
-    Some(manager(Kind::KubeProxy, evidence, pid, told, cpus, configured_in))
+    Some(manager(Kind::KubeProxy, evidence, pid, config, cpus, configured_in))
 }
 
 /// K3s and RKE2 set them for the kube-proxy inside, from `kube-proxy-arg` on the command line or in config.yaml.
@@ -170,7 +171,7 @@ pub(super) fn of_rancher(
         }
     }
     let evidence = format!("{name} (pid {pid})");
-    manager(kind, evidence, pid, Told::by_flags(&flags), cpus, path)
+    manager(kind, evidence, pid, Config::by_flags(&flags), cpus, path)
 }
 
 /// MicroK8s keeps the flags of its services in files.
@@ -179,19 +180,19 @@ pub(super) fn of_microk8s(host: &Host, pid: u32, cpus: Option<u32>) -> Manager {
     let text = file::text(&host.file(FLAGS.trim_start_matches('/'))).unwrap_or_default();
     let flags: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
     let evidence = format!("kubelite of MicroK8s (pid {pid})");
-    manager(Kind::MicroK8s, evidence, pid, Told::by_flags(&flags), cpus, FLAGS.to_owned())
+    manager(Kind::MicroK8s, evidence, pid, Config::by_flags(&flags), cpus, FLAGS.to_owned())
 }
 
 fn manager(
     kind: Kind,
     evidence: String,
     pid: u32,
-    told: Told,
+    config: Config,
     cpus: Option<u32>,
     configured_in: String,
 ) -> Manager {
     let cap = if matches!(kind, Kind::K3s | Kind::Rke2) { u64::MAX } else { CAP };
-    let sets = told.sets(cpus, cap);
+    let sets = config.sets(cpus, cap);
     let overwrites = !sets.is_empty();
     Manager { kind, evidence, pid: Some(pid), sets, overwrites, when: WHEN.to_owned(), configured_in }
 }
@@ -337,9 +338,9 @@ mod tests {
     fn what_it_is_told_instead_gives_exactly_that_value() {
         let lines = instead(Kind::KubeProxy, "its flags", MAX, 1_500_000);
         assert_eq!(lines[..2], ["--conntrack-max-per-core=1", "--conntrack-min=1500000"]);
-        assert_eq!(Told::by_flags(&lines).sets(Some(64), CAP)[MAX], 1_500_000);
+        assert_eq!(Config::by_flags(&lines).sets(Some(64), CAP)[MAX], 1_500_000);
         let lines = instead(Kind::KubeProxy, "/var/lib/kube-proxy/config.conf", ESTABLISHED, 7440);
-        assert_eq!(Told::by_configuration(&lines[1..].join("\n")).established, 7440);
+        assert_eq!(Config::by_configuration(&lines[1..].join("\n")).established, 7440);
         let lines = instead(Kind::K3s, "/etc/rancher/k3s/config.yaml", CLOSE_WAIT, 60);
         assert_eq!(
             yaml_list(&lines[1..].join("\n"), "kube-proxy-arg"),
@@ -368,8 +369,8 @@ mod tests {
 
         #[test]
         fn any_text_is_read_without_a_panic(text: String) {
-            let _ = (seconds(&text), yaml_list(&text, "a"), Told::by_configuration(&text));
-            Told::by_flags(&text.lines().map(str::to_owned).collect::<Vec<_>>());
+            let _ = (seconds(&text), yaml_list(&text, "a"), Config::by_configuration(&text));
+            Config::by_flags(&text.lines().map(str::to_owned).collect::<Vec<_>>());
         }
     }
 }

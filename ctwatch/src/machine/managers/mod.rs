@@ -1,5 +1,5 @@
-//! Programs that set conntrack's sysctls themselves: advice to write a sysctl file is void where one of them overwrites it.
-//! Each is named with its evidence and with the place where a value has to go instead.
+//! Programs that set conntrack's sysctls themselves: where one of them overwrites a sysctl, a sysctl file is no use.
+//! Each is named with its evidence and with the place where the value must be set instead.
 
 pub mod kube_proxy;
 pub mod profiles;
@@ -58,7 +58,7 @@ pub const ESTABLISHED: &str = "net.netfilter.nf_conntrack_tcp_timeout_establishe
 pub const CLOSE_WAIT: &str = "net.netfilter.nf_conntrack_tcp_timeout_close_wait";
 
 impl Manager {
-    /// The lines that give a sysctl this value through the manager; empty if it has no say in that one.
+    /// The lines that set a sysctl through the manager; empty if it doesn't set that one.
     #[must_use]
     pub fn instead(&self, sysctl: &str, value: u64) -> Vec<String> {
         match self.kind {
@@ -106,7 +106,8 @@ pub(super) fn read(host: &Host, cpus: Option<u32>) -> Vec<Manager> {
             pid: Some(pid),
             sets: BTreeMap::new(),
             overwrites: false,
-            when: "never by itself; a privileged pod may, and a kube-proxy that starts later will".to_owned(),
+            when: "never itself, but a privileged pod may, and a kube-proxy that starts later will"
+                .to_owned(),
             configured_in: "the cluster's DaemonSets".to_owned(),
         });
     }

@@ -29,9 +29,9 @@ pub(super) fn tuned(host: &Host) -> Option<Manager> {
         key.trim() != "reapply_sysctl" || matches!(value.trim().to_ascii_lowercase().as_str(), "1" | "true")
     });
     let after = if reapplies {
-        "; then it applies /etc/sysctl.d once more (reapply_sysctl), so a file there wins"
+        "; it then reapplies /etc/sysctl.d (reapply_sysctl), so a file there wins"
     } else {
-        "; it does not apply sysctl.d again (reapply_sysctl is off)"
+        "; it does not reapply sysctl.d (reapply_sysctl is off)"
     };
     Some(Manager {
         kind: Kind::Tuned,

@@ -1,4 +1,4 @@
-//! Which files set conntrack's settings at boot, which of them wins, and what a new file has to be called to come last.
+//! Which files set conntrack's settings at boot, which of them wins, and what a new file must be named to be read last.
 //! Reads configuration as systemd-sysctl, sysctl(8) and modprobe do; writes none.
 
 pub mod modprobe;
@@ -38,7 +38,7 @@ pub struct BootSettings {
 /// One setting and the files that set it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
-    /// What counts after boot.
+    /// The assignment in force after boot.
     pub winner: Assignment,
     /// What it overrides, the first read first.
     pub overridden: Vec<Assignment>,
@@ -75,7 +75,7 @@ pub(super) fn read(host: &Host, notes: &mut Notes) -> BootSettings {
     }
     for (key, setting) in sysctls.iter().filter(|(_, setting)| setting.differs()) {
         notes.add(format!(
-            "{key} is {}, but {}:{} says {}: something changed it since, or the file came before the module",
+            "{key} is {}, but {}:{} says {}: it was changed since, or the file was applied before the module was loaded",
             setting.live.as_deref().unwrap_or("unknown"),
             setting.winner.file.display(),
             setting.winner.line,

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::TimeoutKind;
 
 const UDP: FlowKey = 17 << 16 | 53;
 const TCP: FlowKey = 6 << 16 | 6379;
@@ -76,16 +77,16 @@ impl Simulation {
 }
 
 fn timeouts() -> Timeouts {
-    Timeouts {
-        tcp_syn_sent: Some(120),
-        tcp_established: Some(432_000),
-        tcp_time_wait: Some(120),
-        udp: Some(30),
-        udp_stream: Some(120),
-        icmp: Some(30),
-        icmpv6: Some(30),
-        generic: Some(600),
-    }
+    Timeouts::from([
+        (TimeoutKind::SynSent, 120),
+        (TimeoutKind::Established, 432_000),
+        (TimeoutKind::TimeWait, 120),
+        (TimeoutKind::Udp, 30),
+        (TimeoutKind::UdpStream, 120),
+        (TimeoutKind::Icmp, 30),
+        (TimeoutKind::Icmpv6, 30),
+        (TimeoutKind::Generic, 600),
+    ])
 }
 
 #[track_caller]

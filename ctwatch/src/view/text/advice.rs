@@ -1,13 +1,13 @@
-//! Advice for a terminal: what is wrong in two lines, who needs the table, then each piece with its numbers.
-//! Commands are never broken: they are to be copied.
+//! Advice for a terminal: what is wrong in two lines, which services need the table, then each item with its numbers.
+//! Commands are never wrapped: they are to be copied.
 
 use crate::advise::demand::Outcome;
 use crate::advise::items::{Item, Level};
 use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
-use crate::text::{COLUMNS, FAINT, FINE, FULL, NEARLY, PLAIN, Paint, mib, rate, shorten, thousands, wrap};
+use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, wrap};
 
 const INDENT: usize = 4;
-/// Where what follows a label starts.
+/// Column where the text beside a label starts.
 const TEXT_AT: usize = 14;
 
 pub(super) fn lines(report: &Advice, paint: Paint) -> Vec<String> {
@@ -18,10 +18,10 @@ pub(super) fn lines(report: &Advice, paint: Paint) -> Vec<String> {
     }
     if report.items.is_empty() {
         lines.push(String::new());
-        lines.push("nothing to advise: the table has room for what comes".to_owned());
+        lines.push("nothing to advise: the table has room for the present load".to_owned());
     }
     for (number, item) in report.items.iter().enumerate() {
-        lines.extend(piece(number + 1, item, report.table.times, paint));
+        lines.extend(item_lines(number + 1, item, report.table.times, paint));
     }
     if let Some(both) = &report.together {
         lines.push(String::new());
@@ -32,8 +32,8 @@ pub(super) fn lines(report: &Advice, paint: Paint) -> Vec<String> {
     if let (Some(new), Some(old), Some(buckets)) = (kernel_default_max, old_rule_max, old_rule_buckets) {
         lines.push(String::new());
         let text = format!(
-            "(For this much memory this kernel chooses max {} by itself; old kernels took RAM/16384/(ARCH/32) = {} and \
-             max/8 = {} buckets. Neither knows the demand.)",
+            "(With this much memory this kernel defaults to max {}; older kernels to RAM/16384/(ARCH/32) = {} and max/8 = {} \
+             buckets. Neither takes the load into account.)",
             thousands(*new),
             thousands(*old),
             thousands(*buckets)
@@ -50,29 +50,29 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
     let TableDemand { count, max, refused_packets_per_s, offered_per_s, admitted_per_s, demand, .. } =
         &report.table;
     let name = report.name.clone().unwrap_or_else(|| report.netns.to_string());
-    let style = if demand.overflows() { FULL } else { PLAIN };
+    let style = if demand.overflows() { ALERT } else { PLAIN };
     let size = if *max == 0 { "no limit".to_owned() } else { format!("of {}", thousands((*max).into())) };
     let mut lines = vec![format!(
-        "{name}: {} entries {size}; {} new flows/s in {:.0} s",
+        "{name}: {} entries {size}; {} new flows/s over {:.0} s",
         thousands((*count).into()),
         rate(*admitted_per_s),
         report.window_s
     )];
     if *refused_packets_per_s > 0.0 {
         let text = format!(
-            "it refuses {} packets/s; {} flows/s would come if it had room",
+            "dropping {} packets/s; offered load is {} new flows/s",
             rate(*refused_packets_per_s),
             rate(*offered_per_s)
         );
-        lines.extend(wrap(&text, 0).iter().map(|line| paint.on(FULL, line)));
+        lines.extend(wrap(&text, 0).iter().map(|line| paint.on(ALERT, line)));
     }
     let needs = format!(
-        "this demand needs {} entries on average, {} just before gc comes by{}",
+        "this load needs {} entries on average, {} just before garbage collection{}",
         thousands(demand.needed as u64),
         thousands(demand.peak as u64),
         match demand.full_at_times {
             Some(times) if times < 1.0 => String::new(),
-            Some(times) => format!("; the table overflows at {times:.1} x this rate"),
+            Some(times) => format!("; the table overflows at {times:.1} x this load"),
             None => String::new(),
         }
     );
@@ -85,33 +85,33 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
 
 fn services(report: &Advice, paint: Paint) -> Vec<String> {
     let has_then = report.what_if.is_some();
-    let then = |text: &str| if has_then { format!(" {text:>9}") } else { String::new() };
+    let what_if = |text: &str| if has_then { format!(" {text:>9}") } else { String::new() };
     let header = format!(
-        "{:>9} {:>9}{} {:>8} {:>7}  {}",
+        "{:>9} {:>9}{} {:>8} {:>8}  {}",
         "entries",
         "needs",
-        then("then"),
+        what_if("what-if"),
         "flows/s",
-        "lasts",
+        "lifetime",
         "service"
     );
     let mut lines = vec![String::new(), paint.on(FAINT, &header)];
     for service in &report.services {
-        let lasts = service.lifetime_s.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds:.0} s"));
+        let lifetime = service.lifetime_s.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds:.0} s"));
         let numbers = format!(
-            "{:>9} {:>9}{} {:>8} {lasts:>7}  ",
+            "{:>9} {:>9}{} {:>8} {lifetime:>8}  ",
             thousands(service.entries.into()),
             thousands(service.needs.round() as u64),
-            then(&service.then.map_or_else(String::new, |then| thousands(then.round() as u64))),
+            what_if(&service.then.map_or_else(String::new, |then| thousands(then.round() as u64))),
             rate(service.offered_per_s),
         );
         let left = COLUMNS - numbers.chars().count();
-        lines.push(numbers + &shorten(&who(service), left));
+        lines.push(numbers + &shorten(&description(service), left));
     }
     lines
 }
 
-fn who(service: &ServiceLine) -> String {
+fn description(service: &ServiceLine) -> String {
     let name = service.server.as_deref().or(service.service).unwrap_or_default();
     let mut text = format!("{}/{} {} {name}", service.port, service.proto, service.direction.name());
     if !service.clients.is_empty() {
@@ -126,14 +126,14 @@ fn who(service: &ServiceLine) -> String {
 fn answer(what_if: &WhatIf, times: f64, paint: Paint) -> Vec<String> {
     let mut lines = vec![String::new()];
     lines.extend(wrap(&format!("what if {}", what_if.change), INDENT));
-    lines.extend(labelled("then", &outcome(&what_if.after)));
+    lines.extend(labelled("effect", &outcome(&what_if.after)));
     lines.extend(after_idle(&what_if.after).iter().flat_map(|idle| labelled("", idle)));
     lines.extend(labelled(&format!("at {times} x"), &outcome(&what_if.at_times)));
     if what_if.after.max > 0 {
-        lines.extend(labelled("memory", &format!("{} at most, full", mib(what_if.memory_bytes))));
+        lines.extend(labelled("memory", &format!("{} at most when full", mib(what_if.memory_bytes))));
     }
     for warning in &what_if.warnings {
-        lines.extend(labelled("but", warning).iter().map(|line| paint.on(NEARLY, line)));
+        lines.extend(labelled("warning", warning).iter().map(|line| paint.on(WARN, line)));
     }
     lines
 }
@@ -147,12 +147,12 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
     let of = format!("of {}", thousands(outcome.max.into()));
     if outcome.needed > f64::from(outcome.max) {
         return format!(
-            "full: it needs {} {of}; {} new flows/s refused",
+            "full: needs {} {of}; drops {} new flows/s",
             thousands(outcome.needed as u64),
             rate(outcome.refused_per_s)
         );
     }
-    let fits = if outcome.overflows() { "; too many then" } else { ", no drops" };
+    let fits = if outcome.overflows() { ", drops at the peak" } else { ", no drops" };
     let room = match outcome.full_at_times {
         Some(times) if times >= 1.0 => format!("; full at {times:.1} x"),
         _ => String::new(),
@@ -160,34 +160,34 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
     format!("{} entries {of}, up to {peak}{fits}{room}", thousands(outcome.needed as u64))
 }
 
-/// What it takes if all was idle before, where that is more.
+/// The peak after an idle minute, where it is higher.
 pub(crate) fn after_idle(outcome: &Outcome) -> Option<String> {
     let entries = thousands(outcome.after_idle? as u64);
     let but = match (outcome.overflows_after_idle(), outcome.overflows()) {
-        (true, false) => ": too many, until gc has come once",
+        (true, false) => "; too many until the first garbage collection",
         _ => "",
     };
     Some(format!("after an idle minute: up to {entries} entries{but}"))
 }
 
-fn piece(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
+fn item_lines(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
     let mut lines = vec![String::new()];
     let style = match (item.refused.is_empty(), item.solves) {
         (false, _) => FAINT,
-        (true, true) => FINE,
+        (true, true) => OK,
         (true, false) => PLAIN,
     };
     let title = format!("{number:>2}. {} [{}]", item.title, item.id);
     lines.extend(wrap(&title, INDENT).iter().map(|line| paint.on(style, line)));
     lines.extend(labelled("why", &item.evidence));
     for objection in &item.refused {
-        let text = format!("{}: {}", objection.text, objection.rule);
-        lines.extend(labelled("refused", &text).iter().map(|line| paint.on(NEARLY, line)));
+        let text = format!("{}: {}", objection.text, objection.located_rule());
+        lines.extend(labelled("blocked", &text).iter().map(|line| paint.on(WARN, line)));
         if let Some(remedy) = &objection.remedy {
-            lines.push(verbatim("unless", remedy));
+            lines.push(verbatim("unblock", remedy));
         }
     }
-    lines.extend(labelled("then", &outcome(&item.after)));
+    lines.extend(labelled("effect", &outcome(&item.after)));
     lines.extend(after_idle(&item.after).iter().flat_map(|idle| labelled("", idle)));
     lines.extend(labelled(&format!("at {times} x"), &outcome(&item.at_times)));
     if item.memory_bytes > 0 {
@@ -221,14 +221,14 @@ fn piece(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<String> {
 
 /// A label, and text that wraps beside it.
 fn labelled(label: &str, text: &str) -> Vec<String> {
-    // The label's place is kept by a word without spaces.
+    // A word without spaces reserves the label's place.
     let place = "\u{1}".repeat(TEXT_AT);
     let mut lines = wrap(&format!("{place}{text}"), TEXT_AT);
     lines[0] = lines[0].replacen(&place, &verbatim(label, ""), 1);
     lines
 }
 
-/// A label, and text that stays in one piece.
+/// A label, and text that must not be wrapped.
 fn verbatim(label: &str, text: &str) -> String {
     format!("{:INDENT$}{label:<width$}{text}", "", width = TEXT_AT - INDENT)
 }

@@ -1,10 +1,9 @@
-//! The answer of `ctwatch table`: each table's fill, then who fills it; what doesn't add up is said below.
-//! Nothing of an address is ever cut off: a key too long for its column gets a line of its own.
+//! The output of `ctwatch table`: each table's fill, then its rows, then any discrepancy with the kernel's count.
+//! Addresses are never cut off: a key too long for its column gets a line of its own.
 
 use crate::contract::breakdown::{Reason, Row, TableBreakdown, TableReport};
 use crate::text::{
-    COLUMNS, FAINT, FULL, NEARLY, PLAIN, Paint, percent, short_duration, shorten, thousands, took, width,
-    wrap,
+    ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, percent, short_duration, shorten, thousands, took, width, wrap,
 };
 
 /// Widths of the columns; the key gets what they leave of 80.
@@ -13,15 +12,15 @@ const SHARE: usize = 5;
 const ASSURED: usize = 7;
 const TIME_WAIT: usize = 6;
 const LEFT: usize = 5;
-/// Only there if a row needs it.
+/// Shown only if a row needs it.
 const AGE: usize = 5;
 const ERROR: usize = 8;
 
 /// Column where the key starts.
 const KEY_AT: usize = ENTRIES + 2 * SHARE + 3;
-/// Tables without a row of which each gets a line.
+/// Tables without rows that get a line each.
 const FEW: usize = 3;
-/// Namespaces that could not be looked at, by name.
+/// Namespaces that could not be listed and are named.
 const NAMED: usize = 3;
 const NAME: usize = 30;
 
@@ -36,7 +35,7 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
         report.tables.iter().partition(has_rows);
     shown.sort_by_key(|table| std::cmp::Reverse(table.listed));
     others.sort_by_key(|table| table.name.as_deref() != Some("host"));
-    // All are empty, or nothing passes the filter: the answer is in the tables.
+    // All are empty, or no entry matches the filter: show the tables themselves.
     let quiet = if shown.is_empty() { others.len() } else { 0 };
     let (quiet, others) = others.split_at(quiet.min(FEW));
     shown.extend(quiet);
@@ -49,11 +48,11 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
         for row in rows {
             lines.extend(columns.row(row, &report.by));
         }
-        lines.extend(doubts(table, paint));
+        lines.extend(discrepancy(table, paint));
         lines.extend(remarks(table));
     }
-    lines.extend(unshown(others));
-    lines.extend(unseen(report).iter().map(|line| paint.on(NEARLY, line)));
+    lines.extend(without_rows(others));
+    lines.extend(unlisted(report).iter().map(|line| paint.on(WARN, line)));
     lines
 }
 
@@ -64,17 +63,17 @@ fn name(table: &TableBreakdown) -> String {
 fn table_line(table: &TableBreakdown, clock: &str, paint: Paint) -> String {
     let number = |number: Option<u32>| number.map_or("?".to_owned(), |number| thousands(number.into()));
     let style = match table.fill {
-        Some(fill) if fill >= 1.0 => FULL,
-        Some(fill) if fill >= 0.9 => NEARLY,
+        Some(fill) if fill >= 1.0 => ALERT,
+        Some(fill) if fill >= 0.9 => WARN,
         _ => PLAIN,
     };
     let fill = match table.fill {
-        Some(fill) => paint.on(style, &percent(fill)),
-        None => "no limit".to_owned(),
+        Some(fill) => format!(" {}", paint.on(style, &percent(fill))),
+        None => ", no limit".to_owned(),
     };
     let max = table.max.filter(|max| *max > 0).map(|max| format!("/{}", thousands(max.into())));
     format!(
-        "{clock} {}  {}{} {fill}, {} listed in {}",
+        "{clock} {}  {}{}{fill}, {} listed in {}",
         name(table),
         number(table.count),
         max.unwrap_or_default(),
@@ -106,7 +105,7 @@ impl Columns {
     fn header(&self, by: &[&'static str], paint: Paint) -> String {
         let keys = title(by);
         let keys = shorten(&keys, self.key());
-        let tail = self.tail(["assured", "t_wait", "left", "90 %", "age", "error"].map(str::to_owned));
+        let tail = self.tail(["assured", "t_wait", "left", "p90", "age", "error"].map(str::to_owned));
         let head = format!("{:>ENTRIES$} {:>SHARE$} {:>SHARE$} ", "entries", "table", "max");
         paint.on(FAINT, &format!("{head}{keys:<0$}{tail}", self.key()))
     }
@@ -124,7 +123,7 @@ impl Columns {
 
     fn row(&self, row: &Row, by: &[&'static str]) -> Vec<String> {
         let share = |share: Option<f64>| share.map(percent).unwrap_or_default();
-        // An exact count among others that aren't.
+        // Empty for an exact count among inexact ones.
         let error = match row.error {
             0 => String::new(),
             error if row.rest => format!("+{}", thousands(error)),
@@ -239,81 +238,77 @@ fn key(row: &Row, by: &[&'static str]) -> String {
     parts.join(" ").trim_end().to_owned()
 }
 
-/// What the numbers above leave open.
-fn doubts(table: &TableBreakdown, paint: Paint) -> Vec<String> {
+/// How far the listing and the kernel's count differ, and what that can come from.
+fn discrepancy(table: &TableBreakdown, paint: Paint) -> Vec<String> {
     if table.unlisted == 0 {
         return Vec::new();
     }
     let reasons: Vec<&str> = table.reasons.iter().map(|reason| words(*reason)).collect();
     let reasons = match reasons.split_last() {
-        Some((last, [])) => (*last).to_owned(),
-        Some((last, others)) => format!("{} or {last}", others.join(", ")),
-        None => "no reason is known".to_owned(),
+        Some((last, [])) => format!("; they may be {last}"),
+        Some((last, others)) => format!("; they may be {} or {last}", others.join(", ")),
+        None => String::new(),
     };
     let difference = thousands(table.unlisted.unsigned_abs());
     let text = if table.unlisted > 0 {
-        format!("{difference} more are counted by the kernel than listed: {reasons}")
+        format!("the kernel counts {difference} more than were listed{reasons}")
     } else {
-        format!("{difference} more are listed than counted by the kernel: {reasons}")
+        format!("{difference} more were listed than the kernel counts{reasons}")
     };
-    remark(&text).iter().map(|line| paint.on(NEARLY, line)).collect()
+    remark(&text).iter().map(|line| paint.on(WARN, line)).collect()
 }
 
 const fn words(reason: Reason) -> &'static str {
     match reason {
-        Reason::Unconfirmed => "unconfirmed (their first packet is still on its way)",
-        Reason::Dying => "dying (out of the table, still in use)",
-        Reason::Expired => "expired and not reaped yet",
-        Reason::ReplyOnly => "known by their reply alone (after a clash)",
-        Reason::Churn => "come and gone during the listing",
-        Reason::Resize => "moved, as the table was resized during the listing",
-        Reason::Interrupted => "missed (the kernel calls the dump inconsistent)",
+        Reason::Unconfirmed => "unconfirmed (first packet still in flight)",
+        Reason::Dying => "dying (removed from the table, still referenced)",
+        Reason::Expired => "expired but not yet collected",
+        Reason::ReplyOnly => "reachable only by reply tuple (after a clash)",
+        Reason::Churn => "created or deleted during the listing",
+        Reason::Resize => "moved by a resize during the listing",
+        Reason::Interrupted => "missed (the kernel reported an inconsistent dump)",
     }
 }
 
 fn remarks(table: &TableBreakdown) -> Vec<String> {
     let mut remarks = Vec::new();
     if table.duplicates > 0 {
-        remarks.push(format!("{} entries were listed twice and count once", thousands(table.duplicates)));
+        remarks.push(format!("{} entries were listed twice, counted once", thousands(table.duplicates)));
     }
     if table.resized {
         remarks.push(
-            "the table was resized again and again during the listing: entries may be missing or count twice"
+            "the table kept being resized during the listing: entries may be missing or counted twice"
                 .to_owned(),
         );
     } else if table.restarts > 0 {
-        remarks.push("the table was resized during the listing, which began anew".to_owned());
+        remarks.push("the table was resized during the listing; listing restarted".to_owned());
     }
     match table.tracks {
-        Some(Some(true)) => remarks.push("the table is empty; rules here make conntrack track".to_owned()),
-        Some(Some(false)) => {
-            remarks.push("the table is empty: no rule here makes conntrack track".to_owned())
-        }
-        Some(None) => remarks.push(
-            "the table is empty; whether a rule makes conntrack track, this kernel doesn't tell".to_owned(),
-        ),
+        Some(Some(true)) => remarks.push("the table is empty, though rules here enable conntrack".to_owned()),
+        Some(Some(false)) => remarks.push("the table is empty: no rule here enables conntrack".to_owned()),
+        Some(None) => remarks
+            .push("the table is empty; this kernel can't tell whether rules enable conntrack".to_owned()),
         None => {}
     }
     if table.listed > 0 && table.matched == Some(0) {
-        remarks.push("none of its entries passes the filters".to_owned());
+        remarks.push("no entries match the filters".to_owned());
     }
     remarks.iter().flat_map(|text| remark(text)).collect()
 }
 
-/// Tables without a row.
-fn unshown(others: &[&TableBreakdown]) -> Option<String> {
+/// Tables without rows, in one line.
+fn without_rows(others: &[&TableBreakdown]) -> Option<String> {
     let entries: u64 = others.iter().map(|table| table.listed).sum();
     let netns = others.len();
-    (netns > 0).then(|| format!("{netns} more netns with {} entries together", thousands(entries)))
+    (netns > 0).then(|| format!("{netns} more netns with {} entries in total", thousands(entries)))
 }
 
-/// What wasn't looked at.
-fn unseen(report: &TableReport) -> Vec<String> {
+/// Namespaces that were not listed.
+fn unlisted(report: &TableReport) -> Vec<String> {
     let mut texts = Vec::new();
     if report.own_netns_only {
         texts.push(
-            "Only this netns: to find and enter others takes CAP_SYS_ADMIN and CAP_SYS_PTRACE (run as root)"
-                .to_owned(),
+            "Only this netns: listing others needs CAP_SYS_ADMIN and CAP_SYS_PTRACE (run as root)".to_owned(),
         );
     }
     for skipped in report.skipped.iter().take(NAMED) {

@@ -2,7 +2,7 @@
 //! The same words as when `drops` can't start.
 
 use crate::contract::{Check, CheckItem, CheckProgram};
-use crate::text::{COLUMNS, FAINT, FINE, FULL, PLAIN, Paint, thousands, width, wrap};
+use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, thousands, width, wrap};
 
 pub(super) fn lines(check: &Check, paint: Paint) -> Vec<String> {
     let Check { schema: _, version, kernel_release, backend, items, programs } = check;
@@ -73,8 +73,8 @@ fn program_lines(program: &CheckProgram, paint: Paint) -> Vec<String> {
 
 fn verdict(ok: Option<bool>) -> (&'static str, anstyle::Style) {
     match ok {
-        Some(true) => ("ok", FINE),
-        Some(false) => ("no", FULL),
+        Some(true) => ("ok", OK),
+        Some(false) => ("no", ALERT),
         None => ("-", PLAIN),
     }
 }

@@ -1,4 +1,4 @@
-//! Reports for a terminal 80 columns wide, read under pressure: the fill first, then who suffers.
+//! Reports for an 80-column terminal, read under pressure: the fill first, then what is dropped.
 //! Whatever is not exact carries a mark.
 
 pub(crate) mod advice;
@@ -24,7 +24,7 @@ use crate::contract::{
 };
 use crate::model::{KernelCounters, NetnsId, Role};
 use crate::state::By;
-use crate::text::{COLUMNS, FAINT, Look, NEARLY, Paint, duration, percent, thousands, width, wrap};
+use crate::text::{COLUMNS, FAINT, Paint, TextOptions, WARN, duration, percent, thousands, width, wrap};
 
 /// Row lines between two headers.
 const HEADER_EVERY: usize = 20;
@@ -35,7 +35,7 @@ pub struct TextView<W: Write> {
     out: BufWriter<W>,
     paint: Paint,
     time_zone: TimeZone,
-    /// What a row stands for: rows tell it themselves.
+    /// What a row stands for, derived from the rows.
     by: By,
     /// The namespaces asked for; `None` means all.
     selected: Option<Vec<NetnsId>>,
@@ -43,14 +43,14 @@ pub struct TextView<W: Write> {
     names: HashMap<NetnsId, String>,
     lines_since_header: Option<usize>,
     unexplained: Unexplained,
-    /// A table was shown before.
+    /// A table was shown before: separate the next one by a blank line.
     again: bool,
 }
 
 impl<W: Write> TextView<W> {
     /// A view that writes there.
-    pub fn new(out: W, look: Look) -> Self {
-        let Look { color, time_zone } = look;
+    pub fn new(out: W, look: TextOptions) -> Self {
+        let TextOptions { color, time_zone } = look;
         Self {
             out: BufWriter::new(out),
             paint: Paint(color),
@@ -65,7 +65,7 @@ impl<W: Write> TextView<W> {
         }
     }
 
-    /// The same, for a reader who asked for these namespaces: each gets its line whether it fills or not.
+    /// The same, for a reader who asked for these namespaces: each gets a line whether it is filling or not.
     #[must_use]
     pub fn selecting(self, selected: Option<Vec<NetnsId>>) -> Self {
         Self { selected, ..self }
@@ -102,8 +102,8 @@ impl<W: Write> TextView<W> {
         self.names.get(&netns).cloned().unwrap_or_else(|| netns.to_string())
     }
 
-    /// A table that deserves a line in this tick.
-    fn matters(&self, table: &TableStatus, rows: &[Row]) -> bool {
+    /// Whether a table is worth a line in this tick.
+    fn is_worth_a_line(&self, table: &TableStatus, rows: &[Row]) -> bool {
         table_line::is_host(table)
             || table_line::loses(table)
             || table_line::is_filling(table)
@@ -113,7 +113,7 @@ impl<W: Write> TextView<W> {
 
     fn table_lines(&mut self, clock: &str, tick: &Tick) -> io::Result<()> {
         let mut shown: Vec<&TableStatus> =
-            tick.tables.iter().filter(|table| self.matters(table, &tick.rows)).collect();
+            tick.tables.iter().filter(|table| self.is_worth_a_line(table, &tick.rows)).collect();
         let quiet = tick.rows.is_empty() && !shown.iter().any(|table| table_line::loses(table) || table.gone);
         let mut others = 0;
         if quiet {
@@ -146,7 +146,7 @@ impl<W: Write> TextView<W> {
                 && let Some(netns) = row.netns
                 && self.by != By::Netns
             {
-                writeln!(self.out, "{clock} {}  its table is unknown", self.name_of(netns))?;
+                writeln!(self.out, "{clock} {}  table size unknown", self.name_of(netns))?;
             }
             last = row.netns;
             self.rows([row].into_iter())?;
@@ -154,7 +154,7 @@ impl<W: Write> TextView<W> {
         Ok(())
     }
 
-    /// Who fills a table that is filling or loses something.
+    /// Top occupants of a table that is filling or dropping.
     fn occupants(&mut self, table: &TableStatus) -> io::Result<()> {
         if !table_line::is_filling(table) && !table_line::loses(table) {
             return Ok(());
@@ -177,16 +177,16 @@ impl<W: Write> TextView<W> {
         writeln!(self.out, "{line}")
     }
 
-    /// What makes the numbers above less than the whole truth, said whenever it changes.
-    fn doubts(&mut self, clock: &str, tick: &Tick) -> io::Result<()> {
+    /// Differences from the kernel's counters, shown whenever they change.
+    fn discrepancies(&mut self, clock: &str, tick: &Tick) -> io::Result<()> {
         if tick.unexplained != self.unexplained {
             self.unexplained = tick.unexplained;
             let text = match summary::differences(&tick.unexplained).as_slice() {
-                [] => "the kernel's counters and ctwatch's agree again".to_owned(),
+                [] => "kernel counters and ctwatch agree again".to_owned(),
                 differences => format!("unexplained so far: {}", differences.join(", ")),
             };
             if self.backend != "counters" {
-                let text = self.paint.on(NEARLY, &text);
+                let text = self.paint.on(WARN, &text);
                 writeln!(self.out, "{clock} {text}")?;
             }
         }
@@ -202,7 +202,7 @@ impl<W: Write> TextView<W> {
         };
         let fill = event.fill.map(|fill| format!(" {}", percent(fill).replace(' ', ""))).unwrap_or_default();
         let head = format!("{}{doubt}", event.cause.name());
-        let tail = format!("{hook}{device}{fill}{}{}", whose(event), of_entry(event));
+        let tail = format!("{hook}{device}{fill}{}{}", owner(event), of_entry(event));
         self.packet_line(event.time, &head, &event.packet, &tail)
     }
 
@@ -231,8 +231,8 @@ impl<W: Write> TextView<W> {
     }
 }
 
-/// Who suffers, as far as it is known.
-fn whose(event: &DropEvent) -> String {
+/// The process and container whose packet it was, as far as known.
+fn owner(event: &DropEvent) -> String {
     let container = event.container.as_ref().map(|name| format!(" in {name}")).unwrap_or_default();
     let process = event.process.as_ref().map(|process| {
         let preposition = match process.role {
@@ -244,7 +244,7 @@ fn whose(event: &DropEvent) -> String {
     format!("{}{container}", process.unwrap_or_default())
 }
 
-/// The entry that was lost or not made, and for whom it had to go.
+/// The entry that was lost or not created, and the flow it was evicted for.
 fn of_entry(event: &DropEvent) -> String {
     let mut text = String::new();
     if let Some(entry) = &event.entry {
@@ -256,7 +256,7 @@ fn of_entry(event: &DropEvent) -> String {
         text += &format!(" NAT, reply {}", arrow(reply));
     }
     if let Some(Some(flow)) = &event.pushed_out_by {
-        text += &format!(" pushed out by {} {}", flow.proto, arrow(&flow.tuple));
+        text += &format!(" displaced by {} {}", flow.proto, arrow(&flow.tuple));
     }
     text
 }
@@ -276,7 +276,7 @@ impl<W: Write> View for TextView<W> {
             self.wrapped(&format!("Why this backend: {reason}"))?;
         }
         if *backend == "tracepoint" {
-            self.wrapped("A ? marks a cause that is inferred, not seen.")?;
+            self.wrapped("? marks an inferred cause.")?;
         }
         if !hooks.is_empty() {
             let hooks: Vec<String> =
@@ -285,14 +285,13 @@ impl<W: Write> View for TextView<W> {
         }
         let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = *since_boot;
         self.wrapped(&format!(
-            "Counted by the kernel since boot, before ctwatch: drop {}, early_drop {}, insert_failed {}, \
-             chaintoolong {}",
+            "Kernel counters since boot, before ctwatch: drop {}, early_drop {}, insert_failed {}, chaintoolong {}",
             thousands(drop),
             thousands(early_drop),
             thousands(insert_failed),
             thousands(chaintoolong)
         ))?;
-        let legend = "Lines: time, netns, entries/max, fill, entries new and gone, losses";
+        let legend = "Columns: time, netns, entries/max, fill, entries added and removed, losses";
         let legend = self.paint.on(FAINT, legend);
         writeln!(self.out, "{legend}\n")?;
         self.out.flush()
@@ -306,7 +305,7 @@ impl<W: Write> View for TextView<W> {
         let clock = self.clock(tick.time, format);
         self.by = row_lines::by(&tick.rows).unwrap_or(self.by);
         self.table_lines(&clock, tick)?;
-        self.doubts(&clock, tick)?;
+        self.discrepancies(&clock, tick)?;
         self.out.flush()
     }
 
@@ -320,7 +319,7 @@ impl<W: Write> View for TextView<W> {
     fn notice(&mut self, notice: &Notice) -> io::Result<()> {
         let clock = self.clock(notice.time, "%H:%M:%S");
         for line in wrap(&format!("{clock} {}", notice.text), 9) {
-            let line = self.paint.on(NEARLY, &line);
+            let line = self.paint.on(WARN, &line);
             writeln!(self.out, "{line}")?;
         }
         self.out.flush()
@@ -333,7 +332,7 @@ impl<W: Write> View for TextView<W> {
         self.by = row_lines::by(&end.rows).unwrap_or(self.by);
         if end.rows.is_empty() {
             let text = if self.backend == "counters" {
-                "This backend knows no ports and no causes."
+                "This backend has no ports and no causes."
             } else {
                 "Nothing was lost."
             };
@@ -348,7 +347,7 @@ impl<W: Write> View for TextView<W> {
         let headings = self.by != By::Netns && of_netns.iter().flatten().count() > 1;
         for netns in &of_netns {
             if headings {
-                let heading = netns.map_or_else(|| "any netns".to_owned(), |netns| self.name_of(netns));
+                let heading = netns.map_or_else(|| "all netns".to_owned(), |netns| self.name_of(netns));
                 writeln!(self.out, "{heading}:")?;
             }
             self.rows(end.rows.iter().filter(|row| row.netns == *netns))?;

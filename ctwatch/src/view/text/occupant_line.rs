@@ -1,20 +1,20 @@
-//! The line under a table's fill that says who fills it: culprits beside the victims.
-//! It fits 80 columns: the smallest occupants go first when it doesn't.
+//! The line under a table's fill that names its top occupants.
+//! It fits 80 columns: the smallest occupants are left out first.
 
 use crate::contract::Occupant;
 use crate::text::{COLUMNS, percent, width};
 
-/// Where rows begin too.
+/// The same indent as rows.
 const INDENT: &str = "      ";
-/// A smaller part of the table isn't worth a word.
-const WORTH_A_WORD: f64 = 0.01;
+/// Occupants with a smaller share are not named.
+const MIN_SHARE: f64 = 0.01;
 
-/// None if nobody holds a part worth naming.
+/// None if no occupant has a share worth naming.
 pub(super) fn line(occupants: &[Occupant], exact: bool) -> Option<String> {
     let doubt = if exact { "" } else { "about " };
-    let mut line = format!("{INDENT}fills the table: ");
+    let mut line = format!("{INDENT}top occupants: ");
     let mut named = 0;
-    for occupant in occupants.iter().filter(|occupant| occupant.share >= WORTH_A_WORD) {
+    for occupant in occupants.iter().filter(|occupant| occupant.share >= MIN_SHARE) {
         let separator = if named == 0 { doubt } else { ", " };
         let text = format!("{separator}{} {}{}", name(occupant), percent(occupant.share), state(occupant));
         if width(&line) + width(&text) > COLUMNS {
@@ -74,11 +74,11 @@ mod tests {
         ];
         assert_eq!(
             line(&occupants, true).as_deref(),
-            Some("      fills the table: 6379/tcp 71 % (97 % TIME_WAIT), 443/tcp 12 %")
+            Some("      top occupants: 6379/tcp 71 % (97 % TIME_WAIT), 443/tcp 12 %")
         );
         assert_eq!(
             line(&occupants[1..], true).as_deref(),
-            Some("      fills the table: 443/tcp 12 %, type 8/icmp 9 %")
+            Some("      top occupants: 443/tcp 12 %, type 8/icmp 9 %")
         );
         assert!(line(&occupants[..1], false).is_some_and(|line| line.contains(": about 6379/tcp 71 %")));
         assert_eq!(line(&occupants[3..], true), None);

@@ -1,12 +1,12 @@
-//! One row per key that lost something. A key that is too long for its column gets lines of its own.
-//! Nothing of an address is ever cut off.
+//! One row per key with losses. A key too long for its column gets lines of its own.
+//! Addresses are never cut off.
 
 use std::net::IpAddr;
 
 use crate::contract::{Certainty, Process, Row};
 use crate::model::Role;
 use crate::state::By;
-use crate::text::{COLUMNS, FAINT, FULL, Paint, thousands, width};
+use crate::text::{ALERT, COLUMNS, FAINT, Paint, thousands, width};
 
 /// Widths of the columns; with a space between them they fill 80 exactly.
 const LOST: usize = 10;
@@ -20,7 +20,7 @@ const _: () = assert!(LOST + UNIT + WHAT + PATH + CAUSE + TOTAL + 5 == COLUMNS);
 /// Column where the key starts.
 const KEY_AT: usize = LOST + UNIT + 2;
 
-/// What these rows stand for, by what is in them. Rows that sum up others don't tell.
+/// What these rows stand for, judged by their fields. Rows that sum up others don't tell.
 pub(super) fn by(rows: &[Row]) -> Option<By> {
     let row = rows.iter().find(|row| !(row.rest || row.unattributed))?;
     if row.process.is_some() {
@@ -68,7 +68,7 @@ pub(super) fn header(by: By, paint: Paint) -> String {
 pub(super) fn lines(by: By, row: &Row, netns_name: &str, paint: Paint) -> Vec<String> {
     let what = what(by, row, netns_name);
     let lost = format!("{:>LOST$}", format!("{}{}", mark(row), thousands(row.losses)));
-    let lost = format!("{} {:UNIT$}", paint.on(FULL, &lost), row.unit.name());
+    let lost = format!("{} {:UNIT$}", paint.on(ALERT, &lost), row.unit.name());
     let path = match &row.process {
         Some(Some(process)) => role(process.role),
         _ if row.loopback == Some(true) => "loopback",
@@ -104,7 +104,7 @@ fn mark(row: &Row) -> &'static str {
 
 fn what(by: By, row: &Row, netns_name: &str) -> String {
     if row.overflow {
-        return "no counter was left".to_owned();
+        return "no free counter".to_owned();
     }
     if row.rest {
         return match by {
@@ -142,7 +142,7 @@ fn what(by: By, row: &Row, netns_name: &str) -> String {
     }
 }
 
-/// Whose packets these were is not known; never somebody's, rather than perhaps his.
+/// The owner is not known for certain; no guess is made.
 const UNKNOWN: &str = "unknown";
 
 /// "nginx[812]"

@@ -1,12 +1,12 @@
 //! The end of a run: what was counted, beside what the kernel counted, and how far both can be trusted.
-//! If they differ, it says so in the same breath.
+//! A difference is shown next to the numbers it concerns.
 
 use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 
 use crate::contract::{Certainty, End, Unexplained};
 use crate::model::KernelCounters;
-use crate::text::{FINE, FULL, Paint, signed, thousands, wrap};
+use crate::text::{ALERT, OK, Paint, signed, thousands, wrap};
 
 pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
     let mut lines = counters(end, backend, paint);
@@ -40,10 +40,10 @@ fn counters(end: &End, backend: &str, paint: Paint) -> Vec<String> {
                 return kernel_part;
             }
             let verdict = match (unexplained, kernel == ours) {
-                (0, true) => paint.on(FINE, "agree"),
-                // Both moved while one was read, or a netns took its last counts along.
-                (0, false) => paint.on(FINE, "agree, as far as they can be read at once"),
-                (left, _) => paint.on(FULL, &format!("differ by {}", signed(left))),
+                (0, true) => paint.on(OK, "agree"),
+                // Counters moved between the two reads, or a netns was deleted before its final read.
+                (0, false) => paint.on(OK, "agree within read skew"),
+                (left, _) => paint.on(ALERT, &format!("differ by {}", signed(left))),
             };
             format!("{kernel_part} {:>13}  {verdict}", thousands(ours))
         }),
@@ -76,7 +76,7 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
     if end.lost_events > 0 {
         let lost = thousands(end.lost_events);
         texts.push(format!(
-            "{lost} events did not fit the ring buffer. The totals by port, by cause and by counter have them."
+            "{lost} events did not fit into the ring buffer; totals by port, cause and counter include them."
         ));
     }
     let inexact = |certainty| end.rows.iter().any(|row| !row.exact && row.certainty == certainty);
@@ -88,21 +88,22 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
     }
     if let Some(ambiguous) = end.ambiguous.filter(|ambiguous| *ambiguous > 0) {
         let ambiguous = thousands(ambiguous);
-        texts.push(format!("{ambiguous} drops can't be told from a firewall's: their tuples may be wrong."));
+        texts
+            .push(format!("{ambiguous} drops can't be told from firewall drops: their tuples may be wrong."));
     }
     if backend == "tracepoint" {
-        texts.push("Causes are inferred, not seen.".to_owned());
+        texts.push("Causes are inferred, not observed.".to_owned());
     }
     if end.netns_gone > 0 && end.kernel_counters != end.counted.in_kernel_terms() {
         let gone = thousands(end.netns_gone);
-        texts.push(format!("{gone} netns went away and took the kernel's last counts of them along."));
+        texts.push(format!("{gone} netns were deleted; their final kernel counts are missing."));
     }
     let differences = differences(&end.unexplained);
     if !differences.is_empty() {
-        texts.push(format!("Not explained: {}.", differences.join(", ")));
+        texts.push(format!("Unexplained: {}.", differences.join(", ")));
     }
     if texts.is_empty() {
-        texts.push("No event was lost, and every number is exact.".to_owned());
+        texts.push("No events were lost; all numbers are exact.".to_owned());
     }
     texts
 }

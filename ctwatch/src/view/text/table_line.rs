@@ -1,12 +1,12 @@
-//! The line that says how full one netns's table is.
-//! It fits 80 columns: what matters least goes first when it doesn't.
+//! The line that shows how full one netns's table is.
+//! It fits 80 columns: the least important parts are dropped first.
 
 use crate::contract::TableStatus;
-use crate::text::{COLUMNS, FULL, NEARLY, PLAIN, Paint, percent, rate, shorten, thousands, width};
+use crate::text::{ALERT, COLUMNS, PLAIN, Paint, WARN, percent, rate, shorten, thousands, width};
 
-/// A forecast further ahead is no news for a line a second.
+/// Forecasts further ahead are not shown in a line per second.
 const SOON_S: f64 = 3_600.0;
-/// From this fill on it is worth a warning.
+/// From this fill on the table is shown as a warning.
 const NEARLY_FULL: f64 = 0.9;
 
 /// Longest name shown.
@@ -33,18 +33,18 @@ pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint)
     let head = format!("{clock} {:<names$}  ", name(table));
     if table.gone {
         let entries = entries(table);
-        return format!("{head}{entries}  this netns is gone; its totals stay in the sums{}", lost(table));
+        return format!("{head}{entries}  netns deleted; its totals are kept{}", lost(table));
     }
     let style = match table.fill {
-        Some(fill) if fill >= 1.0 => FULL,
-        Some(fill) if fill >= NEARLY_FULL => NEARLY,
+        Some(fill) if fill >= 1.0 => ALERT,
+        Some(fill) if fill >= NEARLY_FULL => WARN,
         _ => PLAIN,
     };
     let fill = match table.fill {
         Some(fill) => format!("{:>5}", percent(fill)),
         None => " ".repeat(5),
     };
-    let word = if style == FULL { " full" } else { "     " };
+    let word = if style == ALERT { " full" } else { "     " };
     let rates = rates(table);
     let soon = soon(table);
     let lost = lost(table) + &soon;
@@ -54,7 +54,7 @@ pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint)
     let body = |word: &str, rates: &str, lost: &str| {
         width(&entries) + 1 + width(&fill) + width(word) + width(rates) + width(lost)
     };
-    // The least important goes first: the word "full", the rates, the evictions (their rows are below).
+    // The least important is dropped first: the word "full", the rates, the evictions (their rows are below).
     let choices = [
         (word, rates.as_str(), lost.as_str()),
         ("", &rates, &lost),
@@ -68,7 +68,7 @@ pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint)
         .unwrap_or(choices[choices.len() - 1]);
     let state = paint.on(style, &format!("{entries} {fill}{}", word.trim_end()));
     let padding = if word.trim().is_empty() { word } else { "" };
-    let lost = paint.on(if table.packets_lost > 0 { FULL } else { PLAIN }, lost);
+    let lost = paint.on(if table.packets_lost > 0 { ALERT } else { PLAIN }, lost);
     format!("{head}{state}{padding}{rates}{lost}").trim_end().to_owned()
 }
 
@@ -77,7 +77,7 @@ fn entries(table: &TableStatus) -> String {
         |number: Option<u32>| number.map_or_else(|| "?".to_owned(), |number| thousands(number.into()));
     let count = number(table.count);
     match table.max {
-        Some(0) => format!("{count} of any number"),
+        Some(0) => format!("{count}, no limit"),
         max => {
             let max = number(max);
             format!("{count:>0$}/{max}", width(&max))
@@ -94,7 +94,7 @@ fn rates(table: &TableStatus) -> String {
     }
 }
 
-/// When it will be full, unless it is or that is far off.
+/// When it will be full, unless it is already or that is far off.
 fn soon(table: &TableStatus) -> String {
     match table.full_in_s {
         Some(seconds) if seconds > 0.0 && seconds < SOON_S => {

@@ -1,24 +1,24 @@
 #!/bin/sh
-# By ctwatch 0.1.0, 2026-03-14T12:03:04Z, for host on 6.12.117.
-# sh FILE now    try it until the next reboot
-# sh FILE keep   keep it over reboots (after `now`)
-# sh FILE undo   put back what was there when it was written
+# Written by ctwatch 0.1.0 at 2026-03-14T12:03:04Z for host, Linux 6.12.117.
+# sh FILE now    apply until the next reboot
+# sh FILE keep   make it persistent (run `now` first)
+# sh FILE undo   restore the settings found when this was written
 set -u
 
-# reuse-6379-tcp-lo: keep connections open from nginx+lua to redis on 6379/tcp
-#   why: 832.0 new connections/s to 6379/tcp/lo, 100 % of its entries are closed ones; they need 48 % of the table
-#   risk, low: a connection that the other side has closed meanwhile fails at its next use: pools must test or retry
-#   then: 39299 entries of 65536, 47287 before gc comes by
-#   reckoned with 100 requests a connection; `--what-if keepalive=6379/tcp/lo:N` tries others
+# reuse-6379-tcp-lo: reuse connections from nginx+lua to redis on 6379/tcp
+#   why: 832.0 new connections/s to 6379/tcp/lo; 100 % of its entries are closed connections; it accounts for 48 % of the entries needed
+#   risk, low: a pooled connection that the peer has closed fails on its next use: pools must validate or retry
+#   effect: 39,299 entries of 65,536, 47,286 just before garbage collection
+#   assumes 100 requests per connection; try other numbers with `--what-if keepalive=6379/tcp/lo:N`
 #   keep the connections from nginx+lua to redis open
-#   no command can do this; set it by hand:
+#   cannot be scripted; set by hand:
 #     red:set_keepalive(10000, 100) instead of red:close()
 
 # max: raise nf_conntrack_max from 65536 to 262144, buckets to match
-#   why: at the present demand the table needs 73484 entries on average and 88448 before gc comes by; it has 65536
-#   risk, low: memory the kernel holds while entries last; changing buckets stops all tracking while it rehashes
-#   then: 73484 entries of 262144, 88448 before gc comes by
-#   full, the table takes 98 MiB of memory at most, 384 bytes an entry
+#   why: the present load needs 73,484 entries on average, 88,448 just before garbage collection; the limit is 65,536
+#   risk, low: kernel memory while entries exist; changing the buckets stalls tracking during the rehash
+#   effect: 73,484 entries of 262,144, 88,448 just before garbage collection
+#   a full table takes at most 98 MiB of memory, 384 bytes per entry
 
 now() {
     set -e

@@ -4,34 +4,34 @@
 use super::demand::Service;
 use super::target::ServiceTarget;
 
-/// The server of `served` is a client of `used`.
+/// The server of `front` is a client of `backend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Uses {
+pub struct Dependency {
     /// The service in front.
-    pub served: ServiceTarget,
+    pub front: ServiceTarget,
     /// The one behind.
-    pub used: ServiceTarget,
+    pub backend: ServiceTarget,
 }
 
 /// Raises the demand on services behind others by what those in front have to turn away now.
-pub fn follow(services: &mut [Service], uses: &[Uses]) {
+pub fn propagate_demand(services: &mut [Service], uses: &[Dependency]) {
     let held_back: Vec<(ServiceTarget, f64)> = uses
         .iter()
-        .filter_map(|Uses { served, used }| {
-            let front = services.iter().find(|service| service.target() == *served)?;
+        .filter_map(|Dependency { front, backend }| {
+            let front = services.iter().find(|service| service.target() == *front)?;
             // Of the same window: what came to the one behind came of those that got in.
             let held_back = front.offered_per_s / front.admitted_per_s;
-            (held_back > 1.0 && held_back.is_finite()).then_some((*used, held_back))
+            (held_back > 1.0 && held_back.is_finite()).then_some((*backend, held_back))
         })
         .collect();
     for service in services {
         let target = service.target();
         let factor =
-            held_back.iter().filter(|(used, _)| *used == target).map(|(_, by)| *by).fold(1.0, f64::max);
+            held_back.iter().filter(|(backend, _)| *backend == target).map(|(_, by)| *by).fold(1.0, f64::max);
         service.offered_per_s *= factor;
-        service.pent_up *= factor;
-        for stay in &mut service.stays {
-            stay.per_s *= factor;
+        service.backlog_factor *= factor;
+        for residence in &mut service.residences {
+            residence.per_s *= factor;
         }
     }
 }
@@ -39,27 +39,27 @@ pub fn follow(services: &mut [Service], uses: &[Uses]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::advise::demand::Stay;
+    use crate::advise::demand::Residence;
     use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
 
-    fn service(port: u16, direction: Direction, offered: f64, pent_up: f64) -> Service {
+    fn service(port: u16, direction: Direction, offered: f64, backlog_factor: f64) -> Service {
         let idle = TimeoutHistogram::default();
         Service {
             proto: 6,
             port,
             direction,
             entries: 10,
-            admitted_per_s: offered / pent_up,
+            admitted_per_s: offered / backlog_factor,
             offered_per_s: offered,
             refused_per_s: 1.0,
-            stays: vec![Stay {
+            residences: vec![Residence {
                 phase: TimeoutKind::TimeWait,
                 timeout: 120,
                 entries: 10,
                 idle,
                 per_s: offered,
             }],
-            pent_up,
+            backlog_factor,
             pairs: Some(1),
         }
     }
@@ -68,10 +68,10 @@ mod tests {
     fn what_is_turned_away_in_front_would_come_to_the_service_behind() {
         let mut services =
             vec![service(80, Direction::In, 60.0, 2.0), service(6379, Direction::Loopback, 30.0, 1.0)];
-        let uses = Uses { served: services[0].target(), used: services[1].target() };
-        follow(&mut services, &[uses]);
-        assert_eq!((services[1].offered_per_s, services[1].pent_up), (60.0, 2.0));
-        assert_eq!(services[1].stays[0].per_s, 60.0);
+        let uses = Dependency { front: services[0].target(), backend: services[1].target() };
+        propagate_demand(&mut services, &[uses]);
+        assert_eq!((services[1].offered_per_s, services[1].backlog_factor), (60.0, 2.0));
+        assert_eq!(services[1].residences[0].per_s, 60.0);
         assert_eq!(services[0].offered_per_s, 60.0);
     }
 
@@ -79,8 +79,8 @@ mod tests {
     fn nothing_follows_from_a_service_that_turns_nobody_away() {
         let mut services =
             vec![service(80, Direction::In, 60.0, 1.0), service(6379, Direction::Loopback, 30.0, 1.0)];
-        let uses = Uses { served: services[0].target(), used: services[1].target() };
-        follow(&mut services, &[uses]);
+        let uses = Dependency { front: services[0].target(), backend: services[1].target() };
+        propagate_demand(&mut services, &[uses]);
         assert_eq!(services[1].offered_per_s, 30.0);
     }
 }
