@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::postmortem::{Format, Wish};
+use crate::postmortem::{Format, Request};
 use crate::record::span::Moment;
 
 const AFTER: &str = "\
@@ -66,7 +66,7 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Report {
     /// What is asked of the recordings.
-    pub wish: Wish,
+    pub request: Request,
     /// How to show it.
     pub format: Format,
     /// Where to write it; `None` means stdout.
@@ -84,7 +84,7 @@ impl Report {
             None => output.as_deref().map_or(Format::Text, by_ending),
         };
         let anonymize = anonymize.map(|key| (!key.is_empty()).then_some(key));
-        Self { wish: Wish { files, incident, from, to, anonymize }, format, output }
+        Self { request: Request { files, incident, from, to, anonymize }, format, output }
     }
 }
 
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(report("a.ctw -o a.html").format, Format::Html);
         assert_eq!(report("a.ctw -o a.md").format, Format::Markdown);
         assert_eq!(report("a.ctw -o a.html --format json").format, Format::Json);
-        assert_eq!(report("a.ctw b.ctw").wish.files.len(), 2);
+        assert_eq!(report("a.ctw b.ctw").request.files.len(), 2);
     }
 
     #[test]
@@ -124,9 +124,9 @@ mod tests {
         for (flags, moment) in
             [("--from 03:00", "03:00"), ("--from 2026-03-14T12:03:04Z", "2026-03-14T12:03:04Z")]
         {
-            assert_eq!(report(&format!("a.ctw {flags}")).wish.from, Some(moment.parse().unwrap()));
+            assert_eq!(report(&format!("a.ctw {flags}")).request.from, Some(moment.parse().unwrap()));
         }
-        assert_eq!(report("a.ctw --until -10m").wish.to, Some("-10m".parse().unwrap()));
+        assert_eq!(report("a.ctw --until -10m").request.to, Some("-10m".parse().unwrap()));
         assert!(parse(["ctwatch", "report", "a.ctw", "--from", "yesterday"]).is_err());
         assert!(parse(["ctwatch", "report"]).is_err());
     }

@@ -11,6 +11,7 @@ mod entry;
 mod event;
 mod ids;
 mod protocol;
+mod service_port;
 mod state_name;
 mod timeout;
 
@@ -26,5 +27,6 @@ pub use entry::{EntryFields, TableEntry};
 pub use event::{Loss, NetnsSample, Sample, SlotSample};
 pub use ids::{NetnsId, Owner, ProcessId, Role};
 pub use protocol::{Protocol, service};
+pub use service_port::ServicePort;
 pub use state_name::{TCP_STATES, state_name};
 pub use timeout::TimeoutKind;

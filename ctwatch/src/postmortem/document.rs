@@ -13,7 +13,7 @@ use crate::text::thousands;
 pub(super) struct Document {
     pub title: String,
     /// Side by side, if there is more than one host.
-    pub comparison: Option<Table>,
+    pub comparison: Option<TextTable>,
     pub hosts: Vec<Chapter>,
 }
 
@@ -35,15 +35,15 @@ pub(super) struct Section {
 pub(super) enum Block {
     Text(String),
     List(Vec<String>),
-    Table(Table),
+    Table(TextTable),
     /// To be copied.
     Code(Vec<String>),
     /// Where HTML has its plots; the table is for the others.
-    Plots(Table),
+    Plots(TextTable),
 }
 
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct TextTable {
     pub columns: Vec<Column>,
     pub rows: Vec<Vec<String>>,
 }
@@ -54,7 +54,7 @@ pub(super) struct Column {
     pub right: bool,
 }
 
-impl Table {
+impl TextTable {
     /// Columns by their names; numbers have a `>` in front.
     pub fn new(columns: &[&'static str], rows: Vec<Vec<String>>) -> Self {
         let column = |name: &&'static str| match name.strip_prefix('>') {
@@ -100,7 +100,7 @@ pub(super) fn of(report: &Postmortem, zone: &TimeZone) -> Document {
     }
 }
 
-fn comparison(report: &Postmortem, zone: &TimeZone) -> Table {
+fn comparison(report: &Postmortem, zone: &TimeZone) -> TextTable {
     let times = |host: &Host| {
         let story = &host.story;
         [story.first_sign, story.full_at, story.first_loss, story.last_loss].into_iter().flatten()
@@ -122,7 +122,7 @@ fn comparison(report: &Postmortem, zone: &TimeZone) -> Table {
             thousands(story.entries_lost),
         ]
     };
-    Table::new(
+    TextTable::new(
         &["host", "first sign", "full at", "first loss", "last loss", ">packets lost", ">entries lost"],
         report.hosts.iter().zip(names(&report.hosts)).map(row).collect(),
     )

@@ -11,14 +11,14 @@ use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use jiff::Timestamp;
 
 use super::model::{
-    Arrivals, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoticeLine, Occupant, Port, Span,
-    Story, VictimPort, Victims, Worst,
+    Arrivals, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoticeLine, Occupant, Span, Story,
+    VictimPort, Victims, Worst,
 };
-use super::pass::{BANDS, Pass, cause_of};
-use super::{Wish, advice, sampled};
+use super::scan::{BANDS, TickScan, cause_of};
+use super::{Request, advice, sampled};
 use crate::contract::{Counted, Unexplained};
 use crate::error::Failure;
-use crate::model::NetnsId;
+use crate::model::{NetnsId, ServicePort};
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::rebuild::{Names, counters};
@@ -27,14 +27,14 @@ use crate::record::{Recording, span};
 
 /// Rows of a table of ports.
 const PORTS: usize = 12;
-/// Between two runs so much may pass.
+/// Between two runs so much may scan.
 const BETWEEN_RUNS_S: f64 = 2.0;
 
 type AllNames = HashMap<NetnsId, Names>;
 
 pub(super) fn host(
     path: &Path,
-    wish: &Wish,
+    request: &Request,
     span: span::Span,
     version: &'static str,
     mut anonymizer: Option<&mut Anonymizer>,
@@ -42,9 +42,9 @@ pub(super) fn host(
     let recording = Recording::open(path)?;
     let runs = recording.runs()?;
     let incidents = incidents(&recording, &runs)?;
-    let chosen = wish.incident.map(|number| choose(path, &incidents, number)).transpose()?;
+    let chosen = request.incident.map(|number| choose(path, &incidents, number)).transpose()?;
     let chosen_ticks = chosen.as_ref().map(|(_, _, one)| one.detail_from..=one.detail_to);
-    let mut pass = Pass::default();
+    let mut scan = TickScan::default();
     let (mut names, mut certainty, mut changes) = (AllNames::new(), Certainty::default(), Vec::new());
     let mut ticks: Option<RangeInclusive<i64>> = None;
     let mut before: Option<Timestamp> = None;
@@ -56,13 +56,13 @@ pub(super) fn host(
         let is_inside = |id: i64, time: Timestamp| {
             chosen_ticks.as_ref().is_none_or(|ticks| ticks.contains(&id)) && span.contains(time)
         };
-        pass.begin_run();
+        scan.begin_run();
         let until = chosen_ticks.as_ref().map_or(i64::MAX, |ticks| *ticks.end());
         let (mut touched, mut last) = (false, None);
         for stored in recording.ticks(run, i64::MIN..=until)? {
             let stored = stored?;
             let inside = is_inside(stored.id, stored.tick.time);
-            pass.add(&stored, inside);
+            scan.add(&stored, inside);
             last = Some(stored.tick.time);
             if inside {
                 touched = true;
@@ -70,7 +70,7 @@ pub(super) fn host(
                 ticks = Some(from..=stored.id);
             }
         }
-        pass.end_run();
+        scan.end_run();
         if !touched {
             before = last.or(before);
             continue;
@@ -78,20 +78,20 @@ pub(super) fn host(
         names.extend(names_of(&recording, run, anonymizer.as_deref_mut())?);
         about_run(run, index + 1 == runs.len(), before, &mut certainty);
         before = last.or(before);
-        let cut = Cut { span, is_incident: wish.incident.is_some() };
-        about_settings(&recording, run, cut, &pass, &mut changes, &mut certainty)?;
+        let cut = Cut { span, is_incident: request.incident.is_some() };
+        about_settings(&recording, run, cut, &scan, &mut changes, &mut certainty)?;
         last_run = Some(run);
     }
-    let unit_is_packets = packets(&pass) > 0;
+    let unit_is_packets = packets(&scan) > 0;
     let (kept, flows, sources, processes) =
-        sampled::estimate(&recording, &pass.lossy, unit_is_packets, anonymizer.as_deref_mut())?;
+        sampled::estimate(&recording, &scan.lossy, unit_is_packets, anonymizer.as_deref_mut())?;
     certainty.events_kept = kept;
     let (advice, no_advice) = match &ticks {
         Some(ticks) => advice::of(&recording, version, ticks.clone(), anonymizer.as_deref_mut()),
         None => (None, None),
     };
     let shown = incidents.into_iter().filter(|(_, number, one)| {
-        wish.incident.map_or_else(
+        request.incident.map_or_else(
             || ticks.as_ref().is_some_and(|ticks| ticks.contains(&one.tick)),
             |wanted| wanted == *number,
         )
@@ -104,10 +104,10 @@ pub(super) fn host(
     });
     let incidents = incidents.collect();
     let describes = last_run.or(runs.last());
-    fill_in(&pass, &mut certainty, describes);
-    let victims = Victims { ports: victim_ports(&pass, &names), flows, sources, processes };
-    let counted = Counted(pass.counted.map(unsigned));
-    let [drop, early_drop, insert_failed, chaintoolong] = pass.unexplained;
+    fill_in(&scan, &mut certainty, describes);
+    let victims = Victims { ports: victim_ports(&scan, &names), flows, sources, processes };
+    let counted = Counted(scan.counted.map(unsigned));
+    let [drop, early_drop, insert_failed, chaintoolong] = scan.unexplained;
     let (mut file, mut host) = (path.display().to_string(), describes.and_then(|run| run.run.host.clone()));
     if let Some(anonymizer) = anonymizer {
         file = "recording".to_owned();
@@ -116,11 +116,11 @@ pub(super) fn host(
             notice.text = "words are left out".to_owned();
         }
     }
-    let span = pass.from.zip(pass.to).map(|(from, to)| Span {
+    let span = scan.from.zip(scan.to).map(|(from, to)| Span {
         from,
         to,
-        watched_s: pass.watched_s,
-        ticks: pass.ticks,
+        watched_s: scan.watched_s,
+        ticks: scan.ticks,
     });
     Ok(Host {
         file,
@@ -129,20 +129,20 @@ pub(super) fn host(
         backend: describes.map(|run| run.run.backend.clone()),
         span,
         incidents,
-        story: story(&pass, &names),
+        story: story(&scan, &names),
         victims,
-        worst: worst(&pass, &names),
-        by_fill: bands(&pass),
+        worst: worst(&scan, &names),
+        by_fill: bands(&scan),
         changes,
-        arrivals: arrivals(&pass),
-        kernel_counters: counters(pass.kernel),
+        arrivals: arrivals(&scan),
+        kernel_counters: counters(scan.kernel),
         in_kernel_terms: counted.in_kernel_terms(),
         counted,
         unexplained: Unexplained { drop, early_drop, insert_failed, chaintoolong },
         advice,
         no_advice,
         certainty,
-        timeline: pass.series.points(),
+        timeline: scan.series.points(),
     })
 }
 
@@ -217,11 +217,11 @@ fn about_settings(
     recording: &Recording,
     run: &RecordedRun,
     cut: Cut,
-    pass: &Pass,
+    scan: &TickScan,
     changes: &mut Vec<Change>,
     certainty: &mut Certainty,
 ) -> Result<()> {
-    let until = pass.to.filter(|_| cut.span.to.is_some() || cut.is_incident);
+    let until = scan.to.filter(|_| cut.span.to.is_some() || cut.is_incident);
     let is_before_end = |time: Timestamp| until.is_none_or(|until| time <= until);
     let settings = recording.settings(run.id)?.into_iter();
     let changed = settings.filter(|one| one.before.is_some() && is_before_end(one.at.time));
@@ -233,7 +233,7 @@ fn about_settings(
     }));
     let notices = recording.notices(run.id)?.into_iter();
     let notices = notices.filter(|one| {
-        is_before_end(one.at.time) && cut.span.from.or(pass.from).is_none_or(|from| one.at.time >= from)
+        is_before_end(one.at.time) && cut.span.from.or(scan.from).is_none_or(|from| one.at.time >= from)
     });
     certainty.notices.extend(notices.map(|one| NoticeLine {
         time: one.at.time,
@@ -243,45 +243,45 @@ fn about_settings(
     Ok(())
 }
 
-fn fill_in(pass: &Pass, certainty: &mut Certainty, run: Option<&RecordedRun>) {
+fn fill_in(scan: &TickScan, certainty: &mut Certainty, run: Option<&RecordedRun>) {
     certainty.inferred = run.is_some_and(|run| run.run.backend == "tracepoint");
     certainty.counts_flows = run.is_some_and(|run| run.run.counts_flows);
-    certainty.lost_events = unsigned(pass.lost_events);
-    certainty.without_port = unsigned(pass.without_port.iter().sum());
-    certainty.ambiguous = unsigned(pass.ambiguous);
-    certainty.events_seen = pass.events_seen;
-    certainty.thinned_ticks = pass.thinned;
-    certainty.dropped_ticks = pass.dropped;
+    certainty.lost_events = unsigned(scan.lost_events);
+    certainty.without_port = unsigned(scan.without_port.iter().sum());
+    certainty.ambiguous = unsigned(scan.ambiguous);
+    certainty.events_seen = scan.events_seen;
+    certainty.thinned_ticks = scan.thinned;
+    certainty.dropped_ticks = scan.dropped;
     certainty
         .gaps
-        .extend(pass.gaps.iter().map(|Gap { from, seconds }| Gap { from: *from, seconds: *seconds }));
+        .extend(scan.gaps.iter().map(|Gap { from, seconds }| Gap { from: *from, seconds: *seconds }));
     certainty.gaps.sort_by_key(|gap| gap.from);
     certainty.clock_steps =
-        pass.steps.iter().map(|step| super::model::Step { time: step.time, seconds: step.seconds }).collect();
+        scan.steps.iter().map(|step| super::model::Step { time: step.time, seconds: step.seconds }).collect();
 }
 
-fn packets(pass: &Pass) -> i64 {
+fn packets(scan: &TickScan) -> i64 {
     let packets = |cause: &Cause| cause.unit().name() == "packets" && *cause != Cause::Invalid;
-    Cause::ALL.into_iter().filter(packets).map(|cause| pass.counted[cause as usize]).sum()
+    Cause::ALL.into_iter().filter(packets).map(|cause| scan.counted[cause as usize]).sum()
 }
 
-fn story(pass: &Pass, names: &AllNames) -> Story {
-    let entries = [Cause::Evicted, Cause::GcEvicted].map(|cause| pass.counted[cause as usize]).iter().sum();
-    let lasted_s = pass
+fn story(scan: &TickScan, names: &AllNames) -> Story {
+    let entries = [Cause::Evicted, Cause::GcEvicted].map(|cause| scan.counted[cause as usize]).iter().sum();
+    let lasted_s = scan
         .first_loss
-        .zip(pass.last_loss)
+        .zip(scan.last_loss)
         .map_or(0.0, |((first, interval), last)| last.duration_since(first).as_secs_f64() + interval);
     Story {
-        first_sign: pass.first_sign.map(|(time, _)| time),
-        fill_at_first_sign: pass.first_sign.and_then(|(_, fill)| fill),
-        full_at: pass.full_at,
-        first_loss: pass.first_loss.map(|(time, _)| time),
-        last_loss: pass.last_loss,
+        first_sign: scan.first_sign.map(|(time, _)| time),
+        fill_at_first_sign: scan.first_sign.and_then(|(_, fill)| fill),
+        full_at: scan.full_at,
+        first_loss: scan.first_loss.map(|(time, _)| time),
+        last_loss: scan.last_loss,
         lasted_s,
-        losing_s: pass.losing_s,
-        packets_lost: unsigned(packets(pass)),
+        losing_s: scan.losing_s,
+        packets_lost: unsigned(packets(scan)),
         entries_lost: unsigned(entries),
-        peak: pass.peak.map(|(time, netns, count, max)| Fill {
+        peak: scan.peak.map(|(time, netns, count, max)| Fill {
             time,
             netns: name(names, netns),
             count,
@@ -291,18 +291,18 @@ fn story(pass: &Pass, names: &AllNames) -> Story {
     }
 }
 
-fn victim_ports(pass: &Pass, names: &AllNames) -> Vec<VictimPort> {
-    let mut ports: Vec<VictimPort> = pass
+fn victim_ports(scan: &TickScan, names: &AllNames) -> Vec<VictimPort> {
+    let mut ports: Vec<VictimPort> = scan
         .losses
         .iter()
         .filter_map(|(key, losses)| {
             let cause = Cause::from_number(cause_of(*key) as u8)?;
-            let port =
-                (key.kind & KIND_UNATTRIBUTED == 0).then_some(Port { proto: key.proto, port: key.port });
+            let port = (key.kind & KIND_UNATTRIBUTED == 0)
+                .then_some(ServicePort { proto: key.proto, port: key.port });
             Some(VictimPort {
                 netns: name(names, NetnsId(key.netns)),
                 port,
-                service: port.and_then(Port::service),
+                service: port.and_then(ServicePort::service),
                 loopback: port.map(|_| key.kind & KIND_LOOPBACK != 0),
                 cause: cause.name(),
                 unit: cause.unit().name(),
@@ -316,8 +316,8 @@ fn victim_ports(pass: &Pass, names: &AllNames) -> Vec<VictimPort> {
     ports
 }
 
-fn worst(pass: &Pass, names: &AllNames) -> Option<Worst> {
-    let moment = pass.worst.as_ref()?;
+fn worst(scan: &TickScan, names: &AllNames) -> Option<Worst> {
+    let moment = scan.worst.as_ref()?;
     let listed: i64 = moment.occupants.iter().map(|(_, entries, _)| entries).sum();
     let whole = moment.count.map_or(listed, i64::from).max(listed).max(1);
     let share = |entries: i64| entries as f64 / whole as f64;
@@ -352,8 +352,8 @@ fn worst(pass: &Pass, names: &AllNames) -> Option<Worst> {
     })
 }
 
-fn bands(pass: &Pass) -> Vec<Band> {
-    let bands = BANDS.iter().zip(&pass.bands);
+fn bands(scan: &TickScan) -> Vec<Band> {
+    let bands = BANDS.iter().zip(&scan.bands);
     bands
         .map(|(from, (seconds, packets, entries))| Band {
             from: *from,
@@ -364,11 +364,11 @@ fn bands(pass: &Pass) -> Vec<Band> {
         .collect()
 }
 
-fn arrivals(pass: &Pass) -> Vec<Arrivals> {
-    let per_s = |(counts, seconds): &(HashMap<Port, i64>, f64), port: &Port| {
+fn arrivals(scan: &TickScan) -> Vec<Arrivals> {
+    let per_s = |(counts, seconds): &(HashMap<ServicePort, i64>, f64), port: &ServicePort| {
         (*seconds > 0.0).then(|| counts.get(port).copied().unwrap_or(0) as f64 / seconds)
     };
-    let mut ports: Vec<Port> = pass.before.0.keys().chain(pass.during.0.keys()).copied().collect();
+    let mut ports: Vec<ServicePort> = scan.before.0.keys().chain(scan.during.0.keys()).copied().collect();
     ports.sort_unstable();
     ports.dedup();
     let mut rows: Vec<Arrivals> = ports
@@ -376,8 +376,8 @@ fn arrivals(pass: &Pass) -> Vec<Arrivals> {
         .map(|port| Arrivals {
             port,
             service: port.service(),
-            before_per_s: per_s(&pass.before, &port),
-            during_per_s: per_s(&pass.during, &port),
+            before_per_s: per_s(&scan.before, &port),
+            during_per_s: per_s(&scan.during, &port),
         })
         .collect();
     let most = |row: &Arrivals| row.before_per_s.unwrap_or(0.0).max(row.during_per_s.unwrap_or(0.0));

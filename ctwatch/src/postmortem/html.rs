@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use askama::Template;
 use jiff::tz::TimeZone;
 
-use super::document::{Block, Document, Table};
+use super::document::{Block, Document, TextTable};
 use super::model::Postmortem;
 use super::plots::{self, Plot};
 
@@ -22,7 +22,7 @@ struct Page<'a> {
 #[derive(Template)]
 #[template(path = "table.html")]
 struct TablePart<'a> {
-    table: &'a Table,
+    table: &'a TextTable,
 }
 
 impl Page<'_> {
@@ -30,7 +30,7 @@ impl Page<'_> {
         self.plots.get(*host).map_or(&[], Vec::as_slice)
     }
 
-    fn table(&self, table: &Table) -> askama::Result<String> {
+    fn table(&self, table: &TextTable) -> askama::Result<String> {
         TablePart { table }.render()
     }
 }

@@ -7,9 +7,9 @@ mod gather;
 mod html;
 mod markdown;
 mod model;
-mod pass;
 mod plots;
 mod sampled;
+mod scan;
 mod sections;
 mod series;
 mod text;
@@ -29,7 +29,7 @@ pub use model::Postmortem;
 
 /// What is asked of the recordings.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub struct Request {
     /// The recordings, one a host.
     pub files: Vec<PathBuf>,
     /// Only this incident.
@@ -59,31 +59,31 @@ pub enum Format {
 ///
 /// # Errors
 /// A file is no recording, newer, or damaged; there is no such incident, or no such time.
-pub fn gather(wish: &Wish, version: &'static str, zone: &TimeZone) -> Result<Postmortem> {
-    let span = span(wish, zone)?;
+pub fn gather(request: &Request, version: &'static str, zone: &TimeZone) -> Result<Postmortem> {
+    let span = span(request, zone)?;
     // One for all files: the same is the same everywhere.
-    let key = wish.anonymize.as_ref();
+    let key = request.anonymize.as_ref();
     let mut anonymizer = key.map(|key| Anonymizer::new(key.as_deref())).transpose()?;
-    let host = |file: &PathBuf| gather::host(file, wish, span, version, anonymizer.as_mut());
-    let hosts = wish.files.iter().map(host).collect::<Result<_>>()?;
+    let host = |file: &PathBuf| gather::host(file, request, span, version, anonymizer.as_mut());
+    let hosts = request.files.iter().map(host).collect::<Result<_>>()?;
     Ok(Postmortem { kind: "report", schema: crate::contract::SCHEMA, version, hosts })
 }
 
 /// One for all files, so that hosts side by side show the same time: the recording that a moment is looked for in goes from
 /// the first start to the last end.
-fn span(wish: &Wish, zone: &TimeZone) -> Result<Span> {
-    if wish.from.is_none() && wish.to.is_none() {
+fn span(request: &Request, zone: &TimeZone) -> Result<Span> {
+    if request.from.is_none() && request.to.is_none() {
         return Ok(Span::default());
     }
     let mut all: Option<(Timestamp, Timestamp)> = None;
-    for file in &wish.files {
+    for file in &request.files {
         let recording = Recording::open(file)?;
         let Some((start, end)) = recording.bounds(&recording.runs()?)? else { continue };
         all = Some(all.map_or((start, end), |(first, last)| (first.min(start), last.max(end))));
     }
     // Where nothing was recorded, nothing is in any span.
     let Some(bounds) = all else { return Ok(Span::default()) };
-    Span::anywhere(wish.from, wish.to, bounds, zone).map_err(|error| Failure::usage(error).into())
+    Span::anywhere(request.from, request.to, bounds, zone).map_err(|error| Failure::usage(error).into())
 }
 
 /// The report as it is printed. Times are shown in this time zone; in JSON they are UTC.

@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer};
 
 use super::series::Point;
 use crate::advise::report::Advice;
-use crate::contract::{Counted, Unexplained};
-use crate::model::{KernelCounters, Protocol, service};
+use crate::contract::{Counted, Unexplained, millis, rounded_millis as rounded};
+use crate::model::{KernelCounters, ServicePort};
 
 /// All of it.
 #[derive(Debug, Serialize)]
@@ -119,36 +119,6 @@ pub(super) struct Fill {
     pub fill: f64,
 }
 
-/// A service port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Port {
-    pub proto: u8,
-    pub port: u16,
-}
-
-impl Port {
-    pub fn service(self) -> Option<&'static str> {
-        service(Protocol(self.proto), self.port)
-    }
-}
-
-impl std::fmt::Display for Port {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let proto = Protocol(self.proto);
-        match proto {
-            proto if proto.is_icmp() => write!(f, "{proto} type {} code {}", self.port >> 8, self.port & 255),
-            proto if proto.has_ports() => write!(f, "{}/{proto}", self.port),
-            proto => write!(f, "{proto}"),
-        }
-    }
-}
-
-impl Serialize for Port {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Victims {
     /// From exact counters.
@@ -163,7 +133,7 @@ pub(super) struct Victims {
 pub(super) struct VictimPort {
     pub netns: String,
     /// Null where the tuple was missed.
-    pub port: Option<Port>,
+    pub port: Option<ServicePort>,
     pub service: Option<&'static str>,
     pub loopback: Option<bool>,
     pub cause: &'static str,
@@ -200,7 +170,7 @@ pub(super) struct Worst {
 #[derive(Debug, Serialize)]
 pub(super) struct Occupant {
     /// Null: all others.
-    pub port: Option<Port>,
+    pub port: Option<ServicePort>,
     pub service: Option<&'static str>,
     pub entries: u64,
     /// Of the table.
@@ -233,7 +203,7 @@ pub(super) struct Change {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Arrivals {
-    pub port: Port,
+    pub port: ServicePort,
     pub service: Option<&'static str>,
     /// New entries a second; null if there was no time before.
     #[serde(serialize_with = "optional_rounded")]
@@ -262,7 +232,7 @@ pub(super) struct Certainty {
     pub clock_steps: Vec<Step>,
     /// When runs began that have no end.
     pub unfinished_runs: Vec<String>,
-    /// Runs that ended by something else than a wish.
+    /// Runs that ended by something else than a request.
     pub broken_runs: Vec<String>,
     pub notices: Vec<NoticeLine>,
     pub counts_flows: bool,
@@ -299,16 +269,8 @@ pub(super) fn causes(counted: &Counted) -> impl Iterator<Item = (Cause, u64)> {
 
 // serde passes `serialize_with` fields by reference.
 
-pub(super) fn millis<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{time:.3}"))
-}
-
 fn optional_millis<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_some(&time.map(|time| format!("{time:.3}")))
-}
-
-pub(super) fn rounded<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((number * 1e3).round() / 1e3)
 }
 
 fn optional_rounded<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {

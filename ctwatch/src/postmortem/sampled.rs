@@ -10,9 +10,9 @@ use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
 use ctwatch_common::event::{IPV4, IPV6, LossEvent, flag};
 
-use super::model::{Estimate, Port};
-use super::pass::Lossy;
-use crate::model::{Loss, Owner, Role};
+use super::model::Estimate;
+use super::scan::Lossy;
+use crate::model::{Loss, Owner, Role, ServicePort};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 
@@ -35,7 +35,7 @@ pub(super) fn estimate(
 ) -> Result<Estimates> {
     let unit = if of_packets { Unit::Packets } else { Unit::Entries };
     let mut kept = 0;
-    let mut flows: Sums<(Option<IpAddr>, Option<IpAddr>, Port)> = HashMap::new();
+    let mut flows: Sums<(Option<IpAddr>, Option<IpAddr>, ServicePort)> = HashMap::new();
     let mut sources: Sums<Option<IpAddr>> = HashMap::new();
     let mut processes: Sums<String> = HashMap::new();
     for ticks in lossy.chunks(AT_ONCE) {
@@ -70,7 +70,7 @@ pub(super) fn estimate(
     }
     let shown =
         |address: Option<IpAddr>| address.map_or_else(|| "?".to_owned(), |address| address.to_string());
-    let flow = |(src, dst, port): (Option<IpAddr>, Option<IpAddr>, Port)| {
+    let flow = |(src, dst, port): (Option<IpAddr>, Option<IpAddr>, ServicePort)| {
         format!("{} -> {} {port}", shown(src), shown(dst))
     };
     Ok((kept, most(flows, flow), most(sources, shown), most(processes, |name| name)))
@@ -117,12 +117,12 @@ fn process(who: Option<&Owner>) -> String {
     }
 }
 
-fn port(event: &LossEvent) -> Port {
+fn port(event: &LossEvent) -> ServicePort {
     let port = match event.proto {
         1 | 58 => u16::from_be_bytes(event.icmp),
         _ => event.dport,
     };
-    Port { proto: event.proto, port }
+    ServicePort { proto: event.proto, port }
 }
 
 fn address(event: &LossEvent, bytes: [u8; 16]) -> Option<IpAddr> {

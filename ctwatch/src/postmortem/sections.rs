@@ -3,9 +3,9 @@
 
 use jiff::tz::TimeZone;
 
-use super::document::{Block, Chapter, Clock, Section, Table, name};
+use super::document::{Block, Chapter, Clock, Section, TextTable, name};
 use super::model::{Estimate, Host, causes};
-use super::trust::{beside, prevented, sure};
+use super::trust::{data_quality, prevention, reconciliation};
 use crate::text::{duration, percent, rate, thousands};
 
 /// Rows of the timeline where there are no plots.
@@ -26,20 +26,20 @@ pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {
         duration(span.watched_s)
     ));
     let mut sections = vec![
-        Section { title: "What happened", blocks: happened(host, &clock) },
+        Section { title: "What happened", blocks: summary(host, &clock) },
         Section { title: "Timeline", blocks: vec![Block::Plots(timeline(host, &clock))] },
     ];
     if host.story.first_loss.is_some() {
         sections.push(Section { title: "Each cause apart", blocks: by_cause(host) });
-        sections.push(Section { title: "Who suffered", blocks: suffered(host) });
+        sections.push(Section { title: "Who suffered", blocks: victims(host) });
     }
     sections.extend([
-        Section { title: "Who filled the table", blocks: filled(host, &clock) },
+        Section { title: "Who filled the table", blocks: occupants(host, &clock) },
         Section { title: "Losses and fill", blocks: by_fill(host) },
         Section { title: "What changed", blocks: changed(host, &clock) },
-        Section { title: "The kernel's counters beside ours", blocks: beside(host) },
-        Section { title: "What would have prevented it", blocks: prevented(host) },
-        Section { title: "How sure this is", blocks: sure(host, &clock) },
+        Section { title: "The kernel's counters beside ours", blocks: reconciliation(host) },
+        Section { title: "What would have prevented it", blocks: prevention(host) },
+        Section { title: "How sure this is", blocks: data_quality(host, &clock) },
     ]);
     Chapter { title: name(host), lead, sections }
 }
@@ -48,7 +48,7 @@ fn or(text: &Option<String>) -> &str {
     text.as_deref().unwrap_or("unknown")
 }
 
-fn happened(host: &Host, clock: &Clock) -> Vec<Block> {
+fn summary(host: &Host, clock: &Clock) -> Vec<Block> {
     let story = &host.story;
     let mut list = Vec::new();
     let time = |time| clock.time(time);
@@ -103,7 +103,7 @@ fn happened(host: &Host, clock: &Clock) -> Vec<Block> {
 }
 
 /// The timeline in few rows.
-fn timeline(host: &Host, clock: &Clock) -> Table {
+fn timeline(host: &Host, clock: &Clock) -> TextTable {
     let points = &host.timeline;
     let each = points.len().div_ceil(MOMENTS).max(1);
     let rows = points.chunks(each).filter_map(|chunk| {
@@ -123,7 +123,7 @@ fn timeline(host: &Host, clock: &Clock) -> Table {
             },
         ])
     });
-    Table::new(&["until", ">fill, at most", ">packets lost", ">new entries/s"], rows.collect())
+    TextTable::new(&["until", ">fill, at most", ">packets lost", ">new entries/s"], rows.collect())
 }
 
 fn by_cause(host: &Host) -> Vec<Block> {
@@ -137,7 +137,7 @@ fn by_cause(host: &Host) -> Vec<Block> {
             ]
         })
         .collect();
-    vec![Block::Table(Table::new(&["cause", ">lost", "of", "which means"], rows))]
+    vec![Block::Table(TextTable::new(&["cause", ">lost", "of", "which means"], rows))]
 }
 
 const fn meaning(cause: ctwatch_common::Cause) -> &'static str {
@@ -156,7 +156,7 @@ const fn meaning(cause: ctwatch_common::Cause) -> &'static str {
     }
 }
 
-fn suffered(host: &Host) -> Vec<Block> {
+fn victims(host: &Host) -> Vec<Block> {
     let victims = &host.victims;
     let rows = victims
         .ports
@@ -177,7 +177,7 @@ fn suffered(host: &Host) -> Vec<Block> {
         })
         .collect();
     let mut blocks =
-        vec![Block::Table(Table::new(&[">lost", "of", "service", "path", "netns", "cause"], rows))];
+        vec![Block::Table(TextTable::new(&[">lost", "of", "service", "path", "netns", "cause"], rows))];
     let certainty = &host.certainty;
     if certainty.events_kept == 0 {
         blocks.push(Block::Text("No single loss was kept, so flows and processes are not known.".to_owned()));
@@ -196,7 +196,7 @@ fn suffered(host: &Host) -> Vec<Block> {
         let row = |row: &Estimate| {
             vec![thousands(row.about.round() as u64), thousands(row.events), row.what.clone()]
         };
-        Block::Table(Table::new(&[">about", ">events", column], rows.iter().map(row).collect()))
+        Block::Table(TextTable::new(&[">about", ">events", column], rows.iter().map(row).collect()))
     };
     blocks.push(of("flows", &victims.flows));
     blocks.push(of("sources", &victims.sources));
@@ -204,7 +204,7 @@ fn suffered(host: &Host) -> Vec<Block> {
     blocks
 }
 
-fn filled(host: &Host, clock: &Clock) -> Vec<Block> {
+fn occupants(host: &Host, clock: &Clock) -> Vec<Block> {
     let Some(worst) = &host.worst else {
         return vec![Block::Text("No table is in the recording.".to_owned())];
     };
@@ -238,7 +238,7 @@ fn filled(host: &Host, clock: &Clock) -> Vec<Block> {
             ]
         })
         .collect();
-    blocks.push(Block::Table(Table::new(&[">entries", ">of the table", ">TIME_WAIT", "service"], rows)));
+    blocks.push(Block::Table(TextTable::new(&[">entries", ">of the table", ">TIME_WAIT", "service"], rows)));
     if !worst.exact {
         blocks.push(Block::Text(
             "These are estimates: something moved while the table was listed, or flows went uncounted."
@@ -280,7 +280,7 @@ fn by_fill(host: &Host) -> Vec<Block> {
             ]
         })
         .collect();
-    blocks.push(Block::Table(Table::new(&["fill", ">time", ">packets lost", ">entries lost"], rows)));
+    blocks.push(Block::Table(TextTable::new(&["fill", ">time", ">packets lost", ">entries lost"], rows)));
     blocks
 }
 
@@ -294,7 +294,7 @@ fn changed(host: &Host, clock: &Clock) -> Vec<Block> {
             .changes
             .iter()
             .map(|one| vec![clock.time(one.time), one.name.clone(), value(&one.before), value(&one.value)]);
-        blocks.push(Block::Table(Table::new(&["time", "setting", "before", "then"], rows.collect())));
+        blocks.push(Block::Table(TextTable::new(&["time", "setting", "before", "then"], rows.collect())));
     }
     if !host.certainty.counts_flows {
         blocks.push(Block::Text("Arrivals were not counted.".to_owned()));
@@ -315,7 +315,10 @@ fn changed(host: &Host, clock: &Clock) -> Vec<Block> {
         blocks.push(Block::Text(
             "New entries a second before the first sign, and from the first loss to the last:".to_owned(),
         ));
-        blocks.push(Block::Table(Table::new(&["service", ">before", ">during", ">change"], rows.collect())));
+        blocks.push(Block::Table(TextTable::new(
+            &["service", ">before", ">during", ">change"],
+            rows.collect(),
+        )));
     }
     blocks
 }

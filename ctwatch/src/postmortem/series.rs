@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::model::{Port, millis, rounded};
+use crate::contract::{millis, rounded_millis as rounded};
+use crate::model::ServicePort;
 
 /// Points of a timeline.
 const MOST: usize = 480;
@@ -32,7 +33,7 @@ pub(super) struct Point {
 
 /// A port, or none where the tuple was missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct PortOrNone(pub Option<Port>);
+pub(super) struct PortOrNone(pub Option<ServicePort>);
 
 impl Serialize for PortOrNone {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -127,7 +128,7 @@ mod tests {
     proptest! {
         #[test]
         fn however_many_ticks_the_sums_stay_and_points_are_few(ticks in 1..5_000i64) {
-            let port = PortOrNone(Some(Port { proto: 6, port: 80 }));
+            let port = PortOrNone(Some(ServicePort { proto: 6, port: 80 }));
             let mut series = Series::default();
             for tick in 0..ticks {
                 let mut point = Point::new(Timestamp::from_second(tick).unwrap());

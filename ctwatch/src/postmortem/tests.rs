@@ -143,12 +143,12 @@ fn incident(path: &Path) {
     writer.end(&RunEnd { at: at(60), reason: EndReason::Signal, last_tick: 60 }).unwrap();
 }
 
-fn wish(path: &Path) -> Wish {
-    Wish { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize: None }
+fn request(path: &Path) -> Request {
+    Request { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize: None }
 }
 
-fn one(wish: &Wish) -> model::Host {
-    gather(wish, "0.1.0", &TimeZone::UTC).unwrap().hosts.remove(0)
+fn one(request: &Request) -> model::Host {
+    gather(request, "0.1.0", &TimeZone::UTC).unwrap().hosts.remove(0)
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn every_figure_is_that_of_the_recording() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     incident(&path);
-    let host = one(&wish(&path));
+    let host = one(&request(&path));
     let story = &host.story;
     assert_eq!(story.first_sign, Some(at(21).time));
     assert_eq!(story.full_at, Some(at(31).time));
@@ -191,21 +191,25 @@ fn a_span_is_only_what_is_in_it_with_the_occupancy_of_all_before() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     incident(&path);
-    let part =
-        one(&Wish { from: Some(Moment::At(at(35).time)), to: Some(Moment::At(at(50).time)), ..wish(&path) });
+    let part = one(&Request {
+        from: Some(Moment::At(at(35).time)),
+        to: Some(Moment::At(at(50).time)),
+        ..request(&path)
+    });
     assert_eq!((part.span.unwrap().ticks, part.story.packets_lost), (15, 200));
     assert_eq!(part.worst.unwrap().occupants[0].entries, 4_000 + 36 * 59);
     assert_eq!((part.kernel_counters.drop, part.in_kernel_terms.drop), (200, 200));
-    let of_incident = one(&Wish { incident: Some(1), ..wish(&path) });
+    let of_incident = one(&Request { incident: Some(1), ..request(&path) });
     assert_eq!((of_incident.span.unwrap().ticks, of_incident.incidents.len()), (17, 1));
-    let error = gather(&Wish { incident: Some(7), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap_err();
+    let error =
+        gather(&Request { incident: Some(7), ..request(&path) }, "0.1.0", &TimeZone::UTC).unwrap_err();
     assert_eq!(crate::error::exit(&error), crate::error::Exit::Usage);
     let error = error.to_string();
     assert!(error.contains("--incident 7") && error.contains("1 (drops>0"), "{error}");
-    let quiet = one(&Wish { to: Some(Moment::At(at(20).time)), ..wish(&path) });
+    let quiet = one(&Request { to: Some(Moment::At(at(20).time)), ..request(&path) });
     let shown = render(&report_of(quiet), Format::Text, &TimeZone::UTC).unwrap();
     assert!(shown.contains("Nothing was lost in this time"), "{shown}");
-    let none = one(&Wish { from: Some(Moment::At(at(500).time)), ..wish(&path) });
+    let none = one(&Request { from: Some(Moment::At(at(500).time)), ..request(&path) });
     let shown = render(&report_of(none), Format::Html, &TimeZone::UTC).unwrap();
     assert!(shown.contains("there is nothing to report"), "{shown}");
 }
@@ -222,13 +226,13 @@ fn a_moment_means_the_same_in_all_files() {
     }
     drop(writer);
     let both = |from: &str, to: &str| {
-        let wish = Wish {
+        let request = Request {
             files: vec![late.clone(), early.clone()],
             from: Some(from.parse().unwrap()),
             to: Some(to.parse().unwrap()),
-            ..wish(&early)
+            ..request(&early)
         };
-        gather(&wish, "0.1.0", &TimeZone::UTC)
+        gather(&request, "0.1.0", &TimeZone::UTC)
     };
     let ticks = |from: &str, to: &str| {
         let hosts = both(from, to).unwrap().hosts;
@@ -248,7 +252,7 @@ fn side_by_side_nothing_is_cut() {
     incident(&path);
     let shown = |hosts: [(&str, &str, i64); 2]| {
         let hosts = hosts.map(|(name, file, day)| {
-            let mut host = one(&wish(&path));
+            let mut host = one(&request(&path));
             (host.host, host.file) = (Some(name.to_owned()), file.to_owned());
             for time in [&mut host.story.first_sign, &mut host.story.full_at, &mut host.story.last_loss] {
                 *time = time.map(|time| time + jiff::SignedDuration::from_hours(24 * day));
@@ -257,7 +261,7 @@ fn side_by_side_nothing_is_cut() {
             host.story.entries_lost = 7_654_321;
             host
         });
-        let report = Postmortem { hosts: hosts.into(), ..report_of(one(&wish(&path))) };
+        let report = Postmortem { hosts: hosts.into(), ..report_of(one(&request(&path))) };
         let text = render(&report, Format::Text, &TimeZone::UTC).unwrap();
         let head: Vec<&str> = text.lines().skip(2).take_while(|line| !line.is_empty()).collect();
         assert!(head.iter().all(|line| line.chars().count() <= 80), "{head:#?}");
@@ -298,7 +302,7 @@ fn gaps_steps_and_killed_runs_are_said() {
     let mut writer = Writer::open(&path, &run(200)).unwrap();
     writer.write(&Batch { tick: Some(tick(201, 1, 0, 0)), ..Batch::default() }).unwrap();
     drop(writer);
-    let certainty = one(&wish(&path)).certainty;
+    let certainty = one(&request(&path)).certainty;
     let gaps: Vec<_> = certainty.gaps.iter().map(|gap| gap.seconds).collect();
     assert_eq!(gaps, [5.0, 91.0]);
     assert_eq!(certainty.clock_steps.len(), 1);
@@ -312,7 +316,8 @@ fn an_anonymous_report_has_the_same_figures_and_none_of_the_names() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret.ctw");
     incident(&path);
-    let report = gather(&Wish { anonymize: Some(None), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap();
+    let report =
+        gather(&Request { anonymize: Some(None), ..request(&path) }, "0.1.0", &TimeZone::UTC).unwrap();
     let shown = render(&report, Format::Json, &TimeZone::UTC).unwrap();
     for name in ["nginx", "web1", "secret"] {
         assert!(!shown.contains(name), "{name} in {shown}");
@@ -330,12 +335,13 @@ fn an_empty_recording_and_what_is_none_say_so() {
     drop(Writer::open(&path, &run(0)).unwrap());
     for format in [Format::Text, Format::Markdown, Format::Html] {
         let shown =
-            render(&gather(&wish(&path), "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap();
+            render(&gather(&request(&path), "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC)
+                .unwrap();
         assert!(shown.contains("nothing to report"), "{shown}");
     }
     let other = folder.path().join("b.ctw");
     std::fs::write(&other, "x".repeat(4096)).unwrap();
-    let error = gather(&wish(&other), "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
+    let error = gather(&request(&other), "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
     assert!(error.contains("no recording of ctwatch"), "{error}");
 }
 
@@ -356,7 +362,7 @@ fn what_a_process_is_called_stays_text() {
             .unwrap();
     }
     drop(writer);
-    let report = gather(&wish(&path), "0.1.0", &TimeZone::UTC).unwrap();
+    let report = gather(&request(&path), "0.1.0", &TimeZone::UTC).unwrap();
     let shown = |format| render(&report, format, &TimeZone::UTC).unwrap();
     assert!(!shown(Format::Text).contains('\u{1b}'));
     assert!(!shown(Format::Html).contains("<b>") && !shown(Format::Html).contains("<script"));
@@ -377,7 +383,7 @@ proptest! {
             writer.write(&Batch { tick, ..Batch::default() }).unwrap();
         }
         drop(writer);
-        let host = one(&wish(&path));
+        let host = one(&request(&path));
         let lost: i64 = ticks.iter().map(|(_, redis, https)| redis + https).sum();
         prop_assert_eq!(host.story.packets_lost, lost.unsigned_abs());
         prop_assert_eq!(host.by_fill.iter().map(|band| band.packets_lost).sum::<u64>(), lost.unsigned_abs());
@@ -386,7 +392,7 @@ proptest! {
         let drawn: i64 = host.timeline.iter().flat_map(|point| point.lost.values()).sum();
         prop_assert_eq!(drawn, lost);
         for format in [Format::Text, Format::Markdown, Format::Html, Format::Json] {
-            prop_assert!(!render(&report_of(one(&wish(&path))), format, &TimeZone::UTC).unwrap().is_empty());
+            prop_assert!(!render(&report_of(one(&request(&path))), format, &TimeZone::UTC).unwrap().is_empty());
         }
     }
 }

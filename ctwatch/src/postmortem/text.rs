@@ -1,7 +1,7 @@
 //! The postmortem for a terminal, at 80 columns.
 //! Commands are never broken: they are to be copied.
 
-use super::document::{Block, Column, Document, Table};
+use super::document::{Block, Column, Document, TextTable};
 use crate::text::{COLUMNS, shorten, width, wrap};
 
 pub(super) fn render(document: &Document) -> String {
@@ -38,13 +38,13 @@ fn block_lines(block: &Block) -> Vec<String> {
 }
 
 /// The last column is cut where the terminal ends.
-fn table(table: &Table) -> Vec<String> {
+fn table(table: &TextTable) -> Vec<String> {
     let lines = columns(&table.columns, table.rows.iter().map(Vec::as_slice), 2);
     lines.iter().map(|line| shorten(line, COLUMNS)).collect()
 }
 
 /// Hosts side by side, of which nothing is cut: each has a line; or its name has one and its figures another, or several.
-fn hosts(table: &Table) -> Vec<String> {
+fn hosts(table: &TextTable) -> Vec<String> {
     let fits = |lines: &[String]| lines.iter().all(|line| width(line) <= COLUMNS);
     let whole = columns(&table.columns, table.rows.iter().map(Vec::as_slice), 2);
     let [name, figures @ ..] = table.columns.as_slice() else { return whole };

@@ -1,7 +1,7 @@
 //! The sections that judge: the kernel's counters beside ours, what would have prevented it, how sure all this is.
 //! Doubts are listed one by one, and so is that there are none.
 
-use super::document::{Block, Clock, Table};
+use super::document::{Block, Clock, TextTable};
 use super::model::{Certainty, Host};
 use crate::advise::items::Item;
 use crate::text::{duration, rate, signed, thousands};
@@ -12,7 +12,7 @@ const PIECES: usize = 4;
 /// Gaps and the like that are named one by one.
 const NAMED: usize = 5;
 
-pub(super) fn beside(host: &Host) -> Vec<Block> {
+pub(super) fn reconciliation(host: &Host) -> Vec<Block> {
     let (kernel, ours, left) = (&host.kernel_counters, &host.in_kernel_terms, &host.unexplained);
     let row = |name: &str, kernel: u64, ours: u64, left: i64| {
         let verdict = match (left, kernel == ours) {
@@ -27,7 +27,7 @@ pub(super) fn beside(host: &Host) -> Vec<Block> {
             "Only the kernel counted: there was no program to set beside it.".to_owned(),
         )];
     }
-    vec![Block::Table(Table::new(
+    vec![Block::Table(TextTable::new(
         &["counter", ">kernel", ">ctwatch", "verdict"],
         vec![
             row("drop", kernel.drop, ours.drop, left.drop),
@@ -38,7 +38,7 @@ pub(super) fn beside(host: &Host) -> Vec<Block> {
     ))]
 }
 
-pub(super) fn prevented(host: &Host) -> Vec<Block> {
+pub(super) fn prevention(host: &Host) -> Vec<Block> {
     if let Some(why) = &host.no_advice {
         return vec![Block::Text(format!("It can't be reckoned: {why}."))];
     }
@@ -71,8 +71,8 @@ fn piece(item: &Item) -> String {
     format!("[{}] {}: {}. Risk: {}.{refused}", item.id, item.title, outcome(&item.after), item.risk_text)
 }
 
-pub(super) fn sure(host: &Host, clock: &Clock) -> Vec<Block> {
-    let mut list = doubts(&host.certainty);
+pub(super) fn data_quality(host: &Host, clock: &Clock) -> Vec<Block> {
+    let mut list = caveats(&host.certainty);
     let certainty = &host.certainty;
     let more = |all: usize| {
         if all > NAMED { format!(" and {} more", all - NAMED) } else { String::new() }
@@ -105,7 +105,7 @@ pub(super) fn sure(host: &Host, clock: &Clock) -> Vec<Block> {
     vec![Block::List(list)]
 }
 
-fn doubts(certainty: &Certainty) -> Vec<String> {
+fn caveats(certainty: &Certainty) -> Vec<String> {
     let mut list = Vec::new();
     if certainty.inferred {
         list.push("Causes are inferred, not seen.".to_owned());

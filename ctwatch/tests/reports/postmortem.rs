@@ -12,7 +12,7 @@ use crate::fixtures::{HOST, censuses, golden, loss, of, time};
 use crate::goldens::fits_80_columns;
 use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{Direction, KernelCounters, NetnsId, Role, TableEntry as Entry, TimeoutKind, WallMono};
-use ctwatch::postmortem::{Format, Wish, gather, render};
+use ctwatch::postmortem::{Format, Request, gather, render};
 use ctwatch::record::Writer;
 use ctwatch::record::rebuild::Names;
 use ctwatch::record::rows::{
@@ -165,8 +165,8 @@ pub fn recorded_with(name: &str, change: impl Fn(i64, &mut Batch)) -> PathBuf {
 }
 
 fn shown(files: &[PathBuf], format: Format) -> String {
-    let wish = Wish { files: files.to_vec(), incident: None, from: None, to: None, anonymize: None };
-    render(&gather(&wish, "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap()
+    let request = Request { files: files.to_vec(), incident: None, from: None, to: None, anonymize: None };
+    render(&gather(&request, "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap()
 }
 
 /// For the schema test: a night, and a recording without anything.

@@ -9,14 +9,14 @@ use ctwatch_common::cause::{CAUSES, Unit};
 use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
 use jiff::Timestamp;
 
-use super::model::{Gap, Port, Step};
+use super::model::{Gap, Step};
 use super::series::{Point, PortOrNone, Series};
-use crate::model::{Census, NetnsId};
+use crate::model::{Census, NetnsId, ServicePort};
 use crate::record::reader::Stored;
 use crate::record::tick::{Four, NetnsTick, Presence, Tick};
 
 /// From this fill on it is a sign.
-const SIGN: f64 = 0.9;
+const ONSET_FILL: f64 = 0.9;
 /// Where the bands of fill begin.
 pub(super) const BANDS: [f64; 5] = [0.0, 0.5, 0.8, 0.9, 1.0];
 /// A pause between two ticks that is worth mention, seconds.
@@ -29,9 +29,9 @@ const OCCUPANTS: usize = 8;
 /// What one port of one netns inserted less deleted, and what a census found it must be added to.
 #[derive(Debug, Default)]
 struct Entries {
-    net: HashMap<(NetnsId, Port), i64>,
-    bases: HashMap<(NetnsId, Port), i64>,
-    time_wait: HashMap<(NetnsId, Port), f64>,
+    net: HashMap<(NetnsId, ServicePort), i64>,
+    bases: HashMap<(NetnsId, ServicePort), i64>,
+    time_wait: HashMap<(NetnsId, ServicePort), f64>,
     known: HashMap<NetnsId, bool>,
     overflow: i64,
 }
@@ -45,7 +45,7 @@ pub(super) struct Moment {
     pub max: Option<u32>,
     pub lost_per_s: f64,
     pub fill: f64,
-    pub occupants: Vec<(Port, i64, Option<f64>)>,
+    pub occupants: Vec<(ServicePort, i64, Option<f64>)>,
     pub exact: bool,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Lossy {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Pass {
+pub(super) struct TickScan {
     netns: BTreeMap<NetnsId, NetnsTick>,
     entries: Entries,
     before_tick: Option<(Timestamp, i64)>,
@@ -86,16 +86,16 @@ pub(super) struct Pass {
     pub peak: Option<(Timestamp, NetnsId, u32, u32)>,
     pub worst: Option<Moment>,
     pub bands: [(f64, i64, i64); BANDS.len()],
-    pub before: (HashMap<Port, i64>, f64),
-    pub during: (HashMap<Port, i64>, f64),
-    pending: (HashMap<Port, i64>, f64),
+    pub before: (HashMap<ServicePort, i64>, f64),
+    pub during: (HashMap<ServicePort, i64>, f64),
+    pending: (HashMap<ServicePort, i64>, f64),
     pub thinned: u64,
     pub dropped: u64,
     pub gaps: Vec<Gap>,
     pub steps: Vec<Step>,
 }
 
-impl Pass {
+impl TickScan {
     /// A run begins: its counters and tables are its own.
     pub fn begin_run(&mut self) {
         self.netns.clear();
@@ -135,7 +135,7 @@ impl Pass {
             self.lossy.push(Lossy { first: stored.first, last: stored.id, losses });
         }
         let fullest = self.fullest(tick);
-        self.signs(tick, fullest, packets + entries);
+        self.find_onset(tick, fullest, packets + entries);
         self.band(tick, fullest, packets, entries);
         self.arrivals(tick, packets + entries > 0);
         self.consider(tick);
@@ -202,7 +202,7 @@ impl Pass {
         self.netns.values().filter_map(of).max_by(|a, b| part(a).total_cmp(&part(b)))
     }
 
-    fn signs(&mut self, tick: &Tick, fullest: Option<(NetnsId, u32, u32)>, lost: i64) {
+    fn find_onset(&mut self, tick: &Tick, fullest: Option<(NetnsId, u32, u32)>, lost: i64) {
         let fill = fullest.map(|(_, count, max)| f64::from(count) / f64::from(max));
         if let Some((netns, count, max)) = fullest {
             let best = self.peak.map(|(_, _, count, max)| f64::from(count) / f64::from(max));
@@ -210,7 +210,7 @@ impl Pass {
                 self.peak = Some((tick.time, netns, count, max));
             }
         }
-        if self.first_sign.is_none() && (lost > 0 || fill.is_some_and(|fill| fill >= SIGN)) {
+        if self.first_sign.is_none() && (lost > 0 || fill.is_some_and(|fill| fill >= ONSET_FILL)) {
             self.first_sign = Some((tick.time, fill));
         }
         if self.full_at.is_none() && fill.is_some_and(|fill| fill >= 1.0) {
@@ -318,7 +318,7 @@ impl Entries {
     }
 
     fn census(&mut self, census: &Census) {
-        let key = |proto, port| (census.netns, Port { proto, port });
+        let key = |proto, port| (census.netns, ServicePort { proto, port });
         if census.replaces_offsets {
             self.bases.retain(|(netns, _), _| *netns != census.netns);
             self.bases.extend(census.bases.iter().map(|base| (key(base.proto, base.port), base.entries)));
@@ -332,13 +332,14 @@ impl Entries {
     }
 
     /// Who holds most entries of a netns, and whether that is exact. Nobody is known before the first census.
-    fn of(&self, netns: NetnsId) -> (Vec<(Port, i64, Option<f64>)>, bool) {
+    fn of(&self, netns: NetnsId) -> (Vec<(ServicePort, i64, Option<f64>)>, bool) {
         let Some(exact) = self.known.get(&netns) else { return (Vec::new(), false) };
-        let mut sums: HashMap<Port, i64> = HashMap::new();
+        let mut sums: HashMap<ServicePort, i64> = HashMap::new();
         for ((_, port), entries) in self.net.iter().chain(&self.bases).filter(|((of, _), _)| *of == netns) {
             *sums.entry(*port).or_default() += entries;
         }
-        let mut most: Vec<(Port, i64)> = sums.into_iter().filter(|(_, entries)| *entries > 0).collect();
+        let mut most: Vec<(ServicePort, i64)> =
+            sums.into_iter().filter(|(_, entries)| *entries > 0).collect();
         most.sort_unstable_by_key(|(port, entries)| (Reverse(*entries), *port));
         most.truncate(OCCUPANTS);
         let with_state = most.into_iter().map(|(port, entries)| {
@@ -349,8 +350,8 @@ impl Entries {
     }
 }
 
-fn port_of(key: SlotKey) -> Port {
-    Port { proto: key.proto, port: key.port }
+fn port_of(key: SlotKey) -> ServicePort {
+    ServicePort { proto: key.proto, port: key.port }
 }
 
 /// The number of the cause a slot counts.
