@@ -1,5 +1,5 @@
-//! What would have prevented it: `ctwatch advise` on the span that is reported.
-//! That it can't be reckoned is an answer, too.
+//! Prevention: `ctwatch advise` on the span that is reported.
+//! Why there is no advice is an answer, too.
 
 use std::ops::RangeInclusive;
 

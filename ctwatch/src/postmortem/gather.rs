@@ -7,15 +7,18 @@ use std::path::Path;
 
 use anyhow::Result;
 use ctwatch_common::Cause;
-use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
+use ctwatch_common::slot::SlotKind;
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
+use super::document::Clock;
 use super::model::{
     Arrivals, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoticeLine, Occupant, Span, Story,
     VictimPort, Victims, Worst,
 };
-use super::scan::{BANDS, TickScan, cause_of};
-use super::{Request, advice, sampled};
+use super::scan::{BANDS, Moment, OCCUPANTS, TickScan};
+use super::states::{States, nearest};
+use super::{Request, advice, facts::facts, sampled};
 use crate::contract::{Counted, Unexplained};
 use crate::error::Failure;
 use crate::model::{NetnsId, ServicePort};
@@ -30,7 +33,7 @@ const PORTS: usize = 12;
 /// Between two runs so much may scan.
 const BETWEEN_RUNS_S: f64 = 2.0;
 
-type AllNames = HashMap<NetnsId, Names>;
+pub(super) type AllNames = HashMap<NetnsId, Names>;
 
 pub(super) fn host(
     path: &Path,
@@ -49,6 +52,7 @@ pub(super) fn host(
     let mut ticks: Option<RangeInclusive<i64>> = None;
     let mut before: Option<Timestamp> = None;
     let mut last_run = None;
+    let mut scanned = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         if chosen.as_ref().is_some_and(|(of, ..)| *of != run.id) {
             continue;
@@ -57,6 +61,7 @@ pub(super) fn host(
             chosen_ticks.as_ref().is_none_or(|ticks| ticks.contains(&id)) && span.contains(time)
         };
         scan.begin_run();
+        scanned.push(run.id);
         let until = chosen_ticks.as_ref().map_or(i64::MAX, |ticks| *ticks.end());
         let (mut touched, mut last) = (false, None);
         for stored in recording.ticks(run, i64::MIN..=until)? {
@@ -80,6 +85,8 @@ pub(super) fn host(
         before = last.or(before);
         let cut = Cut { span, is_incident: request.incident.is_some() };
         about_settings(&recording, run, cut, &scan, &mut changes, &mut certainty)?;
+        certainty.kernel_only |= run.run.backend == "counters";
+        certainty.inferred |= run.run.backend == "tracepoint";
         last_run = Some(run);
     }
     let unit_is_packets = packets(&scan) > 0;
@@ -113,9 +120,19 @@ pub(super) fn host(
         file = "recording".to_owned();
         host = host.map(|host| anonymizer.host(&host));
         for notice in &mut certainty.notices {
-            notice.text = "words are left out".to_owned();
+            notice.text = "text left out".to_owned();
         }
     }
+    let states = match &scan.worst {
+        Some(moment) => {
+            let listings = scanned.get(moment.run as usize - 1).map(|run| recording.listings(*run));
+            let listings = listings.transpose()?.unwrap_or_default();
+            nearest(moment.states.as_deref(), &listings, moment.netns, moment.time)
+        }
+        None => None,
+    };
+    let worst = scan.worst.as_ref().map(|moment| worst(moment, states.as_ref(), &names));
+    let facts = facts(&scan, &names, &certainty, worst.as_ref(), states.as_ref());
     let span = scan.from.zip(scan.to).map(|(from, to)| Span {
         from,
         to,
@@ -123,6 +140,8 @@ pub(super) fn host(
         ticks: scan.ticks,
     });
     Ok(Host {
+        headline: facts.sentence(&Clock::of_span(&TimeZone::UTC, scan.from.zip(scan.to))),
+        facts,
         file,
         host,
         kernel_release: describes.map(|run| run.run.kernel_release.clone()),
@@ -131,7 +150,7 @@ pub(super) fn host(
         incidents,
         story: story(&scan, &names),
         victims,
-        worst: worst(&scan, &names),
+        worst,
         by_fill: bands(&scan),
         changes,
         arrivals: arrivals(&scan),
@@ -178,7 +197,7 @@ fn choose(path: &Path, incidents: &[(i64, i64, Incident)], number: i64) -> Resul
         .iter()
         .map(|(_, number, one)| format!("{number} ({}, {:.0})", one.condition, one.at.time))
         .collect();
-    let known = if known.is_empty() { "it has none".to_owned() } else { known.join(", ") };
+    let known = if known.is_empty() { "it has no incidents".to_owned() } else { known.join(", ") };
     let path = path.display();
     Err(Failure::usage(format!("--incident {number}: {path} has no such incident; {known}")).into())
 }
@@ -193,13 +212,15 @@ fn about_run(run: &RecordedRun, is_last: bool, before: Option<Timestamp>, certai
     }
     match run.end {
         None if is_last => {
-            certainty
-                .unfinished_runs
-                .push(format!("the run of {started:.0} has no end: it goes on, or was killed"));
+            certainty.unfinished_runs.push(format!(
+                "the run of {started:.0} has no end record: still running, or recorder or host stopped"
+            ));
         }
-        None => certainty.unfinished_runs.push(format!("the run of {started:.0} was killed")),
+        None => certainty
+            .unfinished_runs
+            .push(format!("the run of {started:.0} has no end record: its recorder or host stopped")),
         Some(end) if matches!(end.reason, EndReason::DiskFull | EndReason::Failed) => {
-            certainty.broken_runs.push(format!("the run of {started:.0} ended by {}", end.reason.name()));
+            certainty.broken_runs.push(format!("the run of {started:.0} ended early: {}", end.reason.name()));
         }
         Some(_) => {}
     }
@@ -244,7 +265,6 @@ fn about_settings(
 }
 
 fn fill_in(scan: &TickScan, certainty: &mut Certainty, run: Option<&RecordedRun>) {
-    certainty.inferred = run.is_some_and(|run| run.run.backend == "tracepoint");
     certainty.counts_flows = run.is_some_and(|run| run.run.counts_flows);
     certainty.lost_events = unsigned(scan.lost_events);
     certainty.without_port = unsigned(scan.without_port.iter().sum());
@@ -270,13 +290,13 @@ fn story(scan: &TickScan, names: &AllNames) -> Story {
     let lasted_s = scan
         .first_loss
         .zip(scan.last_loss)
-        .map_or(0.0, |((first, interval), last)| last.duration_since(first).as_secs_f64() + interval);
+        .map_or(0.0, |((first, interval), (last, _))| last.duration_since(first).as_secs_f64() + interval);
     Story {
         first_sign: scan.first_sign.map(|(time, _)| time),
         fill_at_first_sign: scan.first_sign.and_then(|(_, fill)| fill),
         full_at: scan.full_at,
         first_loss: scan.first_loss.map(|(time, _)| time),
-        last_loss: scan.last_loss,
+        last_loss: scan.last_loss.map(|(time, _)| time),
         lasted_s,
         losing_s: scan.losing_s,
         packets_lost: unsigned(packets(scan)),
@@ -296,14 +316,13 @@ fn victim_ports(scan: &TickScan, names: &AllNames) -> Vec<VictimPort> {
         .losses
         .iter()
         .filter_map(|(key, losses)| {
-            let cause = Cause::from_number(cause_of(*key) as u8)?;
-            let port = (key.kind & KIND_UNATTRIBUTED == 0)
-                .then_some(ServicePort { proto: key.proto, port: key.port });
+            let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
+            let port = attributed.then_some(ServicePort { proto: key.proto, port: key.port });
             Some(VictimPort {
                 netns: name(names, NetnsId(key.netns)),
                 port,
                 service: port.and_then(ServicePort::service),
-                loopback: port.map(|_| key.kind & KIND_LOOPBACK != 0),
+                loopback: port.map(|_| loopback),
                 cause: cause.name(),
                 unit: cause.unit().name(),
                 losses: unsigned(*losses),
@@ -316,40 +335,50 @@ fn victim_ports(scan: &TickScan, names: &AllNames) -> Vec<VictimPort> {
     ports
 }
 
-fn worst(scan: &TickScan, names: &AllNames) -> Option<Worst> {
-    let moment = scan.worst.as_ref()?;
-    let listed: i64 = moment.occupants.iter().map(|(_, entries, _)| entries).sum();
-    let whole = moment.count.map_or(listed, i64::from).max(listed).max(1);
-    let share = |entries: i64| entries as f64 / whole as f64;
-    let mut occupants: Vec<Occupant> = moment
-        .occupants
-        .iter()
-        .map(|(port, entries, time_wait)| Occupant {
-            port: Some(*port),
-            service: port.service(),
-            entries: unsigned(*entries),
-            share: share(*entries),
-            time_wait: *time_wait,
-        })
-        .collect();
+/// Who filled the table at the worst moment, and what was in TIME_WAIT when it was listed.
+fn worst(moment: &Moment, states: Option<&States>, names: &AllNames) -> Worst {
+    let as_listed = moment.occupants.is_empty() && states.is_some();
+    let (counted, whole): (Vec<(ServicePort, u64)>, u64) = match states.filter(|_| as_listed) {
+        Some(states) => (states.largest(OCCUPANTS), states.total),
+        None => {
+            let counted: Vec<_> =
+                moment.occupants.iter().map(|(port, entries)| (*port, unsigned(*entries))).collect();
+            (counted, moment.count.unwrap_or(0).into())
+        }
+    };
+    let listed: u64 = counted.iter().map(|(_, entries)| entries).sum();
+    let whole = whole.max(listed).max(1);
+    let share = |entries: u64| entries as f64 / whole as f64;
+    let row = |(port, entries): &(ServicePort, u64)| Occupant {
+        port: Some(*port),
+        service: port.service(),
+        entries: *entries,
+        share: share(*entries),
+        time_wait: states.and_then(|states| states.time_wait(*port)),
+    };
+    let mut occupants: Vec<Occupant> = counted.iter().map(row).collect();
     if !occupants.is_empty() && whole > listed {
+        let shown: Vec<ServicePort> = counted.iter().map(|(port, _)| *port).collect();
         occupants.push(Occupant {
             port: None,
             service: None,
-            entries: unsigned(whole - listed),
+            entries: whole - listed,
             share: share(whole - listed),
-            time_wait: None,
+            time_wait: states.and_then(|states| states.time_wait_of_others(&shown)),
         });
     }
-    Some(Worst {
+    Worst {
         time: moment.time,
         netns: name(names, moment.netns),
         count: moment.count,
         max: moment.max,
         lost_per_s: moment.lost_per_s,
         occupants,
+        as_listed,
         exact: moment.exact,
-    })
+        listed_at: states.map(|states| states.time),
+        listed_s_before: states.map(|states| moment.time.duration_since(states.time).as_secs_f64()),
+    }
 }
 
 fn bands(scan: &TickScan) -> Vec<Band> {
@@ -386,11 +415,11 @@ fn arrivals(scan: &TickScan) -> Vec<Arrivals> {
     rows
 }
 
-fn name(names: &AllNames, id: NetnsId) -> String {
+pub(super) fn name(names: &AllNames, id: NetnsId) -> String {
     let known = names.get(&id).and_then(|names| names.name.clone());
     known.unwrap_or_else(|| format!("net:{}", id.inode()))
 }
 
-fn unsigned(value: i64) -> u64 {
+pub(super) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }

@@ -5,6 +5,13 @@ use super::document::{Block, Document, TextTable};
 
 pub(super) fn render(document: &Document) -> String {
     let mut out = format!("# {}\n", escaped(&document.title));
+    match document.headlines.as_slice() {
+        [headline] => out += &format!("\n**{}**\n", escaped(headline)),
+        headlines => {
+            out.push('\n');
+            out.extend(headlines.iter().map(|headline| format!("- **{}**\n", escaped(headline))));
+        }
+    }
     if let Some(comparison) = &document.comparison {
         out += &format!("\n{}", table(comparison));
     }

@@ -3,7 +3,9 @@
 
 mod advice;
 mod document;
+mod facts;
 mod gather;
+mod headline;
 mod html;
 mod markdown;
 mod model;
@@ -12,6 +14,7 @@ mod sampled;
 mod scan;
 mod sections;
 mod series;
+mod states;
 mod text;
 mod trust;
 
@@ -21,10 +24,13 @@ use anyhow::Result;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use self::document::{Clock, Document, TextTable};
+use self::model::Host;
 use crate::error::Failure;
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::{Moment, Span};
+use crate::text::thousands;
 pub use model::Postmortem;
 
 /// What is asked of the recordings.
@@ -89,14 +95,83 @@ fn span(request: &Request, zone: &TimeZone) -> Result<Span> {
 /// The report as it is printed. Times are shown in this time zone; in JSON they are UTC.
 ///
 /// # Errors
-/// A plot or template can't be written.
+/// A template can't be written.
 pub fn render(report: &Postmortem, format: Format, zone: &TimeZone) -> Result<String> {
     Ok(match format {
         Format::Json => serde_json::to_string(report)? + "\n",
-        Format::Text => text::render(&document::of(report, zone)),
-        Format::Markdown => markdown::render(&document::of(report, zone)),
-        Format::Html => html::render(report, &document::of(report, zone), zone)?,
+        Format::Text => text::render(&document(report, zone)),
+        Format::Markdown => markdown::render(&document(report, zone)),
+        Format::Html => html::render(report, &document(report, zone), zone)?,
     })
+}
+
+fn document(report: &Postmortem, zone: &TimeZone) -> Document {
+    let comparison = (report.hosts.len() > 1).then(|| comparison(report, zone));
+    Document {
+        title: "Postmortem of conntrack losses".to_owned(),
+        headlines: headlines(report, zone),
+        comparison,
+        hosts: report.hosts.iter().map(|host| sections::chapter(host, zone)).collect(),
+    }
+}
+
+/// One for each host, with its name if there are several.
+fn headlines(report: &Postmortem, zone: &TimeZone) -> Vec<String> {
+    let sentence = |host: &Host| host.facts.sentence(&Clock::of(zone, host));
+    match report.hosts.as_slice() {
+        [host] => vec![sentence(host)],
+        hosts => {
+            hosts.iter().zip(names(hosts)).map(|(host, name)| format!("{name}: {}", sentence(host))).collect()
+        }
+    }
+}
+
+fn comparison(report: &Postmortem, zone: &TimeZone) -> TextTable {
+    let times = |host: &Host| {
+        let story = &host.story;
+        [story.first_sign, story.full_at, story.first_loss, story.last_loss].into_iter().flatten()
+    };
+    let mut dates: Vec<_> =
+        report.hosts.iter().flat_map(times).map(|time| time.to_zoned(zone.clone()).date()).collect();
+    dates.dedup();
+    let clock = Clock::new(zone, dates.len() > 1);
+    let row = |(host, name): (&Host, String)| {
+        let time = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), |time| clock.time(time));
+        let story = &host.story;
+        let losing = story.losing();
+        vec![
+            name,
+            time(story.first_sign),
+            time(story.full_at),
+            time(losing.map(|(first, _)| first)),
+            time(losing.map(|(_, last)| last)),
+            thousands(story.packets_lost),
+            thousands(story.entries_lost),
+        ]
+    };
+    TextTable::new(
+        &["host", "onset", "full at", "losses from", "to", ">packets lost", ">entries evicted"],
+        report.hosts.iter().zip(names(&report.hosts)).map(row).collect(),
+    )
+}
+
+/// Names that tell them apart: several files may be of one host, as those of a rotation are.
+fn names(hosts: &[Host]) -> Vec<String> {
+    let label = |index: usize, host: &Host| {
+        let alike = || hosts.iter().filter(|other| other.title() == host.title());
+        let is_one = |part: fn(&Host) -> &str| alike().filter(|other| part(other) == part(host)).count() == 1;
+        match &host.host {
+            _ if alike().count() == 1 => host.title(),
+            Some(called) if is_one(file_name) => format!("{called} ({})", file_name(host)),
+            Some(called) if is_one(|host| &host.file) => format!("{called} ({})", host.file),
+            _ => format!("{} ({})", host.title(), index + 1),
+        }
+    };
+    hosts.iter().enumerate().map(|(index, host)| label(index, host)).collect()
+}
+
+fn file_name(host: &Host) -> &str {
+    host.file.rsplit('/').next().unwrap_or(&host.file)
 }
 
 #[cfg(test)]

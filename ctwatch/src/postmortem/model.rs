@@ -2,9 +2,10 @@
 //! Fields are added, never renamed or given another meaning within one schema number.
 
 use ctwatch_common::Cause;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Serialize, Serializer};
 
+use super::headline::Facts;
 use super::series::Point;
 use crate::advise::report::Advice;
 use crate::contract::{Counted, Unexplained, millis, rounded_millis as rounded};
@@ -24,6 +25,10 @@ pub struct Postmortem {
 /// What one recording says.
 #[derive(Debug, Serialize)]
 pub(super) struct Host {
+    /// What happened in one sentence; its times are UTC.
+    pub headline: String,
+    #[serde(skip)]
+    pub facts: Facts,
     pub file: String,
     pub host: Option<String>,
     pub kernel_release: Option<String>,
@@ -60,6 +65,13 @@ pub(super) struct Host {
     pub timeline: Vec<Point>,
 }
 
+impl Host {
+    /// What it is called: by its name, else by the recording's.
+    pub fn title(&self) -> String {
+        self.host.clone().unwrap_or_else(|| self.file.clone())
+    }
+}
+
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Span {
     #[serde(serialize_with = "millis")]
@@ -84,7 +96,7 @@ pub(super) struct IncidentLine {
 
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Story {
-    /// 90 % full, or something was lost.
+    /// The onset: 90 % full, or something was lost. Times are ends of ticks.
     #[serde(serialize_with = "optional_millis")]
     pub first_sign: Option<Timestamp>,
     /// The fill then.
@@ -106,6 +118,14 @@ pub(super) struct Story {
     pub entries_lost: u64,
     /// The highest fill.
     pub peak: Option<Fill>,
+}
+
+impl Story {
+    /// From the beginning of the first tick with losses to the end of the last one.
+    pub fn losing(&self) -> Option<(Timestamp, Timestamp)> {
+        let last = self.last_loss?;
+        Some((last - SignedDuration::from_secs_f64(self.lasted_s), last))
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -163,8 +183,16 @@ pub(super) struct Worst {
     #[serde(serialize_with = "rounded")]
     pub lost_per_s: f64,
     pub occupants: Vec<Occupant>,
+    /// They are as the table was listed, because it hadn't been by then; else counted since.
+    pub as_listed: bool,
     /// Nothing came or went uncounted.
     pub exact: bool,
+    /// The nearest census or listing, which tells the parts in TIME_WAIT; null if there is none in the run.
+    #[serde(serialize_with = "optional_millis")]
+    pub listed_at: Option<Timestamp>,
+    /// Seconds from it to the worst moment; negative if it came later.
+    #[serde(serialize_with = "optional_rounded")]
+    pub listed_s_before: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -176,7 +204,7 @@ pub(super) struct Occupant {
     /// Of the table.
     #[serde(serialize_with = "rounded")]
     pub share: f64,
-    /// In TIME_WAIT, when last listed; null if unknown.
+    /// In TIME_WAIT in the nearest census or listing; null if it has no such state, or wasn't in it.
     #[serde(serialize_with = "optional_rounded")]
     pub time_wait: Option<f64>,
 }
@@ -216,7 +244,7 @@ pub(super) struct Arrivals {
 /// How sure all this is.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Certainty {
-    /// Causes were inferred, not seen.
+    /// Causes were inferred, not seen, in one of the runs at least.
     pub inferred: bool,
     pub lost_events: u64,
     /// Losses without a port of their own.
@@ -236,6 +264,9 @@ pub(super) struct Certainty {
     pub broken_runs: Vec<String>,
     pub notices: Vec<NoticeLine>,
     pub counts_flows: bool,
+    /// No program was there: only the kernel counted.
+    #[serde(skip)]
+    pub kernel_only: bool,
 }
 
 #[derive(Debug, Serialize)]

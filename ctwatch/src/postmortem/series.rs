@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use ctwatch_common::Cause;
+use ctwatch_common::cause::Unit;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -25,6 +27,8 @@ pub(super) struct Point {
     pub fill: Option<f64>,
     /// Packets lost by port.
     pub lost: BTreeMap<PortOrNone, i64>,
+    /// Entries evicted early by port.
+    pub evicted: BTreeMap<PortOrNone, i64>,
     /// New entries by port.
     pub arrived: BTreeMap<PortOrNone, i64>,
     /// Entries at its end by port, of the fullest table.
@@ -46,8 +50,16 @@ impl Serialize for PortOrNone {
 
 impl Point {
     pub fn new(time: Timestamp) -> Self {
-        let (lost, arrived, entries) = Default::default();
-        Self { time, seconds: 0.0, fill: None, lost, arrived, entries }
+        let (lost, evicted, arrived, entries) = Default::default();
+        Self { time, seconds: 0.0, fill: None, lost, evicted, arrived, entries }
+    }
+
+    /// Where losses of this cause are counted.
+    pub fn losses_of(&mut self, cause: Cause) -> &mut BTreeMap<PortOrNone, i64> {
+        match cause.unit() {
+            Unit::Packets => &mut self.lost,
+            Unit::Entries => &mut self.evicted,
+        }
     }
 
     fn append(&mut self, later: Self) {
@@ -57,7 +69,12 @@ impl Point {
             (Some(one), Some(other)) => Some(one.max(other)),
             (one, other) => one.or(other),
         };
-        for (sums, more) in [(&mut self.lost, later.lost), (&mut self.arrived, later.arrived)] {
+        let sums = [
+            (&mut self.lost, later.lost),
+            (&mut self.evicted, later.evicted),
+            (&mut self.arrived, later.arrived),
+        ];
+        for (sums, more) in sums {
             for (port, count) in more {
                 *sums.entry(port).or_default() += count;
             }

@@ -147,7 +147,7 @@ fn request(path: &Path) -> Request {
     Request { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize: None }
 }
 
-fn one(request: &Request) -> model::Host {
+fn one(request: &Request) -> Host {
     gather(request, "0.1.0", &TimeZone::UTC).unwrap().hosts.remove(0)
 }
 
@@ -208,7 +208,7 @@ fn a_span_is_only_what_is_in_it_with_the_occupancy_of_all_before() {
     assert!(error.contains("--incident 7") && error.contains("1 (drops>0"), "{error}");
     let quiet = one(&Request { to: Some(Moment::At(at(20).time)), ..request(&path) });
     let shown = render(&report_of(quiet), Format::Text, &TimeZone::UTC).unwrap();
-    assert!(shown.contains("Nothing was lost in this time"), "{shown}");
+    assert!(shown.contains("conntrack lost nothing"), "{shown}");
     let none = one(&Request { from: Some(Moment::At(at(500).time)), ..request(&path) });
     let shown = render(&report_of(none), Format::Html, &TimeZone::UTC).unwrap();
     assert!(shown.contains("there is nothing to report"), "{shown}");
@@ -263,7 +263,8 @@ fn side_by_side_nothing_is_cut() {
         });
         let report = Postmortem { hosts: hosts.into(), ..report_of(one(&request(&path))) };
         let text = render(&report, Format::Text, &TimeZone::UTC).unwrap();
-        let head: Vec<&str> = text.lines().skip(2).take_while(|line| !line.is_empty()).collect();
+        // After the title and the headlines.
+        let head: Vec<&str> = text.split("\n\n").nth(2).unwrap().lines().collect();
         assert!(head.iter().all(|line| line.chars().count() <= 80), "{head:#?}");
         let head = head.join("\n");
         assert_eq!(head.matches("1,234,567").count(), 2, "{head}");
@@ -281,10 +282,10 @@ fn side_by_side_nothing_is_cut() {
     let unknown = shown([("host-1", "recording", 0), ("host-1", "recording", 0)]);
     assert!(unknown.contains("host-1 (1)") && unknown.contains("host-1 (2)"), "{unknown}");
     let days = shown([("a", "a.ctw", 0), ("b", "b.ctw", 1)]);
-    assert!(days.contains("first sign 2023-11-1") && days.contains("entries lost 7,654,321"), "{days}");
+    assert!(days.contains("onset 2023-11-1") && days.contains("7,654,321"), "{days}");
 }
 
-fn report_of(host: model::Host) -> Postmortem {
+fn report_of(host: Host) -> Postmortem {
     Postmortem { kind: "report", schema: 1, version: "0.1.0", hosts: vec![host] }
 }
 
@@ -307,8 +308,8 @@ fn gaps_steps_and_killed_runs_are_said() {
     assert_eq!(gaps, [5.0, 91.0]);
     assert_eq!(certainty.clock_steps.len(), 1);
     assert_eq!(certainty.clock_steps[0].seconds, 100.0);
-    assert!(certainty.unfinished_runs[0].contains("was killed"));
-    assert!(certainty.unfinished_runs[1].contains("goes on"));
+    assert!(certainty.unfinished_runs[0].contains("recorder or host stopped"));
+    assert!(certainty.unfinished_runs[1].contains("still running"));
 }
 
 #[test]
@@ -367,6 +368,123 @@ fn what_a_process_is_called_stays_text() {
     assert!(!shown(Format::Text).contains('\u{1b}'));
     assert!(!shown(Format::Html).contains("<b>") && !shown(Format::Html).contains("<script"));
     assert!(shown(Format::Markdown).contains("&lt;b>\\|"), "{}", shown(Format::Markdown));
+}
+
+/// Everything that a figure may have to show: many services, gaps, and settings that change at once.
+fn crowded(path: &Path) {
+    let mut writer = Writer::open(path, &run(0)).unwrap();
+    let slot = |port, kind| SlotKey { netns: HOST.0, port, proto: 6, kind };
+    for second in (1..=600).filter(|second| !(300..340).contains(second)) {
+        let storms = (400..500).contains(&second);
+        let mut tick =
+            tick(second, if storms { MAX } else { 5_000 + second as u32 * 4 }, i64::from(storms) * 30, 0);
+        tick.flows.extend((0..12).map(|n| (slot(8_000 + n, KIND_FLOWS), [20 + i64::from(n), 19, 0])));
+        tick.flows.sort_by_key(|(key, _)| *key);
+        if storms {
+            tick.losses.push((slot(8_011, Cause::Evicted as u8), 7));
+            tick.losses.push((slot(8_010, Cause::TableFull as u8), 9));
+            tick.losses.sort_by_key(|(key, _)| *key);
+            tick.overflow[Cause::TableFull as usize] = 4;
+            tick.netns[0].kernel = [43, 7, 0, 0];
+        }
+        if second == 450 {
+            tick.censuses = vec![census()];
+        }
+        let names = if second == 1 { names() } else { HashMap::new() };
+        let mut batch = Batch { tick: Some(tick), names, ..Batch::default() };
+        if [1, 120, 124, 126, 250, 599].contains(&second) {
+            let (before, value) = (Some("60".to_owned()), Some(second.to_string()));
+            let name = "net.netfilter.nf_conntrack_tcp_timeout_time_wait".to_owned();
+            batch.settings = vec![Setting { at: at(second), name, value, before }];
+        }
+        writer.write(&batch).unwrap();
+    }
+    writer.end(&RunEnd { at: at(600), reason: EndReason::Signal, last_tick: 560 }).unwrap();
+}
+
+#[test]
+fn a_service_has_one_colour_in_all_panels() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    crowded(&path);
+    let report = gather(&request(&path), "0.1.0", &TimeZone::UTC).unwrap();
+    let html = render(&report, Format::Html, &TimeZone::UTC).unwrap();
+    let mut colours: HashMap<&str, Vec<&str>> = HashMap::new();
+    for shape in html.split("<path class=\"").skip(1).filter(|shape| shape.contains("<title>")) {
+        let class = shape.split('"').next().unwrap();
+        let name = shape.split_once("<title>").unwrap().1.split('<').next().unwrap();
+        colours.entry(name).or_default().push(class);
+        assert_eq!(html.matches(&format!("<span class=\"key {class}\">{name}</span>")).count(), 1, "{name}");
+    }
+    for (name, classes) in &colours {
+        assert!(classes.iter().all(|class| class == &classes[0]), "{name}: {classes:?}");
+    }
+    let mut different: Vec<_> = colours.values().map(|classes| classes[0]).collect();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!((different.len(), colours.len()), (8, 8), "{colours:?}");
+    assert_eq!(colours["6379/tcp redis"].len(), 3, "lost, held, new");
+    // Ticks that are missing are no zero, and marks share a label before they overlap.
+    assert!(html.contains("not recorded") && html.contains("#2–4"), "{html}");
+}
+
+#[test]
+fn states_come_from_the_nearest_census_even_if_it_came_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    crowded(&path);
+    let worst = one(&request(&path)).worst.unwrap();
+    assert_eq!((worst.listed_at, worst.listed_s_before), (Some(at(450).time), Some(-50.0)));
+    assert!(worst.as_listed && !worst.exact);
+    assert_eq!(worst.occupants[0].time_wait, Some(0.5));
+    let shown = render(&report_of(one(&request(&path))), Format::Text, &TimeZone::UTC).unwrap();
+    assert!(shown.contains("as listed at 22:20:50, 50.0 s after the worst moment"), "{shown}");
+    incident(&path.with_extension("b"));
+    let before = one(&request(&path.with_extension("b"))).worst.unwrap();
+    assert_eq!((before.listed_s_before, before.as_listed), (Some(30.0), false));
+}
+
+#[test]
+fn no_listing_is_said_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = Writer::open(&path, &run(0)).unwrap();
+    for second in 1..=3 {
+        let tick = Some(tick(second, MAX, 5, 0));
+        writer.write(&Batch { tick, names: names(), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    let host = one(&request(&path));
+    assert_eq!(
+        host.headline,
+        "From 22:13:20 or earlier until at least 22:13:23 UTC, 15 packets to 6379/tcp (redis, loopback) were refused \
+         because the table was full; what filled the table is unknown, as the recording has no listing of it."
+    );
+    let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+    assert!(shown.contains("What filled it is unknown"), "{shown}");
+}
+
+#[test]
+fn where_no_program_was_the_kernels_counts_are_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer =
+        Writer::open(&path, &Run { backend: "counters".to_owned(), counts_flows: false, ..run(0) }).unwrap();
+    for second in 1..=9 {
+        let mut tick = tick(second, MAX, if second == 4 { 5 } else { 0 }, 0);
+        (tick.losses, tick.flows) = (Vec::new(), Vec::new());
+        writer.write(&Batch { tick: Some(tick), names: names(), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    let host = one(&request(&path));
+    assert!(
+        host.headline
+            .starts_with("From 22:13:23 to 22:13:24 UTC, the kernel counted 5 packets dropped and 0 table"),
+        "{}",
+        host.headline
+    );
+    let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+    assert!(!shown.contains("Losses: none") && shown.contains("drop 5, early_drop 0"), "{shown}");
 }
 
 proptest! {

@@ -5,7 +5,11 @@ use super::document::{Block, Column, Document, TextTable};
 use crate::text::{COLUMNS, shorten, width, wrap};
 
 pub(super) fn render(document: &Document) -> String {
-    let mut lines = vec![document.title.clone()];
+    let mut lines = vec![document.title.clone(), String::new()];
+    match document.headlines.as_slice() {
+        [headline] => lines.extend(wrap(headline, 0)),
+        headlines => lines.extend(headlines.iter().flat_map(|headline| wrap(&format!("- {headline}"), 2))),
+    }
     if let Some(comparison) = &document.comparison {
         lines.push(String::new());
         lines.extend(hosts(comparison));
