@@ -28,9 +28,9 @@ use crate::record::rebuild::{Names, counters};
 use crate::record::rows::{EndReason, Incident};
 use crate::record::{Recording, span};
 
-/// Rows of a table of ports.
+/// Rows of a table of services.
 const PORTS: usize = 12;
-/// Between two runs so much may scan.
+/// A pause between two runs that is no gap, seconds.
 const BETWEEN_RUNS_S: f64 = 2.0;
 
 pub(super) type AllNames = HashMap<NetnsId, Names>;
@@ -226,14 +226,14 @@ fn about_run(run: &RecordedRun, is_last: bool, before: Option<Timestamp>, certai
     }
 }
 
-/// What of a recording is asked for.
+/// What part of a recording is asked for.
 #[derive(Clone, Copy)]
 struct Cut {
     span: span::Span,
     is_incident: bool,
 }
 
-/// Changed settings and what was said, up to the end of the span.
+/// Changes of settings, and notices, up to the end of the span.
 fn about_settings(
     recording: &Recording,
     run: &RecordedRun,
@@ -335,7 +335,7 @@ fn victim_ports(scan: &TickScan, names: &AllNames) -> Vec<VictimPort> {
     ports
 }
 
-/// Who filled the table at the worst moment, and what was in TIME_WAIT when it was listed.
+/// What filled the table at the worst moment, and what was in TIME_WAIT when it was listed.
 fn worst(moment: &Moment, states: Option<&States>, names: &AllNames) -> Worst {
     let as_listed = moment.occupants.is_empty() && states.is_some();
     let (counted, whole): (Vec<(ServicePort, u64)>, u64) = match states.filter(|_| as_listed) {

@@ -11,7 +11,7 @@ use crate::advise::report::Advice;
 use crate::contract::{Counted, Unexplained, millis, rounded_millis as rounded};
 use crate::model::{KernelCounters, ServicePort};
 
-/// All of it.
+/// The report.
 #[derive(Debug, Serialize)]
 pub struct Postmortem {
     #[serde(rename = "type")]
@@ -41,27 +41,27 @@ pub(super) struct Host {
     pub story: Story,
     /// Losses by cause, those without a port of their own included.
     pub counted: Counted,
-    /// Who suffered.
+    /// Affected services, flows, sources and processes.
     pub victims: Victims,
-    /// Who filled the table at the worst moment; null if nobody knows.
+    /// What filled the table at the worst moment; null if there is no table.
     pub worst: Option<Worst>,
-    /// Losses by how full the table was.
+    /// Losses by the fill of the fullest table.
     pub by_fill: Vec<Band>,
-    /// What changed before and meanwhile.
+    /// Changes of settings, before and during the incident.
     pub changes: Vec<Change>,
-    /// Arrivals by port before the first sign and while packets were lost.
+    /// New entries by service, before onset and from the first loss to the last.
     pub arrivals: Vec<Arrivals>,
     pub kernel_counters: KernelCounters,
     pub in_kernel_terms: KernelCounters,
     pub unexplained: Unexplained,
-    /// What would have prevented it.
+    /// What would have prevented the losses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<Advice>,
     /// Why there is no advice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_advice: Option<String>,
     pub certainty: Certainty,
-    /// For plots.
+    /// For the panels.
     pub timeline: Vec<Point>,
 }
 
@@ -185,7 +185,7 @@ pub(super) struct Worst {
     pub occupants: Vec<Occupant>,
     /// They are as the table was listed, because it hadn't been by then; else counted since.
     pub as_listed: bool,
-    /// Nothing came or went uncounted.
+    /// Nothing came or went uncounted, and the kernel counted as many.
     pub exact: bool,
     /// The nearest census or listing, which tells the parts in TIME_WAIT; null if there is none in the run.
     #[serde(serialize_with = "optional_millis")]
@@ -233,7 +233,7 @@ pub(super) struct Change {
 pub(super) struct Arrivals {
     pub port: ServicePort,
     pub service: Option<&'static str>,
-    /// New entries a second; null if there was no time before.
+    /// New entries per second; null if there was no time before.
     #[serde(serialize_with = "optional_rounded")]
     pub before_per_s: Option<f64>,
     /// Null if nothing was lost.
@@ -241,26 +241,26 @@ pub(super) struct Arrivals {
     pub during_per_s: Option<f64>,
 }
 
-/// How sure all this is.
+/// Data quality.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Certainty {
     /// Causes were inferred, not seen, in one of the runs at least.
     pub inferred: bool,
     pub lost_events: u64,
-    /// Losses without a port of their own.
+    /// Losses without a known port.
     pub without_port: u64,
     pub ambiguous: u64,
     pub events_seen: u64,
     pub events_kept: u64,
     pub thinned_ticks: u64,
-    /// Sums of what was dropped for room, whose times are unknown.
+    /// Sums of the oldest ticks, whose times are unknown.
     pub dropped_ticks: u64,
     /// Between ticks or runs.
     pub gaps: Vec<Gap>,
     pub clock_steps: Vec<Step>,
-    /// When runs began that have no end.
+    /// Runs without an end record.
     pub unfinished_runs: Vec<String>,
-    /// Runs that ended by something else than a request.
+    /// Runs that ended because something failed.
     pub broken_runs: Vec<String>,
     pub notices: Vec<NoticeLine>,
     pub counts_flows: bool,

@@ -1,4 +1,4 @@
-//! Who suffered by flow, source and process: from the sampled events, each standing for as many as its tick lost.
+//! Affected flows, sources and processes: from the sampled events, each standing for its part of its tick's losses.
 //! Estimates, and called so.
 
 use std::collections::HashMap;

@@ -18,8 +18,8 @@ use crate::record::reader::Stored;
 use crate::record::tick::{Four, NetnsTick, Presence, Tick};
 
 /// An incident begins at this fill, or with a loss.
-pub(super) const ONSET_FILL: f64 = 0.9;
-/// Where the bands of fill begin.
+const ONSET_FILL: f64 = 0.9;
+/// Where the bands of fill levels begin.
 pub(super) const BANDS: [f64; 5] = [0.0, 0.5, 0.8, 0.9, 1.0];
 /// A pause between two ticks that is worth mention, seconds.
 const PAUSE_S: f64 = 0.5;
@@ -30,7 +30,7 @@ const SUM_LEVEL: u8 = 4;
 /// Occupants kept of one moment.
 pub(super) const OCCUPANTS: usize = 8;
 
-/// What one port of one netns inserted less deleted, and what a census found it must be added to.
+/// Entries by netns and service: inserts less deletes, and what a census says they must be added to.
 #[derive(Debug, Default)]
 struct Entries {
     net: HashMap<(NetnsId, ServicePort), i64>,
@@ -93,7 +93,7 @@ pub(super) struct TickScan {
     pub full_at: Option<Timestamp>,
     pub first_loss: Option<(Timestamp, f64)>,
     pub last_loss: Option<(Timestamp, f64)>,
-    /// The kernel's counters of losses moved: from when to when.
+    /// From when to when the kernel's counters of losses moved.
     pub kernel_loss: Option<(Timestamp, Timestamp)>,
     /// The first tick lost something: losses may have begun before it.
     pub began_losing: bool,
@@ -284,7 +284,7 @@ impl TickScan {
         }
     }
 
-    /// The worst moment: where most was lost a second, else where the table was fullest.
+    /// The worst moment: where most was lost per second, else where the table was fullest.
     fn consider(&mut self, tick: &Tick) {
         let seconds = (tick.interval_us as f64 / 1e6).max(1e-3);
         let mut lost: BTreeMap<NetnsId, i64> = BTreeMap::new();
@@ -302,7 +302,8 @@ impl TickScan {
             let is_worse =
                 self.worst.as_ref().is_none_or(|worst| (lost_per_s, fill) > (worst.lost_per_s, worst.fill));
             if is_worse {
-                let (occupants, exact) = self.entries.of(id);
+                let quiet = !tick.flows.iter().any(|(key, _)| key.netns == id.0);
+                let (occupants, exact) = self.entries.of(id, count, quiet);
                 let time = tick.time;
                 let states = self.entries.states.get(&id).map(Arc::clone);
                 let run = self.run;
@@ -361,7 +362,7 @@ impl TickScan {
         if self.series.closes()
             && let Some((netns, ..)) = fullest
         {
-            let (occupants, _) = self.entries.of(netns);
+            let (occupants, _) = self.entries.of(netns, None, false);
             point.entries =
                 occupants.into_iter().map(|(port, entries)| (PortOrNone(Some(port)), entries)).collect();
         }
@@ -393,8 +394,8 @@ impl Entries {
         self.states.insert(census.netns, Arc::new(States::of_census(census, at)));
     }
 
-    /// Who holds most entries of a netns, and whether that is exact. Nobody is known before the first census.
-    fn of(&self, netns: NetnsId) -> (Vec<(ServicePort, i64)>, bool) {
+    /// The services with most entries of a netns, and whether that is exact. Nothing is known before its first census.
+    fn of(&self, netns: NetnsId, count: Option<u32>, quiet: bool) -> (Vec<(ServicePort, i64)>, bool) {
         let Some(exact) = self.known.get(&netns) else { return (Vec::new(), false) };
         let mut sums: HashMap<ServicePort, i64> = HashMap::new();
         for ((_, port), entries) in self.net.iter().chain(&self.bases).filter(|((of, _), _)| *of == netns) {
@@ -402,9 +403,14 @@ impl Entries {
         }
         let mut most: Vec<(ServicePort, i64)> =
             sums.into_iter().filter(|(_, entries)| *entries > 0).collect();
+        // The kernel's count is the judge. While entries come and go it is read at another instant.
+        let all: i64 = most.iter().map(|(_, entries)| entries).sum();
+        let count = i64::from(count.unwrap_or(0));
+        let slack = if quiet { 0 } else { (count / 100).max(64) };
+        let agrees = all.abs_diff(count) <= slack.unsigned_abs();
         most.sort_unstable_by_key(|(port, entries)| (Reverse(*entries), *port));
         most.truncate(OCCUPANTS);
-        (most, *exact && self.overflow == 0)
+        (most, *exact && agrees && self.overflow == 0)
     }
 }
 

@@ -93,7 +93,10 @@ pub(super) fn nearest(
     netns: NetnsId,
     time: Timestamp,
 ) -> Option<States> {
-    let listed = listings.iter().filter(|listing| listing.netns == netns && !listing.interrupted);
+    let of_table = || listings.iter().filter(|listing| listing.netns == netns);
+    // One that was interrupted may have seen entries twice, or not at all.
+    let all_interrupted = known.is_none() && of_table().all(|listing| listing.interrupted);
+    let listed = of_table().filter(|listing| all_interrupted || !listing.interrupted);
     let all = known.cloned().into_iter().chain(listed.map(States::of_listing));
     all.min_by(|a, b| a.distance_s(time).total_cmp(&b.distance_s(time)))
 }

@@ -95,8 +95,8 @@ fn census() -> Census {
     let base = |port, entries| crate::model::FlowOffset { proto: 6, port, entries };
     Census {
         netns: HOST,
-        keys: vec![key(443, 1_000), key(6379, 4_000)],
-        bases: vec![base(443, 1_000), base(6379, 4_000)],
+        keys: vec![key(443, 1_500), key(6379, 6_500)],
+        bases: vec![base(443, 1_500), base(6379, 6_500)],
         replaces_offsets: true,
         exact: true,
         ..Census::default()
@@ -174,8 +174,8 @@ fn every_figure_is_that_of_the_recording() {
     let worst = host.worst.as_ref().unwrap();
     assert_eq!((worst.time, worst.lost_per_s, worst.exact), (at(31).time, 40.0, true));
     // What was there, and 31 ticks of inserts less deletes.
-    assert_eq!(worst.occupants[0].entries, 4_000 + 31 * (100 - 1 - 40));
-    assert_eq!(worst.occupants[1].entries, 1_000 + 31 * (10 - 5));
+    assert_eq!(worst.occupants[0].entries, 6_500 + 31 * (100 - 1 - 40));
+    assert_eq!(worst.occupants[1].entries, 1_500 + 31 * (10 - 5));
     assert_eq!(worst.occupants[0].time_wait, Some(0.5));
     let of_bands: Vec<_> = host.by_fill.iter().map(|band| (band.seconds, band.packets_lost)).collect();
     assert_eq!(of_bands, [(0.0, 0), (40.0, 0), (0.0, 0), (10.0, 0), (10.0, 400)]);
@@ -197,7 +197,7 @@ fn a_span_is_only_what_is_in_it_with_the_occupancy_of_all_before() {
         ..request(&path)
     });
     assert_eq!((part.span.unwrap().ticks, part.story.packets_lost), (15, 200));
-    assert_eq!(part.worst.unwrap().occupants[0].entries, 4_000 + 36 * 59);
+    assert_eq!(part.worst.unwrap().occupants[0].entries, 6_500 + 36 * 59);
     assert_eq!((part.kernel_counters.drop, part.in_kernel_terms.drop), (200, 200));
     let of_incident = one(&Request { incident: Some(1), ..request(&path) });
     assert_eq!((of_incident.span.unwrap().ticks, of_incident.incidents.len()), (17, 1));
