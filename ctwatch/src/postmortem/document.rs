@@ -38,7 +38,7 @@ pub(super) enum Block {
     Table(TextTable),
     /// To be copied.
     Code(Vec<String>),
-    /// Where HTML has its plots; the table is for the others.
+    /// Where HTML has its panels; the table is for the others.
     Plots(TextTable),
 }
 

@@ -39,6 +39,7 @@ pub(super) fn facts(
         packets,
         entries,
         netns: netns(scan, names),
+        ambiguous: certainty.ambiguous,
         inferred: certainty.inferred,
         missed: (unsigned(drop).max(unsigned(insert_failed)), unsigned(early_drop)),
         kernel_only: (certainty.kernel_only && counts_nothing).then(|| counters(scan.kernel)),

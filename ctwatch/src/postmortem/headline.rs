@@ -16,6 +16,9 @@ const MINUTES_S: f64 = 300.0;
 /// Ticks that are longer make times coarse.
 const COARSE_S: f64 = 10.0;
 
+/// One in so many packets whose service is uncertain is worth mention.
+const DOUBTFUL: u64 = 100;
+
 /// What the sentence is made of.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
@@ -35,6 +38,8 @@ pub(super) struct Facts {
     pub inferred: bool,
     /// Packets and entries that the kernel counted and ctwatch didn't.
     pub missed: (u64, u64),
+    /// Packets whose service may be that of a packet the firewall dropped.
+    pub ambiguous: u64,
     /// The kernel's counters, where nothing else counted.
     pub kernel_only: Option<KernelCounters>,
     /// Time that was not recorded, from the first loss to the last, or in all of the span if nothing was lost.
@@ -218,10 +223,16 @@ impl Facts {
             String::new()
         };
         let amount = self.amount(Unit::Packets);
+        let known = self.packets.iter().any(|(service, _)| *service != Service::Unknown);
+        let doubt = if known && self.ambiguous.saturating_mul(DOUBTFUL) >= packets {
+            format!(" (the service is uncertain for {} of them)", thousands(self.ambiguous.min(packets)))
+        } else {
+            String::new()
+        };
         let dropped = format!("{} {}", were(packets), self.dropped());
         match of_services("to", &self.packets, packets) {
-            Of::One(service) => format!("{amount} to {service}{place} {dropped}{evicted}{missing}"),
-            Of::Some(part) => format!("{amount}{place} {dropped}{part}{evicted}{missing}"),
+            Of::One(service) => format!("{amount} to {service}{doubt}{place} {dropped}{evicted}{missing}"),
+            Of::Some(part) => format!("{amount}{place} {dropped}{part}{doubt}{evicted}{missing}"),
         }
     }
 

@@ -10,7 +10,7 @@ use super::trust::{data_quality, prevention, reconciliation};
 use crate::model::ServicePort;
 use crate::text::{duration, percent, rate, thousands};
 
-/// Rows of the timeline where there are no plots.
+/// Rows of the timeline where there are no panels.
 const MOMENTS: usize = 12;
 
 pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {

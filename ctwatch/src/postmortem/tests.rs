@@ -485,6 +485,7 @@ fn where_no_program_was_the_kernels_counts_are_reported() {
     );
     let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
     assert!(!shown.contains("Losses: none") && shown.contains("drop 5, early_drop 0"), "{shown}");
+    assert!(shown.contains("kernel's counters alone") && !shown.contains("Counts are exact"), "{shown}");
 }
 
 proptest! {

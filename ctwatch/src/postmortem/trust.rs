@@ -4,6 +4,7 @@
 use super::document::{Block, Clock, TextTable};
 use super::model::{Certainty, Gap, Host};
 use crate::advise::items::Item;
+use crate::contract::Unexplained;
 use crate::text::{duration, rate, signed, thousands};
 use crate::view::text::advice::outcome;
 
@@ -81,6 +82,14 @@ fn piece(item: &Item) -> String {
 
 pub(super) fn data_quality(host: &Host, clock: &Clock) -> Vec<Block> {
     let mut list = caveats(&host.certainty);
+    let Unexplained { drop, early_drop, insert_failed, chaintoolong } = host.unexplained;
+    if host.certainty.kernel_only {
+        list.push("Part of this was recorded from the kernel's counters alone: causes and services are unknown there.".to_owned());
+    } else if [drop, early_drop, insert_failed, chaintoolong] != [0; 4] {
+        list.push(
+            "The kernel's counters and ctwatch's differ: see Reconciliation with kernel counters.".to_owned(),
+        );
+    }
     let certainty = &host.certainty;
     let more = |all: usize| {
         if all > NAMED { format!(" and {} more", all - NAMED) } else { String::new() }

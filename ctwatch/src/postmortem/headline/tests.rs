@@ -228,6 +228,15 @@ fn a_lower_bound_is_called_one() {
         "{}",
         said(&unknown)
     );
+    let firewall = Facts { ambiguous: 125, ..night() };
+    assert!(
+        said(&firewall).contains(
+            "packets to 6379/tcp (redis, loopback) (the service is uncertain for 125 of them) were refused"
+        ),
+        "{}",
+        said(&firewall)
+    );
+    assert_eq!(said(&Facts { ambiguous: 124, ..night() }), said(&night()));
     let nobody = Facts { packets: vec![(Service::Unknown, 12_480)], ..night() };
     assert!(said(&nobody).contains("was full, to services that are unknown; 94 %"), "{}", said(&nobody));
     assert!(said(&nobody).contains("TIME_WAIT entries of 6379/tcp (redis)"), "{}", said(&nobody));
