@@ -54,7 +54,7 @@ fn summary(host: &Host, clock: &Clock) -> Vec<Block> {
     let mut list = Vec::new();
     let time = |time| clock.time(time);
     if story.first_loss.is_none() && !host.certainty.kernel_only {
-        list.push("Losses: none".to_owned());
+        list.push("Losses: none seen".to_owned());
     }
     if let Some(onset) = story.first_sign {
         let fill = story.fill_at_first_sign.map(|fill| format!(" (table {} full)", percent(fill)));
