@@ -11,9 +11,11 @@ use crate::{apt, sh, workspace};
 
 /// What `ctwatch report` makes of the night that its tests record.
 const PAGE: &str = "ctwatch/tests/reports/golden/postmortem.html";
-/// So many plots it has.
-const PLOTS: usize = 4;
-/// A page that shows its tables and plots makes a picture of so many bytes at least.
+/// So many panels it has.
+const PANELS: usize = 5;
+/// Widths it is read at: a desk's and a phone's, with heights that hold all of it.
+const SIZES: [(u32, u32); 2] = [(1280, 4600), (400, 7600)];
+/// A page that shows its tables and panels makes a picture of so many bytes at least.
 const PICTURE: u64 = 50_000;
 
 /// Runs `cargo xtask browser`.
@@ -28,32 +30,37 @@ pub fn open() -> Result<()> {
     let page = workspace::root().join(PAGE);
     let folder = workspace::target().join("report");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let (light, dark) = (folder.join("light.png"), folder.join("dark.png"));
-    // Blink's enum: 0 is dark, 1 is light.
-    for (picture, scheme) in [(&light, 1), (&dark, 0)] {
-        let wishes = [
-            format!("--blink-settings=preferredColorScheme={scheme}"),
-            "--window-size=1000,3600".to_owned(),
-            format!("--screenshot={}", picture.display()),
-        ];
-        browse(&folder, &page, &wishes)?;
-        let size = size(picture)?;
-        ensure!(size >= PICTURE, "{} has only {size} bytes: the page looks empty", picture.display());
+    for (width, height) in SIZES {
+        // Blink's enum: 0 is dark, 1 is light.
+        let [light, dark] = [("light", 1), ("dark", 0)].map(|(name, scheme)| {
+            let picture = folder.join(format!("{name}-{width}.png"));
+            let flags = [
+                format!("--blink-settings=preferredColorScheme={scheme}"),
+                format!("--window-size={width},{height}"),
+                format!("--screenshot={}", picture.display()),
+            ];
+            browse(&folder, &page, &flags).map(|_| picture)
+        });
+        let (light, dark) = (light?, dark?);
+        for picture in [&light, &dark] {
+            let size = size(picture)?;
+            ensure!(size >= PICTURE, "{} has only {size} bytes: the page looks empty", picture.display());
+        }
+        ensure!(fs::read(&light)? != fs::read(&dark)?, "light and dark look the same");
     }
-    ensure!(fs::read(&light)? != fs::read(&dark)?, "light and dark look the same");
     let paper = folder.join("paper.pdf");
     browse(&folder, &page, &[format!("--print-to-pdf={}", paper.display())])?;
     ensure!(fs::read(&paper)?.starts_with(b"%PDF"), "{} is no PDF", paper.display());
     let dom = browse(&folder, &page, &["--dump-dom".to_owned()])?;
-    let plots = dom.matches("</svg>").count();
-    ensure!(plots == PLOTS, "the browser found {plots} plots of {PLOTS}");
+    let panels = dom.matches("</svg>").count();
+    ensure!(panels == PANELS, "the browser found {panels} panels of {PANELS}");
     ensure!(!dom.contains("parsererror"), "the browser can't parse the page");
     println!("{} was read in light, dark and on paper; look at {}", page.display(), folder.display());
     Ok(())
 }
 
 /// Starts the browser once; returns what it prints. What the page's policy forbids is an error.
-fn browse(folder: &Path, page: &Path, wishes: &[String]) -> Result<String> {
+fn browse(folder: &Path, page: &Path, flags: &[String]) -> Result<String> {
     let mut command = Command::new("chromium");
     command.args([
         "--headless",
@@ -68,7 +75,7 @@ fn browse(folder: &Path, page: &Path, wishes: &[String]) -> Result<String> {
         // Its sandbox refuses root; the page is ours.
         command.arg("--no-sandbox");
     }
-    command.args(wishes).arg(format!("file://{}", page.display()));
+    command.args(flags).arg(format!("file://{}", page.display()));
     let output = sh::die_with_parent(&mut command).output().context("starting chromium")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "chromium failed ({}):\n{said}", output.status);

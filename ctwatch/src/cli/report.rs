@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::PossibleValue;
 
 use super::common::{AnonymizeArgs, FromArgs, SpanArgs, choice};
-use crate::postmortem::{Format, Wish};
+use crate::postmortem::{Format, Request};
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
@@ -51,7 +51,7 @@ Exit codes: 0 success (also if nothing was lost); 1 runtime failure (also if a
 #[derive(Clone, Debug)]
 pub struct ReportConfig {
     /// What is asked of the recordings.
-    pub wish: Wish,
+    pub request: Request,
     /// How to show it.
     pub format: Format,
     /// Where to write it; `None` means stdout.
@@ -64,7 +64,7 @@ impl ReportConfig {
         let SpanArgs { start: FromArgs { from }, to } = span;
         let format = format.unwrap_or_else(|| output.as_deref().map_or(Format::Text, by_ending));
         let anonymize = anonymize.into_key();
-        Self { wish: Wish { files, incident, from, to, anonymize }, format, output }
+        Self { request: Request { files, incident, from, to, anonymize }, format, output }
     }
 }
 
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(report("a.ctw -o a.md").format, Format::Markdown);
         assert_eq!(report("a.ctw --format markdown").format, Format::Markdown);
         assert_eq!(report("a.ctw -o a.html --format json").format, Format::Json);
-        assert_eq!(report("a.ctw b.ctw").wish.files.len(), 2);
+        assert_eq!(report("a.ctw b.ctw").request.files.len(), 2);
     }
 
     #[test]
@@ -109,9 +109,9 @@ mod tests {
         for (flags, moment) in
             [("--from 03:00", "03:00"), ("--from 2026-03-14T12:03:04Z", "2026-03-14T12:03:04Z")]
         {
-            assert_eq!(report(&format!("a.ctw {flags}")).wish.from, Some(moment.parse().unwrap()));
+            assert_eq!(report(&format!("a.ctw {flags}")).request.from, Some(moment.parse().unwrap()));
         }
-        assert_eq!(report("a.ctw --until -10m").wish.to, Some("-10m".parse().unwrap()));
+        assert_eq!(report("a.ctw --until -10m").request.to, Some("-10m".parse().unwrap()));
         assert!(parse(["ctwatch", "report", "a.ctw", "--from", "yesterday"]).is_err());
         assert!(parse(["ctwatch", "report"]).is_err());
     }

@@ -14,8 +14,8 @@ use crate::postmortem::{gather, render};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReportConfig) -> Result<Exit> {
-    let ReportConfig { wish, format, output } = arguments;
-    let report = gather(wish, VERSION, &config.look.time_zone)?;
+    let ReportConfig { request, format, output } = arguments;
+    let report = gather(request, VERSION, &config.look.time_zone)?;
     let text = render(&report, *format, &config.look.time_zone)?;
     match output {
         None => stdout().lock().write_all(text.as_bytes()).context("writing the report")?,

@@ -12,6 +12,7 @@ mod event;
 mod ids;
 mod packet;
 mod protocol;
+mod service_port;
 mod state_name;
 mod timeout;
 
@@ -26,5 +27,6 @@ pub use event::{FromKernel, Insert, Loss, NetnsSample, Sample, SlotSample};
 pub use ids::{NetnsId, Owner, ProcessId, Role};
 pub use packet::{Device, EntryState, Flow, Hook, Name, Packet, Sender, Tuple};
 pub use protocol::{Protocol, service};
+pub use service_port::ServicePort;
 pub use state_name::{TCP_STATES, state_name};
 pub use timeout::{TimeoutKind, Timeouts};

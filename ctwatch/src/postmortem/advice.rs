@@ -1,5 +1,5 @@
-//! What would have prevented it: `ctwatch advise` on the span that is reported.
-//! That it can't be reckoned is an answer, too.
+//! Prevention: `ctwatch advise` on the span that is reported.
+//! Why there is no advice is an answer, too.
 
 use std::ops::RangeInclusive;
 
@@ -8,7 +8,7 @@ use crate::advise::report::{Advice, report};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 
-/// As `ctwatch advise` measures by itself.
+/// As long as `ctwatch advise` measures by default.
 const WINDOW_S: f64 = 15.0;
 
 /// The advice, or why there is none.

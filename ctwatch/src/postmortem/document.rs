@@ -4,16 +4,16 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::model::{Host, Postmortem};
-use super::sections;
-use crate::text::thousands;
+use super::model::Host;
 
 /// What a format has to lay out.
 #[derive(Debug)]
 pub(super) struct Document {
     pub title: String,
+    /// A sentence for each host.
+    pub headlines: Vec<String>,
     /// Side by side, if there is more than one host.
-    pub comparison: Option<Table>,
+    pub comparison: Option<TextTable>,
     pub hosts: Vec<Chapter>,
 }
 
@@ -35,15 +35,15 @@ pub(super) struct Section {
 pub(super) enum Block {
     Text(String),
     List(Vec<String>),
-    Table(Table),
+    Table(TextTable),
     /// To be copied.
     Code(Vec<String>),
-    /// Where HTML has its plots; the table is for the others.
-    Plots(Table),
+    /// Where HTML has its panels; the table is for the others.
+    Plots(TextTable),
 }
 
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct TextTable {
     pub columns: Vec<Column>,
     pub rows: Vec<Vec<String>>,
 }
@@ -54,7 +54,7 @@ pub(super) struct Column {
     pub right: bool,
 }
 
-impl Table {
+impl TextTable {
     /// Columns by their names; numbers have a `>` in front.
     pub fn new(columns: &[&'static str], rows: Vec<Vec<String>>) -> Self {
         let column = |name: &&'static str| match name.strip_prefix('>') {
@@ -73,12 +73,18 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub fn new(zone: &TimeZone, host: &Host) -> Self {
-        let zone = zone.clone();
-        let with_date = host.span.is_some_and(|span| {
-            span.from.to_zoned(zone.clone()).date() != span.to.to_zoned(zone.clone()).date()
-        });
-        Self { zone, with_date }
+    pub fn new(zone: &TimeZone, with_date: bool) -> Self {
+        Self { zone: zone.clone(), with_date }
+    }
+
+    /// With dates, if its span has more than one.
+    pub fn of(zone: &TimeZone, host: &Host) -> Self {
+        Self::of_span(zone, host.span.map(|span| (span.from, span.to)))
+    }
+
+    pub fn of_span(zone: &TimeZone, span: Option<(Timestamp, Timestamp)>) -> Self {
+        let date = |time: Timestamp| time.to_zoned(zone.clone()).date();
+        Self::new(zone, span.is_some_and(|(from, to)| date(from) != date(to)))
     }
 
     pub fn time(&self, time: Timestamp) -> String {
@@ -86,67 +92,23 @@ impl Clock {
         time.to_zoned(self.zone.clone()).strftime(format).to_string()
     }
 
+    /// The minute, where seconds say too much.
+    pub fn minute(&self, time: Timestamp) -> String {
+        let format = if self.with_date { "%Y-%m-%d %H:%M" } else { "%H:%M" };
+        time.to_zoned(self.zone.clone()).strftime(format).to_string()
+    }
+
+    /// What the zone is called then.
+    pub fn zone(&self, time: Timestamp) -> String {
+        time.to_zoned(self.zone.clone()).strftime("%Z").to_string()
+    }
+
+    /// How far its clocks are ahead of UTC then, seconds.
+    pub fn offset_s(&self, time: Timestamp) -> i64 {
+        self.zone.to_offset(time).seconds().into()
+    }
+
     pub fn full(&self, time: Timestamp) -> String {
         time.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
     }
-}
-
-pub(super) fn of(report: &Postmortem, zone: &TimeZone) -> Document {
-    let comparison = (report.hosts.len() > 1).then(|| comparison(report, zone));
-    Document {
-        title: "Postmortem of conntrack losses".to_owned(),
-        comparison,
-        hosts: report.hosts.iter().map(|host| sections::chapter(host, zone)).collect(),
-    }
-}
-
-fn comparison(report: &Postmortem, zone: &TimeZone) -> Table {
-    let times = |host: &Host| {
-        let story = &host.story;
-        [story.first_sign, story.full_at, story.first_loss, story.last_loss].into_iter().flatten()
-    };
-    let mut dates: Vec<_> =
-        report.hosts.iter().flat_map(times).map(|time| time.to_zoned(zone.clone()).date()).collect();
-    dates.dedup();
-    let clock = Clock { zone: zone.clone(), with_date: dates.len() > 1 };
-    let row = |(host, name): (&Host, String)| {
-        let time = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), |time| clock.time(time));
-        let story = &host.story;
-        vec![
-            name,
-            time(story.first_sign),
-            time(story.full_at),
-            time(story.first_loss),
-            time(story.last_loss),
-            thousands(story.packets_lost),
-            thousands(story.entries_lost),
-        ]
-    };
-    Table::new(
-        &["host", "first sign", "full at", "first loss", "last loss", ">packets lost", ">entries lost"],
-        report.hosts.iter().zip(names(&report.hosts)).map(row).collect(),
-    )
-}
-
-/// Names that tell them apart: several files may be of one host, as those of a rotation are.
-fn names(hosts: &[Host]) -> Vec<String> {
-    let label = |index: usize, host: &Host| {
-        let alike = || hosts.iter().filter(|other| name(other) == name(host));
-        let is_one = |part: fn(&Host) -> &str| alike().filter(|other| part(other) == part(host)).count() == 1;
-        match &host.host {
-            _ if alike().count() == 1 => name(host),
-            Some(called) if is_one(file_name) => format!("{called} ({})", file_name(host)),
-            Some(called) if is_one(|host| &host.file) => format!("{called} ({})", host.file),
-            _ => format!("{} ({})", name(host), index + 1),
-        }
-    };
-    hosts.iter().enumerate().map(|(index, host)| label(index, host)).collect()
-}
-
-fn file_name(host: &Host) -> &str {
-    host.file.rsplit('/').next().unwrap_or(&host.file)
-}
-
-pub(super) fn name(host: &Host) -> String {
-    host.host.clone().unwrap_or_else(|| host.file.clone())
 }

@@ -7,34 +7,37 @@ use std::path::Path;
 
 use anyhow::Result;
 use ctwatch_common::Cause;
-use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
+use ctwatch_common::slot::SlotKind;
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
+use super::document::Clock;
 use super::model::{
-    Arrivals, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoticeLine, Occupant, Port, Span,
-    Story, VictimPort, Victims, Worst,
+    Arrivals, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoticeLine, Occupant, Span, Story,
+    VictimPort, Victims, Worst,
 };
-use super::pass::{BANDS, Pass, cause_of};
-use super::{Wish, advice, sampled};
+use super::scan::{BANDS, Moment, OCCUPANTS, TickScan};
+use super::states::{States, nearest};
+use super::{Request, advice, facts::facts, sampled};
 use crate::contract::{Counted, Unexplained};
 use crate::error::Failure;
-use crate::model::{Backend, KernelCounters, NetnsId};
+use crate::model::{Backend, KernelCounters, NetnsId, ServicePort};
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::rows::Names;
 use crate::record::rows::{EndReason, Incident};
 use crate::record::{Recording, span};
 
-/// Rows of a table of ports.
+/// Rows of a table of services.
 const PORTS: usize = 12;
-/// Between two runs so much may pass.
+/// A pause between two runs that is no gap, seconds.
 const BETWEEN_RUNS_S: f64 = 2.0;
 
-type AllNames = HashMap<NetnsId, Names>;
+pub(super) type AllNames = HashMap<NetnsId, Names>;
 
 pub(super) fn host(
     path: &Path,
-    wish: &Wish,
+    request: &Request,
     span: span::Span,
     version: &'static str,
     mut anonymizer: Option<&mut Anonymizer>,
@@ -42,13 +45,14 @@ pub(super) fn host(
     let recording = Recording::open(path)?;
     let runs = recording.runs()?;
     let incidents = incidents(&recording, &runs)?;
-    let chosen = wish.incident.map(|number| choose(path, &incidents, number)).transpose()?;
+    let chosen = request.incident.map(|number| choose(path, &incidents, number)).transpose()?;
     let chosen_ticks = chosen.as_ref().map(|(_, _, one)| one.detail_from..=one.detail_to);
-    let mut pass = Pass::default();
+    let mut scan = TickScan::default();
     let (mut names, mut certainty, mut changes) = (AllNames::new(), Certainty::default(), Vec::new());
     let mut ticks: Option<RangeInclusive<i64>> = None;
     let mut before: Option<Timestamp> = None;
     let mut last_run = None;
+    let mut scanned = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         if chosen.as_ref().is_some_and(|(of, ..)| *of != run.id) {
             continue;
@@ -56,13 +60,14 @@ pub(super) fn host(
         let is_inside = |id: i64, time: Timestamp| {
             chosen_ticks.as_ref().is_none_or(|ticks| ticks.contains(&id)) && span.contains(time)
         };
-        pass.begin_run();
+        scan.begin_run();
+        scanned.push(run.id);
         let until = chosen_ticks.as_ref().map_or(i64::MAX, |ticks| *ticks.end());
         let (mut touched, mut last) = (false, None);
         for stored in recording.ticks(run, i64::MIN..=until)? {
             let stored = stored?;
             let inside = is_inside(stored.id, stored.tick.time);
-            pass.add(&stored, inside);
+            scan.add(&stored, inside);
             last = Some(stored.tick.time);
             if inside {
                 touched = true;
@@ -70,7 +75,7 @@ pub(super) fn host(
                 ticks = Some(from..=stored.id);
             }
         }
-        pass.end_run();
+        scan.end_run();
         if !touched {
             before = last.or(before);
             continue;
@@ -78,20 +83,22 @@ pub(super) fn host(
         names.extend(names_of(&recording, run, anonymizer.as_deref_mut())?);
         about_run(run, index + 1 == runs.len(), before, &mut certainty);
         before = last.or(before);
-        let cut = Cut { span, is_incident: wish.incident.is_some() };
-        about_settings(&recording, run, cut, &pass, &mut changes, &mut certainty)?;
+        let cut = Cut { span, is_incident: request.incident.is_some() };
+        about_settings(&recording, run, cut, &scan, &mut changes, &mut certainty)?;
+        certainty.kernel_only |= run.run.backend == Backend::Counters;
+        certainty.inferred |= run.run.backend == Backend::Tracepoint;
         last_run = Some(run);
     }
-    let unit_is_packets = packets(&pass) > 0;
+    let unit_is_packets = packets(&scan) > 0;
     let (kept, flows, sources, processes) =
-        sampled::estimate(&recording, &pass.lossy, unit_is_packets, anonymizer.as_deref_mut())?;
+        sampled::estimate(&recording, &scan.lossy, unit_is_packets, anonymizer.as_deref_mut())?;
     certainty.events_kept = kept;
     let (advice, no_advice) = match &ticks {
         Some(ticks) => advice::of(&recording, version, ticks.clone(), anonymizer.as_deref_mut()),
         None => (None, None),
     };
     let shown = incidents.into_iter().filter(|(_, number, one)| {
-        wish.incident.map_or_else(
+        request.incident.map_or_else(
             || ticks.as_ref().is_some_and(|ticks| ticks.contains(&one.tick)),
             |wanted| wanted == *number,
         )
@@ -104,45 +111,57 @@ pub(super) fn host(
     });
     let incidents = incidents.collect();
     let describes = last_run.or(runs.last());
-    fill_in(&pass, &mut certainty, describes);
-    let victims = Victims { ports: victim_ports(&pass, &names), flows, sources, processes };
-    let counted = Counted(pass.counted.map(unsigned));
-    let [drop, early_drop, insert_failed, chaintoolong] = pass.unexplained;
+    fill_in(&scan, &mut certainty, describes);
+    let victims = Victims { ports: victim_ports(&scan, &names), flows, sources, processes };
+    let counted = Counted(scan.counted.map(unsigned));
+    let [drop, early_drop, insert_failed, chaintoolong] = scan.unexplained;
     let (mut file, mut host) = (path.display().to_string(), describes.and_then(|run| run.run.host.clone()));
     if let Some(anonymizer) = anonymizer {
         file = "recording".to_owned();
         host = host.map(|host| anonymizer.host(&host));
         for notice in &mut certainty.notices {
-            notice.text = "words are left out".to_owned();
+            notice.text = "text left out".to_owned();
         }
     }
-    let span = pass.from.zip(pass.to).map(|(from, to)| Span {
+    let states = match &scan.worst {
+        Some(moment) => {
+            let listings = scanned.get(moment.run as usize - 1).map(|run| recording.listings(*run));
+            let listings = listings.transpose()?.unwrap_or_default();
+            nearest(moment.states.as_deref(), &listings, moment.netns, moment.time)
+        }
+        None => None,
+    };
+    let worst = scan.worst.as_ref().map(|moment| worst(moment, states.as_ref(), &names));
+    let facts = facts(&scan, &names, &certainty, worst.as_ref(), states.as_ref());
+    let span = scan.from.zip(scan.to).map(|(from, to)| Span {
         from,
         to,
-        watched_s: pass.watched_s,
-        ticks: pass.ticks,
+        watched_s: scan.watched_s,
+        ticks: scan.ticks,
     });
     Ok(Host {
+        headline: facts.sentence(&Clock::of_span(&TimeZone::UTC, scan.from.zip(scan.to))),
+        facts,
         file,
         host,
         kernel_release: describes.map(|run| run.run.kernel_release.clone()),
         backend: describes.map(|run| run.run.backend.name().to_owned()),
         span,
         incidents,
-        story: story(&pass, &names),
+        story: story(&scan, &names),
         victims,
-        worst: worst(&pass, &names),
-        by_fill: bands(&pass),
+        worst,
+        by_fill: bands(&scan),
         changes,
-        arrivals: arrivals(&pass),
-        kernel_counters: KernelCounters::from_array(pass.kernel.map(unsigned)),
+        arrivals: arrivals(&scan),
+        kernel_counters: KernelCounters::from_array(scan.kernel.map(unsigned)),
         in_kernel_terms: counted.in_kernel_terms(),
         counted,
         unexplained: Unexplained { drop, early_drop, insert_failed, chaintoolong },
         advice,
         no_advice,
         certainty,
-        timeline: pass.series.points(),
+        timeline: scan.series.points(),
     })
 }
 
@@ -178,7 +197,7 @@ fn choose(path: &Path, incidents: &[(i64, i64, Incident)], number: i64) -> Resul
         .iter()
         .map(|(_, number, one)| format!("{number} ({}, {:.0})", one.condition, one.at.time))
         .collect();
-    let known = if known.is_empty() { "it has none".to_owned() } else { known.join(", ") };
+    let known = if known.is_empty() { "it has no incidents".to_owned() } else { known.join(", ") };
     let path = path.display();
     Err(Failure::usage(format!("--incident {number}: {path} has no such incident; {known}")).into())
 }
@@ -193,35 +212,37 @@ fn about_run(run: &RecordedRun, is_last: bool, before: Option<Timestamp>, certai
     }
     match run.end {
         None if is_last => {
-            certainty
-                .unfinished_runs
-                .push(format!("the run of {started:.0} has no end: it goes on, or was killed"));
+            certainty.unfinished_runs.push(format!(
+                "the run of {started:.0} has no end record: still running, or recorder or host stopped"
+            ));
         }
-        None => certainty.unfinished_runs.push(format!("the run of {started:.0} was killed")),
+        None => certainty
+            .unfinished_runs
+            .push(format!("the run of {started:.0} has no end record: its recorder or host stopped")),
         Some(end) if matches!(end.reason, EndReason::DiskFull | EndReason::Failed) => {
-            certainty.broken_runs.push(format!("the run of {started:.0} ended by {}", end.reason.name()));
+            certainty.broken_runs.push(format!("the run of {started:.0} ended early: {}", end.reason.name()));
         }
         Some(_) => {}
     }
 }
 
-/// What of a recording is asked for.
+/// What part of a recording is asked for.
 #[derive(Clone, Copy)]
 struct Cut {
     span: span::Span,
     is_incident: bool,
 }
 
-/// Changed settings and what was said, up to the end of the span.
+/// Changes of settings, and notices, up to the end of the span.
 fn about_settings(
     recording: &Recording,
     run: &RecordedRun,
     cut: Cut,
-    pass: &Pass,
+    scan: &TickScan,
     changes: &mut Vec<Change>,
     certainty: &mut Certainty,
 ) -> Result<()> {
-    let until = pass.to.filter(|_| cut.span.to.is_some() || cut.is_incident);
+    let until = scan.to.filter(|_| cut.span.to.is_some() || cut.is_incident);
     let is_before_end = |time: Timestamp| until.is_none_or(|until| time <= until);
     let settings = recording.settings(run.id)?.into_iter();
     let changed = settings.filter(|one| one.before.is_some() && is_before_end(one.at.time));
@@ -233,7 +254,7 @@ fn about_settings(
     }));
     let notices = recording.notices(run.id)?.into_iter();
     let notices = notices.filter(|one| {
-        is_before_end(one.at.time) && cut.span.from.or(pass.from).is_none_or(|from| one.at.time >= from)
+        is_before_end(one.at.time) && cut.span.from.or(scan.from).is_none_or(|from| one.at.time >= from)
     });
     certainty.notices.extend(notices.map(|one| NoticeLine {
         time: one.at.time,
@@ -243,45 +264,44 @@ fn about_settings(
     Ok(())
 }
 
-fn fill_in(pass: &Pass, certainty: &mut Certainty, run: Option<&RecordedRun>) {
-    certainty.inferred = run.is_some_and(|run| run.run.backend == Backend::Tracepoint);
+fn fill_in(scan: &TickScan, certainty: &mut Certainty, run: Option<&RecordedRun>) {
     certainty.counts_flows = run.is_some_and(|run| run.run.counts_flows);
-    certainty.lost_events = unsigned(pass.lost_events);
-    certainty.without_port = unsigned(pass.without_port.iter().sum());
-    certainty.ambiguous = unsigned(pass.ambiguous);
-    certainty.events_seen = pass.events_seen;
-    certainty.thinned_ticks = pass.thinned;
-    certainty.dropped_ticks = pass.dropped;
+    certainty.lost_events = unsigned(scan.lost_events);
+    certainty.without_port = unsigned(scan.without_port.iter().sum());
+    certainty.ambiguous = unsigned(scan.ambiguous);
+    certainty.events_seen = scan.events_seen;
+    certainty.thinned_ticks = scan.thinned;
+    certainty.dropped_ticks = scan.dropped;
     certainty
         .gaps
-        .extend(pass.gaps.iter().map(|Gap { from, seconds }| Gap { from: *from, seconds: *seconds }));
+        .extend(scan.gaps.iter().map(|Gap { from, seconds }| Gap { from: *from, seconds: *seconds }));
     certainty.gaps.sort_by_key(|gap| gap.from);
     certainty.clock_steps =
-        pass.steps.iter().map(|step| super::model::Step { time: step.time, seconds: step.seconds }).collect();
+        scan.steps.iter().map(|step| super::model::Step { time: step.time, seconds: step.seconds }).collect();
 }
 
-fn packets(pass: &Pass) -> i64 {
+fn packets(scan: &TickScan) -> i64 {
     let packets = |cause: &Cause| cause.unit().name() == "packets" && *cause != Cause::Invalid;
-    Cause::ALL.into_iter().filter(packets).map(|cause| pass.counted[cause as usize]).sum()
+    Cause::ALL.into_iter().filter(packets).map(|cause| scan.counted[cause as usize]).sum()
 }
 
-fn story(pass: &Pass, names: &AllNames) -> Story {
-    let entries = [Cause::Evicted, Cause::GcEvicted].map(|cause| pass.counted[cause as usize]).iter().sum();
-    let lasted_s = pass
+fn story(scan: &TickScan, names: &AllNames) -> Story {
+    let entries = [Cause::Evicted, Cause::GcEvicted].map(|cause| scan.counted[cause as usize]).iter().sum();
+    let lasted_s = scan
         .first_loss
-        .zip(pass.last_loss)
-        .map_or(0.0, |((first, interval), last)| last.duration_since(first).as_secs_f64() + interval);
+        .zip(scan.last_loss)
+        .map_or(0.0, |((first, interval), (last, _))| last.duration_since(first).as_secs_f64() + interval);
     Story {
-        first_sign: pass.first_sign.map(|(time, _)| time),
-        fill_at_first_sign: pass.first_sign.and_then(|(_, fill)| fill),
-        full_at: pass.full_at,
-        first_loss: pass.first_loss.map(|(time, _)| time),
-        last_loss: pass.last_loss,
+        first_sign: scan.first_sign.map(|(time, _)| time),
+        fill_at_first_sign: scan.first_sign.and_then(|(_, fill)| fill),
+        full_at: scan.full_at,
+        first_loss: scan.first_loss.map(|(time, _)| time),
+        last_loss: scan.last_loss.map(|(time, _)| time),
         lasted_s,
-        losing_s: pass.losing_s,
-        packets_lost: unsigned(packets(pass)),
+        losing_s: scan.losing_s,
+        packets_lost: unsigned(packets(scan)),
         entries_lost: unsigned(entries),
-        peak: pass.peak.map(|(time, netns, count, max)| Fill {
+        peak: scan.peak.map(|(time, netns, count, max)| Fill {
             time,
             netns: name(names, netns),
             count,
@@ -291,19 +311,18 @@ fn story(pass: &Pass, names: &AllNames) -> Story {
     }
 }
 
-fn victim_ports(pass: &Pass, names: &AllNames) -> Vec<VictimPort> {
-    let mut ports: Vec<VictimPort> = pass
+fn victim_ports(scan: &TickScan, names: &AllNames) -> Vec<VictimPort> {
+    let mut ports: Vec<VictimPort> = scan
         .losses
         .iter()
         .filter_map(|(key, losses)| {
-            let cause = Cause::from_number(cause_of(*key) as u8)?;
-            let port =
-                (key.kind & KIND_UNATTRIBUTED == 0).then_some(Port { proto: key.proto, port: key.port });
+            let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
+            let port = attributed.then_some(ServicePort { proto: key.proto, port: key.port });
             Some(VictimPort {
                 netns: name(names, NetnsId::from_packed(key.netns)),
                 port,
-                service: port.and_then(Port::service),
-                loopback: port.map(|_| key.kind & KIND_LOOPBACK != 0),
+                service: port.and_then(ServicePort::service),
+                loopback: port.map(|_| loopback),
                 cause: cause.name(),
                 unit: cause.unit().name(),
                 losses: unsigned(*losses),
@@ -316,44 +335,54 @@ fn victim_ports(pass: &Pass, names: &AllNames) -> Vec<VictimPort> {
     ports
 }
 
-fn worst(pass: &Pass, names: &AllNames) -> Option<Worst> {
-    let moment = pass.worst.as_ref()?;
-    let listed: i64 = moment.occupants.iter().map(|(_, entries, _)| entries).sum();
-    let whole = moment.count.map_or(listed, i64::from).max(listed).max(1);
-    let share = |entries: i64| entries as f64 / whole as f64;
-    let mut occupants: Vec<Occupant> = moment
-        .occupants
-        .iter()
-        .map(|(port, entries, time_wait)| Occupant {
-            port: Some(*port),
-            service: port.service(),
-            entries: unsigned(*entries),
-            share: share(*entries),
-            time_wait: *time_wait,
-        })
-        .collect();
+/// What filled the table at the worst moment, and what was in TIME_WAIT when it was listed.
+fn worst(moment: &Moment, states: Option<&States>, names: &AllNames) -> Worst {
+    let as_listed = moment.occupants.is_empty() && states.is_some();
+    let (counted, whole): (Vec<(ServicePort, u64)>, u64) = match states.filter(|_| as_listed) {
+        Some(states) => (states.largest(OCCUPANTS), states.total),
+        None => {
+            let counted: Vec<_> =
+                moment.occupants.iter().map(|(port, entries)| (*port, unsigned(*entries))).collect();
+            (counted, moment.count.unwrap_or(0).into())
+        }
+    };
+    let listed: u64 = counted.iter().map(|(_, entries)| entries).sum();
+    let whole = whole.max(listed).max(1);
+    let share = |entries: u64| entries as f64 / whole as f64;
+    let row = |(port, entries): &(ServicePort, u64)| Occupant {
+        port: Some(*port),
+        service: port.service(),
+        entries: *entries,
+        share: share(*entries),
+        time_wait: states.and_then(|states| states.time_wait(*port)),
+    };
+    let mut occupants: Vec<Occupant> = counted.iter().map(row).collect();
     if !occupants.is_empty() && whole > listed {
+        let shown: Vec<ServicePort> = counted.iter().map(|(port, _)| *port).collect();
         occupants.push(Occupant {
             port: None,
             service: None,
-            entries: unsigned(whole - listed),
+            entries: whole - listed,
             share: share(whole - listed),
-            time_wait: None,
+            time_wait: states.and_then(|states| states.time_wait_of_others(&shown)),
         });
     }
-    Some(Worst {
+    Worst {
         time: moment.time,
         netns: name(names, moment.netns),
         count: moment.count,
         max: moment.max,
         lost_per_s: moment.lost_per_s,
         occupants,
+        as_listed,
         exact: moment.exact,
-    })
+        listed_at: states.map(|states| states.time),
+        listed_s_before: states.map(|states| moment.time.duration_since(states.time).as_secs_f64()),
+    }
 }
 
-fn bands(pass: &Pass) -> Vec<Band> {
-    let bands = BANDS.iter().zip(&pass.bands);
+fn bands(scan: &TickScan) -> Vec<Band> {
+    let bands = BANDS.iter().zip(&scan.bands);
     bands
         .map(|(from, (seconds, packets, entries))| Band {
             from: *from,
@@ -364,11 +393,11 @@ fn bands(pass: &Pass) -> Vec<Band> {
         .collect()
 }
 
-fn arrivals(pass: &Pass) -> Vec<Arrivals> {
-    let per_s = |(counts, seconds): &(HashMap<Port, i64>, f64), port: &Port| {
+fn arrivals(scan: &TickScan) -> Vec<Arrivals> {
+    let per_s = |(counts, seconds): &(HashMap<ServicePort, i64>, f64), port: &ServicePort| {
         (*seconds > 0.0).then(|| counts.get(port).copied().unwrap_or(0) as f64 / seconds)
     };
-    let mut ports: Vec<Port> = pass.before.0.keys().chain(pass.during.0.keys()).copied().collect();
+    let mut ports: Vec<ServicePort> = scan.before.0.keys().chain(scan.during.0.keys()).copied().collect();
     ports.sort_unstable();
     ports.dedup();
     let mut rows: Vec<Arrivals> = ports
@@ -376,8 +405,8 @@ fn arrivals(pass: &Pass) -> Vec<Arrivals> {
         .map(|port| Arrivals {
             port,
             service: port.service(),
-            before_per_s: per_s(&pass.before, &port),
-            during_per_s: per_s(&pass.during, &port),
+            before_per_s: per_s(&scan.before, &port),
+            during_per_s: per_s(&scan.during, &port),
         })
         .collect();
     let most = |row: &Arrivals| row.before_per_s.unwrap_or(0.0).max(row.during_per_s.unwrap_or(0.0));
@@ -386,11 +415,11 @@ fn arrivals(pass: &Pass) -> Vec<Arrivals> {
     rows
 }
 
-fn name(names: &AllNames, id: NetnsId) -> String {
+pub(super) fn name(names: &AllNames, id: NetnsId) -> String {
     let known = names.get(&id).and_then(|names| names.name.clone());
     known.unwrap_or_else(|| format!("net:{}", id.inode()))
 }
 
-fn unsigned(value: i64) -> u64 {
+pub(super) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }

@@ -1,20 +1,20 @@
 //! The postmortem as one HTML file: no script, nothing from elsewhere, readable in light, dark and on paper.
-//! The template escapes everything but the plots, which are drawn from numbers.
+//! The template escapes everything but the panels, which are drawn from numbers and names of services.
 
 use anyhow::{Context as _, Result};
 use askama::Template;
 use jiff::tz::TimeZone;
 
-use super::document::{Block, Document, Table};
+use super::document::{Block, Clock, Document, TextTable};
 use super::model::Postmortem;
-use super::plots::{self, Plot};
+use super::plots::{Figure, Palette, figure};
 
 #[derive(Template)]
 #[template(path = "report.html")]
 struct Page<'a> {
     document: &'a Document,
-    /// One list a host.
-    plots: Vec<Vec<Plot>>,
+    /// One a host.
+    figures: Vec<Option<Figure>>,
     version: &'a str,
 }
 
@@ -22,21 +22,33 @@ struct Page<'a> {
 #[derive(Template)]
 #[template(path = "table.html")]
 struct TablePart<'a> {
-    table: &'a Table,
+    table: &'a TextTable,
+}
+
+/// The panels, likewise.
+#[derive(Template)]
+#[template(path = "figure.html")]
+struct FigurePart<'a> {
+    figure: &'a Figure,
 }
 
 impl Page<'_> {
-    fn plots_of(&self, host: &usize) -> &[Plot] {
-        self.plots.get(*host).map_or(&[], Vec::as_slice)
+    /// The host's panels; the table where there is nothing to draw.
+    fn plots(&self, host: &usize, table: &TextTable) -> askama::Result<String> {
+        match self.figures.get(*host).and_then(Option::as_ref) {
+            Some(figure) => FigurePart { figure }.render(),
+            None => self.table(table),
+        }
     }
 
-    fn table(&self, table: &Table) -> askama::Result<String> {
+    fn table(&self, table: &TextTable) -> askama::Result<String> {
         TablePart { table }.render()
     }
 }
 
 pub(super) fn render(report: &Postmortem, document: &Document, zone: &TimeZone) -> Result<String> {
-    let plots = report.hosts.iter().map(|host| plots::of(host, zone)).collect::<Result<_>>()?;
-    let page = Page { document, plots, version: report.version };
+    let palette = Palette::of(&report.hosts);
+    let figures = report.hosts.iter().map(|host| figure(host, &palette, &Clock::of(zone, host))).collect();
+    let page = Page { document, figures, version: report.version };
     Ok(page.render().context("writing the HTML report")? + "\n")
 }

@@ -1,10 +1,17 @@
 //! The postmortem in Markdown with GitHub's tables, for a wiki or an issue.
 //! What stands in the recording is escaped: a process may be called anything.
 
-use super::document::{Block, Document, Table};
+use super::document::{Block, Document, TextTable};
 
 pub(super) fn render(document: &Document) -> String {
     let mut out = format!("# {}\n", escaped(&document.title));
+    match document.headlines.as_slice() {
+        [headline] => out += &format!("\n**{}**\n", escaped(headline)),
+        headlines => {
+            out.push('\n');
+            out.extend(headlines.iter().map(|headline| format!("- **{}**\n", escaped(headline))));
+        }
+    }
     if let Some(comparison) = &document.comparison {
         out += &format!("\n{}", table(comparison));
     }
@@ -35,7 +42,7 @@ fn block(block: &Block) -> String {
     }
 }
 
-fn table(table: &Table) -> String {
+fn table(table: &TextTable) -> String {
     if table.rows.is_empty() {
         return String::new();
     }

@@ -3,15 +3,18 @@
 
 mod advice;
 mod document;
+mod facts;
 mod gather;
+mod headline;
 mod html;
 mod markdown;
 mod model;
-mod pass;
 mod plots;
 mod sampled;
+mod scan;
 mod sections;
 mod series;
+mod states;
 mod text;
 mod trust;
 
@@ -21,15 +24,18 @@ use anyhow::Result;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use self::document::{Clock, Document, TextTable};
+use self::model::Host;
 use crate::error::Failure;
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::{Moment, Span};
+use crate::text::thousands;
 pub use model::Postmortem;
 
 /// What is asked of the recordings.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub struct Request {
     /// The recordings, one a host.
     pub files: Vec<PathBuf>,
     /// Only this incident.
@@ -59,44 +65,113 @@ pub enum Format {
 ///
 /// # Errors
 /// A file is no recording, newer, or damaged; there is no such incident, or no such time.
-pub fn gather(wish: &Wish, version: &'static str, zone: &TimeZone) -> Result<Postmortem> {
-    let span = span(wish, zone)?;
+pub fn gather(request: &Request, version: &'static str, zone: &TimeZone) -> Result<Postmortem> {
+    let span = span(request, zone)?;
     // One for all files: the same is the same everywhere.
-    let key = wish.anonymize.as_ref();
+    let key = request.anonymize.as_ref();
     let mut anonymizer = key.map(|key| Anonymizer::new(key.as_deref())).transpose()?;
-    let host = |file: &PathBuf| gather::host(file, wish, span, version, anonymizer.as_mut());
-    let hosts = wish.files.iter().map(host).collect::<Result<_>>()?;
+    let host = |file: &PathBuf| gather::host(file, request, span, version, anonymizer.as_mut());
+    let hosts = request.files.iter().map(host).collect::<Result<_>>()?;
     Ok(Postmortem { kind: "report", schema: crate::contract::SCHEMA, version, hosts })
 }
 
 /// One for all files, so that hosts side by side show the same time: the recording that a moment is looked for in goes from
 /// the first start to the last end.
-fn span(wish: &Wish, zone: &TimeZone) -> Result<Span> {
-    if wish.from.is_none() && wish.to.is_none() {
+fn span(request: &Request, zone: &TimeZone) -> Result<Span> {
+    if request.from.is_none() && request.to.is_none() {
         return Ok(Span::default());
     }
     let mut all: Option<(Timestamp, Timestamp)> = None;
-    for file in &wish.files {
+    for file in &request.files {
         let recording = Recording::open(file)?;
         let Some((start, end)) = recording.bounds(&recording.runs()?)? else { continue };
         all = Some(all.map_or((start, end), |(first, last)| (first.min(start), last.max(end))));
     }
     // Where nothing was recorded, nothing is in any span.
     let Some(bounds) = all else { return Ok(Span::default()) };
-    Span::anywhere(wish.from, wish.to, bounds, zone).map_err(|error| Failure::usage(error).into())
+    Span::anywhere(request.from, request.to, bounds, zone).map_err(|error| Failure::usage(error).into())
 }
 
 /// The report as it is printed. Times are shown in this time zone; in JSON they are UTC.
 ///
 /// # Errors
-/// A plot or template can't be written.
+/// A template can't be written.
 pub fn render(report: &Postmortem, format: Format, zone: &TimeZone) -> Result<String> {
     Ok(match format {
         Format::Json => serde_json::to_string(report)? + "\n",
-        Format::Text => text::render(&document::of(report, zone)),
-        Format::Markdown => markdown::render(&document::of(report, zone)),
-        Format::Html => html::render(report, &document::of(report, zone), zone)?,
+        Format::Text => text::render(&document(report, zone)),
+        Format::Markdown => markdown::render(&document(report, zone)),
+        Format::Html => html::render(report, &document(report, zone), zone)?,
     })
+}
+
+fn document(report: &Postmortem, zone: &TimeZone) -> Document {
+    let comparison = (report.hosts.len() > 1).then(|| comparison(report, zone));
+    Document {
+        title: "Postmortem of conntrack losses".to_owned(),
+        headlines: headlines(report, zone),
+        comparison,
+        hosts: report.hosts.iter().map(|host| sections::chapter(host, zone)).collect(),
+    }
+}
+
+/// One for each host, with its name if there are several.
+fn headlines(report: &Postmortem, zone: &TimeZone) -> Vec<String> {
+    let sentence = |host: &Host| host.facts.sentence(&Clock::of(zone, host));
+    match report.hosts.as_slice() {
+        [host] => vec![sentence(host)],
+        hosts => {
+            hosts.iter().zip(names(hosts)).map(|(host, name)| format!("{name}: {}", sentence(host))).collect()
+        }
+    }
+}
+
+fn comparison(report: &Postmortem, zone: &TimeZone) -> TextTable {
+    let times = |host: &Host| {
+        let story = &host.story;
+        [story.first_sign, story.full_at, story.first_loss, story.last_loss].into_iter().flatten()
+    };
+    let mut dates: Vec<_> =
+        report.hosts.iter().flat_map(times).map(|time| time.to_zoned(zone.clone()).date()).collect();
+    dates.dedup();
+    let clock = Clock::new(zone, dates.len() > 1);
+    let row = |(host, name): (&Host, String)| {
+        let time = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), |time| clock.time(time));
+        let story = &host.story;
+        let losing = story.losing();
+        vec![
+            name,
+            time(story.first_sign),
+            time(story.full_at),
+            time(losing.map(|(first, _)| first)),
+            time(losing.map(|(_, last)| last)),
+            thousands(story.packets_lost),
+            thousands(story.entries_lost),
+        ]
+    };
+    TextTable::new(
+        &["host", "onset", "full at", "losses from", "to", ">packets lost", ">entries evicted"],
+        report.hosts.iter().zip(names(&report.hosts)).map(row).collect(),
+    )
+}
+
+/// Names that tell them apart: several files may be of one host, as those of a rotation are.
+fn names(hosts: &[Host]) -> Vec<String> {
+    let label = |index: usize, host: &Host| {
+        let alike = || hosts.iter().filter(|other| other.title() == host.title());
+        let is_one = |part: fn(&Host) -> &str| alike().filter(|other| part(other) == part(host)).count() == 1;
+        match &host.host {
+            _ if alike().count() == 1 => host.title(),
+            Some(called) if is_one(file_name) => format!("{called} ({})", file_name(host)),
+            Some(called) if is_one(|host| &host.file) => format!("{called} ({})", host.file),
+            _ => format!("{} ({})", host.title(), index + 1),
+        }
+    };
+    hosts.iter().enumerate().map(|(index, host)| label(index, host)).collect()
+}
+
+fn file_name(host: &Host) -> &str {
+    host.file.rsplit('/').next().unwrap_or(&host.file)
 }
 
 #[cfg(test)]

@@ -2,15 +2,16 @@
 //! Fields are added, never renamed or given another meaning within one schema number.
 
 use ctwatch_common::Cause;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Serialize, Serializer};
 
+use super::headline::Facts;
 use super::series::Point;
 use crate::advise::report::Advice;
-use crate::contract::{Counted, Unexplained};
-use crate::model::{KernelCounters, Protocol, service};
+use crate::contract::{Counted, Unexplained, millis, rounded_millis as rounded};
+use crate::model::{KernelCounters, ServicePort};
 
-/// All of it.
+/// The report.
 #[derive(Debug, Serialize)]
 pub struct Postmortem {
     #[serde(rename = "type")]
@@ -24,6 +25,10 @@ pub struct Postmortem {
 /// What one recording says.
 #[derive(Debug, Serialize)]
 pub(super) struct Host {
+    /// What happened in one sentence; its times are UTC.
+    pub headline: String,
+    #[serde(skip)]
+    pub facts: Facts,
     pub file: String,
     pub host: Option<String>,
     pub kernel_release: Option<String>,
@@ -36,28 +41,35 @@ pub(super) struct Host {
     pub story: Story,
     /// Losses by cause, those without a port of their own included.
     pub counted: Counted,
-    /// Who suffered.
+    /// Affected services, flows, sources and processes.
     pub victims: Victims,
-    /// Who filled the table at the worst moment; null if nobody knows.
+    /// What filled the table at the worst moment; null if there is no table.
     pub worst: Option<Worst>,
-    /// Losses by how full the table was.
+    /// Losses by the fill of the fullest table.
     pub by_fill: Vec<Band>,
-    /// What changed before and meanwhile.
+    /// Changes of settings, before and during the incident.
     pub changes: Vec<Change>,
-    /// Arrivals by port before the first sign and while packets were lost.
+    /// New entries by service, before onset and from the first loss to the last.
     pub arrivals: Vec<Arrivals>,
     pub kernel_counters: KernelCounters,
     pub in_kernel_terms: KernelCounters,
     pub unexplained: Unexplained,
-    /// What would have prevented it.
+    /// What would have prevented the losses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<Advice>,
     /// Why there is no advice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_advice: Option<String>,
     pub certainty: Certainty,
-    /// For plots.
+    /// For the panels.
     pub timeline: Vec<Point>,
+}
+
+impl Host {
+    /// What it is called: by its name, else by the recording's.
+    pub fn title(&self) -> String {
+        self.host.clone().unwrap_or_else(|| self.file.clone())
+    }
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -84,7 +96,7 @@ pub(super) struct IncidentLine {
 
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Story {
-    /// 90 % full, or something was lost.
+    /// The onset: 90 % full, or something was lost. Times are ends of ticks.
     #[serde(serialize_with = "optional_millis")]
     pub first_sign: Option<Timestamp>,
     /// The fill then.
@@ -108,6 +120,14 @@ pub(super) struct Story {
     pub peak: Option<Fill>,
 }
 
+impl Story {
+    /// From the beginning of the first tick with losses to the end of the last one.
+    pub fn losing(&self) -> Option<(Timestamp, Timestamp)> {
+        let last = self.last_loss?;
+        Some((last - SignedDuration::from_secs_f64(self.lasted_s), last))
+    }
+}
+
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Fill {
     #[serde(serialize_with = "millis")]
@@ -117,36 +137,6 @@ pub(super) struct Fill {
     pub max: u32,
     #[serde(serialize_with = "rounded")]
     pub fill: f64,
-}
-
-/// A service port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Port {
-    pub proto: u8,
-    pub port: u16,
-}
-
-impl Port {
-    pub fn service(self) -> Option<&'static str> {
-        service(Protocol(self.proto), self.port)
-    }
-}
-
-impl std::fmt::Display for Port {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let proto = Protocol(self.proto);
-        match proto {
-            proto if proto.is_icmp() => write!(f, "{proto} type {} code {}", self.port >> 8, self.port & 255),
-            proto if proto.has_ports() => write!(f, "{}/{proto}", self.port),
-            proto => write!(f, "{proto}"),
-        }
-    }
-}
-
-impl Serialize for Port {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -163,7 +153,7 @@ pub(super) struct Victims {
 pub(super) struct VictimPort {
     pub netns: String,
     /// Null where the tuple was missed.
-    pub port: Option<Port>,
+    pub port: Option<ServicePort>,
     pub service: Option<&'static str>,
     pub loopback: Option<bool>,
     pub cause: &'static str,
@@ -193,20 +183,28 @@ pub(super) struct Worst {
     #[serde(serialize_with = "rounded")]
     pub lost_per_s: f64,
     pub occupants: Vec<Occupant>,
-    /// Nothing came or went uncounted.
+    /// They are as the table was listed, because it hadn't been by then; else counted since.
+    pub as_listed: bool,
+    /// Nothing came or went uncounted, and the kernel counted as many.
     pub exact: bool,
+    /// The nearest census or listing, which tells the parts in TIME_WAIT; null if there is none in the run.
+    #[serde(serialize_with = "optional_millis")]
+    pub listed_at: Option<Timestamp>,
+    /// Seconds from it to the worst moment; negative if it came later.
+    #[serde(serialize_with = "optional_rounded")]
+    pub listed_s_before: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct Occupant {
     /// Null: all others.
-    pub port: Option<Port>,
+    pub port: Option<ServicePort>,
     pub service: Option<&'static str>,
     pub entries: u64,
     /// Of the table.
     #[serde(serialize_with = "rounded")]
     pub share: f64,
-    /// In TIME_WAIT, when last listed; null if unknown.
+    /// In TIME_WAIT in the nearest census or listing; null if it has no such state, or wasn't in it.
     #[serde(serialize_with = "optional_rounded")]
     pub time_wait: Option<f64>,
 }
@@ -233,9 +231,9 @@ pub(super) struct Change {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Arrivals {
-    pub port: Port,
+    pub port: ServicePort,
     pub service: Option<&'static str>,
-    /// New entries a second; null if there was no time before.
+    /// New entries per second; null if there was no time before.
     #[serde(serialize_with = "optional_rounded")]
     pub before_per_s: Option<f64>,
     /// Null if nothing was lost.
@@ -243,29 +241,32 @@ pub(super) struct Arrivals {
     pub during_per_s: Option<f64>,
 }
 
-/// How sure all this is.
+/// Data quality.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Certainty {
-    /// Causes were inferred, not seen.
+    /// Causes were inferred, not seen, in one of the runs at least.
     pub inferred: bool,
     pub lost_events: u64,
-    /// Losses without a port of their own.
+    /// Losses without a known port.
     pub without_port: u64,
     pub ambiguous: u64,
     pub events_seen: u64,
     pub events_kept: u64,
     pub thinned_ticks: u64,
-    /// Sums of what was dropped for room, whose times are unknown.
+    /// Sums of the oldest ticks, whose times are unknown.
     pub dropped_ticks: u64,
     /// Between ticks or runs.
     pub gaps: Vec<Gap>,
     pub clock_steps: Vec<Step>,
-    /// When runs began that have no end.
+    /// Runs without an end record.
     pub unfinished_runs: Vec<String>,
-    /// Runs that ended by something else than a wish.
+    /// Runs that ended because something failed.
     pub broken_runs: Vec<String>,
     pub notices: Vec<NoticeLine>,
     pub counts_flows: bool,
+    /// No program was there: only the kernel counted.
+    #[serde(skip)]
+    pub kernel_only: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -299,16 +300,8 @@ pub(super) fn causes(counted: &Counted) -> impl Iterator<Item = (Cause, u64)> {
 
 // serde passes `serialize_with` fields by reference.
 
-pub(super) fn millis<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{time:.3}"))
-}
-
 fn optional_millis<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_some(&time.map(|time| format!("{time:.3}")))
-}
-
-pub(super) fn rounded<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((number * 1e3).round() / 1e3)
 }
 
 fn optional_rounded<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {

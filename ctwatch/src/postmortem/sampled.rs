@@ -1,4 +1,4 @@
-//! Who suffered by flow, source and process: from the sampled events, each standing for as many as its tick lost.
+//! Affected flows, sources and processes: from the sampled events, each standing for its part of its tick's losses.
 //! Estimates, and called so.
 
 use std::collections::HashMap;
@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use anyhow::Result;
 use ctwatch_common::cause::{CAUSES, Unit};
 
-use super::model::{Estimate, Port};
-use super::pass::Lossy;
-use crate::model::{Loss, Owner, Packet, Role};
+use super::model::Estimate;
+use super::scan::Lossy;
+use crate::model::{Loss, Owner, Packet, Role, ServicePort};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 
@@ -33,7 +33,7 @@ pub(super) fn estimate(
 ) -> Result<Estimates> {
     let unit = if of_packets { Unit::Packets } else { Unit::Entries };
     let mut kept = 0;
-    let mut flows: Sums<(IpAddr, IpAddr, Port)> = HashMap::new();
+    let mut flows: Sums<(IpAddr, IpAddr, ServicePort)> = HashMap::new();
     let mut sources: Sums<IpAddr> = HashMap::new();
     let mut processes: Sums<String> = HashMap::new();
     for ticks in lossy.chunks(AT_ONCE) {
@@ -63,7 +63,7 @@ pub(super) fn estimate(
         }
     }
     let shown = |address: IpAddr| address.to_string();
-    let flow = |(src, dst, port): (IpAddr, IpAddr, Port)| format!("{src} -> {dst} {port}");
+    let flow = |(src, dst, port): (IpAddr, IpAddr, ServicePort)| format!("{src} -> {dst} {port}");
     Ok((kept, most(flows, flow), most(sources, shown), most(processes, |name| name)))
 }
 
@@ -108,6 +108,6 @@ fn process(who: Option<&Owner>) -> String {
     }
 }
 
-fn port(packet: &Packet) -> Option<Port> {
-    Some(Port { proto: packet.proto?.0, port: packet.service_port()? })
+fn port(packet: &Packet) -> Option<ServicePort> {
+    Some(ServicePort { proto: packet.proto?.0, port: packet.service_port()? })
 }

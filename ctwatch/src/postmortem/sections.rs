@@ -1,23 +1,24 @@
 //! What each section of the postmortem says.
 //! Words and numbers only; what isn't known is said to be unknown.
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::document::{Block, Chapter, Clock, Section, Table, name};
-use super::model::{Estimate, Host, causes};
-use super::trust::{beside, prevented, sure};
+use super::document::{Block, Chapter, Clock, Section, TextTable};
+use super::model::{Change, Estimate, Host, Occupant, Worst, causes};
+use super::trust::{data_quality, prevention, reconciliation};
+use crate::model::ServicePort;
 use crate::text::{duration, percent, rate, thousands};
 
-/// Rows of the timeline where there are no plots.
+/// Rows of the timeline where there are no panels.
 const MOMENTS: usize = 12;
 
 pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {
-    let clock = Clock::new(zone, host);
+    let clock = Clock::of(zone, host);
     let mut lead =
         vec![format!("{}, kernel {}, {} backend", host.file, or(&host.kernel_release), or(&host.backend))];
     let Some(span) = host.span else {
-        lead.push("No tick of the recording is in this span: there is nothing to report.".to_owned());
-        return Chapter { title: name(host), lead, sections: Vec::new() };
+        return Chapter { title: host.title(), lead, sections: Vec::new() };
     };
     lead.push(format!(
         "{} to {}, {} watched",
@@ -26,67 +27,64 @@ pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {
         duration(span.watched_s)
     ));
     let mut sections = vec![
-        Section { title: "What happened", blocks: happened(host, &clock) },
+        Section { title: "Summary", blocks: summary(host, &clock) },
         Section { title: "Timeline", blocks: vec![Block::Plots(timeline(host, &clock))] },
     ];
     if host.story.first_loss.is_some() {
-        sections.push(Section { title: "Each cause apart", blocks: by_cause(host) });
-        sections.push(Section { title: "Who suffered", blocks: suffered(host) });
+        sections.push(Section { title: "Losses by cause", blocks: by_cause(host) });
+        sections.push(Section { title: "Affected services", blocks: victims(host) });
     }
     sections.extend([
-        Section { title: "Who filled the table", blocks: filled(host, &clock) },
-        Section { title: "Losses and fill", blocks: by_fill(host) },
-        Section { title: "What changed", blocks: changed(host, &clock) },
-        Section { title: "The kernel's counters beside ours", blocks: beside(host) },
-        Section { title: "What would have prevented it", blocks: prevented(host) },
-        Section { title: "How sure this is", blocks: sure(host, &clock) },
+        Section { title: "Table occupancy", blocks: occupants(host, &clock) },
+        Section { title: "Losses by fill level", blocks: by_fill(host) },
+        Section { title: "Changes", blocks: changed(host, &clock) },
+        Section { title: "Reconciliation with kernel counters", blocks: reconciliation(host) },
+        Section { title: "Prevention", blocks: prevention(host) },
+        Section { title: "Data quality", blocks: data_quality(host, &clock) },
     ]);
-    Chapter { title: name(host), lead, sections }
+    Chapter { title: host.title(), lead, sections }
 }
 
 fn or(text: &Option<String>) -> &str {
     text.as_deref().unwrap_or("unknown")
 }
 
-fn happened(host: &Host, clock: &Clock) -> Vec<Block> {
+fn summary(host: &Host, clock: &Clock) -> Vec<Block> {
     let story = &host.story;
     let mut list = Vec::new();
     let time = |time| clock.time(time);
-    if story.first_loss.is_none() {
-        list.push("Nothing was lost in this time.".to_owned());
+    if story.first_loss.is_none() && !host.certainty.kernel_only {
+        list.push("Losses: none seen".to_owned());
     }
-    if let Some(first) = story.first_sign {
-        let fill = story
-            .fill_at_first_sign
-            .map_or_else(String::new, |fill| format!(", the table {} full", percent(fill)));
-        list.push(format!("First sign: {}{fill}", time(first)));
+    if let Some(onset) = story.first_sign {
+        let fill = story.fill_at_first_sign.map(|fill| format!(" (table {} full)", percent(fill)));
+        list.push(format!("Onset: {}{}", time(onset), fill.unwrap_or_default()));
     }
-    if let Some(full) = story.full_at {
-        list.push(format!("Table full: {}", time(full)));
-    } else if let (None, Some(peak)) = (story.full_at, &story.peak) {
-        list.push(format!("The table was never full at the end of a tick; {} at most", percent(peak.fill)));
+    match (story.full_at, &story.peak) {
+        (Some(full), _) => list.push(format!("Table full: {}", time(full))),
+        (None, Some(_)) => list.push("Table full: never at the end of a tick".to_owned()),
+        (None, None) => list.push("Table full: unknown".to_owned()),
     }
-    if let (Some(first), Some(last)) = (story.first_loss, story.last_loss) {
-        list.push(format!("First loss: {}", time(first)));
-        list.push(format!("Last loss: {}", time(last)));
+    if let Some((first, last)) = story.losing() {
+        list.push(format!("Losses: from {} to {}", time(first), time(last)));
         list.push(format!(
-            "It lasted {}, {} of them with losses",
+            "Duration: {}, with losses during {}",
             duration(story.lasted_s),
             duration(story.losing_s)
         ));
         list.push(format!(
-            "Lost: {} packets, and {} entries thrown out before their time",
+            "Lost: {} packets dropped, {} entries evicted early",
             thousands(story.packets_lost),
             thousands(story.entries_lost)
         ));
     }
     if let Some(peak) = &story.peak {
         list.push(format!(
-            "Fullest: {} with {} of {} ({}) at {}",
-            peak.netns,
+            "Peak occupancy: {} of {} entries ({}) in {} at {}",
             thousands(peak.count.into()),
             thousands(peak.max.into()),
             percent(peak.fill),
+            peak.netns,
             time(peak.time)
         ));
     }
@@ -102,17 +100,25 @@ fn happened(host: &Host, clock: &Clock) -> Vec<Block> {
     vec![Block::List(list)]
 }
 
-/// The timeline in few rows.
-fn timeline(host: &Host, clock: &Clock) -> Table {
+/// The timeline in few rows; changes of settings by their numbers in the section on changes.
+fn timeline(host: &Host, clock: &Clock) -> TextTable {
     let points = &host.timeline;
     let each = points.len().div_ceil(MOMENTS).max(1);
+    let span = host.span.map(|span| (span.from, span.to));
+    let is_shown = |one: &Change| span.is_some_and(|(from, to)| from < one.time && one.time <= to);
+    let has_changes = host.changes.iter().any(is_shown);
+    let mut from = span.map_or(Timestamp::MIN, |(from, _)| from);
     let rows = points.chunks(each).filter_map(|chunk| {
         let last = chunk.last()?;
         let fill = chunk.iter().filter_map(|point| point.fill).reduce(f64::max);
         let lost: i64 = chunk.iter().flat_map(|point| point.lost.values()).sum();
         let arrived: i64 = chunk.iter().flat_map(|point| point.arrived.values()).sum();
         let seconds: f64 = chunk.iter().map(|point| point.seconds).sum();
-        Some(vec![
+        let changes =
+            host.changes.iter().enumerate().filter(|(_, one)| from < one.time && one.time <= last.time);
+        let changes: Vec<String> = changes.map(|(index, _)| format!("#{}", index + 1)).collect();
+        from = last.time;
+        let mut row = vec![
             clock.time(last.time),
             fill.map_or_else(|| "?".to_owned(), percent),
             thousands(lost.max(0).unsigned_abs()),
@@ -121,9 +127,18 @@ fn timeline(host: &Host, clock: &Clock) -> Table {
             } else {
                 "?".to_owned()
             },
-        ])
+        ];
+        if has_changes {
+            row.push(changes.join(" "));
+        }
+        Some(row)
     });
-    Table::new(&["until", ">fill, at most", ">packets lost", ">new entries/s"], rows.collect())
+    let rows = rows.collect();
+    let mut columns = vec!["until", ">peak fill", ">packets lost", ">new entries/s"];
+    if has_changes {
+        columns.push("setting changed");
+    }
+    TextTable::new(&columns, rows)
 }
 
 fn by_cause(host: &Host) -> Vec<Block> {
@@ -137,36 +152,35 @@ fn by_cause(host: &Host) -> Vec<Block> {
             ]
         })
         .collect();
-    vec![Block::Table(Table::new(&["cause", ">lost", "of", "which means"], rows))]
+    vec![Block::Table(TextTable::new(&["cause", ">lost", "unit", "meaning"], rows))]
 }
 
 const fn meaning(cause: ctwatch_common::Cause) -> &'static str {
     use ctwatch_common::Cause::*;
     match cause {
-        TableFull => "no room for a new flow",
+        TableFull => "no room for a new entry",
         NoMemory => "no memory for an entry",
-        Clash => "two CPUs made the same entry",
-        ChainTooLong => "too many in one hash bucket",
-        Dying => "its entry died before it was in",
-        TcpRace => "a closing flow was reopened",
-        Other => "fits no other cause",
-        Evicted => "thrown out for a new flow",
-        GcEvicted => "thrown out by gc, nearly full",
-        Invalid => "passed untracked",
+        Clash => "two CPUs inserted the same entry",
+        ChainTooLong => "hash chain over the limit",
+        Dying => "entry deleted before insertion",
+        TcpRace => "closing connection reopened",
+        Other => "drop without a known cause",
+        Evicted => "evicted to make room",
+        GcEvicted => "evicted by gc, table nearly full",
+        Invalid => "passed untracked, not lost",
     }
 }
 
-fn suffered(host: &Host) -> Vec<Block> {
+fn victims(host: &Host) -> Vec<Block> {
     let victims = &host.victims;
     let rows = victims
         .ports
         .iter()
         .map(|row| {
-            let port = row.port.map_or_else(|| "port unknown".to_owned(), |port| port.to_string());
             vec![
                 thousands(row.losses),
                 row.unit.to_owned(),
-                format!("{port} {}", row.service.unwrap_or_default()).trim_end().to_owned(),
+                row.port.map_or_else(|| "unknown".to_owned(), ServicePort::with_service),
                 match row.loopback {
                     Some(true) => "loopback".to_owned(),
                     _ => String::new(),
@@ -177,15 +191,17 @@ fn suffered(host: &Host) -> Vec<Block> {
         })
         .collect();
     let mut blocks =
-        vec![Block::Table(Table::new(&[">lost", "of", "service", "path", "netns", "cause"], rows))];
+        vec![Block::Table(TextTable::new(&[">lost", "unit", "service", "path", "netns", "cause"], rows))];
     let certainty = &host.certainty;
     if certainty.events_kept == 0 {
-        blocks.push(Block::Text("No single loss was kept, so flows and processes are not known.".to_owned()));
+        blocks.push(Block::Text(
+            "No drop was recorded individually, so flows, sources and processes are unknown.".to_owned(),
+        ));
         return blocks;
     }
     blocks.push(Block::Text(if certainty.events_kept < certainty.events_seen {
         format!(
-            "Flows, sources and processes come from a sample, {} of {} events; each stands for as many as its tick lost.",
+            "Flows, sources and processes are estimates from a sample: {} of {} events were kept, and their ticks' losses are shared out among them.",
             thousands(certainty.events_kept),
             thousands(certainty.events_seen)
         )
@@ -196,32 +212,34 @@ fn suffered(host: &Host) -> Vec<Block> {
         let row = |row: &Estimate| {
             vec![thousands(row.about.round() as u64), thousands(row.events), row.what.clone()]
         };
-        Block::Table(Table::new(&[">about", ">events", column], rows.iter().map(row).collect()))
+        Block::Table(TextTable::new(&[">about", ">events", column], rows.iter().map(row).collect()))
     };
-    blocks.push(of("flows", &victims.flows));
-    blocks.push(of("sources", &victims.sources));
-    blocks.push(of("processes", &victims.processes));
+    blocks.push(of("flow", &victims.flows));
+    blocks.push(of("source", &victims.sources));
+    blocks.push(of("process", &victims.processes));
     blocks
 }
 
-fn filled(host: &Host, clock: &Clock) -> Vec<Block> {
+fn occupants(host: &Host, clock: &Clock) -> Vec<Block> {
     let Some(worst) = &host.worst else {
-        return vec![Block::Text("No table is in the recording.".to_owned())];
+        return vec![Block::Text("The recording has no table in this span.".to_owned())];
     };
     let number =
         |number: Option<u32>| number.map_or_else(|| "?".to_owned(), |number| thousands(number.into()));
     let lost =
         if worst.lost_per_s > 0.0 { format!(", losing {}/s", rate(worst.lost_per_s)) } else { String::new() };
     let mut blocks = vec![Block::Text(format!(
-        "The worst moment: {} at {}, {} of {} entries{lost}.",
-        worst.netns,
+        "Worst moment: {}, {} of {} entries in {}{lost}.",
         clock.time(worst.time),
         number(worst.count),
-        number(worst.max)
+        number(worst.max),
+        worst.netns
     ))];
     if worst.occupants.is_empty() {
         blocks.push(Block::Text(
-            "Who filled it is not known: its table had not been listed by then.".to_owned(),
+            "What filled it is unknown: this run of the recording has no listing of that table, neither before \
+             nor after."
+                .to_owned(),
         ));
         return blocks;
     }
@@ -229,23 +247,48 @@ fn filled(host: &Host, clock: &Clock) -> Vec<Block> {
         .occupants
         .iter()
         .map(|one| {
-            let port = one.port.map_or_else(|| "all others".to_owned(), |port| port.to_string());
             vec![
                 thousands(one.entries),
                 percent(one.share),
-                one.time_wait.map_or_else(String::new, percent),
-                format!("{port} {}", one.service.unwrap_or_default()).trim_end().to_owned(),
+                time_wait(one, worst),
+                one.port.map_or_else(|| "all others".to_owned(), ServicePort::with_service),
             ]
         })
         .collect();
-    blocks.push(Block::Table(Table::new(&[">entries", ">of the table", ">TIME_WAIT", "service"], rows)));
-    if !worst.exact {
+    blocks.push(Block::Table(TextTable::new(&[">entries", ">of the table", ">TIME_WAIT", "service"], rows)));
+    blocks.push(Block::Text(listed(worst, clock)));
+    if !worst.exact && !worst.as_listed {
         blocks.push(Block::Text(
-            "These are estimates: something moved while the table was listed, or flows went uncounted."
+            "Entries are estimates: the table changed while it was listed, or some inserts went uncounted."
                 .to_owned(),
         ));
     }
     blocks
+}
+
+/// What part of its entries is in TIME_WAIT, or why there is no number.
+fn time_wait(one: &Occupant, worst: &Worst) -> String {
+    match (one.time_wait, one.port) {
+        (Some(part), _) => percent(part),
+        (None, Some(port)) if !port.is_tcp() => "not TCP".to_owned(),
+        (None, None) if worst.listed_at.is_some() => "no TCP".to_owned(),
+        (None, Some(_)) if worst.listed_at.is_some() => "not listed".to_owned(),
+        (None, _) => "unknown".to_owned(),
+    }
+}
+
+/// Where the states come from, and how near that is.
+fn listed(worst: &Worst, clock: &Clock) -> String {
+    let (Some(at), Some(before_s)) = (worst.listed_at, worst.listed_s_before) else {
+        return "TIME_WAIT is unknown: this run of the recording has no listing of that table.".to_owned();
+    };
+    let near = match before_s {
+        ..-0.05 => format!("{} after", duration(-before_s)),
+        0.05.. => format!("{} before", duration(before_s)),
+        _ => "at".to_owned(),
+    };
+    let what = if worst.as_listed { "Entries and TIME_WAIT are" } else { "TIME_WAIT is" };
+    format!("{what} as listed at {}, {near} the worst moment.", clock.time(at))
 }
 
 fn by_fill(host: &Host) -> Vec<Block> {
@@ -257,7 +300,7 @@ fn by_fill(host: &Host) -> Vec<Block> {
     if total > 0 {
         let part = |losses: u64| percent(losses as f64 / total as f64);
         blocks.push(Block::Text(format!(
-            "{} of the losses came in ticks with a full table, {} with one at least 90 % full.",
+            "{} of the losses came while a table was full, {} while one was at least 90 % full.",
             part(full),
             part(near.sum())
         )));
@@ -280,24 +323,30 @@ fn by_fill(host: &Host) -> Vec<Block> {
             ]
         })
         .collect();
-    blocks.push(Block::Table(Table::new(&["fill", ">time", ">packets lost", ">entries lost"], rows)));
+    blocks.push(Block::Table(TextTable::new(&["fill", ">time", ">packets lost", ">entries evicted"], rows)));
     blocks
 }
 
 fn changed(host: &Host, clock: &Clock) -> Vec<Block> {
     let mut blocks = Vec::new();
     if host.changes.is_empty() {
-        blocks.push(Block::Text("No setting of conntrack's changed.".to_owned()));
+        blocks.push(Block::Text("No conntrack setting changed.".to_owned()));
     } else {
-        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "gone".to_owned());
-        let rows = host
-            .changes
-            .iter()
-            .map(|one| vec![clock.time(one.time), one.name.clone(), value(&one.before), value(&one.value)]);
-        blocks.push(Block::Table(Table::new(&["time", "setting", "before", "then"], rows.collect())));
+        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
+        let rows = host.changes.iter().enumerate().map(|(index, one)| {
+            vec![
+                format!("#{}", index + 1),
+                clock.time(one.time),
+                one.name.clone(),
+                value(&one.before),
+                value(&one.value),
+            ]
+        });
+        let columns = ["", "time", "setting", "before", "after"];
+        blocks.push(Block::Table(TextTable::new(&columns, rows.collect())));
     }
     if !host.certainty.counts_flows {
-        blocks.push(Block::Text("Arrivals were not counted.".to_owned()));
+        blocks.push(Block::Text("New entries were not counted.".to_owned()));
     } else if !host.arrivals.is_empty() {
         let shown = |per_s: Option<f64>| per_s.map_or_else(|| "-".to_owned(), rate);
         let rows = host.arrivals.iter().map(|row| {
@@ -305,17 +354,15 @@ fn changed(host: &Host, clock: &Clock) -> Vec<Block> {
                 (Some(before), Some(during)) if before > 0.0 => format!("x {:.1}", during / before),
                 _ => String::new(),
             };
-            vec![
-                format!("{} {}", row.port, row.service.unwrap_or_default()).trim_end().to_owned(),
-                shown(row.before_per_s),
-                shown(row.during_per_s),
-                change,
-            ]
+            vec![row.port.with_service(), shown(row.before_per_s), shown(row.during_per_s), change]
         });
         blocks.push(Block::Text(
-            "New entries a second before the first sign, and from the first loss to the last:".to_owned(),
+            "New entries per second, before onset and from the first loss to the last:".to_owned(),
         ));
-        blocks.push(Block::Table(Table::new(&["service", ">before", ">during", ">change"], rows.collect())));
+        blocks.push(Block::Table(TextTable::new(
+            &["service", ">before", ">during", ">change"],
+            rows.collect(),
+        )));
     }
     blocks
 }

@@ -3,10 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use ctwatch_common::Cause;
+use ctwatch_common::cause::Unit;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::model::{Port, millis, rounded};
+use crate::contract::{millis, rounded_millis as rounded};
+use crate::model::ServicePort;
 
 /// Points of a timeline.
 const MOST: usize = 480;
@@ -24,6 +27,8 @@ pub(super) struct Point {
     pub fill: Option<f64>,
     /// Packets lost by port.
     pub lost: BTreeMap<PortOrNone, i64>,
+    /// Entries evicted early by port.
+    pub evicted: BTreeMap<PortOrNone, i64>,
     /// New entries by port.
     pub arrived: BTreeMap<PortOrNone, i64>,
     /// Entries at its end by port, of the fullest table.
@@ -32,7 +37,7 @@ pub(super) struct Point {
 
 /// A port, or none where the tuple was missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct PortOrNone(pub Option<Port>);
+pub(super) struct PortOrNone(pub Option<ServicePort>);
 
 impl Serialize for PortOrNone {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -45,8 +50,16 @@ impl Serialize for PortOrNone {
 
 impl Point {
     pub fn new(time: Timestamp) -> Self {
-        let (lost, arrived, entries) = Default::default();
-        Self { time, seconds: 0.0, fill: None, lost, arrived, entries }
+        let (lost, evicted, arrived, entries) = Default::default();
+        Self { time, seconds: 0.0, fill: None, lost, evicted, arrived, entries }
+    }
+
+    /// Where losses of this cause are counted.
+    pub fn losses_of(&mut self, cause: Cause) -> &mut BTreeMap<PortOrNone, i64> {
+        match cause.unit() {
+            Unit::Packets => &mut self.lost,
+            Unit::Entries => &mut self.evicted,
+        }
     }
 
     fn append(&mut self, later: Self) {
@@ -56,7 +69,12 @@ impl Point {
             (Some(one), Some(other)) => Some(one.max(other)),
             (one, other) => one.or(other),
         };
-        for (sums, more) in [(&mut self.lost, later.lost), (&mut self.arrived, later.arrived)] {
+        let sums = [
+            (&mut self.lost, later.lost),
+            (&mut self.evicted, later.evicted),
+            (&mut self.arrived, later.arrived),
+        ];
+        for (sums, more) in sums {
             for (port, count) in more {
                 *sums.entry(port).or_default() += count;
             }
@@ -127,7 +145,7 @@ mod tests {
     proptest! {
         #[test]
         fn however_many_ticks_the_sums_stay_and_points_are_few(ticks in 1..5_000i64) {
-            let port = PortOrNone(Some(Port { proto: 6, port: 80 }));
+            let port = PortOrNone(Some(ServicePort { proto: 6, port: 80 }));
             let mut series = Series::default();
             for tick in 0..ticks {
                 let mut point = Point::new(Timestamp::from_second(tick).unwrap());

@@ -86,8 +86,8 @@ fn census() -> Census {
     let base = |port, entries| crate::model::FlowOffset { proto: 6, port, entries };
     Census {
         netns: HOST,
-        keys: vec![key(443, 1_000), key(6379, 4_000)],
-        bases: vec![base(443, 1_000), base(6379, 4_000)],
+        keys: vec![key(443, 1_500), key(6379, 6_500)],
+        bases: vec![base(443, 1_500), base(6379, 6_500)],
         replaces_offsets: true,
         exact: true,
         ..Census::default()
@@ -134,12 +134,12 @@ fn incident(path: &Path) {
     writer.end(&RunEnd { at: at(60), reason: EndReason::Signal, last_tick: 60 }).unwrap();
 }
 
-fn wish(path: &Path) -> Wish {
-    Wish { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize: None }
+fn request(path: &Path) -> Request {
+    Request { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize: None }
 }
 
-fn one(wish: &Wish) -> model::Host {
-    gather(wish, "0.1.0", &TimeZone::UTC).unwrap().hosts.remove(0)
+fn one(request: &Request) -> Host {
+    gather(request, "0.1.0", &TimeZone::UTC).unwrap().hosts.remove(0)
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn every_figure_is_that_of_the_recording() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     incident(&path);
-    let host = one(&wish(&path));
+    let host = one(&request(&path));
     let story = &host.story;
     assert_eq!(story.first_sign, Some(at(21).time));
     assert_eq!(story.full_at, Some(at(31).time));
@@ -165,8 +165,8 @@ fn every_figure_is_that_of_the_recording() {
     let worst = host.worst.as_ref().unwrap();
     assert_eq!((worst.time, worst.lost_per_s, worst.exact), (at(31).time, 40.0, true));
     // What was there, and 31 ticks of inserts less deletes.
-    assert_eq!(worst.occupants[0].entries, 4_000 + 31 * (100 - 1 - 40));
-    assert_eq!(worst.occupants[1].entries, 1_000 + 31 * (10 - 5));
+    assert_eq!(worst.occupants[0].entries, 6_500 + 31 * (100 - 1 - 40));
+    assert_eq!(worst.occupants[1].entries, 1_500 + 31 * (10 - 5));
     assert_eq!(worst.occupants[0].time_wait, Some(0.5));
     let of_bands: Vec<_> = host.by_fill.iter().map(|band| (band.seconds, band.packets_lost)).collect();
     assert_eq!(of_bands, [(0.0, 0), (40.0, 0), (0.0, 0), (10.0, 0), (10.0, 400)]);
@@ -182,21 +182,25 @@ fn a_span_is_only_what_is_in_it_with_the_occupancy_of_all_before() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     incident(&path);
-    let part =
-        one(&Wish { from: Some(Moment::At(at(35).time)), to: Some(Moment::At(at(50).time)), ..wish(&path) });
+    let part = one(&Request {
+        from: Some(Moment::At(at(35).time)),
+        to: Some(Moment::At(at(50).time)),
+        ..request(&path)
+    });
     assert_eq!((part.span.unwrap().ticks, part.story.packets_lost), (15, 200));
-    assert_eq!(part.worst.unwrap().occupants[0].entries, 4_000 + 36 * 59);
+    assert_eq!(part.worst.unwrap().occupants[0].entries, 6_500 + 36 * 59);
     assert_eq!((part.kernel_counters.drop, part.in_kernel_terms.drop), (200, 200));
-    let of_incident = one(&Wish { incident: Some(1), ..wish(&path) });
+    let of_incident = one(&Request { incident: Some(1), ..request(&path) });
     assert_eq!((of_incident.span.unwrap().ticks, of_incident.incidents.len()), (17, 1));
-    let error = gather(&Wish { incident: Some(7), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap_err();
+    let error =
+        gather(&Request { incident: Some(7), ..request(&path) }, "0.1.0", &TimeZone::UTC).unwrap_err();
     assert_eq!(crate::error::exit(&error), crate::error::Exit::Usage);
     let error = error.to_string();
     assert!(error.contains("--incident 7") && error.contains("1 (drops>0"), "{error}");
-    let quiet = one(&Wish { to: Some(Moment::At(at(20).time)), ..wish(&path) });
+    let quiet = one(&Request { to: Some(Moment::At(at(20).time)), ..request(&path) });
     let shown = render(&report_of(quiet), Format::Text, &TimeZone::UTC).unwrap();
-    assert!(shown.contains("Nothing was lost in this time"), "{shown}");
-    let none = one(&Wish { from: Some(Moment::At(at(500).time)), ..wish(&path) });
+    assert!(shown.contains("conntrack lost nothing"), "{shown}");
+    let none = one(&Request { from: Some(Moment::At(at(500).time)), ..request(&path) });
     let shown = render(&report_of(none), Format::Html, &TimeZone::UTC).unwrap();
     assert!(shown.contains("there is nothing to report"), "{shown}");
 }
@@ -213,13 +217,13 @@ fn a_moment_means_the_same_in_all_files() {
     }
     drop(writer);
     let both = |from: &str, to: &str| {
-        let wish = Wish {
+        let request = Request {
             files: vec![late.clone(), early.clone()],
             from: Some(from.parse().unwrap()),
             to: Some(to.parse().unwrap()),
-            ..wish(&early)
+            ..request(&early)
         };
-        gather(&wish, "0.1.0", &TimeZone::UTC)
+        gather(&request, "0.1.0", &TimeZone::UTC)
     };
     let ticks = |from: &str, to: &str| {
         let hosts = both(from, to).unwrap().hosts;
@@ -239,7 +243,7 @@ fn side_by_side_nothing_is_cut() {
     incident(&path);
     let shown = |hosts: [(&str, &str, i64); 2]| {
         let hosts = hosts.map(|(name, file, day)| {
-            let mut host = one(&wish(&path));
+            let mut host = one(&request(&path));
             (host.host, host.file) = (Some(name.to_owned()), file.to_owned());
             for time in [&mut host.story.first_sign, &mut host.story.full_at, &mut host.story.last_loss] {
                 *time = time.map(|time| time + jiff::SignedDuration::from_hours(24 * day));
@@ -248,9 +252,10 @@ fn side_by_side_nothing_is_cut() {
             host.story.entries_lost = 7_654_321;
             host
         });
-        let report = Postmortem { hosts: hosts.into(), ..report_of(one(&wish(&path))) };
+        let report = Postmortem { hosts: hosts.into(), ..report_of(one(&request(&path))) };
         let text = render(&report, Format::Text, &TimeZone::UTC).unwrap();
-        let head: Vec<&str> = text.lines().skip(2).take_while(|line| !line.is_empty()).collect();
+        // After the title and the headlines.
+        let head: Vec<&str> = text.split("\n\n").nth(2).unwrap().lines().collect();
         assert!(head.iter().all(|line| line.chars().count() <= 80), "{head:#?}");
         let head = head.join("\n");
         assert_eq!(head.matches("1,234,567").count(), 2, "{head}");
@@ -268,10 +273,10 @@ fn side_by_side_nothing_is_cut() {
     let unknown = shown([("host-1", "recording", 0), ("host-1", "recording", 0)]);
     assert!(unknown.contains("host-1 (1)") && unknown.contains("host-1 (2)"), "{unknown}");
     let days = shown([("a", "a.ctw", 0), ("b", "b.ctw", 1)]);
-    assert!(days.contains("first sign 2023-11-1") && days.contains("entries lost 7,654,321"), "{days}");
+    assert!(days.contains("onset 2023-11-1") && days.contains("7,654,321"), "{days}");
 }
 
-fn report_of(host: model::Host) -> Postmortem {
+fn report_of(host: Host) -> Postmortem {
     Postmortem { kind: "report", schema: 1, version: "0.1.0", hosts: vec![host] }
 }
 
@@ -289,13 +294,13 @@ fn gaps_steps_and_killed_runs_are_said() {
     let mut writer = Writer::open(&path, &run(200)).unwrap();
     writer.write(&Batch { tick: Some(tick(201, 1, 0, 0)), ..Batch::default() }).unwrap();
     drop(writer);
-    let certainty = one(&wish(&path)).certainty;
+    let certainty = one(&request(&path)).certainty;
     let gaps: Vec<_> = certainty.gaps.iter().map(|gap| gap.seconds).collect();
     assert_eq!(gaps, [5.0, 91.0]);
     assert_eq!(certainty.clock_steps.len(), 1);
     assert_eq!(certainty.clock_steps[0].seconds, 100.0);
-    assert!(certainty.unfinished_runs[0].contains("was killed"));
-    assert!(certainty.unfinished_runs[1].contains("goes on"));
+    assert!(certainty.unfinished_runs[0].contains("recorder or host stopped"));
+    assert!(certainty.unfinished_runs[1].contains("still running"));
 }
 
 #[test]
@@ -303,7 +308,8 @@ fn an_anonymous_report_has_the_same_figures_and_none_of_the_names() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret.ctw");
     incident(&path);
-    let report = gather(&Wish { anonymize: Some(None), ..wish(&path) }, "0.1.0", &TimeZone::UTC).unwrap();
+    let report =
+        gather(&Request { anonymize: Some(None), ..request(&path) }, "0.1.0", &TimeZone::UTC).unwrap();
     let shown = render(&report, Format::Json, &TimeZone::UTC).unwrap();
     for name in ["nginx", "web1", "secret"] {
         assert!(!shown.contains(name), "{name} in {shown}");
@@ -321,12 +327,13 @@ fn an_empty_recording_and_what_is_none_say_so() {
     drop(Writer::open(&path, &run(0)).unwrap());
     for format in [Format::Text, Format::Markdown, Format::Html] {
         let shown =
-            render(&gather(&wish(&path), "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap();
+            render(&gather(&request(&path), "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC)
+                .unwrap();
         assert!(shown.contains("nothing to report"), "{shown}");
     }
     let other = folder.path().join("b.ctw");
     std::fs::write(&other, "x".repeat(4096)).unwrap();
-    let error = gather(&wish(&other), "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
+    let error = gather(&request(&other), "0.1.0", &TimeZone::UTC).unwrap_err().to_string();
     assert!(error.contains("not a ctwatch recording"), "{error}");
 }
 
@@ -347,11 +354,129 @@ fn what_a_process_is_called_stays_text() {
             .unwrap();
     }
     drop(writer);
-    let report = gather(&wish(&path), "0.1.0", &TimeZone::UTC).unwrap();
+    let report = gather(&request(&path), "0.1.0", &TimeZone::UTC).unwrap();
     let shown = |format| render(&report, format, &TimeZone::UTC).unwrap();
     assert!(!shown(Format::Text).contains('\u{1b}'));
     assert!(!shown(Format::Html).contains("<b>") && !shown(Format::Html).contains("<script"));
     assert!(shown(Format::Markdown).contains("&lt;b>\\|"), "{}", shown(Format::Markdown));
+}
+
+/// Everything that a figure may have to show: many services, gaps, and settings that change at once.
+fn crowded(path: &Path) {
+    let mut writer = Writer::open(path, &run(0)).unwrap();
+    let slot = |port, kind| SlotKey { netns: HOST.packed(), port, proto: 6, kind };
+    for second in (1..=600).filter(|second| !(300..340).contains(second)) {
+        let storms = (400..500).contains(&second);
+        let mut tick =
+            tick(second, if storms { MAX } else { 5_000 + second as u32 * 4 }, i64::from(storms) * 30, 0);
+        tick.flows.extend((0..12).map(|n| (slot(8_000 + n, KIND_FLOWS), [20 + i64::from(n), 19, 0])));
+        tick.flows.sort_by_key(|(key, _)| *key);
+        if storms {
+            tick.losses.push((slot(8_011, Cause::Evicted as u8), 7));
+            tick.losses.push((slot(8_010, Cause::TableFull as u8), 9));
+            tick.losses.sort_by_key(|(key, _)| *key);
+            tick.overflow[Cause::TableFull as usize] = 4;
+            tick.netns[0].kernel = [43, 7, 0, 0];
+        }
+        if second == 450 {
+            tick.censuses = vec![census()];
+        }
+        let names = if second == 1 { names() } else { HashMap::new() };
+        let mut batch = Batch { tick: Some(tick), names, ..Batch::default() };
+        if [1, 120, 124, 126, 250, 599].contains(&second) {
+            let (before, value) = (Some("60".to_owned()), Some(second.to_string()));
+            let name = "net.netfilter.nf_conntrack_tcp_timeout_time_wait".to_owned();
+            batch.settings = vec![Setting { at: at(second), name, value, before }];
+        }
+        writer.write(&batch).unwrap();
+    }
+    writer.end(&RunEnd { at: at(600), reason: EndReason::Signal, last_tick: 560 }).unwrap();
+}
+
+#[test]
+fn a_service_has_one_colour_in_all_panels() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    crowded(&path);
+    let report = gather(&request(&path), "0.1.0", &TimeZone::UTC).unwrap();
+    let html = render(&report, Format::Html, &TimeZone::UTC).unwrap();
+    let mut colours: HashMap<&str, Vec<&str>> = HashMap::new();
+    for shape in html.split("<path class=\"").skip(1).filter(|shape| shape.contains("<title>")) {
+        let class = shape.split('"').next().unwrap();
+        let name = shape.split_once("<title>").unwrap().1.split('<').next().unwrap();
+        colours.entry(name).or_default().push(class);
+        assert_eq!(html.matches(&format!("<span class=\"key {class}\">{name}</span>")).count(), 1, "{name}");
+    }
+    for (name, classes) in &colours {
+        assert!(classes.iter().all(|class| class == &classes[0]), "{name}: {classes:?}");
+    }
+    let mut different: Vec<_> = colours.values().map(|classes| classes[0]).collect();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!((different.len(), colours.len()), (8, 8), "{colours:?}");
+    assert_eq!(colours["6379/tcp redis"].len(), 3, "lost, held, new");
+    // Ticks that are missing are no zero, and marks share a label before they overlap.
+    assert!(html.contains("not recorded") && html.contains("#2–4"), "{html}");
+}
+
+#[test]
+fn states_come_from_the_nearest_census_even_if_it_came_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    crowded(&path);
+    let worst = one(&request(&path)).worst.unwrap();
+    assert_eq!((worst.listed_at, worst.listed_s_before), (Some(at(450).time), Some(-50.0)));
+    assert!(worst.as_listed && !worst.exact);
+    assert_eq!(worst.occupants[0].time_wait, Some(0.5));
+    let shown = render(&report_of(one(&request(&path))), Format::Text, &TimeZone::UTC).unwrap();
+    assert!(shown.contains("as listed at 22:20:50, 50.0 s after the worst moment"), "{shown}");
+    incident(&path.with_extension("b"));
+    let before = one(&request(&path.with_extension("b"))).worst.unwrap();
+    assert_eq!((before.listed_s_before, before.as_listed), (Some(30.0), false));
+}
+
+#[test]
+fn no_listing_is_said_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = Writer::open(&path, &run(0)).unwrap();
+    for second in 1..=3 {
+        let tick = Some(tick(second, MAX, 5, 0));
+        writer.write(&Batch { tick, names: names(), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    let host = one(&request(&path));
+    assert_eq!(
+        host.headline,
+        "From 22:13:20 or earlier until at least 22:13:23 UTC, 15 packets to 6379/tcp (redis, loopback) were refused \
+         because the table was full; what filled the table is unknown, as the recording has no listing of it."
+    );
+    let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+    assert!(shown.contains("What filled it is unknown"), "{shown}");
+}
+
+#[test]
+fn where_no_program_was_the_kernels_counts_are_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer =
+        Writer::open(&path, &Run { backend: Backend::Counters, counts_flows: false, ..run(0) }).unwrap();
+    for second in 1..=9 {
+        let mut tick = tick(second, MAX, if second == 4 { 5 } else { 0 }, 0);
+        (tick.losses, tick.flows) = (Vec::new(), Vec::new());
+        writer.write(&Batch { tick: Some(tick), names: names(), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    let host = one(&request(&path));
+    assert!(
+        host.headline
+            .starts_with("From 22:13:23 to 22:13:24 UTC, the kernel counted 5 packets dropped and 0 table"),
+        "{}",
+        host.headline
+    );
+    let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+    assert!(!shown.contains("Losses: none") && shown.contains("drop 5, early_drop 0"), "{shown}");
+    assert!(shown.contains("kernel's counters alone") && !shown.contains("Counts are exact"), "{shown}");
 }
 
 proptest! {
@@ -368,7 +493,7 @@ proptest! {
             writer.write(&Batch { tick, ..Batch::default() }).unwrap();
         }
         drop(writer);
-        let host = one(&wish(&path));
+        let host = one(&request(&path));
         let lost: i64 = ticks.iter().map(|(_, redis, https)| redis + https).sum();
         prop_assert_eq!(host.story.packets_lost, lost.unsigned_abs());
         prop_assert_eq!(host.by_fill.iter().map(|band| band.packets_lost).sum::<u64>(), lost.unsigned_abs());
@@ -377,7 +502,7 @@ proptest! {
         let drawn: i64 = host.timeline.iter().flat_map(|point| point.lost.values()).sum();
         prop_assert_eq!(drawn, lost);
         for format in [Format::Text, Format::Markdown, Format::Html, Format::Json] {
-            prop_assert!(!render(&report_of(one(&wish(&path))), format, &TimeZone::UTC).unwrap().is_empty());
+            prop_assert!(!render(&report_of(one(&request(&path))), format, &TimeZone::UTC).unwrap().is_empty());
         }
     }
 }

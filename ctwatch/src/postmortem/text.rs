@@ -1,11 +1,15 @@
 //! The postmortem for a terminal, at 80 columns.
 //! Commands are never broken: they are to be copied.
 
-use super::document::{Block, Column, Document, Table};
+use super::document::{Block, Column, Document, TextTable};
 use crate::text::{COLUMNS, shorten, width, wrap};
 
 pub(super) fn render(document: &Document) -> String {
-    let mut lines = vec![document.title.clone()];
+    let mut lines = vec![document.title.clone(), String::new()];
+    match document.headlines.as_slice() {
+        [headline] => lines.extend(wrap(headline, 0)),
+        headlines => lines.extend(headlines.iter().flat_map(|headline| wrap(&format!("- {headline}"), 2))),
+    }
     if let Some(comparison) = &document.comparison {
         lines.push(String::new());
         lines.extend(hosts(comparison));
@@ -38,13 +42,13 @@ fn block_lines(block: &Block) -> Vec<String> {
 }
 
 /// The last column is cut where the terminal ends.
-fn table(table: &Table) -> Vec<String> {
+fn table(table: &TextTable) -> Vec<String> {
     let lines = columns(&table.columns, table.rows.iter().map(Vec::as_slice), 2);
     lines.iter().map(|line| shorten(line, COLUMNS)).collect()
 }
 
 /// Hosts side by side, of which nothing is cut: each has a line; or its name has one and its figures another, or several.
-fn hosts(table: &Table) -> Vec<String> {
+fn hosts(table: &TextTable) -> Vec<String> {
     let fits = |lines: &[String]| lines.iter().all(|line| width(line) <= COLUMNS);
     let whole = columns(&table.columns, table.rows.iter().map(Vec::as_slice), 2);
     let [name, figures @ ..] = table.columns.as_slice() else { return whole };

@@ -1,9 +1,10 @@
-//! The sections that judge: the kernel's counters beside ours, what would have prevented it, how sure all this is.
-//! Doubts are listed one by one, and so is that there are none.
+//! The sections that judge: reconciliation with the kernel's counters, prevention, data quality.
+//! Caveats are listed one by one, and so is that there are none.
 
-use super::document::{Block, Clock, Table};
-use super::model::{Certainty, Host};
+use super::document::{Block, Clock, TextTable};
+use super::model::{Certainty, Gap, Host};
 use crate::advise::items::Item;
+use crate::contract::Unexplained;
 use crate::text::{duration, rate, signed, thousands};
 use crate::view::text::advice::outcome;
 
@@ -12,22 +13,28 @@ const PIECES: usize = 4;
 /// Gaps and the like that are named one by one.
 const NAMED: usize = 5;
 
-pub(super) fn beside(host: &Host) -> Vec<Block> {
+pub(super) fn reconciliation(host: &Host) -> Vec<Block> {
     let (kernel, ours, left) = (&host.kernel_counters, &host.in_kernel_terms, &host.unexplained);
     let row = |name: &str, kernel: u64, ours: u64, left: i64| {
         let verdict = match (left, kernel == ours) {
             (0, true) => "agree".to_owned(),
-            (0, false) => "agree, as far as they can be read at once".to_owned(),
+            (0, false) => "agree within read skew".to_owned(),
             (left, _) => format!("differ by {}", signed(left)),
         };
         vec![name.to_owned(), thousands(kernel), thousands(ours), verdict]
     };
     if host.backend.as_deref() == Some("counters") {
-        return vec![Block::Text(
-            "Only the kernel counted: there was no program to set beside it.".to_owned(),
-        )];
+        let text = format!(
+            "Only the kernel's counters were recorded, without probes to compare them with: drop {}, early_drop {}, \
+             insert_failed {}, chaintoolong {}.",
+            thousands(kernel.drop),
+            thousands(kernel.early_drop),
+            thousands(kernel.insert_failed),
+            thousands(kernel.chaintoolong)
+        );
+        return vec![Block::Text(text)];
     }
-    vec![Block::Table(Table::new(
+    vec![Block::Table(TextTable::new(
         &["counter", ">kernel", ">ctwatch", "verdict"],
         vec![
             row("drop", kernel.drop, ours.drop, left.drop),
@@ -38,21 +45,21 @@ pub(super) fn beside(host: &Host) -> Vec<Block> {
     ))]
 }
 
-pub(super) fn prevented(host: &Host) -> Vec<Block> {
+pub(super) fn prevention(host: &Host) -> Vec<Block> {
     if let Some(why) = &host.no_advice {
-        return vec![Block::Text(format!("It can't be reckoned: {why}."))];
+        return vec![Block::Text(format!("Not available: {why}."))];
     }
     let Some(advice) = &host.advice else { return Vec::new() };
     let demand = &advice.table.demand;
     let mut blocks = vec![Block::Text(format!(
-        "At its worst {} flows/s wanted in; that needs {} entries on average and {} before gc comes by, of {}.",
+        "Peak offered load: {} flows/s, needing {} entries on average and {} just before garbage collection; the table holds {}.",
         rate(advice.table.offered_per_s),
         thousands(demand.needed as u64),
         thousands(demand.peak as u64),
         thousands(advice.table.max.into())
     ))];
     if advice.items.is_empty() {
-        blocks.push(Block::Text("Nothing to advise: the table had room for what came.".to_owned()));
+        blocks.push(Block::Text("Nothing to recommend: the table had room for this load.".to_owned()));
     }
     for item in advice.items.iter().take(PIECES) {
         blocks.push(Block::Text(piece(item)));
@@ -61,34 +68,40 @@ pub(super) fn prevented(host: &Host) -> Vec<Block> {
         }
     }
     blocks.push(Block::List(advice.notes.clone()));
-    blocks.push(Block::Text(format!("All of it, with undo: ctwatch advise --recording {}", host.file)));
+    blocks.push(Block::Text(format!(
+        "In full, with commands to undo: ctwatch advise --recording {}",
+        host.file
+    )));
     blocks
 }
 
 fn piece(item: &Item) -> String {
-    let refused =
-        item.refused.first().map_or_else(String::new, |one| format!(" Not without a look: {}.", one.text));
+    let refused = item.refused.first().map_or_else(String::new, |one| format!(" Blocked: {}.", one.text));
     format!("[{}] {}: {}. Risk: {}.{refused}", item.id, item.title, outcome(&item.after), item.risk_text)
 }
 
-pub(super) fn sure(host: &Host, clock: &Clock) -> Vec<Block> {
-    let mut list = doubts(&host.certainty);
+pub(super) fn data_quality(host: &Host, clock: &Clock) -> Vec<Block> {
+    let mut list = caveats(&host.certainty);
+    let Unexplained { drop, early_drop, insert_failed, chaintoolong } = host.unexplained;
+    if host.certainty.kernel_only {
+        list.push("Part of this was recorded from the kernel's counters alone: causes and services are unknown there.".to_owned());
+    } else if [drop, early_drop, insert_failed, chaintoolong] != [0; 4] {
+        list.push(
+            "The kernel's counters and ctwatch's differ: see Reconciliation with kernel counters.".to_owned(),
+        );
+    }
     let certainty = &host.certainty;
     let more = |all: usize| {
         if all > NAMED { format!(" and {} more", all - NAMED) } else { String::new() }
     };
     if !certainty.gaps.is_empty() {
-        let named: Vec<String> = certainty
-            .gaps
-            .iter()
-            .take(NAMED)
-            .map(|gap| format!("{} for {}", clock.time(gap.from), duration(gap.seconds)))
-            .collect();
-        list.push(format!("Nobody watched from {}{}.", named.join(", "), more(certainty.gaps.len())));
+        let gap = |gap: &Gap| format!("{} for {}", clock.time(gap.from), duration(gap.seconds));
+        let named: Vec<String> = certainty.gaps.iter().take(NAMED).map(gap).collect();
+        list.push(format!("Recording gaps: {}{}.", named.join(", "), more(certainty.gaps.len())));
     }
     for step in certainty.clock_steps.iter().take(NAMED) {
         list.push(format!(
-            "The wall clock stepped by {:+.1} s before {}.",
+            "The wall clock was stepped by {:+.1} s before {}.",
             step.seconds,
             clock.time(step.time)
         ));
@@ -100,39 +113,41 @@ pub(super) fn sure(host: &Host, clock: &Clock) -> Vec<Block> {
         list.push(format!("{}: {} ({})", clock.time(notice.time), notice.text, notice.code));
     }
     if list.is_empty() {
-        list.push("Nothing was lost on the way, and no tick is missing: counts are exact.".to_owned());
+        list.push("Counts are exact: no event was missed, and the recording has no gaps.".to_owned());
     }
     vec![Block::List(list)]
 }
 
-fn doubts(certainty: &Certainty) -> Vec<String> {
+fn caveats(certainty: &Certainty) -> Vec<String> {
     let mut list = Vec::new();
     if certainty.inferred {
-        list.push("Causes are inferred, not seen.".to_owned());
+        list.push("Causes are inferred from circumstances, not observed.".to_owned());
     }
     if certainty.lost_events > 0 {
         list.push(format!(
-            "{} events did not fit the ring buffer; totals by port and cause have them, flows and processes lack them.",
+            "{} events did not fit the ring buffer: totals by port and cause include them, flows, sources and processes don't.",
             thousands(certainty.lost_events)
         ));
     }
     if certainty.without_port > 0 {
-        list.push(format!(
-            "{} losses have a cause but no port of their own.",
-            thousands(certainty.without_port)
-        ));
+        list.push(format!("{} losses have a cause but no known port.", thousands(certainty.without_port)));
     }
     if certainty.ambiguous > 0 {
-        list.push(format!("{} drops can't be told from a firewall's.", thousands(certainty.ambiguous)));
+        list.push(format!(
+            "{} drops can't be told apart from the firewall's; their ports may be wrong.",
+            thousands(certainty.ambiguous)
+        ));
     }
     if certainty.thinned_ticks > 0 {
         list.push(format!(
-            "{} ticks were made coarser for room: totals are right, times are blurred.",
+            "{} ticks were downsampled to save space: totals are exact, timing is coarser.",
             thousands(certainty.thinned_ticks)
         ));
     }
     if certainty.dropped_ticks > 0 {
-        list.push("The oldest ticks are only a sum: their times are unknown.".to_owned());
+        list.push(
+            "The oldest ticks were merged into one sum to save space: their times are unknown.".to_owned(),
+        );
     }
     list
 }

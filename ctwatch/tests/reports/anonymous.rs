@@ -12,7 +12,7 @@ use ctwatch::machine::Machine;
 use ctwatch::machine::managers::{Kind, MAX, Manager};
 use ctwatch::machine::published::Published;
 use ctwatch::model::{Loss, NetnsId, Role, Tuple};
-use ctwatch::postmortem::{Format, Postmortem, Wish, gather, render};
+use ctwatch::postmortem::{Format, Postmortem, Request, gather, render};
 use ctwatch::record::anonymize::Anonymizer;
 use ctwatch::record::rows::Names;
 use ctwatch::record::writer::Batch;
@@ -83,8 +83,8 @@ fn plant(second: i64, batch: &mut Batch) {
 }
 
 fn report(path: &Path, anonymize: Option<Option<String>>) -> Postmortem {
-    let wish = Wish { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize };
-    gather(&wish, "0.1.0", &TimeZone::UTC).unwrap()
+    let request = Request { files: vec![path.to_owned()], incident: None, from: None, to: None, anonymize };
+    gather(&request, "0.1.0", &TimeZone::UTC).unwrap()
 }
 
 #[test]

@@ -14,7 +14,7 @@ use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{
     Backend, Direction, KernelCounters, NetnsId, Role, TableEntry as Entry, TimeoutKind, WallMono,
 };
-use ctwatch::postmortem::{Format, Wish, gather, render};
+use ctwatch::postmortem::{Format, Request, gather, render};
 use ctwatch::record::Writer;
 use ctwatch::record::rows::Names;
 use ctwatch::record::rows::{
@@ -54,10 +54,11 @@ fn tick(second: i64) -> Tick {
     let slot = |port, kind| SlotKey { netns: HOST, port, proto: 6, kind };
     let full = Cause::TableFull as u8;
     let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
-    let (count, lost) = match second {
-        1..=20 => (229_000 + 1_650 * second, 0),
-        21..=40 => (i64::from(MAX), 1),
-        _ => (i64::from(MAX) - 4_000 * (second - 40), 0),
+    // As many entries leave as the count says.
+    let (count, lost, left) = match second {
+        1..=20 => (229_000 + 1_650 * second, 0, 560),
+        21..=40 => (i64::from(MAX), 1, if second == 21 { 2_066 } else { 2_210 }),
+        _ => (i64::from(MAX) - 4_000 * (second - 40), 0, 6_210),
     };
     let count = u32::try_from(count).ok();
     let losses = [
@@ -77,10 +78,7 @@ fn tick(second: i64) -> Tick {
         ..NetnsTick::default()
     };
     tick.netns = vec![NetnsTick { kernel: [dropped, 18 * lost, 0, 0], ..netns }];
-    tick.flows = vec![
-        (slot(443, KIND_FLOWS), [210, 190, 0]),
-        (slot(6379, KIND_FLOWS), [2_210, 980 + 1_230 * lost, 0]),
-    ];
+    tick.flows = vec![(slot(443, KIND_FLOWS), [210, 210, 0]), (slot(6379, KIND_FLOWS), [2_210, left, 0])];
     tick.events_seen = (dropped + 18 * lost).unsigned_abs();
     tick
 }
@@ -95,12 +93,15 @@ fn listing(second: i64) -> StoredListing {
     for left in (0..120).flat_map(|left| std::iter::repeat_n(left, 300)) {
         census.add(&Entry { proto: 6, port: 443, tcp_state: 7, left, ..Entry::default() }, Direction::In);
     }
+    for left in std::iter::repeat_n(431_000, 30_000) {
+        census.add(&Entry { proto: 6, port: 80, tcp_state: 3, left, ..Entry::default() }, Direction::In);
+    }
     StoredListing {
         netns: NetnsId::from_packed(HOST),
         occasion: SnapshotReason::Trigger,
         at: at(second),
         took_us: 800_000,
-        entries: 216_000,
+        entries: 246_000,
         duplicates: 0,
         interrupted: false,
         census,
@@ -118,6 +119,11 @@ fn batch(second: i64) -> Batch {
             let night = batch.tick.as_mut().unwrap();
             night.censuses =
                 censuses().into_iter().filter(|census| census.netns == NetnsId::from_packed(HOST)).collect();
+            // It listed what the kernel counted.
+            for census in &mut night.censuses {
+                (census.keys[0].entries, census.keys[0].time_wait) = (154_872, 150_500);
+                census.bases[0].entries = 154_872 - 1_650;
+            }
         }
         12 => {
             let name = "net.netfilter.nf_conntrack_tcp_timeout_time_wait".to_owned();
@@ -174,8 +180,8 @@ pub fn recorded_with(name: &str, change: impl Fn(i64, &mut Batch)) -> PathBuf {
 }
 
 fn shown(files: &[PathBuf], format: Format) -> String {
-    let wish = Wish { files: files.to_vec(), incident: None, from: None, to: None, anonymize: None };
-    render(&gather(&wish, "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap()
+    let request = Request { files: files.to_vec(), incident: None, from: None, to: None, anonymize: None };
+    render(&gather(&request, "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap()
 }
 
 /// For the schema test: a night, and a recording without anything.
@@ -213,14 +219,14 @@ fn the_night_in_json() {
 fn the_night_in_html_is_one_file_without_scripts() {
     let html = shown(&[recorded("html.ctw")], Format::Html);
     assert!(!html.contains("<script") && !html.contains("href=") && !html.contains("src="), "{html}");
-    assert_eq!(html.matches("<svg ").count(), 4);
+    assert_eq!(html.matches("<svg ").count(), 5);
     golden("postmortem.html", &html);
 }
 
 #[test]
 fn several_hosts_stand_side_by_side() {
     let text = shown(&[recorded("one.ctw"), recorded("other.ctw")], Format::Text);
-    assert_eq!(text.matches("WHAT HAPPENED").count(), 2);
+    assert_eq!(text.matches("SUMMARY").count(), 2);
     let head: String = text
         .lines()
         .take_while(|line| !line.starts_with("web1"))

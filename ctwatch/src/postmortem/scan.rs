@@ -3,35 +3,40 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
-use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
-use super::model::{Gap, Port, Step};
+use super::model::{Gap, Step};
 use super::series::{Point, PortOrNone, Series};
-use crate::model::{Census, NetnsId};
+use super::states::States;
+use crate::model::{Census, NetnsId, ServicePort};
 use crate::record::reader::Stored;
 use crate::record::tick::{CounterArray, NetnsTick, Presence, Tick};
 
-/// From this fill on it is a sign.
-const SIGN: f64 = 0.9;
-/// Where the bands of fill begin.
+/// An incident begins at this fill, or with a loss.
+const ONSET_FILL: f64 = 0.9;
+/// Where the bands of fill levels begin.
 pub(super) const BANDS: [f64; 5] = [0.0, 0.5, 0.8, 0.9, 1.0];
 /// A pause between two ticks that is worth mention, seconds.
 const PAUSE_S: f64 = 0.5;
 /// A step of the wall clock that is, seconds.
 const STEP_S: f64 = 1.0;
+/// A tick of this level is the sum of all older ones: its times are unknown.
+const SUM_LEVEL: u8 = 4;
 /// Occupants kept of one moment.
-const OCCUPANTS: usize = 8;
+pub(super) const OCCUPANTS: usize = 8;
 
-/// What one port of one netns inserted less deleted, and what a census found it must be added to.
+/// Entries by netns and service: inserts less deletes, and what a census says they must be added to.
 #[derive(Debug, Default)]
 struct Entries {
-    net: HashMap<(NetnsId, Port), i64>,
-    bases: HashMap<(NetnsId, Port), i64>,
-    time_wait: HashMap<(NetnsId, Port), f64>,
+    net: HashMap<(NetnsId, ServicePort), i64>,
+    bases: HashMap<(NetnsId, ServicePort), i64>,
+    /// The last census of each netns.
+    states: HashMap<NetnsId, Arc<States>>,
     known: HashMap<NetnsId, bool>,
     overflow: i64,
 }
@@ -45,8 +50,13 @@ pub(super) struct Moment {
     pub max: Option<u32>,
     pub lost_per_s: f64,
     pub fill: f64,
-    pub occupants: Vec<(Port, i64, Option<f64>)>,
+    /// Empty if the table hadn't been listed by then.
+    pub occupants: Vec<(ServicePort, i64)>,
     pub exact: bool,
+    /// The census that is nearest in time.
+    pub states: Option<Arc<States>>,
+    /// The run it is in.
+    pub run: u32,
 }
 
 /// One tick with losses, for weighing the sampled events.
@@ -58,9 +68,10 @@ pub(super) struct Lossy {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Pass {
+pub(super) struct TickScan {
     netns: BTreeMap<NetnsId, NetnsTick>,
     entries: Entries,
+    run: u32,
     before_tick: Option<(Timestamp, i64)>,
     pub ticks: u64,
     pub from: Option<Timestamp>,
@@ -81,25 +92,32 @@ pub(super) struct Pass {
     pub first_sign: Option<(Timestamp, Option<f64>)>,
     pub full_at: Option<Timestamp>,
     pub first_loss: Option<(Timestamp, f64)>,
-    pub last_loss: Option<Timestamp>,
+    pub last_loss: Option<(Timestamp, f64)>,
+    /// From when to when the kernel's counters of losses moved.
+    pub kernel_loss: Option<(Timestamp, Timestamp)>,
+    /// The first tick lost something: losses may have begun before it.
+    pub began_losing: bool,
+    /// Something was lost in ticks of which only a sum is left.
+    pub untimed_losses: bool,
     pub losing_s: f64,
     pub peak: Option<(Timestamp, NetnsId, u32, u32)>,
     pub worst: Option<Moment>,
     pub bands: [(f64, i64, i64); BANDS.len()],
-    pub before: (HashMap<Port, i64>, f64),
-    pub during: (HashMap<Port, i64>, f64),
-    pending: (HashMap<Port, i64>, f64),
+    pub before: (HashMap<ServicePort, i64>, f64),
+    pub during: (HashMap<ServicePort, i64>, f64),
+    pending: (HashMap<ServicePort, i64>, f64),
     pub thinned: u64,
     pub dropped: u64,
     pub gaps: Vec<Gap>,
     pub steps: Vec<Step>,
 }
 
-impl Pass {
+impl TickScan {
     /// A run begins: its counters and tables are its own.
     pub fn begin_run(&mut self) {
         self.netns.clear();
         self.entries = Entries::default();
+        self.run += 1;
         self.before_tick = None;
         self.unexplained_before = [0; 4];
         self.unexplained_now = [0; 4];
@@ -121,6 +139,7 @@ impl Pass {
             self.netns.insert(netns.id, *netns);
         }
         self.entries.add(tick);
+        self.nearest_census(tick);
         if !inside {
             self.unexplained_before = tick.unexplained;
             self.unexplained_now = tick.unexplained;
@@ -135,7 +154,7 @@ impl Pass {
             self.lossy.push(Lossy { first: stored.first, last: stored.id, losses });
         }
         let fullest = self.fullest(tick);
-        self.signs(tick, fullest, packets + entries);
+        self.find_onset(stored, fullest, packets + entries);
         self.band(tick, fullest, packets, entries);
         self.arrivals(tick, packets + entries > 0);
         self.consider(tick);
@@ -146,9 +165,9 @@ impl Pass {
     fn clock(&mut self, stored: &Stored) {
         let Tick { time, mono_us, interval_us, .. } = stored.tick;
         let interval_s = interval_us as f64 / 1e6;
-        self.thinned += u64::from((1..4).contains(&stored.level));
-        self.dropped += u64::from(stored.level == 4);
-        if let Some((before, mono_before)) = self.before_tick.filter(|_| stored.level < 4) {
+        self.thinned += u64::from((1..SUM_LEVEL).contains(&stored.level));
+        self.dropped += u64::from(stored.level == SUM_LEVEL);
+        if let Some((before, mono_before)) = self.before_tick.filter(|_| stored.level < SUM_LEVEL) {
             let passed = (mono_us - mono_before) as f64 / 1e6;
             if passed - interval_s > PAUSE_S {
                 self.gaps.push(Gap { from: before, seconds: passed - interval_s });
@@ -170,7 +189,9 @@ impl Pass {
         let mut losses = tick.overflow;
         for (key, count) in &tick.losses {
             *self.losses.entry(*key).or_default() += count;
-            losses[cause_of(*key)] += count;
+            if let Some(SlotKind::Loss { cause, .. }) = key.decode() {
+                losses[cause as usize] += count;
+            }
         }
         for (sum, more) in self.counted.iter_mut().zip(losses) {
             *sum += more;
@@ -202,7 +223,9 @@ impl Pass {
         self.netns.values().filter_map(of).max_by(|a, b| part(a).total_cmp(&part(b)))
     }
 
-    fn signs(&mut self, tick: &Tick, fullest: Option<(NetnsId, u32, u32)>, lost: i64) {
+    /// When the table began to be a problem, when it was full, and when something was lost.
+    fn find_onset(&mut self, stored: &Stored, fullest: Option<(NetnsId, u32, u32)>, lost: i64) {
+        let tick = &stored.tick;
         let fill = fullest.map(|(_, count, max)| f64::from(count) / f64::from(max));
         if let Some((netns, count, max)) = fullest {
             let best = self.peak.map(|(_, _, count, max)| f64::from(count) / f64::from(max));
@@ -210,7 +233,7 @@ impl Pass {
                 self.peak = Some((tick.time, netns, count, max));
             }
         }
-        if self.first_sign.is_none() && (lost > 0 || fill.is_some_and(|fill| fill >= SIGN)) {
+        if self.first_sign.is_none() && (lost > 0 || fill.is_some_and(|fill| fill >= ONSET_FILL)) {
             self.first_sign = Some((tick.time, fill));
         }
         if self.full_at.is_none() && fill.is_some_and(|fill| fill >= 1.0) {
@@ -218,9 +241,16 @@ impl Pass {
         }
         if lost > 0 {
             let interval_s = tick.interval_us as f64 / 1e6;
+            self.began_losing |= self.ticks == 1;
+            self.untimed_losses |= stored.level == SUM_LEVEL;
             self.first_loss.get_or_insert((tick.time, interval_s));
-            self.last_loss = Some(tick.time);
+            self.last_loss = Some((tick.time, interval_s));
             self.losing_s += interval_s;
+        }
+        if tick.netns.iter().any(|netns| netns.kernel.iter().any(|counter| *counter > 0)) {
+            let begin = tick.time - jiff::SignedDuration::from_micros(tick.interval_us);
+            let (first, _) = self.kernel_loss.unwrap_or((begin, tick.time));
+            self.kernel_loss = Some((first, tick.time));
         }
     }
 
@@ -254,7 +284,7 @@ impl Pass {
         }
     }
 
-    /// The worst moment: where most was lost a second, else where the table was fullest.
+    /// The worst moment: where most was lost per second, else where the table was fullest.
     fn consider(&mut self, tick: &Tick) {
         let seconds = (tick.interval_us as f64 / 1e6).max(1e-3);
         let mut lost: BTreeMap<NetnsId, i64> = BTreeMap::new();
@@ -272,10 +302,39 @@ impl Pass {
             let is_worse =
                 self.worst.as_ref().is_none_or(|worst| (lost_per_s, fill) > (worst.lost_per_s, worst.fill));
             if is_worse {
-                let (occupants, exact) = self.entries.of(id);
+                let quiet = !tick.flows.iter().any(|(key, _)| key.netns == id.packed());
+                let (occupants, exact) = self.entries.of(id, count, quiet);
                 let time = tick.time;
-                self.worst = Some(Moment { time, netns: id, count, max, lost_per_s, fill, occupants, exact });
+                let states = self.entries.states.get(&id).map(Arc::clone);
+                let run = self.run;
+                self.worst = Some(Moment {
+                    time,
+                    netns: id,
+                    count,
+                    max,
+                    lost_per_s,
+                    fill,
+                    occupants,
+                    exact,
+                    states,
+                    run,
+                });
             }
+        }
+    }
+
+    /// A census after the worst moment may be nearer to it than the last one before.
+    fn nearest_census(&mut self, tick: &Tick) {
+        let run = self.run;
+        let Some(worst) = self.worst.as_mut().filter(|worst| worst.run == run) else { return };
+        if tick.censuses.iter().any(|census| census.netns == worst.netns)
+            && let Some(later) = self.entries.states.get(&worst.netns)
+            && worst
+                .states
+                .as_ref()
+                .is_none_or(|known| later.distance_s(worst.time) < known.distance_s(worst.time))
+        {
+            worst.states = Some(Arc::clone(later));
         }
     }
 
@@ -284,9 +343,17 @@ impl Pass {
         point.seconds = tick.interval_us as f64 / 1e6;
         point.fill = fullest.map(|(_, count, max)| f64::from(count) / f64::from(max));
         for (key, count) in &tick.losses {
-            if Cause::from_number(cause_of(*key) as u8).is_some_and(|cause| cause.unit() == Unit::Packets) {
-                let port = (key.kind & KIND_UNATTRIBUTED == 0).then(|| port_of(*key));
-                *point.lost.entry(PortOrNone(port)).or_default() += count;
+            let Some(SlotKind::Loss { cause, attributed, .. }) = key.decode() else { continue };
+            if cause == Cause::Invalid {
+                continue;
+            }
+            *point.losses_of(cause).entry(PortOrNone(attributed.then(|| port_of(*key)))).or_default() +=
+                count;
+        }
+        for cause in Cause::ALL {
+            let count = tick.overflow[cause as usize];
+            if count != 0 && cause != Cause::Invalid {
+                *point.losses_of(cause).entry(PortOrNone(None)).or_default() += count;
             }
         }
         for (key, [inserts, _, failed]) in &tick.flows {
@@ -295,9 +362,9 @@ impl Pass {
         if self.series.closes()
             && let Some((netns, ..)) = fullest
         {
-            let (occupants, _) = self.entries.of(netns);
+            let (occupants, _) = self.entries.of(netns, None, false);
             point.entries =
-                occupants.into_iter().map(|(port, entries, _)| (PortOrNone(Some(port)), entries)).collect();
+                occupants.into_iter().map(|(port, entries)| (PortOrNone(Some(port)), entries)).collect();
         }
         self.series.add(point);
     }
@@ -314,49 +381,42 @@ impl Entries {
         }
         self.overflow += tick.flows_overflow;
         for census in &tick.censuses {
-            self.census(census);
+            self.census(census, tick.time);
         }
     }
 
-    fn census(&mut self, census: &Census) {
-        let key = |proto, port| (census.netns, Port { proto, port });
+    fn census(&mut self, census: &Census, at: Timestamp) {
+        let key = |proto, port| (census.netns, ServicePort { proto, port });
         if census.replaces_offsets {
             self.bases.retain(|(netns, _), _| *netns != census.netns);
             self.bases.extend(census.bases.iter().map(|base| (key(base.proto, base.port), base.entries)));
             self.known.insert(census.netns, census.exact);
         }
-        self.time_wait.retain(|(netns, _), _| *netns != census.netns);
-        let part = |time_wait: u32, entries: u32| f64::from(time_wait) / f64::from(entries.max(1));
-        self.time_wait.extend(
-            census.keys.iter().map(|one| (key(one.proto, one.port), part(one.time_wait, one.entries))),
-        );
+        self.states.insert(census.netns, Arc::new(States::of_census(census, at)));
     }
 
-    /// Who holds most entries of a netns, and whether that is exact. Nobody is known before the first census.
-    fn of(&self, netns: NetnsId) -> (Vec<(Port, i64, Option<f64>)>, bool) {
+    /// The services with most entries of a netns, and whether that is exact. Nothing is known before its first census.
+    fn of(&self, netns: NetnsId, count: Option<u32>, quiet: bool) -> (Vec<(ServicePort, i64)>, bool) {
         let Some(exact) = self.known.get(&netns) else { return (Vec::new(), false) };
-        let mut sums: HashMap<Port, i64> = HashMap::new();
+        let mut sums: HashMap<ServicePort, i64> = HashMap::new();
         for ((_, port), entries) in self.net.iter().chain(&self.bases).filter(|((of, _), _)| *of == netns) {
             *sums.entry(*port).or_default() += entries;
         }
-        let mut most: Vec<(Port, i64)> = sums.into_iter().filter(|(_, entries)| *entries > 0).collect();
+        let mut most: Vec<(ServicePort, i64)> =
+            sums.into_iter().filter(|(_, entries)| *entries > 0).collect();
+        // The kernel's count is the judge. While entries come and go it is read at another instant.
+        let all: i64 = most.iter().map(|(_, entries)| entries).sum();
+        let count = i64::from(count.unwrap_or(0));
+        let slack = if quiet { 0 } else { (count / 100).max(64) };
+        let agrees = all.abs_diff(count) <= slack.unsigned_abs();
         most.sort_unstable_by_key(|(port, entries)| (Reverse(*entries), *port));
         most.truncate(OCCUPANTS);
-        let with_state = most.into_iter().map(|(port, entries)| {
-            let time_wait = self.time_wait.get(&(netns, port)).copied().filter(|_| port.proto == 6);
-            (port, entries, time_wait)
-        });
-        (with_state.collect(), *exact && self.overflow == 0)
+        (most, *exact && agrees && self.overflow == 0)
     }
 }
 
-fn port_of(key: SlotKey) -> Port {
-    Port { proto: key.proto, port: key.port }
-}
-
-/// The number of the cause a slot counts.
-pub(super) fn cause_of(key: SlotKey) -> usize {
-    usize::from(key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED)) % CAUSES
+fn port_of(key: SlotKey) -> ServicePort {
+    ServicePort { proto: key.proto, port: key.port }
 }
 
 /// Packets and entries lost.
