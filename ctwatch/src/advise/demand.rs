@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::gc::Gc;
 use super::target::ServiceTarget;
 use super::whatif::Changes;
-use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
+use crate::model::{Direction, Protocol, TimeoutHistogram, TimeoutKind};
 
 /// What entries of one service wait for, or talk in.
 #[derive(Clone, Debug)]
@@ -53,8 +53,8 @@ impl Residence {
 /// The flows of one service by one way.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// IP protocol number.
-    pub proto: u8,
+    /// The protocol.
+    pub proto: Protocol,
     /// Service port; for ICMP `type << 8 | code`.
     pub port: u16,
     /// The way.
@@ -143,17 +143,14 @@ impl Service {
 /// How many different entries so many connections leave, where there are so many source ports. A port that comes again
 /// while its entry still waits takes that entry's place, and connect() takes ports of one parity as long as there are
 /// any (__inet_hash_connect, net/ipv4/inet_hashtables.c).
-fn distinct(proto: u8, connections: f64, ports: f64) -> f64 {
+fn distinct(proto: Protocol, connections: f64, ports: f64) -> f64 {
     let of_one_parity = ports / 2.0;
-    if proto == TCP && connections < of_one_parity {
+    if proto == Protocol::TCP && connections < of_one_parity {
         of_one_parity * (1.0 - (-connections / of_one_parity).exp())
     } else {
         connections.min(ports)
     }
 }
-
-/// IPPROTO_TCP
-const TCP: u8 = 6;
 
 /// Entries that are there all the time, and those that are no longer needed but not yet collected.
 #[derive(Clone, Debug, Default)]

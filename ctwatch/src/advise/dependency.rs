@@ -40,12 +40,12 @@ pub fn propagate_demand(services: &mut [Service], uses: &[Dependency]) {
 mod tests {
     use super::*;
     use crate::advise::demand::Residence;
-    use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
+    use crate::model::{Direction, Protocol, TimeoutHistogram, TimeoutKind};
 
     fn service(port: u16, direction: Direction, offered: f64, backlog_factor: f64) -> Service {
         let idle = TimeoutHistogram::default();
         Service {
-            proto: 6,
+            proto: Protocol::TCP,
             port,
             direction,
             entries: 10,

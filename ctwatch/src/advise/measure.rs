@@ -11,7 +11,7 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED};
 use super::demand::{Residence, Service};
 use super::distinct::Distinct;
 use crate::listing::{Listing, ServiceEntries};
-use crate::model::{Address, Direction, NetnsId, Sample, TableEntry, TimeoutKind, Timeouts};
+use crate::model::{Address, Direction, NetnsId, Protocol, Sample, TableEntry, TimeoutKind, Timeouts};
 
 /// Of the window, so much passes before refused flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;
@@ -315,7 +315,7 @@ fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries
         collected.phases.iter().map(residence).collect()
     });
     Service {
-        proto: key.0,
+        proto: Protocol(key.0),
         port: key.1,
         direction,
         entries: collected.map_or(0, ServiceEntries::entries),
@@ -355,7 +355,7 @@ fn add_evicted(service: &mut Service, evicted: f64, census: &Listing) {
         return;
     }
     let phase = match service.proto {
-        6 => TimeoutKind::SynSent,
+        Protocol::TCP => TimeoutKind::SynSent,
         proto => TimeoutKind::of(proto, 0, false),
     };
     let Some(timeout) = census.timeout(phase) else { return };
@@ -397,7 +397,7 @@ const fn port_of(entry: &TableEntry) -> u16 {
 }
 
 const fn has_ports(proto: u8) -> bool {
-    crate::model::Protocol(proto).has_ports()
+    Protocol(proto).has_ports()
 }
 
 #[cfg(test)]

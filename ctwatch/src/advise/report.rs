@@ -236,9 +236,9 @@ fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> Servic
         .max_by_key(|residence| residence.entries)
         .filter(|residence| residence.entries > 0);
     ServiceLine {
-        proto: Protocol(service.proto),
+        proto: service.proto,
         port: service.port,
-        service: service_name(Protocol(service.proto), service.port),
+        service: service_name(service.proto, service.port),
         direction: service.direction,
         server: facts.and_then(|facts| facts.server.clone()),
         clients: facts.map(|facts| facts.clients.clone()).unwrap_or_default(),

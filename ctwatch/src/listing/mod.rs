@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::model::{Address, Direction, TableEntry, TimeoutHistogram, TimeoutKind, Timeouts};
+use crate::model::{Address, Direction, Protocol, TableEntry, TimeoutHistogram, TimeoutKind, Timeouts};
 
 /// Services with an account of their own.
 const MOST: usize = 2048;
@@ -117,7 +117,7 @@ impl Listing {
             key.1 = 0;
         }
         let service = self.services.entry(key).or_default();
-        let phase = TimeoutKind::of(entry.proto, entry.tcp_state, entry.assured);
+        let phase = TimeoutKind::of(Protocol(entry.proto), entry.tcp_state, entry.assured);
         // A timeout that can't be read is at least what an entry has left.
         let timeout = self.timeouts.get(phase).unwrap_or(entry.left);
         let seen = service.phases.entry(phase).or_insert_with(|| TimeoutBucket {
