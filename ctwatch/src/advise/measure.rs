@@ -1,4 +1,4 @@
-//! From a watched window to the demand: who came, who was refused, who would have come.
+//! From a measured window to the demand: flows admitted, flows dropped, flows offered.
 //! Takes the same samples and losses as `state`, live or replayed; no I/O, and bounded memory.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use super::distinct::Distinct;
 use crate::listing::{Listing, ServiceEntries};
 use crate::model::{Address, Direction, NetnsId, Protocol, Sample, TableEntry, TimeoutKind, Timeouts};
 
-/// Of the window, so much passes before refused flows count as new: until then they may be retries.
+/// Share of the window before dropped flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;
 
 type Key = (u8, u16);
@@ -328,8 +328,9 @@ fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries
     }
 }
 
-/// What comes into each phase once all flows get in. A full table lets them in by bursts, as entries expire, so the
-/// window alone does not tell how many did: what waits in the table does, unless most of it talks for long.
+/// Raises arrivals in each state to what they would be if all flows got in. A full table admits flows in bursts, as
+/// entries expire, so the window alone does not tell how many it admits: the entries that wait in the table do, unless
+/// most of them are long-lived.
 fn lift_admission_limit(service: &mut Service) {
     if service.refused_per_s <= 0.0 {
         return;
