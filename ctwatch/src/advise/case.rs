@@ -1,5 +1,5 @@
-//! All that advice is drawn from: the measured demand, and what is known of the machine and its firewall.
-//! Plain data; who fills it in does the reading.
+//! The input of advice: the measured demand, and what is known of the machine and its firewall.
+//! Plain data; nothing is read here.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +18,13 @@ pub struct ServiceFacts {
     pub clients: Vec<String>,
     /// How its connections can be reused: in a sentence, and the settings.
     pub reuse: Option<(String, Vec<String>)>,
-    /// Why it must not go untracked.
+    /// Why it must not be exempted.
     pub objections: Vec<Objection>,
-    /// What else would be different if it did.
+    /// Other effects of exempting it.
     pub warnings: Vec<String>,
-    /// It goes untracked already.
+    /// It is already exempt.
     pub untracked: bool,
-    /// How it goes untracked; none if this host has no tool for it.
+    /// Commands that exempt it; none if this host has no tool for it.
     pub notrack: Option<Commands>,
 }
 
@@ -33,9 +33,9 @@ pub struct ServiceFacts {
 pub struct Firewall {
     /// There are NAT rules.
     pub nat: bool,
-    /// Rules that make conntrack track, as text.
+    /// Rules that enable conntrack, as text.
     pub tracking: Vec<String>,
-    /// How to take them away; none if that would cut the host off or break NAT: then `objections` say why.
+    /// Commands that remove them; none if that would break something: then `objections` say what.
     pub removal: Option<Commands>,
     /// Why they must residence.
     pub objections: Vec<Objection>,
@@ -50,9 +50,9 @@ pub struct Case {
     pub timeouts: Timeouts,
     /// The machine.
     pub machine: Machine,
-    /// Advice also says what becomes of the table at so many times the present rate.
+    /// Multiple of the present rate that advice is evaluated at, too.
     pub times: f64,
-    /// Put before commands that act on the netns, where it isn't the one they are typed in.
+    /// Prefix of commands that act on another netns (`nsenter …`); empty for the own one.
     pub netns_prefix: String,
     /// The firewall.
     pub firewall: Firewall,

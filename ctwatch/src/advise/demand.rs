@@ -6,20 +6,20 @@ use std::collections::BTreeMap;
 use super::gc::Gc;
 use super::target::ServiceTarget;
 use super::whatif::Changes;
-use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
+use crate::model::{Direction, Protocol, TimeoutHistogram, TimeoutKind};
 
-/// What entries of one service wait for, or talk in.
+/// Entries of one service in one state.
 #[derive(Clone, Debug)]
 pub struct Residence {
-    /// Whose timeout ends it.
+    /// The timeout they are subject to.
     pub phase: TimeoutKind,
     /// The timeout in force, seconds.
     pub timeout: u32,
     /// Entries in it.
     pub entries: u32,
-    /// Entries by the seconds since their timeout began anew.
+    /// Entries by the seconds since their timeout was last refreshed.
     pub idle: TimeoutHistogram,
-    /// Entries that come into it each second, if no flow is refused.
+    /// Entries that enter it each second if no flow is dropped.
     pub per_s: f64,
 }
 
@@ -38,7 +38,7 @@ impl Residence {
         (f64::from(self.entries) - self.idle_from(timeout)).max(0.0)
     }
 
-    /// Seconds before the timeout in which those are counted that it is about to end.
+    /// Entries within this many seconds of their timeout are about to expire.
     const END: u32 = 10;
 
     fn idle_from(&self, seconds: u32) -> f64 {
@@ -50,28 +50,28 @@ impl Residence {
     }
 }
 
-/// The flows of one service by one way.
+/// The flows of one service in one direction.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// IP protocol number.
-    pub proto: u8,
+    /// The protocol.
+    pub proto: Protocol,
     /// Service port; for ICMP `type << 8 | code`.
     pub port: u16,
-    /// The way.
+    /// Their direction.
     pub direction: Direction,
-    /// Entries when looked at.
+    /// Entries when listed.
     pub entries: u32,
     /// Flows that got an entry, each second.
     pub admitted_per_s: f64,
-    /// Flows that would come if none was refused, each second.
+    /// Offered load: flows that would come each second if none was dropped.
     pub offered_per_s: f64,
-    /// Packets refused, each second.
+    /// Packets dropped each second.
     pub refused_per_s: f64,
-    /// How its entries spend their time.
+    /// Its entries by state.
     pub residences: Vec<Residence>,
-    /// How many times more flows come than got in.
+    /// Offered flows per admitted flow.
     pub backlog_factor: f64,
-    /// Pairs of source and destination address, if they are few.
+    /// Number of source and destination address pairs, if there are few.
     pub pairs: Option<u32>,
 }
 
@@ -82,7 +82,7 @@ impl Service {
         ServiceTarget { port: self.port, proto: self.proto, direction: Some(self.direction) }
     }
 
-    /// Its steady state: all flows admitted, with these changes, at so many times the present rate.
+    /// Its steady state: all flows admitted, with these changes, at this multiple of the present rate.
     fn steady(&self, changes: &Changes, ephemeral: Option<u32>, times: f64) -> Steady {
         let mut steady = Steady::default();
         for (residence, timeout, rate) in self.residences_with(changes, times) {
@@ -95,7 +95,7 @@ impl Service {
         steady
     }
 
-    /// Its entries once they have come for so many seconds into an empty table and gc has not.
+    /// Its entries after this many seconds of arrivals into an empty table without garbage collection.
     fn gathered(&self, changes: &Changes, ephemeral: Option<u32>, gc: &Gc, seconds: f64) -> f64 {
         let of = |(residence, timeout, rate): (&Residence, u32, f64)| {
             if !residence.phase.expires_unrefreshed() {
@@ -107,7 +107,7 @@ impl Service {
         self.distinct(self.residences_with(changes, changes.times).map(of).sum(), ephemeral)
     }
 
-    /// How its entries spend their time with these changes: which timeout ends that, and how many times more come.
+    /// Its residences with these changes: the timeout of each, and the factor on its arrivals.
     fn residences_with<'a>(
         &'a self,
         changes: &'a Changes,
@@ -119,7 +119,7 @@ impl Service {
         let reuse = reuse.map(|(_, requests)| f64::from((*requests).max(1))).fold(1.0, f64::max);
         self.residences.iter().filter(move |_| !untracked).map(move |residence| {
             let timeout = changes.timeouts.get(&residence.phase).copied().unwrap_or(residence.timeout);
-            // A connection that serves more requests is there for longer: as many talk at once as before.
+            // A connection that serves more requests lasts longer: as many are open at once as before.
             let rate = match (residence.phase.expires_unrefreshed(), residence.phase.is_refreshed()) {
                 (true, _) => times / reuse,
                 (false, true) => times * self.backlog_factor,
@@ -140,22 +140,19 @@ impl Service {
     }
 }
 
-/// How many different entries so many connections leave, where there are so many source ports. A port that comes again
-/// while its entry still waits takes that entry's place, and connect() takes ports of one parity as long as there are
+/// How many different entries these connections leave, given the number of source ports. A port that is reused while
+/// its entry still waits takes that entry's place, and connect() takes ports of one parity as long as there are
 /// any (__inet_hash_connect, net/ipv4/inet_hashtables.c).
-fn distinct(proto: u8, connections: f64, ports: f64) -> f64 {
+fn distinct(proto: Protocol, connections: f64, ports: f64) -> f64 {
     let of_one_parity = ports / 2.0;
-    if proto == TCP && connections < of_one_parity {
+    if proto == Protocol::TCP && connections < of_one_parity {
         of_one_parity * (1.0 - (-connections / of_one_parity).exp())
     } else {
         connections.min(ports)
     }
 }
 
-/// IPPROTO_TCP
-const TCP: u8 = 6;
-
-/// Entries that are there all the time, and those that are no longer needed but not yet collected.
+/// Entries in steady state, and the rate at which they expire.
 #[derive(Clone, Debug, Default)]
 struct Steady {
     /// Not yet expired.
@@ -227,7 +224,7 @@ pub struct Outcome {
     /// Entries on average, if there is room for all.
     #[serde(serialize_with = "super::report::rounded")]
     pub needed: f64,
-    /// Entries just before gc collects the expired ones: so much room it takes.
+    /// Entries just before gc collects the expired ones: the room it takes.
     #[serde(serialize_with = "super::report::rounded")]
     pub peak: f64,
     /// Entries before gc comes for the first time, if this demand begins after an idle minute; none unless that is more
@@ -236,10 +233,10 @@ pub struct Outcome {
     pub after_idle: Option<f64>,
     /// nf_conntrack_max then; 0 is unlimited.
     pub max: u32,
-    /// New flows refused each second.
+    /// New flows dropped each second.
     #[serde(serialize_with = "super::report::rounded")]
     pub refused_per_s: f64,
-    /// The table overflows at so many times the rate; none if no rate fills it.
+    /// The multiple of the rate at which the table overflows; none if no rate fills it.
     #[serde(serialize_with = "super::report::optional_rounded")]
     pub full_at_times: Option<f64>,
 }
@@ -314,7 +311,7 @@ impl Demand {
     }
 }
 
-/// At how many times the rate so many entries are reached; none if never.
+/// The multiple of the rate at which this many entries are reached; none if never.
 fn rate_that_fills(at: impl Fn(f64) -> f64, limit: f64) -> Option<f64> {
     const MOST: f64 = 1e6;
     if at(MOST) < limit {

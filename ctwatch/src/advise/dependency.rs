@@ -1,5 +1,5 @@
-//! Flows that come of others: a request that is let in asks the database next. What is held back in front comes there too.
-//! Pure; who uses what is told by processes.
+//! Flows that depend on others: an admitted request queries the database next, so load dropped in front is missing there.
+//! Pure; which service depends on which is derived from processes.
 
 use super::demand::Service;
 use super::target::ServiceTarget;
@@ -13,7 +13,7 @@ pub struct Dependency {
     pub backend: ServiceTarget,
 }
 
-/// Raises the demand on services behind others by what those in front have to turn away now.
+/// Raises the demand on backends by the factor of what the services in front of them drop now.
 pub fn propagate_demand(services: &mut [Service], uses: &[Dependency]) {
     let held_back: Vec<(ServiceTarget, f64)> = uses
         .iter()
@@ -40,12 +40,12 @@ pub fn propagate_demand(services: &mut [Service], uses: &[Dependency]) {
 mod tests {
     use super::*;
     use crate::advise::demand::Residence;
-    use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
+    use crate::model::{Direction, Protocol, TimeoutHistogram, TimeoutKind};
 
     fn service(port: u16, direction: Direction, offered: f64, backlog_factor: f64) -> Service {
         let idle = TimeoutHistogram::default();
         Service {
-            proto: 6,
+            proto: Protocol::TCP,
             port,
             direction,
             entries: 10,

@@ -1,4 +1,4 @@
-//! When the kernel collects expired entries: until then they count, and a full table refuses because of them.
+//! When the kernel collects expired entries: until then they count towards the limit.
 //! Follows gc_worker (net/netfilter/nf_conntrack_core.c, 5.15 to 7.3) as far as that is known from outside.
 
 use std::collections::BTreeMap;
@@ -11,9 +11,9 @@ const LONGEST: f64 = 60.0 * HZ;
 const SHORTEST: f64 = HZ;
 /// GC_SCAN_INTERVAL_CLAMP: no entry counts for more.
 const MOST_OF_ONE: f64 = 300.0 * HZ;
-/// GC_SCAN_INITIAL_COUNT: so many entries are pretended to last LONGEST.
+/// GC_SCAN_INITIAL_COUNT: the average starts as if this many entries lasted LONGEST.
 const PRETENDED: f64 = 100.0;
-/// After so many entries another one hardly moves the average by a jiffy.
+/// After this many entries, another one hardly moves the average by a jiffy.
 const ENOUGH: f64 = 16_000.0;
 
 /// How this kernel collects expired entries.

@@ -1,4 +1,4 @@
-//! From a watched window to the demand: who came, who was refused, who would have come.
+//! From a measured window to the demand: flows admitted, flows dropped, flows offered.
 //! Takes the same samples and losses as `state`, live or replayed; no I/O, and bounded memory.
 
 use std::collections::HashMap;
@@ -9,9 +9,11 @@ use ctwatch_common::slot::SlotKind;
 use super::demand::{Residence, Service};
 use super::distinct::Distinct;
 use crate::listing::{Listing, ServiceEntries};
-use crate::model::{Address, Direction, Flow, Loss, NetnsId, Sample, TableEntry, TimeoutKind, Timeouts};
+use crate::model::{
+    Address, Direction, Flow, Loss, NetnsId, Protocol, Sample, TableEntry, TimeoutKind, Timeouts,
+};
 
-/// Of the window, so much passes before refused flows count as new: until then they may be retries.
+/// Share of the window before dropped flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;
 
 type Key = (u8, u16);
@@ -317,7 +319,7 @@ fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries
         collected.phases.iter().map(residence).collect()
     });
     Service {
-        proto: key.0,
+        proto: Protocol(key.0),
         port: key.1,
         direction,
         entries: collected.map_or(0, ServiceEntries::entries),
@@ -330,8 +332,9 @@ fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries
     }
 }
 
-/// What comes into each phase once all flows get in. A full table lets them in by bursts, as entries expire, so the
-/// window alone does not tell how many did: what waits in the table does, unless most of it talks for long.
+/// Raises arrivals in each state to what they would be if all flows got in. A full table admits flows in bursts, as
+/// entries expire, so the window alone does not tell how many it admits: the entries that wait in the table do, unless
+/// most of them are long-lived.
 fn lift_admission_limit(service: &mut Service) {
     if service.refused_per_s <= 0.0 {
         return;
@@ -357,7 +360,7 @@ fn add_evicted(service: &mut Service, evicted: f64, census: &Listing) {
         return;
     }
     let phase = match service.proto {
-        6 => TimeoutKind::SynSent,
+        Protocol::TCP => TimeoutKind::SynSent,
         proto => TimeoutKind::of(proto, 0, false),
     };
     let Some(timeout) = census.timeout(phase) else { return };
@@ -384,7 +387,7 @@ const fn port_of(entry: &TableEntry) -> u16 {
 }
 
 const fn has_ports(proto: u8) -> bool {
-    crate::model::Protocol(proto).has_ports()
+    Protocol(proto).has_ports()
 }
 
 #[cfg(test)]

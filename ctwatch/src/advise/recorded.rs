@@ -38,7 +38,7 @@ pub struct Question {
     pub window_s: f64,
     /// Ticks to look at.
     pub ticks: RangeInclusive<i64>,
-    /// Also reckon with so many times the rate.
+    /// Also evaluate at this multiple of the rate.
     pub times: f64,
     /// Only with the machine's numbers: what else is known of it is full of names.
     pub bare: bool,
@@ -60,7 +60,7 @@ pub enum Which {
 pub fn case(recording: &Recording, version: &'static str, question: &Question) -> Result<(Case, Source)> {
     let file = recording.path().display();
     let doing = || format!("advising from {file}");
-    let found = Found::read(recording, question).with_context(doing)?;
+    let found = Contents::read(recording, question).with_context(doing)?;
     let worst = worst(recording, &found, question).with_context(doing)?;
     let listing = nearest(
         found.listings.iter().filter(|(_, one)| one.netns == worst.netns),
@@ -99,7 +99,7 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
 }
 
 /// What a recording holds besides ticks.
-struct Found {
+struct Contents {
     runs: Vec<RecordedRun>,
     listings: Vec<(i64, StoredListing)>,
     facts: Vec<MachineSnapshot>,
@@ -108,7 +108,7 @@ struct Found {
     names: HashMap<i64, HashMap<NetnsId, Names>>,
 }
 
-impl Found {
+impl Contents {
     fn read(recording: &Recording, question: &Question) -> Result<Self> {
         let runs = recording.runs()?;
         let (mut listings, mut facts, mut incident, mut names) =
@@ -146,9 +146,9 @@ impl Which {
     }
 }
 
-/// The window that is reckoned with.
+/// The peak window.
 #[derive(Clone, Debug)]
-struct Worst {
+struct PeakWindow {
     run: RecordedRun,
     netns: NetnsId,
     name: Option<String>,
@@ -159,16 +159,16 @@ struct Worst {
     max: Option<u32>,
 }
 
-/// The window in which a netns that was listed refused most; if nothing was, the one before its listing.
-fn worst(recording: &Recording, found: &Found, question: &Question) -> Result<Worst> {
-    let mut best: Option<Worst> = None;
+/// The window in which a listed netns dropped most; if nothing was dropped, the one before its listing.
+fn worst(recording: &Recording, found: &Contents, question: &Question) -> Result<PeakWindow> {
+    let mut best: Option<PeakWindow> = None;
     for run in &found.runs {
         let listed: Vec<NetnsId> =
             found.listings.iter().filter(|(of, _)| *of == run.id).map(|(_, one)| one.netns).collect();
         if listed.is_empty() {
             continue;
         }
-        let mut sliding = Sliding::new(question.window_s, &listed);
+        let mut sliding = SlidingWindow::new(question.window_s, &listed);
         for stored in recording.ticks(run, i64::MIN..=*question.ticks.end())? {
             let stored = stored?;
             let inside = stored.id >= *question.ticks.start()
@@ -187,7 +187,7 @@ fn worst(recording: &Recording, found: &Found, question: &Question) -> Result<Wo
 }
 
 /// A window that moves over the ticks.
-struct Sliding<'a> {
+struct SlidingWindow<'a> {
     window_s: f64,
     listed: &'a [NetnsId],
     ticks: VecDeque<(i64, f64, Timestamp, BTreeMap<NetnsId, i64>)>,
@@ -196,7 +196,7 @@ struct Sliding<'a> {
     max: HashMap<NetnsId, Option<u32>>,
 }
 
-impl<'a> Sliding<'a> {
+impl<'a> SlidingWindow<'a> {
     fn new(window_s: f64, listed: &'a [NetnsId]) -> Self {
         Self {
             window_s,
@@ -241,10 +241,17 @@ impl<'a> Sliding<'a> {
         (*most.1 > 0).then_some((*most.0, *most.1))
     }
 
-    fn window(&self, run: &RecordedRun, found: &Found, netns: NetnsId, refused: i64, last: &Stored) -> Worst {
+    fn window(
+        &self,
+        run: &RecordedRun,
+        found: &Contents,
+        netns: NetnsId,
+        refused: i64,
+        last: &Stored,
+    ) -> PeakWindow {
         let (first, seconds, time, _) = self.ticks.front().cloned().unwrap_or_default();
         let name = found.names.get(&run.id).and_then(|names| names.get(&netns)?.name.clone());
-        Worst {
+        PeakWindow {
             run: run.clone(),
             netns,
             name,
@@ -256,18 +263,18 @@ impl<'a> Sliding<'a> {
         }
     }
 
-    /// Nothing was refused: the window that ends where the table was listed last.
+    /// Nothing was dropped: the window that ends where the table was listed last.
     fn before_listing(
         &self,
         recording: &Recording,
         run: &RecordedRun,
-        found: &Found,
-    ) -> Result<Option<Worst>> {
+        found: &Contents,
+    ) -> Result<Option<PeakWindow>> {
         let Some((_, listing)) = found.listings.iter().rfind(|(of, _)| *of == run.id) else {
             return Ok(None);
         };
         let listed = [listing.netns];
-        let mut sliding = Sliding::new(self.window_s, &listed);
+        let mut sliding = SlidingWindow::new(self.window_s, &listed);
         let mut window = None;
         for stored in recording.ticks(run, i64::MIN..=i64::MAX)? {
             let stored = stored?;
@@ -290,7 +297,7 @@ fn nearest<T>(all: impl Iterator<Item = T>, at: impl Fn(&T) -> Timestamp, to: Ti
 /// Lets the ticks and losses of the window through the door of a live measurement. Also says whether losses are a sample.
 fn replay(
     recording: &Recording,
-    worst: &Worst,
+    worst: &PeakWindow,
     listing: &StoredListing,
     window_s: f64,
 ) -> Result<(Measure, bool)> {
@@ -330,7 +337,7 @@ fn replay(
 
 fn source(
     version: &'static str,
-    worst: &Worst,
+    worst: &PeakWindow,
     listing: &StoredListing,
     measure: &Measure,
     machine: &Machine,
@@ -378,9 +385,15 @@ fn source(
     }
 }
 
-fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: &Worst, times: f64) -> Case {
+fn assemble(
+    services: Vec<Service>,
+    measure: &Measure,
+    machine: Machine,
+    worst: &PeakWindow,
+    times: f64,
+) -> Case {
     let facts: BTreeMap<ServiceTarget, ServiceFacts> =
-        services.iter().take(NAMED).map(|service| (service.target(), unseen())).collect();
+        services.iter().take(NAMED).map(|service| (service.target(), unknown_facts())).collect();
     Case {
         demand: Demand {
             services,
@@ -402,7 +415,7 @@ fn assemble(services: Vec<Service>, measure: &Measure, machine: Machine, worst: 
 }
 
 /// A service of which the recording can't say whether a rule needs its state.
-fn unseen() -> ServiceFacts {
+fn unknown_facts() -> ServiceFacts {
     let objection = Objection {
         kind: ObjectionKind::Unknown,
         rule: "a recording has no firewall rules".to_owned(),

@@ -38,13 +38,13 @@ pub struct Advice {
     pub measured_by: &'static str,
     /// The table.
     pub table: TableDemand,
-    /// Who comes, the largest need first.
+    /// The services, the largest need first.
     pub services: Vec<ServiceLine>,
     /// The change that was asked about; null if none was.
     pub what_if: Option<WhatIf>,
     /// Advice, the best first.
     pub items: Vec<Item>,
-    /// The two pieces that do most together; null if there are no two.
+    /// The two items that achieve most together; null if there are no two.
     pub together: Option<Combination>,
     /// What else should be known.
     pub notes: Vec<String>,
@@ -62,7 +62,7 @@ pub struct TableDemand {
     /// Packets refused each second for want of room.
     #[serde(serialize_with = "rounded")]
     pub refused_packets_per_s: f64,
-    /// Flows that would come each second if none was refused.
+    /// Offered load: flows that would come each second if none was dropped.
     #[serde(serialize_with = "rounded")]
     pub offered_per_s: f64,
     /// Flows that got in each second.
@@ -70,9 +70,9 @@ pub struct TableDemand {
     pub admitted_per_s: f64,
     /// What the present demand needs.
     pub demand: Outcome,
-    /// What so many times the present demand needs.
+    /// What this multiple of the present demand needs.
     pub at_times: Outcome,
-    /// So many times.
+    /// The multiple.
     pub times: f64,
     /// Bytes an entry takes at most.
     pub entry_bytes: u64,
@@ -140,7 +140,7 @@ pub struct WhatIf {
     pub change: Changes,
     /// The table then.
     pub after: Outcome,
-    /// The table then at so many times the rate.
+    /// The same at the multiple of the rate.
     pub at_times: Outcome,
     /// Memory of a full table, bytes.
     pub memory_bytes: u64,
@@ -236,9 +236,9 @@ fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> Servic
         .max_by_key(|residence| residence.entries)
         .filter(|residence| residence.entries > 0);
     ServiceLine {
-        proto: Protocol(service.proto),
+        proto: service.proto,
         port: service.port,
-        service: service_name(Protocol(service.proto), service.port),
+        service: service_name(service.proto, service.port),
         direction: service.direction,
         server: facts.and_then(|facts| facts.server.clone()),
         clients: facts.map(|facts| facts.clients.clone()).unwrap_or_default(),

@@ -24,7 +24,7 @@ pub struct ServiceTarget {
     /// Service port.
     pub port: u16,
     /// The protocol.
-    pub proto: u8,
+    pub proto: Protocol,
     /// The direction; `None` means all.
     pub direction: Option<Direction>,
 }
@@ -32,14 +32,14 @@ pub struct ServiceTarget {
 impl ServiceTarget {
     /// Whether it includes this service.
     #[must_use]
-    pub fn covers(&self, proto: u8, port: u16, direction: Direction) -> bool {
+    pub fn covers(&self, proto: Protocol, port: u16, direction: Direction) -> bool {
         (self.proto, self.port) == (proto, port) && self.direction.is_none_or(|wanted| wanted == direction)
     }
 }
 
 impl fmt::Display for ServiceTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.port, Protocol(self.proto))?;
+        write!(f, "{}/{}", self.port, self.proto)?;
         self.direction.map_or(Ok(()), |direction| write!(f, "/{}", short(direction)))
     }
 }
@@ -67,7 +67,7 @@ impl FromStr for ServiceTarget {
             Some("fwd") => Some(Direction::Forwarded),
             Some(_) => return Err(help()),
         };
-        if parts.next().is_some() { Err(help()) } else { Ok(Self { port, proto: proto.0, direction }) }
+        if parts.next().is_some() { Err(help()) } else { Ok(Self { port, proto, direction }) }
     }
 }
 

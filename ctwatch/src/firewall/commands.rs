@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::dump::Tools;
 use super::ir::Tool;
 use super::{ExemptTarget, Scope};
-use crate::model::Protocol;
 
 /// Commands for a shell, some of several lines; those that begin with `#` are for the reader.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +72,7 @@ fn name(target: &ExemptTarget) -> String {
         Scope::Served => "in",
         Scope::Outgoing => "out",
     };
-    format!("ctwatch_notrack_{scope}_{}_{}", Protocol(target.proto), target.port)
+    format!("ctwatch_notrack_{scope}_{}_{}", target.proto, target.port)
 }
 
 fn nft(target: &ExemptTarget) -> Commands {
@@ -81,7 +80,7 @@ fn nft(target: &ExemptTarget) -> Commands {
     let file = format!("/etc/nftables.d/{table}.nft");
     let rules = |output: bool| -> String {
         let rules = halves(target.scope).into_iter().filter(|half| half.output == output);
-        let proto = Protocol(target.proto);
+        let proto = target.proto;
         rules.map(|half| format!(" {} {proto} {} {} notrack;", half.way.0, half.end, target.port)).collect()
     };
     let chain = |name: &str, rules: String| {
@@ -134,10 +133,7 @@ fn iptables(target: &ExemptTarget, programs: &[&str]) -> Commands {
                 let chain = if half.output { "OUTPUT" } else { "PREROUTING" };
                 lines.push(format!(
                     "{program} -w -t raw {how} {chain} {} -p {} --{} {} -j CT --notrack",
-                    half.way.1,
-                    Protocol(target.proto),
-                    half.end,
-                    target.port
+                    half.way.1, target.proto, half.end, target.port
                 ));
             }
         }

@@ -6,19 +6,20 @@ use super::path::{At, Packet, Path};
 use super::ranges::Ranges;
 use super::walk::{Dropped, FAMILIES, TooMuch, Walker};
 use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, listing, words};
+use crate::model::Protocol;
 
 /// Ports that get a helper automatically where the kernel assigns helpers by port: nf_conntrack_*.c's defaults, 6.1.
-const HELPER_PORTS: [(u8, u16, &str); 10] = [
-    (6, 21, "ftp"),
-    (6, 1723, "pptp"),
-    (6, 5060, "sip"),
-    (6, 6566, "sane"),
-    (6, 6667, "irc"),
-    (17, 69, "tftp"),
-    (17, 137, "netbios-ns"),
-    (17, 161, "snmp"),
-    (17, 1719, "RAS"),
-    (17, 5060, "sip"),
+const HELPER_PORTS: [(Protocol, u16, &str); 10] = [
+    (Protocol::TCP, 21, "ftp"),
+    (Protocol::TCP, 1723, "pptp"),
+    (Protocol::TCP, 5060, "sip"),
+    (Protocol::TCP, 6566, "sane"),
+    (Protocol::TCP, 6667, "irc"),
+    (Protocol::UDP, 69, "tftp"),
+    (Protocol::UDP, 137, "netbios-ns"),
+    (Protocol::UDP, 161, "snmp"),
+    (Protocol::UDP, 1719, "RAS"),
+    (Protocol::UDP, 5060, "sip"),
 ];
 /// Linux's ephemeral ports unless set otherwise (inet_init_net, net/ipv4/af_inet.c, 6.12).
 const EPHEMERAL: (u16, u16) = (32_768, 60_999);
@@ -86,11 +87,11 @@ fn packets(target: &ExemptTarget, family: Family) -> Vec<Packet> {
     const SYN: u8 = 2;
     const ACK: u8 = 16;
     const FIN: u8 = 1;
-    let tcp = target.proto == 6;
+    let tcp = target.proto == Protocol::TCP;
     let packet = |index, request, flags, state| Packet {
         index,
         family,
-        protocol: target.proto,
+        protocol: target.proto.0,
         port: target.port,
         request,
         flags: tcp.then_some(flags),
@@ -114,7 +115,7 @@ fn too_big(target: &ExemptTarget, family: Family) -> Packet {
     Packet {
         index: 9,
         family,
-        protocol: if family == Family::V4 { 1 } else { 58 },
+        protocol: if family == Family::V4 { Protocol::ICMP.0 } else { Protocol::ICMPV6.0 },
         port: target.port,
         request: target.scope == Scope::Served,
         flags: None,
@@ -349,7 +350,7 @@ impl Case<'_> {
             .is_some_and(|base| matches!(base.hook, super::ir::Hook::Prerouting | super::ir::Hook::Input));
         let loopback = self.target.scope == Scope::Loopback;
         let end = if dropped.packet.request { "dport" } else { "sport" };
-        let proto = crate::model::Protocol(self.target.proto);
+        let proto = self.target.proto;
         let port = self.target.port;
         match table.tool {
             Tool::Nft => {

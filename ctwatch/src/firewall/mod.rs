@@ -25,6 +25,7 @@ pub use listing::{Listed, Published};
 pub use read::read;
 pub use stateless::SAVED;
 
+use crate::model::Protocol;
 use ir::RuleTable;
 
 /// All rules of a netns.
@@ -59,10 +60,10 @@ pub enum Scope {
 }
 
 /// Flows to be exempted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ExemptTarget {
-    /// IP protocol: 6 for TCP, 17 for UDP.
-    pub proto: u8,
+    /// The protocol: TCP, UDP or another one with ports.
+    pub proto: Protocol,
     /// The service's port.
     pub port: u16,
     /// Which way they go.
@@ -71,7 +72,7 @@ pub struct ExemptTarget {
 
 impl std::fmt::Display for ExemptTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.port, crate::model::Protocol(self.proto))
+        write!(f, "{}/{}", self.port, self.proto)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::model::Protocol;
 /// The number of an IP protocol by name or number.
 pub fn protocol(name: &str) -> Option<u8> {
     match name {
-        "ipv6-icmp" | "icmp6" => Some(58),
+        "ipv6-icmp" | "icmp6" => Some(Protocol::ICMPV6.0),
         _ => Protocol::from_name(name).map(|protocol| protocol.0).or_else(|| name.parse().ok()),
     }
 }

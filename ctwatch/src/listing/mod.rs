@@ -1,32 +1,32 @@
-//! What advice needs of a census: per service and way, in which phase its entries are and since when.
+//! What advice needs of a table listing: entries per service, direction and timeout, and since when.
 //! Bounded: services beyond the first 2,048 are summed up by protocol.
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::model::{Address, Direction, TableEntry, TimeoutHistogram, TimeoutKind, Timeouts};
+use crate::model::{Address, Direction, Protocol, TableEntry, TimeoutHistogram, TimeoutKind, Timeouts};
 
 /// Services with an account of their own.
 const MOST: usize = 2048;
 /// Pairs of addresses remembered of one service.
 const PAIRS: usize = 16;
 
-/// Entries of one service in one phase.
+/// Entries of one service that are subject to one timeout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimeoutBucket {
     /// The timeout in force.
     pub timeout: u32,
     /// Entries.
     pub entries: u32,
-    /// By the seconds since their timeout began anew.
+    /// By the seconds since their timeout was last refreshed.
     pub idle: TimeoutHistogram,
-    /// Those whose timeout began anew within the last [`Listing::look_s`].
+    /// Those whose timeout was last refreshed within the last [`Listing::look_s`].
     pub entered: u32,
 }
 
 /// Entries of one service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceEntries {
-    /// By phase.
+    /// By timeout.
     pub phases: BTreeMap<TimeoutKind, TimeoutBucket>,
     pairs: Pairs,
 }
@@ -36,7 +36,7 @@ pub struct ServiceEntries {
 enum Pairs {
     /// These.
     Few(Vec<(Address, Address)>),
-    /// So many, of which only the number was kept.
+    /// Only their number was kept.
     Counted(u32),
     Many,
 }
@@ -85,7 +85,7 @@ impl ServiceEntries {
     }
 }
 
-/// A census, by service and way.
+/// A table listing, by service and direction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listing {
     timeouts: Timeouts,
@@ -117,7 +117,7 @@ impl Listing {
             key.1 = 0;
         }
         let service = self.services.entry(key).or_default();
-        let phase = TimeoutKind::of(entry.proto, entry.tcp_state, entry.assured);
+        let phase = TimeoutKind::of(Protocol(entry.proto), entry.tcp_state, entry.assured);
         // A timeout that can't be read is at least what an entry has left.
         let timeout = self.timeouts.get(phase).unwrap_or(entry.left);
         let seen = service.phases.entry(phase).or_insert_with(|| TimeoutBucket {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::software;
 use crate::kernel::roots::Roots;
+use crate::model::Protocol;
 use crate::process::{procfs, sockets};
 
 /// A published port.
@@ -65,7 +66,7 @@ fn of_docker_proxy(pid: u32, arguments: &[String]) -> Option<Published> {
 fn of_forwarder(roots: &Roots, pid: u32, name: &str) -> Vec<Published> {
     let held: Vec<u64> = procfs::sockets_of(roots, pid).collect();
     let mut found = Vec::new();
-    for (proto, number) in [("tcp", 6), ("udp", 17)] {
+    for (proto, Protocol(number)) in [("tcp", Protocol::TCP), ("udp", Protocol::UDP)] {
         sockets::each_listening(&roots.proc(format!("{pid}/net")), number, |address, port, inode| {
             // Control sockets on loopback are no published ports, but published ports may be there too.
             if held.contains(&inode) {

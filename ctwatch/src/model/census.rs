@@ -1,7 +1,7 @@
 //! A census as it enters `state`: what one netns's table held, tied to what the flow counters said meanwhile.
 //! Plain data of bounded size, live or replayed.
 
-use super::{NetnsId, Timeouts};
+use super::{NetnsId, Protocol, Timeouts};
 
 /// Entries of one protocol and service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +181,7 @@ impl PortDetail {
     /// Whether states are TCP's.
     #[must_use]
     pub const fn is_tcp(&self) -> bool {
-        self.proto == 6
+        matches!(Protocol(self.proto), Protocol::TCP)
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use super::Protocol;
+
 /// A timeout of conntrack's: `net.netfilter.nf_conntrack_<sysctl>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "each is named like its sysctl")]
@@ -89,21 +91,21 @@ impl TimeoutKind {
     /// The phase of an entry: by enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h) for TCP, by
     /// whether both sides talk for UDP (nf_conntrack_udp_packet, net/netfilter/nf_conntrack_proto_udp.c).
     #[must_use]
-    pub const fn of(proto: u8, tcp_state: u8, assured: bool) -> Self {
+    pub const fn of(proto: Protocol, tcp_state: u8, assured: bool) -> Self {
         match (proto, tcp_state) {
             // SYN_SENT2, a simultaneous open, has SYN_SENT's timeout.
-            (6, 1 | 9) => Self::SynSent,
-            (6, 2) => Self::SynRecv,
-            (6, 3) => Self::Established,
-            (6, 4) => Self::FinWait,
-            (6, 5) => Self::CloseWait,
-            (6, 6) => Self::LastAck,
-            (6, 7) => Self::TimeWait,
-            (6, _) => Self::Close,
-            (17, _) if assured => Self::UdpStream,
-            (17, _) => Self::Udp,
-            (1, _) => Self::Icmp,
-            (58, _) => Self::Icmpv6,
+            (Protocol::TCP, 1 | 9) => Self::SynSent,
+            (Protocol::TCP, 2) => Self::SynRecv,
+            (Protocol::TCP, 3) => Self::Established,
+            (Protocol::TCP, 4) => Self::FinWait,
+            (Protocol::TCP, 5) => Self::CloseWait,
+            (Protocol::TCP, 6) => Self::LastAck,
+            (Protocol::TCP, 7) => Self::TimeWait,
+            (Protocol::TCP, _) => Self::Close,
+            (Protocol::UDP, _) if assured => Self::UdpStream,
+            (Protocol::UDP, _) => Self::Udp,
+            (Protocol::ICMP, _) => Self::Icmp,
+            (Protocol::ICMPV6, _) => Self::Icmpv6,
             _ => Self::Generic,
         }
     }
@@ -192,10 +194,10 @@ mod tests {
 
     #[test]
     fn every_state_has_its_timeout() {
-        assert_eq!(TimeoutKind::of(6, 7, true), TimeoutKind::TimeWait);
-        assert_eq!(TimeoutKind::of(6, 3, false), TimeoutKind::Established);
-        assert_eq!(TimeoutKind::of(17, 0, false), TimeoutKind::Udp);
-        assert_eq!(TimeoutKind::of(17, 0, true), TimeoutKind::UdpStream);
-        assert_eq!(TimeoutKind::of(132, 0, true), TimeoutKind::Generic);
+        assert_eq!(TimeoutKind::of(Protocol::TCP, 7, true), TimeoutKind::TimeWait);
+        assert_eq!(TimeoutKind::of(Protocol::TCP, 3, false), TimeoutKind::Established);
+        assert_eq!(TimeoutKind::of(Protocol::UDP, 0, false), TimeoutKind::Udp);
+        assert_eq!(TimeoutKind::of(Protocol::UDP, 0, true), TimeoutKind::UdpStream);
+        assert_eq!(TimeoutKind::of(Protocol::SCTP, 0, true), TimeoutKind::Generic);
     }
 }

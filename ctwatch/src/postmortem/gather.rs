@@ -417,7 +417,7 @@ fn arrivals(scan: &TickScan) -> Vec<Arrivals> {
 
 pub(super) fn name(names: &AllNames, id: NetnsId) -> String {
     let known = names.get(&id).and_then(|names| names.name.clone());
-    known.unwrap_or_else(|| format!("net:{}", id.inode()))
+    known.unwrap_or_else(|| id.to_string())
 }
 
 pub(super) fn unsigned(value: i64) -> u64 {

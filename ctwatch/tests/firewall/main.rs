@@ -7,6 +7,7 @@ use std::path::Path;
 use ctwatch::firewall::ObjectionKind::*;
 use ctwatch::firewall::{Dump, ExemptTarget, Firewall, ObjectionKind, Save, Scope, Tool, Tools};
 use ctwatch::kernel::roots::Roots;
+use ctwatch::model::Protocol;
 
 mod stateless;
 mod verdicts;
@@ -58,7 +59,7 @@ fn parsed(dump: &Dump) -> Firewall {
 }
 
 /// What speaks against exempting the service, without doubles.
-fn kinds(firewall: &Firewall, proto: u8, port: u16, scope: Scope) -> Vec<ObjectionKind> {
+fn kinds(firewall: &Firewall, proto: Protocol, port: u16, scope: Scope) -> Vec<ObjectionKind> {
     let mut kinds: Vec<_> = firewall
         .objections(&ExemptTarget { proto, port, scope })
         .iter()
@@ -70,7 +71,11 @@ fn kinds(firewall: &Firewall, proto: u8, port: u16, scope: Scope) -> Vec<Objecti
 
 #[test]
 fn the_rules_own_words_and_places_are_in_an_objection() {
-    let found = nft("established").objections(&ExemptTarget { proto: 6, port: 6379, scope: Scope::Loopback });
+    let found = nft("established").objections(&ExemptTarget {
+        proto: Protocol::TCP,
+        port: 6379,
+        scope: Scope::Loopback,
+    });
     let first = &found[0];
     assert_eq!(first.kind, EstablishedOnly);
     assert_eq!(
@@ -89,7 +94,7 @@ fn one_rule_set_is_judged_alike_by_every_tool_that_prints_it() {
     for name in ["docker.v4", "ufw.v4", "kube.v4", "raw.v4", "plain.v6"] {
         let (with_nft, without) = (iptables_nft(name), legacy(name));
         for port in [21, 22, 53, 80, 443, 3128, 5432, 6379, 6380, 8000, 9000, 9001, 9002, 30_379, 40_000] {
-            for proto in [6, 17] {
+            for proto in [Protocol::TCP, Protocol::UDP] {
                 for scope in [Scope::Loopback, Scope::Served, Scope::Outgoing] {
                     assert_eq!(
                         kinds(&with_nft, proto, port, scope),
@@ -106,9 +111,9 @@ fn one_rule_set_is_judged_alike_by_every_tool_that_prints_it() {
 fn chains_that_iptables_save_leaves_out_are_judged_all_the_same() {
     // iptables-nft-save prints the table without the chain `mine`, which drops what isn't ESTABLISHED.
     assert!(!printed("partial.v4.nft-save.txt").contains("mine"));
-    let found = kinds(&iptables_nft("partial.v4"), 6, 23, Scope::Served);
+    let found = kinds(&iptables_nft("partial.v4"), Protocol::TCP, 23, Scope::Served);
     assert_eq!(found, []);
-    let found = kinds(&iptables_nft("partial.v4"), 6, 2222, Scope::Served);
+    let found = kinds(&iptables_nft("partial.v4"), Protocol::TCP, 2222, Scope::Served);
     assert_eq!(found, [EstablishedOnly]);
 }
 
@@ -130,7 +135,7 @@ fn rules_that_nft_cant_print_are_never_taken_for_harmless() {
     };
     let (firewall, notes) = Firewall::parse(&dump);
     assert!(notes[0].text.contains("install iptables"), "{notes:?}");
-    let found = kinds(&firewall, 6, 6379, Scope::Served);
+    let found = kinds(&firewall, Protocol::TCP, 6379, Scope::Served);
     assert!(found.contains(&PublishedPort), "{found:?}");
 }
 
@@ -193,7 +198,7 @@ fn a_json_that_cant_be_read_is_a_note() {
 #[test]
 fn the_commands_exempt_both_directions_and_both_families_and_undo_takes_back_each() {
     let firewall = Firewall::default();
-    let redis = ExemptTarget { proto: 6, port: 6379, scope: Scope::Loopback };
+    let redis = ExemptTarget { proto: Protocol::TCP, port: 6379, scope: Scope::Loopback };
     let nft = firewall.notrack_commands(&redis, Tool::Nft);
     assert_eq!(
         nft.now,
@@ -203,7 +208,7 @@ fn the_commands_exempt_both_directions_and_both_families_and_undo_takes_back_eac
     );
     assert_eq!(nft.undo[0], "nft delete table inet ctwatch_notrack_lo_tcp_6379");
 
-    let web = ExemptTarget { proto: 6, port: 80, scope: Scope::Served };
+    let web = ExemptTarget { proto: Protocol::TCP, port: 80, scope: Scope::Served };
     let iptables = firewall.notrack_commands(&web, Tool::Iptables);
     assert_eq!(
         iptables.now[..2],

@@ -4,13 +4,14 @@
 use ctwatch::firewall::ObjectionKind::*;
 use ctwatch::firewall::Scope::{Loopback, Outgoing, Served};
 use ctwatch::firewall::{Firewall, ObjectionKind, Scope};
+use ctwatch::model::Protocol;
 
 use super::{iptables_nft, kinds, nft};
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+const TCP: Protocol = Protocol::TCP;
+const UDP: Protocol = Protocol::UDP;
 
-fn check(firewall: &Firewall, expected: &[(u8, u16, Scope, &[ObjectionKind])]) {
+fn check(firewall: &Firewall, expected: &[(Protocol, u16, Scope, &[ObjectionKind])]) {
     for (proto, port, scope, wanted) in expected {
         let found = kinds(firewall, *proto, *port, *scope);
         let all = firewall.objections(&ctwatch::firewall::ExemptTarget {

@@ -11,7 +11,7 @@ use ctwatch::advise::target::ServiceTarget;
 use ctwatch::firewall::{Commands, Objection, ObjectionKind};
 use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, TableLimits};
 use ctwatch::machine::{BootSettings, Machine, Manager, Memory, managers};
-use ctwatch::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind};
+use ctwatch::model::{Direction, NetnsId, Protocol, TimeoutHistogram, TimeoutKind};
 use ctwatch::view::{View, sh};
 
 fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Service {
@@ -21,7 +21,7 @@ fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Servi
     let mut talking = TimeoutHistogram::default();
     (0..40).for_each(|_| talking.add(0));
     Service {
-        proto: 6,
+        proto: Protocol::TCP,
         port,
         direction,
         entries: entries + 40,

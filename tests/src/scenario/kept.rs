@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use ctwatch::firewall::{ExemptTarget, Firewall, Scope, Tool};
+use ctwatch::model::Protocol;
 
 use super::notrack::shell;
 use super::{Guest, Outcome};
@@ -23,7 +24,7 @@ const WAYS: [(&str, &str); 3] = [
 ];
 
 pub(super) fn over_a_reboot(_: &Guest) -> Result<Outcome> {
-    let target = ExemptTarget { proto: 6, port: 6379, scope: Scope::Served };
+    let target = ExemptTarget { proto: Protocol::TCP, port: 6379, scope: Scope::Served };
     let commands = Firewall::default().notrack_commands(&target, Tool::Iptables);
     let mut checks = Checks::new();
     for (shows, folder) in WAYS {

@@ -9,6 +9,7 @@ use std::{fs, thread};
 use anyhow::{Context, Result, ensure};
 use ctwatch::firewall::{self, ExemptTarget, Firewall, Objection, Scope, Tool};
 use ctwatch::kernel::roots::Roots;
+use ctwatch::model::Protocol;
 
 use super::{Guest, Outcome};
 use crate::checks::Checks;
@@ -139,7 +140,7 @@ fn try_case(case: &Case, other: &Netns, veth: &Veth, checks: &mut Checks) -> Res
         Rules::Iptables(_, text) => drop(run_with_input(&["iptables-restore"], text)?),
     }
     let listed = list()?;
-    let target = ExemptTarget { proto: 6, port, scope };
+    let target = ExemptTarget { proto: Protocol::TCP, port, scope };
     let (judge, breaks) = judge(&target)?;
     let said = !breaks.is_empty();
 

@@ -5,8 +5,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::Direction;
 
-const TCP: u8 = 6;
-
 /// Connections that come at a rate, talk for a while and wait in TIME_WAIT: the table after it is steady.
 fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
     let mut idle = TimeoutHistogram::default();
@@ -18,7 +16,7 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
     let talking = (rate * talks).round() as u32;
     (0..talking).for_each(|_| talking_idle.add(0));
     Service {
-        proto: TCP,
+        proto: Protocol::TCP,
         port: 6379,
         direction: Direction::Loopback,
         entries: waiting + talking,

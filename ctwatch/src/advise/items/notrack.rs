@@ -5,12 +5,12 @@ use super::{ChangeKind, Draft, Item, Level, NOT_PERSISTENT, major_services};
 use crate::advise::case::Case;
 use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
-use crate::model::{Direction, Protocol};
+use crate::model::Direction;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
     major_services(case)
         .filter(|(service, _)| {
-            Protocol(service.proto).has_ports()
+            service.proto.has_ports()
                 && service.port != 0
                 // Forwarded flows get no commands here; that they are translated is worth saying.
                 && (service.direction != Direction::Forwarded

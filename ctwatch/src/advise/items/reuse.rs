@@ -5,7 +5,7 @@ use super::{ChangeKind, Draft, Item, Level, major_services};
 use crate::advise::case::Case;
 use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
-use crate::model::{Direction, TimeoutKind};
+use crate::model::{Direction, Protocol, TimeoutKind};
 
 /// Requests a reused connection is assumed to serve: nginx's keepalive_requests was 100 up to 1.19.9.
 const REQUESTS: u32 = 100;
@@ -14,7 +14,7 @@ const MIN_CLOSED_SHARE: f64 = 0.5;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
     major_services(case)
-        .filter(|(service, _)| service.proto == 6 && closed_share(service) >= MIN_CLOSED_SHARE)
+        .filter(|(service, _)| service.proto == Protocol::TCP && closed_share(service) >= MIN_CLOSED_SHARE)
         .map(|(service, part)| item(case, service, part))
         .collect()
 }

@@ -8,7 +8,7 @@ use crate::advise::target::ServiceTarget;
 use crate::firewall::ObjectionKind;
 use crate::machine::table::{EntrySize, Module, SizeSource, TableLimits};
 use crate::machine::{BootSettings, Machine, Manager, Memory, managers};
-use crate::model::{Direction, TimeoutHistogram, TimeoutKind};
+use crate::model::{Direction, Protocol, TimeoutHistogram, TimeoutKind};
 
 fn service(port: u16, direction: Direction, rate: f64) -> Service {
     let mut idle = TimeoutHistogram::default();
@@ -21,7 +21,7 @@ fn service(port: u16, direction: Direction, rate: f64) -> Service {
         per_s: rate,
     };
     Service {
-        proto: 6,
+        proto: Protocol::TCP,
         port,
         direction,
         entries: (rate * 120.0) as u32,

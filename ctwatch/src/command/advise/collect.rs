@@ -87,9 +87,9 @@ pub(super) fn collect_facts(
     let services = measure.services();
     let ports: Vec<Port> = services
         .iter()
-        .filter(|service| matches!(service.proto, 6 | 17))
+        .filter(|service| matches!(service.proto, Protocol::TCP | Protocol::UDP))
         .take(LOOKED_UP)
-        .map(|service| Port { proto: service.proto, port: service.port })
+        .map(|service| Port { proto: service.proto.0, port: service.port })
         .collect();
     let mut endpoints = endpoint::read(&host.roots, &ports, PATIENCE);
     senders.join(&host.roots, &mut endpoints);
@@ -156,7 +156,7 @@ pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId,
 
 /// Which services are used by the server of which other one.
 fn uses(services: &[Service], endpoints: &BTreeMap<Port, Endpoint>) -> Vec<Dependency> {
-    let endpoint = |target: &ServiceTarget| endpoints.get(&Port { proto: target.proto, port: target.port });
+    let endpoint = |target: &ServiceTarget| endpoints.get(&Port { proto: target.proto.0, port: target.port });
     let mut found = Vec::new();
     for front in services {
         for back in services {
@@ -183,7 +183,7 @@ fn known(
     inside: &NetnsCommands,
 ) -> ServiceFacts {
     let mut known = ServiceFacts::default();
-    if let Some(endpoint) = endpoints.get(&Port { proto: target.proto, port: target.port }) {
+    if let Some(endpoint) = endpoints.get(&Port { proto: target.proto.0, port: target.port }) {
         let server = endpoint.servers.first().map(|program| program.software.clone());
         let clients: Vec<machine::Software> =
             endpoint.clients.iter().map(|client| client.program.software.clone()).collect();
@@ -215,10 +215,9 @@ fn known(
             known.warnings.push(format!("{} ({})", objection.text, objection.located_rule()));
         }
     }
-    let published = machine
-        .published
-        .iter()
-        .filter(|published| published.port == target.port && Some(target.proto) == proto(&published.proto));
+    let published = machine.published.iter().filter(|published| {
+        published.port == target.port && Some(target.proto) == Protocol::from_name(&published.proto)
+    });
     known.objections.extend(published.map(self::published));
     if firewall.can_nft() || firewall.can_iptables() {
         let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
@@ -234,10 +233,10 @@ fn translations(target: &ServiceTarget, firewall: &Firewall) -> impl Iterator<It
         // A rule without a port is behind another one that asks for it.
         (first, last) != (0, u16::MAX)
             && (first..=last).contains(&target.port)
-            && one.proto.is_none_or(|proto| proto == target.proto)
+            && one.proto.is_none_or(|proto| Protocol(proto) == target.proto)
     };
     let found: Vec<_> = firewall.published().into_iter().filter(is_meant).collect();
-    let (port, proto) = (target.port, Protocol(target.proto));
+    let (port, proto) = (target.port, target.proto);
     found.into_iter().map(move |firewall::Published { by, to, place, rule, .. }| Objection {
         kind: ObjectionKind::PublishedPort,
         rule,
@@ -245,10 +244,6 @@ fn translations(target: &ServiceTarget, firewall: &Firewall) -> impl Iterator<It
         text: format!("{by} publishes {port}/{proto} to {to}: untracked packets aren't translated"),
         remedy: None,
     })
-}
-
-fn proto(name: &str) -> Option<u8> {
-    Protocol::from_name(name).map(|proto| proto.0)
 }
 
 /// What the firewall as a whole says: whether it could do without state.

@@ -49,6 +49,7 @@ impl NetnsCommands {
 mod tests {
     use super::*;
     use crate::firewall::{ExemptTarget, Firewall, Scope, Tool};
+    use crate::model::Protocol;
 
     fn blue() -> NetnsCommands {
         NetnsCommands {
@@ -59,7 +60,7 @@ mod tests {
 
     #[test]
     fn rules_go_into_the_netns_and_no_file_is_left_on_the_host() {
-        let target = ExemptTarget { proto: 6, port: 6379, scope: Scope::Loopback };
+        let target = ExemptTarget { proto: Protocol::TCP, port: 6379, scope: Scope::Loopback };
         for tool in [Tool::Nft, Tool::Iptables] {
             let here = Firewall::default().notrack_commands(&target, tool);
             let there = blue().commands(here.clone());

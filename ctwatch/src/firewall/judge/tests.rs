@@ -8,6 +8,7 @@ use crate::firewall::ir::{
 };
 use crate::firewall::ranges::Ranges;
 use crate::firewall::{ExemptTarget, Firewall, ObjectionKind, Scope};
+use crate::model::Protocol;
 
 const PORT: u16 = 80;
 /// Rules name addresses and ports from here on, so many; flows have those and one more.
@@ -219,7 +220,7 @@ proptest! {
     #[test]
     fn an_objection_is_made_exactly_when_some_connection_breaks(table in table()) {
         let firewall = Firewall { tables: vec![table.clone()], ..Firewall::default() };
-        let objections = firewall.objections(&ExemptTarget { proto: 6, port: PORT, scope: Scope::Served });
+        let objections = firewall.objections(&ExemptTarget { proto: Protocol::TCP, port: PORT, scope: Scope::Served });
         let said = |kind| objections.iter().any(|objection| objection.kind == kind);
         prop_assert!(!said(ObjectionKind::Unknown), "all of it can be judged: {objections:?}");
         prop_assert_eq!(said(ObjectionKind::EstablishedOnly), breaks_somebody(&table, false), "{:#?}", objections);
@@ -228,7 +229,7 @@ proptest! {
     #[test]
     fn a_connection_that_is_only_let_in_without_tracking_is_seen(table in table()) {
         let firewall = Firewall { tables: vec![table.clone()], ..Firewall::default() };
-        let objections = firewall.objections(&ExemptTarget { proto: 6, port: PORT, scope: Scope::Served });
+        let objections = firewall.objections(&ExemptTarget { proto: Protocol::TCP, port: PORT, scope: Scope::Served });
         let said = objections.iter().any(|objection| objection.kind == ObjectionKind::OpensAccess);
         // It is said of a flow whose first packet is refused today; one refused later is none to open.
         prop_assert!(!said || breaks_somebody(&table, true), "{objections:#?}");
