@@ -105,7 +105,7 @@ fn check_triggers(record: &RecordConfig, backend: Backend) -> Result<Option<Stri
     }
     let text = format!(
         "--when {}: it can't fire: the time to full follows from counted flows, and the {} backend doesn't count \
-         them; use fill>=90%, or the kprobe backend (`ctwatch check` says what it lacks here)",
+         them: take fill>=90%, or the kprobe backend (`ctwatch check` says what it lacks here)",
         cannot_fire.join(", "),
         backend.name()
     );
