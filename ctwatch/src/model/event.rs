@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ctwatch_common::Cause;
-use ctwatch_common::slot::SlotKey;
+use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
 use super::{EntryState, Flow, FlowSample, KernelCounters, NetnsId, Owner, Packet, Sender};
@@ -114,6 +114,14 @@ pub struct SlotSample {
     pub deletes: u64,
     /// Inserts that failed after all, of a slot of flows.
     pub failed: u64,
+}
+
+impl SlotSample {
+    /// Whether it counts inserts and deletes, not losses.
+    #[must_use]
+    pub fn counts_flows(&self) -> bool {
+        self.key.decode() == Some(SlotKind::Flows)
+    }
 }
 
 /// Everything read at one tick.

@@ -3,8 +3,6 @@
 
 use std::collections::HashMap;
 
-use ctwatch_common::slot::KIND_FLOWS;
-
 use super::Watch;
 use super::census::Moved;
 use crate::model::{FlowSample, NetnsId, SlotSample};
@@ -33,7 +31,7 @@ impl Watch {
         let mut done = censuses.collect(|id, raw| self.net_of(id, raw), &moved);
         self.censuses = censuses;
         // A netns may have died, and its inode number gone to another one, while its table was read.
-        done.retain(|census| self.namespaces.contains_key(&census.netns));
+        done.retain(|census| self.netns.namespaces.contains_key(&census.netns));
         self.start_due_censuses(&moved);
         let overflow = |probe: &Probe| probe.shared.control().flows_overflow.iter().sum();
         FlowSample {
@@ -44,10 +42,10 @@ impl Watch {
     }
 
     fn start_due_censuses(&mut self, moved: &HashMap<NetnsId, Moved>) {
-        let Self { probe: Some(probe), censuses, namespaces, baselines, settings, .. } = self else { return };
-        if settings.probe_options.is_some_and(|probe_options| probe_options.flows) {
-            let entries = |id| baselines.get(&id).and_then(|baseline| baseline.entries);
-            censuses.start_due(namespaces, || probe.shared.flow_reader(), moved, entries);
+        let Self { probe: Some(probe), censuses, netns, config, .. } = self else { return };
+        if config.probe_options.is_some_and(|probe_options| probe_options.flows) {
+            let entries = |id| netns.entries(id);
+            censuses.start_due(&netns.namespaces, || probe.shared.flow_reader(), moved, entries);
         }
     }
 
@@ -55,31 +53,20 @@ impl Watch {
     fn net_of(&self, id: NetnsId, raw: &[SlotSample]) -> HashMap<(u8, u16), i64> {
         let mut net = HashMap::new();
         for slot in raw.iter().chain(&self.earlier.slots) {
-            if slot.key.kind != KIND_FLOWS || slot.key.netns != id.inode() {
+            if !slot.counts_flows() || slot.key.netns != id.inode() {
                 continue;
             }
-            let SlotSample { key, count, deletes, failed } = self.since_inode_reuse(*slot);
+            let SlotSample { key, count, deletes, failed } = self.netns.since_inode_reuse(*slot);
             *net.entry((key.proto, key.port)).or_default() += count as i64 - failed as i64 - deletes as i64;
         }
         net
-    }
-
-    /// A slot of flows without what earlier namespaces of its inode number left in it.
-    pub(super) fn since_inode_reuse(&self, slot: SlotSample) -> SlotSample {
-        let (count, deletes, failed) = self.flow_totals_at_reuse.get(&slot.key).copied().unwrap_or_default();
-        SlotSample {
-            key: slot.key,
-            count: slot.count.saturating_sub(count),
-            deletes: slot.deletes.saturating_sub(deletes),
-            failed: slot.failed.saturating_sub(failed),
-        }
     }
 }
 
 /// Inserts and deletes by netns.
 fn moved(slots: &[SlotSample]) -> HashMap<NetnsId, Moved> {
     let mut sums: HashMap<NetnsId, Moved> = HashMap::new();
-    for slot in slots.iter().filter(|slot| slot.key.kind == KIND_FLOWS) {
+    for slot in slots.iter().filter(|slot| slot.counts_flows()) {
         let moved = sums.entry(NetnsId::from_packed(slot.key.netns)).or_default();
         moved.inserts += slot.count.saturating_sub(slot.failed);
         moved.deletes += slot.deletes;

@@ -3,38 +3,33 @@
 
 mod baseline;
 mod census;
-mod events;
-pub use events::Observed;
 mod eviction_matcher;
 mod flows;
 mod jiffies;
+mod losses;
 mod netns_tracker;
 mod pending_owners;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::classify::Counters;
-use ctwatch_common::slot::{KIND_FLOWS, SlotKey};
 
 use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
-use crate::model::{Clock, KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
-use crate::netns::{self, Netns};
-use crate::owner::OwnerResolver;
+use crate::model::{Clock, KernelCounters, Loss, NetnsId, Sample, SlotSample};
+use crate::netns;
 use crate::probe::plan::{Attachment, ProbeOptions, plan};
 use crate::probe::sync::Baseline;
 use crate::probe::{Probe, offsets};
-use baseline::BaselineCounters;
 use census::Censuses;
-use eviction_matcher::EvictionMatcher;
-use jiffies::Jiffies;
-use netns_tracker::RESCAN_INTERVAL;
-use pending_owners::PendingOwners;
+use losses::LossPipeline;
+pub use losses::Observed;
+use netns_tracker::{NetnsTracker, Totals};
 use tokio::io::unix::AsyncFd;
 
 /// How to watch.
@@ -79,117 +74,96 @@ struct EarlierTotals {
 
 /// A running watch.
 pub struct Watch {
-    settings: WatchConfig,
+    config: WatchConfig,
     probe: Option<Probe>,
     module: Option<u64>,
-    namespaces: BTreeMap<NetnsId, Netns>,
-    baselines: BTreeMap<NetnsId, BaselineCounters>,
-    gone: BTreeMap<NetnsId, Netns>,
-    /// How many namespaces with this inode number have gone.
-    generations: HashMap<u32, u32>,
-    /// What a slot of flows held when the netns went whose inode number it bears.
-    flow_totals_at_reuse: HashMap<SlotKey, (u64, u64, u64)>,
-    evictions: EvictionMatcher,
-    pending_owners: PendingOwners,
-    earlier: EarlierTotals,
+    netns: NetnsTracker,
+    losses: LossPipeline,
     censuses: Censuses,
+    earlier: EarlierTotals,
     /// The module was loaded again since the last sample.
     restarted: bool,
-    clock: Clock,
-    /// Only where single losses are shown.
-    jiffies: Option<Jiffies>,
-    /// Only where someone asks whose packets they were.
-    owners: Option<OwnerResolver>,
     last_sample: Instant,
-    last_rescan: Instant,
 }
+
+/// What each CPU had counted in a netns when its watch began; `None` for a CPU that was offline.
+type Bases = Vec<Option<Counters>>;
 
 impl Watch {
     /// Attaches and takes the baseline. conntrack must be there.
-    pub fn start(settings: WatchConfig, kernel: Kernel) -> Result<(Self, StartInfo)> {
-        let now = Instant::now();
-        let owners = settings
-            .probe_options
-            .filter(|probe_options| probe_options.owners)
-            .map(|_| OwnerResolver::new(&settings.roots));
-        let jiffies = settings
-            .probe_options
-            .filter(|probe_options| probe_options.event_details)
-            .map(|_| Jiffies::default());
+    pub fn start(config: WatchConfig, kernel: Kernel) -> Result<(Self, StartInfo)> {
         let mut watch = Self {
-            settings,
+            losses: LossPipeline::new(&config.roots, config.probe_options),
+            config,
             probe: None,
             module: None,
-            namespaces: BTreeMap::new(),
-            baselines: BTreeMap::new(),
-            gone: BTreeMap::new(),
-            generations: HashMap::new(),
-            flow_totals_at_reuse: HashMap::new(),
-            evictions: EvictionMatcher::default(),
-            pending_owners: PendingOwners::default(),
-            earlier: EarlierTotals::default(),
+            netns: NetnsTracker::default(),
             censuses: Censuses::default(),
+            earlier: EarlierTotals::default(),
             restarted: false,
-            clock: Clock::now(),
-            jiffies,
-            owners,
-            last_sample: now,
-            last_rescan: now,
+            last_sample: Instant::now(),
         };
         let start = watch.attach(kernel)?;
         Ok((watch, start))
     }
 
     fn attach(&mut self, kernel: Kernel) -> Result<StartInfo> {
-        self.module = module::loaded(&self.settings.roots);
-        self.namespaces = netns::discover()?;
+        self.module = module::loaded(&self.config.roots);
+        self.netns.namespaces = netns::discover()?;
         let mut start =
             StartInfo { attachments: Vec::new(), notes: Vec::new(), since_boot: KernelCounters::default() };
-        let mut bases = BTreeMap::new();
-        if let Some(probe_options) = self.settings.probe_options {
-            let (symbols, btf) = kernel.both()?;
-            let mut config = offsets::resolve(btf, symbols)?;
-            let plan = plan(symbols, probe_options, &mut config).map_err(anyhow::Error::msg)?;
-            drop(kernel);
-            let room = (self.namespaces.len() * 4).next_power_of_two().max(256);
-            let probe = Probe::attach(&plan, &config, u32::try_from(room)?, self.settings.log_level)?;
-            for netns in self.namespaces.values() {
-                // A netns that died since it was discovered has nothing to say.
-                if let Ok(taken) = probe.register_netns(netns, Baseline::Current) {
-                    bases.insert(netns.id, taken.bases);
-                }
-            }
-            anyhow::ensure!(
-                !bases.is_empty(),
-                "no netns could be synchronised: {}",
-                self.why_no_netns(&probe)
-            );
-            probe.shared.start_watching();
-            give_back_memory();
-            start.attachments = plan.attachments;
-            start.notes = plan.notes;
-            self.probe = Some(probe);
-        } else {
-            for (id, stat) in stat::read_all(self.namespaces.values())? {
-                if let Ok(stat) = stat {
-                    bases.insert(id, stat.cpus.into_iter().map(Some).collect());
-                }
-            }
-        }
-        for (id, base) in bases {
-            add_up(&mut start.since_boot, base.iter().flatten());
-            match self.baselines.get_mut(&id) {
-                Some(baseline) => baseline.restart(base),
-                None => drop(self.baselines.insert(id, BaselineCounters::new(base, false))),
-            }
+        let bases = match self.config.probe_options {
+            Some(options) => self.attach_programs(options, kernel, &mut start)?,
+            None => self.present_counters()?,
+        };
+        for (id, bases) in bases {
+            add_up(&mut start.since_boot, bases.iter().flatten());
+            self.netns.begin(id, bases);
         }
         Ok(start)
     }
 
-    fn why_no_netns(&self, probe: &Probe) -> String {
-        let mut reasons =
-            self.namespaces.values().filter_map(|netns| probe.register_netns(netns, Baseline::Current).err());
-        reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"))
+    /// Loads and attaches the programs; what each netns's counters stood at in that instant is the baseline.
+    fn attach_programs(
+        &mut self,
+        options: ProbeOptions,
+        kernel: Kernel,
+        start: &mut StartInfo,
+    ) -> Result<BTreeMap<NetnsId, Bases>> {
+        let namespaces = &self.netns.namespaces;
+        let (symbols, btf) = kernel.both()?;
+        let mut config = offsets::resolve(btf, symbols)?;
+        let plan = plan(symbols, options, &mut config).map_err(anyhow::Error::msg)?;
+        drop(kernel);
+        let room = (namespaces.len() * 4).next_power_of_two().max(256);
+        let probe = Probe::attach(&plan, &config, u32::try_from(room)?, self.config.log_level)?;
+        let mut bases = BTreeMap::new();
+        for netns in namespaces.values() {
+            // A netns that died since it was discovered has nothing to say.
+            if let Ok(registered) = probe.register_netns(netns, Baseline::Current) {
+                bases.insert(netns.id, registered.bases);
+            }
+        }
+        if bases.is_empty() {
+            let mut reasons =
+                namespaces.values().filter_map(|netns| probe.register_netns(netns, Baseline::Current).err());
+            let why =
+                reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"));
+            bail!("no netns could be synchronised: {why}");
+        }
+        probe.shared.start_watching();
+        give_back_memory();
+        start.attachments = plan.attachments;
+        start.notes = plan.notes;
+        self.probe = Some(probe);
+        Ok(bases)
+    }
+
+    /// The baseline where no programs run.
+    fn present_counters(&self) -> Result<BTreeMap<NetnsId, Bases>> {
+        let readings = stat::read_all(self.netns.namespaces.values())?;
+        let bases = |stat: stat::Stat| stat.cpus.into_iter().map(Some).collect();
+        Ok(readings.into_iter().filter_map(|(id, stat)| Some((id, bases(stat.ok()?)))).collect())
     }
 
     /// The ring buffer's readiness, while there is one: readable once much is waiting.
@@ -199,13 +173,16 @@ impl Watch {
 
     /// Follows conntrack when it is unloaded and loaded again.
     pub fn follow_module(&mut self) -> Result<Option<ModuleChange>> {
-        let module = module::loaded(&self.settings.roots);
+        let module = module::loaded(&self.config.roots);
         if module == self.module {
             return Ok(None);
         }
         let was_loaded = self.module.is_some();
         if was_loaded {
-            self.keep_totals();
+            self.netns.forget_generations();
+            if let Some(mut probe) = self.probe.take() {
+                self.earlier.keep(&mut probe);
+            }
         }
         self.module = module;
         if module.is_none() {
@@ -213,70 +190,55 @@ impl Watch {
         }
         self.censuses.restart();
         self.restarted = true;
-        self.attach(Kernel::read(&self.settings.roots))
+        self.attach(Kernel::read(&self.config.roots))
             .context("attaching again after nf_conntrack was loaded again")?;
         Ok(Some(ModuleChange::Reattached))
     }
 
-    /// Keeps the totals of the programs that die with the module.
-    fn keep_totals(&mut self) {
-        // The next programs start to tell namespaces of one inode number apart from the beginning.
-        self.generations.clear();
-        self.flow_totals_at_reuse.clear();
-        if let Some(mut probe) = self.probe.take() {
-            self.earlier.slots.extend(probe.shared.slots());
-            let (lost, overflow, ambiguous) = probe.shared.totals();
-            for cause in 0..CAUSES {
-                self.earlier.lost_events[cause] += lost[cause];
-                self.earlier.overflow[cause] += overflow[cause];
+    /// Hands over at most `limit` events; see [`Observed`]. Evictions come one call later.
+    pub fn drain(&mut self, limit: usize, mut each: impl FnMut(Observed<'_>)) -> usize {
+        let Self { probe, losses, netns, .. } = self;
+        let mut gone = Vec::new();
+        let taken = losses.drain(probe.as_mut(), &netns.namespaces, limit, &mut gone, &mut each);
+        if !gone.is_empty() {
+            let slots = self.raw_slots();
+            for (id, counters) in gone {
+                self.netns.retire(id, counters, &slots);
             }
-            self.earlier.ambiguous += ambiguous;
         }
+        taken
+    }
+
+    /// Hands over the losses that were held back.
+    pub fn flush_pending(&mut self, mut each: impl FnMut(&Loss)) {
+        self.losses.flush(&self.netns.namespaces, &mut each);
     }
 
     /// Reads everything: the kernel's counters, ours, the kernel's again.
     pub fn sample(&mut self) -> Result<Sample> {
-        self.clock = Clock::now();
+        self.losses.clock = Clock::now();
         if let Some(probe) = &mut self.probe {
             probe.write_diagnostics();
         }
         let now = Instant::now();
         let interval_s = now.duration_since(self.last_sample).as_secs_f64();
         self.last_sample = now;
-        if now.duration_since(self.last_rescan) >= RESCAN_INTERVAL {
+        if self.netns.is_due(now) {
             self.rescan_netns();
         }
         let mut before = self.read_counters()?;
         let mut slots = self.slots();
-        if slots.iter().any(|slot| !self.baselines.contains_key(&NetnsId::from_packed(slot.key.netns))) {
-            // A loss in a netns that came up since the last look.
+        if slots.iter().any(|slot| !self.netns.knows(NetnsId::from_packed(slot.key.netns))) {
+            // A loss in a netns that came up since the last rescan.
             self.rescan_netns();
             before = self.read_counters()?;
             slots = self.slots();
         }
-        let (lost_events, overflow, ambiguous) = self.totals();
+        let (lost_events, overflow, ambiguous) = self.earlier.with(self.probe.as_ref());
         let after = self.read_counters()?;
-        let max = stat::max().ok();
-        let netns = self
-            .baselines
-            .iter()
-            .filter_map(|(id, baseline)| {
-                let netns = self.namespaces.get(id).or_else(|| self.gone.get(id))?;
-                Some(NetnsSample {
-                    id: *id,
-                    name: netns.name.clone(),
-                    container: netns.container.clone(),
-                    count: baseline.entries,
-                    max,
-                    before: before.get(id).copied().unwrap_or_else(|| baseline.total()),
-                    after: after.get(id).copied().unwrap_or_else(|| baseline.total()),
-                    gone: self.gone.contains_key(id),
-                    complete: baseline.complete,
-                })
-            })
-            .collect();
+        let netns = self.netns.samples(&before, &after, stat::max().ok());
         let flows = self.flows(&slots);
-        let time = self.clock.time();
+        let time = self.losses.clock.time();
         Ok(Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous, flows })
     }
 
@@ -284,27 +246,28 @@ impl Watch {
     /// being seen would lose its tuple.
     pub fn reconcile(&self) {
         let Some(probe) = &self.probe else { return };
-        for netns in self.namespaces.values() {
+        for netns in self.netns.namespaces.values() {
             // A netns that dies meanwhile takes its counters along.
             let _ = probe.reconcile(netns);
         }
     }
 
-    /// All slots. Those that count flows bear inode numbers: they belong to the netns that has the number now, if any.
+    fn rescan_netns(&mut self) {
+        self.netns.rescan(self.probe.as_ref());
+        self.losses.namespaces_changed();
+    }
+
+    fn read_counters(&mut self) -> Result<Totals> {
+        if self.module.is_none() {
+            return Ok(Totals::new());
+        }
+        self.netns.read_counters(&self.config.roots)
+    }
+
+    /// All slots, each of its netns.
     fn slots(&mut self) -> Vec<SlotSample> {
         let mut slots = self.raw_slots();
-        if self.generations.is_empty() {
-            return slots;
-        }
-        slots.retain_mut(|slot| {
-            if slot.key.kind != KIND_FLOWS {
-                return true;
-            }
-            *slot = self.since_inode_reuse(*slot);
-            let id = self.present_id(slot.key.netns);
-            slot.key.netns = id.packed();
-            self.namespaces.contains_key(&id)
-        });
+        self.netns.assign(&mut slots);
         slots
     }
 
@@ -315,12 +278,21 @@ impl Watch {
         }
         slots
     }
+}
 
-    fn totals(&self) -> ([u64; CAUSES], [u64; CAUSES], u64) {
-        let mut lost_events = self.earlier.lost_events;
-        let mut overflow = self.earlier.overflow;
-        let mut ambiguous = self.earlier.ambiguous;
-        if let Some(probe) = &self.probe {
+impl EarlierTotals {
+    /// Keeps the totals of programs that die with the module.
+    fn keep(&mut self, probe: &mut Probe) {
+        self.slots.extend(probe.shared.slots());
+        let (lost_events, overflow, ambiguous) = self.with(Some(probe));
+        (self.lost_events, self.overflow, self.ambiguous) = (lost_events, overflow, ambiguous);
+    }
+
+    /// These and the present programs' totals: events lost, losses without a slot, uncertain claims.
+    fn with(&self, probe: Option<&Probe>) -> ([u64; CAUSES], [u64; CAUSES], u64) {
+        let (mut lost_events, mut overflow, mut ambiguous) =
+            (self.lost_events, self.overflow, self.ambiguous);
+        if let Some(probe) = probe {
             let (more_lost, more_overflow, more_ambiguous) = probe.shared.totals();
             for cause in 0..CAUSES {
                 lost_events[cause] += more_lost[cause];

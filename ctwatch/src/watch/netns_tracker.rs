@@ -1,53 +1,93 @@
 //! Network namespaces come and go while we watch, and a later one may have an earlier one's inode number.
 //! Each has a baseline of what the kernel counted; a netns that is gone keeps its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ctwatch_common::slot::KIND_FLOWS;
+use ctwatch_common::slot::SlotKey;
 
-use super::Watch;
 use super::baseline::BaselineCounters;
 use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
-use crate::model::{KernelCounters, NetnsId};
+use crate::kernel::roots::Roots;
+use crate::model::{KernelCounters, NetnsId, NetnsSample, SlotSample};
 use crate::netns::{self, Netns};
+use crate::probe::Probe;
 use crate::probe::sync::Baseline;
 
 /// How often to look for netns nobody has lost a packet in.
-pub(super) const RESCAN_INTERVAL: Duration = Duration::from_secs(5);
+const RESCAN_INTERVAL: Duration = Duration::from_secs(5);
 
-impl Watch {
-    /// A netns is gone, and this is the last that its counters said.
-    pub(super) fn retire(&mut self, id: NetnsId, counters: KernelCounters) {
+/// The kernel's counters since the baseline, by netns.
+pub(super) type Totals = BTreeMap<NetnsId, KernelCounters>;
+
+/// The namespaces that are there and those that are gone, with what the kernel counted in each.
+#[derive(Debug)]
+pub(super) struct NetnsTracker {
+    /// Those that can be entered.
+    pub namespaces: BTreeMap<NetnsId, Netns>,
+    baselines: BTreeMap<NetnsId, BaselineCounters>,
+    gone: BTreeMap<NetnsId, Netns>,
+    /// How many namespaces with this inode number have gone.
+    generations: HashMap<u32, u32>,
+    /// What a slot of flows held when the netns went whose inode number it bears.
+    flow_totals_at_reuse: HashMap<SlotKey, (u64, u64, u64)>,
+    last_rescan: Instant,
+}
+
+impl Default for NetnsTracker {
+    fn default() -> Self {
+        Self {
+            namespaces: BTreeMap::new(),
+            baselines: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            generations: HashMap::new(),
+            flow_totals_at_reuse: HashMap::new(),
+            last_rescan: Instant::now(),
+        }
+    }
+}
+
+impl NetnsTracker {
+    /// Starts, or after a reload of the module starts again, from what each CPU of a netns has counted.
+    pub fn begin(&mut self, id: NetnsId, bases: super::Bases) {
+        match self.baselines.get_mut(&id) {
+            Some(baseline) => baseline.restart(bases),
+            None => drop(self.baselines.insert(id, BaselineCounters::new(bases, false))),
+        }
+    }
+
+    /// The next programs start to tell namespaces of one inode number apart from the beginning.
+    pub fn forget_generations(&mut self) {
+        self.generations.clear();
+        self.flow_totals_at_reuse.clear();
+    }
+
+    /// A netns is gone, and this is the last that its counters said. `slots` are those of the programs.
+    pub fn retire(&mut self, id: NetnsId, counters: KernelCounters, slots: &[SlotSample]) {
         let inode = id.inode();
         let generation = self.generations.entry(inode).or_default();
         *generation = (*generation).max(id.generation() + 1);
         // One that nobody had noticed yet came up while we watched: all it has counted is ours.
         let baseline = self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(Vec::new(), true));
         baseline.finish(counters);
-        for slot in self.raw_slots() {
-            if slot.key.kind == KIND_FLOWS && slot.key.netns == inode {
-                self.flow_totals_at_reuse.insert(slot.key, (slot.count, slot.deletes, slot.failed));
-            }
+        for slot in slots.iter().filter(|slot| slot.counts_flows() && slot.key.netns == inode) {
+            self.flow_totals_at_reuse.insert(slot.key, (slot.count, slot.deletes, slot.failed));
         }
         let unnoticed = || Netns { id, path: PathBuf::new(), name: None, container: None };
         self.gone.insert(id, self.namespaces.remove(&id).unwrap_or_else(unnoticed));
     }
 
-    /// The kernel's counters since the baseline, by netns.
-    pub(super) fn read_counters(&mut self) -> Result<BTreeMap<NetnsId, KernelCounters>> {
-        if self.module.is_none() {
-            return Ok(BTreeMap::new());
-        }
+    /// Reads the kernel's counters in every netns.
+    pub fn read_counters(&mut self, roots: &Roots) -> Result<Totals> {
         let readings = stat::read_all(self.namespaces.values())?;
         let mut totals = BTreeMap::new();
         for (id, stat) in readings {
             match stat {
                 Ok(stat) => drop(totals.insert(id, self.accumulate(id, &stat))),
-                Err(_) => self.mark_unreadable(id),
+                Err(_) => self.mark_unreadable(id, roots),
             }
         }
         Ok(totals)
@@ -58,8 +98,8 @@ impl Watch {
     }
 
     /// A netns can't be read: unless another process still leads there, it is gone.
-    fn mark_unreadable(&mut self, id: NetnsId) {
-        if module::loaded(&self.settings.roots).is_none() {
+    fn mark_unreadable(&mut self, id: NetnsId, roots: &Roots) {
+        if module::loaded(roots).is_none() {
             return;
         }
         if let Some(netns) = self.namespaces.remove(&id) {
@@ -68,36 +108,93 @@ impl Watch {
         }
     }
 
+    /// Whether it is time to look for netns again.
+    pub fn is_due(&self, now: Instant) -> bool {
+        now.duration_since(self.last_rescan) >= RESCAN_INTERVAL
+    }
+
     /// Finds new netns and makes them known to the programs.
-    pub(super) fn rescan_netns(&mut self) {
+    pub fn rescan(&mut self, probe: Option<&Probe>) {
         self.last_rescan = Instant::now();
         let Ok(found) = netns::discover() else { return };
-        if let Some(owners) = &mut self.owners {
-            owners.namespaces_changed();
-        }
         for (id, mut netns) in found {
             netns.id = self.present_id(id.inode());
             if let Some(known) = self.namespaces.get_mut(&netns.id) {
                 *known = netns;
                 continue;
             }
-            let taken =
-                self.probe.as_ref().and_then(|probe| probe.register_netns(&netns, Baseline::Zero).ok());
-            if let Some(taken) = &taken {
+            let registered = probe.and_then(|probe| probe.register_netns(&netns, Baseline::Zero).ok());
+            if let Some(registered) = &registered {
                 // The programs may know already that the netns before it is gone, and have yet to tell.
-                netns.id = taken.id;
-                self.generations.insert(taken.id.inode(), taken.id.generation());
+                netns.id = registered.id;
+                self.generations.insert(registered.id.inode(), registered.id.generation());
             }
             let id = netns.id;
             self.gone.remove(&id);
-            let bases = taken.map_or_else(Vec::new, |taken| taken.bases);
+            let bases = registered.map_or_else(Vec::new, |registered| registered.bases);
             self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(bases, true));
             self.namespaces.insert(id, netns);
         }
     }
 
+    /// Whether a netns has been seen, there or gone.
+    pub fn knows(&self, id: NetnsId) -> bool {
+        self.baselines.contains_key(&id)
+    }
+
+    /// Entries in a netns's table at the last reading.
+    pub fn entries(&self, id: NetnsId) -> Option<u32> {
+        self.baselines.get(&id)?.entries
+    }
+
+    /// All namespaces as a sample has them: `before` and `after` are the kernel's counters read around ours.
+    pub fn samples(&self, before: &Totals, after: &Totals, max: Option<u32>) -> Vec<NetnsSample> {
+        let sample = |(id, baseline): (&NetnsId, &BaselineCounters)| {
+            let netns = self.namespaces.get(id).or_else(|| self.gone.get(id))?;
+            Some(NetnsSample {
+                id: *id,
+                name: netns.name.clone(),
+                container: netns.container.clone(),
+                count: baseline.entries,
+                max,
+                before: before.get(id).copied().unwrap_or_else(|| baseline.total()),
+                after: after.get(id).copied().unwrap_or_else(|| baseline.total()),
+                gone: self.gone.contains_key(id),
+                complete: baseline.complete,
+            })
+        };
+        self.baselines.iter().filter_map(sample).collect()
+    }
+
+    /// Slots of flows bear inode numbers: they belong to the netns that has the number now, if any.
+    pub fn assign(&self, slots: &mut Vec<SlotSample>) {
+        if self.generations.is_empty() {
+            return;
+        }
+        slots.retain_mut(|slot| {
+            if !slot.counts_flows() {
+                return true;
+            }
+            *slot = self.since_inode_reuse(*slot);
+            let id = self.present_id(slot.key.netns);
+            slot.key.netns = id.packed();
+            self.namespaces.contains_key(&id)
+        });
+    }
+
+    /// A slot of flows without what earlier namespaces of its inode number left in it.
+    pub fn since_inode_reuse(&self, slot: SlotSample) -> SlotSample {
+        let (count, deletes, failed) = self.flow_totals_at_reuse.get(&slot.key).copied().unwrap_or_default();
+        SlotSample {
+            key: slot.key,
+            count: slot.count.saturating_sub(count),
+            deletes: slot.deletes.saturating_sub(deletes),
+            failed: slot.failed.saturating_sub(failed),
+        }
+    }
+
     /// The netns that has this inode number now.
-    pub(super) fn present_id(&self, inode: u32) -> NetnsId {
+    fn present_id(&self, inode: u32) -> NetnsId {
         NetnsId::new(inode, self.generations.get(&inode).copied().unwrap_or(0))
     }
 }
