@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use anyhow::{Context as _, Result, bail};
 use ctwatch_common::Cause;
-use ctwatch_common::slot::{KIND_LOOPBACK, KIND_UNATTRIBUTED};
+use ctwatch_common::slot::SlotKind;
 use jiff::Timestamp;
 
 use super::case::{Case, Firewall, ServiceFacts};
@@ -216,7 +216,7 @@ impl<'a> SlidingWindow<'a> {
         let mut refused: BTreeMap<NetnsId, i64> = BTreeMap::new();
         for (key, losses) in tick.losses.iter().filter(|_| inside) {
             let netns = NetnsId::from_packed(key.netns);
-            let is_full = key.kind & !(KIND_LOOPBACK | KIND_UNATTRIBUTED) == Cause::TableFull as u8;
+            let is_full = matches!(key.decode(), Some(SlotKind::Loss { cause: Cause::TableFull, .. }));
             if is_full && self.listed.contains(&netns) {
                 *refused.entry(netns).or_default() += losses;
             }

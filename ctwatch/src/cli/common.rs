@@ -294,7 +294,9 @@ pub fn netns(text: &str) -> Result<NetnsSpec, String> {
     if text == "host" {
         return Ok(NetnsSpec::Host);
     }
-    if let Ok(inode) = text.parse() {
+    // Also as readlink, lsns and ctwatch itself print it.
+    let inode = text.strip_prefix("net:[").and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if let Ok(inode) = inode.parse() {
         return Ok(NetnsSpec::Inode(NetnsId::from_inode(inode)));
     }
     // A file name in /run/netns (ip-netns(8)); anything else would read outside of it.
@@ -357,7 +359,9 @@ mod tests {
     #[test]
     fn a_netns_name_cannot_leave_its_directory() {
         assert_eq!(netns("web1"), Ok(NetnsSpec::Name("web1".to_owned())));
-        assert_eq!(netns("4026531840"), Ok(NetnsSpec::Inode(NetnsId::from_inode(4_026_531_840))));
+        for inode in ["4026531840", "net:[4026531840]"] {
+            assert_eq!(netns(inode), Ok(NetnsSpec::Inode(NetnsId::from_inode(4_026_531_840))));
+        }
         assert_eq!(netns("pid:812"), Ok(NetnsSpec::Pid(812)));
         assert_eq!(netns("host"), Ok(NetnsSpec::Host));
         for bad in ["", "..", "../1", "/proc/1/ns/net", "pid:", "pid:x"] {

@@ -22,7 +22,7 @@ pub fn run(config: &Config, arguments: &ExportConfig) -> Result<Exit> {
     let target = target(arguments)?;
     let recording = Recording::open(&arguments.file)?;
     let Some(bounds) = recording.bounds(&recording.runs()?)? else {
-        bail!("exporting {}: no run was recorded in it", arguments.file.display());
+        bail!("exporting {}: it contains no runs", arguments.file.display());
     };
     let span =
         Span::of(arguments.from, arguments.to, bounds, &config.look.time_zone).map_err(Failure::usage)?;
@@ -50,7 +50,7 @@ impl Interruptible {
     fn goes_on(&self) -> Result<()> {
         ensure!(
             !self.interrupted.load(Ordering::Relaxed),
-            "exporting: it was interrupted, and nothing is left of it"
+            "export interrupted; incomplete files were removed"
         );
         Ok(())
     }
@@ -84,12 +84,11 @@ fn target(arguments: &ExportConfig) -> Result<OutputTarget> {
         Some(path) if path.is_dir() || needs_folder => Ok(OutputTarget::Folder(path.clone())),
         Some(path) => Ok(OutputTarget::File(path.clone())),
         None if needs_folder => Err(Failure::usage(
-            "-o: there are several tables, and each has columns of its own: give a folder for them with -o, or \
-             one of them with --table",
+            "-o: several tables, each with its own columns: name a folder with -o, or select one table with --table",
         )
         .into()),
         None if *format == ExportFormat::Parquet => {
-            Err(Failure::usage("-o: Parquet is nothing to read or to pipe: give a new file for it").into())
+            Err(Failure::usage("-o: Parquet can't be written to a terminal or a pipe: name a new file").into())
         }
         None => Ok(OutputTarget::Stdout),
     }

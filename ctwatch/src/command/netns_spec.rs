@@ -26,7 +26,9 @@ pub(super) fn resolve(specs: &[NetnsSpec]) -> Result<Option<Vec<NetnsId>>> {
             ))
             .into()),
             NetnsSpec::Pid(pid) => netns::id_of(format!("/proc/{pid}/ns/net").as_ref()).or_usage(|| {
-                format!("--netns pid:{pid}: there is no such process, or it may not be looked at")
+                format!(
+                    "--netns pid:{pid}: no such process, or no permission to read its namespace (run as root)"
+                )
             }),
         })
         .collect::<Result<Vec<_>>>()

@@ -106,7 +106,7 @@ impl Preflight {
         .filter_map(|(name, ok)| (!ok).then_some(name))
         .collect();
         let text = if missing.is_empty() {
-            "CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_NET_ADMIN are there".to_owned()
+            "CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_NET_ADMIN are present".to_owned()
         } else {
             format!("missing {}", missing.join(", "))
         };
@@ -154,7 +154,7 @@ impl Preflight {
     }
 
     fn kprobes(&mut self, roots: &Roots, symbols: Option<&Symbols>) {
-        const REMEDY: &str = "boot a kernel with CONFIG_KPROBES and CONFIG_KPROBE_EVENTS; until then the tracepoint backend watches";
+        const REMEDY: &str = "boot a kernel with CONFIG_KPROBES and CONFIG_KPROBE_EVENTS; until then ctwatch uses the tracepoint backend";
         let there = roots.sys("bus/event_source/devices/kprobe/type").exists()
             || roots.sys("kernel/tracing/kprobe_events").exists()
             || roots.sys("kernel/debug/tracing/kprobe_events").exists();
@@ -170,7 +170,7 @@ impl Preflight {
                 "kprobes",
                 Some(false),
                 text,
-                Some("a kernel that keeps early_drop out of line; until then the tracepoint backend watches"),
+                Some("a kernel that keeps early_drop out of line; until then ctwatch uses the tracepoint backend"),
             );
         } else {
             self.note("kprobes", Some(true), "kprobes can be attached".to_owned(), None);
@@ -190,7 +190,7 @@ impl Preflight {
                 self.note("lockdown", Some(true), mode, None);
             }
             Err(_) => {
-                self.note("lockdown", None, "not told (no /sys/kernel/security/lockdown)".to_owned(), None)
+                self.note("lockdown", None, "unknown (no /sys/kernel/security/lockdown)".to_owned(), None)
             }
         }
     }
@@ -218,8 +218,8 @@ impl Preflight {
         } else {
             "`ctwatch table` can't list this netns's table: CAP_NET_ADMIN is missing"
         };
-        let remedy =
-            (!reads).then_some("run as root, or `setcap cap_net_admin+ep` the binary: a table needs no more");
+        let remedy = (!reads)
+            .then_some("run as root, or `setcap cap_net_admin+ep` the binary: listing needs nothing else");
         self.note("census", Some(reads), text.to_owned(), remedy);
         let missing: Vec<&str> = [
             ("CAP_SYS_ADMIN (to enter them)", has(Capability::SysAdmin)),
@@ -230,10 +230,10 @@ impl Preflight {
         .filter_map(|(name, has)| (!has).then_some(name))
         .collect();
         if missing.is_empty() {
-            let text = "those of other netns too (CAP_SYS_ADMIN, CAP_SYS_PTRACE)";
+            let text = "tables of other netns can be listed, too (CAP_SYS_ADMIN, CAP_SYS_PTRACE)";
             self.note("other netns", Some(true), text.to_owned(), None);
         } else {
-            let text = format!("not those of other netns: missing {}", missing.join(", "));
+            let text = format!("tables of other netns can't be listed: missing {}", missing.join(", "));
             self.note("other netns", Some(false), text, Some("run as root"));
         }
     }

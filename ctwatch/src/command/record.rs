@@ -233,7 +233,7 @@ impl<'a> Recording<'a> {
     fn collect(&mut self) -> Result<()> {
         while let Some(found) = self.snapshots.taken()? {
             let listing = found.listing.map_err(|error| {
-                self.tell("no_listing", &format!("no telling who fills the table: {error:#}"));
+                self.tell("no_listing", &format!("the table could not be listed: {error:#}"));
             });
             self.recorder.found(listing.ok(), found.facts);
         }

@@ -36,7 +36,7 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
             let span = Span::of(arguments.from, arguments.to, bounds, &config.look.time_zone);
             span.map_err(Failure::usage)?
         }
-        None => bail!("replaying {}: no run was recorded in it", arguments.file.display()),
+        None => bail!("replaying {}: it contains no runs", arguments.file.display()),
     };
     let names = runs.iter().map(|run| recording.names(run.id)).collect::<Result<Vec<_>>>()?;
     known_netns(&arguments.netns, &names)?;
@@ -146,15 +146,15 @@ impl Player {
             since_boot: run.since_boot,
         })?;
         let host = run.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
-        let text = format!("a replay: run {id}{host} began at {:.0}", run.started.time);
+        let text = format!("replaying run {id}{host}, started {:.0}", run.started.time);
         self.shown.notice(&Notice { time: run.started.time, code: "replay", text })?;
         if let Some(before) = before.filter(|before| *before < run.started.time) {
-            let text = format!("nothing was recorded from {before:.0} to {:.0}", run.started.time);
+            let text = format!("not recorded: {before:.0} to {:.0}", run.started.time);
             self.shown.notice(&Notice { time: run.started.time, code: "gap", text })?;
         }
         let began = first.as_microsecond() - (interval_s * 1e6) as i64;
         if began > run.started.time.as_microsecond() + 2 * run.interval_us.max(1_000_000) {
-            let text = format!("totals count from {first:.0} on, not from the start of the run");
+            let text = format!("totals count from {first:.0}, not from the start of the run");
             self.shown.notice(&Notice { time: first, code: "span", text })?;
         }
         Ok(())
@@ -193,7 +193,7 @@ fn known_netns(wanted: &[NetnsSpec], runs: &[HashMap<NetnsId, Names>]) -> Result
     for spec in wanted {
         if let NetnsSpec::Pid(pid) = spec {
             let text = format!(
-                "--netns pid:{pid}: a recording doesn't know who was in which netns; give a name or an inode"
+                "--netns pid:{pid}: a recording doesn't contain processes' namespaces; use a name or an inode number"
             );
             return Err(Failure::usage(text).into());
         }
@@ -202,7 +202,7 @@ fn known_netns(wanted: &[NetnsSpec], runs: &[HashMap<NetnsId, Names>]) -> Result
                 runs.iter().flatten().map(|(id, names)| called(*id, names)).collect();
             there.sort();
             there.dedup();
-            let text = format!("--netns: no such netns was recorded; there are {}", there.join(", "));
+            let text = format!("--netns: not in this recording; it has {}", there.join(", "));
             return Err(Failure::usage(text).into());
         }
     }

@@ -126,8 +126,11 @@ impl Look {
     /// The table of the netns this thread is in.
     fn at(&self, place: &Netns) -> Result<TableResult> {
         let settings = &self.settings;
-        let locals =
-            if settings.needs_locals() { Locals::new(&addresses::here()?) } else { Locals::default() };
+        let locals = if settings.needs_locals() {
+            Locals::new(&addresses::local_addresses()?)
+        } else {
+            Locals::default()
+        };
         let mut restarts = 0;
         loop {
             let started = Instant::now();
@@ -149,7 +152,7 @@ impl Look {
                 restarts,
                 resized: listing.resized,
                 interrupted: listing.interrupted,
-                tracks: (listing.entries == 0).then(tracking::here),
+                tracks: (listing.entries == 0).then(tracking::hooks_registered),
                 took_s: started.elapsed().as_secs_f64(),
                 name: place.name.clone(),
                 container: place.container.clone(),
@@ -164,7 +167,7 @@ fn unable(error: &Error) -> Error {
 }
 
 fn named(place: &Netns) -> String {
-    place.name.clone().unwrap_or_else(|| format!("netns {}", place.id.inode()))
+    place.name.clone().unwrap_or_else(|| place.id.to_string())
 }
 
 fn now_ns() -> u64 {

@@ -11,7 +11,7 @@ use nix::sys::socket::SockaddrStorage;
 use crate::model::LocalAddress;
 
 /// The addresses of the netns this thread is in.
-pub fn here() -> Result<Vec<LocalAddress>> {
+pub fn local_addresses() -> Result<Vec<LocalAddress>> {
     let found = getifaddrs().context("listing the addresses of a netns (getifaddrs)")?;
     Ok(found
         .filter_map(|interface| {
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn addresses_can_be_listed_and_a_loopback_one_has_its_network() {
-        let found = here().expect("getifaddrs works");
+        let found = local_addresses().expect("getifaddrs works");
         for address in found.iter().filter(|found| found.address == IpAddr::from([127, 0, 0, 1])) {
             assert!(address.on_loopback);
             assert_eq!(address.prefix, 8);

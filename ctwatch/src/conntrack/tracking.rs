@@ -19,7 +19,7 @@ const NFPROTO_IPV6: u8 = 10;
 /// (nf_ct_netns_get, net/netfilter/nf_conntrack_proto.c). `None` where the kernel doesn't tell (before 5.14, or without
 /// CONFIG_NETFILTER_NETLINK_HOOK).
 #[must_use]
-pub fn here() -> Option<bool> {
+pub fn hooks_registered() -> Option<bool> {
     let families = [NFPROTO_IPV4, NFPROTO_IPV6].map(hooked);
     if families.contains(&Some(true)) { Some(true) } else { families[0].and(families[1]) }
 }

@@ -44,7 +44,7 @@ pub fn own() -> Result<NetnsId> {
 pub fn host(namespaces: &BTreeMap<NetnsId, Netns>) -> Result<NetnsId> {
     let host = namespaces.values().find(|netns| netns.name.as_deref() == Some(name::HOST));
     host.map(|netns| netns.id)
-        .context("the netns of process 1 can't be looked up (run as root, with the host's /proc)")
+        .context("--netns host: the netns of process 1 can't be read; run as root, with the host's /proc")
 }
 
 /// Finds the netns a user named: a name, an inode number, or a process.

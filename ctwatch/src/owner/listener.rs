@@ -181,7 +181,7 @@ fn socket_at(folder: &Path, target: &Destination) -> Option<u64> {
     if !is_local(target.to) {
         return None;
     }
-    sockets::taker(folder, target.proto, target.to, target.port)
+    sockets::receiving_socket(folder, target.proto, target.to, target.port)
 }
 
 /// Whether this netns has that address: only then a socket can be bound to it, unless a sysctl says otherwise.

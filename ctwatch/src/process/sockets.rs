@@ -17,10 +17,10 @@ const LINES: usize = 200_000;
 
 /// The inode number of the socket that takes packets to this address and port. `folder`: /proc/…/net in that netns.
 #[must_use]
-pub fn taker(folder: &Path, proto: u8, to: IpAddr, port: u16) -> Option<u64> {
-    let mut best: Option<(Fit, u64)> = None;
+pub fn receiving_socket(folder: &Path, proto: u8, to: IpAddr, port: u16) -> Option<u64> {
+    let mut best: Option<(BindMatch, u64)> = None;
     let mut consider = |at: Option<IpAddr>, inode: u64| {
-        let Some(fit) = at.map_or(Some(Fit::Everything), |at| fit(at, to)) else { return };
+        let Some(fit) = at.map_or(Some(BindMatch::Everything), |at| fit(at, to)) else { return };
         if inode != 0 && best.is_none_or(|(known, _)| fit < known) {
             best = Some((fit, inode));
         }
@@ -110,7 +110,7 @@ fn connected(line: &str) -> Option<Connected> {
 
 /// How well a socket's address fits, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Fit {
+enum BindMatch {
     Exact,
     /// Any address of this family.
     Family,
@@ -118,19 +118,19 @@ enum Fit {
     Everything,
 }
 
-fn fit(at: IpAddr, to: IpAddr) -> Option<Fit> {
+fn fit(at: IpAddr, to: IpAddr) -> Option<BindMatch> {
     let at = match at {
         IpAddr::V6(address) => address.to_ipv4_mapped().map_or(at, IpAddr::V4),
         IpAddr::V4(_) => at,
     };
     if at == to {
-        Some(Fit::Exact)
+        Some(BindMatch::Exact)
     } else if !at.is_unspecified() {
         None
     } else if at.is_ipv4() == to.is_ipv4() {
-        Some(Fit::Family)
+        Some(BindMatch::Family)
     } else {
-        (at.is_ipv6()).then_some(Fit::Everything)
+        (at.is_ipv6()).then_some(BindMatch::Everything)
     }
 }
 
@@ -219,36 +219,36 @@ mod tests {
 0000000000000000 0000000000000000 2   10  24   9899      0 51001 0.0.0.0 
 ";
 
-    fn taker_of(proto: u8, to: &str, port: u16) -> Option<u64> {
+    fn receiver_of(proto: u8, to: &str, port: u16) -> Option<u64> {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("sctp")).unwrap();
         for (name, text) in [("tcp", TCP4), ("tcp6", TCP6), ("udp", UDP4), ("sctp/eps", SCTP)] {
             fs::write(folder.path().join(name), text).unwrap();
         }
-        taker(folder.path(), proto, to.parse().unwrap(), port)
+        receiving_socket(folder.path(), proto, to.parse().unwrap(), port)
     }
 
     #[test]
     fn the_closest_address_takes_the_packet() {
-        assert_eq!(taker_of(6, "127.0.0.1", 6379), Some(21001));
-        assert_eq!(taker_of(6, "10.0.0.5", 6379), None, "it listens on loopback only");
-        assert_eq!(taker_of(6, "127.0.0.1", 80), Some(21003));
-        assert_eq!(taker_of(6, "10.0.0.5", 80), Some(21002));
-        assert_eq!(taker_of(6, "::1", 80), None, "an IPv4 socket takes no IPv6");
+        assert_eq!(receiver_of(6, "127.0.0.1", 6379), Some(21001));
+        assert_eq!(receiver_of(6, "10.0.0.5", 6379), None, "it listens on loopback only");
+        assert_eq!(receiver_of(6, "127.0.0.1", 80), Some(21003));
+        assert_eq!(receiver_of(6, "10.0.0.5", 80), Some(21002));
+        assert_eq!(receiver_of(6, "::1", 80), None, "an IPv4 socket takes no IPv6");
     }
 
     #[test]
     fn an_ipv6_socket_may_take_ipv4() {
-        assert_eq!(taker_of(6, "2001:db8::1", 443), Some(31001));
-        assert_eq!(taker_of(6, "10.0.0.5", 443), Some(31001));
-        assert_eq!(taker_of(6, "::1", 6379), Some(31002));
-        assert_eq!(taker_of(6, "127.0.0.1", 8080), Some(31003), "bound to a mapped address");
+        assert_eq!(receiver_of(6, "2001:db8::1", 443), Some(31001));
+        assert_eq!(receiver_of(6, "10.0.0.5", 443), Some(31001));
+        assert_eq!(receiver_of(6, "::1", 6379), Some(31002));
+        assert_eq!(receiver_of(6, "127.0.0.1", 8080), Some(31003), "bound to a mapped address");
     }
 
     #[test]
     fn connections_are_no_listeners() {
-        assert_eq!(taker_of(6, "127.0.0.1", 0xA795), None);
-        assert_eq!(taker_of(17, "127.0.0.1", 0xD431), None);
+        assert_eq!(receiver_of(6, "127.0.0.1", 0xA795), None);
+        assert_eq!(receiver_of(17, "127.0.0.1", 0xD431), None);
     }
 
     #[test]
@@ -272,8 +272,8 @@ mod tests {
 
     #[test]
     fn udp_and_sctp_have_their_own_tables() {
-        assert_eq!(taker_of(17, "127.0.0.53", 53), Some(41001));
-        assert_eq!(taker_of(132, "10.0.0.5", 9899), Some(51001));
-        assert_eq!(taker_of(47, "10.0.0.5", 0), None);
+        assert_eq!(receiver_of(17, "127.0.0.53", 53), Some(41001));
+        assert_eq!(receiver_of(132, "10.0.0.5", 9899), Some(51001));
+        assert_eq!(receiver_of(47, "10.0.0.5", 0), None);
     }
 }

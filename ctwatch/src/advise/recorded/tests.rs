@@ -9,7 +9,7 @@ use crate::record::rows::SnapshotReason;
 use crate::record::tick::Tick;
 use crate::record::writer::Batch;
 use crate::testing::{self, HOST, at, run, slot};
-use ctwatch_common::slot::KIND_FLOWS;
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK};
 use std::path::Path;
 
 /// Fifty flows a second get in, and for a while another fifty are refused.

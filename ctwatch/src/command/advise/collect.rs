@@ -77,7 +77,7 @@ pub(super) fn collect_facts(
     senders: &Senders,
 ) -> Result<Found> {
     let machine = machine::read(host);
-    let locals = Locals::new(&addresses::here()?);
+    let locals = Locals::new(&addresses::local_addresses()?);
     let packets = packets_here();
     let since = Instant::now();
     census::list_entries(EntryFields { addresses: true, marks: false }, false, |entry| {

@@ -21,7 +21,7 @@ pub fn choose(choice: BackendChoice, found: &Preflight) -> Result<(Backend, Opti
     }
     match (choice, &found.kprobes) {
         (BackendChoice::Forced(Backend::Tracepoint), _) => {
-            Ok((Backend::Tracepoint, Some("asked for with --backend: causes are inferred".to_owned())))
+            Ok((Backend::Tracepoint, Some("selected with --backend: causes are inferred".to_owned())))
         }
         (_, Ok(())) => Ok((Backend::Kprobe, None)),
         (BackendChoice::Auto, Err(why)) => {

@@ -10,7 +10,7 @@ pub(super) fn waiting_for_conntrack() -> Notice {
     Notice {
         time: Timestamp::now(),
         code: "waiting_for_conntrack",
-        text: "nf_conntrack is not loaded, so nothing is tracked and nothing can be lost to it; waiting until a \
+        text: "nf_conntrack is not loaded, so nothing is tracked and nothing can be dropped by it; waiting until a \
                firewall rule or `modprobe nf_conntrack` loads it"
             .to_owned(),
     }
@@ -23,7 +23,7 @@ pub(super) fn module_changed(change: ModuleChange) -> Notice {
         }
         ModuleChange::Reattached => (
             "reattached",
-            "nf_conntrack was loaded again: attached again, the kernel counts from 0".to_owned(),
+            "nf_conntrack was loaded again; reattached, the kernel's counters start from 0".to_owned(),
         ),
     };
     Notice { time: Timestamp::now(), code, text }
@@ -33,7 +33,7 @@ pub(super) fn losses_without_tuple() -> Notice {
     Notice {
         time: Timestamp::now(),
         code: "losses_without_tuple",
-        text: "the kernel counted losses whose packets no program saw: they are counted without a tuple"
+        text: "the probes missed some drops the kernel counted; they are in the totals, without a tuple"
             .to_owned(),
     }
 }
@@ -42,7 +42,7 @@ pub(super) fn no_census(reason: &str) -> Notice {
     Notice {
         time: Timestamp::now(),
         code: "no_census",
-        text: format!("no telling who fills the table, nor when it will be full: {reason}"),
+        text: format!("occupancy and time to full are unavailable: {reason}"),
     }
 }
 
@@ -51,7 +51,7 @@ pub(super) fn events_lost(count: u64) -> Notice {
         time: Timestamp::now(),
         code: "events_lost",
         text: format!(
-            "{count} events did not fit the ring buffer: totals per port stay exact, rows by flow, source, \
+            "{count} events did not fit the ring buffer: totals per port stay exact; rows by flow, source, \
              destination, process or container are lower bounds"
         ),
     }

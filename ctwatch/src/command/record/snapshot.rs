@@ -83,7 +83,7 @@ fn take_snapshot(host: &Host, id: NetnsId, occasion: SnapshotReason) -> Snapshot
 /// Reads the table of the netns this thread is in.
 fn list(place: &Netns, occasion: SnapshotReason) -> Result<StoredListing> {
     let (at, began) = (WallMono::now(), Clock::now());
-    let locals = Locals::new(&addresses::here()?);
+    let locals = Locals::new(&addresses::local_addresses()?);
     let mut counted = Listing::new(census::read_timeouts(), LOOK_S);
     let listing = census::list_entries(EntryFields { addresses: true, marks: false }, false, |entry| {
         counted.add(entry, locals.direction(entry));
