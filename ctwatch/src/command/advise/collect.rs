@@ -13,13 +13,13 @@ use crate::advise::dependency::{Dependency, propagate_demand};
 use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
 use crate::advise::target::ServiceTarget;
-use crate::conntrack::{addresses, census};
+use crate::conntrack::census;
 use crate::error::Failure;
 use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::{self, Host, Machine, Published, software};
-use crate::model::{Direction, EntryFields, Flow, Locals, Loss, NetnsId, Protocol, Role};
+use crate::model::{Direction, Flow, Loss, NetnsId, Protocol, Role};
 use crate::netns::Netns;
 
 /// Services of which everything is looked up.
@@ -77,13 +77,10 @@ pub(super) fn collect_facts(
     senders: &Senders,
 ) -> Result<Found> {
     let machine = machine::read(host);
-    let locals = Locals::new(&addresses::local_addresses()?);
     let packets = packets_here();
     let since = Instant::now();
-    census::list_entries(EntryFields { addresses: true, marks: false }, false, |entry| {
-        measure.entry(entry, locals.direction(entry));
-    })
-    .map_err(|error| Failure::cannot_watch(format!("{error:#}")))?;
+    census::list_with_directions(|entry, direction| measure.entry(entry, direction))
+        .map_err(|error| Failure::cannot_watch(format!("{error:#}")))?;
     let services = measure.services();
     let ports: Vec<Port> = services
         .iter()

@@ -7,11 +7,11 @@ use std::time::Instant as Clock;
 
 use anyhow::{Context as _, Result};
 
-use crate::conntrack::{addresses, census};
+use crate::conntrack::census;
 use crate::kernel::roots::Roots;
 use crate::listing::Listing;
 use crate::machine::{self, Host};
-use crate::model::{EntryFields, Locals, NetnsId, WallMono};
+use crate::model::{NetnsId, WallMono};
 use crate::netns::{self, Netns};
 use crate::record::rows::{MachineSnapshot, SnapshotReason, StoredListing};
 
@@ -83,10 +83,9 @@ fn take_snapshot(host: &Host, id: NetnsId, occasion: SnapshotReason) -> Snapshot
 /// Reads the table of the netns this thread is in.
 fn list(place: &Netns, occasion: SnapshotReason) -> Result<StoredListing> {
     let (at, began) = (WallMono::now(), Clock::now());
-    let locals = Locals::new(&addresses::local_addresses()?);
     let mut counted = Listing::new(census::read_timeouts(), LOOK_S);
-    let listing = census::list_entries(EntryFields { addresses: true, marks: false }, false, |entry| {
-        counted.add(entry, locals.direction(entry));
+    let listing = census::list_with_directions(|entry, direction| {
+        counted.add(entry, direction);
     })?;
     Ok(StoredListing {
         netns: place.id,

@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::addresses;
 use super::netlink::{self, Next};
-use crate::model::{CensusKey, EntryFields, PortDetail, TableEntry, TimeoutKind, Timeouts};
+use crate::model::{
+    CensusKey, Direction, EntryFields, Locals, PortDetail, TableEntry, TimeoutKind, Timeouts,
+};
 use parse::{Message, Messages};
 use recent::Recent;
 use tally::Tally;
@@ -89,6 +92,14 @@ pub fn list_entries(
         },
     )?;
     Ok(listing)
+}
+
+/// The same with the direction of each entry, by the addresses of the netns this thread is in.
+pub fn list_with_directions(mut each: impl FnMut(&TableEntry, Direction)) -> Result<Listing> {
+    let locals = Locals::new(&addresses::local_addresses()?);
+    list_entries(EntryFields { addresses: true, marks: false }, false, |entry| {
+        each(entry, locals.direction(entry));
+    })
 }
 
 /// net.netfilter.nf_conntrack_buckets, kept open: it is looked at once per datagram.
