@@ -81,33 +81,33 @@ impl Look {
             return Err(Failure::cannot_watch(NOT_LOADED).into());
         }
         let started = Instant::now();
-        let places = netns::discover()?;
+        let namespaces = netns::discover()?;
         let own = netns::own()?;
         let may_enter =
             Capabilities::effective(&self.roots).is_none_or(|these| these.has(Capability::SysAdmin));
         let own_netns_only = self.netns.is_none() && !may_enter;
         let (mut finished, mut skipped) = (Vec::new(), Vec::new());
-        for place in places.values() {
+        for netns in namespaces.values() {
             let must = match &self.netns {
-                Some(wanted) if !wanted.contains(&place.id) => continue,
+                Some(wanted) if !wanted.contains(&netns.id) => continue,
                 Some(_) => true,
-                None if place.id == own => true,
+                None if netns.id == own => true,
                 None if own_netns_only => continue,
                 None => false,
             };
             // Whoever can't be entered is told apart from whoever can't be read.
             let listed =
-                netns::run_inside(place, || Ok(self.at(place))).map_err(|error| unable(&error)).flatten();
+                netns::run_inside(netns, || Ok(self.at(netns))).map_err(|error| unable(&error)).flatten();
             match listed {
                 Ok(listed) => finished.push(listed),
                 Err(error) if must => {
-                    return Err(error.context(format!("listing the table of {}", named(place))));
+                    return Err(error.context(format!("listing the table of {}", named(netns))));
                 }
                 // It went while we came.
-                Err(_) if !place.path.exists() => {}
+                Err(_) if !netns.path.exists() => {}
                 Err(error) => skipped.push(Skipped {
-                    netns: place.id,
-                    name: place.name.clone(),
+                    netns: netns.id,
+                    name: netns.name.clone(),
                     reason: format!("{error:#}"),
                 }),
             }
@@ -124,7 +124,7 @@ impl Look {
     }
 
     /// The table of the netns this thread is in.
-    fn at(&self, place: &Netns) -> Result<TableResult> {
+    fn at(&self, netns: &Netns) -> Result<TableResult> {
         let settings = &self.settings;
         let locals = if settings.needs_locals() {
             Locals::new(&addresses::local_addresses()?)
@@ -135,7 +135,7 @@ impl Look {
         loop {
             let started = Instant::now();
             let count_before = census::entries_here();
-            let mut rows = Breakdown::new(settings, place.id, locals.clone(), now_ns());
+            let mut rows = Breakdown::new(settings, netns.id, locals.clone(), now_ns());
             let listing =
                 census::list_entries(settings.wanted(), restarts < RESTARTS, |entry| rows.add(entry))
                     .map_err(|error| if error.is::<Refusal>() { unable(&error) } else { error })?;
@@ -154,8 +154,8 @@ impl Look {
                 interrupted: listing.interrupted,
                 tracks: (listing.entries == 0).then(tracking::hooks_registered),
                 took_s: started.elapsed().as_secs_f64(),
-                name: place.name.clone(),
-                container: place.container.clone(),
+                name: netns.name.clone(),
+                container: netns.container.clone(),
             }));
         }
     }
@@ -166,8 +166,8 @@ fn unable(error: &Error) -> Error {
     Failure::cannot_watch(format!("{error:#}")).into()
 }
 
-fn named(place: &Netns) -> String {
-    place.name.clone().unwrap_or_else(|| place.id.to_string())
+fn named(netns: &Netns) -> String {
+    netns.name.clone().unwrap_or_else(|| netns.id.to_string())
 }
 
 fn now_ns() -> u64 {

@@ -51,10 +51,12 @@ pub fn parse(text: &str) -> Result<Stat> {
 }
 
 /// Reads the conntrack counters of many netns in one go.
-pub fn read_all<'a>(places: impl Iterator<Item = &'a Netns> + Send) -> Result<Vec<(NetnsId, Result<Stat>)>> {
+pub fn read_all<'a>(
+    namespaces: impl Iterator<Item = &'a Netns> + Send,
+) -> Result<Vec<(NetnsId, Result<Stat>)>> {
     netns::on_netns_thread(|| {
         let mut text = String::new();
-        places.map(|place| (place.id, netns::enter(place).and_then(|()| read_here(&mut text)))).collect()
+        namespaces.map(|netns| (netns.id, netns::enter(netns).and_then(|()| read_here(&mut text)))).collect()
     })
 }
 

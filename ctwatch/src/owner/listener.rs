@@ -1,5 +1,5 @@
-//! Who listens where a lost packet was going. Found by a thread of its own, once per place and a few seconds.
-//! The watch never waits for it: whoever asked asks again, and a storm of new places is answered "unknown".
+//! Who listens where a lost packet was going. Found by a thread of its own, once per netns and a few seconds.
+//! The watch never waits for it: whoever asked asks again, and a storm of new namespaces is answered "unknown".
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, UdpSocket};
@@ -83,7 +83,7 @@ impl Listeners {
     }
 
     /// Who listens there; `None` if that isn't known, or not yet.
-    pub fn of(&mut self, target: Destination, place: &Netns, now: Instant) -> Option<Arc<Owner>> {
+    pub fn of(&mut self, target: Destination, netns: &Netns, now: Instant) -> Option<Arc<Owner>> {
         match self.known.get(&target) {
             Some(known) if now < known.until => return known.answer.clone(),
             // An old answer is better than none while the new one is on its way.
@@ -97,19 +97,19 @@ impl Listeners {
             None => {}
         }
         let old = self.known.get(&target).and_then(|known| known.answer.clone());
-        if !self.ask(target, place) {
+        if !self.ask(target, netns) {
             return old;
         }
         self.known.insert(target, Known { answer: old.clone(), until: now + FRESH });
         old
     }
 
-    fn ask(&mut self, target: Destination, place: &Netns) -> bool {
+    fn ask(&mut self, target: Destination, netns: &Netns) -> bool {
         if self.thread.is_none() {
             self.thread = start(self.roots.clone());
         }
         let Some(thread) = &self.thread else { return false };
-        match thread.questions.try_send((target, place.clone())) {
+        match thread.questions.try_send((target, netns.clone())) {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => false,
             Err(TrySendError::Disconnected(_)) => {
@@ -156,14 +156,14 @@ fn answer_all(
     answer: &Sender<(Destination, Arc<Owner>)>,
 ) -> bool {
     let mut by_netns: BTreeMap<NetnsId, (Netns, Vec<Destination>)> = BTreeMap::new();
-    for (target, place) in questions {
-        by_netns.entry(target.netns).or_insert_with(|| (place, Vec::new())).1.push(target);
+    for (target, netns) in questions {
+        by_netns.entry(target.netns).or_insert_with(|| (netns, Vec::new())).1.push(target);
     }
     let mut found: Vec<(Destination, Option<u64>)> = Vec::new();
-    for (place, targets) in by_netns.values() {
+    for (netns, targets) in by_netns.values() {
         let folder = roots.proc("thread-self/net");
         let look = || Ok(targets.iter().map(|target| (*target, socket_at(&folder, target))).collect());
-        let looked: anyhow::Result<Vec<_>> = netns::run_inside(place, look);
+        let looked: anyhow::Result<Vec<_>> = netns::run_inside(netns, look);
         // A netns that died meanwhile has no listeners.
         found.extend(looked.unwrap_or_else(|_| targets.iter().map(|target| (*target, None)).collect()));
     }
@@ -206,7 +206,7 @@ mod tests {
     use std::net::TcpListener;
     use std::path::PathBuf;
 
-    fn own_place() -> Netns {
+    fn own_netns() -> Netns {
         let id = netns::own().expect("/proc is readable");
         Netns { id, path: PathBuf::from("/proc/self/ns/net"), name: None, container: None }
     }
@@ -214,13 +214,13 @@ mod tests {
     /// Asks, and waits as long as it takes: a test machine may be slow.
     fn ask(listeners: &mut Listeners, target: Destination) -> Arc<Owner> {
         let now = Instant::now();
-        let place = own_place();
-        let mut answer = listeners.of(target, &place, now);
+        let netns = own_netns();
+        let mut answer = listeners.of(target, &netns, now);
         while answer.is_none() {
             let answers = &listeners.thread.as_ref().expect("something was asked").answers;
             let (answered, who) = answers.recv_timeout(Duration::from_secs(10)).expect("an answer comes");
             listeners.enter(answered, who, now);
-            answer = listeners.of(target, &place, now);
+            answer = listeners.of(target, &netns, now);
         }
         answer.unwrap()
     }
@@ -229,7 +229,7 @@ mod tests {
     fn this_very_process_is_found_by_its_port() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
-        let target = Destination { netns: own_place().id, proto: 6, to: "127.0.0.1".parse().unwrap(), port };
+        let target = Destination { netns: own_netns().id, proto: 6, to: "127.0.0.1".parse().unwrap(), port };
         let mut listeners = Listeners::new(&Roots::default());
         let who = ask(&mut listeners, target);
         let process = who.process.expect("this process listens there");
@@ -242,11 +242,11 @@ mod tests {
     fn a_storm_of_places_is_remembered_within_bounds() {
         let now = Instant::now();
         let mut listeners = Listeners::new(&Roots::default());
-        let place = own_place();
+        let netns = own_netns();
         let began = Instant::now();
         for number in 0..100_000u32 {
             let to = IpAddr::from((0x0A00_0000 + number).to_be_bytes());
-            listeners.of(Destination { netns: place.id, proto: 6, to, port: 80 }, &place, now);
+            listeners.of(Destination { netns: netns.id, proto: 6, to, port: 80 }, &netns, now);
         }
         assert!(listeners.known.len() <= LIMIT);
         assert!(began.elapsed() < Duration::from_secs(5));

@@ -83,16 +83,16 @@ impl OwnerResolver {
         if let Some(sender) = loss.sender.filter(|_| !inbound && !forwarded) {
             return self.sender(&sender);
         }
-        let place = namespaces.get(&netns);
-        let listener = match (inbound, place, destination(&loss.packet)) {
-            (true, Some(place), Some(target)) => self.listeners.of(target, place, self.now),
+        let entered = namespaces.get(&netns);
+        let listener = match (inbound, entered, destination(&loss.packet)) {
+            (true, Some(entered), Some(target)) => self.listeners.of(target, entered, self.now),
             _ => None,
         };
         match listener {
             Some(who) if who.process.is_some() => who,
             // Nobody listens: it was to be forwarded, or refused.
-            Some(_) => self.unknown_owner(netns, place, false),
-            None => self.unknown_owner(netns, place, !forwarded),
+            Some(_) => self.unknown_owner(netns, entered, false),
+            None => self.unknown_owner(netns, entered, !forwarded),
         }
     }
 
@@ -135,9 +135,9 @@ impl OwnerResolver {
         is_it.then(|| cgroup::of_process(&self.roots, sender.pid)).flatten().or(path)
     }
 
-    fn unknown_owner(&mut self, netns: NetnsId, place: Option<&Netns>, unattributable: bool) -> Arc<Owner> {
+    fn unknown_owner(&mut self, netns: NetnsId, entered: Option<&Netns>, unattributable: bool) -> Arc<Owner> {
         let make = || {
-            let container = place.and_then(|place| place.container.clone());
+            let container = entered.and_then(|entered| entered.container.clone());
             Arc::new(Owner { container, unattributable, ..Owner::default() })
         };
         Arc::clone(self.unknown_owners.entry((netns, unattributable)).or_insert_with(make))

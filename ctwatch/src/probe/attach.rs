@@ -50,18 +50,18 @@ impl Probe {
     }
 
     /// Makes a netns known to the programs; returns what they call it, and the counters each CPU's watch begins with.
-    pub fn register_netns(&self, place: &Netns, baseline: Baseline) -> Result<RegisteredNetns> {
+    pub fn register_netns(&self, netns: &Netns, baseline: Baseline) -> Result<RegisteredNetns> {
         let program = self.sync_program()?;
-        netns::run_inside(place, || sync::locate_current_netns(program))?;
+        netns::run_inside(netns, || sync::locate_current_netns(program))?;
         let net = self.shared.sync_net();
         sync::register_netns(program, net, baseline)?;
         sync::registered(&self.states, net)
     }
 
     /// Counts what the kernel counted and the programs missed: without a tuple, but counted.
-    pub fn reconcile(&self, place: &Netns) -> Result<()> {
+    pub fn reconcile(&self, netns: &Netns) -> Result<()> {
         let program = self.sync_program()?;
-        netns::run_inside(place, || sync::locate_current_netns(program))?;
+        netns::run_inside(netns, || sync::locate_current_netns(program))?;
         sync::reconcile(program, self.shared.sync_net())
     }
 

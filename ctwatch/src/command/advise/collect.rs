@@ -72,7 +72,7 @@ pub(super) struct Found {
 /// Reads everything there is to read of the netns this thread is in.
 pub(super) fn collect_facts(
     host: &Host,
-    place: &Netns,
+    netns: &Netns,
     measure: &mut Measure,
     senders: &Senders,
 ) -> Result<Found> {
@@ -94,7 +94,7 @@ pub(super) fn collect_facts(
     let (firewall, _, firewall_notes) = firewall::read(&host.roots);
     let mut notes = machine.notes.clone();
     notes.extend(firewall_notes.into_iter().map(|note| format!("{}: {}", note.tool, note.text)));
-    if place.name.as_deref() != Some("host") && machine.table.initial_netns == Some(false) {
+    if netns.name.as_deref() != Some("host") && machine.table.initial_netns == Some(false) {
         notes.push(
             "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
         );
@@ -116,9 +116,9 @@ fn packets_here() -> f64 {
 }
 
 /// Puts everything together.
-pub(super) fn case(found: Found, measure: &Measure, place: &Netns, own: NetnsId, times: f64) -> Case {
+pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId, times: f64) -> Case {
     let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
-    let inside = NetnsCommands::new(place, own);
+    let inside = NetnsCommands::new(netns, own);
     let uses = uses(&services, &endpoints);
     propagate_demand(&mut services, &uses);
     let known: BTreeMap<ServiceTarget, ServiceFacts> = services

@@ -13,10 +13,10 @@ pub(super) struct NetnsCommands {
 }
 
 impl NetnsCommands {
-    pub fn new(place: &Netns, own: NetnsId) -> Self {
-        let is_own = place.id == own;
-        let enter = if is_own { String::new() } else { format!("nsenter --net={} ", place.path.display()) };
-        Self { enter, netns: place.id }
+    pub fn new(netns: &Netns, own: NetnsId) -> Self {
+        let is_own = netns.id == own;
+        let enter = if is_own { String::new() } else { format!("nsenter --net={} ", netns.path.display()) };
+        Self { enter, netns: netns.id }
     }
 
     /// Commands that act there.

@@ -74,21 +74,22 @@ impl SnapshotQueue {
 
 fn take_snapshot(host: &Host, id: NetnsId, occasion: SnapshotReason) -> Snapshot {
     let at = WallMono::now();
-    let place = netns::discover().and_then(|mut places| places.remove(&id).context("the netns is gone"));
-    let listing = place.and_then(|place| netns::run_inside(&place, || list(&place, occasion)));
+    let netns =
+        netns::discover().and_then(|mut namespaces| namespaces.remove(&id).context("the netns is gone"));
+    let listing = netns.and_then(|netns| netns::run_inside(&netns, || list(&netns, occasion)));
     let json = serde_json::to_string(&machine::read(host)).unwrap_or_default();
     Snapshot { listing, facts: MachineSnapshot { at, occasion, json } }
 }
 
 /// Reads the table of the netns this thread is in.
-fn list(place: &Netns, occasion: SnapshotReason) -> Result<StoredListing> {
+fn list(netns: &Netns, occasion: SnapshotReason) -> Result<StoredListing> {
     let (at, began) = (WallMono::now(), Clock::now());
     let mut counted = Listing::new(census::read_timeouts(), LOOK_S);
     let listing = census::list_with_directions(|entry, direction| {
         counted.add(entry, direction);
     })?;
     Ok(StoredListing {
-        netns: place.id,
+        netns: netns.id,
         occasion,
         at,
         took_us: began.elapsed().as_micros() as i64,
