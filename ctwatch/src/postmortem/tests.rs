@@ -2,14 +2,15 @@
 
 use super::*;
 use crate::model::{
-    Backend, Census, CensusKey, Device, Hook, KernelCounters, Loss, Name, NetnsId, Owner, Packet, ProcessId,
-    Protocol, Role, Tuple, WallMono,
+    Backend, Census, CensusKey, Device, Hook, Loss, Name, NetnsId, Owner, Packet, ProcessId, Protocol, Role,
+    Tuple, WallMono,
 };
 use crate::record::Writer;
 use crate::record::rows::{EndReason, Incident, Names, Run, RunEnd, Setting};
 use crate::record::span::Moment;
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
+use crate::testing;
 use ctwatch_common::Cause;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
 use proptest::prelude::*;
@@ -27,20 +28,7 @@ fn at(second: i64) -> WallMono {
 }
 
 fn run(started: i64) -> Run {
-    Run {
-        started: at(started),
-        boot_id: None,
-        host: Some("web1".to_owned()),
-        version: "0.1.0".to_owned(),
-        kernel_release: "6.12.1".to_owned(),
-        backend: Backend::Kprobe,
-        backend_reason: None,
-        interval_us: 1_000_000,
-        counts_flows: true,
-        hooks: Vec::new(),
-        since_boot: KernelCounters::default(),
-        continues: false,
-    }
+    Run { started: at(started), ..testing::run() }
 }
 
 /// One second: so many entries in the table, so many packets of redis and of https refused.
