@@ -118,9 +118,11 @@ pub(super) fn add_nothing_with_kprobes(_: &Guest) -> Result<Outcome> {
     checks.equal("counted.table_full against Δdrop", run.end.counted("table_full"), kernel.get("drop"));
     checks.equal("all packets counted as lost against Δdrop", run.end.packets_lost(), kernel.get("drop"));
     checks.equal("counted.evicted against Δearly_drop", run.end.counted("evicted"), kernel.get("early_drop"));
-    let protocols: Vec<_> =
-        run.end.rows.iter().map(|row| row.proto()).filter(|proto| *proto != "udp").collect();
-    checks.that(protocols.is_empty(), format!("rows for {protocols:?}, where only the firewall dropped"));
+    // gc may come by a full table and take the fill's TCP entries in TIME_WAIT out of it, though they are assured
+    // (gc_worker_can_early_drop, net/netfilter/nf_conntrack_core.c): entries, no packets.
+    let others: Vec<_> =
+        run.end.rows.iter().filter(|row| row.proto() != "udp" && row.cause() != "gc_evicted").collect();
+    checks.that(others.is_empty(), format!("rows where only the firewall dropped: {others:?}"));
     checks.equal("losses without a tuple", run.end.unattributed(), 0);
     checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
     Ok(Outcome::Passed(checks.finish()?))
