@@ -33,8 +33,9 @@ pub struct Args {
     /// In the guests, run only scenarios whose name contains this, or one of these: a,b
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
-    /// How many guests run at once; each has two CPUs, uses about half of one host's, and takes up to 1 GB
-    #[arg(long, default_value_t = 3)]
+    /// How many guests run at once; each has two CPUs, and takes up to 1 GB. With three, virtual CPUs wait so long for
+    /// one of two real ones that scenarios in a storm may fail
+    #[arg(long, default_value_t = 2)]
     jobs: usize,
 }
 

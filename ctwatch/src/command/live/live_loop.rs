@@ -15,8 +15,9 @@ use crate::watch::{Observed, Watch};
 
 /// The kernel wakes us when much is waiting; in between the ring is emptied this often.
 const EVENT_POLL: Duration = Duration::from_millis(100);
-/// From the kernel's counter to our program it is microseconds, but a CPU may be taken away meanwhile.
-const LOSS_IN_FLIGHT: Duration = Duration::from_millis(20);
+/// From the kernel's counter to our program it is microseconds, but a virtual CPU may be taken away meanwhile. Waited for
+/// at the end of a run only where something is unexplained.
+const LOSS_IN_FLIGHT: Duration = Duration::from_millis(100);
 /// Events taken at once before ticks and signals get their turn.
 const BATCH: usize = 1 << 14;
 
