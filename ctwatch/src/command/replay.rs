@@ -202,7 +202,7 @@ fn known_netns(wanted: &[NetnsSpec], runs: &[HashMap<NetnsId, Names>]) -> Result
                 runs.iter().flatten().map(|(id, names)| called(*id, names)).collect();
             there.sort();
             there.dedup();
-            let text = format!("--netns: not in this recording; it has {}", there.join(", "));
+            let text = format!("--netns: not in this recording; there are {}", there.join(", "));
             return Err(Failure::usage(text).into());
         }
     }
