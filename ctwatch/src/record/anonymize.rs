@@ -240,7 +240,7 @@ fn embedded(address: Ipv6Addr) -> Option<([u8; 16], Ipv4Addr)> {
 
 /// Replaces a name of fixed size; an empty one stays empty.
 fn renamed(name: Name, other: impl FnOnce(&str) -> String) -> Name {
-    super::event::text(&name.padded()).map_or(name, |known| Name::new(other(&known).as_bytes()))
+    super::event::text(name).map_or(name, |known| Name::new(other(&known).as_bytes()))
 }
 
 #[cfg(test)]

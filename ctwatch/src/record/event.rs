@@ -134,13 +134,13 @@ impl EventRow {
             dport: tuple.map_or(0, |tuple| tuple.dport),
             icmp: u16::from_be_bytes(*icmp),
             hook: hook.map_or(NO_HOOK, |hook| hook as u8),
-            device: device.name.and_then(|name| text(&name.padded())),
+            device: device.name.and_then(text),
             ifindex: device.ifindex,
             length: *length,
             count: count.unwrap_or(0),
             max: max.unwrap_or(0),
             sender_pid: sender.map_or(0, |sender| sender.pid),
-            sender_name: sender.and_then(|sender| text(&sender.name.padded())),
+            sender_name: sender.and_then(|sender| text(sender.name)),
             sender_cgroup: sender.map_or(0, |sender| sender.cgroup),
             reply_src: address(|tuple| tuple.src, reply),
             reply_sport: reply.map_or(0, |tuple| tuple.sport),
@@ -237,7 +237,7 @@ impl EventRow {
         }
         if let Some(Owner { process, cgroup, container, unattributable }) = owner {
             if let Some(ProcessId { pid, name, role }) = process {
-                let name = text(&name.padded());
+                let name = text(*name);
                 digest.int(i64::from(*pid)).optional_text(name.as_deref()).int(*role as i64);
             }
             digest.optional_text(cgroup.as_deref()).optional_text(container.as_deref());
@@ -382,8 +382,8 @@ fn owner(row: &Row<'_>) -> rusqlite::Result<Option<Owner>> {
 }
 
 /// A name without trailing NULs; `None` if it is empty.
-pub(super) fn text(name: &[u8; 16]) -> Option<String> {
-    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+pub(super) fn text(name: Name) -> Option<String> {
+    let name = name.bytes();
     // One character per byte, so that the name keeps its length: a replacement character would take three bytes.
     let plain = |byte: &u8| if byte.is_ascii() { char::from(*byte) } else { '?' };
     let text = str::from_utf8(name).map_or_else(|_| name.iter().map(plain).collect(), str::to_owned);

@@ -119,7 +119,7 @@ impl Dictionary {
         OwnerColumns::<&dyn ToSql> {
             id: &Null,
             pid: &process.map(|process| process.pid),
-            name: &process.and_then(|process| text(&process.name.padded())),
+            name: &process.and_then(|process| text(process.name)),
             role: &process.map(|process| match process.role {
                 Role::Sender => "sender",
                 Role::Listener => "listener",
