@@ -175,6 +175,7 @@ impl Host {
         let count = if STORM.contains(&second) { 262_144 } else { 100_000 + self.random(50_000) as u32 };
         let counters = KernelCounters { drop: self.lost, ..KernelCounters::default() };
         let mut sample = Sample {
+            counters_from: None,
             time: self.time(second),
             interval_s: 1.0,
             netns: vec![NetnsSample {

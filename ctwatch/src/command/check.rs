@@ -7,7 +7,8 @@ use super::live::backend;
 use super::preflight::look;
 use super::{VERSION, view};
 use crate::cli::{BackendChoice, CheckConfig, Config};
-use crate::contract::{self, CheckProgram, SCHEMA};
+use crate::conntrack::{module, stat};
+use crate::contract::{self, CheckItem, CheckProgram, SCHEMA};
 use crate::error::Exit;
 use crate::kernel::Kernel;
 use crate::probe::{Probe, offsets};
@@ -21,7 +22,10 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
         let (symbols, btf) = kernel.both()?;
         Probe::try_load(&offsets::resolve(btf, symbols)?)
     };
-    let found = look(&roots, &kernel, Some(&try_bpf));
+    let mut found = look(&roots, &kernel, Some(&try_bpf));
+    if module::loaded(&roots).is_some() {
+        found.items.push(judge());
+    }
     let chosen = backend::choose(BackendChoice::Auto, &found).ok().map(|(backend, _)| backend);
     let programs = if check.verifier { verify(&kernel)? } else { Vec::new() };
     let rejected = programs.iter().any(|program| !program.ok);
@@ -40,6 +44,22 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
         (Some(_), false) => Exit::Done,
         (None, false) => Exit::CannotWatch,
     })
+}
+
+/// Whether the kernel's own counters, which judge ctwatch's, can be read, and where.
+fn judge() -> CheckItem {
+    const REMEDY: &str = "run as root; without /proc/net/stat/nf_conntrack (CONFIG_NF_CONNTRACK_PROCFS) it takes CAP_NET_ADMIN and \
+                          `modprobe nf_conntrack_netlink`. Until then losses are counted, but nothing confirms them";
+    let (ok, found) = match stat::read_here() {
+        Ok(stat) => (true, format!("read from {}", stat.from.title())),
+        Err(error) => (false, format!("not readable: {error:#}")),
+    };
+    CheckItem {
+        name: "kernel counters".to_owned(),
+        ok: Some(ok),
+        found,
+        remedy: (!ok).then(|| REMEDY.to_owned()),
+    }
 }
 
 /// Loads every program there is: with all switches off, and with all of them on, since the verifier skips what a

@@ -144,6 +144,7 @@ impl Player {
             backend_reason: run.backend_reason.clone(),
             hooks: run.report_hooks(),
             since_boot: run.since_boot,
+            kernel_counters_from: None,
         })?;
         let host = run.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
         let text = format!("replaying run {id}{host}, started {:.0}", run.started.time);

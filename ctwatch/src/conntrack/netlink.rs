@@ -1,6 +1,7 @@
-//! A NETLINK_NETFILTER socket, and one dump over it: what ctnetlink and nfnetlink_hook have in common.
+//! A NETLINK_NETFILTER socket, and one request over it: what ctnetlink and nfnetlink_hook have in common.
 //! It reads requests' answers only; no request made here changes anything.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -38,28 +39,71 @@ pub(super) fn dump_here(
     mut each: impl FnMut(&[u8]) -> Result<Next>,
 ) -> Result<()> {
     let mut socket = open().context("opening a NETLINK_NETFILTER socket")?;
-    socket.write_all(&request(kind, family, attributes)).context("asking the kernel for a dump")?;
+    socket
+        .write_all(&request(kind, NLM_F_DUMP, family, attributes))
+        .context("asking the kernel for a dump")?;
     let mut buffer = vec![0; BUFFER];
     loop {
-        let length = match socket.read(&mut buffer) {
-            Ok(0) => bail!("the kernel closed the dump"),
-            Ok(length) => length,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                bail!("the kernel stopped answering in the middle of a dump")
-            }
-            Err(error) => return Err(error).context("reading a dump"),
-        };
+        let length = receive(&mut socket, &mut buffer)?;
         if let Next::Stop = each(&buffer[..length])? {
             return Ok(());
         }
     }
 }
 
-fn request(kind: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
+/// Asks for something that is told in one datagram, in the netns this thread is in.
+pub(super) fn ask_here(kind: u16, family: u8) -> Result<Vec<u8>> {
+    let mut socket = open().context("opening a NETLINK_NETFILTER socket")?;
+    socket.write_all(&request(kind, 0, family, &[])).context("asking the kernel")?;
+    let mut buffer = vec![0; BUFFER];
+    let length = receive(&mut socket, &mut buffer)?;
+    buffer.truncate(length);
+    Ok(buffer)
+}
+
+/// The next datagram; its length.
+fn receive(socket: &mut File, buffer: &mut [u8]) -> Result<usize> {
+    loop {
+        match socket.read(buffer) {
+            Ok(0) => bail!("the kernel closed the dump"),
+            Ok(length) => return Ok(length),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => bail!("the kernel stopped answering"),
+            Err(error) => return Err(error).context("reading the kernel's answer"),
+        }
+    }
+}
+
+/// The kernel refused a request with this error number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal(pub i32);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = std::io::Error::from_raw_os_error(self.0);
+        let remedy = match self.0 {
+            libc::EPERM | libc::EACCES => " (this needs CAP_NET_ADMIN: run as root)",
+            libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT => {
+                " (the kernel has no ctnetlink: `modprobe nf_conntrack_netlink`)"
+            }
+            _ => "",
+        };
+        write!(f, "the kernel refused: {error}{remedy}")
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// What the body of an error message says.
+pub(super) fn refusal(body: &[u8]) -> Refusal {
+    let code = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
+    Refusal(code.saturating_neg())
+}
+
+fn request(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
     let mut out = (20 + attributes.len() as u32).to_ne_bytes().to_vec();
     out.extend(kind.to_ne_bytes());
-    out.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    out.extend((NLM_F_REQUEST | flags).to_ne_bytes());
     out.extend([0; 8]);
     // struct nfgenmsg
     out.extend([family, 0, 0, 0]);

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
-use crate::model::{KernelCounters, NetnsId, Protocol};
+use crate::model::{CounterSource, KernelCounters, NetnsId, Protocol};
 
 pub mod breakdown;
 mod event;
@@ -17,8 +17,8 @@ mod serialize;
 mod table;
 
 pub use event::{DropEvent, Entry, Event, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View};
+use serialize::{counter_source, is_zero, optional_cause, unit};
 pub(crate) use serialize::{is_false, millis, rounded_millis};
-use serialize::{optional_cause, unit};
 pub use table::{Occupant, Occupied, TableStatus, fill};
 
 /// The number of the contract.
@@ -44,6 +44,10 @@ pub struct Start {
     pub hooks: Vec<Hook>,
     /// What the kernel counted before ctwatch came.
     pub since_boot: KernelCounters,
+    /// Where the kernel's counters are read: "procfs" or "ctnetlink"; left out where they can't be read at all, and where it
+    /// isn't known.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "counter_source")]
+    pub kernel_counters_from: Option<CounterSource>,
 }
 
 /// One program's place.
@@ -106,6 +110,14 @@ pub struct End {
     pub ambiguous: Option<u64>,
     /// Namespaces that vanished: the kernel's last words on them are missing.
     pub netns_gone: u64,
+    /// Namespaces that are there and whose counters can't be read.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub netns_not_readable: u64,
+    /// How ctwatch's totals compare with the kernel's.
+    pub agreement: Agreements,
+    /// See [`Start::kernel_counters_from`].
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "counter_source")]
+    pub kernel_counters_from: Option<CounterSource>,
     /// Who occupied, in the end, the tables that lost something or were at least half full.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub occupied: Vec<Occupied>,
@@ -251,6 +263,51 @@ impl Unexplained {
     #[must_use]
     pub fn is_zero(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// How one of the kernel's counters compares with what ctwatch's causes say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Agreement {
+    /// Nothing is unexplained.
+    Agree,
+    /// They differ: see [`Unexplained`].
+    Differ,
+    /// ctwatch counted losses where the kernel's counters can't be read.
+    NotReadable,
+}
+
+/// A verdict for each of the kernel's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Agreements {
+    /// On `drop`.
+    pub drop: Agreement,
+    /// On `early_drop`.
+    pub early_drop: Agreement,
+    /// On `insert_failed`.
+    pub insert_failed: Agreement,
+    /// On `chaintoolong`.
+    pub chaintoolong: Agreement,
+}
+
+impl Agreements {
+    /// `unheard`: counters of which some was counted where the kernel's word is missing, in the order of the fields.
+    #[must_use]
+    pub fn new(unexplained: &Unexplained, unheard: [bool; 4]) -> Self {
+        let Unexplained { drop, early_drop, insert_failed, chaintoolong } = *unexplained;
+        let [drop, early_drop, insert_failed, chaintoolong] = [
+            (drop, unheard[0]),
+            (early_drop, unheard[1]),
+            (insert_failed, unheard[2]),
+            (chaintoolong, unheard[3]),
+        ]
+        .map(|verdict| match verdict {
+            (0, false) => Agreement::Agree,
+            (0, true) => Agreement::NotReadable,
+            _ => Agreement::Differ,
+        });
+        Self { drop, early_drop, insert_failed, chaintoolong }
     }
 }
 

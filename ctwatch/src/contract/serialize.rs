@@ -6,6 +6,8 @@ use ctwatch_common::cause::Unit;
 use jiff::Timestamp;
 use serde::Serializer;
 
+use crate::model::CounterSource;
+
 // serde passes `serialize_with` and `skip_serializing_if` fields by reference.
 pub(crate) fn is_false(value: &bool) -> bool {
     !value
@@ -33,4 +35,15 @@ pub(super) fn optional_cause<S: Serializer>(cause: &Option<Cause>, serializer: S
 
 pub(super) fn unit<S: Serializer>(unit: &Unit, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(unit.name())
+}
+
+pub(super) fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+pub(super) fn counter_source<S: Serializer>(
+    source: &Option<CounterSource>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_some(&source.map(CounterSource::name))
 }

@@ -42,6 +42,9 @@ pub struct TableStatus {
     /// The netns has vanished; this is its last line.
     #[serde(skip_serializing_if = "is_false")]
     pub gone: bool,
+    /// Its counters can't be read: it is only known by what it lost.
+    #[serde(skip_serializing_if = "is_false")]
+    pub not_readable: bool,
     /// Left out when all is explained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unexplained: Option<Unexplained>,

@@ -1,7 +1,7 @@
 //! The kernel's own counters, as totals since a baseline.
 //! Nothing here knows how they are read.
 
-/// The kernel's conntrack counters that losses are judged by (/proc/net/stat/nf_conntrack).
+/// The kernel's conntrack counters that losses are judged by (struct ip_conntrack_stat).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct KernelCounters {
     /// Packets `nf_conntrack_in` or the confirm step dropped.
@@ -38,6 +38,35 @@ impl KernelCounters {
             ("insert_failed", insert_failed),
             ("chaintoolong", chaintoolong),
         ]
+    }
+}
+
+/// Where the kernel's counters are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CounterSource {
+    /// /proc/net/stat/nf_conntrack
+    Procfs,
+    /// Statistics over ctnetlink, as `conntrack -S` prints them.
+    Ctnetlink,
+}
+
+impl CounterSource {
+    /// The spelling in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Procfs => "procfs",
+            Self::Ctnetlink => "ctnetlink",
+        }
+    }
+
+    /// For people.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Procfs => "/proc/net/stat/nf_conntrack",
+            Self::Ctnetlink => "ctnetlink",
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
-use super::{EntryState, Flow, FlowSample, KernelCounters, NetnsId, Owner, Packet, Sender};
+use super::{CounterSource, EntryState, Flow, FlowSample, KernelCounters, NetnsId, Owner, Packet, Sender};
 
 /// One record of the ring buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +145,8 @@ pub struct Sample {
     pub interval_s: f64,
     /// All netns watched.
     pub netns: Vec<NetnsSample>,
+    /// Where the kernel's counters were read; `None` if nowhere, or if that isn't known (a recording).
+    pub counters_from: Option<CounterSource>,
     /// All slots in use.
     pub slots: Vec<SlotSample>,
     /// Losses without a slot of their own, by cause number (totals).

@@ -20,7 +20,7 @@ pub use address::{Address, LocalAddress};
 pub use backend::Backend;
 pub use census::{Census, CensusKey, FlowOffset, FlowSample, PortDetail, StateCounts, TimeoutHistogram};
 pub use clock::{Clock, WallMono, monotonic_ns};
-pub use counters::KernelCounters;
+pub use counters::{CounterSource, KernelCounters};
 pub use direction::{Direction, Locals};
 pub use entry::{EntryFields, TableEntry};
 pub use event::{FromKernel, Insert, Loss, NetnsAccess, NetnsSample, Sample, SlotSample};

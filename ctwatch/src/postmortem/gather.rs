@@ -19,7 +19,7 @@ use super::model::{
 use super::scan::{BANDS, Moment, OCCUPANTS, TickScan};
 use super::states::{States, nearest};
 use super::{Request, advice, facts::facts, sampled};
-use crate::contract::{Counted, Unexplained};
+use crate::contract::{Agreements, Counted, Unexplained};
 use crate::error::Failure;
 use crate::model::{Backend, KernelCounters, NetnsId, ServicePort};
 use crate::record::anonymize::Anonymizer;
@@ -114,7 +114,12 @@ pub(super) fn host(
     fill_in(&scan, &mut certainty, describes);
     let victims = Victims { ports: victim_ports(&scan, &names), flows, sources, processes };
     let counted = Counted(scan.counted.map(unsigned));
+    let kernel_counters = KernelCounters::from_array(scan.kernel.map(unsigned));
+    let in_kernel_terms = counted.in_kernel_terms();
     let [drop, early_drop, insert_failed, chaintoolong] = scan.unexplained;
+    let unexplained = Unexplained { drop, early_drop, insert_failed, chaintoolong };
+    let (theirs, ours) = (kernel_counters.as_array(), in_kernel_terms.as_array());
+    let unheard = std::array::from_fn(|counter| scan.unheard && ours[counter] > theirs[counter]);
     let (mut file, mut host) = (path.display().to_string(), describes.and_then(|run| run.run.host.clone()));
     if let Some(anonymizer) = anonymizer {
         file = "recording".to_owned();
@@ -154,10 +159,11 @@ pub(super) fn host(
         by_fill: bands(&scan),
         changes,
         arrivals: arrivals(&scan),
-        kernel_counters: KernelCounters::from_array(scan.kernel.map(unsigned)),
-        in_kernel_terms: counted.in_kernel_terms(),
+        kernel_counters,
+        in_kernel_terms,
         counted,
-        unexplained: Unexplained { drop, early_drop, insert_failed, chaintoolong },
+        unexplained,
+        agreement: Agreements::new(&unexplained, unheard),
         advice,
         no_advice,
         certainty,

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::headline::Facts;
 use super::series::Point;
 use crate::advise::report::Advice;
-use crate::contract::{Counted, Unexplained, millis, rounded_millis as rounded};
+use crate::contract::{Agreements, Counted, Unexplained, millis, rounded_millis as rounded};
 use crate::model::{KernelCounters, ServicePort};
 
 /// The report.
@@ -54,6 +54,7 @@ pub(super) struct Host {
     pub kernel_counters: KernelCounters,
     pub in_kernel_terms: KernelCounters,
     pub unexplained: Unexplained,
+    pub agreement: Agreements,
     /// What would have prevented the losses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<Advice>,

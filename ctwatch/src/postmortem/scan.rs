@@ -88,6 +88,8 @@ pub(super) struct TickScan {
     unexplained_before: CounterArray,
     unexplained_now: CounterArray,
     pub unexplained: CounterArray,
+    /// Some netns could not be read, or took its last counts along.
+    pub unheard: bool,
     pub lossy: Vec<Lossy>,
     pub first_sign: Option<(Timestamp, Option<f64>)>,
     pub full_at: Option<Timestamp>,
@@ -200,6 +202,11 @@ impl TickScan {
             *sum += more;
         }
         for netns in &tick.netns {
+            self.unheard |= match netns.presence {
+                Presence::Unreadable => true,
+                Presence::Gone => !netns.complete,
+                Presence::Present | Presence::Absent => false,
+            };
             for (sum, more) in self.kernel.iter_mut().zip(netns.kernel) {
                 *sum += more;
             }

@@ -4,9 +4,10 @@
 use super::document::{Block, Clock, TextTable};
 use super::model::{Certainty, Gap, Host};
 use crate::advise::items::Item;
-use crate::contract::Unexplained;
-use crate::text::{duration, rate, signed, thousands};
+use crate::contract::{Agreement, Unexplained};
+use crate::text::{duration, rate, thousands};
 use crate::view::text::advice::outcome;
+use crate::view::text::summary::agreement_in_words;
 
 /// Pieces of advice shown with their commands.
 const PIECES: usize = 4;
@@ -15,13 +16,14 @@ const NAMED: usize = 5;
 
 pub(super) fn reconciliation(host: &Host) -> Vec<Block> {
     let (kernel, ours, left) = (&host.kernel_counters, &host.in_kernel_terms, &host.unexplained);
-    let row = |name: &str, kernel: u64, ours: u64, left: i64| {
-        let verdict = match (left, kernel == ours) {
-            (0, true) => "agree".to_owned(),
-            (0, false) => "agree within read skew".to_owned(),
-            (left, _) => format!("differ by {}", signed(left)),
-        };
-        vec![name.to_owned(), thousands(kernel), thousands(ours), verdict]
+    let agreement = &host.agreement;
+    let row = |name: &str, kernel: u64, ours: u64, left: i64, agreement: Agreement| {
+        vec![
+            name.to_owned(),
+            thousands(kernel),
+            thousands(ours),
+            agreement_in_words(agreement, left, kernel == ours),
+        ]
     };
     if host.backend.as_deref() == Some("counters") {
         let text = format!(
@@ -37,10 +39,22 @@ pub(super) fn reconciliation(host: &Host) -> Vec<Block> {
     vec![Block::Table(TextTable::new(
         &["counter", ">kernel", ">ctwatch", "verdict"],
         vec![
-            row("drop", kernel.drop, ours.drop, left.drop),
-            row("early_drop", kernel.early_drop, ours.early_drop, left.early_drop),
-            row("insert_failed", kernel.insert_failed, ours.insert_failed, left.insert_failed),
-            row("chaintoolong", kernel.chaintoolong, ours.chaintoolong, left.chaintoolong),
+            row("drop", kernel.drop, ours.drop, left.drop, agreement.drop),
+            row("early_drop", kernel.early_drop, ours.early_drop, left.early_drop, agreement.early_drop),
+            row(
+                "insert_failed",
+                kernel.insert_failed,
+                ours.insert_failed,
+                left.insert_failed,
+                agreement.insert_failed,
+            ),
+            row(
+                "chaintoolong",
+                kernel.chaintoolong,
+                ours.chaintoolong,
+                left.chaintoolong,
+                agreement.chaintoolong,
+            ),
         ],
     ))]
 }

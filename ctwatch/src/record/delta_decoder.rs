@@ -47,6 +47,7 @@ impl DeltaDecoder {
     pub fn sample(&self, tick: &Tick, names: &HashMap<NetnsId, Names>) -> Sample {
         let present = self.netns.iter().filter(|(_, (known, _))| known.presence != Presence::Absent);
         Sample {
+            counters_from: None,
             time: tick.time,
             interval_s: tick.interval_us as f64 / 1e6,
             netns: present.map(|(id, (known, after))| netns_sample(*id, known, *after, names)).collect(),
@@ -65,9 +66,7 @@ impl DeltaDecoder {
     /// Without the flows of namespaces that are gone, as in a live sample.
     fn slots(&self) -> Vec<SlotSample> {
         let is_there = |netns: u32| {
-            self.netns
-                .get(&NetnsId::from_packed(netns))
-                .is_none_or(|(known, _)| known.presence == Presence::Present)
+            self.netns.get(&NetnsId::from_packed(netns)).is_none_or(|(known, _)| known.presence.is_there())
         };
         let slots = self.slots.iter().filter(|(key, _)| !is_flow(**key) || is_there(key.netns));
         slots
@@ -100,7 +99,10 @@ fn netns_sample(
         after: counters(after),
         gone: tick.presence == Presence::Gone,
         complete: tick.complete,
-        access: NetnsAccess::Readable,
+        access: match tick.presence {
+            Presence::Unreadable => NetnsAccess::Unreadable,
+            Presence::Present | Presence::Gone | Presence::Absent => NetnsAccess::Readable,
+        },
     }
 }
 

@@ -9,7 +9,7 @@ use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
 use super::tick::{CounterArray, NetnsTick, Presence, Tick};
-use crate::model::{Census, KernelCounters, NetnsId, NetnsSample, Sample};
+use crate::model::{Census, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample};
 
 /// Slots per tick in the long run.
 const SUSTAINED: usize = 256;
@@ -97,14 +97,24 @@ impl DeltaEncoder {
                 self.origin.insert((NetnsId::from_packed(key.netns), key.proto, key.port), net);
             }
         }
-        self.netns.retain(|_, known| known.tick.presence == Presence::Present);
+        self.netns.retain(|_, known| known.tick.presence.is_there());
         for known in self.netns.values_mut() {
             known.tick = NetnsTick::default();
         }
     }
 
     pub(super) fn tick_within(&mut self, sample: &Sample, mono_us: i64, room: usize) -> Tick {
-        let Sample { time, interval_s, netns, slots: _, overflow, lost_events, ambiguous, flows } = sample;
+        let Sample {
+            time,
+            interval_s,
+            netns,
+            counters_from: _,
+            slots: _,
+            overflow,
+            lost_events,
+            ambiguous,
+            flows,
+        } = sample;
         self.generation = self.generation.wrapping_add(1);
         let mut tick = Tick::quiet(*time, mono_us, (interval_s * 1e6).round() as i64);
         tick.restarted = flows.restarted;
@@ -131,7 +141,7 @@ impl DeltaEncoder {
             let after = signed(&sample.after);
             let tick = NetnsTick {
                 id: sample.id,
-                presence: if sample.gone { Presence::Gone } else { Presence::Present },
+                presence: presence(sample),
                 complete: sample.complete,
                 count: sample.count,
                 peak: sample.count,
@@ -253,4 +263,11 @@ fn difference<const N: usize>(now: [i64; N], before: [i64; N]) -> [i64; N] {
 
 fn signed(counters: &KernelCounters) -> CounterArray {
     counters.as_array().map(u64::cast_signed)
+}
+fn presence(sample: &NetnsSample) -> Presence {
+    match (sample.gone, sample.access) {
+        (true, _) => Presence::Gone,
+        (false, NetnsAccess::Readable) => Presence::Present,
+        (false, NetnsAccess::Unreadable) => Presence::Unreadable,
+    }
 }

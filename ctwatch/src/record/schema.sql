@@ -110,7 +110,7 @@ CREATE TABLE tick (
 CREATE TABLE tick_netns (
   tick INTEGER NOT NULL REFERENCES tick,
   netns INTEGER NOT NULL REFERENCES netns,
-  -- 0 present, 1 gone, 2 no longer reported
+  -- 0 present, 1 gone, 2 no longer reported, 3 present, but its counters could not be read
   presence INTEGER NOT NULL,
   complete INTEGER NOT NULL,
   count INTEGER,

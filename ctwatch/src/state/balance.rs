@@ -30,8 +30,15 @@ pub(super) fn unexplained(four: Four<i64>) -> Unexplained {
 pub(super) struct Bracket {
     pub before: Four<u64>,
     pub after: Four<u64>,
-    /// The kernel's last word is missing (the netns died): it may have counted any more.
+    /// The kernel's last word is missing (the netns died, or it can't be read): it may have counted any more.
     pub open: bool,
+}
+
+impl Bracket {
+    /// Counters of which we counted more than the kernel was heard to say: there is nothing to compare them with.
+    pub fn unheard(&self, ours: Four<u64>) -> Four<bool> {
+        std::array::from_fn(|counter| self.open && ours[counter] > self.after[counter])
+    }
 }
 
 /// What all namespaces together leave unexplained.

@@ -27,8 +27,8 @@ use jiff::Timestamp;
 pub use filter::{Filter, PortRange};
 pub use settings::{By, StateConfig};
 
-use crate::contract::{self, Certainty, Counted, End, Event, Occupied, TableStatus, Tick};
-use crate::model::{Backend, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample};
+use crate::contract::{self, Agreements, Certainty, Counted, End, Event, Occupied, TableStatus, Tick};
+use crate::model::{Backend, CounterSource, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample};
 use crate::state::filter::Verdict;
 use containers::Containers;
 use key::{ClassifiedLoss, Facts};
@@ -54,6 +54,8 @@ pub struct State {
     overflow: [u64; CAUSES],
     lost_events: [u64; CAUSES],
     ambiguous: u64,
+    /// Where the kernel's counters were read last.
+    counters_from: Option<CounterSource>,
     /// Some losses never come as events.
     is_sampled: bool,
     /// Where there were losses of which a filter or a row needs something unknown.
@@ -90,6 +92,7 @@ impl State {
             overflow: [0; CAUSES],
             lost_events: [0; CAUSES],
             ambiguous: 0,
+            counters_from: None,
             is_sampled: false,
             unattributed: HashSet::new(),
         }
@@ -173,7 +176,9 @@ impl State {
     }
 
     fn take(&mut self, sample: &Sample, is_shown: bool) -> Tick {
-        let Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous, flows } = sample;
+        let Sample { time, interval_s, netns, counters_from, slots, overflow, lost_events, ambiguous, flows } =
+            sample;
+        self.counters_from = counters_from.or(self.counters_from);
         self.elapsed_s += interval_s;
         let overflow_before = std::mem::replace(&mut self.overflow, *overflow);
         self.lost_events = *lost_events;
@@ -228,16 +233,20 @@ impl State {
             Rows::Slots(tally) => (tally.totals(), [Sum::default(); CAUSES]),
             Rows::Events(tally) => tally.totals(),
         };
+        let unexplained = balance::unexplained(self.account.unexplained);
         End {
             time,
             duration_s: self.elapsed_s,
             counted: Counted(self.account.counted),
             kernel_counters: balance::kernel(self.account.kernel),
             lost_events: self.lost_events.iter().sum(),
-            unexplained: balance::unexplained(self.account.unexplained),
+            unexplained,
             rows: self.shaped(tallied, &rest, &[0; CAUSES]),
             ambiguous: self.ambiguous(),
             netns_gone: self.account.gone,
+            netns_not_readable: self.account.unreadable,
+            agreement: Agreements::new(&unexplained, self.account.unheard),
+            kernel_counters_from: self.counters_from,
             occupied: self.occupied.clone(),
         }
     }

@@ -8,7 +8,7 @@ use ctwatch_common::cause::{CAUSES, Unit};
 
 use super::balance::{self, Balance, Bracket, Four};
 use crate::contract::{TableStatus, fill};
-use crate::model::{Backend, NetnsId, NetnsSample};
+use crate::model::{Backend, NetnsAccess, NetnsId, NetnsSample};
 
 /// All namespaces that are, or were.
 #[derive(Debug, Default)]
@@ -41,6 +41,7 @@ struct Netns {
     life: Life,
     /// It is gone, and nothing it counted is missing.
     complete: bool,
+    access: NetnsAccess,
     ours: Totals,
     ours_at_last_tick: Totals,
 }
@@ -74,6 +75,10 @@ pub(super) struct Account {
     pub overcounted: u64,
     /// Namespaces whose last counts nobody read.
     pub gone: u64,
+    /// Namespaces whose counters can't be read.
+    pub unreadable: u64,
+    /// Counters of which we counted some where the kernel's word is missing.
+    pub unheard: Four<bool>,
 }
 
 impl Namespaces {
@@ -101,8 +106,7 @@ impl Namespaces {
     }
 
     pub fn add_sample(&mut self, sample: &NetnsSample) {
-        let NetnsSample { id, name, container, count, max, before, after, gone, complete, access: _ } =
-            sample;
+        let NetnsSample { id, name, container, count, max, before, after, gone, complete, access } = sample;
         if *gone && self.buried.ids.contains(id) {
             if *complete {
                 self.buried.complete(*id, balance::four(after));
@@ -130,6 +134,7 @@ impl Namespaces {
             (false, _) => netns.life = Life::Alive,
         }
         netns.complete = *complete;
+        netns.access = *access;
         netns.before = balance::four(before);
         netns.after = balance::four(after);
         netns.name.clone_from(name);
@@ -165,7 +170,11 @@ impl Namespaces {
         let mut sums = Balance::default();
         for netns in self.known.values() {
             let (ours, too_much) = netns.ours_in_kernel_terms(backend);
-            sums.add(&netns.bracket(), ours);
+            let bracket = netns.bracket();
+            sums.add(&bracket, ours);
+            for (any, here) in account.unheard.iter_mut().zip(bracket.unheard(ours)) {
+                *any |= here;
+            }
             account.overcounted += too_much;
             for (sum, losses) in account.counted.iter_mut().zip(netns.ours.losses) {
                 *sum += losses;
@@ -173,7 +182,8 @@ impl Namespaces {
             for (sum, kernel) in account.kernel.iter_mut().zip(netns.kernel_after()) {
                 *sum += kernel;
             }
-            account.gone += u64::from(netns.is_gone() && !netns.complete);
+            account.gone += u64::from(netns.went_away() && !netns.complete);
+            account.unreadable += u64::from(netns.is_unreadable());
         }
         account.counted[Cause::TableFull as usize] -= account.overcounted;
         account.unexplained = sums.unexplained(elsewhere);
@@ -195,7 +205,7 @@ impl Namespaces {
         let mut tables: Vec<TableStatus> = self
             .known
             .iter()
-            .filter(|(_, netns)| matches!(netns.life, Life::Alive | Life::Dying))
+            .filter(|(_, netns)| netns.is_listed())
             .map(|(id, netns)| netns.table(*id, interval_s, rates, elsewhere, backend))
             .collect();
         tables.sort_by(|a, b| {
@@ -244,8 +254,26 @@ impl Buried {
 }
 
 impl Netns {
-    fn is_gone(&self) -> bool {
-        self.life != Life::Alive
+    fn went_away(&self) -> bool {
+        matches!(self.life, Life::Dying | Life::Gone)
+    }
+
+    /// Has a line of its own: one that nobody could look into only if it lost something.
+    fn is_listed(&self) -> bool {
+        match self.life {
+            Life::Alive | Life::Dying => true,
+            Life::NeverSampled => self.ours.losses != [0; CAUSES],
+            Life::Gone => false,
+        }
+    }
+
+    /// It is there, and what the kernel counted in it is not to be had.
+    fn is_unreadable(&self) -> bool {
+        match self.life {
+            Life::NeverSampled => true,
+            Life::Alive => self.access == NetnsAccess::Unreadable,
+            Life::Dying | Life::Gone => false,
+        }
     }
 
     fn kernel_after(&self) -> Four<u64> {
@@ -257,7 +285,7 @@ impl Netns {
             before: add(self.earlier, self.before),
             after: self.kernel_after(),
             // An earlier netns of this number may have died with counts that nobody read.
-            open: (self.is_gone() && !self.complete) || self.earlier != [0; 4],
+            open: self.is_unreadable() || (self.went_away() && !self.complete) || self.earlier != [0; 4],
         }
     }
 
@@ -302,6 +330,7 @@ impl Netns {
             packets_lost,
             entries_lost,
             gone: self.life == Life::Dying,
+            not_readable: self.is_unreadable(),
             unexplained: (!unexplained.is_zero()).then_some(unexplained),
         }
     }

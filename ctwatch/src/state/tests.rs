@@ -8,7 +8,7 @@ use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey
 use proptest::prelude::*;
 
 use super::*;
-use crate::contract::{FillSource, Process, Row, View};
+use crate::contract::{Agreement, FillSource, Process, Row, View};
 use crate::model::{
     Device, EntryState, Hook, KernelCounters, Name, NetnsAccess, NetnsSample, Packet, ProcessId, Protocol,
     Role, Tuple,
@@ -76,6 +76,7 @@ fn netns(id: u32, drop: u64) -> NetnsSample {
 
 fn sample(netns: Vec<NetnsSample>, slots: Vec<SlotSample>) -> Sample {
     Sample {
+        counters_from: None,
         time: time(0),
         interval_s: 1.0,
         netns,

@@ -75,11 +75,13 @@ fn grown(from: u32, to: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::CounterSource;
     use proptest::prelude::*;
 
     fn reading(drops: &[u32]) -> Stat {
         Stat {
             entries: 7,
+            from: CounterSource::Procfs,
             cpus: drops.iter().map(|drop| Counters { drop: *drop, ..Counters::default() }).collect(),
         }
     }

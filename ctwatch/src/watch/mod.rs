@@ -21,7 +21,7 @@ use ctwatch_common::classify::Counters;
 use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
-use crate::model::{Clock, KernelCounters, Loss, NetnsId, Sample, SlotSample};
+use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
 use crate::netns;
 use crate::probe::plan::{Attachment, ProbeOptions, plan};
 use crate::probe::sync::Baseline;
@@ -52,6 +52,8 @@ pub struct StartInfo {
     pub notes: Vec<String>,
     /// What the kernel had counted before.
     pub since_boot: KernelCounters,
+    /// Where its counters are read; `None` if they can't be read in any netns.
+    pub counters_from: Option<CounterSource>,
 }
 
 /// What a tick found out besides numbers.
@@ -110,8 +112,12 @@ impl Watch {
     fn attach(&mut self, kernel: Kernel) -> Result<StartInfo> {
         self.module = module::loaded(&self.config.roots);
         self.netns.namespaces = netns::discover()?;
-        let mut start =
-            StartInfo { attachments: Vec::new(), notes: Vec::new(), since_boot: KernelCounters::default() };
+        let mut start = StartInfo {
+            attachments: Vec::new(),
+            notes: Vec::new(),
+            since_boot: KernelCounters::default(),
+            counters_from: None,
+        };
         let bases = match self.config.probe_options {
             Some(options) => self.attach_programs(options, kernel, &mut start)?,
             None => self.present_counters()?,
@@ -120,6 +126,8 @@ impl Watch {
             add_up(&mut start.since_boot, bases.iter().flatten());
             self.netns.begin(id, bases);
         }
+        self.read_counters()?;
+        start.counters_from = self.netns.counters_from;
         Ok(start)
     }
 
@@ -239,7 +247,8 @@ impl Watch {
         let netns = self.netns.samples(&before, &after, stat::max().ok());
         let flows = self.flows(&slots);
         let time = self.losses.clock.time();
-        Ok(Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous, flows })
+        let counters_from = self.netns.counters_from;
+        Ok(Sample { time, interval_s, netns, counters_from, slots, overflow, lost_events, ambiguous, flows })
     }
 
     /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just

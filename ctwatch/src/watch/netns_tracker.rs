@@ -12,7 +12,7 @@ use super::baseline::BaselineCounters;
 use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
 use crate::kernel::roots::Roots;
-use crate::model::{KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample};
+use crate::model::{CounterSource, KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample};
 use crate::netns::{self, Netns};
 use crate::probe::Probe;
 use crate::probe::sync::Baseline;
@@ -35,6 +35,8 @@ pub(super) struct NetnsTracker {
     /// What a slot of flows held when the netns went whose inode number it bears.
     flow_totals_at_reuse: HashMap<SlotKey, (u64, u64, u64)>,
     last_rescan: Instant,
+    /// Where the kernel's counters were read last.
+    pub counters_from: Option<CounterSource>,
 }
 
 impl Default for NetnsTracker {
@@ -46,6 +48,7 @@ impl Default for NetnsTracker {
             generations: HashMap::new(),
             flow_totals_at_reuse: HashMap::new(),
             last_rescan: Instant::now(),
+            counters_from: None,
         }
     }
 }
@@ -86,7 +89,10 @@ impl NetnsTracker {
         let mut totals = BTreeMap::new();
         for (id, stat) in readings {
             match stat {
-                Ok(stat) => drop(totals.insert(id, self.accumulate(id, &stat))),
+                Ok(stat) => {
+                    self.counters_from = Some(stat.from);
+                    totals.insert(id, self.accumulate(id, &stat));
+                }
                 Err(_) => self.mark_unreadable(id, roots),
             }
         }

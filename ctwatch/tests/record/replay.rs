@@ -77,6 +77,7 @@ fn samples(seconds: &[Second]) -> Vec<Sample> {
         let mut slots: Vec<SlotSample> = slots.iter().map(sample).collect();
         slots.sort_by_key(|slot| slot.key);
         samples.push(Sample {
+            counters_from: None,
             time: at(second).time,
             interval_s: 1.0,
             netns: vec![netns],

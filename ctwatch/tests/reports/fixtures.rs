@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook as StartHook, Notice, SCHEMA, Start};
 use ctwatch::model::{
-    Backend, Census, CensusKey, Device, EntryState, Flow, FlowOffset, FlowSample, Hook, Insert,
-    KernelCounters, Loss, Name, NetnsAccess, NetnsId, NetnsSample, Owner, Packet, PortDetail, ProcessId,
-    Protocol, Role, Sample, SlotSample, TimeoutKind, Timeouts, Tuple,
+    Backend, Census, CensusKey, CounterSource, Device, EntryState, Flow, FlowOffset, FlowSample, Hook,
+    Insert, KernelCounters, Loss, Name, NetnsAccess, NetnsId, NetnsSample, Owner, Packet, PortDetail,
+    ProcessId, Protocol, Role, Sample, SlotSample, TimeoutKind, Timeouts, Tuple,
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
@@ -70,6 +70,7 @@ pub fn start(backend: Backend) -> Start {
         backend_reason: reason,
         hooks,
         since_boot: KernelCounters { drop: 77_143, early_drop: 12, insert_failed: 3, chaintoolong: 0 },
+        kernel_counters_from: Some(CounterSource::Procfs),
     }
 }
 
@@ -119,6 +120,7 @@ pub fn storm(second: u64) -> Sample {
         access: NetnsAccess::Readable,
     };
     Sample {
+        counters_from: Some(CounterSource::Procfs),
         time: time(i64::try_from(second).unwrap() * 1_000),
         interval_s: 1.0,
         netns: vec![
@@ -171,6 +173,16 @@ pub fn storm_with_unknown_ports(second: u64) -> Sample {
     sample.slots.push(slot(HOST, Cause::TableFull as u8 | KIND_UNATTRIBUTED, 0, 0, 7 * second, 0));
     sample.netns[0].before.drop += 7 * second;
     sample.netns[0].after.drop += 7 * second;
+    sample
+}
+
+/// The second netns can't be entered: it is only known by what it lost.
+pub fn storm_beyond_reach(second: u64) -> Sample {
+    let mut sample = storm(second);
+    let netns = &mut sample.netns[1];
+    netns.access = NetnsAccess::Unreadable;
+    (netns.name, netns.count, netns.max) = (None, None, None);
+    (netns.before, netns.after) = <_>::default();
     sample
 }
 

@@ -3,7 +3,7 @@
 
 use crate::fixtures::{
     check, events, golden, loss, losses_with_owners, notice, quiet, settings, start, state, storm,
-    storm_with_occupants, storm_with_unknown_ports, time,
+    storm_beyond_reach, storm_with_occupants, storm_with_unknown_ports, time,
 };
 use ctwatch::model::Backend;
 use ctwatch::state::{By, State, StateConfig};
@@ -200,6 +200,18 @@ fn text_admits_what_is_not_exact() {
     assert!(text.contains("≥1"));
     assert!(text.contains("differ by +3"));
     golden("text-inexact.txt", &text);
+}
+
+#[test]
+fn text_of_a_netns_that_cannot_be_entered() {
+    let text = text(false, |view| {
+        let mut state = state(By::Port);
+        view.tick(&state.sample(&storm_beyond_reach(1))).unwrap();
+        view.end(&state.end(time(1_000))).unwrap();
+    });
+    fits_80_columns(&text);
+    assert!(!text.contains("deleted"), "{text}");
+    golden("text-not-readable.txt", &text);
 }
 
 #[test]

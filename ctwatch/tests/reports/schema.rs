@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::fixtures::{
-    check, events, loss, losses_with_owners, notice, quiet, settings, start, state, storm_with_occupants,
-    storm_with_unknown_ports, time,
+    check, events, loss, losses_with_owners, notice, quiet, settings, start, state, storm_beyond_reach,
+    storm_with_occupants, storm_with_unknown_ports, time,
 };
 use ctwatch::model::Backend;
 use ctwatch::state::{By, State, StateConfig};
@@ -145,6 +145,9 @@ fn records() -> Vec<Value> {
     unnamed.netns[0].name = None;
     unnamed.netns[0].count = None;
     view.tick(&state(By::Port).sample(&unnamed)).unwrap();
+    let mut beyond_reach = state(By::Port);
+    view.tick(&beyond_reach.sample(&storm_beyond_reach(1))).unwrap();
+    view.end(&beyond_reach.end(time(2_000))).unwrap();
     for event in events() {
         view.event(&event).unwrap();
     }

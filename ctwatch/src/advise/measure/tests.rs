@@ -87,6 +87,7 @@ impl Host {
             failed: 0,
         };
         Sample {
+            counters_from: None,
             time: jiff::Timestamp::UNIX_EPOCH,
             interval_s,
             netns: Vec::new(),

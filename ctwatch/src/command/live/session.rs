@@ -80,7 +80,7 @@ impl LiveSession {
 
     /// The first record.
     pub fn start_record(&self, roots: &Roots) -> Start {
-        let StartInfo { attachments, notes, since_boot } = &self.start;
+        let StartInfo { attachments, notes, since_boot, counters_from } = &self.start;
         let notes: Vec<&str> = notes.iter().chain(&self.reason).map(String::as_str).collect();
         let hook =
             |one: &Attachment| Hook { function: one.function.clone(), kind: one.kind.name().to_owned() };
@@ -93,6 +93,7 @@ impl LiveSession {
             backend_reason: (!notes.is_empty()).then(|| notes.join("; ")),
             hooks: attachments.iter().map(hook).collect(),
             since_boot: *since_boot,
+            kernel_counters_from: *counters_from,
         }
     }
 }

@@ -5,7 +5,6 @@ pub mod parse;
 mod recent;
 mod tally;
 
-use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::addresses;
+pub use super::netlink::Refusal;
 use super::netlink::{self, Next};
 use crate::model::{
     CensusKey, Direction, EntryFields, Locals, PortDetail, TableEntry, TimeoutKind, Timeouts,
@@ -149,26 +149,6 @@ fn dump_here(
     .context("dumping the conntrack table (IPCTNL_MSG_CT_GET)")?;
     Ok(interrupted)
 }
-
-/// The kernel refused a dump with this error number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal(pub i32);
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let error = std::io::Error::from_raw_os_error(self.0);
-        let remedy = match self.0 {
-            libc::EPERM | libc::EACCES => " (this needs CAP_NET_ADMIN: run as root)",
-            libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT => {
-                " (the kernel has no ctnetlink: `modprobe nf_conntrack_netlink`)"
-            }
-            _ => "",
-        };
-        write!(f, "the kernel refused: {error}{remedy}")
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 /// The timeouts in force in the netns this thread is in; what can't be read is unknown.
 #[must_use]

@@ -280,13 +280,13 @@ fn be32(value: &[u8]) -> Option<u32> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::conntrack) mod tests {
     use std::net::IpAddr;
 
     use super::*;
     use proptest::prelude::*;
 
-    pub(in super::super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    pub(in crate::conntrack) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut out = (4 + value.len() as u16).to_ne_bytes().to_vec();
         out.extend(kind.to_ne_bytes());
         out.extend(value);
@@ -296,7 +296,7 @@ pub(super) mod tests {
 
     const NESTED: u16 = 0x8000;
 
-    pub(in super::super) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    pub(in crate::conntrack) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
         let mut out = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
         out.extend(kind.to_ne_bytes());
         out.extend(flags.to_ne_bytes());

@@ -52,6 +52,7 @@ fn samples(steps: &[Step]) -> Vec<Sample> {
             access: NetnsAccess::Readable,
         };
         samples.push(Sample {
+            counters_from: None,
             time: Timestamp::from_second(second as i64).unwrap(),
             interval_s: 1.0,
             // A netns that can't be read for a while is in no sample.

@@ -12,6 +12,44 @@ fn any_by() -> impl Strategy<Value = By> {
     prop_oneof![Just(By::Port), Just(By::Proto), Just(By::Cause), Just(By::Netns)]
 }
 
+#[test]
+fn a_netns_that_cannot_be_entered_neither_agrees_nor_went_away() {
+    let mut state = State::new(settings(By::Port));
+    let beyond = NetnsSample {
+        access: NetnsAccess::Unreadable,
+        count: None,
+        before: drops(0),
+        after: drops(0),
+        ..netns(7, 0)
+    };
+    let slots = vec![slot(HOST, FULL, 6, 80, 5), slot(7, FULL, 6, 80, 60)];
+    let tick = state.sample(&sample(vec![netns(HOST, 5), beyond], slots));
+    let table =
+        tick.tables.iter().find(|table| table.netns == NetnsId::from_packed(7)).expect("it is listed");
+    assert!(table.not_readable && !table.gone);
+    assert!(tick.unexplained.is_zero());
+    let end = state.end(time(1));
+    assert_eq!((end.netns_not_readable, end.netns_gone), (1, 0));
+    assert_eq!((end.agreement.drop, end.agreement.early_drop), (Agreement::NotReadable, Agreement::Agree));
+}
+
+#[test]
+fn a_netns_in_no_sample_is_not_readable_either() {
+    let mut state = State::new(settings(By::Port));
+    let tick = state.sample(&sample(vec![netns(HOST, 0)], vec![slot(7, FULL, 6, 80, 60)]));
+    assert!(tick.tables.iter().any(|table| table.not_readable && table.packets_lost == 60));
+    let end = state.end(time(1));
+    assert_eq!((end.netns_not_readable, end.netns_gone, end.agreement.drop), (1, 0, Agreement::NotReadable));
+}
+
+#[test]
+fn a_difference_where_the_kernel_can_be_read_is_one_whatever_cannot_be_read_elsewhere() {
+    let mut state = State::new(settings(By::Port));
+    let slots = vec![slot(HOST, FULL, 6, 80, 5), slot(7, FULL, 6, 80, 60)];
+    state.sample(&sample(vec![netns(HOST, 9)], slots));
+    assert_eq!(state.end(time(1)).agreement.drop, Agreement::Differ);
+}
+
 proptest! {
     /// Without filters the rows of every tick add up to what was counted in it, cause by cause unit, at any --top.
     #[test]

@@ -268,8 +268,17 @@ fn arrow(tuple: &Tuple) -> String {
 
 impl<W: Write> View for TextView<W> {
     fn start(&mut self, start: &Start) -> io::Result<()> {
-        let Start { schema: _, version, time: _, kernel_release, backend, backend_reason, hooks, since_boot } =
-            start;
+        let Start {
+            schema: _,
+            version,
+            time: _,
+            kernel_release,
+            backend,
+            backend_reason,
+            hooks,
+            since_boot,
+            kernel_counters_from,
+        } = start;
         self.backend = backend;
         self.wrapped(&format!("ctwatch {version} on Linux {kernel_release}, {backend} backend"))?;
         if let Some(reason) = backend_reason {
@@ -284,8 +293,9 @@ impl<W: Write> View for TextView<W> {
             self.wrapped(&format!("Hooks: {}", hooks.join(", ")))?;
         }
         let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = *since_boot;
+        let source = kernel_counters_from.map(|source| format!(" ({})", source.title())).unwrap_or_default();
         self.wrapped(&format!(
-            "Kernel counters since boot, before ctwatch: drop {}, early_drop {}, insert_failed {}, chaintoolong {}",
+            "Kernel counters{source} since boot, before ctwatch: drop {}, early_drop {}, insert_failed {}, chaintoolong {}",
             thousands(drop),
             thousands(early_drop),
             thousands(insert_failed),

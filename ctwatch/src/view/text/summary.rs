@@ -4,9 +4,9 @@
 use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 
-use crate::contract::{Certainty, End, Unexplained};
+use crate::contract::{Agreement, Certainty, End, Unexplained};
 use crate::model::KernelCounters;
-use crate::text::{ALERT, OK, Paint, signed, thousands, wrap};
+use crate::text::{ALERT, OK, Paint, WARN, signed, thousands, wrap};
 
 pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
     let mut lines = counters(end, backend, paint);
@@ -20,7 +20,7 @@ pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
 fn counters(end: &End, backend: &str, paint: Paint) -> Vec<String> {
     let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = end.kernel_counters;
     let ours = end.counted.in_kernel_terms();
-    let left = &end.unexplained;
+    let (left, agreement) = (&end.unexplained, &end.agreement);
     let counts_nothing = backend == "counters";
     let mut lines = vec![if counts_nothing {
         format!("{:<14} {:>13}", "counter", "kernel")
@@ -29,26 +29,37 @@ fn counters(end: &End, backend: &str, paint: Paint) -> Vec<String> {
     }];
     lines.extend(
         [
-            ("drop", drop, ours.drop, left.drop),
-            ("early_drop", early_drop, ours.early_drop, left.early_drop),
-            ("insert_failed", insert_failed, ours.insert_failed, left.insert_failed),
-            ("chaintoolong", chaintoolong, ours.chaintoolong, left.chaintoolong),
+            ("drop", drop, ours.drop, left.drop, agreement.drop),
+            ("early_drop", early_drop, ours.early_drop, left.early_drop, agreement.early_drop),
+            ("insert_failed", insert_failed, ours.insert_failed, left.insert_failed, agreement.insert_failed),
+            ("chaintoolong", chaintoolong, ours.chaintoolong, left.chaintoolong, agreement.chaintoolong),
         ]
-        .map(|(name, kernel, ours, unexplained)| {
+        .map(|(name, kernel, ours, unexplained, agreement)| {
             let kernel_part = format!("{name:<14} {:>13}", thousands(kernel));
             if counts_nothing {
                 return kernel_part;
             }
-            let verdict = match (unexplained, kernel == ours) {
-                (0, true) => paint.on(OK, "agree"),
-                // Counters moved between the two reads, or a netns was deleted before its final read.
-                (0, false) => paint.on(OK, "agree within read skew"),
-                (left, _) => paint.on(ALERT, &format!("differ by {}", signed(left))),
+            let style = match agreement {
+                Agreement::Agree => OK,
+                Agreement::NotReadable => WARN,
+                Agreement::Differ => ALERT,
             };
-            format!("{kernel_part} {:>13}  {verdict}", thousands(ours))
+            let words = paint.on(style, &agreement_in_words(agreement, unexplained, kernel == ours));
+            format!("{kernel_part} {:>13}  {words}", thousands(ours))
         }),
     );
     lines
+}
+
+/// What an agreement is called.
+pub(crate) fn agreement_in_words(agreement: Agreement, unexplained: i64, equal: bool) -> String {
+    match agreement {
+        Agreement::Agree if equal => "agree".to_owned(),
+        // Counters moved between the two reads.
+        Agreement::Agree => "agree within read skew".to_owned(),
+        Agreement::NotReadable => "not readable".to_owned(),
+        Agreement::Differ => format!("differ by {}", signed(unexplained)),
+    }
 }
 
 /// What was counted by cause.
@@ -94,6 +105,12 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
     if backend == "tracepoint" {
         texts.push("Causes are inferred, not observed.".to_owned());
     }
+    if end.netns_not_readable > 0 {
+        let count = thousands(end.netns_not_readable);
+        texts.push(format!(
+            "{count} netns can't be entered: what the kernel counted there is not readable; `ctwatch check` says what would help."
+        ));
+    }
     if end.netns_gone > 0 && end.kernel_counters != end.counted.in_kernel_terms() {
         let gone = thousands(end.netns_gone);
         texts.push(format!("{gone} netns were deleted; their final kernel counts are missing."));
@@ -104,6 +121,9 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
     }
     if texts.is_empty() {
         texts.push("No events were lost; all numbers are exact.".to_owned());
+    }
+    if let Some(source) = end.kernel_counters_from {
+        texts.push(format!("Kernel counters: {}.", source.title()));
     }
     texts
 }

@@ -31,6 +31,9 @@ pub(super) fn is_filling(table: &TableStatus) -> bool {
 /// `names` is the width of the widest name in this tick.
 pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint) -> String {
     let head = format!("{clock} {:<names$}  ", name(table));
+    if table.not_readable {
+        return format!("{head}table not readable{}", lost(table));
+    }
     if table.gone {
         let entries = entries(table);
         return format!("{head}{entries}  netns deleted; its totals are kept{}", lost(table));
@@ -151,6 +154,7 @@ mod tests {
                 packets_lost,
                 entries_lost,
                 gone: false,
+                not_readable: false,
                 unexplained: None,
             };
             let line = line("12:03:04", &table, width(&super::name(&table)), Paint(false));

@@ -1,26 +1,19 @@
-//! /proc/net/stat/nf_conntrack: the kernel's own per-CPU counters, the judge of every number ctwatch shows.
+//! /proc/net/stat/nf_conntrack, one line per possible CPU. It needs CONFIG_NF_CONNTRACK_PROCFS.
 //! Columns are found by their header, since they changed between versions; values are u32 and wrap.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 
 use anyhow::{Context, Result, ensure};
 use ctwatch_common::classify::Counters;
 
-use crate::model::NetnsId;
-use crate::netns::{self, Netns};
+use super::Stat;
+use crate::model::CounterSource;
 
-/// One reading of the file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stat {
-    /// Entries in the table (the netns's total, repeated on each line by the kernel).
-    pub entries: u32,
-    /// One element per possible CPU.
-    pub cpus: Vec<Counters>,
-}
+const FILE: &str = "/proc/thread-self/net/stat/nf_conntrack";
 
 /// Parses the file's text.
-pub fn parse(text: &str) -> Result<Stat> {
+fn parse(text: &str) -> Result<Stat> {
     let mut lines = text.lines();
     let header: Vec<&str> = lines.next().context("it is empty")?.split_ascii_whitespace().collect();
     let column = |name: &str| header.iter().position(|title| *title == name);
@@ -30,7 +23,7 @@ pub fn parse(text: &str) -> Result<Stat> {
     let early_drop = column("early_drop").context("it has no column \"early_drop\"")?;
     // Not in 5.10; "chainlength" in the header of some versions.
     let chaintoolong = column("chaintoolong").or_else(|| column("chainlength"));
-    let mut stat = Stat::default();
+    let mut stat = Stat { entries: 0, cpus: Vec::new(), from: CounterSource::Procfs };
     for line in lines {
         let values: Vec<u32> = line
             .split_ascii_whitespace()
@@ -50,31 +43,17 @@ pub fn parse(text: &str) -> Result<Stat> {
     Ok(stat)
 }
 
-/// Reads the conntrack counters of many netns in one go.
-pub fn read_all<'a>(
-    namespaces: impl Iterator<Item = &'a Netns> + Send,
-) -> Result<Vec<(NetnsId, Result<Stat>)>> {
-    netns::on_netns_thread(|| {
-        let mut text = String::new();
-        namespaces.map(|netns| (netns.id, netns::enter(netns).and_then(|()| read_here(&mut text)))).collect()
-    })
-}
-
-/// The counters of the netns this thread is in. After setns, /proc/net still shows the leader's netns.
-fn read_here(text: &mut String) -> Result<Stat> {
-    const FILE: &str = "/proc/thread-self/net/stat/nf_conntrack";
-    text.clear();
-    File::open(FILE)
-        .and_then(|mut file| file.read_to_string(text))
-        .with_context(|| format!("reading {FILE} (is the nf_conntrack module loaded?)"))?;
-    parse(text).with_context(|| format!("parsing {FILE}"))
-}
-
-/// nf_conntrack_max: one number for all netns.
-pub fn max() -> Result<u32> {
-    const FILE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-    let text = std::fs::read_to_string(FILE).with_context(|| format!("reading {FILE}"))?;
-    text.trim().parse().with_context(|| format!("parsing {FILE}: {text:?}"))
+/// The counters of the netns this thread is in; `None` if this kernel has no such file. After setns, /proc/net still shows
+/// the leader's netns.
+pub(super) fn read_here() -> Result<Option<Stat>> {
+    let mut file = match File::open(FILE) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("opening {FILE}")),
+    };
+    let mut text = String::new();
+    file.read_to_string(&mut text).with_context(|| format!("reading {FILE}"))?;
+    parse(&text).map(Some).with_context(|| format!("parsing {FILE}"))
 }
 
 #[cfg(test)]
