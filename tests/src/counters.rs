@@ -3,8 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 
 use anyhow::{Context, Result, ensure};
+
+use crate::shell::run;
 
 /// The calling thread's netns: after setns, /proc/net still shows the thread-group leader's.
 pub const PATH: &str = "/proc/thread-self/net/stat/nf_conntrack";
@@ -16,10 +19,31 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Reads the counters of the calling thread's netns.
+    /// Reads the counters of the calling thread's netns; where the kernel has no file of them, conntrack(8) says them.
     pub fn read() -> Result<Self> {
-        let text = fs::read_to_string(PATH).with_context(|| format!("reading {PATH}"))?;
-        Self::parse(&text)
+        match fs::read_to_string(PATH) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let said = run(&["conntrack", "-S"])?;
+                Self::parse_statistics(&said)
+            }
+            text => Self::parse(&text.with_context(|| format!("reading {PATH}"))?),
+        }
+    }
+
+    /// `cpu=0  found=2 invalid=0 … drop=5 …`, a line for each CPU.
+    fn parse_statistics(text: &str) -> Result<Self> {
+        let mut columns = BTreeMap::<String, u32>::new();
+        for line in text.lines() {
+            for pair in line.split_whitespace() {
+                let (name, value) =
+                    pair.split_once('=').with_context(|| format!("not name=value: {pair}"))?;
+                let value: u32 = value.parse().with_context(|| format!("{name}: {value}"))?;
+                let sum = columns.entry(name.to_owned()).or_default();
+                *sum = sum.wrapping_add(value);
+            }
+        }
+        ensure!(columns.contains_key("drop"), "conntrack -S names no drop: {text}");
+        Ok(Self { columns })
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -90,6 +114,18 @@ mod tests {
         assert_eq!(counters.get("entries"), 4000);
         assert_eq!(counters.get("chaintoolong"), 5, "its heading is chainlength");
         assert_eq!(counters.get("no_such_column"), 0);
+    }
+
+    #[test]
+    fn what_conntrack_says_is_summed_over_cpus_too() {
+        let said = "cpu=0   \tfound=2 invalid=0 insert=0 insert_failed=1 drop=5 early_drop=0 chaintoolong=1 \n\
+                    cpu=1   \tfound=0 invalid=3 insert=0 insert_failed=0 drop=4294967295 early_drop=2 chaintoolong=0 \n";
+        let counters = Counters::parse_statistics(said).unwrap();
+        assert_eq!(
+            (counters.get("drop"), counters.get("early_drop"), counters.get("chaintoolong")),
+            (4, 2, 1)
+        );
+        assert!(Counters::parse_statistics("").is_err());
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub enum Outcome {
 
 /// What a scenario is told about the machine.
 pub struct Guest {
-    /// As given by `--kernel`: "5.10", "6.1", "6.12", "7".
+    /// As given by `--kernel`: "5.10", "6.1", "6.12", "7", "6.12-no-procfs".
     pub kernel: String,
 }
 
@@ -70,13 +70,15 @@ impl Guest {
 
 type Body = fn(&Guest) -> Result<Outcome>;
 
-/// The kernels that the guests have, oldest first, as `--kernel` names them.
-const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "7"];
+/// The kernels that the guests have, as `--kernel` names them: oldest first, then the one that has no /proc/net/stat/nf_conntrack.
+const KERNELS: [&str; 5] = ["5.10", "6.1", "6.12", "7", "6.12-no-procfs"];
 
 /// On which kernels a scenario runs: those that can make a difference to it. Each group of the list says why.
 type On = &'static [&'static str];
 
-const ALL: On = &KERNELS;
+const ALL: On = &["5.10", "6.1", "6.12", "7"];
+/// What is counted, whoever the judge is: /proc or ctnetlink.
+const ALL_AND_NO_PROCFS: On = &KERNELS;
 /// Where what matters came at some time between the two; the kernels in between have either.
 const OLDEST_AND_NEWEST: On = &["5.10", "7"];
 /// Where the kernel only carries what userspace does. They are spread so that the guests end at about the same time.
@@ -101,17 +103,22 @@ const SCENARIOS: &[Scenario] = &[
         "udp_loopback_v4_and_v6_losses_equal_the_senders_eperm_per_port",
         loopback::udp_losses_equal_eperm,
         240,
-        ALL,
+        ALL_AND_NO_PROCFS,
     ),
     Scenario(
         "tcp_syn_losses_with_retransmits_equal_an_nft_counter_before_conntrack",
         loopback::tcp_losses_equal_nft_counters,
         240,
-        ALL,
+        ALL_AND_NO_PROCFS,
     ),
-    Scenario("prerouting_losses_over_veth_from_another_netns", prerouting::losses_over_veth, 240, ALL),
-    Scenario("tuples_are_right_in_all_fields", tuples::right_in_all_fields, 240, ALL),
-    Scenario("evictions_equal_the_kernels_early_drop", eviction::equal_early_drop, 240, ALL),
+    Scenario(
+        "prerouting_losses_over_veth_from_another_netns",
+        prerouting::losses_over_veth,
+        240,
+        ALL_AND_NO_PROCFS,
+    ),
+    Scenario("tuples_are_right_in_all_fields", tuples::right_in_all_fields, 240, ALL_AND_NO_PROCFS),
+    Scenario("evictions_equal_the_kernels_early_drop", eviction::equal_early_drop, 240, ALL_AND_NO_PROCFS),
     Scenario("firewall_drops_add_nothing_with_kprobes", firewall::add_nothing_with_kprobes, 240, ALL),
     Scenario("tracepoint_backend_is_exact_without_a_firewall", firewall::tracepoint_alone_is_exact, 240, ALL),
     Scenario(
@@ -120,44 +127,59 @@ const SCENARIOS: &[Scenario] = &[
         240,
         ALL,
     ),
-    Scenario("counters_backend_shows_the_kernels_totals", firewall::counters_backend_shows_totals, 240, ALL),
+    Scenario(
+        "counters_backend_shows_the_kernels_totals",
+        firewall::counters_backend_shows_totals,
+        240,
+        ALL_AND_NO_PROCFS,
+    ),
     Scenario("both_ways_of_seeing_table_full_agree", attach::both_ways_agree, 240, ALL),
     Scenario("attach_and_detach_50_times_in_a_storm", attach::fifty_times_in_a_storm, 2400, ALL),
     Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240, ALL),
-    Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240, ALL),
-    Scenario("since_boot_is_what_the_kernel_counted_before", namespaces::since_boot, 240, ALL),
-    Scenario("chain_too_long_is_told_apart", causes::chain_too_long, 300, ALL),
+    Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240, ALL_AND_NO_PROCFS),
+    Scenario("since_boot_is_what_the_kernel_counted_before", namespaces::since_boot, 240, ALL_AND_NO_PROCFS),
+    Scenario("chain_too_long_is_told_apart", causes::chain_too_long, 300, ALL_AND_NO_PROCFS),
     Scenario("clash_is_told_apart", causes::clash, 300, ALL),
-    Scenario("nat_port_exhaustion_is_a_clash", causes::nat_port_exhaustion, 240, ALL),
+    Scenario("nat_port_exhaustion_is_a_clash", causes::nat_port_exhaustion, 240, ALL_AND_NO_PROCFS),
     Scenario("invalid_packets_are_counted_when_asked_for", causes::invalid, 240, ALL),
     Scenario("victims_of_early_drop_are_named_with_two_ctwatch_and_bpftrace", victims::are_named, 400, ALL),
     Scenario("victims_of_gc_are_named", victims::of_gc, 300, ALL),
-    Scenario("one_inode_number_two_lives", lives::one_inode_two_lives, 240, ALL),
+    Scenario("one_inode_number_two_lives", lives::one_inode_two_lives, 240, ALL_AND_NO_PROCFS),
     Scenario(
         "three_causes_in_two_netns_while_others_come_and_go",
         lives::three_causes_in_two_netns,
         300,
-        ALL,
+        ALL_AND_NO_PROCFS,
     ),
-    Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300, ALL),
-    Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400, ALL),
+    Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300, ALL_AND_NO_PROCFS),
+    Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400, ALL_AND_NO_PROCFS),
     // Whose packet it was comes from the stack the kernel runs the hook on, and from its cgroups.
     Scenario("retransmits_bear_the_clients_name", owners::retransmits_bear_the_clients_name, 240, ALL),
     Scenario("inbound_losses_name_the_listener", owners::inbound_losses_name_the_listener, 240, ALL),
     Scenario("containers_are_named", owners::containers_are_named, 240, ALL),
     // Counted inserts and deletes, and what a ctnetlink dump holds, repeats and restarts at.
-    Scenario("occupancy_equals_conntrack_l", occupancy::equals_conntrack_l, 400, ALL),
+    Scenario("occupancy_equals_conntrack_l", occupancy::equals_conntrack_l, 400, ALL_AND_NO_PROCFS),
     Scenario("table_equals_conntrack_l_by_every_key", census::equals_conntrack_l, 400, ALL),
-    Scenario("table_of_two_netns", census::two_netns, 240, ALL),
+    Scenario("table_of_two_netns", census::two_netns, 240, ALL_AND_NO_PROCFS),
     Scenario("table_under_churn_and_resizes_counts_each_entry_once", census_odds::churn_and_resize, 600, ALL),
     Scenario("table_that_is_empty", census_odds::empty_table, 240, ALL),
     // Modules: who holds whom, what loads what, and what goes with a reload.
     Scenario("table_without_conntrack", census_odds::not_loaded, 240, ALL),
-    Scenario("module_not_loaded_waits_and_reload_reattaches", module::waits_and_reattaches, 300, ALL),
+    Scenario(
+        "module_not_loaded_waits_and_reload_reattaches",
+        module::waits_and_reattaches,
+        300,
+        ALL_AND_NO_PROCFS,
+    ),
     // The machine's facts are the kernel's own: its timeouts, its slab, its defaults.
     Scenario("facts_of_the_machine_equal_the_tools", machine::facts_equal_the_tools, 240, ALL),
     // A recorder stands on the same probes, and takes its listings and losses at its own moments.
-    Scenario("record_an_incident_with_known_figures", record::incident_with_known_figures, 300, ALL),
+    Scenario(
+        "record_an_incident_with_known_figures",
+        record::incident_with_known_figures,
+        300,
+        ALL_AND_NO_PROCFS,
+    ),
     // gc expires and evicts in another way since 5.16, and what is forecast or advised waits for it.
     Scenario(
         "forecasts_when_the_table_will_be_full",

@@ -60,7 +60,7 @@ enum Only {
     Guests,
 }
 
-const STAGES: [Stage; 13] = [
+const STAGES: [Stage; 14] = [
     Stage::Fmt,
     Stage::Clippy,
     Stage::Unit,
@@ -73,6 +73,7 @@ const STAGES: [Stage; 13] = [
     Stage::Guest(Series::V6_1),
     Stage::Guest(Series::V6_12),
     Stage::Guest(Series::V7),
+    Stage::Guest(Series::NoProcfs),
     Stage::Native,
 ];
 
@@ -104,7 +105,7 @@ fn parse_stage(text: &str) -> Result<Only, String> {
 }
 
 /// Which guests have the most to do.
-const LONGEST_FIRST: [Series; 4] = [Series::V5_10, Series::V7, Series::V6_1, Series::V6_12];
+const LONGEST_FIRST: [Series; 5] = [Series::V5_10, Series::V7, Series::V6_1, Series::V6_12, Series::NoProcfs];
 
 /// What became of a stage.
 struct Line {

@@ -226,6 +226,10 @@ pub fn write_initrd(
         let bytes = fs::read(&module).with_context(|| format!("reading {}", module.display()))?;
         content.push((format!("boot/{name}"), bytes));
     }
+    if let Some(module) = kernel.other_conntrack() {
+        let bytes = fs::read(&module).with_context(|| format!("reading {}", module.display()))?;
+        content.push(("files/ctw/.nf_conntrack.ko".to_owned(), bytes));
+    }
     for file in files {
         ensure!(file.guest.starts_with('/'), "the guest path {} of --file must be absolute", file.guest);
         collect(&file.host, &format!("files{}", file.guest.trim_end_matches('/')), &mut content)?;

@@ -15,7 +15,7 @@ use crate::{cache, progress, sh};
 /// Modules that are needed before the guest's root filesystem is there. Some kernels have some of them built in.
 const BOOT_MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "erofs", "overlay"];
 /// Changes whenever [`prepare`] makes something else out of the same packages.
-const LAYOUT: &str = "1";
+const LAYOUT: &str = "2";
 
 /// The kernel series under test.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -32,6 +32,9 @@ pub enum Series {
     /// The newest that Debian has packaged for a stable release
     #[value(name = "7")]
     V7,
+    /// 6.12, with conntrack as without CONFIG_NF_CONNTRACK_PROCFS: what Ubuntu and NixOS have
+    #[value(name = "6.12-no-procfs")]
+    NoProcfs,
 }
 
 impl Series {
@@ -40,7 +43,9 @@ impl Series {
         match self {
             Series::V5_10 => vec![Suite::Archive("bullseye"), Suite::Security("bullseye-security")],
             Series::V6_1 => BOOKWORM.to_vec(),
-            Series::V6_12 => [BOOKWORM.as_slice(), &[Suite::Archive("bookworm-backports")]].concat(),
+            Series::V6_12 | Series::NoProcfs => {
+                [BOOKWORM.as_slice(), &[Suite::Archive("bookworm-backports")]].concat()
+            }
             Series::V7 => vec![Suite::Archive("trixie-backports")],
         }
     }
@@ -50,7 +55,7 @@ impl Series {
         match self {
             Series::V5_10 => &["linux-image-5.10."],
             Series::V6_1 => &["linux-image-6.1."],
-            Series::V6_12 => &["linux-image-6.12."],
+            Series::V6_12 | Series::NoProcfs => &["linux-image-6.12."],
             Series::V7 => &["linux-binary-unsigned-7.", "linux-binary-7."],
         }
     }
@@ -80,6 +85,7 @@ impl fmt::Display for Series {
             Series::V6_1 => "6.1",
             Series::V6_12 => "6.12",
             Series::V7 => "7",
+            Series::NoProcfs => "6.12-no-procfs",
         })
     }
 }
@@ -87,6 +93,7 @@ impl fmt::Display for Series {
 /// A kernel that is ready to boot.
 pub struct Kernel {
     dir: PathBuf,
+    has_procfs: bool,
     /// The kernel's own name, as `uname -r` prints it.
     pub release: String,
 }
@@ -94,6 +101,9 @@ pub struct Kernel {
 impl Kernel {
     /// Takes the kernel from the cache, fetching the newest of its series when it is missing.
     pub fn get(series: Series, tools: &Tools, update: bool) -> Result<Kernel> {
+        if series == Series::NoProcfs {
+            return Ok(Kernel { has_procfs: false, ..Kernel::get(Series::V6_12, tools, update)? });
+        }
         let dir = cache::dir()?.join(format!("kernel-{series}-{}", cache::key(&[LAYOUT], &BOOT_MODULES)));
         cache::ensure(&format!("kernel-{series}"), &dir, update, |dir| fetch(series, tools, dir))
             .with_context(|| format!("getting the kernel {series}"))?;
@@ -102,7 +112,7 @@ impl Kernel {
             .with_context(|| format!("reading {}", release.display()))?
             .trim()
             .to_owned();
-        Ok(Kernel { dir, release })
+        Ok(Kernel { dir, has_procfs: true, release })
     }
 
     /// The compressed kernel image.
@@ -113,6 +123,11 @@ impl Kernel {
     /// The filesystem image of /lib/modules/RELEASE.
     pub fn modules_image(&self) -> PathBuf {
         self.dir.join("modules.erofs")
+    }
+
+    /// What nf_conntrack.ko is to be replaced by.
+    pub fn other_conntrack(&self) -> Option<PathBuf> {
+        (!self.has_procfs).then(|| self.dir.join("nf_conntrack-no-procfs.ko"))
     }
 
     /// The modules to load before the root filesystem is mounted, in this order.
@@ -184,6 +199,10 @@ fn prepare(root: &Path, tools: &Tools, dir: &Path) -> Result<()> {
     decompress(&modules, tools)?;
     depmod(root, &release, tools)?;
     tools.make_image(&modules, &dir.join("modules.erofs"))?;
+    let conntrack = modules.join("kernel/net/netfilter/nf_conntrack.ko");
+    let bytes = fs::read(&conntrack).with_context(|| format!("reading {}", conntrack.display()))?;
+    fs::write(dir.join("nf_conntrack-no-procfs.ko"), without_procfs(bytes)?)
+        .context("writing the conntrack module without files in /proc")?;
     fs::create_dir(dir.join("boot")).context("creating the folder for boot modules")?;
     for (index, module) in load_order(&modules)?.iter().enumerate() {
         let name = module.file_name().expect("a module has a name").to_string_lossy();
@@ -191,6 +210,26 @@ fn prepare(root: &Path, tools: &Tools, dir: &Path) -> Result<()> {
         fs::copy(module, &target).with_context(|| format!("copying {}", module.display()))?;
     }
     fs::write(dir.join("release"), &release).context("writing the kernel's release")
+}
+
+/// Makes a conntrack module as without CONFIG_NF_CONNTRACK_PROCFS: its files in /proc/net and /proc/net/stat get a name that
+/// nobody reads. Only the string itself is renamed, not the module's name and not messages that begin with it. The
+/// signature goes: it no longer holds.
+fn without_procfs(mut module: Vec<u8>) -> Result<Vec<u8>> {
+    const NAME: &[u8] = b"nf_conntrack\0";
+    const SIGNED: &[u8] = b"~Module signature appended~\n";
+    let mut renamed = 0;
+    for at in 2..module.len().saturating_sub(NAME.len()) {
+        if module[at..].starts_with(NAME) && module[at - 1] == 0 && module[at - 2] != 0 {
+            module[at] = b'x';
+            renamed += 1;
+        }
+    }
+    ensure!(renamed > 0, "nf_conntrack.ko names no file nf_conntrack");
+    if module.ends_with(SIGNED) {
+        module.truncate(module.len() - SIGNED.len());
+    }
+    Ok(module)
 }
 
 /// Decompresses modules now rather than at every boot under emulation.
@@ -235,4 +274,17 @@ fn load_order(modules: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_files_in_proc_are_renamed() {
+        let module = b"name=nf_conntrack\0a\0nf_conntrack\0\0nf_conntrack\0nf_conntrack: full\0~Module signature appended~\n";
+        let made = without_procfs(module.to_vec()).unwrap();
+        assert_eq!(made, b"name=nf_conntrack\0a\0xf_conntrack\0\0nf_conntrack\0nf_conntrack: full\0");
+        assert!(without_procfs(b"nothing".to_vec()).is_err());
+    }
 }

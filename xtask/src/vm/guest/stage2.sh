@@ -11,6 +11,9 @@ exec 9> "$(port ctw.control)"
 $b mkfifo /run/.out /run/.err
 $b cat /run/.out > "$(port ctw.out)" & out=$!
 $b cat /run/.err > "$(port ctw.err)" & err=$!
+if [ -e /ctw/.nf_conntrack.ko ]; then
+  $b mount --bind /ctw/.nf_conntrack.ko "/lib/modules/$($b uname -r)/kernel/net/netfilter/nf_conntrack.ko" || exit
+fi
 cd /root
 echo ready >&9
 (exec 9>&-; exec /bin/bash /ctw/.command) > /run/.out 2> /run/.err < /dev/null
