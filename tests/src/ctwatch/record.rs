@@ -103,8 +103,8 @@ pub struct Table {
     pub netns: u64,
     /// Entries; unknown of a netns that was gone before anyone looked.
     pub count: Option<u64>,
-    /// Limit.
-    pub max: u64,
+    /// Limit; unknown of a netns that nobody could look into.
+    pub max: Option<u64>,
     /// count / max; null when unlimited.
     pub fill: Option<f64>,
     /// Arrivals.

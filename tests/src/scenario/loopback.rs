@@ -61,8 +61,11 @@ pub(super) fn udp_losses_equal_eperm(_: &Guest) -> Result<Outcome> {
     let of_end: u64 = run.end.rows.iter().map(|row| row.losses).sum();
     checks.that(of_ticks <= of_end, format!("ticks sum up to {of_ticks}, the end line to {of_end}"));
     checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
-    let full =
-        run.ticks.iter().flat_map(|tick| &tick.tables).any(|table| table.netns == netns && table.max == 4000);
+    let full = run
+        .ticks
+        .iter()
+        .flat_map(|tick| &tick.tables)
+        .any(|table| table.netns == netns && table.max == Some(4000));
     checks.that(full, "no tick shows this netns's table with max 4000");
     Ok(Outcome::Passed(checks.finish()?))
 }

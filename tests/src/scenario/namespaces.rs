@@ -51,7 +51,9 @@ pub(super) fn two_full_at_once(_: &Guest) -> Result<Outcome> {
         );
         checks.equal(&format!("{what}: EPERM against Δdrop"), sent.total_refused(), kernel.get("drop"));
         let full = run.ticks.iter().flat_map(|tick| &tick.tables).any(|table| {
-            table.netns == inode && table.max == LIMIT && table.count.is_some_and(|count| count + 100 > LIMIT)
+            table.netns == inode
+                && table.max == Some(LIMIT)
+                && table.count.is_some_and(|count| count + 100 > LIMIT)
         });
         checks.that(full, format!("{what}: no tick shows its table full"));
     }
