@@ -8,7 +8,17 @@ use crate::kernel::roots::Roots;
 /// Whether conntrack runs in this kernel; its identity, so that an unload and reload between two looks shows.
 #[must_use]
 pub fn loaded(roots: &Roots) -> Option<u64> {
-    let loaded = roots.proc("sys/net/netfilter/nf_conntrack_max").exists();
+    // Before 5.15 the sysctls are hidden from a netns whose owner is not the initial user namespace.
+    let loaded = roots.proc("sys/net/netfilter/nf_conntrack_max").exists() || is_live(roots);
     let identity = std::fs::metadata(roots.sys("module/nf_conntrack")).map(|metadata| metadata.ino());
     loaded.then(|| identity.unwrap_or(0))
+}
+
+/// Whether the module is there, neither coming nor going; built in, it has no state.
+fn is_live(roots: &Roots) -> bool {
+    let folder = roots.sys("module/nf_conntrack");
+    match std::fs::read_to_string(folder.join("initstate")) {
+        Ok(state) => state.trim() == "live",
+        Err(_) => folder.exists(),
+    }
 }

@@ -10,6 +10,7 @@ const HEADER: usize = 24;
 /// BTF kinds (include/uapi/linux/btf.h).
 mod kind {
     pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
     pub const ARRAY: u32 = 3;
     pub const STRUCT: u32 = 4;
     pub const UNION: u32 = 5;
@@ -142,6 +143,22 @@ impl Btf {
     /// The offset of a field, bytes: `offset("net", "ns.inum")`.
     #[must_use]
     pub fn offset(&self, structure: &str, path: &str) -> Option<u32> {
+        self.find(structure, path).map(|(offset, _)| offset)
+    }
+
+    /// The size of a field, bytes; `None` if it isn't there, or is neither a number, a pointer nor a struct.
+    #[must_use]
+    pub fn field_size(&self, structure: &str, path: &str) -> Option<u32> {
+        let (_, record) = self.find(structure, path)?;
+        match record.kind {
+            kind::PTR => Some(8),
+            kind::INT | kind::ENUM | kind::ENUM64 | kind::STRUCT | kind::UNION => Some(record.size_or_type),
+            _ => None,
+        }
+    }
+
+    /// A field's offset and type.
+    fn find(&self, structure: &str, path: &str) -> Option<(u32, Record)> {
         let mut record = self.structure(structure)?;
         let mut offset = 0;
         for (depth, name) in path.split('.').enumerate() {
@@ -152,7 +169,7 @@ impl Btf {
             offset += at;
             record = self.resolve(member_type)?;
         }
-        Some(offset)
+        Some((offset, record))
     }
 
     /// The size of a struct, bytes.
@@ -180,21 +197,21 @@ fn trailing(record: &Record) -> Result<usize> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Builds BTF by hand: enough to pin the walk through typedefs, anonymous members and bitfields.
-    struct Builder {
+    pub(crate) struct Builder {
         types: Vec<u8>,
         strings: Vec<u8>,
     }
 
     impl Builder {
-        fn new() -> Self {
+        pub fn new() -> Self {
             Self { types: Vec::new(), strings: vec![0] }
         }
 
-        fn name(&mut self, name: &str) -> u32 {
+        pub fn name(&mut self, name: &str) -> u32 {
             if name.is_empty() {
                 return 0;
             }
@@ -204,13 +221,13 @@ mod tests {
             at
         }
 
-        fn words(&mut self, words: &[u32]) {
+        pub fn words(&mut self, words: &[u32]) {
             for word in words {
                 self.types.extend(word.to_le_bytes());
             }
         }
 
-        fn aggregate(&mut self, kind: u32, name: &str, size: u32, members: &[(&str, u32, u32)]) {
+        pub fn aggregate(&mut self, kind: u32, name: &str, size: u32, members: &[(&str, u32, u32)]) {
             let name = self.name(name);
             self.words(&[name, kind << 24 | members.len() as u32, size]);
             for (member, of, bits) in members {
@@ -219,7 +236,7 @@ mod tests {
             }
         }
 
-        fn build(self) -> Btf {
+        pub fn build(self) -> Btf {
             let mut bytes = Vec::new();
             bytes.extend(MAGIC.to_le_bytes());
             bytes.extend([1, 0]);
@@ -249,6 +266,8 @@ mod tests {
         assert_eq!(btf.offset("outer", "nothing"), None);
         assert_eq!(btf.offset("nobody", "dev"), None);
         assert_eq!(btf.size("outer"), Some(24));
+        assert_eq!((btf.field_size("outer", "dev"), btf.field_size("outer", "ns")), (Some(4), Some(8)));
+        assert_eq!(btf.field_size("outer", "nothing"), None);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Symbol {
     pub address: u64,
     /// Where the next symbol starts: the function ends before it.
     pub end: u64,
+    /// It is data, not code.
+    pub is_data: bool,
 }
 
 /// The symbols found.
@@ -69,7 +71,7 @@ impl Symbols {
             if !may_matter && open.is_empty() && !symbols.hidden {
                 continue;
             }
-            let Some((address, name)) = split(&line) else { continue };
+            let Some((address, kind, name)) = split(&line) else { continue };
             if address != 0 {
                 symbols.hidden = false;
             }
@@ -82,9 +84,10 @@ impl Symbols {
             });
             let wanted = may_matter && WANTED.iter().any(|wanted| is_variant(name.as_bytes(), wanted));
             if wanted && !symbols.found.contains_key(name) {
-                symbols
-                    .found
-                    .insert(name.to_owned(), Symbol { name: name.to_owned(), address, end: address });
+                // nm(1): b and d are writable data, r is read-only; text is t, w a weak symbol of it.
+                let is_data = matches!(kind.to_ascii_lowercase(), 'b' | 'd' | 'r');
+                let symbol = Symbol { name: name.to_owned(), address, end: address, is_data };
+                symbols.found.insert(name.to_owned(), symbol);
                 open.push(name.to_owned());
             }
         }
@@ -95,6 +98,12 @@ impl Symbols {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Symbol> {
         self.found.get(name)
+    }
+
+    /// The variable of exactly this name: a function that took over its name is none.
+    #[must_use]
+    pub fn data(&self, name: &str) -> Option<&Symbol> {
+        self.get(name).filter(|symbol| symbol.is_data)
     }
 
     /// The symbol of this name, else the one with a known suffix that keeps its arguments.
@@ -117,12 +126,12 @@ impl Symbols {
 }
 
 /// "address type name [module]"
-fn split(line: &[u8]) -> Option<(u64, &str)> {
+fn split(line: &[u8]) -> Option<(u64, char, &str)> {
     let text = std::str::from_utf8(line).ok()?;
     let mut words = text.split_ascii_whitespace();
     let address = u64::from_str_radix(words.next()?, 16).ok()?;
-    let _kind = words.next()?;
-    Some((address, words.next()?))
+    let kind = words.next()?.chars().next()?;
+    Some((address, kind, words.next()?))
 }
 
 fn is_variant(name: &[u8], wanted: &[u8]) -> bool {
@@ -172,6 +181,14 @@ ffffffffc0001600 t nf_ct_delete_from_lists\t[nf_conntrack]
         assert_eq!(found.function("nf_ct_delete").expect("found").name, "nf_ct_delete");
         assert!(found.get("nf_ct_delete.part.0").is_some());
         assert!(found.function("__nf_conntrack_alloc").is_none());
+    }
+
+    #[test]
+    fn a_function_is_no_variable() {
+        let found = symbols("ffffffffc0001000 d nf_conntrack_max\t[nf_conntrack]\n");
+        assert!(found.data("nf_conntrack_max").is_some());
+        let found = symbols("ffffffffc0001000 t nf_conntrack_max\t[nf_conntrack]\n");
+        assert!(found.data("nf_conntrack_max").is_none() && found.get("nf_conntrack_max").is_some());
     }
 
     #[test]

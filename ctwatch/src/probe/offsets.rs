@@ -9,6 +9,7 @@ use crate::kernel::symbols::Symbols;
 
 /// Fills in everything that depends on the running kernel. Switches are left at their defaults.
 pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
+    check_shapes(btf)?;
     let need = |structure: &str, field: &str| {
         btf.offset(structure, field).with_context(|| {
             format!("this kernel's BTF has no field {structure}.{field}, which ctwatch must read")
@@ -85,7 +86,51 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
     };
     resolve_stat(btf, &mut config)?;
     resolve_symbols(symbols, &mut config);
+    if has_netns_limit(btf) {
+        // Which limit refused a packet is not known then: an event has the fill of the last sample.
+        config.max_address = 0;
+    }
     Ok(config)
+}
+
+/// The sizes of what the programs read, bytes: the same from 5.10 to 7.3.
+const SHAPES: [(&str, &str, u32); 16] = [
+    ("sk_buff", "dev", 8),
+    ("sk_buff", "sk", 8),
+    ("sk_buff", "_skb_refdst", 8),
+    ("sk_buff", "_nfct", 8),
+    ("sk_buff", "len", 4),
+    ("sk_buff", "network_header", 2),
+    ("sk_buff", "head", 8),
+    ("net", "ns.inum", 4),
+    ("net", "ct.stat", 8),
+    ("nf_conn", "status", 8),
+    ("nf_conn", "timeout", 4),
+    ("ip_conntrack_stat", "drop", 4),
+    ("ip_conntrack_stat", "early_drop", 4),
+    ("ip_conntrack_stat", "insert_failed", 4),
+    ("ip_conntrack_stat", "invalid", 4),
+    ("nf_conntrack_tuple_hash", "tuple", 40),
+];
+
+/// A field of another size holds something else than it used to: to read it as before would be to guess.
+fn check_shapes(btf: &Btf) -> Result<()> {
+    for (structure, field, size) in SHAPES {
+        if let Some(found) = btf.field_size(structure, field) {
+            ensure!(
+                found == size,
+                "this kernel's BTF has {structure}.{field} in another shape than ctwatch knows: {found} bytes instead of {size}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether each netns has a limit of its own beside the initial one's, as patches under review would have it (none up to
+/// 7.3: nf_conntrack_max is one variable).
+#[must_use]
+pub fn has_netns_limit(btf: &Btf) -> bool {
+    btf.offset("net", "ct.sysctl_max").is_some()
 }
 
 /// The per-CPU counters.
@@ -123,6 +168,37 @@ fn resolve_symbols(symbols: &Symbols, config: &mut Config) {
             config.nf_hook_slow_len[index] = symbol.end - symbol.address;
         }
     }
-    config.max_address = symbols.get("nf_conntrack_max").map_or(0, |symbol| symbol.address);
-    config.net_id_address = symbols.get("nf_conntrack_net_id").map_or(0, |symbol| symbol.address);
+    config.max_address = symbols.data("nf_conntrack_max").map_or(0, |symbol| symbol.address);
+    config.net_id_address = symbols.data("nf_conntrack_net_id").map_or(0, |symbol| symbol.address);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::btf::tests::Builder;
+
+    /// `struct net` with a limit of its own, and per-CPU counters of this size.
+    fn coming_kernel(counter: u32) -> Btf {
+        const INT: u32 = 1;
+        const STRUCT: u32 = 4;
+        let mut builder = Builder::new();
+        let name = builder.name("counter");
+        builder.words(&[name, INT << 24, counter, counter * 8]); // 1
+        builder.aggregate(STRUCT, "netns_ct", 4, &[("sysctl_max", 1, 0)]); // 2
+        builder.aggregate(STRUCT, "net", 4, &[("ct", 2, 0)]);
+        builder.aggregate(STRUCT, "ip_conntrack_stat", counter, &[("drop", 1, 0)]);
+        builder.build()
+    }
+
+    #[test]
+    fn a_field_of_another_size_is_named_and_not_misread() {
+        assert!(check_shapes(&coming_kernel(4)).is_ok());
+        let error = check_shapes(&coming_kernel(8)).expect_err("it is a u64 now").to_string();
+        assert!(error.contains("ip_conntrack_stat.drop") && error.contains("8 bytes instead of 4"), "{error}");
+    }
+
+    #[test]
+    fn a_limit_of_each_netns_is_noticed() {
+        assert!(has_netns_limit(&coming_kernel(4)));
+    }
 }

@@ -16,6 +16,8 @@ pub struct BaselineCounters {
     total: KernelCounters,
     /// Entries at the last reading.
     pub entries: Option<u32>,
+    /// The limit at the last reading.
+    pub max: Option<u32>,
     /// The netns is gone, and nothing it counted is missing.
     pub complete: bool,
 }
@@ -24,12 +26,20 @@ impl BaselineCounters {
     /// Starts from what each CPU had counted when its watch began (`None`: it was offline).
     #[must_use]
     pub fn new(bases: Vec<Option<Counters>>, starts_at_zero: bool) -> Self {
-        Self { last: bases, starts_at_zero, total: KernelCounters::default(), entries: None, complete: false }
+        Self {
+            last: bases,
+            starts_at_zero,
+            total: KernelCounters::default(),
+            entries: None,
+            max: None,
+            complete: false,
+        }
     }
 
     /// Takes in a reading; returns the totals.
     pub fn update(&mut self, stat: &Stat) -> KernelCounters {
         self.entries = Some(stat.entries);
+        self.max = stat.max;
         self.last.resize(stat.cpus.len().max(self.last.len()), None);
         for (last, now) in self.last.iter_mut().zip(&stat.cpus) {
             let base = last.unwrap_or(if self.starts_at_zero { Counters::default() } else { *now });
@@ -82,6 +92,7 @@ mod tests {
         Stat {
             entries: 7,
             from: CounterSource::Procfs,
+            max: None,
             cpus: drops.iter().map(|drop| Counters { drop: *drop, ..Counters::default() }).collect(),
         }
     }

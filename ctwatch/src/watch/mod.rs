@@ -244,7 +244,7 @@ impl Watch {
         }
         let (lost_events, overflow, ambiguous) = self.earlier.with(self.probe.as_ref());
         let after = self.read_counters()?;
-        let netns = self.netns.samples(&before, &after, stat::max().ok());
+        let netns = self.netns.samples(&before, &after);
         let flows = self.flows(&slots);
         let time = self.losses.clock.time();
         let counters_from = self.netns.counters_from;

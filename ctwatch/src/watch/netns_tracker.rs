@@ -154,7 +154,7 @@ impl NetnsTracker {
     }
 
     /// All namespaces as a sample has them: `before` and `after` are the kernel's counters read around ours.
-    pub fn samples(&self, before: &Totals, after: &Totals, max: Option<u32>) -> Vec<NetnsSample> {
+    pub fn samples(&self, before: &Totals, after: &Totals) -> Vec<NetnsSample> {
         let sample = |(id, baseline): (&NetnsId, &BaselineCounters)| {
             let netns = self.namespaces.get(id).or_else(|| self.gone.get(id))?;
             Some(NetnsSample {
@@ -162,7 +162,7 @@ impl NetnsTracker {
                 name: netns.name.clone(),
                 container: netns.container.clone(),
                 count: baseline.entries,
-                max,
+                max: baseline.max,
                 before: before.get(id).copied().unwrap_or_else(|| baseline.total()),
                 after: after.get(id).copied().unwrap_or_else(|| baseline.total()),
                 gone: self.gone.contains_key(id),

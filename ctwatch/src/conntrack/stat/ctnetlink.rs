@@ -31,7 +31,7 @@ pub(super) fn read_here() -> Result<Stat> {
     netlink::dump_here(GET_STATS_CPU, libc::AF_UNSPEC as u8, &[], |datagram| add_cpus(datagram, &mut cpus))?;
     ensure!(!cpus.is_empty(), "the kernel named no CPU");
     let entries = entries(&netlink::ask_here(GET_STATS, libc::AF_UNSPEC as u8)?)?;
-    Ok(Stat { entries, cpus, from: CounterSource::Ctnetlink })
+    Ok(Stat { entries, cpus, from: CounterSource::Ctnetlink, max: None })
 }
 
 /// Adds the CPUs of one datagram. The kernel names all possible CPUs in their order.

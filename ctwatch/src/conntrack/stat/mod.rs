@@ -1,4 +1,5 @@
-//! The kernel's own per-CPU counters, the judge of every number ctwatch shows, and the limit they go with.
+//! The kernel's own per-CPU counters, the judge of every number ctwatch shows, and the limit of the table.
+//! The limit is read in each netns: today it is one number for all, and the smaller of two where a netns has its own.
 //! From /proc where the kernel has the file, else over ctnetlink: the same numbers (struct ip_conntrack_stat), 5.10 to 7.3.
 
 mod ctnetlink;
@@ -7,6 +8,7 @@ mod procfs;
 use anyhow::{Context, Result, bail};
 use ctwatch_common::classify::Counters;
 
+use super::census::max_here;
 use super::module;
 use crate::kernel::roots::Roots;
 use crate::model::{CounterSource, NetnsId};
@@ -21,19 +23,40 @@ pub struct Stat {
     pub cpus: Vec<Counters>,
     /// Who said so.
     pub from: CounterSource,
+    /// The limit of the table; 0 is none, `None` unknown.
+    pub max: Option<u32>,
 }
 
-/// Reads the conntrack counters of many netns in one go.
+/// Reads the counters and limits of many netns in one go.
 pub fn read_all<'a>(
     namespaces: impl Iterator<Item = &'a Netns> + Send,
 ) -> Result<Vec<(NetnsId, Result<Stat>)>> {
     netns::on_netns_thread(|| {
-        namespaces.map(|netns| (netns.id, netns::enter(netns).and_then(|()| read_here()))).collect()
+        let everywhere = max_here();
+        let read = |netns: &Netns| -> Result<Stat> {
+            netns::enter(netns)?;
+            let stat = read_here()?;
+            Ok(Stat { max: stricter(everywhere, stat.max), ..stat })
+        };
+        namespaces.map(|netns| (netns.id, read(netns))).collect()
     })
 }
 
-/// The counters of the netns this thread is in.
+/// Which of two limits refuses packets first; 0 is no limit.
+fn stricter(a: Option<u32>, b: Option<u32>) -> Option<u32> {
+    match (a, b) {
+        (Some(0), limit) | (limit, Some(0)) => limit,
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The counters and the limit of the netns this thread is in.
 pub fn read_here() -> Result<Stat> {
+    Ok(Stat { max: max_here(), ..counters_here()? })
+}
+
+fn counters_here() -> Result<Stat> {
     if let Some(stat) = procfs::read_here()? {
         return Ok(stat);
     }
@@ -45,9 +68,17 @@ pub fn read_here() -> Result<Stat> {
         .context("asking ctnetlink for its statistics (there is no /proc/net/stat/nf_conntrack)")
 }
 
-/// nf_conntrack_max: one number for all netns.
-pub fn max() -> Result<u32> {
-    const FILE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-    let text = std::fs::read_to_string(FILE).with_context(|| format!("reading {FILE}"))?;
-    text.trim().parse().with_context(|| format!("parsing {FILE}: {text:?}"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smaller_limit_holds_and_none_is_no_limit() {
+        assert_eq!(stricter(Some(4000), Some(5000)), Some(4000));
+        assert_eq!(stricter(Some(4000), Some(0)), Some(4000));
+        assert_eq!(stricter(Some(0), Some(9)), Some(9));
+        assert_eq!(stricter(Some(0), Some(0)), Some(0));
+        assert_eq!(stricter(Some(4000), None), Some(4000));
+        assert_eq!(stricter(None, None), None);
+    }
 }

@@ -23,7 +23,7 @@ fn parse(text: &str) -> Result<Stat> {
     let early_drop = column("early_drop").context("it has no column \"early_drop\"")?;
     // Not in 5.10; "chainlength" in the header of some versions.
     let chaintoolong = column("chaintoolong").or_else(|| column("chainlength"));
-    let mut stat = Stat { entries: 0, cpus: Vec::new(), from: CounterSource::Procfs };
+    let mut stat = Stat { entries: 0, cpus: Vec::new(), from: CounterSource::Procfs, max: None };
     for line in lines {
         let values: Vec<u32> = line
             .split_ascii_whitespace()
