@@ -44,6 +44,8 @@ pub struct Symbols {
     found: HashMap<String, Symbol>,
     /// kallsyms shows only zeroes (kptr_restrict, or not root).
     pub hidden: bool,
+    /// Functions that are there and can't be hooked, without suffix, and why.
+    refused: HashMap<String, String>,
 }
 
 impl Symbols {
@@ -92,6 +94,23 @@ impl Symbols {
             }
         }
         Ok(symbols)
+    }
+
+    /// The kernel lets nobody hook this function (it is notrace, or blacklisted): from here on it isn't there, in none of
+    /// its parts.
+    pub fn refuse(&mut self, function: &str, why: String) {
+        let whole = [".constprop.", ".isra.", ".part."]
+            .iter()
+            .find_map(|suffix| Some(function.split_once(suffix)?.0))
+            .unwrap_or(function);
+        self.found.retain(|name, _| !is_variant(name.as_bytes(), whole.as_bytes()));
+        self.refused.insert(whole.to_owned(), why);
+    }
+
+    /// Why a function can't be hooked although it is there.
+    #[must_use]
+    pub fn refusal(&self, function: &str) -> Option<&str> {
+        self.refused.get(function).map(String::as_str)
     }
 
     /// The symbol of exactly this name.

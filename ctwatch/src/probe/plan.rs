@@ -104,18 +104,33 @@ pub enum RawTpReentrancy {
     },
 }
 
+/// A hook that ctwatch does without here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingHook {
+    /// The kernel function.
+    pub function: String,
+    /// How it would have been hooked.
+    pub kind: HookKind,
+    /// What isn't seen without it.
+    pub costs: String,
+    /// Why it is missing.
+    pub reason: String,
+}
+
 /// The result.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// What to attach, in order.
     pub attachments: Vec<Attachment>,
+    /// What can't be attached, and what that costs.
+    pub missing: Vec<MissingHook>,
     /// What can't be seen on this kernel, in words.
     pub notes: Vec<String>,
 }
 
 /// Decides, and sets the switches in `config` to match. `Err` says which symbol is missing for any watch at all.
 pub fn plan(symbols: &Symbols, options: ProbeOptions, config: &mut Config) -> Result<Plan, String> {
-    let mut plan = Plan { attachments: Vec::new(), notes: Vec::new() };
+    let mut plan = Plan { attachments: Vec::new(), missing: Vec::new(), notes: Vec::new() };
     config.event_details = u32::from(options.event_details);
     config.loss_events = u32::from(options.loss_events);
     config.owners = u32::from(options.owners);
@@ -142,6 +157,8 @@ pub fn plan(symbols: &Symbols, options: ProbeOptions, config: &mut Config) -> Re
         if nested != RawTpReentrancy::Nested {
             plan.add("kfree_skb_twin", "kfree_skb", HookKind::RawTracepoint);
         }
+    } else {
+        plan.miss(symbols, "nf_hook_slow", HookKind::RawTracepoint, "only losses of new flows are seen");
     }
     let pair = if options.kprobes && (options.trace_init_conntrack || !freed_there) {
         pair_function(symbols)
@@ -154,13 +171,9 @@ pub fn plan(symbols: &Symbols, options: ProbeOptions, config: &mut Config) -> Re
             config.pair_on_alloc = u32::from(function.starts_with("__nf_conntrack_alloc"));
             plan.add("init_conntrack", function, HookKind::Kprobe);
             plan.add("init_conntrack_return", function, HookKind::Kretprobe);
-            if !freed_there {
-                plan.notes
-                    .push("nf_hook_slow is not in kallsyms: only losses of new flows are seen".to_owned());
-            }
         }
         (None, true) if options.trace_init_conntrack => {
-            plan.notes.push("neither init_conntrack nor __nf_conntrack_alloc can be probed".to_owned());
+            plan.miss(symbols, "init_conntrack", HookKind::Kprobe, "a full table is seen where the packet is freed");
         }
         (None, true) => {}
         (None, false) => {
@@ -180,7 +193,7 @@ pub fn plan(symbols: &Symbols, options: ProbeOptions, config: &mut Config) -> Re
         config.early_drop_probed = 1;
         plan.add("early_drop_return", &function.name, HookKind::Kretprobe);
     } else {
-        plan.notes.push("early_drop can't be probed: evictions are not counted".to_owned());
+        plan.miss(symbols, "early_drop", HookKind::Kretprobe, "evictions are not counted");
     }
     plan_deletes(symbols, options, config, &mut plan);
     plan.pair(symbols, "gc_worker", ["gc_worker", "gc_worker_return"], "evictions by gc are not seen");
@@ -191,10 +204,8 @@ pub fn plan(symbols: &Symbols, options: ProbeOptions, config: &mut Config) -> Re
         plan.add("nf_conntrack_pernet_exit", &function.name, HookKind::Kprobe);
         config.exit_probed = 1;
     } else {
-        plan.notes.push(
-            "nf_conntrack_pernet_exit can't be probed: what a netns counted just before it went is not seen"
-                .to_owned(),
-        );
+        let costs = "what a netns counted just before it went is not seen";
+        plan.miss(symbols, "nf_conntrack_pernet_exit", HookKind::Kprobe, costs);
     }
     if options.invalid {
         let programs = ["nf_conntrack_in", "nf_conntrack_in_return"];
@@ -206,7 +217,7 @@ pub fn plan(symbols: &Symbols, options: ProbeOptions, config: &mut Config) -> Re
 /// New flows are counted where their first packet is confirmed; few fail there, and few come another way.
 fn plan_inserts(symbols: &Symbols, options: ProbeOptions, config: &mut Config, plan: &mut Plan) {
     let Some(function) = symbols.function("__nf_conntrack_confirm") else {
-        plan.notes.push("__nf_conntrack_confirm can't be probed: new flows are not counted".to_owned());
+        plan.miss(symbols, "__nf_conntrack_confirm", HookKind::Kprobe, "new flows are not counted");
         return;
     };
     plan.add("nf_conntrack_confirm", &function.name, HookKind::Kprobe);
@@ -227,9 +238,8 @@ fn plan_inserts(symbols: &Symbols, options: ProbeOptions, config: &mut Config, p
 fn plan_deletes(symbols: &Symbols, options: ProbeOptions, config: &mut Config, plan: &mut Plan) {
     let part = symbols.get("nf_ct_delete.part.0");
     let Some(function) = part.or_else(|| symbols.function("nf_ct_delete")) else {
-        plan.notes.push(
-            "nf_ct_delete can't be probed: deletes and the victims of evictions are not seen".to_owned(),
-        );
+        let costs = "deletes and the victims of evictions are not seen";
+        plan.miss(symbols, "nf_ct_delete", HookKind::Kprobe, costs);
         return;
     };
     config.delete_is_part = u32::from(part.is_some());
@@ -252,8 +262,17 @@ impl Plan {
                 self.add(entry, &symbol.name, HookKind::Kprobe);
                 self.add(back, &symbol.name, HookKind::Kretprobe);
             }
-            None => self.notes.push(format!("{function} can't be probed: {otherwise}")),
+            None => self.miss(symbols, function, HookKind::Kprobe, otherwise),
         }
+    }
+
+    fn miss(&mut self, symbols: &Symbols, function: &str, kind: HookKind, costs: &str) {
+        self.missing.push(MissingHook {
+            function: function.to_owned(),
+            kind,
+            costs: costs.to_owned(),
+            reason: symbols.refusal(function).unwrap_or("it is not in /proc/kallsyms").to_owned(),
+        });
     }
 
     fn add(&mut self, program: &'static str, function: &str, kind: HookKind) {
@@ -363,7 +382,7 @@ mod tests {
         let plan = plan(&found, WISHES, &mut config).expect("a plan");
         assert!(programs(&plan).contains(&("nf_ct_delete", "nf_ct_delete.part.0")));
         assert_eq!(config.delete_is_part, 1);
-        assert!(plan.notes.is_empty(), "{:?}", plan.notes);
+        assert!(plan.missing.is_empty(), "{:?}", plan.missing);
     }
 
     #[test]
@@ -379,6 +398,20 @@ mod tests {
             plan(&found, ProbeOptions { trace_init_conntrack: true, ..WISHES }, &mut config).expect("a plan");
         assert!(programs(&asked).contains(&("init_conntrack_return", "__nf_conntrack_alloc")));
         assert_eq!((config.by_kfree_skb, config.pair_on_alloc), (0, 1));
+    }
+
+    #[test]
+    fn a_function_that_refuses_its_probe_costs_what_it_stands_for_and_no_more() {
+        let mut found = symbols(&[&EVERYTHING[..], &["nf_ct_delete.part.0"]].concat());
+        let mut config = Config::default();
+        found.refuse("gc_worker", "Invalid argument".to_owned());
+        // The function that early_drop doesn't call is no substitute for its part.
+        found.refuse("nf_ct_delete.part.0", "Invalid argument".to_owned());
+        let plan = plan(&found, WISHES, &mut config).expect("a plan");
+        let missing: Vec<_> = plan.missing.iter().map(|one| (one.function.as_str(), one.reason.as_str())).collect();
+        assert_eq!(missing, [("nf_ct_delete", "Invalid argument"), ("gc_worker", "Invalid argument")]);
+        assert!(!programs(&plan).iter().any(|(_, function)| function.starts_with("nf_ct_delete")));
+        assert!(programs(&plan).contains(&("early_drop_return", "early_drop")));
     }
 
     #[test]
