@@ -8,8 +8,8 @@ use std::time::{Duration, Instant as Clock};
 
 use ::ctwatch::kernel::roots::Roots;
 use ::ctwatch::model::{
-    Backend, Census, CensusKey, FlowOffset, KernelCounters, Loss, Name, NetnsSample, Owner, PortDetail,
-    ProcessId, Role, Sample, SlotSample, Tuple, WallMono,
+    Backend, Census, CensusKey, FlowOffset, KernelCounters, Loss, Name, NetnsAccess, NetnsSample, Owner,
+    PortDetail, ProcessId, Role, Sample, SlotSample, Tuple, WallMono,
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{EndReason, Run};
@@ -187,6 +187,7 @@ impl Host {
                 after: counters,
                 gone: false,
                 complete: false,
+                access: NetnsAccess::Readable,
             }],
             slots,
             overflow: [0; CAUSES],

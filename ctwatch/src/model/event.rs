@@ -101,6 +101,18 @@ pub struct NetnsSample {
     pub gone: bool,
     /// It is gone, and the kernel's counters are what it had counted in the end.
     pub complete: bool,
+    /// Whether the kernel's counters can be read there. If not, `before` and `after` say nothing.
+    pub access: NetnsAccess,
+}
+
+/// Whether the kernel's counters of a netns can be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetnsAccess {
+    /// They can.
+    #[default]
+    Readable,
+    /// No process and no name leads there, or it may not be entered: it is only known by what it lost.
+    Unreadable,
 }
 
 /// One exact counter slot. Values are totals since the programs were attached.

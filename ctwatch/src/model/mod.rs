@@ -23,7 +23,7 @@ pub use clock::{Clock, WallMono, monotonic_ns};
 pub use counters::KernelCounters;
 pub use direction::{Direction, Locals};
 pub use entry::{EntryFields, TableEntry};
-pub use event::{FromKernel, Insert, Loss, NetnsSample, Sample, SlotSample};
+pub use event::{FromKernel, Insert, Loss, NetnsAccess, NetnsSample, Sample, SlotSample};
 pub use ids::{NetnsId, Owner, ProcessId, Role};
 pub use packet::{Device, EntryState, Flow, Hook, Name, Packet, Sender, Tuple};
 pub use protocol::{Protocol, service};

@@ -9,7 +9,7 @@ use ctwatch_common::slot::SlotKey;
 use super::delta_encoder::is_flow;
 use super::rows::Names;
 use super::tick::{CounterArray, NetnsTick, Presence, Tick};
-use crate::model::{FlowSample, KernelCounters, NetnsId, NetnsSample, Sample, SlotSample};
+use crate::model::{FlowSample, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample, SlotSample};
 
 /// Totals of everything fed in.
 #[derive(Debug, Default)]
@@ -100,6 +100,7 @@ fn netns_sample(
         after: counters(after),
         gone: tick.presence == Presence::Gone,
         complete: tick.complete,
+        access: NetnsAccess::Readable,
     }
 }
 

@@ -101,7 +101,8 @@ impl Namespaces {
     }
 
     pub fn add_sample(&mut self, sample: &NetnsSample) {
-        let NetnsSample { id, name, container, count, max, before, after, gone, complete } = sample;
+        let NetnsSample { id, name, container, count, max, before, after, gone, complete, access: _ } =
+            sample;
         if *gone && self.buried.ids.contains(id) {
             if *complete {
                 self.buried.complete(*id, balance::four(after));

@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::contract::{FillSource, Process, Row, View};
 use crate::model::{
-    Device, EntryState, Hook, KernelCounters, Name, NetnsSample, Packet, ProcessId, Protocol, Role, Tuple,
+    Device, EntryState, Hook, KernelCounters, Name, NetnsAccess, NetnsSample, Packet, ProcessId, Protocol,
+    Role, Tuple,
 };
 
 mod events;
@@ -69,6 +70,7 @@ fn netns(id: u32, drop: u64) -> NetnsSample {
         after: drops(drop),
         gone: false,
         complete: false,
+        access: NetnsAccess::Readable,
     }
 }
 

@@ -12,7 +12,7 @@ use super::baseline::BaselineCounters;
 use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
 use crate::kernel::roots::Roots;
-use crate::model::{KernelCounters, NetnsId, NetnsSample, SlotSample};
+use crate::model::{KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample};
 use crate::netns::{self, Netns};
 use crate::probe::Probe;
 use crate::probe::sync::Baseline;
@@ -161,6 +161,7 @@ impl NetnsTracker {
                 after: after.get(id).copied().unwrap_or_else(|| baseline.total()),
                 gone: self.gone.contains_key(id),
                 complete: baseline.complete,
+                access: NetnsAccess::Readable,
             })
         };
         self.baselines.iter().filter_map(sample).collect()

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use ctwatch::contract::{End, Tick};
-use ctwatch::model::{Backend, FlowSample, KernelCounters, NetnsSample, Sample, SlotSample};
+use ctwatch::model::{Backend, FlowSample, KernelCounters, NetnsAccess, NetnsSample, Sample, SlotSample};
 use ctwatch::record::delta_encoder::DeltaEncoder;
 use ctwatch::record::replay::Replay;
 use ctwatch::record::rows::Names;
@@ -72,6 +72,7 @@ fn samples(seconds: &[Second]) -> Vec<Sample> {
             after: kernel,
             gone: false,
             complete: false,
+            access: NetnsAccess::Readable,
         };
         let mut slots: Vec<SlotSample> = slots.iter().map(sample).collect();
         slots.sort_by_key(|slot| slot.key);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook as StartHook, Notice, SCHEMA, Start};
 use ctwatch::model::{
     Backend, Census, CensusKey, Device, EntryState, Flow, FlowOffset, FlowSample, Hook, Insert,
-    KernelCounters, Loss, Name, NetnsId, NetnsSample, Owner, Packet, PortDetail, ProcessId, Protocol, Role,
-    Sample, SlotSample, TimeoutKind, Timeouts, Tuple,
+    KernelCounters, Loss, Name, NetnsAccess, NetnsId, NetnsSample, Owner, Packet, PortDetail, ProcessId,
+    Protocol, Role, Sample, SlotSample, TimeoutKind, Timeouts, Tuple,
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
@@ -116,6 +116,7 @@ pub fn storm(second: u64) -> Sample {
         after: counters,
         gone: false,
         complete: false,
+        access: NetnsAccess::Readable,
     };
     Sample {
         time: time(i64::try_from(second).unwrap() * 1_000),

@@ -49,6 +49,7 @@ fn samples(steps: &[Step]) -> Vec<Sample> {
             after: counters(kernel),
             gone: false,
             complete: false,
+            access: NetnsAccess::Readable,
         };
         samples.push(Sample {
             time: Timestamp::from_second(second as i64).unwrap(),
