@@ -124,5 +124,6 @@ fn resolve_symbols(symbols: &Symbols, config: &mut Config) {
         }
     }
     config.max_address = symbols.get("nf_conntrack_max").map_or(0, |symbol| symbol.address);
+    config.per_cpu_offset = symbols.get("__per_cpu_offset").map_or(0, |symbol| symbol.address);
     config.net_id_address = symbols.get("nf_conntrack_net_id").map_or(0, |symbol| symbol.address);
 }
