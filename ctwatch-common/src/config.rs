@@ -12,8 +12,9 @@ pub const HEAD_SPAN: usize = 32;
 pub const STAT_SPAN: usize = 48;
 /// Bytes of `struct nf_conn` read in one go, from `status` on.
 pub const CT_SPAN: usize = 24;
-/// CPUs whose counters can be summed when a netns is destroyed.
-pub const MAX_CPUS: u32 = 512;
+/// CPUs whose counters can be summed when a netns is destroyed: the largest CONFIG_NR_CPUS of x86-64. Maps are made as large
+/// as the running kernel needs, and the verifier follows loops no further.
+pub const MAX_CPUS: u32 = 8192;
 /// Offset of the packet's address in the tracepoint kfree_skb as perf passes it on; the location of the drop comes next.
 pub const KFREE_SKB_ADDRESS: u32 = 8;
 /// Kernel stacks are aligned to this on x86-64 (THREAD_SIZE, arch/x86/include/asm/page_64_types.h).
@@ -31,6 +32,8 @@ pub struct Config {
     pub max_address: u64,
     /// Address of `nf_conntrack_net_id`, 0 if kallsyms doesn't give it or the kernel has `net.ct.count`.
     pub net_id_address: u64,
+    /// Address of `__per_cpu_offset`, 0 if kallsyms doesn't give it.
+    pub per_cpu_offset: u64,
     /// Where the span of sk_buff starts, and fields relative to **that**.
     pub skb_span: u32,
     /// sk_buff.dev

@@ -31,6 +31,13 @@ pub struct NetCpu {
 
 const _: () = assert!(size_of::<NetCpu>() == 80);
 
+/// The key under which the programs find what a CPU that was offline when the watch began had counted in a netns.
+#[must_use]
+#[inline(always)]
+pub const fn late_key(inode: u32, cpu: u32) -> u64 {
+    (inode as u64) << 32 | cpu as u64
+}
+
 /// Spreads the generations of one inode number so far apart that no other inode number comes near (the golden ratio).
 const GENERATION_STRIDE: u32 = 0x9E37_79B1;
 /// How many netns can have the same inode number during a watch before two of them share an id.

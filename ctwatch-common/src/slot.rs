@@ -128,6 +128,10 @@ pub struct Control {
     pub jiffies: u64,
     /// Offset of the system call number on a task's stack, from its lowest address; 0 if unknown.
     pub orig_ax: u64,
+    /// The id of the netns that [`crate::sync::SyncOp::Locate`] found last (see [`crate::netns::id`]).
+    pub sync_id: u64,
+    /// Losses in namespaces for which there was no room: told by what the moment itself proves.
+    pub crowded: u64,
 }
 
 impl Control {
@@ -143,6 +147,8 @@ impl Control {
         gc_stack: 0,
         jiffies: 0,
         orig_ax: 0,
+        sync_id: 0,
+        crowded: 0,
     };
 }
 

@@ -13,11 +13,15 @@ pub enum SyncOp {
     BaselineZero = 2,
     /// Count the losses of one cause that the kernel counted on this CPU and the programs missed.
     Reconcile = 3,
+    /// Note where the kernel keeps the per-CPU data of the CPU that is the second argument: it is offline, so nothing runs
+    /// there that could.
+    NoteOffset = 4,
 }
 
 impl SyncOp {
     /// Every operation, in the order of its number.
-    pub const ALL: [Self; 4] = [Self::Locate, Self::BaselineCurrent, Self::BaselineZero, Self::Reconcile];
+    pub const ALL: [Self; 5] =
+        [Self::Locate, Self::BaselineCurrent, Self::BaselineZero, Self::Reconcile, Self::NoteOffset];
 
     /// The operation with this number.
     #[must_use]
@@ -28,6 +32,7 @@ impl SyncOp {
             1 => Self::BaselineCurrent,
             2 => Self::BaselineZero,
             3 => Self::Reconcile,
+            4 => Self::NoteOffset,
             _ => return None,
         })
     }

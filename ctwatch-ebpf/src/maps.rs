@@ -3,6 +3,7 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use ctwatch_common::classify::Counters;
 use ctwatch_common::config::MAX_CPUS;
 use ctwatch_common::event::OwnerPart;
 use ctwatch_common::netns::NetCpu;
@@ -29,9 +30,18 @@ pub static CLAIMS: HashMap<u32, u64> = HashMap::with_max_entries(SLOTS, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
-/// What is accounted for, by address of `struct net`.
+/// What is accounted for, by address of `struct net`: namespaces that were there at the start, and those that lost something.
 #[map]
 pub static NETS: PerCpuHashMap<u64, NetCpu> = PerCpuHashMap::with_max_entries(1024, 0);
+
+/// The record of a netns for which [`NETS`] has no room, for as long as one loss takes.
+#[map]
+pub static CROWD: PerCpuArray<NetCpu> = PerCpuArray::with_max_entries(1, 0);
+
+/// What CPUs that were offline at the start had counted in namespaces that were there, unless it was nothing: user space
+/// fills it in. By [`ctwatch_common::netns::late_key`].
+#[map]
+pub static LATE_BASES: HashMap<u64, Counters> = HashMap::with_max_entries(1, 0);
 
 /// The generation of an inode number: how many netns had it and are gone.
 #[map]

@@ -2,13 +2,14 @@
 //! A netns is known by its address; one at a reused address is noticed by its inode number.
 
 use crate::config::config;
-use crate::maps::{GENERATIONS, NETS, control};
+use crate::maps::{CROWD, GENERATIONS, LATE_BASES, NETS, add, control};
+use crate::marks;
 use crate::percpu;
 use crate::read::read;
-use aya_ebpf::helpers::generated::bpf_map_lookup_percpu_elem;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_map_lookup_percpu_elem};
 use ctwatch_common::classify::{Counters, fresh_base};
 use ctwatch_common::config::{NONE, STAT_SPAN};
-use ctwatch_common::netns::{NetCpu, id};
+use ctwatch_common::netns::{NetCpu, id, late_key};
 
 /// BPF_NOEXIST
 const NOEXIST: u64 = 1;
@@ -68,6 +69,10 @@ pub enum Baseline {
     Current,
     /// At zero: it came up while we watched, so all it has counted is ours.
     Zero,
+    /// The same, and a packet was just lost.
+    Loss,
+    /// The same, and an entry was just evicted.
+    Eviction,
     /// Nowhere: it is left unknown.
     Unset,
 }
@@ -76,13 +81,19 @@ pub enum Baseline {
 /// before, the ones it hasn't reached don't count.
 #[inline(always)]
 pub fn baseline_for_loss() -> Baseline {
-    match control() {
-        // SAFETY: a pointer into the map's value.
-        Some(control) if unsafe { core::ptr::read_volatile(&raw const (*control).watching) } != 0 => {
-            Baseline::Zero
-        }
-        _ => Baseline::Unset,
-    }
+    if is_watching() { Baseline::Loss } else { Baseline::Unset }
+}
+
+/// The same for one that becomes known by an eviction.
+#[inline(always)]
+pub fn baseline_for_eviction() -> Baseline {
+    if is_watching() { Baseline::Eviction } else { Baseline::Unset }
+}
+
+#[inline(always)]
+fn is_watching() -> bool {
+    // SAFETY: a pointer into the map's value.
+    control().is_some_and(|control| unsafe { core::ptr::read_volatile(&raw const (*control).watching) != 0 })
 }
 
 /// The record of the netns of a loss. Where the end of a netns is probed, a known address still stands for the same netns,
@@ -99,6 +110,20 @@ pub fn for_loss(net: u64) -> Option<*mut NetCpu> {
     lookup(net, inum(net), baseline_for_loss())
 }
 
+const UNKNOWN: NetCpu = NetCpu {
+    stat: 0,
+    count: 0,
+    inum: 0,
+    id: 0,
+    loopback: 0,
+    synced: 0,
+    invalid: 0,
+    reserved: 0,
+    base: NOTHING,
+    accounted: NOTHING,
+};
+const NOTHING: Counters = Counters { drop: 0, insert_failed: 0, chaintoolong: 0, early_drop: 0 };
+
 /// The record of a netns on this CPU; made if the netns is not known yet and the baseline is set.
 #[inline(always)]
 pub fn lookup(net: u64, inum: u32, baseline: Baseline) -> Option<*mut NetCpu> {
@@ -107,20 +132,12 @@ pub fn lookup(net: u64, inum: u32, baseline: Baseline) -> Option<*mut NetCpu> {
         if baseline == Baseline::Unset {
             return None;
         }
-        const ZERO: NetCpu = NetCpu {
-            stat: 0,
-            count: 0,
-            inum: 0,
-            id: 0,
-            loopback: 0,
-            synced: 0,
-            invalid: 0,
-            reserved: 0,
-            base: Counters { drop: 0, insert_failed: 0, chaintoolong: 0, early_drop: 0 },
-            accounted: Counters { drop: 0, insert_failed: 0, chaintoolong: 0, early_drop: 0 },
-        };
-        let _ = NETS.insert(net, ZERO, NOEXIST);
+        let _ = NETS.insert(net, UNKNOWN, NOEXIST);
         found = NETS.get_ptr_mut(net);
+        if found.is_none() {
+            crowd(net, u64::from(baseline == Baseline::Eviction));
+            return CROWD.get_ptr_mut(0);
+        }
     }
     let entry = found?;
     // SAFETY: this CPU's own map value.
@@ -129,33 +146,118 @@ pub fn lookup(net: u64, inum: u32, baseline: Baseline) -> Option<*mut NetCpu> {
             if baseline == Baseline::Unset {
                 return None;
             }
-            let stat: u64 = read(net + u64::from(config!(net_stat)));
-            if stat == 0 {
+            let how = match baseline {
+                Baseline::Current => BEGIN_NOW,
+                Baseline::Loss => BEGIN_FRESH | OWN_LOSS,
+                Baseline::Eviction => BEGIN_FRESH | OWN_EVICTION,
+                Baseline::Zero | Baseline::Unset => BEGIN_FRESH,
+            };
+            if begin(net, how) != 0 {
                 return None;
             }
-            let stat = stat.wrapping_add(percpu::offset()?) + u64::from(config!(stat_span));
-            let (now, invalid) = counters_and_invalid(stat);
-            let base = match baseline {
-                Baseline::Current => now,
-                Baseline::Zero | Baseline::Unset => Counters {
-                    drop: fresh_base(now.drop, 1),
-                    insert_failed: fresh_base(now.insert_failed, 1),
-                    chaintoolong: fresh_base(now.chaintoolong, 1),
-                    early_drop: fresh_base(now.early_drop, 1),
-                },
-            };
-            (*entry).stat = stat;
-            (*entry).count = count_address(net);
-            (*entry).inum = inum;
-            (*entry).id = id(inum, GENERATIONS.get(&inum).copied().unwrap_or(0));
-            (*entry).loopback = read(net + u64::from(config!(net_loopback)));
-            (*entry).invalid = invalid;
-            (*entry).base = base;
-            (*entry).accounted = base;
-            (*entry).synced = 1;
         }
     }
     Some(entry)
+}
+
+const BEGIN_NOW: u64 = 0;
+const BEGIN_FRESH: u64 = 1;
+const OWN_LOSS: u64 = 2;
+const OWN_EVICTION: u64 = 4;
+
+/// Begins to count in a netns on this CPU; 0 if that was possible. A global function: it runs once for each netns and CPU,
+/// and the verifier need not go through it in each of its callers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn begin(net: u64, how: u64) -> u64 {
+    let Some(entry) = NETS.get_ptr_mut(net) else { return 1 };
+    let Some(now) = describe(net, entry) else { return 1 };
+    // SAFETY: this CPU's own map value; the helper has no preconditions.
+    unsafe {
+        let inum = (*entry).inum;
+        let base = if how == BEGIN_NOW {
+            now
+        } else if (*entry).id == inum
+            && let Some(late) = LATE_BASES.get_ptr(late_key(inum, bpf_get_smp_processor_id()))
+        {
+            // This CPU was offline when the watch began, and had counted this much.
+            *late
+        } else {
+            let lost = u32::from(how & OWN_LOSS != 0);
+            Counters {
+                drop: fresh_base(now.drop, lost),
+                insert_failed: fresh_base(now.insert_failed, lost),
+                chaintoolong: fresh_base(now.chaintoolong, lost),
+                early_drop: fresh_base(now.early_drop, u32::from(how & OWN_EVICTION != 0)),
+            }
+        };
+        (*entry).base = base;
+        (*entry).accounted = base;
+        (*entry).synced = 1;
+    }
+    0
+}
+
+/// A loss in a netns for which there is no room. What it counted before is not known, so only what this moment proves counts:
+/// a mark of early_drop's, or an eviction.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn crowd(net: u64, evicted: u64) -> u64 {
+    let Some(entry) = CROWD.get_ptr_mut(0) else { return 1 };
+    // SAFETY: this CPU's own map value, and a pointer into the control page.
+    unsafe {
+        *entry = UNKNOWN;
+        let Some(now) = describe(net, entry) else { return 1 };
+        (*entry).base = now;
+        (*entry).accounted = Counters {
+            drop: now.drop.wrapping_sub(u32::from(marks::find().mine)),
+            early_drop: now.early_drop.wrapping_sub(evicted as u32),
+            ..now
+        };
+        (*entry).synced = 1;
+        if let Some(control) = control() {
+            add(&raw mut (*control).crowded, 1);
+        }
+    }
+    0
+}
+
+/// Fills in what a record says of its netns; returns the kernel's counters on this CPU.
+#[inline(always)]
+fn describe(net: u64, entry: *mut NetCpu) -> Option<Counters> {
+    let stat: u64 = read(net + u64::from(config!(net_stat)));
+    if stat == 0 {
+        return None;
+    }
+    let stat = stat.wrapping_add(percpu::offset()?) + u64::from(config!(stat_span));
+    let (now, invalid) = counters_and_invalid(stat);
+    let inum = inum(net);
+    // SAFETY: this CPU's own map value.
+    unsafe {
+        (*entry).stat = stat;
+        (*entry).count = count_address(net);
+        (*entry).inum = inum;
+        (*entry).id = current_id(inum);
+        (*entry).loopback = read(net + u64::from(config!(net_loopback)));
+        (*entry).invalid = invalid;
+    }
+    Some(now)
+}
+
+/// Whether the kernel has counted a loss in a netns on this CPU.
+#[inline(always)]
+pub fn has_counted(net: u64) -> bool {
+    let stat: u64 = read(net + u64::from(config!(net_stat)));
+    let Some(offset) = percpu::offset() else { return false };
+    let now = counters(stat.wrapping_add(offset) + u64::from(config!(stat_span)));
+    stat != 0 && now.drop | now.insert_failed | now.early_drop | now.chaintoolong != 0
+}
+
+/// The id of the netns that has this inode number now.
+#[inline(always)]
+pub fn current_id(inum: u32) -> u32 {
+    // SAFETY: a pointer into the map's value.
+    id(inum, GENERATIONS.get_ptr(inum).map_or(0, |generation| unsafe { *generation }))
 }
 
 /// The record of a netns on another CPU. Only where the configuration says `preempts`: 5.10 has no helper for it.

@@ -36,7 +36,7 @@ pub fn on_return(ctx: &RetProbeContext) {
         let mut evicted = 1;
         let mut id = inum;
         if config!(has_stat) != 0 {
-            let Some(state) = netns::lookup(net, inum, netns::baseline_for_loss()) else { return };
+            let Some(state) = netns::lookup(net, inum, netns::baseline_for_eviction()) else { return };
             let now = netns::counters((*state).stat);
             let Some(delta) = moved(now.early_drop, (*state).accounted.early_drop) else { return };
             evicted = u64::from(delta);

@@ -3,7 +3,7 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::{add, control};
+use crate::maps::{OFFSETS, add, control};
 use crate::netns::{self, Baseline};
 use crate::owner;
 use crate::read::read;
@@ -29,6 +29,7 @@ pub fn run(ctx: &RawTracePointContext) -> i32 {
             reconcile(ctx, ctx.arg(1), ctx.arg(2));
             return 0;
         }
+        SyncOp::NoteOffset => return note_offset(ctx.arg(1)),
         SyncOp::BaselineCurrent => Baseline::Current,
         SyncOp::BaselineZero => Baseline::Zero,
     };
@@ -45,8 +46,23 @@ fn locate(control: *mut Control) -> i32 {
         let nsproxy: u64 = read(task + u64::from(config!(task_nsproxy)));
         let net: u64 = if nsproxy == 0 { 0 } else { read(nsproxy + u64::from(config!(nsproxy_net))) };
         core::ptr::write_volatile(&raw mut (*control).sync_net, net);
+        let id = netns::current_id(netns::inum(net));
+        core::ptr::write_volatile(&raw mut (*control).sync_id, u64::from(id));
         i32::from(net == 0)
     }
+}
+
+/// Notes where a CPU that is offline has its per-CPU data.
+#[inline(always)]
+fn note_offset(cpu: u64) -> i32 {
+    if config!(per_cpu_offset) == 0 {
+        return 1;
+    }
+    let Some(offset) = OFFSETS.get_ptr_mut(cpu as u32) else { return 1 };
+    let found: u64 = read(config!(per_cpu_offset) + 8 * cpu);
+    // SAFETY: a pointer into the map's value.
+    unsafe { *offset = found };
+    i32::from(found == 0)
 }
 
 /// Makes a netns known on this CPU.
@@ -72,7 +88,9 @@ fn register(ctx: &RawTracePointContext, net: u64, baseline: Baseline) -> i32 {
 #[inline(always)]
 fn reconcile(ctx: &RawTracePointContext, net: u64, cause: u64) {
     let inum = netns::inum(net);
-    let Some(state) = netns::lookup(net, inum, Baseline::Unset) else { return };
+    // A CPU that came up meanwhile and whose losses were all missed has no record yet.
+    let baseline = if netns::has_counted(net) { Baseline::Zero } else { Baseline::Unset };
+    let Some(state) = netns::lookup(net, inum, baseline) else { return };
     // SAFETY: this CPU's own map value.
     unsafe {
         let missed = missed(netns::counters((*state).stat), (*state).accounted);

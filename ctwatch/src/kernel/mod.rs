@@ -3,6 +3,7 @@
 
 pub mod btf;
 pub mod capabilities;
+pub mod cpus;
 pub mod release;
 pub mod roots;
 pub mod symbols;

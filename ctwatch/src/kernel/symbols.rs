@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// Functions and data to look for, without suffix.
-const WANTED: [&[u8]; 13] = [
+const WANTED: [&[u8]; 15] = [
     b"nf_hook_slow",
     b"early_drop",
     b"nf_ct_delete",
@@ -21,6 +21,8 @@ const WANTED: [&[u8]; 13] = [
     b"nf_conntrack_in",
     b"nf_conntrack_max",
     b"nf_conntrack_net_id",
+    b"__per_cpu_offset",
+    b"init_net",
 ];
 /// "ffffffff81000000 T " comes before the name.
 const NAME_AT: usize = 19;

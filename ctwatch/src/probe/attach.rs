@@ -5,20 +5,22 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
-use aya::maps::{Map, MapData, PerCpuHashMap, RingBuf};
+use aya::maps::{HashMap, Map, MapData, PerCpuHashMap, RingBuf};
 use aya::programs::{KProbe, Program, RawTracePoint, TracePoint};
+use ctwatch_common::classify::Counters;
 use ctwatch_common::config::Config;
+use ctwatch_common::netns::late_key;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::decode::decode;
 use super::diagnostics::Diagnostics;
-use super::object;
+use super::object::{self, MapSizes};
 use super::plan::{Attachment, HookKind, Plan};
 use super::shared::Shared;
-use super::sync::{self, Baseline, RegisteredNetns, State};
-use crate::model::FromKernel;
+use super::sync::{self, Baseline, LateBase, RegisteredNetns, State};
+use crate::model::{FromKernel, NetnsId};
 use crate::netns::{self, Netns};
 
 /// A watch in the kernel.
@@ -28,13 +30,14 @@ pub struct Probe {
     pub shared: Shared,
     ring: RingBuf<MapData>,
     states: PerCpuHashMap<MapData, u64, State>,
+    late_bases: HashMap<MapData, u64, LateBase>,
     diagnostics: Option<Diagnostics>,
 }
 
 impl Probe {
     /// Loads and attaches what the plan says. Losses count only after [`Shared::start_watching`].
-    pub fn attach(plan: &Plan, config: &Config, netns: u32, log_level: u8) -> Result<Self> {
-        let mut ebpf = object::load(config, netns, log_level)?;
+    pub fn attach(plan: &Plan, config: &Config, sizes: MapSizes, log_level: u8) -> Result<Self> {
+        let mut ebpf = object::load(config, sizes, log_level)?;
         // Programs first: they hold on to their maps, which are taken out of the object below.
         load_program(&mut ebpf, "sync")?;
         for attachment in &plan.attachments {
@@ -45,8 +48,10 @@ impl Probe {
         let ring = RingBuf::try_from(take(&mut ebpf, "EVENTS")?.0).context("opening the ring buffer")?;
         let states =
             PerCpuHashMap::try_from(take(&mut ebpf, "NETS")?.0).context("opening the map of netns")?;
+        let late_bases =
+            HashMap::try_from(take(&mut ebpf, "LATE_BASES")?.0).context("opening the map of late CPUs")?;
         let diagnostics = (log_level > 0).then(|| Diagnostics::open(&mut ebpf)).transpose()?;
-        Ok(Self { ebpf, shared, ring, states, diagnostics })
+        Ok(Self { ebpf, shared, ring, states, late_bases, diagnostics })
     }
 
     /// Makes a netns known to the programs; returns what they call it, and the counters each CPU's watch begins with.
@@ -56,6 +61,26 @@ impl Probe {
         let net = self.shared.sync_net();
         sync::register_netns(program, net, baseline)?;
         sync::registered(&self.states, net)
+    }
+
+    /// What the programs call a netns that came up while they ran. It gets a record when it loses something.
+    pub fn identify_netns(&self, netns: &Netns) -> Result<NetnsId> {
+        let program = self.sync_program()?;
+        netns::run_inside(netns, || sync::locate_current_netns(program))?;
+        Ok(NetnsId::from_packed(self.shared.sync_id()))
+    }
+
+    /// What a CPU that is offline has counted in a netns so far: the programs begin there when it comes up. Before
+    /// [`Shared::start_watching`].
+    pub fn add_late_base(&mut self, netns: NetnsId, cpu: u32, base: Counters) -> Result<()> {
+        self.late_bases
+            .insert(late_key(netns.inode(), cpu), LateBase(base), 0)
+            .context("noting what a CPU that is offline has counted")
+    }
+
+    /// Makes known where a CPU that is offline has its counters.
+    pub fn note_offset(&self, cpu: u32) -> Result<()> {
+        sync::note_offset(self.sync_program()?, cpu)
     }
 
     /// Counts what the kernel counted and the programs missed: without a tuple, but counted.
@@ -109,13 +134,13 @@ impl Probe {
 
     /// Whether this kernel takes our maps and a program.
     pub fn try_load(config: &Config) -> Result<()> {
-        load_program(&mut object::load(config, 64, 0)?, "sync")
+        load_program(&mut object::load(config, MapSizes::SMALL, 0)?, "sync")
     }
 
     /// All programs of the object, each loaded (so: verified), with the number of instructions the verifier
     /// went through if the kernel tells, or with its words.
     pub fn verify(config: &Config) -> Result<Vec<(String, Result<Option<u64>>)>> {
-        let mut ebpf = object::load(config, 64, 0)?;
+        let mut ebpf = object::load(config, MapSizes::SMALL, 0)?;
         let names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
         Ok(names
             .into_iter()

@@ -4,9 +4,10 @@
 pub mod attach;
 mod decode;
 pub mod diagnostics;
-mod object;
+pub mod object;
 pub mod offsets;
 pub mod plan;
+pub mod room;
 pub mod shared;
 pub mod sync;
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use ctwatch_common::config::Config;
+use ctwatch_common::config::{Config, MAX_CPUS};
 
 /// Built by `cargo xtask ebpf`, committed, checked by build.rs.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("CTWATCH_EBPF_OBJECT"));
@@ -16,15 +16,31 @@ struct Frozen(Config);
 // SAFETY: integers only, without padding (Config asserts its size).
 unsafe impl aya::Pod for Frozen {}
 
+/// How large those maps are that depend on the host.
+#[derive(Clone, Copy, Debug)]
+pub struct MapSizes {
+    /// Namespaces that can have a record: see [`super::room::NetnsRoom`].
+    pub netns: u32,
+    /// Counts of CPUs that are offline, by netns.
+    pub late_bases: u32,
+}
+
+impl MapSizes {
+    /// For programs that are loaded only to see whether they can be.
+    pub const SMALL: Self = Self { netns: 64, late_bases: 1 };
+}
+
 /// Creates the maps and relocates the programs; none is in the kernel yet.
-pub fn load(config: &Config, netns: u32, log_level: u8) -> Result<Ebpf> {
+pub fn load(config: &Config, sizes: MapSizes, log_level: u8) -> Result<Ebpf> {
     raise_memlock();
     EbpfLoader::new()
         // The object needs no BTF relocation, and parsing the kernel's for it would take 21 MB.
         .btf(None)
         .override_global("CONFIG", &Frozen(*config), true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
-        .map_max_entries("NETS", netns)
+        .map_max_entries("NETS", sizes.netns)
+        .map_max_entries("LATE_BASES", sizes.late_bases.max(1))
+        .map_max_entries("OFFSETS", config.cpus.clamp(1, MAX_CPUS))
         .map_max_entries("EVENTS", ring_bytes(config))
         // One page unless someone reads it.
         .map_max_entries("AYA_LOGS", if log_level == 0 { 4096 } else { 1 << 17 })

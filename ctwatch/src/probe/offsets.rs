@@ -169,6 +169,7 @@ fn resolve_symbols(symbols: &Symbols, config: &mut Config) {
         }
     }
     config.max_address = symbols.data("nf_conntrack_max").map_or(0, |symbol| symbol.address);
+    config.per_cpu_offset = symbols.data("__per_cpu_offset").map_or(0, |symbol| symbol.address);
     config.net_id_address = symbols.data("nf_conntrack_net_id").map_or(0, |symbol| symbol.address);
 }
 

@@ -139,6 +139,18 @@ impl Shared {
         self.control().sync_net
     }
 
+    /// The id of that netns.
+    #[must_use]
+    pub fn sync_id(&self) -> u32 {
+        self.control().sync_id as u32
+    }
+
+    /// Losses in namespaces for which the programs had no room.
+    #[must_use]
+    pub fn crowded(&self) -> u64 {
+        self.control().crowded
+    }
+
     /// All slots in use. Looks for new ones only when the kernel has claimed some since.
     pub fn slots(&mut self) -> Vec<SlotSample> {
         let claimed = self.control().claimed;

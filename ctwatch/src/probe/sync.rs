@@ -11,6 +11,7 @@ use ctwatch_common::classify::Counters;
 use ctwatch_common::netns::NetCpu;
 use ctwatch_common::sync::SyncOp;
 
+use crate::kernel::cpus;
 use crate::model::NetnsId;
 
 /// Where the programs start counting in a netns.
@@ -39,6 +40,14 @@ pub struct State(pub NetCpu);
 // SAFETY: integers only, without padding.
 unsafe impl aya::Pod for State {}
 
+/// [`Counters`] in a form aya can write to a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct LateBase(pub Counters);
+
+// SAFETY: integers only, without padding.
+unsafe impl aya::Pod for LateBase {}
+
 /// Looks up the address of the calling thread's netns; it is left in the control page.
 pub fn locate_current_netns(program: &RawTracePoint) -> Result<()> {
     run(program, SyncOp::Locate, 0, 0, None)
@@ -46,8 +55,22 @@ pub fn locate_current_netns(program: &RawTracePoint) -> Result<()> {
 
 /// Registers the netns at this address on every online CPU.
 pub fn register_netns(program: &RawTracePoint, net: u64, baseline: Baseline) -> Result<()> {
-    for cpu in online_cpus(Path::new("/sys"))? {
-        run(program, baseline.op(), net, 0, Some(cpu))?;
+    on_online_cpus(|cpu| run(program, baseline.op(), net, 0, Some(cpu)))
+}
+
+/// Makes known where a CPU that is offline has its counters, so that they can be summed.
+pub fn note_offset(program: &RawTracePoint, cpu: u32) -> Result<()> {
+    run(program, SyncOp::NoteOffset, u64::from(cpu), 0, None)
+}
+
+/// Does something for every online CPU. One that goes offline meanwhile is none any more.
+fn on_online_cpus(mut each: impl FnMut(u32) -> Result<()>) -> Result<()> {
+    for cpu in cpus::online(Path::new("/sys"))? {
+        if let Err(error) = each(cpu)
+            && cpus::online(Path::new("/sys"))?.contains(&cpu)
+        {
+            return Err(error);
+        }
     }
     Ok(())
 }
@@ -56,12 +79,9 @@ pub fn register_netns(program: &RawTracePoint, net: u64, baseline: Baseline) -> 
 pub fn reconcile(program: &RawTracePoint, net: u64) -> Result<()> {
     // Causes that explain two counters come first.
     let causes = [Cause::ChainTooLong, Cause::Clash, Cause::Dying, Cause::TableFull, Cause::Evicted];
-    for cpu in online_cpus(Path::new("/sys"))? {
-        for cause in causes {
-            run(program, SyncOp::Reconcile, net, cause as u64, Some(cpu))?;
-        }
-    }
-    Ok(())
+    on_online_cpus(|cpu| {
+        causes.iter().try_for_each(|cause| run(program, SyncOp::Reconcile, net, *cause as u64, Some(cpu)))
+    })
 }
 
 /// A netns as the programs know it.
@@ -93,32 +113,4 @@ fn run(program: &RawTracePoint, op: SyncOp, net: u64, cause: u64, cpu: Option<u3
         );
     }
     Ok(())
-}
-
-/// Numbers of the CPUs that are online ("0-3,5").
-pub fn online_cpus(sys: &Path) -> Result<Vec<u32>> {
-    let file = sys.join("devices/system/cpu/online");
-    let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-    parse_cpus(text.trim()).with_context(|| format!("parsing {}: {text:?}", file.display()))
-}
-
-fn parse_cpus(list: &str) -> Option<Vec<u32>> {
-    let mut cpus = Vec::new();
-    for part in list.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        cpus.extend(first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?);
-    }
-    Some(cpus)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpu_lists_have_ranges_and_single_numbers() {
-        assert_eq!(parse_cpus("0"), Some(vec![0]));
-        assert_eq!(parse_cpus("0-2,5,7-8"), Some(vec![0, 1, 2, 5, 7, 8]));
-        assert_eq!(parse_cpus("x"), None);
-    }
 }

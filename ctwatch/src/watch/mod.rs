@@ -6,6 +6,7 @@ mod census;
 mod eviction_matcher;
 mod flows;
 mod jiffies;
+mod late_cpus;
 mod losses;
 mod netns_tracker;
 mod pending_owners;
@@ -23,10 +24,13 @@ use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
 use crate::netns;
+use crate::probe::object::MapSizes;
 use crate::probe::plan::{Attachment, ProbeOptions, plan};
+use crate::probe::room::NetnsRoom;
 use crate::probe::sync::Baseline;
 use crate::probe::{Probe, offsets};
 use census::Censuses;
+use late_cpus::{LateCpus, SPARE_LATE_BASES};
 use losses::LossPipeline;
 pub use losses::Observed;
 use netns_tracker::{NetnsTracker, Totals};
@@ -143,8 +147,12 @@ impl Watch {
         let mut config = offsets::resolve(btf, symbols)?;
         let plan = plan(symbols, options, &mut config).map_err(anyhow::Error::msg)?;
         drop(kernel);
-        let room = (namespaces.len() * 4).next_power_of_two().max(256);
-        let probe = Probe::attach(&plan, &config, u32::try_from(room)?, self.config.log_level)?;
+        let late = LateCpus::look(&self.config.roots, namespaces)?;
+        let sizes = MapSizes {
+            netns: NetnsRoom::new(namespaces.len(), config.cpus).namespaces,
+            late_bases: late.nonzero() + SPARE_LATE_BASES,
+        };
+        let mut probe = Probe::attach(&plan, &config, sizes, self.config.log_level)?;
         let mut bases = BTreeMap::new();
         for netns in namespaces.values() {
             // A netns that died since it was discovered has nothing to say.
@@ -159,6 +167,7 @@ impl Watch {
                 reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"));
             bail!("no netns could be synchronised: {why}");
         }
+        self.netns.sums_all_cpus = late.complete(&mut probe, namespaces, &mut bases)?;
         probe.shared.start_watching();
         give_back_memory();
         start.attachments = plan.attachments;

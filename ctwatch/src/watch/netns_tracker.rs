@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use ctwatch_common::classify::Counters;
 use ctwatch_common::slot::SlotKey;
 
 use super::baseline::BaselineCounters;
@@ -37,6 +38,8 @@ pub(super) struct NetnsTracker {
     last_rescan: Instant,
     /// Where the kernel's counters were read last.
     pub counters_from: Option<CounterSource>,
+    /// What a netns had counted in the end is summed up over all CPUs, also those that were offline at the start.
+    pub sums_all_cpus: bool,
 }
 
 impl Default for NetnsTracker {
@@ -49,6 +52,7 @@ impl Default for NetnsTracker {
             flow_totals_at_reuse: HashMap::new(),
             last_rescan: Instant::now(),
             counters_from: None,
+            sums_all_cpus: true,
         }
     }
 }
@@ -75,7 +79,9 @@ impl NetnsTracker {
         *generation = (*generation).max(id.generation() + 1);
         // One that nobody had noticed yet came up while we watched: all it has counted is ours.
         let baseline = self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(Vec::new(), true));
-        baseline.finish(counters);
+        if self.sums_all_cpus {
+            baseline.finish(counters);
+        }
         for slot in slots.iter().filter(|slot| slot.counts_flows() && slot.key.netns == inode) {
             self.flow_totals_at_reuse.insert(slot.key, (slot.count, slot.deletes, slot.failed));
         }
@@ -123,24 +129,55 @@ impl NetnsTracker {
     pub fn rescan(&mut self, probe: Option<&Probe>) {
         self.last_rescan = Instant::now();
         let Ok(found) = netns::discover() else { return };
+        let mut new = Vec::new();
         for (id, mut netns) in found {
             netns.id = self.present_id(id.inode());
-            if let Some(known) = self.namespaces.get_mut(&netns.id) {
-                *known = netns;
-                continue;
+            match self.namespaces.get_mut(&netns.id) {
+                Some(known) => *known = netns,
+                None => new.push(netns),
             }
-            let registered = probe.and_then(|probe| probe.register_netns(&netns, Baseline::Zero).ok());
-            if let Some(registered) = &registered {
-                // The programs may know already that the netns before it is gone, and have yet to tell.
-                netns.id = registered.id;
-                self.generations.insert(registered.id.inode(), registered.id.generation());
-            }
-            let id = netns.id;
-            self.gone.remove(&id);
-            let bases = registered.map_or_else(Vec::new, |registered| registered.bases);
-            self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(bases, true));
-            self.namespaces.insert(id, netns);
         }
+        if new.is_empty() {
+            return;
+        }
+        let readings = stat::read_all(new.iter()).unwrap_or_default();
+        let counted: HashMap<NetnsId, bool> = readings
+            .into_iter()
+            .map(|(id, stat)| {
+                (id, !stat.is_ok_and(|stat| stat.cpus.iter().all(|cpu| *cpu == Counters::default())))
+            })
+            .collect();
+        for netns in new {
+            let counted = counted.get(&netns.id).copied().unwrap_or(true);
+            self.add(netns, counted, probe);
+        }
+    }
+
+    /// A netns that came up, or was hidden so far. `counted`: it may have counted something already.
+    fn add(&mut self, mut netns: Netns, counted: bool, probe: Option<&Probe>) {
+        let mut bases = Vec::new();
+        if let Some(probe) = probe {
+            // The programs may know already that the netns before it is gone, and have yet to tell. One that has counted
+            // nothing needs no record of theirs.
+            let id = if counted {
+                probe.register_netns(&netns, Baseline::Zero).map(|registered| {
+                    bases = registered.bases;
+                    registered.id
+                })
+            } else {
+                probe.identify_netns(&netns)
+            };
+            if let Ok(id) = id {
+                netns.id = id;
+                if id.generation() > 0 {
+                    self.generations.insert(id.inode(), id.generation());
+                }
+            }
+        }
+        let id = netns.id;
+        self.gone.remove(&id);
+        self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(bases, true));
+        self.namespaces.insert(id, netns);
     }
 
     /// Whether a netns has been seen, there or gone.
