@@ -189,6 +189,7 @@ impl Host {
                 complete: false,
             }],
             slots,
+            retired: Vec::new(),
             overflow: [0; CAUSES],
             lost_events: [0; CAUSES],
             ambiguous: 0,

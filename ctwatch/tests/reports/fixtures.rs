@@ -126,6 +126,7 @@ pub fn storm(second: u64) -> Sample {
             netns(7, "idle", 12, KernelCounters::default()),
         ],
         slots,
+        retired: Vec::new(),
         overflow: [0; CAUSES],
         lost_events: [0; CAUSES],
         ambiguous: 0,
