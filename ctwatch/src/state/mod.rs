@@ -63,7 +63,6 @@ pub struct State {
 
 /// Where rows come from.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a process has one of it")]
 enum Rows {
     /// The exact counters, where they can answer.
     Slots(SlotTally),
@@ -247,6 +246,8 @@ impl State {
             rows: self.shaped(tallied, &rest, &[0; CAUSES]),
             ambiguous: self.ambiguous(),
             netns_gone: self.account.gone,
+            overflow: Counted(self.overflow).any(),
+            summed_up: Counted(rest.map(|sum| sum.total)).any(),
             occupied: self.occupied.clone(),
         }
     }

@@ -174,6 +174,18 @@ pub fn storm_with_unknown_ports(second: u64) -> Sample {
     sample
 }
 
+/// A storm in which all ports were scanned: most losses have no slot any more, a few never had one.
+pub fn scan(second: u64) -> Sample {
+    let mut sample = storm(second);
+    let host = sample.netns[0].id.packed();
+    let kind = Cause::TableFull as u8 | KIND_LOOPBACK;
+    sample.retired = (0..60_000).map(|port| slot(host, kind, 6, port, 1, 0)).collect();
+    sample.overflow[Cause::TableFull as usize] = 1_234;
+    sample.netns[0].before.drop += 61_234;
+    sample.netns[0].after.drop += 61_234;
+    sample
+}
+
 /// A host that has room.
 pub fn quiet() -> Sample {
     let mut sample = storm(0);
