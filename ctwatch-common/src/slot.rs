@@ -1,12 +1,18 @@
 //! The exact counters: slots of shared memory, each claimed by one key, found by open addressing.
-//! A slot's key never changes once written, so user space reads the slots without a lock.
+//! Losses have a room of their own, so that flows can't fill it. Each room has two banks: programs write to one of them while
+//! user space takes what the other holds and clears it, so that slots never run out.
 
 use crate::Cause;
 
-/// How many slots there are (a power of two).
-pub const SLOTS: u32 = 1 << 16;
-/// How many slots are probed for a key before it counts as overflow.
-pub const PROBES: u32 = 16;
+/// Slots in a bank of losses (a power of two).
+pub const LOSS_SLOTS: u32 = 1 << 15;
+/// Slots in a bank of flows (a power of two).
+pub const FLOW_SLOTS: u32 = 1 << 14;
+/// Banks of a room.
+pub const BANKS: u32 = 2;
+/// How many slots are probed for a key before it counts as overflow: at three quarters full, one new key in ten thousand
+/// finds none.
+pub const PROBES: u32 = 32;
 /// The kind of a slot that counts inserts and deletes instead of losses of one cause.
 pub const KIND_FLOWS: u8 = 31;
 /// Set in `kind` when the lost packet travelled over the loopback device.
@@ -50,7 +56,7 @@ impl SlotKey {
     #[must_use]
     #[inline(always)]
     pub const fn pack(self) -> u64 {
-        self.netns as u64 | (self.port as u64) << 32 | (self.proto as u64) << 48 | (self.kind as u64) << 56
+        self.port as u64 | (self.proto as u64) << 16 | (self.kind as u64) << 24 | (self.netns as u64) << 32
     }
 
     /// The key those 8 bytes stand for.
@@ -58,10 +64,10 @@ impl SlotKey {
     #[inline(always)]
     pub const fn unpack(packed: u64) -> Self {
         Self {
-            netns: packed as u32,
-            port: (packed >> 32) as u16,
-            proto: (packed >> 48) as u8,
-            kind: (packed >> 56) as u8,
+            netns: (packed >> 32) as u32,
+            port: packed as u16,
+            proto: (packed >> 16) as u8,
+            kind: (packed >> 24) as u8,
         }
     }
 
@@ -80,27 +86,57 @@ impl SlotKey {
     }
 }
 
-/// One slot.
+/// One slot of losses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slot {
+pub struct LossSlot {
     /// A packed [`SlotKey`]; 0 while free.
     pub key: u64,
-    /// Losses, or inserts for [`KIND_FLOWS`].
+    /// Losses.
     pub count: u64,
-    /// Deletes for [`KIND_FLOWS`].
+}
+
+const _: () = assert!(size_of::<LossSlot>() == 16);
+
+/// One slot of flows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowSlot {
+    /// A packed [`SlotKey`]; 0 while free.
+    pub key: u64,
+    /// Inserts.
+    pub inserts: u64,
+    /// Deletes.
     pub deletes: u64,
-    /// Inserts that failed after all, for [`KIND_FLOWS`].
+    /// Inserts that failed after all.
     pub failed: u64,
 }
 
-const _: () = assert!(size_of::<Slot>() == 32);
+const _: () = assert!(size_of::<FlowSlot>() == 32);
 
-/// The slot that is probed first for a key (Fibonacci hashing: the top bits are well mixed).
+/// The slot of a bank that is probed first for a key (Fibonacci hashing: ports in a row spread evenly).
 #[must_use]
 #[inline(always)]
-pub const fn first_slot(packed: u64) -> u32 {
-    (packed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as u32 & (SLOTS - 1)
+pub const fn first_slot(packed: u64, slots: u32) -> u32 {
+    (packed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - slots.trailing_zeros())) as u32
+}
+
+/// The slot that is probed after `index`, for the `step`th time (from 1): each leap is longer than the last, so that
+/// full neighbourhoods are left soon.
+#[must_use]
+#[inline(always)]
+pub const fn next_slot(index: u32, step: u32, slots: u32) -> u32 {
+    (index + step) & (slots - 1)
+}
+
+/// What programs and user space tell each other about a room.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// The bank that programs write to. User space writes it.
+    pub active: u64,
+    /// How many slots of each bank are claimed. User space clears it together with the bank.
+    pub claimed: [u64; BANKS as usize],
 }
 
 /// Control page: totals that are not per port, and what programs and user space tell each other.
@@ -109,8 +145,10 @@ pub const fn first_slot(packed: u64) -> u32 {
 pub struct Control {
     /// 0 while the netns are being registered (losses don't count yet), 1 while watching. User space writes it.
     pub watching: u64,
-    /// How many slots are claimed. User space looks for new ones when this has moved.
-    pub claimed: u64,
+    /// The room of losses.
+    pub losses: Room,
+    /// The room of flows.
+    pub flows: Room,
     /// Events that did not fit the ring buffer, by cause.
     pub lost_events: [u64; super::cause::CAUSES],
     /// Losses whose key found no slot, by cause.
@@ -138,7 +176,8 @@ impl Control {
     /// All zero.
     pub const ZERO: Self = Self {
         watching: 0,
-        claimed: 0,
+        losses: Room { active: 0, claimed: [0; BANKS as usize] },
+        flows: Room { active: 0, claimed: [0; BANKS as usize] },
         lost_events: [0; super::cause::CAUSES],
         overflow: [0; super::cause::CAUSES],
         flows_overflow: [0; 3],
@@ -164,7 +203,8 @@ mod tests {
         fn a_key_survives_packing(netns: u32, port: u16, proto: u8, kind: u8) {
             let key = SlotKey { netns, port, proto, kind };
             prop_assert_eq!(SlotKey::unpack(key.pack()), key);
-            prop_assert!(first_slot(key.pack()) < SLOTS);
+            prop_assert!(first_slot(key.pack(), LOSS_SLOTS) < LOSS_SLOTS);
+            prop_assert!(first_slot(key.pack(), FLOW_SLOTS) < FLOW_SLOTS);
         }
     }
 
@@ -197,11 +237,25 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_ports_spread_over_the_slots() {
+    fn ports_in_a_row_spread_over_the_slots() {
+        let ports = LOSS_SLOTS / 2;
         let mut used = std::collections::HashSet::new();
-        for port in 0..60_000u16 {
-            used.insert(first_slot(SlotKey { netns: 4_026_531_840, port, proto: 17, kind: 1 }.pack()));
+        for port in 0..ports as u16 {
+            let key = SlotKey { netns: 4_026_531_840, port, proto: 17, kind: 1 };
+            used.insert(first_slot(key.pack(), LOSS_SLOTS));
         }
-        assert!(used.len() > 20_000, "only {} first slots for 60,000 ports", used.len());
+        assert!(used.len() as u32 > ports / 8 * 7, "only {} first slots for {ports} ports", used.len());
+    }
+
+    #[test]
+    fn different_slots_are_probed_for_a_key() {
+        let mut index = first_slot(12_345, FLOW_SLOTS);
+        let mut probed = std::collections::HashSet::from([index]);
+        for step in 1..PROBES {
+            index = next_slot(index, step, FLOW_SLOTS);
+            assert!(index < FLOW_SLOTS);
+            probed.insert(index);
+        }
+        assert_eq!(probed.len() as u32, PROBES);
     }
 }

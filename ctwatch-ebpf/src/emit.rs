@@ -2,17 +2,19 @@
 //! What fits neither the ring nor the slots is counted too: nothing is lost silently.
 
 use crate::config::config;
-use crate::maps::{CLAIMS, COUNTERS, EVENTS, add, control};
+use crate::maps::{CLAIMS, EVENTS, FLOWS, LOSSES, add, control};
 use crate::owner;
 use crate::packet::{Skb, describe_reply};
 use crate::read::read;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::maps::Array;
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::config::NONE;
 use ctwatch_common::event::{EntryPart, LossEvent, NO_TCP_STATE, OwnerPart, Record, flag};
 use ctwatch_common::slot::{
-    KIND_FLAGS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, PROBES, SLOTS, Slot, SlotKey, first_slot,
+    BANKS, FLOW_SLOTS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, LOSS_SLOTS, PROBES, Room, SlotKey,
+    first_slot, next_slot,
 };
 
 /// BPF_NOEXIST
@@ -25,74 +27,116 @@ const WAKE_AT: u64 = 512 << 10;
 /// IPPROTO_TCP
 const TCP: u8 = 6;
 
-/// A number in a slot.
+/// A number in a slot of flows.
 #[derive(Clone, Copy)]
 pub enum Field {
-    /// Losses, or inserts.
-    Count = 0,
+    /// Inserts.
+    Inserts = 0,
     /// Deletes.
     Deletes = 1,
     /// Inserts that failed after all.
     Failed = 2,
 }
 
-/// The slot of a key, claimed if it is new.
+/// How many slots a bank of a room has, and where its locks begin.
+#[derive(Clone, Copy)]
+struct Slots {
+    slots: u32,
+    locks: u32,
+}
+
+const OF_LOSSES: Slots = Slots { slots: LOSS_SLOTS, locks: 0 };
+const OF_FLOWS: Slots = Slots { slots: FLOW_SLOTS, locks: BANKS * LOSS_SLOTS };
+
+/// The slot of a key in the active bank, claimed if it is new. Two contexts that claim a key at once may get a slot each:
+/// whoever loses the race takes the next one, and user space adds them up.
+///
+/// # Safety
+/// `room` must point into the control page; a slot must begin with its key.
 #[inline(always)]
-fn slot(packed: u64) -> Option<*mut Slot> {
-    let first = first_slot(packed);
-    for step in 0..PROBES {
-        let index = (first + step) & (SLOTS - 1);
-        let slot = COUNTERS.get_ptr_mut(index)?;
-        // SAFETY: inside the map's value; the key is written once, with one store.
-        unsafe {
-            let present = core::ptr::read_volatile(&raw const (*slot).key);
+unsafe fn slot<S>(map: &Array<S>, of: Slots, room: *mut Room, packed: u64) -> Option<*mut S> {
+    // SAFETY: the caller's; inside the map's value. A key is written once, with one store, until user space clears a bank
+    // that no program can see any more.
+    unsafe {
+        let bank = core::ptr::read_volatile(&raw const (*room).active) & u64::from(BANKS - 1);
+        let first = bank as u32 * of.slots;
+        let mut place = first_slot(packed, of.slots);
+        for step in 1..PROBES + 1 {
+            let index = first + place;
+            let slot = map.get_ptr_mut(index)?;
+            let key = slot.cast::<u64>();
+            let present = core::ptr::read_volatile(key);
             if present == packed {
                 return Some(slot);
             }
-            if present != 0 {
-                continue;
-            }
-            if CLAIMS.insert(index, packed, NOEXIST).is_ok() {
-                core::ptr::write_volatile(&raw mut (*slot).key, packed);
-                if let Some(control) = control() {
-                    add(&raw mut (*control).claimed, 1);
-                }
+            if present == 0 && claim(of.locks + index, key, packed) {
+                add(&raw mut (*room).claimed[bank as usize], 1);
                 return Some(slot);
             }
-            // Another context is just claiming it: for our key, or for another?
-            if CLAIMS.get(index).is_some_and(|claimed| *claimed == packed) {
-                return Some(slot);
-            }
+            place = next_slot(place, step, of.slots);
         }
     }
     None
 }
 
-/// Adds to one number in a key's slot. A global function: the verifier goes through it once for each program, not once for
-/// each path of its callers. On 5.10 such a function can take only numbers.
+/// Writes a key to a free slot, unless someone else does. The claim locks the slot: its key is read again under it.
+///
+/// # Safety
+/// `key` must be the key of the slot that `lock` is for.
+#[inline(always)]
+unsafe fn claim(lock: u32, key: *mut u64, packed: u64) -> bool {
+    if CLAIMS.insert(lock, 0, NOEXIST).is_err() {
+        return false;
+    }
+    // SAFETY: the caller's.
+    let free = unsafe {
+        let free = core::ptr::read_volatile(key) == 0;
+        if free {
+            core::ptr::write_volatile(key, packed);
+        }
+        free
+    };
+    let _ = CLAIMS.remove(lock);
+    free
+}
+
+/// Adds to the losses of a key. A global function: the verifier goes through it once for each program, not once for each
+/// path of its callers. On 5.10 such a function can take only numbers.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn count(packed: u64, field: u64, by: u64) -> u64 {
-    // SAFETY: pointers into map values; indices are masked or compared.
+pub extern "C" fn count_loss(packed: u64, losses: u64) -> u64 {
+    let Some(control) = control() else { return 1 };
+    // SAFETY: pointers into map values; indices are masked.
     unsafe {
-        if let Some(slot) = slot(packed) {
+        if let Some(slot) = slot(&LOSSES, OF_LOSSES, &raw mut (*control).losses, packed) {
+            add(&raw mut (*slot).count, losses);
+            return 0;
+        }
+        let cause = usize::from(SlotKey::unpack(packed).kind) & (CAUSES - 1);
+        add(&raw mut (*control).overflow[cause], losses);
+    }
+    1
+}
+
+/// Adds 1 to a number of a key of flows.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn count_in_flows(packed: u64, field: u64) -> u64 {
+    let Some(control) = control() else { return 1 };
+    // SAFETY: pointers into map values.
+    unsafe {
+        if let Some(slot) = slot(&FLOWS, OF_FLOWS, &raw mut (*control).flows, packed) {
             match field {
-                0 => add(&raw mut (*slot).count, by),
-                1 => add(&raw mut (*slot).deletes, by),
-                _ => add(&raw mut (*slot).failed, by),
+                0 => add(&raw mut (*slot).inserts, 1),
+                1 => add(&raw mut (*slot).deletes, 1),
+                _ => add(&raw mut (*slot).failed, 1),
             }
             return 0;
         }
-        let Some(control) = control() else { return 1 };
-        let kind = (packed >> 56) as u8 & !KIND_FLAGS;
-        if kind == KIND_FLOWS {
-            match field {
-                0 => add(&raw mut (*control).flows_overflow[0], by),
-                1 => add(&raw mut (*control).flows_overflow[1], by),
-                _ => add(&raw mut (*control).flows_overflow[2], by),
-            }
-        } else {
-            add(&raw mut (*control).overflow[usize::from(kind) & (CAUSES - 1)], by);
+        match field {
+            0 => add(&raw mut (*control).flows_overflow[0], 1),
+            1 => add(&raw mut (*control).flows_overflow[1], 1),
+            _ => add(&raw mut (*control).flows_overflow[2], 1),
         }
     }
     1
@@ -101,7 +145,7 @@ pub extern "C" fn count(packed: u64, field: u64, by: u64) -> u64 {
 /// Counts losses under a key.
 #[inline(always)]
 pub fn count_losses(key: SlotKey, losses: u64) {
-    count(key.pack(), Field::Count as u64, losses);
+    count_loss(key.pack(), losses);
 }
 
 /// Counts losses whose tuple was not seen.
@@ -114,7 +158,7 @@ pub fn count_unattributed(netns: u32, cause: Cause, losses: u64) {
 /// the same number are not told apart.
 #[inline(always)]
 pub fn count_flow(inode: u32, proto: u8, port: u16, field: Field) {
-    count(SlotKey { netns: inode, port, proto, kind: KIND_FLOWS }.pack(), field as u64, 1);
+    count_in_flows(SlotKey { netns: inode, port, proto, kind: KIND_FLOWS }.pack(), field as u64);
 }
 
 /// The key a loss is counted under.

@@ -7,24 +7,29 @@ use ctwatch_common::classify::Counters;
 use ctwatch_common::config::MAX_CPUS;
 use ctwatch_common::event::OwnerPart;
 use ctwatch_common::netns::NetCpu;
-use ctwatch_common::slot::{Control, SLOTS, Slot};
+use ctwatch_common::slot::{BANKS, Control, FLOW_SLOTS, FlowSlot, LOSS_SLOTS, LossSlot};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// BPF_ANY: a map's insert may replace what is there.
 pub const ANY: u64 = 0;
 
-/// The exact counters.
+/// The exact counters of losses, one bank after the other.
 #[map]
-pub static COUNTERS: Array<Slot> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
+pub static LOSSES: Array<LossSlot> = Array::with_max_entries(BANKS * LOSS_SLOTS, BPF_F_MMAPABLE);
+
+/// The exact counters of flows, one bank after the other.
+#[map]
+pub static FLOWS: Array<FlowSlot> = Array::with_max_entries(BANKS * FLOW_SLOTS, BPF_F_MMAPABLE);
 
 /// Totals and switches.
 #[map]
 pub static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Which key claimed a slot: BPF_NOEXIST makes the claim atomic (5.10 has no compare-and-swap).
+/// Slots whose key is being written: BPF_NOEXIST makes the claim atomic (5.10 has no compare-and-swap). As many as there
+/// may be contexts that find a new key at the same instant.
 #[map]
-pub static CLAIMS: HashMap<u32, u64> = HashMap::with_max_entries(SLOTS, 0);
+pub static CLAIMS: HashMap<u32, u32> = HashMap::with_max_entries(2048, 0);
 
 /// Records for user space: losses, and what else happens one by one.
 #[map]

@@ -191,6 +191,7 @@ impl Host {
                 access: NetnsAccess::Readable,
             }],
             slots,
+            retired: Vec::new(),
             overflow: [0; CAUSES],
             lost_events: [0; CAUSES],
             ambiguous: 0,

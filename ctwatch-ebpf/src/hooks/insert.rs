@@ -53,7 +53,7 @@ pub fn on_created(ctx: &ProbeContext) {
 pub fn on_created_return(ctx: &RetProbeContext) {
     let Some(kept) = take(ctx) else { return };
     if ctx.ret::<u32>() == 0 {
-        emit::count_flow(kept.netns, kept.proto, kept.port, Field::Count);
+        emit::count_flow(kept.netns, kept.proto, kept.port, Field::Inserts);
     }
 }
 

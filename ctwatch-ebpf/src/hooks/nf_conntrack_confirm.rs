@@ -29,7 +29,7 @@ pub fn on_entry(ctx: &ProbeContext) {
     let net: u64 = read(ct + u64::from(config!(ct_status)) + u64::from(config!(ct_net)));
     let inum = netns::inum(net);
     let (proto, port) = service_of_tuple(service_word(ct));
-    emit::count_flow(inum, proto, port, Field::Count);
+    emit::count_flow(inum, proto, port, Field::Inserts);
     if emit::wants_losses() || emit::wants_inserts() {
         describe_flow(ctx, skb, ct, inum);
     }

@@ -10,7 +10,7 @@ use super::demand::{Residence, Service};
 use super::distinct::Distinct;
 use crate::listing::{Listing, ServiceEntries};
 use crate::model::{
-    Address, Direction, Flow, Loss, NetnsId, Protocol, Sample, TableEntry, TimeoutKind, Timeouts,
+    Address, Direction, Flow, Loss, NetnsId, Protocol, Sample, SlotSample, TableEntry, TimeoutKind, Timeouts,
 };
 
 /// Share of the window before dropped flows count as new: until then they may be retries.
@@ -27,6 +27,24 @@ struct Totals {
     evicted: HashMap<Key, u64>,
 }
 
+impl Totals {
+    fn add(&mut self, slot: &SlotSample) {
+        let key = (slot.key.proto, slot.key.port);
+        match slot.key.decode() {
+            Some(SlotKind::Flows) => {
+                *self.inserts.entry(key).or_default() += slot.count.saturating_sub(slot.failed);
+            }
+            Some(SlotKind::Loss { cause: Cause::TableFull, loopback, attributed: true }) => {
+                *self.refused.entry((key, loopback)).or_default() += slot.count;
+            }
+            Some(SlotKind::Loss { cause: Cause::Evicted | Cause::GcEvicted, attributed: true, .. }) => {
+                *self.evicted.entry(key).or_default() += slot.count;
+            }
+            _ => {}
+        }
+    }
+}
+
 /// A window, while it is watched.
 #[derive(Debug)]
 pub struct Measure {
@@ -39,6 +57,8 @@ pub struct Measure {
     /// From here on, a refused tuple that was not refused before is a new flow.
     settled: Option<Totals>,
     last: Totals,
+    /// What no slot of a later sample holds.
+    retired: Totals,
     elapsed: f64,
     lost_events: u64,
     refused: Distinct<(Key, bool)>,
@@ -69,6 +89,7 @@ impl Measure {
             first: None,
             settled: None,
             last: Totals::default(),
+            retired: Totals::default(),
             elapsed: 0.0,
             lost_events: 0,
             refused: Distinct::default(),
@@ -109,22 +130,15 @@ impl Measure {
         if self.first.is_some() {
             self.elapsed += sample.interval_s;
         }
-        let mut totals = Totals { at: self.elapsed, ..Totals::default() };
-        for slot in sample.slots.iter().filter(|slot| slot.key.netns == self.netns.packed()) {
-            let key = (slot.key.proto, slot.key.port);
-            match slot.key.decode() {
-                Some(SlotKind::Flows) => {
-                    *totals.inserts.entry(key).or_default() += slot.count.saturating_sub(slot.failed);
-                }
-                Some(SlotKind::Loss { cause: Cause::TableFull, loopback, attributed: true }) => {
-                    *totals.refused.entry((key, loopback)).or_default() += slot.count;
-                }
-                Some(SlotKind::Loss {
-                    cause: Cause::Evicted | Cause::GcEvicted, attributed: true, ..
-                }) => *totals.evicted.entry(key).or_default() += slot.count,
-                _ => {}
-            }
-        }
+        let of_netns = |slots: &[SlotSample], totals: &mut Totals| {
+            slots
+                .iter()
+                .filter(|slot| slot.key.netns == self.netns.packed())
+                .for_each(|slot| totals.add(slot));
+        };
+        of_netns(&sample.retired, &mut self.retired);
+        let mut totals = Totals { at: self.elapsed, ..self.retired.clone() };
+        of_netns(&sample.slots, &mut totals);
         self.lost_events = sample.lost_events.iter().sum();
         if self.settled.is_none() && self.elapsed >= self.window_s * SETTLING && self.first.is_some() {
             self.settled = Some(totals.clone());

@@ -198,6 +198,14 @@ impl Preflight {
     fn conntrack(&mut self, roots: &Roots) {
         if module::loaded(roots).is_some() {
             self.note("conntrack", Some(true), "nf_conntrack is loaded".to_owned(), None);
+        } else if module::is_hidden(roots) {
+            self.need(
+                "conntrack",
+                false,
+                "nf_conntrack is loaded, but its sysctls are hidden from this user namespace".to_owned(),
+                "run outside the container, or as root in the initial user namespace (docker: without userns-remap; \
+                 podman: as root)",
+            );
         } else {
             self.note(
                 "conntrack",

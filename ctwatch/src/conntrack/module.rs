@@ -8,10 +8,16 @@ use crate::kernel::roots::Roots;
 /// Whether conntrack runs in this kernel; its identity, so that an unload and reload between two looks shows.
 #[must_use]
 pub fn loaded(roots: &Roots) -> Option<u64> {
-    // Before 5.15 the sysctls are hidden from a netns whose owner is not the initial user namespace.
-    let loaded = roots.proc("sys/net/netfilter/nf_conntrack_max").exists() || is_live(roots);
+    let loaded = roots.proc("sys/net/netfilter/nf_conntrack_max").exists();
     let identity = std::fs::metadata(roots.sys("module/nf_conntrack")).map(|metadata| metadata.ino());
     loaded.then(|| identity.unwrap_or(0))
+}
+
+/// Whether it is there, and only its sysctls aren't: before 5.15 they are hidden from a netns whose owner is not the initial
+/// user namespace (nf_conntrack_standalone_init_sysctl, net/netfilter/nf_conntrack_standalone.c).
+#[must_use]
+pub fn is_hidden(roots: &Roots) -> bool {
+    loaded(roots).is_none() && is_live(roots)
 }
 
 /// Whether the module is there, neither coming nor going; built in, it has no state.

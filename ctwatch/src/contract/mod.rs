@@ -118,6 +118,12 @@ pub struct End {
     /// See [`Start::kernel_counters_from`].
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "counter_source")]
     pub kernel_counters_from: Option<CounterSource>,
+    /// Losses whose keys found no counter of their own, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overflow: Option<Counted>,
+    /// Losses whose keys are too many for a row each, if any: they are in the rows of rests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summed_up: Option<Counted>,
     /// Who occupied, in the end, the tables that lost something or were at least half full.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub occupied: Vec<Occupied>,
@@ -229,6 +235,14 @@ impl Counted {
             insert_failed: sum(Cause::bumps_insert_failed),
             chaintoolong: sum(Cause::bumps_chaintoolong),
         }
+    }
+}
+
+impl Counted {
+    /// These, if there are any.
+    #[must_use]
+    pub fn any(self) -> Option<Self> {
+        Cause::ALL.into_iter().any(|cause| self.of(cause) > 0).then_some(self)
     }
 }
 

@@ -115,7 +115,7 @@ pub enum NetnsAccess {
     Unreadable,
 }
 
-/// One exact counter slot. Values are totals since the programs were attached.
+/// One exact counter slot. Values are totals since the programs were attached, or since its key was last retired.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotSample {
     /// What it counts. Two slots may have the same key: add them up.
@@ -129,6 +129,12 @@ pub struct SlotSample {
 }
 
 impl SlotSample {
+    /// A slot of flows: its packed key, inserts, deletes and failed inserts.
+    #[must_use]
+    pub const fn of_flows(key: u64, [count, deletes, failed]: [u64; 3]) -> Self {
+        Self { key: SlotKey::unpack(key), count, deletes, failed }
+    }
+
     /// Whether it counts inserts and deletes, not losses.
     #[must_use]
     pub fn counts_flows(&self) -> bool {
@@ -149,6 +155,9 @@ pub struct Sample {
     pub counters_from: Option<CounterSource>,
     /// All slots in use.
     pub slots: Vec<SlotSample>,
+    /// What keys had counted that have been without a slot since the last sample: in `slots` they begin at 0 again. Only
+    /// this sample says so.
+    pub retired: Vec<SlotSample>,
     /// Losses without a slot of their own, by cause number (totals).
     pub overflow: [u64; ctwatch_common::cause::CAUSES],
     /// Events that did not fit the ring buffer, by cause number (totals).

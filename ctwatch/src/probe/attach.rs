@@ -43,8 +43,9 @@ impl Probe {
         for attachment in &plan.attachments {
             attach(&mut ebpf, attachment)?;
         }
-        let shared =
-            Shared::new(take(&mut ebpf, "COUNTERS")?.as_array()?, take(&mut ebpf, "CONTROL")?.as_array()?)?;
+        let [losses, flows, control] = ["LOSSES", "FLOWS", "CONTROL"].map(|name| take(&mut ebpf, name));
+        let (losses, flows, control) = (losses?, flows?, control?);
+        let shared = Shared::new(losses.as_array()?, flows.as_array()?, control.as_array()?)?;
         let ring = RingBuf::try_from(take(&mut ebpf, "EVENTS")?.0).context("opening the ring buffer")?;
         let states =
             PerCpuHashMap::try_from(take(&mut ebpf, "NETS")?.0).context("opening the map of netns")?;

@@ -2,8 +2,10 @@
 //! It decides nothing about what is shown.
 
 pub mod attach;
+mod banks;
 mod decode;
 pub mod diagnostics;
+mod grace;
 pub mod object;
 pub mod offsets;
 pub mod plan;

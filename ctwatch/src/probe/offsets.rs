@@ -195,7 +195,10 @@ mod tests {
     fn a_field_of_another_size_is_named_and_not_misread() {
         assert!(check_shapes(&coming_kernel(4)).is_ok());
         let error = check_shapes(&coming_kernel(8)).expect_err("it is a u64 now").to_string();
-        assert!(error.contains("ip_conntrack_stat.drop") && error.contains("8 bytes instead of 4"), "{error}");
+        assert!(
+            error.contains("ip_conntrack_stat.drop") && error.contains("8 bytes instead of 4"),
+            "{error}"
+        );
     }
 
     #[test]

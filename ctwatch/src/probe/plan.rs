@@ -173,7 +173,12 @@ pub fn plan(symbols: &Symbols, options: ProbeOptions, config: &mut Config) -> Re
             plan.add("init_conntrack_return", function, HookKind::Kretprobe);
         }
         (None, true) if options.trace_init_conntrack => {
-            plan.miss(symbols, "init_conntrack", HookKind::Kprobe, "a full table is seen where the packet is freed");
+            plan.miss(
+                symbols,
+                "init_conntrack",
+                HookKind::Kprobe,
+                "a full table is seen where the packet is freed",
+            );
         }
         (None, true) => {}
         (None, false) => {
@@ -408,7 +413,8 @@ mod tests {
         // The function that early_drop doesn't call is no substitute for its part.
         found.refuse("nf_ct_delete.part.0", "Invalid argument".to_owned());
         let plan = plan(&found, WISHES, &mut config).expect("a plan");
-        let missing: Vec<_> = plan.missing.iter().map(|one| (one.function.as_str(), one.reason.as_str())).collect();
+        let missing: Vec<_> =
+            plan.missing.iter().map(|one| (one.function.as_str(), one.reason.as_str())).collect();
         assert_eq!(missing, [("nf_ct_delete", "Invalid argument"), ("gc_worker", "Invalid argument")]);
         assert!(!programs(&plan).iter().any(|(_, function)| function.starts_with("nf_ct_delete")));
         assert!(programs(&plan).contains(&("early_drop_return", "early_drop")));

@@ -1,17 +1,28 @@
-//! The two maps that are shared memory: exact counters and the control page. Reading them makes no system call.
-//! Unsafe lives here: two mappings, volatile reads of integers that the kernel adds to.
+//! The maps that are shared memory: exact counters and the control page. Reading them makes no system call.
+//! Unsafe lives here: three mappings, volatile access to integers that the kernel adds to.
 
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::slot::{Control, KIND_FLOWS, SLOTS, Slot, SlotKey};
+use ctwatch_common::slot::{BANKS, Control, FLOW_SLOTS, FlowSlot, LOSS_SLOTS, LossSlot, Room};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::banks::{Banks, Counts, Kind, Memory};
+pub use super::banks::{FlowTotals, Taken};
+use super::grace::Grace;
 use crate::model::SlotSample;
+
+/// How often to look whether a bank is filling,
+const POLL: Duration = Duration::from_millis(100);
+/// and how often while it fills by more than a thirty-second of its slots at a time.
+const SOON: Duration = Duration::from_millis(10);
 
 /// A mapping of an array map.
 struct Mapping {
@@ -43,94 +54,181 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
-/// A slot of the mapped counters.
-fn read_slot(slots: &Mapping, index: u32) -> Slot {
-    debug_assert!(index < SLOTS);
-    // SAFETY: inside the mapping; a slot is integers, and a torn read can't happen within an aligned u64.
-    unsafe {
-        let slot = slots.start.as_ptr().cast::<Slot>().add(index as usize);
-        Slot {
-            key: (&raw const (*slot).key).read_volatile(),
-            count: (&raw const (*slot).count).read_volatile(),
-            deletes: (&raw const (*slot).deletes).read_volatile(),
-            failed: (&raw const (*slot).failed).read_volatile(),
+/// What programs and user space tell each other.
+#[derive(Clone)]
+struct ControlPage(Arc<Mapping>);
+
+impl ControlPage {
+    fn read(&self) -> Control {
+        // SAFETY: inside the mapping, integers only.
+        unsafe { self.0.start.as_ptr().cast::<Control>().read_volatile() }
+    }
+
+    fn set(&self, place: impl FnOnce(*mut Control) -> *mut u64, value: u64) {
+        // SAFETY: `place` picks a field of the mapped control page.
+        unsafe { place(self.0.start.as_ptr().cast::<Control>()).write_volatile(value) }
+    }
+}
+
+/// The mapped counters. A slot is integers, and a torn read can't happen within an aligned u64.
+struct Slots {
+    losses: Mapping,
+    flows: Mapping,
+    control: ControlPage,
+}
+
+impl Slots {
+    fn loss(&self, index: u32) -> *mut LossSlot {
+        debug_assert!(index < BANKS * LOSS_SLOTS);
+        // SAFETY: inside the mapping.
+        unsafe { self.losses.start.as_ptr().cast::<LossSlot>().add(index as usize) }
+    }
+
+    fn flow(&self, index: u32) -> *mut FlowSlot {
+        debug_assert!(index < BANKS * FLOW_SLOTS);
+        // SAFETY: inside the mapping.
+        unsafe { self.flows.start.as_ptr().cast::<FlowSlot>().add(index as usize) }
+    }
+
+    /// # Safety
+    /// `control` must point to the mapped control page.
+    const unsafe fn room_at(kind: Kind, control: *mut Control) -> *mut Room {
+        // SAFETY: the caller's.
+        unsafe {
+            match kind {
+                Kind::Losses => &raw mut (*control).losses,
+                Kind::Flows => &raw mut (*control).flows,
+            }
         }
     }
 }
 
-fn sample_of(slot: Slot) -> SlotSample {
-    SlotSample {
-        key: SlotKey::unpack(slot.key),
-        count: slot.count,
-        deletes: slot.deletes,
-        failed: slot.failed,
+impl Memory for Slots {
+    fn slots(&self, kind: Kind) -> u32 {
+        match kind {
+            Kind::Losses => LOSS_SLOTS,
+            Kind::Flows => FLOW_SLOTS,
+        }
     }
+
+    fn room(&self, kind: Kind) -> Room {
+        let control = self.control.read();
+        match kind {
+            Kind::Losses => control.losses,
+            Kind::Flows => control.flows,
+        }
+    }
+
+    fn activate(&self, kind: Kind, bank: usize) {
+        // Whatever was cleared in that bank must be seen as such by whoever sees this.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
+        // SAFETY: a projection inside the mapping.
+        self.control.set(|control| unsafe { &raw mut (*Self::room_at(kind, control)).active }, bank as u64);
+    }
+
+    fn slot(&self, kind: Kind, index: u32) -> Counts {
+        // SAFETY: inside the mapping.
+        unsafe {
+            match kind {
+                Kind::Losses => {
+                    let slot = self.loss(index);
+                    let key = (&raw const (*slot).key).read_volatile();
+                    (key, [(&raw const (*slot).count).read_volatile(), 0, 0])
+                }
+                Kind::Flows => {
+                    let slot = self.flow(index);
+                    let key = (&raw const (*slot).key).read_volatile();
+                    let counts =
+                        [&raw const (*slot).inserts, &raw const (*slot).deletes, &raw const (*slot).failed];
+                    (key, counts.map(|count| count.read_volatile()))
+                }
+            }
+        }
+    }
+
+    fn clear(&self, kind: Kind, index: u32) {
+        // SAFETY: inside the mapping.
+        unsafe {
+            match kind {
+                Kind::Losses => self.loss(index).write_volatile(LossSlot::default()),
+                Kind::Flows => self.flow(index).write_volatile(FlowSlot::default()),
+            }
+        }
+    }
+
+    fn clear_claimed(&self, kind: Kind, bank: usize) {
+        // SAFETY: a projection inside the mapping, and the bank's number is in range.
+        self.control.set(|control| unsafe { &raw mut (*Self::room_at(kind, control)).claimed[bank] }, 0);
+    }
+}
+
+/// All who read or empty the banks do so one at a time.
+type SharedBanks = Arc<Mutex<Banks<Slots>>>;
+
+fn lock(banks: &SharedBanks) -> MutexGuard<'_, Banks<Slots>> {
+    banks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads flow counters from another thread, for as long as it likes: the memory stays.
 #[derive(Clone)]
-pub struct FlowReader(Arc<Mapping>);
+pub struct FlowReader(SharedBanks);
 
 impl FlowReader {
-    /// The flow slots of this netns (by inode number), as they are now.
+    /// The flow counters of this netns (by inode number), as they are now.
     #[must_use]
     pub fn read(&self, inode: u32) -> Vec<SlotSample> {
-        (0..SLOTS)
-            .map(|index| read_slot(&self.0, index))
-            .filter(|slot| slot.key != 0)
-            .map(sample_of)
-            .filter(|slot| slot.key.kind == KIND_FLOWS && slot.key.netns == inode)
-            .collect()
+        let mut flows = lock(&self.0).flows();
+        flows.retain(|slot| slot.key.netns == inode);
+        flows
     }
 }
 
 /// The shared memory of a loaded object.
 pub struct Shared {
-    slots: Arc<Mapping>,
-    control: Mapping,
-    /// Slots that hold a key, in the order they were found.
-    used: Vec<u32>,
-    /// What `claimed` said when `used` was last brought up to date.
-    claimed: u64,
+    banks: SharedBanks,
+    control: ControlPage,
+    /// Dropped, it ends the thread that empties the banks.
+    _stop: Sender<()>,
 }
 
 impl Shared {
-    /// Maps both.
-    pub fn new(counters: impl AsFd, control: impl AsFd) -> Result<Self> {
-        Ok(Self {
-            slots: Arc::new(Mapping::new(counters, SLOTS as usize * size_of::<Slot>(), "counters")?),
-            control: Mapping::new(control, size_of::<Control>(), "control page")?,
-            used: Vec::new(),
-            claimed: 0,
-        })
-    }
-
-    fn slot(&self, index: u32) -> Slot {
-        read_slot(&self.slots, index)
+    /// Maps all three, and sees to it that slots never run out.
+    pub fn new(losses: impl AsFd, flows: impl AsFd, control: impl AsFd) -> Result<Self> {
+        let grace = Grace::new(&control)?;
+        let bytes = |slots: u32, size: usize| (BANKS * slots) as usize * size;
+        let control = ControlPage(Arc::new(Mapping::new(control, size_of::<Control>(), "control page")?));
+        let slots = Slots {
+            losses: Mapping::new(losses, bytes(LOSS_SLOTS, size_of::<LossSlot>()), "counters of losses")?,
+            flows: Mapping::new(flows, bytes(FLOW_SLOTS, size_of::<FlowSlot>()), "counters of flows")?,
+            control: control.clone(),
+        };
+        let banks = Arc::new(Mutex::new(Banks::new(slots)));
+        let (stop, stopped) = channel();
+        let of_thread = Arc::clone(&banks);
+        thread::Builder::new()
+            .name("counters".to_owned())
+            .stack_size(128 << 10)
+            .spawn(move || keep_room(&of_thread, &grace, &stopped))
+            .context("starting the thread that gives slots back")?;
+        Ok(Self { banks, control, _stop: stop })
     }
 
     /// For a census, which runs beside the watch.
     #[must_use]
     pub fn flow_reader(&self) -> FlowReader {
-        FlowReader(Arc::clone(&self.slots))
+        FlowReader(Arc::clone(&self.banks))
     }
 
     /// The control page as it is now.
     #[must_use]
     pub fn control(&self) -> Control {
-        // SAFETY: inside the mapping, integers only.
-        unsafe { self.control.start.as_ptr().cast::<Control>().read_volatile() }
-    }
-
-    fn set(&self, place: impl FnOnce(*mut Control) -> *mut u64, value: u64) {
-        // SAFETY: `place` picks a field of the mapped control page.
-        unsafe { place(self.control.start.as_ptr().cast::<Control>()).write_volatile(value) }
+        self.control.read()
     }
 
     /// From here on losses count.
     pub fn start_watching(&self) {
         // SAFETY: a projection inside the mapping.
-        self.set(|control| unsafe { &raw mut (*control).watching }, 1);
+        self.control.set(|control| unsafe { &raw mut (*control).watching }, 1);
     }
 
     /// The netns that the sync program found last.
@@ -151,21 +249,80 @@ impl Shared {
         self.control().crowded
     }
 
-    /// All slots in use. Looks for new ones only when the kernel has claimed some since.
-    pub fn slots(&mut self) -> Vec<SlotSample> {
-        let claimed = self.control().claimed;
-        if claimed != self.claimed {
-            self.used = (0..SLOTS).filter(|index| self.slot(*index).key != 0).collect();
-            // A slot's key is written before `claimed` moves, so none of these is missed.
-            self.claimed = claimed;
-        }
-        self.used.iter().map(|index| sample_of(self.slot(*index))).collect()
+    /// All counters. What keys without a slot had counted is handed over once.
+    #[must_use]
+    pub fn take(&self) -> Taken {
+        lock(&self.banks).take()
+    }
+
+    /// Totals of flows.
+    #[must_use]
+    pub fn flows(&self) -> Vec<SlotSample> {
+        lock(&self.banks).flows()
+    }
+
+    /// The same by key, for the next programs.
+    #[must_use]
+    pub fn flow_totals(&self) -> FlowTotals {
+        lock(&self.banks).flow_totals()
+    }
+
+    /// Continues totals of flows that earlier programs counted.
+    pub fn carry_on(&self, flows: FlowTotals) {
+        lock(&self.banks).carry_on(flows);
+    }
+
+    /// The flows of this netns (by inode number) begin at 0 again: it is another one now.
+    pub fn restart_flows(&self, inode: u32) {
+        lock(&self.banks).restart_flows(inode);
     }
 
     /// Totals by cause: events that did not fit the ring, losses that found no slot, and uncertain claims.
     #[must_use]
     pub fn totals(&self) -> ([u64; CAUSES], [u64; CAUSES], u64) {
+        let (mut overflow, _) = lock(&self.banks).overflow();
         let control = self.control();
-        (control.lost_events, control.overflow, control.ambiguous)
+        for (sum, more) in overflow.iter_mut().zip(control.overflow) {
+            *sum += more;
+        }
+        (control.lost_events, overflow, control.ambiguous)
+    }
+
+    /// Inserts and deletes that found no slot.
+    #[must_use]
+    pub fn flows_overflow(&self) -> u64 {
+        let (_, overflow) = lock(&self.banks).overflow();
+        overflow + self.control().flows_overflow.iter().sum::<u64>()
+    }
+}
+
+/// Empties banks before they are full, until told to stop. A thread of its own: neither a long sample nor a slow reader of
+/// the output may keep it from that, and it may wait for programs to end.
+fn keep_room(banks: &SharedBanks, grace: &Grace, stop: &Receiver<()>) {
+    let mut pause = POLL;
+    let mut claimed_before = [0; Kind::ALL.len()];
+    while matches!(stop.recv_timeout(pause), Err(RecvTimeoutError::Timeout)) {
+        let filling = {
+            let mut banks = lock(banks);
+            let filling = Kind::ALL.map(|kind| banks.is_filling(kind));
+            for kind in Kind::ALL.into_iter().filter(|kind| filling[*kind as usize]) {
+                banks.flip(kind);
+            }
+            filling
+        };
+        if filling.contains(&true) {
+            let Ok(()) = grace.wait(stop) else { return };
+            for kind in Kind::ALL.into_iter().filter(|kind| filling[*kind as usize]) {
+                lock(banks).harvest(kind);
+            }
+        }
+        let is_busy = {
+            let banks = lock(banks);
+            let claimed = Kind::ALL.map(|kind| banks.claimed(kind));
+            let before = std::mem::replace(&mut claimed_before, claimed);
+            let more = |kind: Kind| claimed[kind as usize].saturating_sub(before[kind as usize]);
+            Kind::ALL.into_iter().any(|kind| banks.is_busy(kind, more(kind)))
+        };
+        pause = if is_busy || filling.contains(&true) { SOON } else { POLL };
     }
 }

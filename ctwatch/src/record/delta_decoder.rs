@@ -52,6 +52,7 @@ impl DeltaDecoder {
             interval_s: tick.interval_us as f64 / 1e6,
             netns: present.map(|(id, (known, after))| netns_sample(*id, known, *after, names)).collect(),
             slots: self.slots(),
+            retired: Vec::new(),
             overflow: self.overflow.map(unsigned),
             lost_events: self.lost_events.map(unsigned),
             ambiguous: unsigned(self.ambiguous),

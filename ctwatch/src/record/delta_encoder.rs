@@ -9,12 +9,15 @@ use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
 use super::tick::{CounterArray, NetnsTick, Presence, Tick};
-use crate::model::{Census, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample};
+use crate::model::{Census, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample, SlotSample};
 
 /// Slots per tick in the long run.
 const SUSTAINED: usize = 256;
 /// Slots in a single tick after a quiet time: more than a busy server has, and at most 300 kB.
 const BURST: usize = 1 << 14;
+
+/// Keys kept in memory though they have no slot any more, until what moved is written.
+const UNWRITTEN: usize = 1 << 15;
 
 /// Remembers what has been recorded, to tell what changed since.
 #[derive(Debug)]
@@ -27,6 +30,9 @@ pub struct DeltaEncoder {
     flows_overflow: i64,
     /// What the last tick had no room for.
     deferred: Deferred,
+    /// What no tick will ever have room for: keys without a slot, when there were too many of them.
+    given_up: Deferred,
+    most_unwritten: usize,
     /// How many slots may be written now.
     budget: usize,
     generation: u32,
@@ -36,7 +42,9 @@ pub struct DeltaEncoder {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
+    /// In slots and retired.
     now: [i64; 3],
+    retired: [i64; 3],
     recorded: [i64; 3],
     generation: u32,
 }
@@ -58,6 +66,8 @@ impl Default for DeltaEncoder {
             ambiguous: 0,
             flows_overflow: 0,
             deferred: Deferred::default(),
+            given_up: Deferred::default(),
+            most_unwritten: UNWRITTEN,
             budget: BURST,
             generation: 0,
             origin: HashMap::new(),
@@ -103,6 +113,12 @@ impl DeltaEncoder {
         }
     }
 
+    /// Keeps fewer keys that have no slot.
+    #[cfg(test)]
+    pub(super) fn keeping(most_unwritten: usize) -> Self {
+        Self { most_unwritten, ..Self::default() }
+    }
+
     pub(super) fn tick_within(&mut self, sample: &Sample, mono_us: i64, room: usize) -> Tick {
         let Sample {
             time,
@@ -110,6 +126,7 @@ impl DeltaEncoder {
             netns,
             counters_from: _,
             slots: _,
+            retired: _,
             overflow,
             lost_events,
             ambiguous,
@@ -122,13 +139,14 @@ impl DeltaEncoder {
         self.take_slots(sample);
         let deferred = self.write_slots(room, &mut tick);
         self.deferred = deferred;
+        self.forget_retired();
         for cause in 0..CAUSES {
-            let total = overflow[cause] as i64 + deferred.losses[cause];
+            let total = overflow[cause] as i64 + self.deferred.losses[cause] + self.given_up.losses[cause];
             tick.overflow[cause] = total - std::mem::replace(&mut self.overflow[cause], total);
             tick.lost_events[cause] = moved(&mut self.lost_events[cause], lost_events[cause]);
         }
         tick.ambiguous = moved(&mut self.ambiguous, *ambiguous);
-        let total = flows.overflow as i64 + deferred.flows;
+        let total = flows.overflow as i64 + self.deferred.flows + self.given_up.flows;
         tick.flows_overflow = total - std::mem::replace(&mut self.flows_overflow, total);
         tick.censuses = flows.censuses.iter().map(|census| self.since_origin(census)).collect();
         tick
@@ -173,12 +191,45 @@ impl DeltaEncoder {
             let slot = self.slots.entry(sample.key).or_default();
             if slot.generation != self.generation {
                 slot.generation = self.generation;
-                slot.now = [0; 3];
+                slot.now = slot.retired;
             }
-            for (sum, more) in slot.now.iter_mut().zip([sample.count, sample.deletes, sample.failed]) {
-                *sum += more.cast_signed();
+            add(&mut slot.now, sample);
+        }
+        for retired in &sample.retired {
+            let slot = self.slots.entry(retired.key).or_default();
+            add(&mut slot.retired, retired);
+            if slot.generation == self.generation {
+                add(&mut slot.now, retired);
+            } else {
+                slot.now = slot.retired;
             }
         }
+    }
+
+    /// Forgets keys that have no slot and whose counts are written. Of the others only so many are kept.
+    fn forget_retired(&mut self) {
+        let generation = self.generation;
+        let has_no_slot = |slot: &Slot| slot.generation != generation && slot.now == slot.retired;
+        self.slots.retain(|_, slot| !(has_no_slot(slot) && slot.now == slot.recorded));
+        let unwritten = self.slots.values().filter(|slot| has_no_slot(slot)).count();
+        if unwritten <= self.most_unwritten {
+            return;
+        }
+        let mut smallest: Vec<(SlotKey, [i64; 3])> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| has_no_slot(slot))
+            .map(|(key, slot)| (*key, difference(slot.now, slot.recorded)))
+            .collect();
+        // Room for a while, so that this isn't done in every tick.
+        let too_many = unwritten - self.most_unwritten / 2;
+        smallest.select_nth_unstable_by_key(too_many - 1, |(key, by)| weight(*key, by));
+        for (key, by) in &smallest[..too_many] {
+            self.given_up.add(*key, by);
+            self.deferred.remove(*key, by);
+            self.slots.remove(key);
+        }
+        self.slots.shrink_to(4 * self.most_unwritten);
     }
 
     /// Adds the slots that changed; returns what there was no room for.
@@ -235,6 +286,16 @@ impl Deferred {
             // No program counts such a kind; the slot itself is written once there is room.
             None => {}
         }
+    }
+
+    fn remove(&mut self, key: SlotKey, by: &[i64; 3]) {
+        self.add(key, &by.map(i64::wrapping_neg));
+    }
+}
+
+fn add(sum: &mut [i64; 3], slot: &SlotSample) {
+    for (sum, more) in sum.iter_mut().zip([slot.count, slot.deletes, slot.failed]) {
+        *sum += more.cast_signed();
     }
 }
 

@@ -125,6 +125,11 @@ impl Key {
         }
     }
 
+    /// All of it, for hashing.
+    pub const fn words(&self) -> &[u64; 6] {
+        &self.0
+    }
+
     pub fn cause(&self) -> u8 {
         (self.0[1] >> 8) as u8
     }

@@ -6,6 +6,7 @@ mod containers;
 mod filter;
 mod flow_model;
 mod forecast;
+mod given_up;
 mod key;
 mod namespaces;
 mod occupancy;
@@ -31,7 +32,7 @@ use crate::contract::{self, Agreements, Certainty, Counted, End, Event, Occupied
 use crate::model::{Backend, CounterSource, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample};
 use crate::state::filter::Verdict;
 use containers::Containers;
-use key::{ClassifiedLoss, Facts};
+use key::{ClassifiedLoss, Facts, Key};
 use namespaces::{Account, Namespaces};
 use occupancy::Occupancy;
 use rows::RowBuilder;
@@ -64,7 +65,6 @@ pub struct State {
 
 /// Where rows come from.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a process has one of it")]
 enum Rows {
     /// The exact counters, where they can answer.
     Slots(SlotTally),
@@ -80,7 +80,7 @@ impl State {
             rows: if settings.rows_are_events() {
                 Rows::Events(EventTally::new())
             } else {
-                Rows::Slots(SlotTally::default())
+                Rows::Slots(SlotTally::new())
             },
             settings,
             containers: Containers::default(),
@@ -176,8 +176,18 @@ impl State {
     }
 
     fn take(&mut self, sample: &Sample, is_shown: bool) -> Tick {
-        let Sample { time, interval_s, netns, counters_from, slots, overflow, lost_events, ambiguous, flows } =
-            sample;
+        let Sample {
+            time,
+            interval_s,
+            netns,
+            counters_from,
+            slots,
+            retired,
+            overflow,
+            lost_events,
+            ambiguous,
+            flows,
+        } = sample;
         self.counters_from = counters_from.or(self.counters_from);
         self.elapsed_s += interval_s;
         let overflow_before = std::mem::replace(&mut self.overflow, *overflow);
@@ -186,6 +196,9 @@ impl State {
         // Without counted flows a census says who was there once, not who is.
         let uncounted = FlowSample::default();
         let flows = if self.settings.count_flows { flows } else { &uncounted };
+        for slot in retired {
+            self.retire_slot(slot);
+        }
         self.namespaces.begin_tick();
         self.occupancy.begin_tick(flows);
         for netns in netns {
@@ -193,6 +206,10 @@ impl State {
         }
         for slot in slots {
             self.add_slot(slot);
+        }
+        // Last, so that rows which have slots are known as such.
+        for slot in retired {
+            self.add_to_rows(slot, SlotTally::retire);
         }
         self.add_overflow_to_cause_rows();
 
@@ -209,7 +226,7 @@ impl State {
         self.namespaces.end_tick();
 
         let (tallied, rest) = match &mut self.rows {
-            Rows::Slots(tally) => (tally.close_tick(), [Sum::default(); CAUSES]),
+            Rows::Slots(tally) => tally.close_tick(),
             Rows::Events(tally) => tally.close_tick(),
         };
         let rows = self.shaped(tallied, &rest, &overflow_before);
@@ -230,7 +247,7 @@ impl State {
     #[must_use]
     pub fn end(&self, time: Timestamp) -> End {
         let (tallied, rest) = match &self.rows {
-            Rows::Slots(tally) => (tally.totals(), [Sum::default(); CAUSES]),
+            Rows::Slots(tally) => tally.totals(),
             Rows::Events(tally) => tally.totals(),
         };
         let unexplained = balance::unexplained(self.account.unexplained);
@@ -247,23 +264,51 @@ impl State {
             netns_not_readable: self.account.unreadable,
             agreement: Agreements::new(&unexplained, self.account.unheard),
             kernel_counters_from: self.counters_from,
+            overflow: Counted(self.overflow).any(),
+            summed_up: Counted(rest.map(|sum| sum.total)).any(),
             occupied: self.occupied.clone(),
         }
     }
 
     fn add_slot(&mut self, slot: &SlotSample) {
-        let SlotSample { key, count, deletes, failed } = *slot;
-        if key.decode() == Some(SlotKind::Flows) {
-            let (netns, inserts) = (NetnsId::from_packed(key.netns), count.saturating_sub(failed));
-            self.namespaces.add_flows(netns, inserts, deletes);
-            if self.settings.count_flows {
-                self.occupancy.add(netns, key.proto, key.port, inserts, deletes);
+        let netns = NetnsId::from_packed(slot.key.netns);
+        match slot.key.decode() {
+            Some(SlotKind::Flows) => {
+                let (inserts, deletes) = moved(slot);
+                self.namespaces.add_flows(netns, inserts, deletes);
+                if self.settings.count_flows {
+                    self.occupancy.add(netns, slot.key.proto, slot.key.port, inserts, deletes);
+                }
             }
-            return;
+            Some(SlotKind::Loss { cause, .. }) => {
+                self.namespaces.add_losses(netns, cause, slot.count);
+                self.add_to_rows(slot, SlotTally::add);
+            }
+            // A cause from a newer object than this program: nothing sensible can be said about it.
+            None => {}
         }
-        // A cause from a newer object than this program: nothing sensible can be said about it.
-        let Some(seen) = ClassifiedLoss::from_slot(key) else { return };
-        self.namespaces.add_losses(seen.facts.netns, seen.cause, count);
+    }
+
+    /// Before the tick begins: what no slot holds any more is part of the totals from now on.
+    fn retire_slot(&mut self, slot: &SlotSample) {
+        let netns = NetnsId::from_packed(slot.key.netns);
+        match slot.key.decode() {
+            Some(SlotKind::Flows) => {
+                let (inserts, deletes) = moved(slot);
+                self.namespaces.retire_flows(netns, inserts, deletes);
+                if self.settings.count_flows {
+                    self.occupancy.retire(netns, slot.key.proto, slot.key.port, inserts, deletes);
+                }
+            }
+            Some(SlotKind::Loss { cause, .. }) => self.namespaces.retire_losses(netns, cause, slot.count),
+            None => {}
+        }
+    }
+
+    /// Adds losses to the row they belong to.
+    fn add_to_rows(&mut self, slot: &SlotSample, add: impl FnOnce(&mut SlotTally, Key, u64)) {
+        let Some(seen) = ClassifiedLoss::from_slot(slot.key) else { return };
+        let count = slot.count;
         let Rows::Slots(tally) = &mut self.rows else {
             // Counted without an event: it may belong to any row.
             if seen.facts.port.is_none() && count > 0 {
@@ -277,12 +322,12 @@ impl State {
         }
         match filter.judge(&seen.facts, None) {
             Verdict::Fail => {}
-            Verdict::Pass if seen.has_fields_for(*by) => tally.add(seen.key(*by, None), count),
+            Verdict::Pass if seen.has_fields_for(*by) => add(tally, seen.key(*by, None), count),
             Verdict::Pass | Verdict::Unknown => {
                 if count > 0 {
                     self.unattributed.insert((seen.facts.netns, seen.cause));
                 }
-                tally.add(seen.unattributed_key(), count);
+                add(tally, seen.unattributed_key(), count);
             }
         }
     }
@@ -325,9 +370,8 @@ impl State {
             }
             sampled[index] = (by_events && (self.is_sampled || self.lost_events[index] > 0))
                 || (cause == Cause::TableFull && self.account.overcounted > 0);
-            // A port that has a slot had it from its first loss on; rows that sum up slots may lack those without.
-            let sums_slots = separate_overflow && self.settings.by != By::Port;
-            incomplete[index] |= sampled[index] || (sums_slots && total > 0);
+            // Any row may lack those without a slot: its key may have found one before or since.
+            incomplete[index] |= sampled[index] || (separate_overflow && total > 0);
         }
         let StateConfig { by, top, backend, .. } = self.settings;
         RowBuilder {
@@ -350,6 +394,11 @@ impl State {
     fn ambiguous(&self) -> Option<u64> {
         (self.settings.backend == Backend::Tracepoint || self.ambiguous > 0).then_some(self.ambiguous)
     }
+}
+
+/// Inserts that lasted, and deletes.
+const fn moved(slot: &SlotSample) -> (u64, u64) {
+    (slot.count.saturating_sub(slot.failed), slot.deletes)
 }
 
 /// Whether a loss without an owner may belong to a row that has one.

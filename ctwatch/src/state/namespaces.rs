@@ -44,6 +44,8 @@ struct Netns {
     access: NetnsAccess,
     ours: Totals,
     ours_at_last_tick: Totals,
+    /// What keys had counted that are without a slot now.
+    retired: Totals,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,7 +87,7 @@ impl Namespaces {
     /// A new tick: everyone has to show up again.
     pub fn begin_tick(&mut self) {
         for netns in self.known.values_mut() {
-            netns.ours_at_last_tick = std::mem::take(&mut netns.ours);
+            netns.ours_at_last_tick = std::mem::replace(&mut netns.ours, netns.retired);
             netns.after_at_last_tick = netns.kernel_after();
             netns.life = match netns.life {
                 Life::Alive => Life::Dying,
@@ -93,6 +95,18 @@ impl Namespaces {
                 life => life,
             };
         }
+    }
+
+    /// Losses that no slot of a later sample holds. Before the tick begins.
+    pub fn retire_losses(&mut self, netns: NetnsId, cause: Cause, count: u64) {
+        self.known.entry(netns).or_default().retired.losses[cause as usize] += count;
+    }
+
+    /// Flows that no slot of a later sample holds. Before the tick begins.
+    pub fn retire_flows(&mut self, netns: NetnsId, inserts: u64, deletes: u64) {
+        let retired = &mut self.known.entry(netns).or_default().retired;
+        retired.inserts += inserts;
+        retired.deletes += deletes;
     }
 
     pub fn add_losses(&mut self, netns: NetnsId, cause: Cause, count: u64) {
@@ -224,7 +238,10 @@ impl Namespaces {
     pub fn end_tick(&mut self) {
         let buried = &mut self.buried;
         self.known.retain(|id, netns| {
-            if netns.life != Life::Dying || netns.ours != Totals::default() {
+            let Totals { losses, inserts, deletes } = netns.ours;
+            // Its retired flows are history, too.
+            let has_flows = (inserts, deletes) != (netns.retired.inserts, netns.retired.deletes);
+            if netns.life != Life::Dying || losses != [0; CAUSES] || has_flows {
                 return true;
             }
             let distance = balance::distance(&netns.bracket(), [0; 4], [0; 4]);

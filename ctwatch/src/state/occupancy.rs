@@ -12,6 +12,10 @@ use crate::model::{Census, FlowSample, NetnsId, Protocol, service};
 const SHOWN: usize = 5;
 /// Rates are averaged over about so many seconds.
 const SMOOTH_S: f64 = 10.0;
+/// A map this small is not worth shrinking.
+const FEW_KEYS: usize = 1 << 12;
+/// A rate that is shown as 0.
+const NEGLIGIBLE: f64 = 0.05;
 /// Below this a census says too little of a key's states.
 const FEW: f64 = 16.0;
 
@@ -40,6 +44,8 @@ struct Key {
     inserts: u64,
     deletes: u64,
     last: (u64, u64),
+    /// Inserts and deletes that no slot holds any more.
+    retired: (u64, u64),
     rate: Smoothed,
     census: Option<AtCensus>,
 }
@@ -72,6 +78,14 @@ impl Smoothed {
 }
 
 impl Key {
+    /// Nothing is left of it: not an entry, not a rate, and not a count that a later census would be measured by.
+    fn is_over(&self) -> bool {
+        (self.inserts, self.deletes) == self.retired
+            && self.inserts == self.deletes
+            && self.base == 0
+            && self.rate.per_s() < NEGLIGIBLE
+    }
+
     fn entries(&self) -> u64 {
         let moved = self.inserts as i64 - self.deletes as i64;
         u64::try_from(self.base + moved).unwrap_or(0)
@@ -90,8 +104,15 @@ impl Occupancy {
         }
         for key in self.tables.values_mut().flat_map(|flows| flows.keys.values_mut()) {
             key.last = (key.inserts, key.deletes);
-            (key.inserts, key.deletes) = (0, 0);
+            (key.inserts, key.deletes) = key.retired;
         }
+    }
+
+    /// What a key had counted that no slot of a later sample holds: inserts and as many deletes. Before the tick begins.
+    pub fn retire(&mut self, netns: NetnsId, proto: u8, port: u16, inserts: u64, deletes: u64) {
+        let key = self.tables.entry(netns).or_default().keys.entry(flow_key(proto, port)).or_default();
+        key.retired.0 += inserts;
+        key.retired.1 += deletes;
     }
 
     /// The totals of one flow slot.
@@ -186,6 +207,10 @@ impl Flows {
             deletes: flows.deletes.saturating_sub(flows.last.1) as f64,
         });
         self.forecast.tick(interval_s, steps);
+        self.keys.retain(|_, key| !key.is_over());
+        if self.keys.capacity() > 4 * self.keys.len().max(FEW_KEYS) {
+            self.keys.shrink_to_fit();
+        }
     }
 
     /// The kernel's count is the judge. While entries come and go it is read at another instant.

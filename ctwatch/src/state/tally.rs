@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 
+use super::given_up::GivenUp;
 use super::key::Key;
 
 /// One key's losses.
@@ -25,48 +26,148 @@ pub(super) struct Sum {
     pub total: u64,
 }
 
-/// Counts from the exact slots. As many keys as the kernel has slots, so bounded by that.
-#[derive(Debug, Default)]
+/// Counts from the exact slots. Rows whose keys are all without a slot are bounded in number: beyond that the largest stay.
+#[derive(Debug)]
 pub(super) struct SlotTally {
     keys: HashMap<Key, Counter>,
+    limit: usize,
+    /// With so many rows it is time to give up some.
+    crowded: usize,
+    /// Losses of rows that were given up, by cause.
+    rest: [Sum; CAUSES],
+    given_up: GivenUp,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Counter {
+    /// In slots.
     now: u64,
+    /// No longer in slots.
+    retired: u64,
     before: u64,
+    /// The row may have been given up once.
+    late: bool,
+}
+
+impl Counter {
+    /// Slots only grow until they are retired; a key whose slots were left out of a sample keeps its total.
+    fn total(&self) -> u64 {
+        (self.now + self.retired).max(self.before)
+    }
 }
 
 impl SlotTally {
+    pub fn new() -> Self {
+        Self::with_limit(LIMIT)
+    }
+
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            keys: HashMap::new(),
+            limit,
+            crowded: limit,
+            rest: [Sum::default(); CAUSES],
+            given_up: GivenUp::default(),
+        }
+    }
+
     /// Adds a slot's count to its row. Several slots may share one.
     pub fn add(&mut self, key: Key, count: u64) {
-        self.keys.entry(key).or_default().now += count;
+        self.counter(key).now += count;
     }
 
-    /// The rows that moved since the last tick.
-    pub fn close_tick(&mut self) -> Vec<Tallied> {
+    /// Adds what no slot holds any more. Once all of a tick's slots have been added.
+    pub fn retire(&mut self, key: Key, count: u64) {
+        if self.keys.len() >= self.crowded && !self.keys.contains_key(&key) {
+            self.make_room();
+        }
+        self.counter(key).retired += count;
+    }
+
+    fn counter(&mut self, key: Key) -> &mut Counter {
+        let given_up = &self.given_up;
+        self.keys
+            .entry(key)
+            .or_insert_with(|| Counter { late: given_up.may_contain(&key), ..Counter::default() })
+    }
+
+    /// The rows that moved since the last tick, and what has no row.
+    pub fn close_tick(&mut self) -> (Vec<Tallied>, [Sum; CAUSES]) {
+        if self.keys.len() > self.limit / 4 * 3 {
+            self.make_room();
+        }
         let mut moved = Vec::new();
         for (key, counter) in &mut self.keys {
-            // Slots only grow; a key whose slots were left out of a sample keeps its total.
-            let total = counter.now.max(counter.before);
+            let total = counter.total();
             if total > counter.before {
-                moved.push(Tallied { key: *key, losses: total - counter.before, total, whole: true });
+                let losses = total - counter.before;
+                moved.push(Tallied { key: *key, losses, total, whole: !counter.late });
             }
-            *counter = Counter { now: 0, before: total };
+            (counter.now, counter.before) = (0, total);
         }
-        moved
+        let rest = self.rest;
+        for sum in &mut self.rest {
+            sum.losses = 0;
+        }
+        (moved, rest)
     }
 
-    /// All rows over the whole run.
-    pub fn totals(&self) -> Vec<Tallied> {
+    /// All rows over the whole run, and what has no row.
+    pub fn totals(&self) -> (Vec<Tallied>, [Sum; CAUSES]) {
         let whole_run = |(key, counter): (&Key, &Counter)| Tallied {
             key: *key,
             losses: counter.before,
             total: counter.before,
-            whole: true,
+            whole: !counter.late,
         };
-        self.keys.iter().map(whole_run).filter(|row| row.total > 0).collect()
+        let rows = self.keys.iter().map(whole_run).filter(|row| row.total > 0).collect();
+        (rows, self.rest.map(|sum| Sum { losses: sum.total, ..sum }))
     }
+
+    /// Drops the smaller half of the rows that have no slot.
+    fn make_room(&mut self) {
+        let Self { keys, limit, crowded, rest, given_up } = self;
+        // A row that was dropped while it has a slot, or before what it had in one came in as retired, would come back with
+        // all of these losses.
+        let is_settled = |counter: &Counter| counter.now == 0 && counter.retired == counter.total();
+        let size = |counter: &Counter| if is_settled(counter) { counter.retired } else { u64::MAX };
+        keep_largest(keys, *limit / 2, size, |key, counter| {
+            let sum = &mut rest[usize::from(key.cause()) % CAUSES];
+            sum.losses += counter.total() - counter.before;
+            sum.total += counter.total();
+            given_up.add(key);
+        });
+        // Rows with slots may be more than that.
+        *crowded = (*limit).max(keys.len() + *limit / 2);
+    }
+}
+
+/// Drops all but `keep` entries, the largest; those of size [`u64::MAX`] all stay. Many may tie at the threshold: room for
+/// them is what the larger ones leave.
+fn keep_largest<V>(
+    keys: &mut HashMap<Key, V>,
+    keep: usize,
+    size: impl Fn(&V) -> u64,
+    mut drop: impl FnMut(&Key, &V),
+) {
+    if keys.len() <= keep {
+        return;
+    }
+    let mut sizes: Vec<u64> = keys.values().map(&size).collect();
+    let (_, &mut smallest_kept, _) = sizes.select_nth_unstable_by(keep, |a, b| b.cmp(a));
+    let larger = sizes[..keep].iter().filter(|size| **size > smallest_kept).count();
+    let mut ties = if smallest_kept == u64::MAX { usize::MAX } else { keep - larger };
+    keys.retain(|key, value| {
+        let size = size(value);
+        let keeps = size > smallest_kept || (size == smallest_kept && ties > 0);
+        if keeps && size == smallest_kept {
+            ties -= 1;
+        }
+        if !keeps {
+            drop(key, value);
+        }
+        keeps
+    });
 }
 
 /// Counts from events.
@@ -148,25 +249,17 @@ impl EventTally {
 
     /// Drops the smaller half once three quarters are taken, so that newcomers get a chance in every tick.
     fn make_room(&mut self) {
-        if self.keys.len() <= self.limit / 4 * 3 {
-            return;
+        let Self { keys, limit, rest } = self;
+        if keys.len() > *limit / 4 * 3 {
+            keep_largest(
+                keys,
+                *limit / 2,
+                |entry| entry.total,
+                |key, entry| {
+                    rest[usize::from(key.cause()) % CAUSES].total += entry.total;
+                },
+            );
         }
-        let keep = self.limit / 2;
-        let mut totals: Vec<u64> = self.keys.values().map(|entry| entry.total).collect();
-        let (_, &mut smallest_kept, _) = totals.select_nth_unstable_by(keep, |a, b| b.cmp(a));
-        // Many keys may tie at the threshold: room for them is what the larger ones leave.
-        let larger = totals[..keep].iter().filter(|total| **total > smallest_kept).count();
-        let mut ties = keep - larger;
-        self.keys.retain(|key, entry| {
-            let keeps = entry.total > smallest_kept || (entry.total == smallest_kept && ties > 0);
-            if keeps && entry.total == smallest_kept {
-                ties -= 1;
-            }
-            if !keeps {
-                self.rest[usize::from(key.cause()) % CAUSES].total += entry.total;
-            }
-            keeps
-        });
     }
 }
 
@@ -228,7 +321,7 @@ mod tests {
         fn slot_rows_are_the_difference_of_their_totals(
             ticks in proptest::collection::vec(proptest::collection::vec((0..8u16, 1..1000u64), 0..20), 1..8),
         ) {
-            let mut tally = SlotTally::default();
+            let mut tally = SlotTally::new();
             let mut slots = BTreeMap::<u16, u64>::new();
             for tick in ticks {
                 for (port, count) in &tick {
@@ -237,7 +330,7 @@ mod tests {
                 for (port, total) in &slots {
                     tally.add(key(*port), *total);
                 }
-                let rows = tally.close_tick();
+                let (rows, _) = tally.close_tick();
                 let losses: u64 = tick.iter().map(|(_, count)| count).sum();
                 prop_assert_eq!(rows.iter().map(|row| row.losses).sum::<u64>(), losses);
                 for row in rows {
@@ -245,6 +338,80 @@ mod tests {
                 }
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn slots_that_are_given_back_leave_rows_that_add_up_and_say_whether_they_are_whole(
+            limit in 4..32usize,
+            ticks in proptest::collection::vec(
+                (
+                    proptest::collection::vec((0..300u16, 1..50u64), 0..60),
+                    proptest::collection::btree_set(0..300u16, 0..200),
+                ),
+                1..12,
+            ),
+        ) {
+            let mut tally = SlotTally::with_limit(limit);
+            let (mut slots, mut truth) = (BTreeMap::<u16, u64>::new(), BTreeMap::<u16, u64>::new());
+            let mut all = 0;
+            for (lost, give_back) in ticks {
+                for (port, count) in &lost {
+                    *slots.entry(*port).or_default() += count;
+                    *truth.entry(*port).or_default() += count;
+                }
+                // Half of a slot's losses come after it was given back and claimed again.
+                let retired: Vec<(u16, u64)> = give_back
+                    .iter()
+                    .filter_map(|port| {
+                        let total = slots.remove(port)?;
+                        if port % 3 == 0 && total > 1 {
+                            slots.insert(*port, total / 2);
+                        }
+                        Some((*port, total - slots.get(port).copied().unwrap_or(0)))
+                    })
+                    .collect();
+                for (port, count) in &slots {
+                    tally.add(key(*port), *count);
+                }
+                for (port, count) in &retired {
+                    tally.retire(key(*port), *count);
+                }
+                let (rows, rest) = tally.close_tick();
+                prop_assert!(tally.keys.len() <= limit.max(slots.len() + limit / 2), "{} rows", tally.keys.len());
+                let losses: u64 = lost.iter().map(|(_, count)| count).sum();
+                all += losses;
+                let sum = rows.iter().map(|row| row.losses).sum::<u64>() + rest.iter().map(|sum| sum.losses).sum::<u64>();
+                prop_assert_eq!(sum, losses);
+                for row in &rows {
+                    let truth = truth[&row.key.fields().port];
+                    prop_assert!(row.total <= truth);
+                    prop_assert!(!row.whole || row.total == truth);
+                }
+            }
+            let (rows, rest) = tally.totals();
+            let sum = rows.iter().map(|row| row.total).sum::<u64>() + rest.iter().map(|sum| sum.total).sum::<u64>();
+            prop_assert_eq!(sum, all);
+        }
+    }
+
+    #[test]
+    fn after_a_scan_of_all_ports_a_new_victim_has_a_row_that_is_whole() {
+        let mut tally = SlotTally::new();
+        // Each port twice, over IPv4 and over IPv6: not at the same time.
+        for tick in 0..8u16 {
+            for port in (0..=u16::MAX).filter(|port| port % 4 == tick % 4 && *port != 6379) {
+                tally.retire(key(port), 1);
+            }
+            tally.close_tick();
+            assert!(tally.keys.len() <= LIMIT);
+        }
+        tally.add(key(6379), 500);
+        let (rows, _) = tally.close_tick();
+        assert_eq!(rows, [Tallied { key: key(6379), losses: 500, total: 500, whole: true }]);
+        let (rows, rest) = tally.totals();
+        let sums = rows.iter().map(|row| row.total).chain(rest.iter().map(|sum| sum.total));
+        assert_eq!(sums.sum::<u64>(), 2 * 65_535 + 500);
     }
 
     #[test]

@@ -6,13 +6,15 @@ use std::collections::HashMap;
 use super::Watch;
 use super::census::Moved;
 use crate::model::{FlowSample, NetnsId, SlotSample};
-use crate::probe::Probe;
 
 impl Watch {
     /// Starts counting what the tables hold, if flows are counted: that goes on beside the watch.
     pub fn start_census(&mut self) {
-        let slots = self.slots();
-        self.start_due_censuses(&moved(&slots));
+        let mut slots =
+            self.probe.as_ref().map_or_else(|| self.earlier.flows(), |probe| probe.shared.flows());
+        self.netns.assign(&mut slots);
+        let moved = self.moved(&slots);
+        self.start_due_censuses(&moved);
     }
 
     /// Counts again what the tables hold, for someone who begins anew.
@@ -25,18 +27,18 @@ impl Watch {
         self.censuses.trouble()
     }
 
-    pub(super) fn flows(&mut self, slots: &[SlotSample]) -> FlowSample {
-        let moved = moved(slots);
-        let mut censuses = std::mem::take(&mut self.censuses);
-        let mut done = censuses.collect(|id, raw| self.net_of(id, raw), &moved);
-        self.censuses = censuses;
+    /// What a sample says of flows. `retired` and `slots` are those of the sample.
+    pub(super) fn flows(&mut self, retired: &[SlotSample], slots: &[SlotSample]) -> FlowSample {
+        self.retired_flows.retain(|id, _| self.netns.namespaces.contains_key(id));
+        add_moved(&mut self.retired_flows, retired);
+        let moved = self.moved(slots);
+        let mut done = self.censuses.collect(net_of, &moved);
         // A netns may have died, and its inode number gone to another one, while its table was read.
         done.retain(|census| self.netns.namespaces.contains_key(&census.netns));
         self.start_due_censuses(&moved);
-        let overflow = |probe: &Probe| probe.shared.control().flows_overflow.iter().sum();
         FlowSample {
             censuses: done,
-            overflow: self.probe.as_ref().map_or(0, overflow),
+            overflow: self.probe.as_ref().map_or(0, |probe| probe.shared.flows_overflow()),
             restarted: std::mem::take(&mut self.restarted),
         }
     }
@@ -49,27 +51,28 @@ impl Watch {
         }
     }
 
-    /// Inserts less deletes per key, of slots read in the present probe: in the terms of [`Watch::slots`].
-    fn net_of(&self, id: NetnsId, raw: &[SlotSample]) -> HashMap<(u8, u16), i64> {
-        let mut net = HashMap::new();
-        for slot in raw.iter().chain(&self.earlier.slots) {
-            if !slot.counts_flows() || slot.key.netns != id.inode() {
-                continue;
-            }
-            let SlotSample { key, count, deletes, failed } = self.netns.since_inode_reuse(*slot);
-            *net.entry((key.proto, key.port)).or_default() += count as i64 - failed as i64 - deletes as i64;
-        }
-        net
+    /// Inserts and deletes by netns, those of keys without a slot included.
+    fn moved(&self, slots: &[SlotSample]) -> HashMap<NetnsId, Moved> {
+        let mut sums = self.retired_flows.clone();
+        add_moved(&mut sums, slots);
+        sums
     }
 }
 
-/// Inserts and deletes by netns.
-fn moved(slots: &[SlotSample]) -> HashMap<NetnsId, Moved> {
-    let mut sums: HashMap<NetnsId, Moved> = HashMap::new();
+/// Inserts less deletes per key of this netns, of slots as programs count them.
+fn net_of(id: NetnsId, raw: &[SlotSample]) -> HashMap<(u8, u16), i64> {
+    let mut net = HashMap::new();
+    for SlotSample { key, count, deletes, failed } in raw.iter().filter(|slot| slot.key.netns == id.inode()) {
+        *net.entry((key.proto, key.port)).or_default() += *count as i64 - *failed as i64 - *deletes as i64;
+    }
+    net
+}
+
+/// Adds inserts and deletes by netns.
+fn add_moved(sums: &mut HashMap<NetnsId, Moved>, slots: &[SlotSample]) {
     for slot in slots.iter().filter(|slot| slot.counts_flows()) {
         let moved = sums.entry(NetnsId::from_packed(slot.key.netns)).or_default();
         moved.inserts += slot.count.saturating_sub(slot.failed);
         moved.deletes += slot.deletes;
     }
-    sums
 }

@@ -11,7 +11,7 @@ mod losses;
 mod netns_tracker;
 mod pending_owners;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -27,9 +27,10 @@ use crate::netns;
 use crate::probe::object::MapSizes;
 use crate::probe::plan::{Attachment, ProbeOptions, plan};
 use crate::probe::room::NetnsRoom;
+use crate::probe::shared::{FlowTotals, Taken};
 use crate::probe::sync::Baseline;
 use crate::probe::{Probe, offsets};
-use census::Censuses;
+use census::{Censuses, Moved};
 use late_cpus::{LateCpus, SPARE_LATE_BASES};
 use losses::LossPipeline;
 pub use losses::Observed;
@@ -72,7 +73,10 @@ pub enum ModuleChange {
 /// Totals of programs that are gone with the module they watched.
 #[derive(Clone, Debug, Default)]
 struct EarlierTotals {
-    slots: Vec<SlotSample>,
+    /// Losses, until the next sample takes them.
+    losses: Vec<SlotSample>,
+    /// Flows, until other programs carry on with them.
+    flows: FlowTotals,
     overflow: [u64; CAUSES],
     lost_events: [u64; CAUSES],
     ambiguous: u64,
@@ -87,6 +91,8 @@ pub struct Watch {
     losses: LossPipeline,
     censuses: Censuses,
     earlier: EarlierTotals,
+    /// Inserts and deletes of flows whose keys were retired.
+    retired_flows: HashMap<NetnsId, Moved>,
     /// The module was loaded again since the last sample.
     restarted: bool,
     last_sample: Instant,
@@ -106,6 +112,7 @@ impl Watch {
             netns: NetnsTracker::default(),
             censuses: Censuses::default(),
             earlier: EarlierTotals::default(),
+            retired_flows: HashMap::new(),
             restarted: false,
             last_sample: Instant::now(),
         };
@@ -168,6 +175,7 @@ impl Watch {
             bail!("no netns could be synchronised: {why}");
         }
         self.netns.sums_all_cpus = late.complete(&mut probe, namespaces, &mut bases)?;
+        probe.shared.carry_on(std::mem::take(&mut self.earlier.flows));
         probe.shared.start_watching();
         give_back_memory();
         start.attachments = plan.attachments;
@@ -197,8 +205,8 @@ impl Watch {
         let was_loaded = self.module.is_some();
         if was_loaded {
             self.netns.forget_generations();
-            if let Some(mut probe) = self.probe.take() {
-                self.earlier.keep(&mut probe);
+            if let Some(probe) = self.probe.take() {
+                self.earlier.keep(&probe);
             }
         }
         self.module = module;
@@ -217,10 +225,11 @@ impl Watch {
         let Self { probe, losses, netns, .. } = self;
         let mut gone = Vec::new();
         let taken = losses.drain(probe.as_mut(), &netns.namespaces, limit, &mut gone, &mut each);
-        if !gone.is_empty() {
-            let slots = self.raw_slots();
-            for (id, counters) in gone {
-                self.netns.retire(id, counters, &slots);
+        for (id, counters) in gone {
+            self.netns.retire(id, counters);
+            // By inode number: another netns may have it next.
+            if let Some(probe) = &self.probe {
+                probe.shared.restart_flows(id.inode());
             }
         }
         taken
@@ -244,20 +253,34 @@ impl Watch {
             self.rescan_netns();
         }
         let mut before = self.read_counters()?;
-        let mut slots = self.slots();
-        if slots.iter().any(|slot| !self.netns.knows(NetnsId::from_packed(slot.key.netns))) {
+        let Taken { mut slots, mut retired } = self.take_slots();
+        let is_unknown = |slot: &SlotSample| !self.netns.knows(NetnsId::from_packed(slot.key.netns));
+        if slots.iter().chain(&retired).any(is_unknown) {
             // A loss in a netns that came up since the last rescan.
             self.rescan_netns();
             before = self.read_counters()?;
-            slots = self.slots();
+            let again = self.take_slots();
+            slots = again.slots;
+            retired.extend(again.retired);
         }
         let (lost_events, overflow, ambiguous) = self.earlier.with(self.probe.as_ref());
         let after = self.read_counters()?;
         let netns = self.netns.samples(&before, &after);
-        let flows = self.flows(&slots);
+        let flows = self.flows(&retired, &slots);
         let time = self.losses.clock.time();
         let counters_from = self.netns.counters_from;
-        Ok(Sample { time, interval_s, netns, counters_from, slots, overflow, lost_events, ambiguous, flows })
+        Ok(Sample {
+            time,
+            interval_s,
+            netns,
+            counters_from,
+            slots,
+            retired,
+            overflow,
+            lost_events,
+            ambiguous,
+            flows,
+        })
     }
 
     /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just
@@ -282,28 +305,32 @@ impl Watch {
         self.netns.read_counters(&self.config.roots)
     }
 
-    /// All slots, each of its netns.
-    fn slots(&mut self) -> Vec<SlotSample> {
-        let mut slots = self.raw_slots();
-        self.netns.assign(&mut slots);
-        slots
-    }
-
-    fn raw_slots(&mut self) -> Vec<SlotSample> {
-        let mut slots = self.earlier.slots.clone();
-        if let Some(probe) = &mut self.probe {
-            slots.extend(probe.shared.slots());
-        }
-        slots
+    /// All counters, each of its netns.
+    fn take_slots(&mut self) -> Taken {
+        let mut taken = match &self.probe {
+            Some(probe) => probe.shared.take(),
+            None => Taken { slots: self.earlier.flows(), retired: Vec::new() },
+        };
+        taken.retired.append(&mut self.earlier.losses);
+        self.netns.assign(&mut taken.slots);
+        self.netns.assign(&mut taken.retired);
+        taken
     }
 }
 
 impl EarlierTotals {
     /// Keeps the totals of programs that die with the module.
-    fn keep(&mut self, probe: &mut Probe) {
-        self.slots.extend(probe.shared.slots());
+    fn keep(&mut self, probe: &Probe) {
+        let Taken { slots, retired } = probe.shared.take();
+        self.losses.extend(slots.into_iter().filter(|slot| !slot.counts_flows()));
+        self.losses.extend(retired);
+        self.flows = probe.shared.flow_totals();
         let (lost_events, overflow, ambiguous) = self.with(Some(probe));
         (self.lost_events, self.overflow, self.ambiguous) = (lost_events, overflow, ambiguous);
+    }
+
+    fn flows(&self) -> Vec<SlotSample> {
+        self.flows.iter().map(|(key, counts)| SlotSample::of_flows(*key, *counts)).collect()
     }
 
     /// These and the present programs' totals: events lost, losses without a slot, uncertain claims.

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ctwatch_common::classify::Counters;
-use ctwatch_common::slot::SlotKey;
 
 use super::baseline::BaselineCounters;
 use crate::conntrack::module;
@@ -33,8 +32,6 @@ pub(super) struct NetnsTracker {
     gone: BTreeMap<NetnsId, Netns>,
     /// How many namespaces with this inode number have gone.
     generations: HashMap<u32, u32>,
-    /// What a slot of flows held when the netns went whose inode number it bears.
-    flow_totals_at_reuse: HashMap<SlotKey, (u64, u64, u64)>,
     last_rescan: Instant,
     /// Where the kernel's counters were read last.
     pub counters_from: Option<CounterSource>,
@@ -49,7 +46,6 @@ impl Default for NetnsTracker {
             baselines: BTreeMap::new(),
             gone: BTreeMap::new(),
             generations: HashMap::new(),
-            flow_totals_at_reuse: HashMap::new(),
             last_rescan: Instant::now(),
             counters_from: None,
             sums_all_cpus: true,
@@ -69,11 +65,10 @@ impl NetnsTracker {
     /// The next programs start to tell namespaces of one inode number apart from the beginning.
     pub fn forget_generations(&mut self) {
         self.generations.clear();
-        self.flow_totals_at_reuse.clear();
     }
 
-    /// A netns is gone, and this is the last that its counters said. `slots` are those of the programs.
-    pub fn retire(&mut self, id: NetnsId, counters: KernelCounters, slots: &[SlotSample]) {
+    /// A netns is gone, and this is the last that its counters said.
+    pub fn retire(&mut self, id: NetnsId, counters: KernelCounters) {
         let inode = id.inode();
         let generation = self.generations.entry(inode).or_default();
         *generation = (*generation).max(id.generation() + 1);
@@ -81,9 +76,6 @@ impl NetnsTracker {
         let baseline = self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(Vec::new(), true));
         if self.sums_all_cpus {
             baseline.finish(counters);
-        }
-        for slot in slots.iter().filter(|slot| slot.counts_flows() && slot.key.netns == inode) {
-            self.flow_totals_at_reuse.insert(slot.key, (slot.count, slot.deletes, slot.failed));
         }
         let unnoticed = || Netns { id, path: PathBuf::new(), name: None, container: None };
         self.gone.insert(id, self.namespaces.remove(&id).unwrap_or_else(unnoticed));
@@ -219,22 +211,10 @@ impl NetnsTracker {
             if !slot.counts_flows() {
                 return true;
             }
-            *slot = self.since_inode_reuse(*slot);
             let id = self.present_id(slot.key.netns);
             slot.key.netns = id.packed();
             self.namespaces.contains_key(&id)
         });
-    }
-
-    /// A slot of flows without what earlier namespaces of its inode number left in it.
-    pub fn since_inode_reuse(&self, slot: SlotSample) -> SlotSample {
-        let (count, deletes, failed) = self.flow_totals_at_reuse.get(&slot.key).copied().unwrap_or_default();
-        SlotSample {
-            key: slot.key,
-            count: slot.count.saturating_sub(count),
-            deletes: slot.deletes.saturating_sub(deletes),
-            failed: slot.failed.saturating_sub(failed),
-        }
     }
 
     /// The netns that has this inode number now.

@@ -82,6 +82,7 @@ fn samples(seconds: &[Second]) -> Vec<Sample> {
             interval_s: 1.0,
             netns: vec![netns],
             slots,
+            retired: Vec::new(),
             overflow: [0; CAUSES],
             lost_events,
             ambiguous: 0,

@@ -129,6 +129,7 @@ pub fn storm(second: u64) -> Sample {
             netns(7, "idle", 12, KernelCounters::default()),
         ],
         slots,
+        retired: Vec::new(),
         overflow: [0; CAUSES],
         lost_events: [0; CAUSES],
         ambiguous: 0,
@@ -183,6 +184,18 @@ pub fn storm_beyond_reach(second: u64) -> Sample {
     netns.access = NetnsAccess::Unreadable;
     (netns.name, netns.count, netns.max) = (None, None, None);
     (netns.before, netns.after) = <_>::default();
+    sample
+}
+
+/// A storm in which all ports were scanned: most losses have no slot any more, a few never had one.
+pub fn scan(second: u64) -> Sample {
+    let mut sample = storm(second);
+    let host = sample.netns[0].id.packed();
+    let kind = Cause::TableFull as u8 | KIND_LOOPBACK;
+    sample.retired = (0..60_000).map(|port| slot(host, kind, 6, port, 1, 0)).collect();
+    sample.overflow[Cause::TableFull as usize] = 1_234;
+    sample.netns[0].before.drop += 61_234;
+    sample.netns[0].after.drop += 61_234;
     sample
 }
 

@@ -2,7 +2,7 @@
 //! The files are in golden/; `BLESS=1` writes them anew.
 
 use crate::fixtures::{
-    check, events, golden, loss, losses_with_owners, notice, quiet, settings, start, state, storm,
+    check, events, golden, loss, losses_with_owners, notice, quiet, scan, settings, start, state, storm,
     storm_beyond_reach, storm_with_occupants, storm_with_unknown_ports, time,
 };
 use ctwatch::model::Backend;
@@ -60,6 +60,18 @@ fn run(by: By, backend: Backend, view: &mut dyn View) {
         view.tick(&state.sample(&sample)).unwrap();
     }
     view.end(&state.end(time(2_000))).unwrap();
+}
+
+#[test]
+fn what_a_scan_left_without_counter_or_row_is_said() {
+    let shown = text(false, |view| {
+        let mut state = state(By::Port);
+        view.start(&start(Backend::Kprobe)).unwrap();
+        view.tick(&state.sample(&scan(1))).unwrap();
+        view.end(&state.end(time(1_000))).unwrap();
+    });
+    fits_80_columns(&shown);
+    golden("scan.txt", &shown);
 }
 
 #[test]

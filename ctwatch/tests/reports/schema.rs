@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::fixtures::{
-    check, events, loss, losses_with_owners, notice, quiet, settings, start, state, storm_beyond_reach,
+    check, events, loss, losses_with_owners, notice, quiet, scan, settings, start, state, storm_beyond_reach,
     storm_with_occupants, storm_with_unknown_ports, time,
 };
 use ctwatch::model::Backend;
@@ -141,6 +141,9 @@ fn records() -> Vec<Value> {
     let mut state_with_occupants = state(By::Port);
     view.tick(&state_with_occupants.sample(&storm_with_occupants(1))).unwrap();
     view.end(&state_with_occupants.end(time(2_000))).unwrap();
+    let mut after_a_scan = state(By::Port);
+    view.tick(&after_a_scan.sample(&scan(1))).unwrap();
+    view.end(&after_a_scan.end(time(2_000))).unwrap();
     let mut unnamed = quiet();
     unnamed.netns[0].name = None;
     unnamed.netns[0].count = None;

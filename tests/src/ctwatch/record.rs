@@ -32,6 +32,8 @@ pub struct Row {
     pub unit: Option<String>,
     /// Losses in the tick; in the end line, in the run.
     pub losses: u64,
+    /// Losses in the run.
+    pub losses_total: u64,
     /// "exact" or "inferred".
     pub certainty: Option<String>,
     /// Whether no event was missed for this number.
@@ -39,6 +41,9 @@ pub struct Row {
     /// The sum of what --top cut.
     #[serde(default)]
     pub rest: bool,
+    /// Losses that found no counter of their own.
+    #[serde(default)]
+    pub overflow: bool,
     /// A loss whose tuple was missed.
     #[serde(default)]
     pub unattributed: bool,
@@ -164,6 +169,12 @@ pub struct End {
     pub rows: Vec<Row>,
     /// Tracepoint backend: drops seen that may be a firewall's.
     pub ambiguous: Option<u64>,
+    /// Losses without a counter of their own, by cause.
+    #[serde(default)]
+    pub overflow: BTreeMap<String, u64>,
+    /// Losses of keys that are too many for a row each, by cause.
+    #[serde(default)]
+    pub summed_up: BTreeMap<String, u64>,
     /// Namespaces whose last counts nobody read.
     pub netns_gone: u64,
 }

@@ -25,6 +25,7 @@ mod prerouting;
 mod published;
 mod readers;
 mod record;
+mod scan;
 mod stateless;
 mod storm;
 mod story;
@@ -152,6 +153,7 @@ const SCENARIOS: &[Scenario] = &[
         ALL_AND_NO_PROCFS,
     ),
     Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300, ALL_AND_NO_PROCFS),
+    Scenario("a_new_victim_has_its_row_after_a_scan_of_all_ports", scan::new_victim_has_its_row, 400, ALL),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400, ALL_AND_NO_PROCFS),
     // Whose packet it was comes from the stack the kernel runs the hook on, and from its cgroups.
     Scenario("retransmits_bear_the_clients_name", owners::retransmits_bear_the_clients_name, 240, ALL),

@@ -4,6 +4,7 @@
 pub mod http;
 pub mod icmp;
 pub mod sctp;
+pub mod syn;
 pub mod tcp;
 pub mod udp;
 

@@ -95,6 +95,7 @@ impl Host {
                 slot(KIND_FLOWS, self.inserts),
                 slot(Cause::TableFull as u8 | KIND_LOOPBACK, self.refused),
             ],
+            retired: Vec::new(),
             overflow: Default::default(),
             lost_events: Default::default(),
             ambiguous: 0,

@@ -58,6 +58,7 @@ fn samples(steps: &[Step]) -> Vec<Sample> {
             // A netns that can't be read for a while is in no sample.
             netns: if count.is_some() { vec![netns] } else { Vec::new() },
             slots: slots.collect(),
+            retired: Vec::new(),
             overflow: [0; CAUSES],
             lost_events: [second as u64; CAUSES],
             ambiguous: second as u64,
@@ -65,6 +66,30 @@ fn samples(steps: &[Step]) -> Vec<Sample> {
         });
     }
     samples
+}
+
+/// The same samples, but keys give their slots back in some of them: half of a slot's counts is retired, or all of it.
+fn retiring(samples: &[Sample], retires: &[(u16, bool)]) -> Vec<Sample> {
+    let mut given_back: BTreeMap<SlotKey, [u64; 3]> = BTreeMap::new();
+    let mut retiring = samples.to_vec();
+    for (sample, (port, all)) in retiring.iter_mut().zip(retires.iter().cycle()) {
+        for slot in &mut sample.slots {
+            let gone = given_back.entry(slot.key).or_default();
+            let [count, deletes, failed] = [&mut slot.count, &mut slot.deletes, &mut slot.failed];
+            (*count, *deletes, *failed) = (*count - gone[0], *deletes - gone[1], *failed - gone[2]);
+            if slot.key.port == *port {
+                let part = if *all { 1 } else { 2 };
+                let retired = SlotSample { count: *count / part, deletes: *deletes / part, ..*slot };
+                let retired = SlotSample { failed: 0, ..retired };
+                *gone = [gone[0] + retired.count, gone[1] + retired.deletes, gone[2]];
+                slot.count -= retired.count;
+                slot.deletes -= retired.deletes;
+                sample.retired.push(retired);
+            }
+        }
+        sample.slots.retain(|slot| (slot.count, slot.deletes) != (0, 0));
+    }
+    retiring
 }
 
 fn text(sample: &Sample, is_there: bool) -> String {
@@ -91,6 +116,49 @@ proptest! {
             let is_there = !sample.netns.is_empty();
             prop_assert_eq!(text(&decoder.sample(&tick, &HashMap::new()), is_there), text(&sample, is_there));
         }
+    }
+
+    #[test]
+    fn keys_that_give_their_slots_back_are_recorded_like_any_other(
+        steps in steps(),
+        retires in prop::collection::vec((0..6u16, any::<bool>()), 1..8),
+    ) {
+        let (mut encoder, mut decoder) = (DeltaEncoder::default(), DeltaDecoder::default());
+        let mut samples = samples(&steps);
+        for sample in &mut samples {
+            sample.netns.clear();
+        }
+        for (sample, retiring) in samples.iter().zip(retiring(&samples, &retires)) {
+            let tick = encoder.tick(&retiring, 0);
+            decoder.add(&tick);
+            prop_assert_eq!(text(&decoder.sample(&tick, &HashMap::new()), true), text(sample, true));
+        }
+    }
+
+    #[test]
+    fn however_many_keys_wait_to_be_written_sums_are_exact(
+        steps in steps(),
+        retires in prop::collection::vec((0..6u16, any::<bool>()), 1..8),
+        room in 0..3usize,
+        most in 1..4usize,
+    ) {
+        let (mut encoder, mut decoder) = (DeltaEncoder::keeping(most), DeltaDecoder::default());
+        let mut samples = samples(&steps);
+        for sample in &mut samples {
+            sample.netns.clear();
+        }
+        for (sample, retiring) in samples.iter().zip(retiring(&samples, &retires)) {
+            let tick = encoder.tick_within(&retiring, 0, room);
+            decoder.add(&tick);
+            prop_assert_eq!(sums(&decoder.sample(&tick, &HashMap::new())), sums(sample));
+        }
+        if let Some(tick) = encoder.flush_deferred(Timestamp::UNIX_EPOCH, 0) {
+            decoder.add(&tick);
+        }
+        let last = &samples[samples.len() - 1];
+        let end = decoder.sample(&Tick::quiet(last.time, 0, 0), &HashMap::new());
+        prop_assert_eq!(sums(&end), sums(last));
+        prop_assert!(encoder.flush_deferred(Timestamp::UNIX_EPOCH, 0).is_none());
     }
 
     #[test]

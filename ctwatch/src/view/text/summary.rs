@@ -4,7 +4,7 @@
 use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 
-use crate::contract::{Agreement, Certainty, End, Unexplained};
+use crate::contract::{Agreement, Certainty, Counted, End, Unexplained};
 use crate::model::KernelCounters;
 use crate::text::{ALERT, OK, Paint, WARN, signed, thousands, wrap};
 
@@ -64,17 +64,20 @@ pub(crate) fn agreement_in_words(agreement: Agreement, unexplained: i64, equal: 
 
 /// What was counted by cause.
 fn causes(end: &End) -> Vec<String> {
-    let of_unit = |unit: Unit| -> Vec<String> {
-        Cause::ALL
-            .into_iter()
-            .filter(|cause| cause.unit() == unit && end.counted.of(*cause) > 0)
-            .map(|cause| format!("{} {}", cause.name(), thousands(end.counted.of(cause))))
-            .collect()
-    };
-    [("Packets", of_unit(Unit::Packets)), ("Entries", of_unit(Unit::Entries))]
+    [("Packets", Unit::Packets), ("Entries", Unit::Entries)]
         .into_iter()
+        .map(|(name, unit)| (name, by_cause(&end.counted, |cause| cause.unit() == unit)))
         .filter(|(_, causes)| !causes.is_empty())
-        .flat_map(|(unit, causes)| wrap(&format!("{unit}: {}", causes.join(", ")), 2))
+        .flat_map(|(name, causes)| wrap(&format!("{name}: {}", causes.join(", ")), 2))
+        .collect()
+}
+
+/// "table_full 1,204" for each cause that lost something.
+fn by_cause(counted: &Counted, asked: impl Fn(Cause) -> bool) -> Vec<String> {
+    Cause::ALL
+        .into_iter()
+        .filter(|cause| asked(*cause) && counted.of(*cause) > 0)
+        .map(|cause| format!("{} {}", cause.name(), thousands(counted.of(cause))))
         .collect()
 }
 
@@ -89,6 +92,16 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
         texts.push(format!(
             "{lost} events did not fit into the ring buffer; totals by port, cause and counter include them."
         ));
+    }
+    if let Some(overflow) = &end.overflow {
+        let causes = by_cause(overflow, |_| true).join(", ");
+        texts.push(format!(
+            "No counter was free for {causes}: their ports are unknown, but totals include them."
+        ));
+    }
+    if let Some(summed_up) = &end.summed_up {
+        let causes = by_cause(summed_up, |_| true).join(", ");
+        texts.push(format!("Too many to list one by one: the smallest are summed up, {causes}."));
     }
     let inexact = |certainty| end.rows.iter().any(|row| !row.exact && row.certainty == certainty);
     if inexact(Certainty::Exact) {
