@@ -338,7 +338,12 @@ fn described(record: &RecordConfig, roots: &Roots, start: &Start, backend: Backe
         backend_reason: start.backend_reason.clone(),
         interval_us: record.interval.as_micros() as i64,
         counts_flows: counts_flows(record, backend),
-        hooks: start.hooks.iter().map(|hook| (hook.function.clone(), hook.kind.clone())).collect(),
+        hooks: start
+            .hooks
+            .iter()
+            .filter(|hook| hook.missing.is_none())
+            .map(|hook| (hook.function.clone(), hook.kind.clone()))
+            .collect(),
         since_boot: start.since_boot,
         continues: false,
     }

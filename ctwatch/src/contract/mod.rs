@@ -57,6 +57,20 @@ pub struct Hook {
     pub function: String,
     /// "kprobe", "kretprobe", "raw_tracepoint", …
     pub kind: String,
+    /// Why nothing is attached there, if nothing is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+    /// What isn't seen without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub costs: Option<String>,
+}
+
+impl Hook {
+    /// One that has its program.
+    #[must_use]
+    pub const fn attached(function: String, kind: String) -> Self {
+        Self { function, kind, missing: None, costs: None }
+    }
 }
 
 /// One interval.

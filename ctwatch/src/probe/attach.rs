@@ -18,6 +18,7 @@ use super::decode::decode;
 use super::diagnostics::Diagnostics;
 use super::object::{self, MapSizes};
 use super::plan::{Attachment, HookKind, Plan};
+use super::refusal::{HookRefused, remedy};
 use super::shared::Shared;
 use super::sync::{self, Baseline, LateBase, RegisteredNetns, State};
 use crate::model::{FromKernel, NetnsId};
@@ -37,7 +38,7 @@ pub struct Probe {
 impl Probe {
     /// Loads and attaches what the plan says. Losses count only after [`Shared::start_watching`].
     pub fn attach(plan: &Plan, config: &Config, sizes: MapSizes, log_level: u8) -> Result<Self> {
-        let mut ebpf = object::load(config, sizes, log_level)?;
+        let mut ebpf = object::load(config, sizes, log_level).map_err(with_remedy)?;
         // Programs first: they hold on to their maps, which are taken out of the object below.
         load_program(&mut ebpf, "sync")?;
         for attachment in &plan.attachments {
@@ -182,15 +183,18 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
         Program::TracePoint(program) => program.load(),
         _ => return Err(anyhow!("the program {name:?} has an unexpected type")),
     }
-    .with_context(|| format!("loading the program {name:?} into the kernel"))
+    .map_err(|error| {
+        with_remedy(error.into()).context(format!("loading the program {name:?} into the kernel"))
+    })
 }
 
+/// Attaches one program. The error is a [`HookRefused`] if the kernel refuses this hook alone.
 fn attach(ebpf: &mut Ebpf, attachment: &Attachment) -> Result<()> {
     let Attachment { program: name, function, kind } = attachment;
     load_program(ebpf, name)?;
     let program =
         ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name:?}"))?;
-    match kind {
+    let attached = match kind {
         HookKind::Kprobe | HookKind::Kretprobe => {
             let program: &mut KProbe = program.try_into()?;
             program.attach(function, 0).map(drop)
@@ -203,6 +207,17 @@ fn attach(ebpf: &mut Ebpf, attachment: &Attachment) -> Result<()> {
             let program: &mut RawTracePoint = program.try_into()?;
             program.attach(function).map(drop)
         }
-    }
-    .with_context(|| format!("attaching the {} on {function}", kind.name()))
+    };
+    attached.map_err(|error| {
+        let error = anyhow::Error::new(error);
+        match HookRefused::of(&error, function, *kind) {
+            Some(refused) => refused.into(),
+            None => with_remedy(error).context(format!("attaching the {} on {function}", kind.name())),
+        }
+    })
+}
+
+fn with_remedy(error: anyhow::Error) -> anyhow::Error {
+    let remedy = remedy(&error);
+    error.context(remedy)
 }

@@ -9,6 +9,7 @@ mod grace;
 pub mod object;
 pub mod offsets;
 pub mod plan;
+pub mod refusal;
 pub mod room;
 pub mod shared;
 pub mod sync;

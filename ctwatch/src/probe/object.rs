@@ -45,7 +45,7 @@ pub fn load(config: &Config, sizes: MapSizes, log_level: u8) -> Result<Ebpf> {
         // One page unless someone reads it.
         .map_max_entries("AYA_LOGS", if log_level == 0 { 4096 } else { 1 << 17 })
         .load(OBJECT)
-        .context("loading the eBPF object (this needs CAP_BPF or root)")
+        .context("creating the eBPF maps")
 }
 
 /// The ring is mapped twice over, all of it resident. Without events it carries no more than the ends of namespaces.

@@ -40,8 +40,7 @@ impl Run {
     /// Its hooks as the start record shows them.
     #[must_use]
     pub fn report_hooks(&self) -> Vec<Hook> {
-        let hook =
-            |(function, kind): &(String, String)| Hook { function: function.clone(), kind: kind.clone() };
+        let hook = |(function, kind): &(String, String)| Hook::attached(function.clone(), kind.clone());
         self.hooks.iter().map(hook).collect()
     }
 

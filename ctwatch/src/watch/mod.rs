@@ -18,6 +18,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::classify::Counters;
+use ctwatch_common::config::Config;
 
 use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
@@ -25,7 +26,8 @@ use crate::kernel::roots::Roots;
 use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
 use crate::netns;
 use crate::probe::object::MapSizes;
-use crate::probe::plan::{Attachment, ProbeOptions, plan};
+use crate::probe::plan::{Attachment, MissingHook, Plan, ProbeOptions, plan};
+use crate::probe::refusal::HookRefused;
 use crate::probe::room::NetnsRoom;
 use crate::probe::shared::{FlowTotals, Taken};
 use crate::probe::sync::Baseline;
@@ -53,6 +55,8 @@ pub struct WatchConfig {
 pub struct StartInfo {
     /// What is attached.
     pub attachments: Vec<Attachment>,
+    /// What can't be attached, and what that costs.
+    pub missing: Vec<MissingHook>,
     /// What can't be seen here.
     pub notes: Vec<String>,
     /// What the kernel had counted before.
@@ -125,6 +129,7 @@ impl Watch {
         self.netns.namespaces = netns::discover()?;
         let mut start = StartInfo {
             attachments: Vec::new(),
+            missing: Vec::new(),
             notes: Vec::new(),
             since_boot: KernelCounters::default(),
             counters_from: None,
@@ -150,16 +155,13 @@ impl Watch {
         start: &mut StartInfo,
     ) -> Result<BTreeMap<NetnsId, Bases>> {
         let namespaces = &self.netns.namespaces;
-        let (symbols, btf) = kernel.both()?;
-        let mut config = offsets::resolve(btf, symbols)?;
-        let plan = plan(symbols, options, &mut config).map_err(anyhow::Error::msg)?;
-        drop(kernel);
         let late = LateCpus::look(&self.config.roots, namespaces)?;
-        let sizes = MapSizes {
+        let sizes = |config: &Config| MapSizes {
             netns: NetnsRoom::new(namespaces.len(), config.cpus).namespaces,
             late_bases: late.nonzero() + SPARE_LATE_BASES,
         };
-        let mut probe = Probe::attach(&plan, &config, sizes, self.config.log_level)?;
+        let (plan, mut probe) = attach_what_attaches(&kernel, options, sizes, self.config.log_level)?;
+        drop(kernel);
         let mut bases = BTreeMap::new();
         for netns in namespaces.values() {
             // A netns that died since it was discovered has nothing to say.
@@ -179,6 +181,7 @@ impl Watch {
         probe.shared.start_watching();
         give_back_memory();
         start.attachments = plan.attachments;
+        start.missing = plan.missing;
         start.notes = plan.notes;
         self.probe = Some(probe);
         Ok(bases)
@@ -346,6 +349,26 @@ impl EarlierTotals {
             ambiguous += more_ambiguous;
         }
         (lost_events, overflow, ambiguous)
+    }
+}
+
+/// Attaches all hooks that this kernel has and allows. One that it refuses costs what it stands for: a new plan does
+/// without it.
+fn attach_what_attaches(
+    kernel: &Kernel,
+    mut options: ProbeOptions,
+    sizes: impl Fn(&Config) -> MapSizes,
+    log_level: u8,
+) -> Result<(Plan, Probe)> {
+    let (symbols, btf) = kernel.both()?;
+    let mut symbols = symbols.clone();
+    loop {
+        let mut config = offsets::resolve(btf, &symbols)?;
+        let plan = plan(&symbols, options, &mut config).map_err(anyhow::Error::msg)?;
+        match Probe::attach(&plan, &config, sizes(&config), log_level) {
+            Ok(probe) => return Ok((plan, probe)),
+            Err(error) => error.downcast::<HookRefused>()?.do_without(&mut symbols, &mut options)?,
+        }
     }
 }
 

@@ -43,8 +43,7 @@ pub fn time(millis: i64) -> Timestamp {
 }
 
 pub fn start(backend: Backend) -> Start {
-    let hook =
-        |function: &str, kind: &str| StartHook { function: function.to_owned(), kind: kind.to_owned() };
+    let hook = |function: &str, kind: &str| StartHook::attached(function.to_owned(), kind.to_owned());
     let (reason, hooks) = match backend {
         Backend::Kprobe => (
             None,

@@ -138,6 +138,10 @@ fn records() -> Vec<Value> {
             view.end(&state.end(time(2_000))).unwrap();
         }
     }
+    let mut handicapped = start(Backend::Kprobe);
+    handicapped.hooks[0].missing = Some("Invalid argument".to_owned());
+    handicapped.hooks[0].costs = Some("evictions are not counted".to_owned());
+    view.start(&handicapped).unwrap();
     let mut state_with_occupants = state(By::Port);
     view.tick(&state_with_occupants.sample(&storm_with_occupants(1))).unwrap();
     view.end(&state_with_occupants.end(time(2_000))).unwrap();

@@ -17,7 +17,8 @@ use crate::error::ExitContext as _;
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::model::Backend;
-use crate::probe::plan::{Attachment, ProbeOptions};
+use crate::probe::plan::{Attachment, HookKind, MissingHook, ProbeOptions};
+use crate::probe::refusal::HookRefused;
 use crate::watch::{StartInfo, Watch, WatchConfig};
 
 /// How often to see whether conntrack has been loaded.
@@ -49,7 +50,7 @@ impl LiveSession {
     /// wanted of a backend's programs, starting from all they do unasked; `waiting` is told that conntrack isn't there.
     pub async fn attach(
         request: AttachRequest<'_>,
-        options: impl FnOnce(Backend, ProbeOptions) -> ProbeOptions,
+        options: impl Fn(Backend, ProbeOptions) -> ProbeOptions,
         waiting: impl FnOnce(&Notice) -> Result<()>,
         shutdown: &mut Shutdown,
     ) -> Result<Option<Self>> {
@@ -67,23 +68,39 @@ impl LiveSession {
             found = look(roots, &kernel, None);
             (backend, reason) = request.choose(&found)?;
         }
-        let config = WatchConfig {
+        let config = |backend| WatchConfig {
             roots: roots.clone(),
             probe_options: ProbeOptions::for_backend(backend, found.raw_tracepoints)
                 .map(|unasked| options(backend, unasked)),
             log_level: request.log_level,
         };
-        let (watch, start) =
-            Watch::start(config, kernel).or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
+        let mut started = Watch::start(config(backend), kernel);
+        if let Err(error) = &started
+            && request.choice == BackendChoice::Auto
+            && let Some(refused) = error.downcast_ref::<HookRefused>()
+            && matches!(refused.kind, HookKind::Kprobe | HookKind::Kretprobe)
+        {
+            reason = Some(format!("{refused}: causes are inferred from the kernel's counters"));
+            backend = Backend::Tracepoint;
+            started = Watch::start(config(backend), Kernel::read(roots));
+        }
+        let (watch, start) = started.or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
         Ok(Some(Self { watch, backend, reason, start }))
     }
 
     /// The first record.
     pub fn start_record(&self, roots: &Roots) -> Start {
-        let StartInfo { attachments, notes, since_boot, counters_from } = &self.start;
-        let notes: Vec<&str> = notes.iter().chain(&self.reason).map(String::as_str).collect();
-        let hook =
-            |one: &Attachment| Hook { function: one.function.clone(), kind: one.kind.name().to_owned() };
+        let StartInfo { attachments, missing, notes, since_boot, counters_from } = &self.start;
+        let costs =
+            |one: &MissingHook| format!("no hook on {} ({}): {}", one.function, one.reason, one.costs);
+        let notes: Vec<String> =
+            missing.iter().map(costs).chain(notes.iter().cloned()).chain(self.reason.clone()).collect();
+        let hook = |one: &Attachment| Hook::attached(one.function.clone(), one.kind.name().to_owned());
+        let no_hook = |one: &MissingHook| Hook {
+            missing: Some(one.reason.clone()),
+            costs: Some(one.costs.clone()),
+            ..Hook::attached(one.function.clone(), one.kind.name().to_owned())
+        };
         Start {
             schema: SCHEMA,
             version: VERSION.to_owned(),
@@ -91,7 +108,7 @@ impl LiveSession {
             kernel_release: roots.release(),
             backend: self.backend.name(),
             backend_reason: (!notes.is_empty()).then(|| notes.join("; ")),
-            hooks: attachments.iter().map(hook).collect(),
+            hooks: attachments.iter().map(hook).chain(missing.iter().map(no_hook)).collect(),
             since_boot: *since_boot,
             kernel_counters_from: *counters_from,
         }

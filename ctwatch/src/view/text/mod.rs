@@ -288,9 +288,12 @@ impl<W: Write> View for TextView<W> {
             self.wrapped("? marks an inferred cause.")?;
         }
         if !hooks.is_empty() {
-            let hooks: Vec<String> =
-                hooks.iter().map(|hook| format!("{} ({})", hook.function, hook.kind)).collect();
-            self.wrapped(&format!("Hooks: {}", hooks.join(", ")))?;
+            let attached: Vec<String> = hooks
+                .iter()
+                .filter(|hook| hook.missing.is_none())
+                .map(|hook| format!("{} ({})", hook.function, hook.kind))
+                .collect();
+            self.wrapped(&format!("Hooks: {}", attached.join(", ")))?;
         }
         let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = *since_boot;
         let source = kernel_counters_from.map(|source| format!(" ({})", source.title())).unwrap_or_default();

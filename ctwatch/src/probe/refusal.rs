@@ -1,0 +1,139 @@
+//! The kernel says no: to one hook, which costs what the hook stands for, or to everything, which has a remedy of its own.
+//! Errors are looked at here, and nothing is retried.
+
+use std::fmt;
+use std::io;
+
+use anyhow::Result;
+
+use super::plan::{HookKind, ProbeOptions, RawTpReentrancy};
+use crate::kernel::symbols::Symbols;
+
+/// One function can't be hooked: it is notrace, blacklisted, inlined or gone.
+#[derive(Clone, Debug)]
+pub struct HookRefused {
+    /// The kernel function, or the tracepoint.
+    pub function: String,
+    /// How it was to be hooked.
+    pub kind: HookKind,
+    /// The kernel's word for it.
+    pub why: String,
+}
+
+impl fmt::Display for HookRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the kernel refuses a {} on {}: {}", self.kind.name(), self.function, self.why)
+    }
+}
+
+impl std::error::Error for HookRefused {}
+
+/// What register_kprobe and perf_event_open say of a function, not of us (kernel/kprobes.c, kernel/trace/trace_kprobe.c).
+const OF_THE_FUNCTION: [i32; 6] =
+    [libc::ENOENT, libc::EINVAL, libc::EADDRNOTAVAIL, libc::EOPNOTSUPP, libc::EILSEQ, libc::ENODEV];
+
+impl HookRefused {
+    /// What an error of attaching says, if it concerns this function alone.
+    pub(super) fn of(error: &anyhow::Error, function: &str, kind: HookKind) -> Option<Self> {
+        let code = errno(error)?;
+        OF_THE_FUNCTION.contains(&code).then(|| Self {
+            function: function.to_owned(),
+            kind,
+            why: io::Error::from_raw_os_error(code).to_string(),
+        })
+    }
+
+    /// What a plan has to do without from here on. Without early_drop a full table can't be told from a lack of memory, and
+    /// without a twin for interrupted programs losses go unseen: then it is for others to decide.
+    pub fn do_without(self, symbols: &mut Symbols, options: &mut ProbeOptions) -> Result<()> {
+        match (self.kind, self.function.as_str()) {
+            (HookKind::Kprobe | HookKind::Kretprobe, "early_drop") => return Err(self.into()),
+            (HookKind::Kprobe | HookKind::Kretprobe, function) => symbols.refuse(function, self.why),
+            (HookKind::Tracepoint(_), _) => {
+                options.raw_tracepoints = RawTpReentrancy::Preempted { perf: false };
+            }
+            (HookKind::RawTracepoint, _) if options.kprobes && symbols.get("nf_hook_slow").is_some() => {
+                symbols.refuse("nf_hook_slow", format!("no raw tracepoint kfree_skb ({})", self.why));
+            }
+            (HookKind::RawTracepoint, _) => return Err(self.into()),
+        }
+        Ok(())
+    }
+}
+
+/// What would help against an error that concerns all programs.
+pub(super) fn remedy(error: &anyhow::Error) -> &'static str {
+    match errno(error) {
+        Some(libc::EMFILE) => {
+            "too many open files: raise the limit (`ulimit -n 1024`; systemd: LimitNOFILE=1024)"
+        }
+        Some(libc::ENFILE) => "the host has no file handles left: raise fs.file-max",
+        Some(libc::ENOMEM) => "the kernel has no memory left for maps and programs",
+        Some(libc::EPERM) if !memlock_is_unlimited() => {
+            "before Linux 5.11 maps count against RLIMIT_MEMLOCK: `ulimit -l unlimited`; systemd: LimitMEMLOCK=infinity; \
+             docker: --ulimit memlock=-1"
+        }
+        Some(libc::EPERM | libc::EACCES) => {
+            "not permitted: run as root in the initial user namespace, with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN, and \
+             without a seccomp profile, LSM or lockdown that forbids bpf() and perf_event_open()"
+        }
+        _ => "`ctwatch check` shows what this kernel allows",
+    }
+}
+
+fn memlock_is_unlimited() -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live struct.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } == 0;
+    known && limit.rlim_cur == libc::RLIM_INFINITY
+}
+
+/// The error number at the bottom of it.
+fn errno(error: &anyhow::Error) -> Option<i32> {
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error()).last()
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+    use crate::model::Backend;
+
+    fn failed(code: i32) -> anyhow::Error {
+        Err::<(), _>(io::Error::from_raw_os_error(code)).context("perf_event_open failed").unwrap_err()
+    }
+
+    #[test]
+    fn only_what_is_said_of_a_function_costs_a_hook() {
+        assert!(HookRefused::of(&failed(libc::EINVAL), "gc_worker", HookKind::Kprobe).is_some());
+        for code in [libc::EMFILE, libc::EPERM, libc::ENOMEM] {
+            assert!(HookRefused::of(&failed(code), "gc_worker", HookKind::Kprobe).is_none());
+        }
+    }
+
+    #[test]
+    fn each_refusal_of_everything_has_its_own_remedy() {
+        assert!(remedy(&failed(libc::EMFILE)).contains("LimitNOFILE"));
+        let permitted = remedy(&failed(libc::EPERM));
+        assert!(permitted.contains("CAP_BPF") || permitted.contains("LimitMEMLOCK"), "{permitted}");
+        assert_ne!(remedy(&failed(libc::EMFILE)), remedy(&failed(libc::ENOMEM)));
+    }
+
+    #[test]
+    fn a_refused_function_is_left_out_and_early_drop_is_for_others_to_decide() {
+        let text = "0000000000000010 t gc_worker\n0000000000000020 t early_drop\n";
+        let mut symbols = Symbols::parse(text.as_bytes()).expect("readable kallsyms");
+        let mut options =
+            ProbeOptions::for_backend(Backend::Kprobe, RawTpReentrancy::Skipped).expect("programs");
+        let refused = |function: &str| HookRefused {
+            function: function.to_owned(),
+            kind: HookKind::Kprobe,
+            why: "Invalid argument".to_owned(),
+        };
+        refused("gc_worker").do_without(&mut symbols, &mut options).expect("it can do without");
+        assert!(symbols.function("gc_worker").is_none());
+        assert_eq!(symbols.refusal("gc_worker"), Some("Invalid argument"));
+        assert!(refused("early_drop").do_without(&mut symbols, &mut options).is_err());
+    }
+}
