@@ -194,7 +194,7 @@ pub struct Shared {
 impl Shared {
     /// Maps all three, and sees to it that slots never run out.
     pub fn new(losses: impl AsFd, flows: impl AsFd, control: impl AsFd) -> Result<Self> {
-        let grace = Grace::new(&control)?;
+        let grace = Grace::new(&control);
         let bytes = |slots: u32, size: usize| (BANKS * slots) as usize * size;
         let control = ControlPage(Arc::new(Mapping::new(control, size_of::<Control>(), "control page")?));
         let slots = Slots {

@@ -15,7 +15,7 @@ const SMOOTH_S: f64 = 10.0;
 /// A map this small is not worth shrinking.
 const FEW_KEYS: usize = 1 << 12;
 /// A rate that is shown as 0.
-const NEGLIGIBLE: f64 = 0.05;
+const NEGLIGIBLE: f64 = 0.001;
 /// Below this a census says too little of a key's states.
 const FEW: f64 = 16.0;
 
@@ -207,7 +207,8 @@ impl Flows {
             deletes: flows.deletes.saturating_sub(flows.last.1) as f64,
         });
         self.forecast.tick(interval_s, steps);
-        self.keys.retain(|_, key| !key.is_over());
+        let forecast = &self.forecast;
+        self.keys.retain(|key, flows| !flows.is_over() || forecast.has_model(*key));
         if self.keys.capacity() > 4 * self.keys.len().max(FEW_KEYS) {
             self.keys.shrink_to_fit();
         }
@@ -375,6 +376,29 @@ mod tests {
         assert_eq!(share(&occupancy), Some(0.5));
         tick(&mut occupancy, &[(80, 101, 101)], vec![]);
         assert_eq!(share(&occupancy), None);
+    }
+
+    #[test]
+    fn keys_that_came_and_went_are_forgotten_and_come_back_as_they_were() {
+        let mut occupancy = Occupancy::default();
+        tick(&mut occupancy, &[], vec![census(true, &[], 0)]);
+        // Larger ones have the models.
+        let large: Vec<(u16, u64, u64)> = (0..100).map(|port| (port, 1000, 0)).collect();
+        tick(&mut occupancy, &large, vec![]);
+        let small: Vec<(u16, u64, u64)> = (1000..21_000).map(|port| (port, 2, 2)).collect();
+        tick(&mut occupancy, &[&large[..], &small].concat(), vec![]);
+        assert_eq!(occupancy.tables[&HOST].keys.len(), 20_100);
+        for (port, inserts, deletes) in small {
+            occupancy.retire(HOST, 6, port, inserts, deletes);
+        }
+        for _ in 0..200 {
+            tick(&mut occupancy, &large, vec![]);
+        }
+        assert_eq!(occupancy.tables[&HOST].keys.len(), 100);
+        assert!(occupancy.tables[&HOST].keys.capacity() < 20_000);
+        tick(&mut occupancy, &[&large[..], &[(1000, 100_000, 1)]].concat(), vec![]);
+        let (shown, exact) = shown(&occupancy, 199_999);
+        assert_eq!((shown[0], exact), ((Some(1000), 99_999), Some(true)));
     }
 
     proptest! {
