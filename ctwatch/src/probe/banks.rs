@@ -70,7 +70,8 @@ pub(super) struct Banks<M> {
     losses: HashMap<u64, u64>,
     /// Flows taken out of the banks, of keys that have entries or moved since the last sample.
     flows: FlowTotals,
-    /// What found no room here, as [`MOST_KEYS`] bounds it.
+    most_keys: usize,
+    /// What found no room here.
     overflow: [u64; CAUSES],
     flows_overflow: u64,
 }
@@ -82,6 +83,7 @@ impl<M: Memory> Banks<M> {
             used: Default::default(),
             losses: HashMap::new(),
             flows: HashMap::new(),
+            most_keys: MOST_KEYS,
             overflow: [0; CAUSES],
             flows_overflow: 0,
         }
@@ -125,7 +127,7 @@ impl<M: Memory> Banks<M> {
     }
 
     fn keep_losses(&mut self, key: u64, losses: u64) {
-        if self.losses.len() < MOST_KEYS || self.losses.contains_key(&key) {
+        if self.losses.len() < self.most_keys || self.losses.contains_key(&key) {
             *self.losses.entry(key).or_default() += losses;
         } else {
             let cause = SlotKey::unpack(key).kind & !KIND_FLAGS;
@@ -134,7 +136,7 @@ impl<M: Memory> Banks<M> {
     }
 
     fn keep_flows(&mut self, key: u64, counts: [u64; 3]) {
-        if self.flows.len() < MOST_KEYS || self.flows.contains_key(&key) {
+        if self.flows.len() < self.most_keys || self.flows.contains_key(&key) {
             add(self.flows.entry(key).or_default(), counts);
         } else {
             self.flows_overflow += counts.iter().sum::<u64>();

@@ -216,11 +216,16 @@ proptest! {
     }
 
     #[test]
-    fn any_number_of_keys_has_exact_totals_per_cause(steps in steps(400)) {
+    fn any_number_of_keys_has_exact_totals_per_cause(steps in steps(400), most_keys in 1..100usize) {
         let mut host = Host::new();
+        host.banks.most_keys = most_keys;
         host.run(&steps, |host| {
             let totals = host.sample();
-            let mut sums = host.fake.borrow().overflow;
+            let (mut sums, flows_overflow) = host.banks.overflow();
+            let flows_overflow = flows_overflow + host.fake.borrow().flows_overflow;
+            for (sum, more) in sums.iter_mut().zip(host.fake.borrow().overflow) {
+                *sum += more;
+            }
             for (key, counts) in totals.iter().filter(|(key, _)| !is_flow(**key)) {
                 sums[usize::from(SlotKey::unpack(*key).kind)] += counts[0];
             }
@@ -232,7 +237,8 @@ proptest! {
             let flows = |totals: &BTreeMap<u64, [u64; 3]>| {
                 totals.iter().filter(|(key, _)| is_flow(**key)).flat_map(|(_, counts)| *counts).sum::<u64>()
             };
-            assert_eq!(flows(&totals) + host.fake.borrow().flows_overflow, flows(&host.counted));
+            assert_eq!(flows(&totals) + flows_overflow, flows(&host.counted));
+            assert!(host.banks.losses.len().max(host.banks.flows.len()) <= most_keys);
         });
     }
 
