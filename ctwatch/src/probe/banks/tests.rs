@@ -218,7 +218,7 @@ proptest! {
     #[test]
     fn any_number_of_keys_has_exact_totals_per_cause(steps in steps(400), most_keys in 1..100usize) {
         let mut host = Host::new();
-        host.banks.most_keys = most_keys;
+        (host.banks.most_losses, host.banks.most_flows) = (most_keys, most_keys);
         host.run(&steps, |host| {
             let totals = host.sample();
             let (mut sums, flows_overflow) = host.banks.overflow();
