@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::slot::{BANKS, KIND_FLAGS, Room, SlotKey};
+use ctwatch_common::slot::{BANKS, KIND_FLAGS, RoomState, SlotKey};
 
 use crate::model::SlotSample;
 
@@ -32,7 +32,7 @@ pub(super) trait Memory {
     /// Slots in a bank.
     fn slots(&self, kind: Kind) -> u32;
     /// What programs and user space tell each other about a room.
-    fn room(&self, kind: Kind) -> Room;
+    fn room(&self, kind: Kind) -> RoomState;
     /// From here on programs that start write to this bank.
     fn activate(&self, kind: Kind, bank: usize);
     /// The slot at this place; banks follow one another.
@@ -254,8 +254,9 @@ impl<M: Memory> Banks<M> {
     }
 }
 
-const fn active(room: &Room) -> usize {
-    (room.active % BANKS as u64) as usize
+/// The bank that programs write to.
+const fn active(room: &RoomState) -> usize {
+    (room.active != 0) as usize
 }
 
 fn add(sum: &mut [u64; 3], more: [u64; 3]) {
