@@ -132,12 +132,31 @@ pub const fn next_slot(index: u32, step: u32, slots: u32) -> u32 {
 /// What programs and user space tell each other about a room.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
-    /// The bank that programs write to. User space writes it.
+pub struct RoomState {
+    /// The first slot of the bank that programs write to. User space writes it.
     pub active: u64,
     /// How many slots of each bank are claimed. User space clears it together with the bank.
     pub claimed: [u64; BANKS as usize],
+    /// So that slots don't straddle cache lines.
+    pub reserved: u64,
 }
+
+const _: () = assert!(size_of::<RoomState>() == 32);
+
+/// A room, one value of an array: a program looks it up once, however many slots it probes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Room<S, const SLOTS: usize> {
+    /// Which bank is in use, and how full.
+    pub state: RoomState,
+    /// One bank after the other.
+    pub slots: [S; SLOTS],
+}
+
+/// The room of losses.
+pub type LossRoom = Room<LossSlot, { (BANKS * LOSS_SLOTS) as usize }>;
+/// The room of flows.
+pub type FlowRoom = Room<FlowSlot, { (BANKS * FLOW_SLOTS) as usize }>;
 
 /// Control page: totals that are not per port, and what programs and user space tell each other.
 #[repr(C)]
@@ -145,10 +164,6 @@ pub struct Room {
 pub struct Control {
     /// 0 while the netns are being registered (losses don't count yet), 1 while watching. User space writes it.
     pub watching: u64,
-    /// The room of losses.
-    pub losses: Room,
-    /// The room of flows.
-    pub flows: Room,
     /// Events that did not fit the ring buffer, by cause.
     pub lost_events: [u64; super::cause::CAUSES],
     /// Losses whose key found no slot, by cause.
@@ -176,8 +191,6 @@ impl Control {
     /// All zero.
     pub const ZERO: Self = Self {
         watching: 0,
-        losses: Room { active: 0, claimed: [0; BANKS as usize] },
-        flows: Room { active: 0, claimed: [0; BANKS as usize] },
         lost_events: [0; super::cause::CAUSES],
         overflow: [0; super::cause::CAUSES],
         flows_overflow: [0; 3],

@@ -7,14 +7,13 @@ use crate::owner;
 use crate::packet::{Skb, describe_reply};
 use crate::read::read;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
-use aya_ebpf::maps::Array;
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::config::NONE;
 use ctwatch_common::event::{EntryPart, LossEvent, NO_TCP_STATE, OwnerPart, Record, flag};
 use ctwatch_common::slot::{
-    BANKS, FLOW_SLOTS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, LOSS_SLOTS, PROBES, Room, SlotKey,
-    first_slot, next_slot,
+    BANKS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, LOSS_SLOTS, PROBES, Room, SlotKey, first_slot,
+    next_slot,
 };
 
 /// BPF_NOEXIST
@@ -38,42 +37,37 @@ pub enum Field {
     Failed = 2,
 }
 
-/// How many slots a bank of a room has, and where its locks begin.
-#[derive(Clone, Copy)]
-struct Slots {
-    slots: u32,
-    locks: u32,
-}
-
-const OF_LOSSES: Slots = Slots { slots: LOSS_SLOTS, locks: 0 };
-const OF_FLOWS: Slots = Slots { slots: FLOW_SLOTS, locks: BANKS * LOSS_SLOTS };
+/// Where the locks of a room's slots begin.
+const LOSS_LOCKS: u32 = 0;
+const FLOW_LOCKS: u32 = BANKS * LOSS_SLOTS;
 
 /// The slot of a key in the active bank, claimed if it is new. Two contexts that claim a key at once may get a slot each:
 /// whoever loses the race takes the next one, and user space adds them up.
 ///
 /// # Safety
-/// `room` must point into the control page; a slot must begin with its key.
+/// `room` must point to a map's value; a slot must begin with its key.
 #[inline(always)]
-unsafe fn slot<S>(map: &Array<S>, of: Slots, room: *mut Room, packed: u64) -> Option<*mut S> {
-    // SAFETY: the caller's; inside the map's value. A key is written once, with one store, until user space clears a bank
-    // that no program can see any more.
+unsafe fn slot<S, const SLOTS: usize>(room: *mut Room<S, SLOTS>, locks: u32, packed: u64) -> Option<*mut S> {
+    let slots = SLOTS as u32 / BANKS;
+    // SAFETY: the caller's; indices are masked. A key is written once, with one store, until user space clears a bank that
+    // no program can see any more.
     unsafe {
-        let bank = core::ptr::read_volatile(&raw const (*room).active) & u64::from(BANKS - 1);
-        let first = bank as u32 * of.slots;
-        let mut place = first_slot(packed, of.slots);
+        let state = &raw mut (*room).state;
+        let first = core::ptr::read_volatile(&raw const (*state).active) as u32;
+        let mut place = first_slot(packed, slots);
         for step in 1..PROBES + 1 {
-            let index = first + place;
-            let slot = map.get_ptr_mut(index)?;
+            let index = (first + place) & (SLOTS as u32 - 1);
+            let slot = (&raw mut (*room).slots).cast::<S>().add(index as usize);
             let key = slot.cast::<u64>();
             let present = core::ptr::read_volatile(key);
             if present == packed {
                 return Some(slot);
             }
-            if present == 0 && claim(of.locks + index, key, packed) {
-                add(&raw mut (*room).claimed[bank as usize], 1);
+            if present == 0 && claim(locks + index, key, packed) {
+                add(&raw mut (*state).claimed[usize::from(first != 0)], 1);
                 return Some(slot);
             }
-            place = next_slot(place, step, of.slots);
+            place = next_slot(place, step, slots);
         }
     }
     None
@@ -105,13 +99,14 @@ unsafe fn claim(lock: u32, key: *mut u64, packed: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn count_loss(packed: u64, losses: u64) -> u64 {
-    let Some(control) = control() else { return 1 };
+    let Some(room) = LOSSES.get_ptr_mut(0) else { return 1 };
     // SAFETY: pointers into map values; indices are masked.
     unsafe {
-        if let Some(slot) = slot(&LOSSES, OF_LOSSES, &raw mut (*control).losses, packed) {
+        if let Some(slot) = slot(room, LOSS_LOCKS, packed) {
             add(&raw mut (*slot).count, losses);
             return 0;
         }
+        let Some(control) = control() else { return 1 };
         let cause = usize::from(SlotKey::unpack(packed).kind) & (CAUSES - 1);
         add(&raw mut (*control).overflow[cause], losses);
     }
@@ -122,10 +117,10 @@ pub extern "C" fn count_loss(packed: u64, losses: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn count_in_flows(packed: u64, field: u64) -> u64 {
-    let Some(control) = control() else { return 1 };
+    let Some(room) = FLOWS.get_ptr_mut(0) else { return 1 };
     // SAFETY: pointers into map values.
     unsafe {
-        if let Some(slot) = slot(&FLOWS, OF_FLOWS, &raw mut (*control).flows, packed) {
+        if let Some(slot) = slot(room, FLOW_LOCKS, packed) {
             match field {
                 0 => add(&raw mut (*slot).inserts, 1),
                 1 => add(&raw mut (*slot).deletes, 1),
@@ -133,6 +128,7 @@ pub extern "C" fn count_in_flows(packed: u64, field: u64) -> u64 {
             }
             return 0;
         }
+        let Some(control) = control() else { return 1 };
         match field {
             0 => add(&raw mut (*control).flows_overflow[0], 1),
             1 => add(&raw mut (*control).flows_overflow[1], 1),

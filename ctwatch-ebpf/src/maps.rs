@@ -7,20 +7,20 @@ use ctwatch_common::classify::Counters;
 use ctwatch_common::config::MAX_CPUS;
 use ctwatch_common::event::OwnerPart;
 use ctwatch_common::netns::NetCpu;
-use ctwatch_common::slot::{BANKS, Control, FLOW_SLOTS, FlowSlot, LOSS_SLOTS, LossSlot};
+use ctwatch_common::slot::{Control, FlowRoom, LossRoom};
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// BPF_ANY: a map's insert may replace what is there.
 pub const ANY: u64 = 0;
 
-/// The exact counters of losses, one bank after the other.
+/// The exact counters of losses.
 #[map]
-pub static LOSSES: Array<LossSlot> = Array::with_max_entries(BANKS * LOSS_SLOTS, BPF_F_MMAPABLE);
+pub static LOSSES: Array<LossRoom> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The exact counters of flows, one bank after the other.
+/// The exact counters of flows.
 #[map]
-pub static FLOWS: Array<FlowSlot> = Array::with_max_entries(BANKS * FLOW_SLOTS, BPF_F_MMAPABLE);
+pub static FLOWS: Array<FlowRoom> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Totals and switches.
 #[map]

@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::slot::{BANKS, KIND_FLAGS, Room, SlotKey};
+use ctwatch_common::slot::{BANKS, KIND_FLAGS, RoomState, SlotKey};
 
 use crate::model::SlotSample;
 
-/// Keys held in user space at most, in each room: 7/8 of 2^18, as many as a hash table of that size takes. Each holds
-/// losses until the next sample, or flows while there are entries.
-const MOST_KEYS: usize = 229_376;
+/// Keys whose losses wait for the next sample at most: 7/8 of 2^19, as many as a hash table of that size (9 MB) takes.
+const MOST_LOSSES: usize = 458_752;
+/// Keys of flows at most that have entries, or had some at the last sample: 7/8 of 2^18 (9 MB).
+const MOST_FLOWS: usize = 229_376;
 
 /// The two rooms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub(super) trait Memory {
     /// Slots in a bank.
     fn slots(&self, kind: Kind) -> u32;
     /// What programs and user space tell each other about a room.
-    fn room(&self, kind: Kind) -> Room;
+    fn room(&self, kind: Kind) -> RoomState;
     /// From here on programs that start write to this bank.
     fn activate(&self, kind: Kind, bank: usize);
     /// The slot at this place; banks follow one another.
@@ -70,10 +71,16 @@ pub(super) struct Banks<M> {
     losses: HashMap<u64, u64>,
     /// Flows taken out of the banks, of keys that have entries or moved since the last sample.
     flows: FlowTotals,
-    /// What found no room here, as [`MOST_KEYS`] bounds it.
-    overflow: [u64; CAUSES],
-    flows_overflow: u64,
+    most_losses: usize,
+    most_flows: usize,
+    /// What found no room here.
+    overflow: Overflow,
+    /// The same as of the last sample, which still had what came to it since in slots.
+    overflow_taken: Overflow,
 }
+
+/// Losses, by cause, and flows that found no room in user space.
+pub(super) type Overflow = ([u64; CAUSES], u64);
 
 impl<M: Memory> Banks<M> {
     pub fn new(memory: M) -> Self {
@@ -82,8 +89,10 @@ impl<M: Memory> Banks<M> {
             used: Default::default(),
             losses: HashMap::new(),
             flows: HashMap::new(),
-            overflow: [0; CAUSES],
-            flows_overflow: 0,
+            most_losses: MOST_LOSSES,
+            most_flows: MOST_FLOWS,
+            overflow: Overflow::default(),
+            overflow_taken: Overflow::default(),
         }
     }
 
@@ -125,24 +134,25 @@ impl<M: Memory> Banks<M> {
     }
 
     fn keep_losses(&mut self, key: u64, losses: u64) {
-        if self.losses.len() < MOST_KEYS || self.losses.contains_key(&key) {
+        if self.losses.len() < self.most_losses || self.losses.contains_key(&key) {
             *self.losses.entry(key).or_default() += losses;
         } else {
             let cause = SlotKey::unpack(key).kind & !KIND_FLAGS;
-            self.overflow[usize::from(cause) % CAUSES] += losses;
+            self.overflow.0[usize::from(cause) % CAUSES] += losses;
         }
     }
 
     fn keep_flows(&mut self, key: u64, counts: [u64; 3]) {
-        if self.flows.len() < MOST_KEYS || self.flows.contains_key(&key) {
+        if self.flows.len() < self.most_flows || self.flows.contains_key(&key) {
             add(self.flows.entry(key).or_default(), counts);
         } else {
-            self.flows_overflow += counts.iter().sum::<u64>();
+            self.overflow.1 += counts.iter().sum::<u64>();
         }
     }
 
     /// Everything counted so far. Losses taken out of the banks are handed over once.
     pub fn take(&mut self) -> Taken {
+        self.overflow_taken = self.overflow;
         let mut slots = Vec::new();
         self.each_slot(Kind::Losses, |key, [losses, ..]| slots.push(of_losses(key, losses)));
         let in_slots = self.flows_in_slots();
@@ -197,9 +207,9 @@ impl<M: Memory> Banks<M> {
         }
     }
 
-    /// Losses, by cause, and flows that found no room in user space.
-    pub const fn overflow(&self) -> ([u64; CAUSES], u64) {
-        (self.overflow, self.flows_overflow)
+    /// What found no room in user space until the last sample.
+    pub const fn overflow(&self) -> Overflow {
+        self.overflow_taken
     }
 
     fn with_flows(&self, mut in_slots: FlowTotals) -> Vec<SlotSample> {
@@ -244,8 +254,9 @@ impl<M: Memory> Banks<M> {
     }
 }
 
-const fn active(room: &Room) -> usize {
-    (room.active % BANKS as u64) as usize
+/// The bank that programs write to.
+const fn active(room: &RoomState) -> usize {
+    (room.active != 0) as usize
 }
 
 fn add(sum: &mut [u64; 3], more: [u64; 3]) {

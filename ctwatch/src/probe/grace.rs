@@ -7,10 +7,6 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-
-use crate::kernel::cpus;
-
 /// MEMBARRIER_CMD_GLOBAL: synchronize_rcu(), if more than one CPU is online (kernel/sched/membarrier.c).
 const GLOBAL: libc::c_int = 1;
 /// BPF_MAP_CREATE, BPF_MAP_UPDATE_ELEM, BPF_MAP_TYPE_ARRAY_OF_MAPS
@@ -46,18 +42,40 @@ struct UpdateElement {
 pub(super) struct Stopped;
 
 /// How to wait.
-pub(super) struct Grace {
-    /// An array of maps that no program uses, and what is put into it: an update returns once all programs that may have
-    /// seen the old element have ended (maybe_wait_bpf_programs, kernel/bpf/syscall.c). Switches programs off on its CPU
-    /// for an instant, which membarrier does not.
+pub(super) struct Grace(Option<Unused>);
+
+/// An array of maps that no program uses, and what is put into it: an update returns once all programs that may have seen
+/// the old element have ended (maybe_wait_bpf_programs, kernel/bpf/syscall.c). Switches programs off on its CPU for an
+/// instant, which membarrier does not.
+struct Unused {
     outer: OwnedFd,
     inner: OwnedFd,
 }
 
 impl Grace {
     /// `map` is any array.
-    pub fn new(map: impl AsFd) -> Result<Self> {
-        let inner = map.as_fd().try_clone_to_owned().context("copying a map's fd")?;
+    pub fn new(map: impl AsFd) -> Self {
+        Self(Unused::create(map).ok())
+    }
+
+    /// Waits, mostly a few hundredths of a second. Gives up if the other end of `stop` is dropped.
+    pub fn wait(&self, stop: &Receiver<()>) -> Result<(), Stopped> {
+        if has_several_cpus() && membarrier() && has_several_cpus() {
+            return Ok(());
+        }
+        if self.0.as_ref().is_some_and(|unused| unused.update().is_ok()) {
+            return Ok(());
+        }
+        match stop.recv_timeout(LONG_ENOUGH) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Stopped),
+        }
+    }
+}
+
+impl Unused {
+    fn create(map: impl AsFd) -> io::Result<Self> {
+        let inner = map.as_fd().try_clone_to_owned()?;
         let attributes = CreateMap {
             map_type: ARRAY_OF_MAPS,
             key_size: 4,
@@ -66,21 +84,9 @@ impl Grace {
             map_flags: 0,
             inner_map_fd: inner.as_raw_fd().cast_unsigned(),
         };
-        let outer = bpf(CREATE, &attributes).context("creating an array of maps")?;
+        let outer = bpf(CREATE, &attributes)?;
         // SAFETY: a fresh fd that nobody else has.
-        let outer = unsafe { OwnedFd::from_raw_fd(outer) };
-        Ok(Self { outer, inner })
-    }
-
-    /// Waits, mostly a few hundredths of a second. Gives up if the other end of `stop` is dropped.
-    pub fn wait(&self, stop: &Receiver<()>) -> Result<(), Stopped> {
-        if (has_several_cpus() && membarrier() && has_several_cpus()) || self.update().is_ok() {
-            return Ok(());
-        }
-        match stop.recv_timeout(LONG_ENOUGH) {
-            Err(RecvTimeoutError::Timeout) => Ok(()),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Stopped),
-        }
+        Ok(Self { outer: unsafe { OwnedFd::from_raw_fd(outer) }, inner })
     }
 
     fn update(&self) -> io::Result<()> {

@@ -4,6 +4,7 @@
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -11,7 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
-use ctwatch_common::slot::{BANKS, Control, FLOW_SLOTS, FlowSlot, LOSS_SLOTS, LossSlot, Room};
+use ctwatch_common::slot::{
+    BANKS, Control, FLOW_SLOTS, FlowRoom, FlowSlot, LOSS_SLOTS, LossRoom, LossSlot, RoomState,
+};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::banks::{Banks, Counts, Kind, Memory};
@@ -55,8 +58,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 /// What programs and user space tell each other.
-#[derive(Clone)]
-struct ControlPage(Arc<Mapping>);
+struct ControlPage(Mapping);
 
 impl ControlPage {
     fn read(&self) -> Control {
@@ -74,30 +76,29 @@ impl ControlPage {
 struct Slots {
     losses: Mapping,
     flows: Mapping,
-    control: ControlPage,
 }
 
 impl Slots {
     fn loss(&self, index: u32) -> *mut LossSlot {
-        debug_assert!(index < BANKS * LOSS_SLOTS);
+        assert!(index < BANKS * LOSS_SLOTS);
+        let room = self.losses.start.as_ptr().cast::<LossRoom>();
         // SAFETY: inside the mapping.
-        unsafe { self.losses.start.as_ptr().cast::<LossSlot>().add(index as usize) }
+        unsafe { (&raw mut (*room).slots).cast::<LossSlot>().add(index as usize) }
     }
 
     fn flow(&self, index: u32) -> *mut FlowSlot {
-        debug_assert!(index < BANKS * FLOW_SLOTS);
+        assert!(index < BANKS * FLOW_SLOTS);
+        let room = self.flows.start.as_ptr().cast::<FlowRoom>();
         // SAFETY: inside the mapping.
-        unsafe { self.flows.start.as_ptr().cast::<FlowSlot>().add(index as usize) }
+        unsafe { (&raw mut (*room).slots).cast::<FlowSlot>().add(index as usize) }
     }
 
-    /// # Safety
-    /// `control` must point to the mapped control page.
-    const unsafe fn room_at(kind: Kind, control: *mut Control) -> *mut Room {
-        // SAFETY: the caller's.
+    fn state(&self, kind: Kind) -> *mut RoomState {
+        // SAFETY: projections inside the mappings.
         unsafe {
             match kind {
-                Kind::Losses => &raw mut (*control).losses,
-                Kind::Flows => &raw mut (*control).flows,
+                Kind::Losses => &raw mut (*self.losses.start.as_ptr().cast::<LossRoom>()).state,
+                Kind::Flows => &raw mut (*self.flows.start.as_ptr().cast::<FlowRoom>()).state,
             }
         }
     }
@@ -111,19 +112,17 @@ impl Memory for Slots {
         }
     }
 
-    fn room(&self, kind: Kind) -> Room {
-        let control = self.control.read();
-        match kind {
-            Kind::Losses => control.losses,
-            Kind::Flows => control.flows,
-        }
+    fn room(&self, kind: Kind) -> RoomState {
+        // SAFETY: inside the mapping, integers only.
+        unsafe { self.state(kind).read_volatile() }
     }
 
     fn activate(&self, kind: Kind, bank: usize) {
         // Whatever was cleared in that bank must be seen as such by whoever sees this.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
-        // SAFETY: a projection inside the mapping.
-        self.control.set(|control| unsafe { &raw mut (*Self::room_at(kind, control)).active }, bank as u64);
+        fence(Ordering::Release);
+        let first = bank as u64 * u64::from(self.slots(kind));
+        // SAFETY: inside the mapping.
+        unsafe { (&raw mut (*self.state(kind)).active).write_volatile(first) }
     }
 
     fn slot(&self, kind: Kind, index: u32) -> Counts {
@@ -157,8 +156,8 @@ impl Memory for Slots {
     }
 
     fn clear_claimed(&self, kind: Kind, bank: usize) {
-        // SAFETY: a projection inside the mapping, and the bank's number is in range.
-        self.control.set(|control| unsafe { &raw mut (*Self::room_at(kind, control)).claimed[bank] }, 0);
+        // SAFETY: inside the mapping; the bank's number is checked.
+        unsafe { (&raw mut (*self.state(kind)).claimed[bank]).write_volatile(0) }
     }
 }
 
@@ -194,13 +193,11 @@ pub struct Shared {
 impl Shared {
     /// Maps all three, and sees to it that slots never run out.
     pub fn new(losses: impl AsFd, flows: impl AsFd, control: impl AsFd) -> Result<Self> {
-        let grace = Grace::new(&control)?;
-        let bytes = |slots: u32, size: usize| (BANKS * slots) as usize * size;
-        let control = ControlPage(Arc::new(Mapping::new(control, size_of::<Control>(), "control page")?));
+        let grace = Grace::new(&control);
+        let control = ControlPage(Mapping::new(control, size_of::<Control>(), "control page")?);
         let slots = Slots {
-            losses: Mapping::new(losses, bytes(LOSS_SLOTS, size_of::<LossSlot>()), "counters of losses")?,
-            flows: Mapping::new(flows, bytes(FLOW_SLOTS, size_of::<FlowSlot>()), "counters of flows")?,
-            control: control.clone(),
+            losses: Mapping::new(losses, size_of::<LossRoom>(), "counters of losses")?,
+            flows: Mapping::new(flows, size_of::<FlowRoom>(), "counters of flows")?,
         };
         let banks = Arc::new(Mutex::new(Banks::new(slots)));
         let (stop, stopped) = channel();

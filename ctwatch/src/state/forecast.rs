@@ -76,11 +76,14 @@ impl Forecast {
         }
         let mut rest: BTreeMap<u8, Step> = BTreeMap::new();
         for step in others.iter().filter(|step| !self.models.contains_key(&step.key)) {
-            let none = Step { key: 0, entries: 0.0, inserts: 0.0, deletes: 0.0 };
-            let rest = rest.entry((step.key >> 16) as u8).or_insert(none);
+            let rest = rest.entry((step.key >> 16) as u8).or_insert(Step::NONE);
             rest.entries += step.entries;
             rest.inserts += step.inserts;
             rest.deletes += step.deletes;
+        }
+        // Keys that are over are in no step, but time goes on for those like them.
+        for proto in self.rest.keys() {
+            rest.entry(*proto).or_insert(Step::NONE);
         }
         for (proto, step) in rest {
             let model = self.rest.entry(proto).or_insert_with(|| {
@@ -103,6 +106,11 @@ impl Forecast {
             Some((key, least)) if least * 2.0 + 16.0 < entries => self.models.remove(&key).is_some(),
             _ => false,
         }
+    }
+
+    /// Whether this key has a model of its own.
+    pub fn has_model(&self, key: FlowKey) -> bool {
+        self.models.contains_key(&key)
     }
 
     /// How long entries of this key last, if that was measured.

@@ -14,8 +14,10 @@ const SHOWN: usize = 5;
 const SMOOTH_S: f64 = 10.0;
 /// A map this small is not worth shrinking.
 const FEW_KEYS: usize = 1 << 12;
+/// A key with fewer inserts than this has no rate worth keeping. A scan leaves a hundred thousand of them.
+const MANY: u64 = 16;
 /// A rate that is shown as 0.
-const NEGLIGIBLE: f64 = 0.05;
+const NEGLIGIBLE: f64 = 0.001;
 /// Below this a census says too little of a key's states.
 const FEW: f64 = 16.0;
 
@@ -83,7 +85,7 @@ impl Key {
         (self.inserts, self.deletes) == self.retired
             && self.inserts == self.deletes
             && self.base == 0
-            && self.rate.per_s() < NEGLIGIBLE
+            && (self.inserts < MANY || self.rate.per_s() < NEGLIGIBLE)
     }
 
     fn entries(&self) -> u64 {
@@ -197,17 +199,17 @@ impl Flows {
             self.quiet &= (key.inserts, key.deletes) == key.last;
             self.occupied += key.entries();
         }
-        if self.known.is_none() {
-            return;
+        if self.known.is_some() {
+            let steps = self.keys.iter().map(|(key, flows)| Step {
+                key: *key,
+                entries: flows.entries() as f64,
+                inserts: flows.inserts.saturating_sub(flows.last.0) as f64,
+                deletes: flows.deletes.saturating_sub(flows.last.1) as f64,
+            });
+            self.forecast.tick(interval_s, steps);
         }
-        let steps = self.keys.iter().map(|(key, flows)| Step {
-            key: *key,
-            entries: flows.entries() as f64,
-            inserts: flows.inserts.saturating_sub(flows.last.0) as f64,
-            deletes: flows.deletes.saturating_sub(flows.last.1) as f64,
-        });
-        self.forecast.tick(interval_s, steps);
-        self.keys.retain(|_, key| !key.is_over());
+        let forecast = &self.forecast;
+        self.keys.retain(|key, flows| !flows.is_over() || forecast.has_model(*key));
         if self.keys.capacity() > 4 * self.keys.len().max(FEW_KEYS) {
             self.keys.shrink_to_fit();
         }
@@ -376,6 +378,32 @@ mod tests {
         assert_eq!(share(&occupancy), Some(0.5));
         tick(&mut occupancy, &[(80, 101, 101)], vec![]);
         assert_eq!(share(&occupancy), None);
+    }
+
+    #[test]
+    fn keys_that_came_and_went_are_forgotten_and_come_back_as_they_were() {
+        let mut occupancy = Occupancy::default();
+        tick(&mut occupancy, &[], vec![census(true, &[], 0)]);
+        // Larger ones have the models.
+        let large: Vec<(u16, u64, u64)> = (0..100).map(|port| (port, 1000, 0)).collect();
+        tick(&mut occupancy, &large, vec![]);
+        let scanned: Vec<(u16, u64, u64)> = (1000..21_000).map(|port| (port, 2, 2)).collect();
+        let busy = vec![(30_000, 100, 100)];
+        tick(&mut occupancy, &[&large[..], &scanned, &busy].concat(), vec![]);
+        assert_eq!(occupancy.tables[&HOST].keys.len(), 20_101);
+        for (port, inserts, deletes) in scanned.into_iter().chain(busy) {
+            occupancy.retire(HOST, 6, port, inserts, deletes);
+        }
+        tick(&mut occupancy, &large, vec![]);
+        assert_eq!(occupancy.tables[&HOST].keys.len(), 101, "only that with a rate is kept");
+        for _ in 0..200 {
+            tick(&mut occupancy, &large, vec![]);
+        }
+        assert_eq!(occupancy.tables[&HOST].keys.len(), 100);
+        assert!(occupancy.tables[&HOST].keys.capacity() < 20_000);
+        tick(&mut occupancy, &[&large[..], &[(1000, 100_000, 1)]].concat(), vec![]);
+        let (shown, exact) = shown(&occupancy, 199_999);
+        assert_eq!((shown[0], exact), ((Some(1000), 99_999), Some(true)));
     }
 
     proptest! {

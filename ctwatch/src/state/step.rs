@@ -18,6 +18,9 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// Nothing there, and nothing moved.
+    pub const NONE: Self = Self { key: 0, entries: 0.0, inserts: 0.0, deletes: 0.0 };
+
     /// Entries a tick ago.
     pub fn before(&self) -> f64 {
         (self.entries - self.inserts + self.deletes).max(0.0)

@@ -16,6 +16,7 @@ use crate::model::{
 
 mod events;
 mod owners;
+mod retired;
 mod sums;
 
 const HOST: u32 = 4_026_531_840;

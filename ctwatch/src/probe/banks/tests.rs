@@ -14,7 +14,7 @@ const SLOTS: u32 = 16;
 /// What the kernel has.
 #[derive(Debug)]
 struct Fake {
-    rooms: [Room; 2],
+    rooms: [RoomState; 2],
     slots: [Vec<Counts>; 2],
     overflow: [u64; CAUSES],
     flows_overflow: u64,
@@ -27,12 +27,12 @@ impl Memory for Shared {
         SLOTS
     }
 
-    fn room(&self, kind: Kind) -> Room {
+    fn room(&self, kind: Kind) -> RoomState {
         self.borrow().rooms[kind as usize]
     }
 
     fn activate(&self, kind: Kind, bank: usize) {
-        self.borrow_mut().rooms[kind as usize].active = bank as u64;
+        self.borrow_mut().rooms[kind as usize].active = bank as u64 * u64::from(SLOTS);
     }
 
     fn slot(&self, kind: Kind, index: u32) -> Counts {
@@ -52,7 +52,8 @@ impl Memory for Shared {
 #[derive(Clone, Copy, Debug)]
 struct Program {
     kind: Kind,
-    bank: u32,
+    /// The first slot of that bank.
+    first: u32,
     key: u64,
     counts: [u64; 3],
 }
@@ -60,13 +61,13 @@ struct Program {
 impl Program {
     /// As emit.rs does it.
     fn finish(self, fake: &mut Fake) {
-        let Self { kind, bank, key, counts } = self;
+        let Self { kind, first, key, counts } = self;
         let mut place = first_slot(key, SLOTS);
         for step in 1..=PROBES {
-            let slot = &mut fake.slots[kind as usize][(bank * SLOTS + place) as usize];
+            let slot = &mut fake.slots[kind as usize][(first + place) as usize];
             if slot.0 == 0 {
                 slot.0 = key;
-                fake.rooms[kind as usize].claimed[bank as usize] += 1;
+                fake.rooms[kind as usize].claimed[usize::from(first != 0)] += 1;
             }
             if slot.0 == key {
                 add(&mut slot.1, counts);
@@ -118,7 +119,7 @@ impl Host {
     fn new() -> Self {
         let slots = || vec![(0, [0; 3]); (BANKS * SLOTS) as usize];
         let fake = Rc::new(RefCell::new(Fake {
-            rooms: [Room::default(); 2],
+            rooms: [RoomState::default(); 2],
             slots: [slots(), slots()],
             overflow: [0; CAUSES],
             flows_overflow: 0,
@@ -140,8 +141,8 @@ impl Host {
             Kind::Flows => (KIND_FLOWS, [[by, 0, 0], [0, by, 0], [by, 0, by / 2]][by as usize % 3]),
         };
         let key = SlotKey { netns: 1, port, proto: 17, kind: number }.pack();
-        let bank = self.fake.borrow().rooms[kind as usize].active as u32;
-        self.running.push(Program { kind, bank, key, counts });
+        let first = self.fake.borrow().rooms[kind as usize].active as u32;
+        self.running.push(Program { kind, first, key, counts });
     }
 
     fn finish(&mut self) {
@@ -216,11 +217,16 @@ proptest! {
     }
 
     #[test]
-    fn any_number_of_keys_has_exact_totals_per_cause(steps in steps(400)) {
+    fn any_number_of_keys_has_exact_totals_per_cause(steps in steps(400), most_keys in 1..100usize) {
         let mut host = Host::new();
+        (host.banks.most_losses, host.banks.most_flows) = (most_keys, most_keys);
         host.run(&steps, |host| {
             let totals = host.sample();
-            let mut sums = host.fake.borrow().overflow;
+            let (mut sums, flows_overflow) = host.banks.overflow();
+            let flows_overflow = flows_overflow + host.fake.borrow().flows_overflow;
+            for (sum, more) in sums.iter_mut().zip(host.fake.borrow().overflow) {
+                *sum += more;
+            }
             for (key, counts) in totals.iter().filter(|(key, _)| !is_flow(**key)) {
                 sums[usize::from(SlotKey::unpack(*key).kind)] += counts[0];
             }
@@ -232,7 +238,8 @@ proptest! {
             let flows = |totals: &BTreeMap<u64, [u64; 3]>| {
                 totals.iter().filter(|(key, _)| is_flow(**key)).flat_map(|(_, counts)| *counts).sum::<u64>()
             };
-            assert_eq!(flows(&totals) + host.fake.borrow().flows_overflow, flows(&host.counted));
+            assert_eq!(flows(&totals) + flows_overflow, flows(&host.counted));
+            assert!(host.banks.losses.len().max(host.banks.flows.len()) <= most_keys);
         });
     }
 
