@@ -12,7 +12,7 @@ use crate::model::{NetnsId, Protocol};
 pub struct TableStatus {
     /// Its inode number.
     pub netns: NetnsId,
-    /// "host", a name from /run/netns, that of its container, or null.
+    /// "host" (the initial netns), a name from /run/netns, that of its container, "this netns", or null.
     pub name: Option<String>,
     /// The container, pod or unit that lives in it, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +42,9 @@ pub struct TableStatus {
     /// The netns has vanished; this is its last line.
     #[serde(skip_serializing_if = "is_false")]
     pub gone: bool,
+    /// The kernel's counters can't be read there: all that is known of it is what it lost.
+    #[serde(skip_serializing_if = "is_false")]
+    pub unreadable: bool,
     /// Left out when all is explained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unexplained: Option<Unexplained>,

@@ -18,7 +18,7 @@ use crate::record::anonymize::Anonymizer;
 use crate::record::reader::{RecordedRun, Stored};
 use crate::record::rows::Names;
 use crate::record::span::Span;
-use crate::record::tick::{NetnsTick, Presence};
+use crate::record::tick::NetnsTick;
 use drops::Drops;
 
 /// What to export.
@@ -311,7 +311,7 @@ impl Run<'_> {
             id.inode(),
             self.name(id),
             container,
-            presence != Presence::Present,
+            !presence.is_alive(),
             count,
             peak,
             max,

@@ -65,9 +65,7 @@ impl DeltaDecoder {
     /// Without the flows of namespaces that are gone, as in a live sample.
     fn slots(&self) -> Vec<SlotSample> {
         let is_there = |netns: u32| {
-            self.netns
-                .get(&NetnsId::from_packed(netns))
-                .is_none_or(|(known, _)| known.presence == Presence::Present)
+            self.netns.get(&NetnsId::from_packed(netns)).is_none_or(|(known, _)| known.presence.is_alive())
         };
         let slots = self.slots.iter().filter(|(key, _)| !is_flow(**key) || is_there(key.netns));
         slots
@@ -100,7 +98,10 @@ fn netns_sample(
         after: counters(after),
         gone: tick.presence == Presence::Gone,
         complete: tick.complete,
-        access: NetnsAccess::Readable,
+        access: match tick.presence {
+            Presence::Unreadable => NetnsAccess::Unreadable,
+            Presence::Present | Presence::Gone | Presence::Absent => NetnsAccess::Readable,
+        },
     }
 }
 

@@ -9,7 +9,7 @@ use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
 use super::tick::{CounterArray, NetnsTick, Presence, Tick};
-use crate::model::{Census, KernelCounters, NetnsId, NetnsSample, Sample};
+use crate::model::{Census, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample};
 
 /// Slots per tick in the long run.
 const SUSTAINED: usize = 256;
@@ -97,7 +97,7 @@ impl DeltaEncoder {
                 self.origin.insert((NetnsId::from_packed(key.netns), key.proto, key.port), net);
             }
         }
-        self.netns.retain(|_, known| known.tick.presence == Presence::Present);
+        self.netns.retain(|_, known| known.tick.presence.is_alive());
         for known in self.netns.values_mut() {
             known.tick = NetnsTick::default();
         }
@@ -131,7 +131,11 @@ impl DeltaEncoder {
             let after = signed(&sample.after);
             let tick = NetnsTick {
                 id: sample.id,
-                presence: if sample.gone { Presence::Gone } else { Presence::Present },
+                presence: match (sample.gone, sample.access) {
+                    (true, _) => Presence::Gone,
+                    (false, NetnsAccess::Readable) => Presence::Present,
+                    (false, NetnsAccess::Unreadable) => Presence::Unreadable,
+                },
                 complete: sample.complete,
                 count: sample.count,
                 peak: sample.count,

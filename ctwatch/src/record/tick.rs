@@ -54,6 +54,8 @@ pub enum Presence {
     Gone = 1,
     /// It is no longer reported.
     Absent = 2,
+    /// It is there, but the kernel's counters can't be read in it.
+    Unreadable = 3,
 }
 
 /// What changed of one netns.
@@ -78,6 +80,12 @@ pub struct NetnsTick {
 }
 
 impl Presence {
+    /// Whether it lives.
+    #[must_use]
+    pub const fn is_alive(self) -> bool {
+        matches!(self, Self::Present | Self::Unreadable)
+    }
+
     /// From its number in the file.
     #[must_use]
     pub const fn from_number(number: i64) -> Option<Self> {
@@ -85,6 +93,7 @@ impl Presence {
             0 => Some(Self::Present),
             1 => Some(Self::Gone),
             2 => Some(Self::Absent),
+            3 => Some(Self::Unreadable),
             _ => None,
         }
     }

@@ -235,6 +235,7 @@ mod tests {
             packets_lost: lost,
             entries_lost: 0,
             gone: false,
+            unreadable: false,
             unexplained: None,
         };
         let other = TableStatus {

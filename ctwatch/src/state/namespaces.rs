@@ -8,7 +8,7 @@ use ctwatch_common::cause::{CAUSES, Unit};
 
 use super::balance::{self, Balance, Bracket, Four};
 use crate::contract::{TableStatus, fill};
-use crate::model::{Backend, NetnsId, NetnsSample};
+use crate::model::{Backend, NetnsAccess, NetnsId, NetnsSample, is_home_netns};
 
 /// All namespaces that are, or were.
 #[derive(Debug, Default)]
@@ -41,6 +41,7 @@ struct Netns {
     life: Life,
     /// It is gone, and nothing it counted is missing.
     complete: bool,
+    access: NetnsAccess,
     ours: Totals,
     ours_at_last_tick: Totals,
 }
@@ -101,8 +102,7 @@ impl Namespaces {
     }
 
     pub fn add_sample(&mut self, sample: &NetnsSample) {
-        let NetnsSample { id, name, container, count, max, before, after, gone, complete, access: _ } =
-            sample;
+        let NetnsSample { id, name, container, count, max, before, after, gone, complete, access } = sample;
         if *gone && self.buried.ids.contains(id) {
             if *complete {
                 self.buried.complete(*id, balance::four(after));
@@ -130,6 +130,7 @@ impl Namespaces {
             (false, _) => netns.life = Life::Alive,
         }
         netns.complete = *complete;
+        netns.access = *access;
         netns.before = balance::four(before);
         netns.after = balance::four(after);
         netns.name.clone_from(name);
@@ -199,7 +200,7 @@ impl Namespaces {
             .map(|(id, netns)| netns.table(*id, interval_s, rates, elsewhere, backend))
             .collect();
         tables.sort_by(|a, b| {
-            let is_host = |table: &TableStatus| table.name.as_deref() == Some("host");
+            let is_host = |table: &TableStatus| is_home_netns(table.name.as_deref());
             let lost = |table: &TableStatus| (table.packets_lost, table.entries_lost);
             (is_host(b), lost(b))
                 .cmp(&(is_host(a), lost(a)))
@@ -257,7 +258,9 @@ impl Netns {
             before: add(self.earlier, self.before),
             after: self.kernel_after(),
             // An earlier netns of this number may have died with counts that nobody read.
-            open: (self.is_gone() && !self.complete) || self.earlier != [0; 4],
+            open: (self.is_gone() && !self.complete)
+                || self.earlier != [0; 4]
+                || self.access == NetnsAccess::Unreadable,
         }
     }
 
@@ -302,6 +305,7 @@ impl Netns {
             packets_lost,
             entries_lost,
             gone: self.life == Life::Dying,
+            unreadable: self.access == NetnsAccess::Unreadable,
             unexplained: (!unexplained.is_zero()).then_some(unexplained),
         }
     }

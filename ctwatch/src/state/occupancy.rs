@@ -271,6 +271,7 @@ mod tests {
             packets_lost: 0,
             entries_lost: 0,
             gone: false,
+            unreadable: false,
             unexplained: None,
         }
     }

@@ -138,6 +138,7 @@ impl Watch {
         let (symbols, btf) = kernel.both()?;
         let mut config = offsets::resolve(btf, symbols)?;
         let plan = plan(symbols, options, &mut config).map_err(anyhow::Error::msg)?;
+        let init_net = symbols.get("init_net").map(|symbol| symbol.address);
         drop(kernel);
         let late = LateCpus::look(&self.config.roots, namespaces)?;
         let sizes = MapSizes {
@@ -146,6 +147,11 @@ impl Watch {
         };
         let mut probe = Probe::attach(&plan, &config, sizes, self.config.log_level)?;
         let mut bases = BTreeMap::new();
+        self.netns.initial = init_net.and_then(|address| probe.netns_at(address).ok());
+        if self.netns.initial.is_some() {
+            self.netns.namespaces = netns::discover_around(self.netns.initial)?;
+        }
+        let namespaces = &self.netns.namespaces;
         for netns in namespaces.values() {
             // A netns that died since it was discovered has nothing to say.
             if let Ok(registered) = probe.register_netns(netns, Baseline::Current) {
@@ -237,15 +243,16 @@ impl Watch {
         }
         let mut before = self.read_counters()?;
         let mut slots = self.slots();
-        if slots.iter().any(|slot| !self.netns.knows(NetnsId::from_packed(slot.key.netns))) {
+        if self.netns.has_strangers(&slots) {
             // A loss in a netns that came up since the last rescan.
             self.rescan_netns();
             before = self.read_counters()?;
             slots = self.slots();
+            self.netns.give_up_on_strangers(&slots);
         }
         let (lost_events, overflow, ambiguous) = self.earlier.with(self.probe.as_ref());
         let after = self.read_counters()?;
-        let netns = self.netns.samples(&before, &after, stat::max().ok());
+        let netns = self.netns.samples(&before, &after, &slots, stat::max().ok());
         let flows = self.flows(&slots);
         let time = self.losses.clock.time();
         Ok(Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous, flows })

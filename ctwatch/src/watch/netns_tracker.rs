@@ -1,7 +1,7 @@
 //! Network namespaces come and go while we watch, and a later one may have an earlier one's inode number.
 //! Each has a baseline of what the kernel counted; a netns that is gone keeps its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::baseline::BaselineCounters;
 use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
 use crate::kernel::roots::Roots;
-use crate::model::{KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample};
+use crate::model::{HOST_NETNS, KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample};
 use crate::netns::{self, Netns};
 use crate::probe::Probe;
 use crate::probe::sync::Baseline;
@@ -31,11 +31,17 @@ pub(super) struct NetnsTracker {
     pub namespaces: BTreeMap<NetnsId, Netns>,
     baselines: BTreeMap<NetnsId, BaselineCounters>,
     gone: BTreeMap<NetnsId, Netns>,
+    /// Those that are there, but whose counters can't be read.
+    unreadable: BTreeSet<NetnsId>,
+    /// Those that lost something and that no process and no name leads to.
+    unreachable: BTreeSet<NetnsId>,
     /// How many namespaces with this inode number have gone.
     generations: HashMap<u32, u32>,
     /// What a slot of flows held when the netns went whose inode number it bears.
     flow_totals_at_reuse: HashMap<SlotKey, (u64, u64, u64)>,
     last_rescan: Instant,
+    /// The initial netns, as the kernel itself says; `None` if it doesn't.
+    pub initial: Option<NetnsId>,
     /// What a netns had counted in the end is summed up over all CPUs, also those that were offline at the start.
     pub sums_all_cpus: bool,
 }
@@ -46,9 +52,12 @@ impl Default for NetnsTracker {
             namespaces: BTreeMap::new(),
             baselines: BTreeMap::new(),
             gone: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            unreachable: BTreeSet::new(),
             generations: HashMap::new(),
             flow_totals_at_reuse: HashMap::new(),
             last_rescan: Instant::now(),
+            initial: None,
             sums_all_cpus: true,
         }
     }
@@ -82,6 +91,7 @@ impl NetnsTracker {
         for slot in slots.iter().filter(|slot| slot.counts_flows() && slot.key.netns == inode) {
             self.flow_totals_at_reuse.insert(slot.key, (slot.count, slot.deletes, slot.failed));
         }
+        self.unreadable.remove(&id);
         let unnoticed = || Netns { id, path: PathBuf::new(), name: None, container: None };
         self.gone.insert(id, self.namespaces.remove(&id).unwrap_or_else(unnoticed));
     }
@@ -92,7 +102,10 @@ impl NetnsTracker {
         let mut totals = BTreeMap::new();
         for (id, stat) in readings {
             match stat {
-                Ok(stat) => drop(totals.insert(id, self.accumulate(id, &stat))),
+                Ok(stat) => {
+                    self.unreadable.remove(&id);
+                    totals.insert(id, self.accumulate(id, &stat));
+                }
                 Err(_) => self.mark_unreadable(id, roots),
             }
         }
@@ -106,6 +119,11 @@ impl NetnsTracker {
     /// A netns can't be read: unless another process still leads there, it is gone.
     fn mark_unreadable(&mut self, id: NetnsId, roots: &Roots) {
         if module::loaded(roots).is_none() {
+            return;
+        }
+        if self.namespaces.get(&id).is_some_and(netns::leads_there) {
+            // It may not be entered, or not be read: that is no end.
+            self.unreadable.insert(id);
             return;
         }
         if let Some(netns) = self.namespaces.remove(&id) {
@@ -122,7 +140,7 @@ impl NetnsTracker {
     /// Finds new netns and makes them known to the programs.
     pub fn rescan(&mut self, probe: Option<&Probe>) {
         self.last_rescan = Instant::now();
-        let Ok(found) = netns::discover() else { return };
+        let Ok(found) = self.discover() else { return };
         let mut new = Vec::new();
         for (id, mut netns) in found {
             netns.id = self.present_id(id.inode());
@@ -144,6 +162,13 @@ impl NetnsTracker {
         for netns in new {
             let counted = counted.get(&netns.id).copied().unwrap_or(true);
             self.add(netns, counted, probe);
+        }
+    }
+
+    fn discover(&self) -> Result<BTreeMap<NetnsId, Netns>> {
+        match self.initial {
+            Some(id) => netns::discover_around(Some(id)),
+            None => netns::discover(),
         }
     }
 
@@ -179,13 +204,34 @@ impl NetnsTracker {
         self.baselines.contains_key(&id)
     }
 
+    /// Whether something was lost in a netns that nobody has looked for yet.
+    pub fn has_strangers(&self, slots: &[SlotSample]) -> bool {
+        slots.iter().any(|slot| {
+            let id = NetnsId::from_packed(slot.key.netns);
+            !self.knows(id) && !self.unreachable.contains(&id)
+        })
+    }
+
+    /// Those that were looked for and not found are not looked for again because of the same losses.
+    pub fn give_up_on_strangers(&mut self, slots: &[SlotSample]) {
+        let ids = slots.iter().map(|slot| NetnsId::from_packed(slot.key.netns));
+        self.unreachable = ids.filter(|id| !self.knows(*id)).collect();
+    }
+
     /// Entries in a netns's table at the last reading.
     pub fn entries(&self, id: NetnsId) -> Option<u32> {
         self.baselines.get(&id)?.entries
     }
 
-    /// All namespaces as a sample has them: `before` and `after` are the kernel's counters read around ours.
-    pub fn samples(&self, before: &Totals, after: &Totals, max: Option<u32>) -> Vec<NetnsSample> {
+    /// All namespaces as a sample has them: `before` and `after` are the kernel's counters read around ours. Those that can't
+    /// be entered are there if they lost something.
+    pub fn samples(
+        &self,
+        before: &Totals,
+        after: &Totals,
+        slots: &[SlotSample],
+        max: Option<u32>,
+    ) -> Vec<NetnsSample> {
         let sample = |(id, baseline): (&NetnsId, &BaselineCounters)| {
             let netns = self.namespaces.get(id).or_else(|| self.gone.get(id))?;
             Some(NetnsSample {
@@ -198,10 +244,36 @@ impl NetnsTracker {
                 after: after.get(id).copied().unwrap_or_else(|| baseline.total()),
                 gone: self.gone.contains_key(id),
                 complete: baseline.complete,
-                access: NetnsAccess::Readable,
+                access: if self.unreadable.contains(id) {
+                    NetnsAccess::Unreadable
+                } else {
+                    NetnsAccess::Readable
+                },
             })
         };
-        self.baselines.iter().filter_map(sample).collect()
+        let mut samples: Vec<NetnsSample> = self.baselines.iter().filter_map(sample).collect();
+        let lost = slots.iter().filter(|slot| !slot.counts_flows());
+        let ids: BTreeSet<NetnsId> = lost.map(|slot| NetnsId::from_packed(slot.key.netns)).collect();
+        samples.extend(ids.into_iter().filter(|id| !self.knows(*id)).map(|id| self.unreadable(id, max)));
+        samples
+    }
+
+    /// A netns of which nothing is known but what it lost.
+    fn unreadable(&self, id: NetnsId, max: Option<u32>) -> NetnsSample {
+        let netns = self.namespaces.get(&id);
+        let host = || (Some(id) == self.initial).then(|| HOST_NETNS.to_owned());
+        NetnsSample {
+            id,
+            name: netns.and_then(|netns| netns.name.clone()).or_else(host),
+            container: netns.and_then(|netns| netns.container.clone()),
+            count: None,
+            max,
+            before: KernelCounters::default(),
+            after: KernelCounters::default(),
+            gone: false,
+            complete: false,
+            access: NetnsAccess::Unreadable,
+        }
     }
 
     /// Slots of flows bear inode numbers: they belong to the netns that has the number now, if any.

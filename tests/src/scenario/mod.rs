@@ -6,6 +6,7 @@ mod attach;
 mod causes;
 mod census;
 mod census_odds;
+mod cpus;
 mod elsewhere;
 mod eviction;
 mod filters;
@@ -141,6 +142,7 @@ const SCENARIOS: &[Scenario] = &[
     ),
     Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300, ALL),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400, ALL),
+    Scenario("cpus_offline_at_start_plugged_and_unplugged_in_a_storm", cpus::come_and_go, 300, ALL),
     // Whose packet it was comes from the stack the kernel runs the hook on, and from its cgroups.
     Scenario("retransmits_bear_the_clients_name", owners::retransmits_bear_the_clients_name, 240, ALL),
     Scenario("inbound_losses_name_the_listener", owners::inbound_losses_name_the_listener, 240, ALL),

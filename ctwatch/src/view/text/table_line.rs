@@ -2,6 +2,7 @@
 //! It fits 80 columns: the least important parts are dropped first.
 
 use crate::contract::TableStatus;
+use crate::model::is_home_netns;
 use crate::text::{ALERT, COLUMNS, PLAIN, Paint, WARN, percent, rate, shorten, thousands, width};
 
 /// Forecasts further ahead are not shown in a line per second.
@@ -17,7 +18,7 @@ pub(super) fn name(table: &TableStatus) -> String {
 }
 
 pub(super) fn is_host(table: &TableStatus) -> bool {
-    table.name.as_deref() == Some("host")
+    is_home_netns(table.name.as_deref())
 }
 
 pub(super) fn loses(table: &TableStatus) -> bool {
@@ -34,6 +35,9 @@ pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint)
     if table.gone {
         let entries = entries(table);
         return format!("{head}{entries}  netns deleted; its totals are kept{}", lost(table));
+    }
+    if table.unreadable {
+        return format!("{head}not readable{}", paint.on(ALERT, &lost(table))).trim_end().to_owned();
     }
     let style = match table.fill {
         Some(fill) if fill >= 1.0 => ALERT,
@@ -151,6 +155,7 @@ mod tests {
                 packets_lost,
                 entries_lost,
                 gone: false,
+                unreadable: false,
                 unexplained: None,
             };
             let line = line("12:03:04", &table, width(&super::name(&table)), Paint(false));
