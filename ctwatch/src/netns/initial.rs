@@ -8,7 +8,7 @@ use crate::kernel::roots::Roots;
 use crate::model::NetnsId;
 
 /// The inode number of the initial pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h, 5.10 to 7.3).
-const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+pub(super) const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// That of the initial netns (PROC_NET_INIT_INO, from 6.17 on). Before, it got one like all others, from 0xF0000000 on.
 const INITIAL_NETNS: u32 = 0xEFFF_FFF9;
 /// A setting that only the initial netns has (net_core_table, net/core/sysctl_net_core.c, 5.10 to 7.3), in a folder that

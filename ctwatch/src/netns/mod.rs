@@ -15,7 +15,7 @@ mod enter;
 mod initial;
 mod name;
 
-pub use discover::{discover, discover_around};
+pub use discover::{NetnsFinder, discover};
 pub use enter::{enter, on_netns_thread, run_inside};
 pub use initial::{InitialNetns, WhyUnknown};
 

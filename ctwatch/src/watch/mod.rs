@@ -23,7 +23,6 @@ use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::model::{Clock, KernelCounters, Loss, NetnsId, Sample, SlotSample};
-use crate::netns;
 use crate::probe::object::MapSizes;
 use crate::probe::plan::{Attachment, ProbeOptions, plan};
 use crate::probe::room::NetnsRoom;
@@ -88,6 +87,7 @@ pub struct Watch {
     /// The module was loaded again since the last sample.
     restarted: bool,
     last_sample: Instant,
+    crowding_told: bool,
 }
 
 /// What each CPU had counted in a netns when its watch began; `None` for a CPU that was offline.
@@ -106,6 +106,7 @@ impl Watch {
             earlier: EarlierTotals::default(),
             restarted: false,
             last_sample: Instant::now(),
+            crowding_told: false,
         };
         let start = watch.attach(kernel)?;
         Ok((watch, start))
@@ -113,7 +114,7 @@ impl Watch {
 
     fn attach(&mut self, kernel: Kernel) -> Result<StartInfo> {
         self.module = module::loaded(&self.config.roots);
-        self.netns.namespaces = netns::discover()?;
+        self.netns.discover_all()?;
         let mut start =
             StartInfo { attachments: Vec::new(), notes: Vec::new(), since_boot: KernelCounters::default() };
         let bases = match self.config.probe_options {
@@ -149,7 +150,7 @@ impl Watch {
         let mut bases = BTreeMap::new();
         self.netns.initial = init_net.and_then(|address| probe.netns_at(address).ok());
         if self.netns.initial.is_some() {
-            self.netns.namespaces = netns::discover_around(self.netns.initial)?;
+            self.netns.discover_all()?;
         }
         let namespaces = &self.netns.namespaces;
         for netns in namespaces.values() {
@@ -165,6 +166,7 @@ impl Watch {
                 reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"));
             bail!("no netns could be synchronised: {why}");
         }
+        self.netns.ends_are_told = config.exit_probed != 0;
         self.netns.sums_all_cpus = late.complete(&mut probe, namespaces, &mut bases)?;
         probe.shared.start_watching();
         give_back_memory();
@@ -239,23 +241,33 @@ impl Watch {
         let interval_s = now.duration_since(self.last_sample).as_secs_f64();
         self.last_sample = now;
         if self.netns.is_due(now) {
-            self.rescan_netns();
+            self.rescan_netns(false);
         }
         let mut before = self.read_counters()?;
         let mut slots = self.slots();
-        if self.netns.has_strangers(&slots) {
-            // A loss in a netns that came up since the last rescan.
-            self.rescan_netns();
+        // A loss in a netns that came up since the last rescan; or an old process moved to it, or made it.
+        for thorough in [false, true] {
+            if !self.netns.has_strangers(&slots) {
+                break;
+            }
+            self.rescan_netns(thorough);
             before = self.read_counters()?;
             slots = self.slots();
-            self.netns.give_up_on_strangers(&slots);
         }
+        self.netns.give_up_on_strangers(&slots);
         let (lost_events, overflow, ambiguous) = self.earlier.with(self.probe.as_ref());
         let after = self.read_counters()?;
         let netns = self.netns.samples(&before, &after, &slots, stat::max().ok());
+        self.netns.forget_gone(now, &slots);
         let flows = self.flows(&slots);
         let time = self.losses.clock.time();
         Ok(Sample { time, interval_s, netns, slots, overflow, lost_events, ambiguous, flows })
+    }
+
+    /// Whether more namespaces lose packets than the programs have room for: once.
+    pub fn take_crowding(&mut self) -> bool {
+        let crowded = self.probe.as_ref().is_some_and(|probe| probe.shared.crowded() > 0);
+        crowded && !std::mem::replace(&mut self.crowding_told, true)
     }
 
     /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just
@@ -268,8 +280,8 @@ impl Watch {
         }
     }
 
-    fn rescan_netns(&mut self) {
-        self.netns.rescan(self.probe.as_ref());
+    fn rescan_netns(&mut self, thorough: bool) {
+        self.netns.rescan(self.probe.as_ref(), thorough);
         self.losses.namespaces_changed();
     }
 

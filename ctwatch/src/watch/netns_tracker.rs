@@ -1,7 +1,7 @@
 //! Network namespaces come and go while we watch, and a later one may have an earlier one's inode number.
 //! Each has a baseline of what the kernel counted; a netns that is gone keeps its own.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,17 @@ use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
 use crate::kernel::roots::Roots;
 use crate::model::{HOST_NETNS, KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample};
-use crate::netns::{self, Netns};
+use crate::netns::{self, InitialNetns, Netns, NetnsFinder};
 use crate::probe::Probe;
 use crate::probe::sync::Baseline;
 
 /// How often to look for netns nobody has lost a packet in.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long samples tell of a netns that is gone.
+const TOLD: Duration = Duration::from_secs(10);
+/// The same, where nobody tells its last counts.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// The kernel's counters since the baseline, by netns.
 pub(super) type Totals = BTreeMap<NetnsId, KernelCounters>;
@@ -30,7 +35,10 @@ pub(super) struct NetnsTracker {
     /// Those that can be entered.
     pub namespaces: BTreeMap<NetnsId, Netns>,
     baselines: BTreeMap<NetnsId, BaselineCounters>,
-    gone: BTreeMap<NetnsId, Netns>,
+    gone: BTreeMap<NetnsId, Gone>,
+    /// Those that are gone, are told of no more, and still have slots of losses.
+    forgotten: BTreeSet<NetnsId>,
+    finder: NetnsFinder,
     /// Those that are there, but whose counters can't be read.
     unreadable: BTreeSet<NetnsId>,
     /// Those that lost something and that no process and no name leads to.
@@ -40,10 +48,19 @@ pub(super) struct NetnsTracker {
     /// What a slot of flows held when the netns went whose inode number it bears.
     flow_totals_at_reuse: HashMap<SlotKey, (u64, u64, u64)>,
     last_rescan: Instant,
+    /// The programs tell when a netns is destroyed.
+    pub ends_are_told: bool,
     /// The initial netns, as the kernel itself says; `None` if it doesn't.
     pub initial: Option<NetnsId>,
     /// What a netns had counted in the end is summed up over all CPUs, also those that were offline at the start.
     pub sums_all_cpus: bool,
+}
+
+/// A netns that is gone.
+#[derive(Debug)]
+struct Gone {
+    netns: Netns,
+    since: Instant,
 }
 
 impl Default for NetnsTracker {
@@ -52,11 +69,14 @@ impl Default for NetnsTracker {
             namespaces: BTreeMap::new(),
             baselines: BTreeMap::new(),
             gone: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            finder: NetnsFinder::default(),
             unreadable: BTreeSet::new(),
             unreachable: BTreeSet::new(),
             generations: HashMap::new(),
             flow_totals_at_reuse: HashMap::new(),
             last_rescan: Instant::now(),
+            ends_are_told: false,
             initial: None,
             sums_all_cpus: true,
         }
@@ -83,6 +103,11 @@ impl NetnsTracker {
         let inode = id.inode();
         let generation = self.generations.entry(inode).or_default();
         *generation = (*generation).max(id.generation() + 1);
+        let is_known = self.namespaces.contains_key(&id) || self.knows(id);
+        if !is_known && counters == KernelCounters::default() {
+            // It came and went between two looks, and lost nothing.
+            return;
+        }
         // One that nobody had noticed yet came up while we watched: all it has counted is ours.
         let baseline = self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(Vec::new(), true));
         if self.sums_all_cpus {
@@ -93,7 +118,8 @@ impl NetnsTracker {
         }
         self.unreadable.remove(&id);
         let unnoticed = || Netns { id, path: PathBuf::new(), name: None, container: None };
-        self.gone.insert(id, self.namespaces.remove(&id).unwrap_or_else(unnoticed));
+        let netns = self.namespaces.remove(&id).unwrap_or_else(unnoticed);
+        self.gone.insert(id, Gone { netns, since: Instant::now() });
     }
 
     /// Reads the kernel's counters in every netns.
@@ -127,7 +153,7 @@ impl NetnsTracker {
             return;
         }
         if let Some(netns) = self.namespaces.remove(&id) {
-            self.gone.insert(id, netns);
+            self.gone.insert(id, Gone { netns, since: Instant::now() });
             self.last_rescan = Instant::now() - RESCAN_INTERVAL;
         }
     }
@@ -138,9 +164,9 @@ impl NetnsTracker {
     }
 
     /// Finds new netns and makes them known to the programs.
-    pub fn rescan(&mut self, probe: Option<&Probe>) {
+    pub fn rescan(&mut self, probe: Option<&Probe>, thorough: bool) {
         self.last_rescan = Instant::now();
-        let Ok(found) = self.discover() else { return };
+        let Ok(found) = self.discover(thorough) else { return };
         let mut new = Vec::new();
         for (id, mut netns) in found {
             netns.id = self.present_id(id.inode());
@@ -165,11 +191,16 @@ impl NetnsTracker {
         }
     }
 
-    fn discover(&self) -> Result<BTreeMap<NetnsId, Netns>> {
-        match self.initial {
-            Some(id) => netns::discover_around(Some(id)),
-            None => netns::discover(),
-        }
+    /// Looks for all namespaces from scratch.
+    pub fn discover_all(&mut self) -> Result<()> {
+        self.namespaces = self.discover(true)?;
+        Ok(())
+    }
+
+    fn discover(&mut self, thorough: bool) -> Result<BTreeMap<NetnsId, Netns>> {
+        let look = || Some(InitialNetns::look(&Roots::default(), netns::own().ok()?).known());
+        let initial = self.initial.or_else(|| look().flatten());
+        self.finder.look(initial, thorough)
     }
 
     /// A netns that came up, or was hidden so far. `counted`: it may have counted something already.
@@ -201,7 +232,31 @@ impl NetnsTracker {
 
     /// Whether a netns has been seen, there or gone.
     pub fn knows(&self, id: NetnsId) -> bool {
-        self.baselines.contains_key(&id)
+        self.baselines.contains_key(&id) || self.forgotten.contains(&id)
+    }
+
+    /// Whoever is told of samples has had the last words of those that went by now: a host that makes and destroys
+    /// namespaces all day must not fill the memory.
+    pub fn forget_gone(&mut self, now: Instant, slots: &[SlotSample]) {
+        let Self { gone, baselines, forgotten, ends_are_told, .. } = self;
+        let before = gone.len();
+        gone.retain(|id, one| {
+            let complete = baselines.get(id).is_some_and(|baseline| baseline.complete);
+            let age = now.duration_since(one.since);
+            // Counted twice, were it forgotten before the programs tell.
+            let is_settled = if complete { age >= TOLD } else { !*ends_are_told && age >= LAST_WORDS };
+            if !is_settled {
+                return true;
+            }
+            baselines.remove(id);
+            forgotten.insert(*id);
+            false
+        });
+        if gone.len() < before {
+            let ids: HashSet<NetnsId> =
+                slots.iter().map(|slot| NetnsId::from_packed(slot.key.netns)).collect();
+            forgotten.retain(|id| ids.contains(id));
+        }
     }
 
     /// Whether something was lost in a netns that nobody has looked for yet.
@@ -233,7 +288,7 @@ impl NetnsTracker {
         max: Option<u32>,
     ) -> Vec<NetnsSample> {
         let sample = |(id, baseline): (&NetnsId, &BaselineCounters)| {
-            let netns = self.namespaces.get(id).or_else(|| self.gone.get(id))?;
+            let netns = self.namespaces.get(id).or_else(|| self.gone.get(id).map(|gone| &gone.netns))?;
             Some(NetnsSample {
                 id: *id,
                 name: netns.name.clone(),
