@@ -5,7 +5,7 @@
 #[repr(u64)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncOp {
-    /// Find the address of the calling thread's netns.
+    /// Find address and id of the netns at the second argument, or of the calling thread's if that is 0.
     Locate = 0,
     /// Register a netns on this CPU; what it has counted so far is not ours.
     BaselineCurrent = 1,

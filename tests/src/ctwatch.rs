@@ -65,7 +65,20 @@ impl Drops {
 
     /// Starts it without waiting for anything.
     pub fn spawn(args: &[&str]) -> Result<Self> {
-        let mut child = Command::new("ctwatch")
+        Self::spawn_by(&[], args)
+    }
+
+    /// As [`Drops::start`], run by another program, which may put it elsewhere.
+    pub fn start_by(starter: &[&str], args: &[&str]) -> Result<Self> {
+        let drops = Self::spawn_by(starter, args)?;
+        drops.wait_for("the start line", |lines| lines.iter().any(|line| line["type"] == "start"))?;
+        Ok(drops)
+    }
+
+    fn spawn_by(starter: &[&str], args: &[&str]) -> Result<Self> {
+        let program: Vec<&str> = starter.iter().copied().chain(["ctwatch"]).collect();
+        let mut child = Command::new(program[0])
+            .args(&program[1..])
             .args(["drops", "--format", "json"])
             .args(args)
             .stdin(Stdio::null())

@@ -24,7 +24,7 @@ pub fn run(ctx: &RawTracePointContext) -> i32 {
     // SAFETY: the helper has no preconditions; the pointer goes into the map's value.
     unsafe { core::ptr::write_volatile(&raw mut (*control).jiffies, bpf_jiffies64()) };
     let baseline = match op {
-        SyncOp::Locate => return locate(control),
+        SyncOp::Locate => return locate(control, ctx.arg(1)),
         SyncOp::Reconcile => {
             reconcile(ctx, ctx.arg(1), ctx.arg(2));
             return 0;
@@ -36,15 +36,19 @@ pub fn run(ctx: &RawTracePointContext) -> i32 {
     register(ctx, ctx.arg(1), baseline)
 }
 
-/// Leaves the address of the calling thread's netns in the control page.
+/// Leaves address and id of a netns in the control page: of this one, or of the calling thread's.
 #[inline(always)]
-fn locate(control: *mut Control) -> i32 {
+fn locate(control: *mut Control, net: u64) -> i32 {
     owner::find_orig_ax();
     // SAFETY: the helper has no preconditions; the pointer goes into the map's value.
     unsafe {
-        let task = bpf_get_current_task();
-        let nsproxy: u64 = read(task + u64::from(config!(task_nsproxy)));
-        let net: u64 = if nsproxy == 0 { 0 } else { read(nsproxy + u64::from(config!(nsproxy_net))) };
+        let net: u64 = if net == 0 {
+            let task = bpf_get_current_task();
+            let nsproxy: u64 = read(task + u64::from(config!(task_nsproxy)));
+            if nsproxy == 0 { 0 } else { read(nsproxy + u64::from(config!(nsproxy_net))) }
+        } else {
+            net
+        };
         core::ptr::write_volatile(&raw mut (*control).sync_net, net);
         let id = netns::current_id(netns::inum(net));
         core::ptr::write_volatile(&raw mut (*control).sync_id, u64::from(id));

@@ -17,7 +17,7 @@ use super::report::Source;
 use super::target::ServiceTarget;
 use crate::firewall::{Objection, ObjectionKind};
 use crate::machine::{self, Machine};
-use crate::model::{Loss, NetnsId};
+use crate::model::{HOST_NETNS, Loss, NetnsId};
 use crate::record::Recording;
 use crate::record::delta_decoder::DeltaDecoder;
 use crate::record::reader::{RecordedRun, Stored};
@@ -370,7 +370,7 @@ fn source(
             "flows were not counted: arrival rates are estimated from the timeouts of the entries".to_owned(),
         );
     }
-    if worst.name.as_deref().is_some_and(|name| name != "host") {
+    if worst.name.as_deref().is_some_and(|name| name != HOST_NETNS) {
         notes.push("run the commands inside that netns (nsenter, ip netns exec)".to_owned());
     }
     notes.extend(machine.notes.iter().cloned());

@@ -17,7 +17,7 @@ pub(super) fn resolve(specs: &[NetnsSpec]) -> Result<Option<Vec<NetnsId>>> {
     specs
         .iter()
         .map(|spec| match spec {
-            NetnsSpec::Host => netns::host(&namespaces),
+            NetnsSpec::Host => netns::host().map_err(|error| Failure::usage(format!("{error:#}")).into()),
             NetnsSpec::Name(name) => netns::find(&namespaces, name)
                 .map_err(|error| Failure::usage(format!("--netns: {error:#}")).into()),
             NetnsSpec::Inode(id) if namespaces.contains_key(id) => Ok(*id),

@@ -8,11 +8,16 @@ use crate::contract::CheckItem;
 use crate::kernel::Kernel;
 use crate::kernel::btf::Btf;
 use crate::kernel::capabilities::{Capabilities, Capability};
+use crate::kernel::cpus;
 use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
 use crate::kernel::symbols::Symbols;
+use crate::model::THIS_NETNS;
+use crate::netns::{self, InitialNetns};
 use crate::probe::offsets;
 use crate::probe::plan::RawTpReentrancy;
+use crate::probe::room::NetnsRoom;
+use crate::text::{mib, thousands};
 use ctwatch_common::config::KFREE_SKB_ADDRESS;
 
 /// What was found.
@@ -53,6 +58,8 @@ pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<
     found.lockdown(roots);
     found.conntrack(roots);
     found.census(roots);
+    found.host(roots);
+    found.cpus(roots);
     if let Some(try_bpf) = try_bpf
         && found.obstacle.is_none()
     {
@@ -214,6 +221,49 @@ impl Preflight {
                 Some("nothing: `ctwatch drops` waits until a firewall rule or `modprobe nf_conntrack` loads it"),
             );
         }
+    }
+
+    /// Whether the initial netns is known: what a container calls its own is not the host's.
+    fn host(&mut self, roots: &Roots) {
+        let initial =
+            netns::id_of(&roots.proc("self/ns/net")).map(|own| (InitialNetns::look(roots, own), own));
+        match initial {
+            Ok((InitialNetns::Known(id), own)) if id == own => {
+                self.note("host's netns", Some(true), format!("{id}, the one ctwatch runs in"), None);
+            }
+            Ok((InitialNetns::Known(id), _)) => {
+                self.note("host's netns", Some(true), format!("{id}, that of process 1"), None);
+            }
+            Ok((InitialNetns::Unknown(why), own)) => {
+                let text = format!(
+                    "{}; {own} is shown as \"{THIS_NETNS}\", and losses elsewhere as \"not readable\"",
+                    why.text()
+                );
+                self.note("host's netns", Some(false), text, Some(why.remedy()));
+            }
+            Err(error) => self.note("host's netns", None, format!("{error:#}"), Some("mount /proc")),
+        }
+    }
+
+    /// Records are kept for each CPU that may ever come up, not only for those that are online.
+    fn cpus(&mut self, roots: &Roots) {
+        let (Ok(possible), Ok(online)) = (cpus::possible(&roots.sys), cpus::online(&roots.sys)) else {
+            self.note("cpus", None, "unknown (no /sys/devices/system/cpu)".to_owned(), None);
+            return;
+        };
+        let present = netns::discover().map_or(1, |namespaces| namespaces.len());
+        let room = NetnsRoom::new(present, u32::try_from(possible.len()).unwrap_or(u32::MAX));
+        let text = format!(
+            "{} online, {} possible; records of {} netns (there {} {present} now) take {} of kernel memory",
+            online.len(),
+            possible.len(),
+            thousands(room.namespaces.into()),
+            if present == 1 { "is" } else { "are" },
+            mib(room.bytes),
+        );
+        let enough = present < room.namespaces as usize;
+        let remedy = "nothing: of more namespaces that lose packets at the same time only drops of a full table and evictions are counted";
+        self.note("cpus", Some(enough), text, (!enough).then_some(remedy));
     }
 
     /// What `ctwatch table` needs, which is less than watching does.

@@ -15,7 +15,7 @@ use super::{event_loop, view};
 use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
-use crate::model::NetnsId;
+use crate::model::{HOST_NETNS, NetnsId};
 use crate::record::Recording;
 use crate::record::reader::RecordedRun;
 use crate::record::replay::Replay;
@@ -216,7 +216,7 @@ fn called(id: NetnsId, names: &Names) -> String {
 
 fn is(spec: &NetnsSpec, id: NetnsId, names: &Names) -> bool {
     match spec {
-        NetnsSpec::Host => names.name.as_deref() == Some("host"),
+        NetnsSpec::Host => names.name.as_deref() == Some(HOST_NETNS),
         NetnsSpec::Name(name) => names.name.as_ref() == Some(name),
         NetnsSpec::Inode(wanted) => wanted.inode() == id.inode(),
         NetnsSpec::Pid(_) => false,

@@ -12,7 +12,7 @@ use crate::model::{NetnsId, Protocol};
 pub struct TableStatus {
     /// Its inode number.
     pub netns: NetnsId,
-    /// "host", a name from /run/netns, that of its container, or null.
+    /// "host" (the initial netns), a name from /run/netns, that of its container, "this netns", or null.
     pub name: Option<String>,
     /// The container, pod or unit that lives in it, if known.
     #[serde(skip_serializing_if = "Option::is_none")]

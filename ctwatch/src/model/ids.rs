@@ -7,6 +7,17 @@ use ctwatch_common::netns;
 
 use super::Name;
 
+/// What the initial netns is called, and no other.
+pub const HOST_NETNS: &str = "host";
+/// What the netns that ctwatch runs in is called, if it has no other name.
+pub const THIS_NETNS: &str = "this netns";
+
+/// Whether this is the name of the netns that a user sees first: the host's, or the own one.
+#[must_use]
+pub fn is_home_netns(name: Option<&str>) -> bool {
+    matches!(name, Some(HOST_NETNS | THIS_NETNS))
+}
+
 /// A network namespace: its inode number, and how many namespaces had that number before it since ctwatch started.
 ///
 /// Shown as `readlink /proc/PID/ns/net` and `lsns` show it, with the generation behind it if there is one.

@@ -24,7 +24,7 @@ pub use counters::{CounterSource, KernelCounters};
 pub use direction::{Direction, Locals};
 pub use entry::{EntryFields, TableEntry};
 pub use event::{FromKernel, Insert, Loss, NetnsAccess, NetnsSample, Sample, SlotSample};
-pub use ids::{NetnsId, Owner, ProcessId, Role};
+pub use ids::{HOST_NETNS, NetnsId, Owner, ProcessId, Role, THIS_NETNS, is_home_netns};
 pub use packet::{Device, EntryState, Flow, Hook, Name, Packet, Sender, Tuple};
 pub use protocol::{Protocol, service};
 pub use service_port::ServicePort;

@@ -7,14 +7,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::kernel::roots::Roots;
 use crate::model::NetnsId;
 
 mod discover;
 mod enter;
+mod initial;
 mod name;
 
-pub use discover::discover;
+pub use discover::{NetnsFinder, discover};
 pub use enter::{enter, on_netns_thread, run_inside};
+pub use initial::{InitialNetns, WhyUnknown};
 
 /// A netns and a way into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub struct Netns {
     pub id: NetnsId,
     /// A file that leads into it.
     pub path: PathBuf,
-    /// "host", the name its maker gave it, or that of the container that lives in it.
+    /// [`crate::model::HOST_NETNS`], the name its maker gave it, that of the container that lives in it, or [`crate::model::THIS_NETNS`].
     pub name: Option<String>,
     /// The container or pod that lives in it; else the systemd unit.
     pub container: Option<String>,
@@ -40,11 +43,18 @@ pub fn own() -> Result<NetnsId> {
     id_of(Path::new("/proc/self/ns/net"))
 }
 
-/// The netns of process 1: what `host` means, live, in recordings and in advice.
-pub fn host(namespaces: &BTreeMap<NetnsId, Netns>) -> Result<NetnsId> {
-    let host = namespaces.values().find(|netns| netns.name.as_deref() == Some(name::HOST));
-    host.map(|netns| netns.id)
-        .context("--netns host: the netns of process 1 can't be read; run as root, with the host's /proc")
+/// Whether a netns is still where it was found.
+#[must_use]
+pub fn leads_there(netns: &Netns) -> bool {
+    id_of(&netns.path).is_ok_and(|found| found.inode() == netns.id.inode())
+}
+
+/// The initial netns: what `host` means, live, in recordings and in advice.
+pub fn host() -> Result<NetnsId> {
+    match InitialNetns::look(&Roots::default(), own()?) {
+        InitialNetns::Known(id) => Ok(id),
+        InitialNetns::Unknown(why) => bail!("--netns host: {}; {}", why.text(), why.remedy()),
+    }
 }
 
 /// Finds the netns a user named: a name, an inode number, or a process.

@@ -1,4 +1,4 @@
-//! What a netns is called: by process 1, by a name in /run/netns, or after the container that lives in it.
+//! What a netns is called: by a name in /run/netns, or after the container that lives in it.
 //! A few processes of each netns are asked, not all.
 
 use std::collections::BTreeMap;
@@ -9,8 +9,6 @@ use crate::model::NetnsId;
 use crate::process::cgroup;
 use crate::process::container::{self, CgroupKind};
 
-/// What the netns of process 1 is called.
-pub(super) const HOST: &str = "host";
 /// Processes of one netns whose cgroups are read until one is a container's.
 const ASKED: u8 = 3;
 

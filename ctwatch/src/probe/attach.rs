@@ -72,6 +72,12 @@ impl Probe {
         Ok(NetnsId::from_packed(self.shared.sync_id()))
     }
 
+    /// The id of the netns at this address.
+    pub fn netns_at(&self, address: u64) -> Result<NetnsId> {
+        sync::locate_netns(self.sync_program()?, address)?;
+        Ok(NetnsId::from_packed(self.shared.sync_id()))
+    }
+
     /// What a CPU that is offline has counted in a netns so far: the programs begin there when it comes up. Before
     /// [`Shared::start_watching`].
     pub fn add_late_base(&mut self, netns: NetnsId, cpu: u32, base: Counters) -> Result<()> {

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use crate::kernel::cpus;
+
 /// MEMBARRIER_CMD_GLOBAL: synchronize_rcu(), if more than one CPU is online (kernel/sched/membarrier.c).
 const GLOBAL: libc::c_int = 1;
 /// BPF_MAP_CREATE, BPF_MAP_UPDATE_ELEM, BPF_MAP_TYPE_ARRAY_OF_MAPS

@@ -260,6 +260,12 @@ fn pair_function(symbols: &Symbols) -> Option<String> {
 }
 
 impl Plan {
+    /// Whether this program is to be attached.
+    #[must_use]
+    pub fn has(&self, program: &str) -> bool {
+        self.attachments.iter().any(|one| one.program == program)
+    }
+
     /// A function's entry and return, or a note of what is missing without them.
     fn pair(&mut self, symbols: &Symbols, function: &str, [entry, back]: [&'static str; 2], otherwise: &str) {
         match symbols.function(function) {

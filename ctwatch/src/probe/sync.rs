@@ -53,6 +53,11 @@ pub fn locate_current_netns(program: &RawTracePoint) -> Result<()> {
     run(program, SyncOp::Locate, 0, 0, None)
 }
 
+/// Looks up the netns at this address; its id is left in the control page.
+pub fn locate_netns(program: &RawTracePoint, net: u64) -> Result<()> {
+    run(program, SyncOp::Locate, net, 0, None)
+}
+
 /// Registers the netns at this address on every online CPU.
 pub fn register_netns(program: &RawTracePoint, net: u64, baseline: Baseline) -> Result<()> {
     on_online_cpus(|cpu| run(program, baseline.op(), net, 0, Some(cpu)))

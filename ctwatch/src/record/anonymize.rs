@@ -13,7 +13,7 @@ use ipcrypt_rs::IpcryptPfx;
 use sha2::{Digest as _, Sha256};
 
 use super::rows::{Names, Run};
-use crate::model::{Loss, Name, Owner, ProcessId, Sender, Tuple};
+use crate::model::{Loss, Name, Owner, ProcessId, Sender, Tuple, is_home_netns};
 
 /// The replacements made so far.
 pub struct Anonymizer {
@@ -152,9 +152,13 @@ impl Anonymizer {
         format!("/cgroup-{}", self.cgroups.of(path.to_owned()))
     }
 
-    /// A replacement for the name of a network namespace; "host" identifies nobody.
+    /// A replacement for the name of a network namespace; those that each host has identify nobody.
     pub fn netns(&mut self, name: &str) -> String {
-        if name == "host" { name.to_owned() } else { format!("netns-{}", self.netns.of(name.to_owned())) }
+        if is_home_netns(Some(name)) {
+            name.to_owned()
+        } else {
+            format!("netns-{}", self.netns.of(name.to_owned()))
+        }
     }
 
     /// A replacement for a host name.

@@ -153,7 +153,7 @@ impl DeltaEncoder {
     }
 
     fn netns(&mut self, samples: &[NetnsSample]) -> Vec<NetnsTick> {
-        let mut changed = Vec::new();
+        let (mut changed, mut was_gone) = (Vec::new(), Vec::new());
         for sample in samples {
             let known = self.netns.entry(sample.id).or_default();
             let after = signed(&sample.after);
@@ -178,9 +178,14 @@ impl DeltaEncoder {
         }
         for (id, known) in &mut self.netns {
             if known.generation != self.generation && known.tick.presence != Presence::Absent {
+                was_gone.extend((known.tick.presence == Presence::Gone).then_some(*id));
                 known.tick = NetnsTick { presence: Presence::Absent, kernel: [0; 4], ..known.tick };
                 changed.push(NetnsTick { id: *id, ..known.tick });
             }
+        }
+        // These don't come back; one that only couldn't be read for a while may.
+        for id in was_gone {
+            self.netns.remove(&id);
         }
         changed.sort_by_key(|netns| netns.id);
         changed

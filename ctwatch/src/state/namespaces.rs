@@ -8,7 +8,7 @@ use ctwatch_common::cause::{CAUSES, Unit};
 
 use super::balance::{self, Balance, Bracket, Four};
 use crate::contract::{TableStatus, fill};
-use crate::model::{Backend, NetnsAccess, NetnsId, NetnsSample};
+use crate::model::{Backend, NetnsAccess, NetnsId, NetnsSample, is_home_netns};
 
 /// All namespaces that are, or were.
 #[derive(Debug, Default)]
@@ -25,6 +25,10 @@ struct Buried {
     incomplete: HashMap<NetnsId, Four<u64>>,
     kernel: Four<u64>,
     unexplained: Four<i64>,
+    /// Those of which samples still tell.
+    told: HashSet<NetnsId>,
+    /// Those of which no sample tells any more, and whose last counts never came.
+    never_complete: u64,
 }
 
 #[derive(Debug, Default)]
@@ -122,6 +126,7 @@ impl Namespaces {
     pub fn add_sample(&mut self, sample: &NetnsSample) {
         let NetnsSample { id, name, container, count, max, before, after, gone, complete, access } = sample;
         if *gone && self.buried.ids.contains(id) {
+            self.buried.told.insert(*id);
             if *complete {
                 self.buried.complete(*id, balance::four(after));
             }
@@ -178,7 +183,7 @@ impl Namespaces {
         let mut account = Account {
             counted: *overflow,
             kernel: self.buried.kernel,
-            gone: self.buried.incomplete.len() as u64,
+            gone: self.buried.incomplete.len() as u64 + self.buried.never_complete,
             ..Account::default()
         };
         let mut sums = Balance::default();
@@ -223,7 +228,7 @@ impl Namespaces {
             .map(|(id, netns)| netns.table(*id, interval_s, rates, elsewhere, backend))
             .collect();
         tables.sort_by(|a, b| {
-            let is_host = |table: &TableStatus| table.name.as_deref() == Some("host");
+            let is_host = |table: &TableStatus| is_home_netns(table.name.as_deref());
             let lost = |table: &TableStatus| (table.packets_lost, table.entries_lost);
             (is_host(b), lost(b))
                 .cmp(&(is_host(a), lost(a)))
@@ -237,6 +242,7 @@ impl Namespaces {
     /// would fill the memory otherwise.
     pub fn end_tick(&mut self) {
         let buried = &mut self.buried;
+        buried.forget_untold();
         self.known.retain(|id, netns| {
             let Totals { losses, inserts, deletes } = netns.ours;
             // Its retired flows are history, too.
@@ -259,6 +265,19 @@ impl Namespaces {
 }
 
 impl Buried {
+    /// Of namespaces that samples tell of no more only the sums are needed.
+    fn forget_untold(&mut self) {
+        let Self { ids, incomplete, told, never_complete, .. } = self;
+        ids.retain(|id| {
+            let stays = told.contains(id);
+            if !stays && incomplete.remove(id).is_some() {
+                *never_complete += 1;
+            }
+            stays
+        });
+        told.clear();
+    }
+
     /// What a netns had counted in the end is known now; none of it was ours.
     fn complete(&mut self, id: NetnsId, last: Four<u64>) {
         let Some(read) = self.incomplete.remove(&id) else { return };

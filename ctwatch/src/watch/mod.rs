@@ -24,7 +24,6 @@ use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
-use crate::netns;
 use crate::probe::object::MapSizes;
 use crate::probe::plan::{Attachment, MissingHook, Plan, ProbeOptions, plan};
 use crate::probe::refusal::HookRefused;
@@ -100,6 +99,7 @@ pub struct Watch {
     /// The module was loaded again since the last sample.
     restarted: bool,
     last_sample: Instant,
+    crowding_told: bool,
 }
 
 /// What each CPU had counted in a netns when its watch began; `None` for a CPU that was offline.
@@ -119,6 +119,7 @@ impl Watch {
             retired_flows: HashMap::new(),
             restarted: false,
             last_sample: Instant::now(),
+            crowding_told: false,
         };
         let start = watch.attach(kernel)?;
         Ok((watch, start))
@@ -126,7 +127,7 @@ impl Watch {
 
     fn attach(&mut self, kernel: Kernel) -> Result<StartInfo> {
         self.module = module::loaded(&self.config.roots);
-        self.netns.namespaces = netns::discover()?;
+        self.netns.discover_all()?;
         let mut start = StartInfo {
             attachments: Vec::new(),
             missing: Vec::new(),
@@ -155,6 +156,7 @@ impl Watch {
         start: &mut StartInfo,
     ) -> Result<BTreeMap<NetnsId, Bases>> {
         let namespaces = &self.netns.namespaces;
+        let init_net = kernel.both()?.0.data("init_net").map(|symbol| symbol.address);
         let late = LateCpus::look(&self.config.roots, namespaces)?;
         let sizes = |config: &Config| MapSizes {
             netns: NetnsRoom::new(namespaces.len(), config.cpus).namespaces,
@@ -163,6 +165,11 @@ impl Watch {
         let (plan, mut probe) = attach_what_attaches(&kernel, options, sizes, self.config.log_level)?;
         drop(kernel);
         let mut bases = BTreeMap::new();
+        self.netns.initial = init_net.and_then(|address| probe.netns_at(address).ok());
+        if self.netns.initial.is_some() {
+            self.netns.discover_all()?;
+        }
+        let namespaces = &self.netns.namespaces;
         for netns in namespaces.values() {
             // A netns that died since it was discovered has nothing to say.
             if let Ok(registered) = probe.register_netns(netns, Baseline::Current) {
@@ -176,6 +183,7 @@ impl Watch {
                 reasons.next().map_or_else(|| "none was found".to_owned(), |error| format!("{error:#}"));
             bail!("no netns could be synchronised: {why}");
         }
+        self.netns.ends_are_told = plan.has("nf_conntrack_pernet_exit");
         self.netns.sums_all_cpus = late.complete(&mut probe, namespaces, &mut bases)?;
         probe.shared.carry_on(std::mem::take(&mut self.earlier.flows));
         probe.shared.start_watching();
@@ -253,22 +261,26 @@ impl Watch {
         let interval_s = now.duration_since(self.last_sample).as_secs_f64();
         self.last_sample = now;
         if self.netns.is_due(now) {
-            self.rescan_netns();
+            self.rescan_netns(false);
         }
         let mut before = self.read_counters()?;
         let Taken { mut slots, mut retired } = self.take_slots();
-        let is_unknown = |slot: &SlotSample| !self.netns.knows(NetnsId::from_packed(slot.key.netns));
-        if slots.iter().chain(&retired).any(is_unknown) {
-            // A loss in a netns that came up since the last rescan.
-            self.rescan_netns();
+        // A loss in a netns that came up since the last rescan; or an old process moved to it, or made it.
+        for thorough in [false, true] {
+            if !self.netns.has_strangers(slots.iter().chain(&retired)) {
+                break;
+            }
+            self.rescan_netns(thorough);
             before = self.read_counters()?;
             let again = self.take_slots();
             slots = again.slots;
             retired.extend(again.retired);
         }
+        self.netns.give_up_on_strangers(slots.iter().chain(&retired));
         let (lost_events, overflow, ambiguous) = self.earlier.with(self.probe.as_ref());
         let after = self.read_counters()?;
         let netns = self.netns.samples(&before, &after);
+        self.netns.forget_gone(now, slots.iter().chain(&retired));
         let flows = self.flows(&retired, &slots);
         let time = self.losses.clock.time();
         let counters_from = self.netns.counters_from;
@@ -286,6 +298,12 @@ impl Watch {
         })
     }
 
+    /// Whether more namespaces lose packets than the programs have room for: once.
+    pub fn take_crowding(&mut self) -> bool {
+        let crowded = self.probe.as_ref().is_some_and(|probe| probe.shared.crowded() > 0);
+        crowded && !std::mem::replace(&mut self.crowding_told, true)
+    }
+
     /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just
     /// being seen would lose its tuple.
     pub fn reconcile(&self) {
@@ -296,8 +314,8 @@ impl Watch {
         }
     }
 
-    fn rescan_netns(&mut self) {
-        self.netns.rescan(self.probe.as_ref());
+    fn rescan_netns(&mut self, thorough: bool) {
+        self.netns.rescan(self.probe.as_ref(), thorough);
         self.losses.namespaces_changed();
     }
 

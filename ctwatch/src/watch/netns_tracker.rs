@@ -1,7 +1,7 @@
 //! Network namespaces come and go while we watch, and a later one may have an earlier one's inode number.
 //! Each has a baseline of what the kernel counted; a netns that is gone keeps its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,20 @@ use super::baseline::BaselineCounters;
 use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
 use crate::kernel::roots::Roots;
-use crate::model::{CounterSource, KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample};
-use crate::netns::{self, Netns};
+use crate::model::{
+    CounterSource, HOST_NETNS, KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample,
+};
+use crate::netns::{self, InitialNetns, Netns, NetnsFinder};
 use crate::probe::Probe;
 use crate::probe::sync::Baseline;
 
 /// How often to look for netns nobody has lost a packet in.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long samples tell of a netns that is gone.
+const TOLD: Duration = Duration::from_secs(10);
+/// The same, where nobody tells its last counts.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// The kernel's counters since the baseline, by netns.
 pub(super) type Totals = BTreeMap<NetnsId, KernelCounters>;
@@ -29,14 +36,32 @@ pub(super) struct NetnsTracker {
     /// Those that can be entered.
     pub namespaces: BTreeMap<NetnsId, Netns>,
     baselines: BTreeMap<NetnsId, BaselineCounters>,
-    gone: BTreeMap<NetnsId, Netns>,
+    gone: BTreeMap<NetnsId, Gone>,
+    /// Those that are gone, are told of no more, and still have slots of losses.
+    forgotten: BTreeSet<NetnsId>,
+    finder: NetnsFinder,
+    /// Those that are there, but whose counters can't be read.
+    unreadable: BTreeSet<NetnsId>,
+    /// Those that no process and no name leads to, and whether they lost something.
+    unreachable: BTreeMap<NetnsId, bool>,
     /// How many namespaces with this inode number have gone.
     generations: HashMap<u32, u32>,
     last_rescan: Instant,
     /// Where the kernel's counters were read last.
     pub counters_from: Option<CounterSource>,
+    /// The programs tell when a netns is destroyed.
+    pub ends_are_told: bool,
+    /// The initial netns, as the kernel itself says; `None` if it doesn't.
+    pub initial: Option<NetnsId>,
     /// What a netns had counted in the end is summed up over all CPUs, also those that were offline at the start.
     pub sums_all_cpus: bool,
+}
+
+/// A netns that is gone.
+#[derive(Debug)]
+struct Gone {
+    netns: Netns,
+    since: Instant,
 }
 
 impl Default for NetnsTracker {
@@ -45,9 +70,15 @@ impl Default for NetnsTracker {
             namespaces: BTreeMap::new(),
             baselines: BTreeMap::new(),
             gone: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            finder: NetnsFinder::default(),
+            unreadable: BTreeSet::new(),
+            unreachable: BTreeMap::new(),
             generations: HashMap::new(),
             last_rescan: Instant::now(),
             counters_from: None,
+            ends_are_told: false,
+            initial: None,
             sums_all_cpus: true,
         }
     }
@@ -72,13 +103,20 @@ impl NetnsTracker {
         let inode = id.inode();
         let generation = self.generations.entry(inode).or_default();
         *generation = (*generation).max(id.generation() + 1);
+        let is_known = self.namespaces.contains_key(&id) || self.knows(id);
+        if !is_known && counters == KernelCounters::default() {
+            // It came and went between two looks, and lost nothing.
+            return;
+        }
         // One that nobody had noticed yet came up while we watched: all it has counted is ours.
         let baseline = self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(Vec::new(), true));
         if self.sums_all_cpus {
             baseline.finish(counters);
         }
+        self.unreadable.remove(&id);
         let unnoticed = || Netns { id, path: PathBuf::new(), name: None, container: None };
-        self.gone.insert(id, self.namespaces.remove(&id).unwrap_or_else(unnoticed));
+        let netns = self.namespaces.remove(&id).unwrap_or_else(unnoticed);
+        self.gone.insert(id, Gone { netns, since: Instant::now() });
     }
 
     /// Reads the kernel's counters in every netns.
@@ -89,6 +127,7 @@ impl NetnsTracker {
             match stat {
                 Ok(stat) => {
                     self.counters_from = Some(stat.from);
+                    self.unreadable.remove(&id);
                     totals.insert(id, self.accumulate(id, &stat));
                 }
                 Err(_) => self.mark_unreadable(id, roots),
@@ -106,8 +145,13 @@ impl NetnsTracker {
         if module::loaded(roots).is_none() {
             return;
         }
+        if self.namespaces.get(&id).is_some_and(netns::leads_there) {
+            // It may not be entered, or not be read: that is no end.
+            self.unreadable.insert(id);
+            return;
+        }
         if let Some(netns) = self.namespaces.remove(&id) {
-            self.gone.insert(id, netns);
+            self.gone.insert(id, Gone { netns, since: Instant::now() });
             self.last_rescan = Instant::now() - RESCAN_INTERVAL;
         }
     }
@@ -118,9 +162,9 @@ impl NetnsTracker {
     }
 
     /// Finds new netns and makes them known to the programs.
-    pub fn rescan(&mut self, probe: Option<&Probe>) {
+    pub fn rescan(&mut self, probe: Option<&Probe>, thorough: bool) {
         self.last_rescan = Instant::now();
-        let Ok(found) = netns::discover() else { return };
+        let Ok(found) = self.discover(thorough) else { return };
         let mut new = Vec::new();
         for (id, mut netns) in found {
             netns.id = self.present_id(id.inode());
@@ -143,6 +187,18 @@ impl NetnsTracker {
             let counted = counted.get(&netns.id).copied().unwrap_or(true);
             self.add(netns, counted, probe);
         }
+    }
+
+    /// Looks for all namespaces from scratch.
+    pub fn discover_all(&mut self) -> Result<()> {
+        self.namespaces = self.discover(true)?;
+        Ok(())
+    }
+
+    fn discover(&mut self, thorough: bool) -> Result<BTreeMap<NetnsId, Netns>> {
+        let look = || Some(InitialNetns::look(&Roots::default(), netns::own().ok()?).known());
+        let initial = self.initial.or_else(|| look().flatten());
+        self.finder.look(initial, thorough)
     }
 
     /// A netns that came up, or was hidden so far. `counted`: it may have counted something already.
@@ -174,7 +230,49 @@ impl NetnsTracker {
 
     /// Whether a netns has been seen, there or gone.
     pub fn knows(&self, id: NetnsId) -> bool {
-        self.baselines.contains_key(&id)
+        self.baselines.contains_key(&id) || self.forgotten.contains(&id)
+    }
+
+    /// Whoever is told of samples has had the last words of those that went by now: a host that makes and destroys
+    /// namespaces all day must not fill the memory.
+    pub fn forget_gone<'a>(&mut self, now: Instant, slots: impl Iterator<Item = &'a SlotSample>) {
+        let Self { gone, baselines, forgotten, ends_are_told, .. } = self;
+        let before = gone.len();
+        gone.retain(|id, one| {
+            let complete = baselines.get(id).is_some_and(|baseline| baseline.complete);
+            let age = now.duration_since(one.since);
+            // Counted twice, were it forgotten before the programs tell.
+            let is_settled = if complete { age >= TOLD } else { !*ends_are_told && age >= LAST_WORDS };
+            if !is_settled {
+                return true;
+            }
+            baselines.remove(id);
+            forgotten.insert(*id);
+            false
+        });
+        if gone.len() < before {
+            let ids: HashSet<NetnsId> = slots.map(|slot| NetnsId::from_packed(slot.key.netns)).collect();
+            forgotten.retain(|id| ids.contains(id));
+        }
+    }
+
+    /// Whether something was lost in a netns that nobody has looked for yet.
+    pub fn has_strangers<'a>(&self, mut losses: impl Iterator<Item = &'a SlotSample>) -> bool {
+        losses.any(|slot| {
+            let id = NetnsId::from_packed(slot.key.netns);
+            !self.knows(id) && !self.unreachable.contains_key(&id)
+        })
+    }
+
+    /// Those that were looked for and not found are not looked for again because of the same losses: they are there, with
+    /// what they lost, until they are found or destroyed.
+    pub fn give_up_on_strangers<'a>(&mut self, slots: impl Iterator<Item = &'a SlotSample>) {
+        let Self { unreachable, baselines, forgotten, .. } = self;
+        for slot in slots {
+            let has_losses = unreachable.entry(NetnsId::from_packed(slot.key.netns)).or_default();
+            *has_losses |= !slot.counts_flows();
+        }
+        unreachable.retain(|id, _| !baselines.contains_key(id) && !forgotten.contains(id));
     }
 
     /// Entries in a netns's table at the last reading.
@@ -182,10 +280,11 @@ impl NetnsTracker {
         self.baselines.get(&id)?.entries
     }
 
-    /// All namespaces as a sample has them: `before` and `after` are the kernel's counters read around ours.
+    /// All namespaces as a sample has them: `before` and `after` are the kernel's counters read around ours. Those that can't
+    /// be entered are there if they lost something.
     pub fn samples(&self, before: &Totals, after: &Totals) -> Vec<NetnsSample> {
         let sample = |(id, baseline): (&NetnsId, &BaselineCounters)| {
-            let netns = self.namespaces.get(id).or_else(|| self.gone.get(id))?;
+            let netns = self.namespaces.get(id).or_else(|| self.gone.get(id).map(|gone| &gone.netns))?;
             Some(NetnsSample {
                 id: *id,
                 name: netns.name.clone(),
@@ -196,10 +295,35 @@ impl NetnsTracker {
                 after: after.get(id).copied().unwrap_or_else(|| baseline.total()),
                 gone: self.gone.contains_key(id),
                 complete: baseline.complete,
-                access: NetnsAccess::Readable,
+                access: if self.unreadable.contains(id) {
+                    NetnsAccess::Unreadable
+                } else {
+                    NetnsAccess::Readable
+                },
             })
         };
-        self.baselines.iter().filter_map(sample).collect()
+        let mut samples: Vec<NetnsSample> = self.baselines.iter().filter_map(sample).collect();
+        let lost = self.unreachable.iter().filter(|(_, has_losses)| **has_losses);
+        samples.extend(lost.map(|(id, _)| self.unreadable(*id)));
+        samples
+    }
+
+    /// A netns of which nothing is known but what it lost.
+    fn unreadable(&self, id: NetnsId) -> NetnsSample {
+        let netns = self.namespaces.get(&id);
+        let host = || (Some(id) == self.initial).then(|| HOST_NETNS.to_owned());
+        NetnsSample {
+            id,
+            name: netns.and_then(|netns| netns.name.clone()).or_else(host),
+            container: netns.and_then(|netns| netns.container.clone()),
+            count: None,
+            max: None,
+            before: KernelCounters::default(),
+            after: KernelCounters::default(),
+            gone: false,
+            complete: false,
+            access: NetnsAccess::Unreadable,
+        }
     }
 
     /// Slots of flows bear inode numbers: they belong to the netns that has the number now, if any.

@@ -126,6 +126,11 @@ pub struct Table {
     pub gone: bool,
     /// The container that the netns is of.
     pub container: Option<String>,
+    /// What it is called.
+    pub name: Option<String>,
+    /// The kernel's counters can't be read there.
+    #[serde(default)]
+    pub unreadable: bool,
 }
 
 /// One service port's entries in a table.

@@ -19,14 +19,14 @@ use crate::traffic::loopback;
 use crate::traffic::udp::{self, Plan};
 
 /// One life of a netns: its inode number, what its senders were refused, what the kernel counted.
-struct Life {
-    inode: u64,
-    refused: BTreeMap<u16, u64>,
-    drop: u64,
-    early_drop: u64,
+pub(super) struct Life {
+    pub inode: u64,
+    pub refused: BTreeMap<u16, u64>,
+    pub drop: u64,
+    pub early_drop: u64,
 }
 
-fn live(netns: Netns, ports: &[u16], rounds: u32) -> Result<Life> {
+pub(super) fn live(netns: Netns, ports: &[u16], rounds: u32) -> Result<Life> {
     netns.run(nftables::track)?;
     netns.run(|| table::fill(Mix::Assured))?;
     let sent = netns.run(|| udp::send(&Plan::new(loopback(ports), rounds)))?;

@@ -19,7 +19,7 @@ use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::{self, Host, Machine, Published, software};
-use crate::model::{Direction, Flow, Loss, NetnsId, Protocol, Role};
+use crate::model::{Direction, Flow, HOST_NETNS, Loss, NetnsId, Protocol, Role};
 use crate::netns::Netns;
 
 /// Services of which everything is looked up.
@@ -94,7 +94,7 @@ pub(super) fn collect_facts(
     let (firewall, _, firewall_notes) = firewall::read(&host.roots);
     let mut notes = machine.notes.clone();
     notes.extend(firewall_notes.into_iter().map(|note| format!("{}: {}", note.tool, note.text)));
-    if netns.name.as_deref() != Some("host") && machine.table.initial_netns == Some(false) {
+    if netns.name.as_deref() != Some(HOST_NETNS) && machine.table.initial_netns == Some(false) {
         notes.push(
             "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
         );

@@ -9,6 +9,7 @@ use super::{VERSION, show};
 use crate::advise::recorded::{Question, Which, case};
 use crate::cli::{AdviseConfig, Config, NetnsSpec};
 use crate::error::{Exit, Failure};
+use crate::model::HOST_NETNS;
 use crate::record::Recording;
 
 pub(super) fn run(config: &Config, advise: &AdviseConfig, path: &Path) -> Result<Exit> {
@@ -26,7 +27,7 @@ pub(super) fn run(config: &Config, advise: &AdviseConfig, path: &Path) -> Result
 
 fn which(spec: &NetnsSpec) -> Result<Which> {
     match spec {
-        NetnsSpec::Host => Ok(Which::Name("host".to_owned())),
+        NetnsSpec::Host => Ok(Which::Name(HOST_NETNS.to_owned())),
         NetnsSpec::Name(name) => Ok(Which::Name(name.clone())),
         NetnsSpec::Inode(id) => Ok(Which::Inode(id.inode())),
         NetnsSpec::Pid(pid) => {

@@ -86,6 +86,9 @@ impl LiveLoop {
             sink.notice(&notices::events_lost(outcome.lost_events - self.lost_before))?;
             self.lost_before = outcome.lost_events;
         }
+        if watch.take_crowding() {
+            sink.notice(&notices::netns_crowded())?;
+        }
         if let Some(reason) = watch.take_census_error() {
             sink.notice(&notices::no_census(&reason))?;
         }

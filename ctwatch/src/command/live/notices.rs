@@ -38,6 +38,16 @@ pub(super) fn losses_without_tuple() -> Notice {
     }
 }
 
+pub(super) fn netns_crowded() -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "netns_crowded",
+        text: "more netns lose packets at once than there is room for (`ctwatch check` says for how many): of those beyond \
+               it only drops of a full table and evictions are counted, the rest is unexplained"
+            .to_owned(),
+    }
+}
+
 pub(super) fn no_census(reason: &str) -> Notice {
     Notice {
         time: Timestamp::now(),

@@ -2,6 +2,7 @@
 //! Addresses are never cut off: a key too long for its column gets a line of its own.
 
 use crate::contract::breakdown::{Reason, Row, TableBreakdown, TableReport};
+use crate::model::is_home_netns;
 use crate::text::{
     ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, percent, short_duration, shorten, thousands, took, width, wrap,
 };
@@ -34,7 +35,7 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
     let (mut shown, mut others): (Vec<&TableBreakdown>, Vec<&TableBreakdown>) =
         report.tables.iter().partition(has_rows);
     shown.sort_by_key(|table| std::cmp::Reverse(table.listed));
-    others.sort_by_key(|table| table.name.as_deref() != Some("host"));
+    others.sort_by_key(|table| !is_home_netns(table.name.as_deref()));
     // All are empty, or no entry matches the filter: show the tables themselves.
     let quiet = if shown.is_empty() { others.len() } else { 0 };
     let (quiet, others) = others.split_at(quiet.min(FEW));

@@ -2,6 +2,7 @@
 //! It fits 80 columns: the least important parts are dropped first.
 
 use crate::contract::TableStatus;
+use crate::model::is_home_netns;
 use crate::text::{ALERT, COLUMNS, PLAIN, Paint, WARN, percent, rate, shorten, thousands, width};
 
 /// Forecasts further ahead are not shown in a line per second.
@@ -17,7 +18,7 @@ pub(super) fn name(table: &TableStatus) -> String {
 }
 
 pub(super) fn is_host(table: &TableStatus) -> bool {
-    table.name.as_deref() == Some("host")
+    is_home_netns(table.name.as_deref())
 }
 
 pub(super) fn loses(table: &TableStatus) -> bool {
@@ -31,12 +32,12 @@ pub(super) fn is_filling(table: &TableStatus) -> bool {
 /// `names` is the width of the widest name in this tick.
 pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint) -> String {
     let head = format!("{clock} {:<names$}  ", name(table));
-    if table.not_readable {
-        return format!("{head}table not readable{}", lost(table));
-    }
     if table.gone {
         let entries = entries(table);
         return format!("{head}{entries}  netns deleted; its totals are kept{}", lost(table));
+    }
+    if table.not_readable {
+        return format!("{head}not readable{}", paint.on(ALERT, &lost(table))).trim_end().to_owned();
     }
     let style = match table.fill {
         Some(fill) if fill >= 1.0 => ALERT,

@@ -1,0 +1,138 @@
+//! Many namespaces: more than there were when the watch began, and thousands that come and go.
+//! Their losses must stay exact, and what is kept of those that are gone must not grow with their number.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, unshare};
+
+use super::lives::live;
+use super::{Guest, Outcome};
+use crate::checks::Checks;
+use crate::ctwatch::Drops;
+use crate::netns::Netns;
+use crate::nftables;
+use crate::table;
+
+const MANY: usize = 300;
+/// Namespaces in churn, the first of which are only there to get everything going.
+const LIVES: usize = 10_000;
+const WARM_UP: usize = 1_000;
+/// One in so many loses something.
+const LOSERS: usize = 500;
+/// So many at a time.
+const AT_ONCE: usize = 4;
+
+pub(super) fn three_hundred_and_more(_: &Guest) -> Result<Outcome> {
+    let before = many("first")?;
+    nftables::track()?;
+    let _limit = table::lower_limit()?;
+    let drops = Drops::start(&["--top", "200"])?;
+    let mut more = many("more")?;
+    let last = more.pop().context("there are many")?;
+    let inode = last.inode();
+    let lost = live(last, &[6379, 53], 30)?;
+    thread::sleep(Duration::from_secs(5));
+    drops.wait_for_ticks(2)?;
+    let run = drops.stop()?;
+
+    let mut checks = Checks::new();
+    checks.figure("namespaces", before.len() + more.len() + 1);
+    checks.figure("Δdrop", lost.drop);
+    checks.equal_maps("rows of the last one", &run.end.per_port(inode, "udp", "table_full"), &lost.refused);
+    checks.equal("counted.table_full", run.end.counted("table_full"), lost.drop);
+    checks.equal("kernel_counters.drop", run.end.kernel_counters.get("drop").copied(), Some(lost.drop));
+    checks.equal("losses without a tuple", run.end.unattributed(), 0);
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+fn many(name: &str) -> Result<Vec<Netns>> {
+    (0..MANY).map(|number| Netns::create(&format!("{name}{number}"))).collect()
+}
+
+/// Makes and destroys so many namespaces.
+fn come_and_go(lives: usize) -> Result<()> {
+    thread::scope(|scope| {
+        let makers: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..lives / AT_ONCE {
+                        // A netns ends with the thread that made it.
+                        let short = thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET));
+                        short.join().map_err(|_| anyhow!("a thread panicked"))?.context("making a netns")?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        makers.into_iter().try_for_each(|maker| maker.join().map_err(|_| anyhow!("a maker panicked"))?)
+    })
+}
+
+pub(super) fn churn(_: &Guest) -> Result<Outcome> {
+    nftables::track()?;
+    let _limit = table::lower_limit()?;
+    let drops = Drops::start(&["--top", "200"])?;
+    let pid = drops.pid();
+    let (mut dropped, mut evicted) = (0, 0);
+    let mut lose = || -> Result<()> {
+        let life = live(Netns::create("loser")?, &[9999], 10)?;
+        dropped += life.drop;
+        evicted += life.early_drop;
+        Ok(())
+    };
+    come_and_go(WARM_UP)?;
+    lose()?;
+    let idle_before = quiet_cpu(pid)?;
+    let rss_before = rss_kb(pid)?;
+    let started = Instant::now();
+    for _ in 0..(LIVES - WARM_UP) / LOSERS {
+        come_and_go(LOSERS)?;
+        lose()?;
+    }
+    let took = started.elapsed();
+    let idle_after = quiet_cpu(pid)?;
+    let rss_after = rss_kb(pid)?;
+    drops.wait_for_ticks(2)?;
+    let run = drops.stop()?;
+
+    let mut checks = Checks::new();
+    checks.figure("lives", LIVES);
+    checks.figure("took_s", took.as_secs());
+    checks.figure("Δdrop", dropped);
+    checks.figure("rss_kb", format!("{rss_before}->{rss_after}"));
+    checks.figure("cpu_ticks_in_10_s", format!("{idle_before}->{idle_after}"));
+    checks.that(rss_after < rss_before + 1_500, format!("memory grew from {rss_before} to {rss_after} KB"));
+    checks.that(idle_after <= idle_before + 10, format!("CPU time rose from {idle_before} to {idle_after}"));
+    checks.equal("counted.table_full", run.end.counted("table_full"), dropped);
+    checks.equal("kernel_counters.drop", run.end.kernel_counters.get("drop").copied(), Some(dropped));
+    checks.equal("counted.evicted", run.end.counted("evicted"), evicted);
+    checks.equal("namespaces whose last counts are missing", run.end.netns_gone, 0);
+    checks.equal("losses without a tuple", run.end.unattributed(), 0);
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+fn rss_kb(pid: nix::unistd::Pid) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("ctwatch's status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    line.split_whitespace().next().context("a number")?.parse().context("VmRSS")
+}
+
+/// Clock ticks that ctwatch takes in ten seconds, once the kernel has cleaned up.
+fn quiet_cpu(pid: nix::unistd::Pid) -> Result<u64> {
+    thread::sleep(Duration::from_secs(12));
+    let before = cpu_ticks(pid)?;
+    thread::sleep(Duration::from_secs(10));
+    Ok(cpu_ticks(pid)? - before)
+}
+
+fn cpu_ticks(pid: nix::unistd::Pid) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).context("ctwatch's stat")?;
+    let (_, rest) = text.rsplit_once(')').context("a name in brackets")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
