@@ -41,36 +41,66 @@ pub enum Field {
 const LOSS_LOCKS: u32 = 0;
 const FLOW_LOCKS: u32 = BANKS * LOSS_SLOTS;
 
-/// The slot of a key in the active bank, claimed if it is new. Two contexts that claim a key at once may get a slot each:
-/// whoever loses the race takes the next one, and user space adds them up.
+/// The slot of a key in the active bank, claimed if it is new.
 ///
 /// # Safety
 /// `room` must point to a map's value; a slot must begin with its key.
 #[inline(always)]
 unsafe fn slot<S, const SLOTS: usize>(room: *mut Room<S, SLOTS>, locks: u32, packed: u64) -> Option<*mut S> {
+    // SAFETY: the caller's; the index is masked.
+    unsafe {
+        let first = core::ptr::read_volatile(&raw const (*room).state.active) as u32;
+        let place = first_slot(packed, SLOTS as u32 / BANKS);
+        let slot = slot_at(room, first + place);
+        // Nearly always it is this one.
+        if core::ptr::read_volatile(slot.cast::<u64>()) == packed {
+            return Some(slot);
+        }
+        let slot = search(room, locks, packed, first);
+        (!slot.is_null()).then_some(slot)
+    }
+}
+
+/// # Safety
+/// `room` must point to a map's value.
+#[inline(always)]
+unsafe fn slot_at<S, const SLOTS: usize>(room: *mut Room<S, SLOTS>, index: u32) -> *mut S {
+    // SAFETY: the caller's; the index is masked.
+    unsafe { (&raw mut (*room).slots).cast::<S>().add((index & (SLOTS as u32 - 1)) as usize) }
+}
+
+/// Looks for the slot of a key from its first place on, and claims the first free one; null if there is none. Two contexts
+/// that claim a key at once may get a slot each: whoever loses the race takes the next one, and user space adds them up.
+///
+/// # Safety
+/// As for [`slot`].
+#[inline(never)]
+unsafe fn search<S, const SLOTS: usize>(
+    room: *mut Room<S, SLOTS>,
+    locks: u32,
+    packed: u64,
+    first: u32,
+) -> *mut S {
     let slots = SLOTS as u32 / BANKS;
+    let mut place = first_slot(packed, slots);
     // SAFETY: the caller's; indices are masked. A key is written once, with one store, until user space clears a bank that
     // no program can see any more.
     unsafe {
-        let state = &raw mut (*room).state;
-        let first = core::ptr::read_volatile(&raw const (*state).active) as u32;
-        let mut place = first_slot(packed, slots);
         for step in 1..PROBES + 1 {
-            let index = (first + place) & (SLOTS as u32 - 1);
-            let slot = (&raw mut (*room).slots).cast::<S>().add(index as usize);
+            let slot = slot_at(room, first + place);
             let key = slot.cast::<u64>();
             let present = core::ptr::read_volatile(key);
             if present == packed {
-                return Some(slot);
+                return slot;
             }
-            if present == 0 && claim(locks + index, key, packed) {
-                add(&raw mut (*state).claimed[usize::from(first != 0)], 1);
-                return Some(slot);
+            if present == 0 && claim(locks + first + place, key, packed) {
+                add(&raw mut (*room).state.claimed[usize::from(first != 0)], 1);
+                return slot;
             }
             place = next_slot(place, step, slots);
         }
     }
-    None
+    core::ptr::null_mut()
 }
 
 /// Writes a key to a free slot, unless someone else does. The claim locks the slot: its key is read again under it.

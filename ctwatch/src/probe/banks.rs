@@ -208,7 +208,7 @@ impl<M: Memory> Banks<M> {
     }
 
     /// What found no room in user space until the last sample.
-    pub const fn overflow_taken(&self) -> Overflow {
+    pub const fn overflow_at_sample(&self) -> Overflow {
         self.overflow_taken
     }
 

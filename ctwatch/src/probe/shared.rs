@@ -277,7 +277,7 @@ impl Shared {
     /// Totals by cause: events that did not fit the ring, losses that found no slot, and uncertain claims.
     #[must_use]
     pub fn totals(&self) -> ([u64; CAUSES], [u64; CAUSES], u64) {
-        let (mut overflow, _) = lock(&self.banks).overflow_taken();
+        let (mut overflow, _) = lock(&self.banks).overflow_at_sample();
         let control = self.control();
         for (sum, more) in overflow.iter_mut().zip(control.overflow) {
             *sum += more;
@@ -288,7 +288,7 @@ impl Shared {
     /// Inserts and deletes that found no slot.
     #[must_use]
     pub fn flows_overflow(&self) -> u64 {
-        let (_, overflow) = lock(&self.banks).overflow_taken();
+        let (_, overflow) = lock(&self.banks).overflow_at_sample();
         overflow + self.control().flows_overflow.iter().sum::<u64>()
     }
 }

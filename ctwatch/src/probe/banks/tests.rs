@@ -222,7 +222,7 @@ proptest! {
         (host.banks.most_losses, host.banks.most_flows) = (most_keys, most_keys);
         host.run(&steps, |host| {
             let totals = host.sample();
-            let (mut sums, flows_overflow) = host.banks.overflow_taken();
+            let (mut sums, flows_overflow) = host.banks.overflow_at_sample();
             let flows_overflow = flows_overflow + host.fake.borrow().flows_overflow;
             for (sum, more) in sums.iter_mut().zip(host.fake.borrow().overflow) {
                 *sum += more;
