@@ -130,7 +130,7 @@ pub struct Table {
     pub name: Option<String>,
     /// The kernel's counters can't be read there.
     #[serde(default)]
-    pub unreadable: bool,
+    pub not_readable: bool,
 }
 
 /// One service port's entries in a table.

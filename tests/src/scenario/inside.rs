@@ -50,7 +50,7 @@ pub(super) fn host_is_elsewhere(_: &Guest) -> Result<Outcome> {
     checks.equal("namespaces that went away", end.netns_gone, 0);
     let tables: Vec<_> = run_inside.ticks.iter().flat_map(|tick| &tick.tables).collect();
     checks.that(
-        tables.iter().any(|table| table.netns == host && table.unreadable && table.count.is_none()),
+        tables.iter().any(|table| table.netns == host && table.not_readable && table.count.is_none()),
         "no tick says that the host's netns can't be read",
     );
     checks.that(
@@ -58,7 +58,7 @@ pub(super) fn host_is_elsewhere(_: &Guest) -> Result<Outcome> {
         "host is not the initial netns and nothing else",
     );
     checks.that(
-        tables.iter().any(|table| table.name.as_deref() == Some("this netns") && !table.unreadable),
+        tables.iter().any(|table| table.name.as_deref() == Some("this netns") && !table.not_readable),
         "the own netns is not called so",
     );
     checks.that(tables.iter().all(|table| !table.gone), "a netns is said to be gone");
