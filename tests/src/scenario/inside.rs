@@ -70,7 +70,7 @@ pub(super) fn host_is_elsewhere(_: &Guest) -> Result<Outcome> {
     let checked = inside(&["ctwatch", "check"])?;
     checks.that(checked.contains("--pid=host"), format!("check does not say what would help: {checked}"));
     let refused =
-        inside(&["ctwatch", "table", "--netns", "host"]).map_or_else(|error| format!("{error:#}"), |out| out);
+        inside(&["ctwatch", "table", "--netns", "host"]).unwrap_or_else(|error| format!("{error:#}"));
     checks.that(refused.contains("hostPID"), format!("--netns host is not refused: {refused}"));
     // A netns that has the host's processes around it, on the other hand, knows the host.
     thread::sleep(Duration::from_millis(100));
