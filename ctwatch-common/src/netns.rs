@@ -25,8 +25,8 @@ pub struct NetCpu {
     pub accounted: Counters,
     /// The kernel's count of invalid packets at the last loss.
     pub invalid: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// 1 in the record of a netns for which there is no room: it lasts for one loss, and what was counted before is not known.
+    pub crowded: u32,
 }
 
 const _: () = assert!(size_of::<NetCpu>() == 80);

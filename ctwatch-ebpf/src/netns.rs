@@ -3,7 +3,6 @@
 
 use crate::config::config;
 use crate::maps::{CROWD, GENERATIONS, LATE_BASES, NETS, add, control};
-use crate::marks;
 use crate::percpu;
 use crate::read::read;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_map_lookup_percpu_elem};
@@ -118,7 +117,7 @@ const UNKNOWN: NetCpu = NetCpu {
     loopback: 0,
     synced: 0,
     invalid: 0,
-    reserved: 0,
+    crowded: 0,
     base: NOTHING,
     accounted: NOTHING,
 };
@@ -209,12 +208,10 @@ pub extern "C" fn crowd(net: u64, evicted: u64) -> u64 {
         *entry = UNKNOWN;
         let Some(now) = describe(net, entry) else { return 1 };
         (*entry).base = now;
-        (*entry).accounted = Counters {
-            drop: now.drop.wrapping_sub(u32::from(marks::find().mine)),
-            early_drop: now.early_drop.wrapping_sub(evicted as u32),
-            ..now
-        };
+        // Who asked for the record looks for the mark: another call from here would be too much for the stack.
+        (*entry).accounted = Counters { early_drop: now.early_drop.wrapping_sub(evicted as u32), ..now };
         (*entry).synced = 1;
+        (*entry).crowded = 1;
         if let Some(control) = control() {
             add(&raw mut (*control).crowded, 1);
         }

@@ -88,6 +88,8 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         return;
     };
     let marks = marks::find();
+    // SAFETY: this CPU's own map value.
+    let drops = if marks.mine && unsafe { (*state).crowded } != 0 { 1 } else { drops };
     let entry = skb.entry();
     let insert_failed = now.insert_failed != accounted.insert_failed;
     // A context that was refused but has not dropped its packet yet has moved the counter as well, if it was refused

@@ -59,7 +59,10 @@ pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<
     found.conntrack(roots);
     found.census(roots);
     found.host(roots);
-    found.cpus(roots);
+    if try_bpf.is_some() {
+        // All processes are asked for their netns: whoever is about to attach does so anyway.
+        found.cpus(roots);
+    }
     if let Some(try_bpf) = try_bpf
         && found.obstacle.is_none()
     {
