@@ -15,6 +15,9 @@ pub const CT_SPAN: usize = 24;
 /// CPUs whose counters can be summed when a netns is destroyed: the largest CONFIG_NR_CPUS of x86-64. Maps are made as large
 /// as the running kernel needs, and the verifier follows loops no further.
 pub const MAX_CPUS: u32 = 8192;
+/// CPUs among whose marks a task that was migrated in the middle of a drop looks for its own: the verifier takes no more. A
+/// mark on another CPU is not found, and its loss is counted without a tuple.
+pub const SEARCHED_CPUS: u32 = 512;
 /// Offset of the packet's address in the tracepoint kfree_skb as perf passes it on; the location of the drop comes next.
 pub const KFREE_SKB_ADDRESS: u32 = 8;
 /// Kernel stacks are aligned to this on x86-64 (THREAD_SIZE, arch/x86/include/asm/page_64_types.h).

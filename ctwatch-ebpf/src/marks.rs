@@ -7,7 +7,7 @@ use crate::percpu::{as_number, this_cpu};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_map_lookup_percpu_elem};
-use ctwatch_common::config::{MAX_CPUS, STACK_ALIGN};
+use ctwatch_common::config::{SEARCHED_CPUS, STACK_ALIGN};
 
 /// Stack pointers of one context are this close to each other; stacks are 16 KB each.
 const NEAR: u64 = 3072;
@@ -124,7 +124,7 @@ pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
         // Softirqs and interrupts don't migrate.
         return None;
     }
-    for number in 0..MAX_CPUS {
+    for number in 0..SEARCHED_CPUS {
         if number >= config!(cpus) {
             break;
         }

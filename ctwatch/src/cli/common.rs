@@ -228,7 +228,7 @@ fn only_or_no() -> impl TypedValueParser<Value = bool> {
 /// A network namespace as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetnsSpec {
-    /// The namespace ctwatch itself started in.
+    /// The initial namespace.
     Host,
     /// A name in /run/netns.
     Name(String),

@@ -333,6 +333,38 @@ fn the_last_counts_of_a_netns_may_come_after_it_was_found_gone() {
 }
 
 #[test]
+fn samples_may_stop_telling_of_a_netns_that_is_gone() {
+    let gone = |id, drop, complete| NetnsSample { gone: true, complete, ..netns(id, drop) };
+    let slots = || vec![slot(7, FULL, 6, 80, 5)];
+    let mut state = State::new(settings(By::Port));
+    state.sample(&sample(vec![netns(7, 5), netns(8, 2), netns(9, 1)], slots()));
+    // The first lost something of ours, the second only by the kernel's account, of the third the last counts never come.
+    let last = vec![gone(7, 5, true), gone(8, 2, true), gone(9, 1, false)];
+    for _ in 0..3 {
+        state.sample(&sample(last.clone(), slots()));
+    }
+    for _ in 0..3 {
+        let tick = state.sample(&sample(vec![], slots()));
+        assert_eq!((tick.counted.of(FULL), tick.kernel_counters.drop, tick.unexplained.drop), (5, 8, 3));
+        assert_eq!(state.end(time(9)).netns_gone, 1);
+    }
+}
+
+#[test]
+fn losses_in_a_netns_that_cannot_be_read_are_neither_unexplained_nor_gone() {
+    let unreadable = NetnsSample { access: NetnsAccess::Unreadable, count: None, ..netns(7, 0) };
+    let mut state = State::new(settings(By::Port));
+    for losses in [5, 9] {
+        let tick = state
+            .sample(&sample(vec![netns(HOST, 0), unreadable.clone()], vec![slot(7, FULL, 6, 80, losses)]));
+        assert!(tick.unexplained.is_zero());
+        let table = tick.tables.iter().find(|table| table.not_readable).expect("it is told of");
+        assert_eq!((table.netns, table.gone, table.count), (NetnsId::from_packed(7), false, None));
+    }
+    assert_eq!(state.end(time(9)).netns_gone, 0);
+}
+
+#[test]
 fn a_reused_inode_number_starts_from_what_its_forerunner_left() {
     let mut state = State::new(settings(By::Port));
     state.sample(&sample(vec![netns(7, 5)], vec![slot(7, FULL, 6, 80, 5)]));

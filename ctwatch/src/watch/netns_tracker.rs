@@ -104,8 +104,8 @@ impl NetnsTracker {
         let generation = self.generations.entry(inode).or_default();
         *generation = (*generation).max(id.generation() + 1);
         let is_known = self.namespaces.contains_key(&id) || self.knows(id);
-        if !is_known && counters == KernelCounters::default() {
-            // It came and went between two looks, and lost nothing.
+        if !is_known && (counters == KernelCounters::default() || !self.sums_all_cpus) {
+            // It came and went between two looks and lost nothing, or what it lost can't be told.
             return;
         }
         // One that nobody had noticed yet came up while we watched: all it has counted is ours.
@@ -236,13 +236,14 @@ impl NetnsTracker {
     /// Whoever is told of samples has had the last words of those that went by now: a host that makes and destroys
     /// namespaces all day must not fill the memory.
     pub fn forget_gone<'a>(&mut self, now: Instant, slots: impl Iterator<Item = &'a SlotSample>) {
-        let Self { gone, baselines, forgotten, ends_are_told, .. } = self;
+        let Self { gone, baselines, forgotten, ends_are_told, sums_all_cpus, .. } = self;
+        let last_words_come = *ends_are_told && *sums_all_cpus;
         let before = gone.len();
         gone.retain(|id, one| {
             let complete = baselines.get(id).is_some_and(|baseline| baseline.complete);
             let age = now.duration_since(one.since);
             // Counted twice, were it forgotten before the programs tell.
-            let is_settled = if complete { age >= TOLD } else { !*ends_are_told && age >= LAST_WORDS };
+            let is_settled = if complete { age >= TOLD } else { !last_words_come && age >= LAST_WORDS };
             if !is_settled {
                 return true;
             }

@@ -49,7 +49,11 @@ fn samples(steps: &[Step]) -> Vec<Sample> {
             after: counters(kernel),
             gone: false,
             complete: false,
-            access: NetnsAccess::Readable,
+            access: if count.is_some_and(|count| count % 3 == 0) {
+                NetnsAccess::Unreadable
+            } else {
+                NetnsAccess::Readable
+            },
         };
         samples.push(Sample {
             counters_from: None,
