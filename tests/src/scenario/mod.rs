@@ -158,7 +158,12 @@ const SCENARIOS: &[Scenario] = &[
         ALL_AND_NO_PROCFS,
     ),
     Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300, ALL_AND_NO_PROCFS),
-    Scenario("a_new_victim_has_its_row_after_a_scan_of_all_ports", scan::new_victim_has_its_row, 400, ALL),
+    Scenario(
+        "a_new_victim_has_its_row_after_a_scan_of_all_ports",
+        scan::new_victim_has_its_row,
+        400,
+        OLDEST_AND_NEWEST,
+    ),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400, ALL_AND_NO_PROCFS),
     // On 7.x a task that is moved off a CPU in the middle of a drop is counted twice now and then: open.
     Scenario(
