@@ -12,9 +12,9 @@ use crate::model::{Census, FlowSample, NetnsId, Protocol, service};
 const SHOWN: usize = 5;
 /// Rates are averaged over about so many seconds.
 const SMOOTH_S: f64 = 10.0;
-/// A map this small is not worth shrinking.
+/// A map this small is not worth shrinking, nor are rates forgotten to keep it small.
 const FEW_KEYS: usize = 1 << 12;
-/// A key with fewer inserts than this has no rate worth keeping. A scan leaves a hundred thousand of them.
+/// A key with fewer inserts than this has no rate worth keeping among many. A scan leaves a hundred thousand of them.
 const MANY: u64 = 16;
 /// A rate that is shown as 0.
 const NEGLIGIBLE: f64 = 0.001;
@@ -81,11 +81,11 @@ impl Smoothed {
 
 impl Key {
     /// Nothing is left of it: not an entry, not a rate, and not a count that a later census would be measured by.
-    fn is_over(&self) -> bool {
+    fn is_over(&self, among_many: bool) -> bool {
         (self.inserts, self.deletes) == self.retired
             && self.inserts == self.deletes
             && self.base == 0
-            && (self.inserts < MANY || self.rate.per_s() < NEGLIGIBLE)
+            && ((among_many && self.inserts < MANY) || self.rate.per_s() < NEGLIGIBLE)
     }
 
     fn entries(&self) -> u64 {
@@ -209,7 +209,8 @@ impl Flows {
             self.forecast.tick(interval_s, steps);
         }
         let forecast = &self.forecast;
-        self.keys.retain(|key, flows| !flows.is_over() || forecast.has_model(*key));
+        let among_many = self.keys.len() > FEW_KEYS;
+        self.keys.retain(|key, flows| !flows.is_over(among_many) || forecast.has_model(*key));
         if self.keys.capacity() > 4 * self.keys.len().max(FEW_KEYS) {
             self.keys.shrink_to_fit();
         }
