@@ -27,6 +27,9 @@ const WANTED: [&[u8]; 15] = [
 /// "ffffffff81000000 T " comes before the name.
 const NAME_AT: usize = 19;
 
+/// What a compiler appends to the name of a function that it copied or split, with a number.
+const SUFFIXES: [&str; 3] = [".constprop.", ".isra.", ".part."];
+
 /// One symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Symbol {
@@ -101,10 +104,8 @@ impl Symbols {
     /// The kernel lets nobody hook this function (it is notrace, or blacklisted): from here on it isn't there, in none of
     /// its parts.
     pub fn refuse(&mut self, function: &str, why: String) {
-        let whole = [".constprop.", ".isra.", ".part."]
-            .iter()
-            .find_map(|suffix| Some(function.split_once(suffix)?.0))
-            .unwrap_or(function);
+        let whole =
+            SUFFIXES.iter().find_map(|suffix| Some(function.split_once(suffix)?.0)).unwrap_or(function);
         self.found.retain(|name, _| !is_variant(name.as_bytes(), whole.as_bytes()));
         self.refused.insert(whole.to_owned(), why);
     }
@@ -159,8 +160,8 @@ fn is_variant(name: &[u8], wanted: &[u8]) -> bool {
     let Some(suffix) = name.strip_prefix(wanted) else { return false };
     suffix.is_empty()
         || suffix == b".cold"
-        || [b".constprop.".as_slice(), b".isra.", b".part."].iter().any(|known| {
-            suffix.strip_prefix(*known).is_some_and(|number| number.iter().all(u8::is_ascii_digit))
+        || SUFFIXES.iter().any(|known| {
+            suffix.strip_prefix(known.as_bytes()).is_some_and(|number| number.iter().all(u8::is_ascii_digit))
         })
 }
 

@@ -276,6 +276,11 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
+    /// What rows and the rests of all causes add up to.
+    fn in_all(rows: &[Tallied], rest: &[Sum], of_row: fn(&Tallied) -> u64, of_rest: fn(&Sum) -> u64) -> u64 {
+        rows.iter().map(of_row).sum::<u64>() + rest.iter().map(of_rest).sum::<u64>()
+    }
+
     fn key(port: u16) -> Key {
         let facts = Facts {
             netns: NetnsId::from_packed(1),
@@ -303,7 +308,7 @@ mod tests {
                 }
                 all += tick.len() as u64;
                 let (rows, rest) = tally.close_tick();
-                let sum = rows.iter().map(|row| row.losses).sum::<u64>() + rest.iter().map(|sum| sum.losses).sum::<u64>();
+                let sum = in_all(&rows, &rest, |row| row.losses, |sum| sum.losses);
                 prop_assert_eq!(sum, tick.len() as u64);
                 for row in &rows {
                     let truth = truth[&row.key.fields().port];
@@ -313,7 +318,7 @@ mod tests {
                 }
             }
             let (rows, rest) = tally.totals();
-            let sum = rows.iter().map(|row| row.total).sum::<u64>() + rest.iter().map(|sum| sum.total).sum::<u64>();
+            let sum = in_all(&rows, &rest, |row| row.total, |sum| sum.total);
             prop_assert_eq!(sum, all);
         }
 
@@ -381,7 +386,7 @@ mod tests {
                 prop_assert!(tally.keys.len() <= limit.max(slots.len() + limit / 2), "{} rows", tally.keys.len());
                 let losses: u64 = lost.iter().map(|(_, count)| count).sum();
                 all += losses;
-                let sum = rows.iter().map(|row| row.losses).sum::<u64>() + rest.iter().map(|sum| sum.losses).sum::<u64>();
+                let sum = in_all(&rows, &rest, |row| row.losses, |sum| sum.losses);
                 prop_assert_eq!(sum, losses);
                 for row in &rows {
                     let truth = truth[&row.key.fields().port];
@@ -390,7 +395,7 @@ mod tests {
                 }
             }
             let (rows, rest) = tally.totals();
-            let sum = rows.iter().map(|row| row.total).sum::<u64>() + rest.iter().map(|sum| sum.total).sum::<u64>();
+            let sum = in_all(&rows, &rest, |row| row.total, |sum| sum.total);
             prop_assert_eq!(sum, all);
         }
     }
