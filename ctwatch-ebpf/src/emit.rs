@@ -224,42 +224,82 @@ pub fn push_packet(event: &LossEvent, skb: &Skb, entry: u64) {
         event,
         #[inline(always)]
         |record| {
-            let mut flags = event.flags;
             // SAFETY: the reserved record.
-            unsafe {
-                if entry != 0 {
-                    describe_entry(entry, &raw mut (*record).entry);
-                    flags |= flag::ENTRY;
-                }
-                if config!(owners) != 0
-                    && skb.device() == 0
-                    && owner::of_packet(skb.socket(), owner::flow(event), &raw mut (*record).owner)
-                {
-                    flags |= flag::OWNER;
-                }
-                (*record).loss.flags = flags;
-            }
+            unsafe { fill_packet(record, event, skb, entry) }
         },
     );
 }
 
-/// Pushes a record that `fill` completes in place: entry and owner would not fit the stack.
+/// Completes the record of a packet.
+///
+/// # Safety
+/// `record` must be valid for writes.
 #[inline(always)]
-pub fn push_filled(event: &LossEvent, fill: impl FnOnce(*mut Record)) {
-    if let Some(mut place) = EVENTS.reserve::<Record>(0) {
-        let record: *mut Record = place.as_mut_ptr();
-        // SAFETY: the place is as large as the record; all of it is written.
-        unsafe {
-            core::ptr::copy_nonoverlapping(event, &raw mut (*record).loss, 1);
-            (&raw mut (*record).entry).write(EntryPart::EMPTY);
-            (&raw mut (*record).owner).write(OwnerPart::EMPTY);
+pub unsafe fn fill_packet(record: *mut Record, event: &LossEvent, skb: &Skb, entry: u64) {
+    let mut flags = event.flags;
+    // SAFETY: the caller's.
+    unsafe {
+        if entry != 0 {
+            describe_entry(entry, &raw mut (*record).entry);
+            flags |= flag::ENTRY;
         }
-        fill(record);
+        if config!(owners) != 0
+            && skb.device() == 0
+            && owner::of_packet(skb.socket(), owner::flow(event), &raw mut (*record).owner)
+        {
+            flags |= flag::OWNER;
+        }
+        (*record).loss.flags = flags;
+    }
+}
+
+/// Writes a record without entry and owner.
+///
+/// # Safety
+/// `record` must be valid for writes.
+#[inline(always)]
+pub unsafe fn fill(record: *mut Record, event: &LossEvent) {
+    // SAFETY: the caller's.
+    unsafe {
+        core::ptr::copy_nonoverlapping(event, &raw mut (*record).loss, 1);
+        (&raw mut (*record).entry).write(EntryPart::EMPTY);
+        (&raw mut (*record).owner).write(OwnerPart::EMPTY);
+    }
+}
+
+/// Pushes a record that `complete` completes in place: entry and owner would not fit the stack.
+#[inline(always)]
+pub fn push_filled(event: &LossEvent, complete: impl FnOnce(*mut Record)) {
+    push_written(
+        event.kind,
+        #[inline(always)]
+        |record| {
+            // SAFETY: the place is as large as the record; all of it is written.
+            unsafe { fill(record, event) };
+            complete(record);
+        },
+    );
+}
+
+/// Pushes a copy of a record.
+///
+/// # Safety
+/// `record` must point into a map's value.
+#[inline(always)]
+pub unsafe fn push_copy(record: *const Record) {
+    // SAFETY: the caller's; all of the reserved record is written.
+    unsafe { push_written((*record).loss.kind, |to| core::ptr::copy_nonoverlapping(record, to, 1)) }
+}
+
+#[inline(always)]
+fn push_written(kind: u8, write: impl FnOnce(*mut Record)) {
+    if let Some(mut place) = EVENTS.reserve::<Record>(0) {
+        write(place.as_mut_ptr());
         let waiting = EVENTS.query(BPF_RB_AVAIL_DATA);
         place.submit(if waiting >= WAKE_AT { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
     } else if let Some(control) = control() {
         // SAFETY: a pointer into the map's value; the index is masked.
-        unsafe { add(&raw mut (*control).lost_events[usize::from(event.kind & 15)], 1) };
+        unsafe { add(&raw mut (*control).lost_events[usize::from(kind & 15)], 1) };
     }
 }
 

@@ -18,6 +18,7 @@ mod owner;
 mod packet;
 mod percpu;
 mod read;
+mod withheld;
 
 /// Every dropped packet ends here; conntrack's are freed by `nf_hook_slow`.
 #[raw_tracepoint(tracepoint = "kfree_skb")]

@@ -1,6 +1,7 @@
 //! The maps. Slots and control are shared memory that user space mmaps, so that reading them makes no bpf() call.
 //! Sizes given here are upper bounds for tests; user space sets those that depend on the host.
 
+use crate::withheld::Withheld;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use ctwatch_common::classify::Counters;
@@ -69,6 +70,8 @@ pub struct Cpu {
     pub noted: SocketOwner,
     /// Contexts in which early_drop found no victim: their packets are about to be dropped.
     pub marks: [Mark; MARKS],
+    /// A packet of which a context with a mark will tell whether it was refused.
+    pub withheld: Withheld,
 }
 
 /// How many contexts of a CPU can be between early_drop and the drop at a time: a task, softirqs, preempted tasks.

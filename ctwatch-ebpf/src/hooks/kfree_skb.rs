@@ -9,6 +9,7 @@ use crate::netns;
 use crate::packet::{Skb, blank, describe_from_entry, service_port};
 use crate::percpu::this_cpu;
 use crate::read::read;
+use crate::withheld;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
@@ -107,6 +108,9 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     // SAFETY: this CPU's own map value.
     let full =
         unsafe { refused_by_full_table(marks.mine || (entry == 0 && elsewhere.is_some()), state, event) };
+    // The only count is perhaps that of a context whose mark is here, perhaps this packet's: it will be told.
+    let withheld = entry == 0 && drops != 0 && !which.drop && !marks.mine && config!(by_kfree_skb) != 0;
+    which.drop |= withheld;
     let Some(mut cause) = classify(which, entry != 0, full) else {
         // SAFETY: this CPU's own map value.
         unsafe { marks::clear(cpu, marks) };
@@ -124,7 +128,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
             Some(cpu) => &raw mut (*netns::on(cpu, net).unwrap_or(state)).accounted,
             None => &raw mut (*state).accounted,
         };
-        if cause.bumps_drop() {
+        if cause.bumps_drop() && !withheld {
             add(&raw mut (*accounted).drop, 1);
         }
         if cause.bumps_insert_failed() {
@@ -134,6 +138,9 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
             add(&raw mut (*accounted).chaintoolong, 1);
         }
         marks::clear(cpu, marks);
+        if marks.mine && withheld::is_waiting(cpu) {
+            withheld::settle(u64::from(marks.others));
+        }
         (*state).invalid = invalid;
         event.netns = (*state).id;
     }
@@ -168,6 +175,11 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
             // SAFETY: this CPU's own map value.
             emit::count_flow(unsafe { (*state).inum }, event.proto, service_port(event), emit::Field::Failed);
         }
+    }
+    if withheld {
+        // SAFETY: this CPU's own map value.
+        unsafe { withheld::keep(cpu, net, event, &skb) };
+        return;
     }
     emit::count_losses(emit::loss_key(event, cause), 1);
     if emit::wants_losses() {

@@ -6,7 +6,9 @@ use crate::emit;
 use crate::maps::{OFFSETS, add, control};
 use crate::netns::{self, Baseline};
 use crate::owner;
+use crate::percpu;
 use crate::read::read;
+use crate::withheld;
 use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::programs::RawTracePointContext;
@@ -95,8 +97,12 @@ fn reconcile(ctx: &RawTracePointContext, net: u64, cause: u64) {
     // A CPU that came up meanwhile and whose losses were all missed has no record yet.
     let baseline = if netns::has_counted(net) { Baseline::Zero } else { Baseline::Unset };
     let Some(state) = netns::lookup(net, inum, baseline) else { return };
-    // SAFETY: this CPU's own map value.
+    // SAFETY: this CPU's own map values.
     unsafe {
+        if percpu::this_cpu().is_some_and(|cpu| withheld::is_waiting(cpu)) {
+            // Whoever left the mark has not dropped a packet.
+            withheld::settle(0);
+        }
         let missed = missed(netns::counters((*state).stat), (*state).accounted);
         let accounted = &raw mut (*state).accounted;
         let (cause, count) = if cause == Cause::ChainTooLong as u64 {

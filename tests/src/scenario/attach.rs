@@ -13,11 +13,12 @@ use crate::checks::Checks;
 use crate::counters::Counters;
 use crate::ctwatch::Drops;
 use crate::netns::own_inode;
+use crate::nftables::{self, Witness};
 use crate::shell::exists;
+use crate::sys;
 use crate::table::{self, Mix};
 use crate::traffic::udp::{self, Plan};
-use crate::traffic::{Tally, loopback};
-use crate::{nftables, sys};
+use crate::traffic::{Tally, loopback, tcp};
 
 const PORTS: [u16; 4] = [53, 443, 6379, 11_211];
 const ROUNDS: usize = 50;
@@ -113,6 +114,79 @@ pub(super) fn fifty_times_in_a_storm(_: &Guest) -> Result<Outcome> {
     checks.equal("counted.table_full against Δdrop", run.end.counted("table_full"), kernel.get("drop"));
     checks.equal("counted.evicted against Δearly_drop", run.end.counted("evicted"), kernel.get("early_drop"));
     checks.equal("losses without a tuple", run.end.unattributed(), 0);
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// A return probe of somebody else's, on the same function as ours, that takes its time. A softirq that interrupts it gets
+/// no probe at all, neither theirs nor ours (kprobe_busy_begin, kernel/kprobes.c).
+const SLOW: &str = "kretprobe:early_drop { $i = 0; while ($i < 300) { $i++; @a = $i; } }";
+
+pub(super) fn a_slow_neighbour_costs_no_tuple(_: &Guest) -> Result<Outcome> {
+    if !exists("bpftrace") {
+        return Ok(Outcome::Skipped("there is no bpftrace".into()));
+    }
+    nftables::track()?;
+    let service = [22];
+    let witnesses =
+        [Witness::place("output", "tcp", &service)?, Witness::place("prerouting", "tcp", &service)?];
+    let listeners = tcp::listen(&service)?;
+    let _limit = table::lower_limit()?;
+    table::fill(Mix::Realistic)?;
+    let netns = own_inode()?;
+    let neighbour = Bpftrace::start(SLOW)?;
+    let drops = Drops::start(&["--backend", "kprobe"])?;
+    table::fill(Mix::Realistic)?;
+    let before = Counters::read()?;
+    let stop = AtomicBool::new(false);
+    // The SYNs are sent again after 1, 3 and 7 s from timer softirqs, which interrupt the senders in their probes.
+    let sent = thread::scope(|scope| {
+        let senders: Vec<_> = (0..sys::cpus())
+            .map(|cpu| {
+                let stop = &stop;
+                scope.spawn(move || steadily(cpu, stop))
+            })
+            .collect();
+        let connections: Result<Vec<_>> =
+            loopback(&service).iter().cycle().take(400).map(|to| tcp::start(*to)).collect();
+        thread::sleep(Duration::from_millis(9000));
+        stop.store(true, Ordering::Relaxed);
+        let mut sent = Tally::default();
+        for sender in senders {
+            sent.add(&sender.join().map_err(|_| anyhow!("a sender panicked"))??);
+        }
+        tcp::abort(vec![connections?], listeners)?;
+        Ok::<_, anyhow::Error>(sent)
+    })?;
+    thread::sleep(Duration::from_millis(1500));
+    drops.wait_for_ticks(2)?;
+    let run = drops.stop()?;
+    drop(neighbour);
+    let kernel = Counters::read()?.since(&before);
+    let (mut syns, mut lost) = (0, 0);
+    for witness in &witnesses {
+        syns += witness.syns()?;
+        lost += witness.lost_in_all()?;
+    }
+
+    let mut checks = Checks::new();
+    checks.figure("refused", sent.total_refused());
+    checks.figure("SYNs", syns);
+    checks.figure("SYNs_lost", lost);
+    checks.figure("Δdrop", kernel.get("drop"));
+    checks.that(syns > 800, "hardly any SYN was sent again: nothing interrupted the senders");
+    checks.equal_maps(
+        "table_full rows per UDP port against EPERM",
+        &run.end.per_port(netns, "udp", "table_full"),
+        &sent.refused(),
+    );
+    let of_tcp: u64 = run.end.per_port(netns, "tcp", "table_full").values().sum();
+    checks.equal("table_full rows of all TCP ports against nft", of_tcp, lost);
+    checks.equal("counted.table_full against Δdrop", run.end.counted("table_full"), kernel.get("drop"));
+    checks.equal("counted.evicted against Δearly_drop", run.end.counted("evicted"), kernel.get("early_drop"));
+    // An entry that is evicted where no probe can be has no witness at all.
+    let nameless = run.end.rows.iter().filter(|row| row.unattributed && row.cause() == "table_full");
+    checks.equal("refused packets without a tuple", nameless.map(|row| row.losses).sum::<u64>(), 0);
     checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
     Ok(Outcome::Passed(checks.finish()?))
 }

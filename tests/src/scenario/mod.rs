@@ -139,6 +139,13 @@ const SCENARIOS: &[Scenario] = &[
         240,
         ALL_AND_NO_PROCFS,
     ),
+    // From 7.0 on a preempted program can cost a packet its tuple beside such a neighbour: docs/how-it-works.md.
+    Scenario(
+        "a_slow_neighbours_probe_costs_no_tuple",
+        attach::a_slow_neighbour_costs_no_tuple,
+        300,
+        &["5.10", "6.1", "6.12"],
+    ),
     Scenario("both_ways_of_seeing_table_full_agree", attach::both_ways_agree, 240, ALL),
     Scenario("attach_and_detach_50_times_in_a_storm", attach::fifty_times_in_a_storm, 2400, ALL),
     Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240, ALL),
