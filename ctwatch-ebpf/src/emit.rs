@@ -41,24 +41,37 @@ pub enum Field {
 const LOSS_LOCKS: u32 = 0;
 const FLOW_LOCKS: u32 = BANKS * LOSS_SLOTS;
 
-/// The slot of a key in the active bank, claimed if it is new.
+/// The slot of a key in the active bank, claimed if it is new. `try_slot` is [`try_loss_slot`] or [`try_flow_slot`].
 ///
 /// # Safety
 /// `room` must point to a map's value; a slot must begin with its key.
 #[inline(always)]
-unsafe fn slot<S, const SLOTS: usize>(room: *mut Room<S, SLOTS>, locks: u32, packed: u64) -> Option<*mut S> {
+unsafe fn slot<S, const SLOTS: usize>(
+    room: *mut Room<S, SLOTS>,
+    packed: u64,
+    try_slot: extern "C" fn(u64, u64) -> u64,
+) -> Option<*mut S> {
     // SAFETY: the caller's; the index is masked.
     unsafe {
         let first = core::ptr::read_volatile(&raw const (*room).state.active) as u32;
-        let place = first_slot(packed, SLOTS as u32 / BANKS);
+        let slots = SLOTS as u32 / BANKS;
+        let mut place = first_slot(packed, slots);
         let slot = slot_at(room, first + place);
         // Nearly always it is this one.
         if core::ptr::read_volatile(slot.cast::<u64>()) == packed {
             return Some(slot);
         }
-        let slot = search(room, locks, packed, first);
-        (!slot.is_null()).then_some(slot)
+        // Two contexts that claim a key at once may get a slot each: whoever loses the race takes the next one, and user
+        // space adds them up.
+        for step in 1..PROBES + 1 {
+            let index = first + place;
+            if try_slot(packed, u64::from(index)) != 0 {
+                return Some(slot_at(room, index));
+            }
+            place = next_slot(place, step, slots);
+        }
     }
+    None
 }
 
 /// # Safety
@@ -69,38 +82,50 @@ unsafe fn slot_at<S, const SLOTS: usize>(room: *mut Room<S, SLOTS>, index: u32) 
     unsafe { (&raw mut (*room).slots).cast::<S>().add((index & (SLOTS as u32 - 1)) as usize) }
 }
 
-/// Looks for the slot of a key from its first place on, and claims the first free one; null if there is none. Two contexts
-/// that claim a key at once may get a slot each: whoever loses the race takes the next one, and user space adds them up.
-///
+/// Whether a slot of losses is a key's, or was free and is now. A global function, so that the verifier doesn't go through
+/// it once for each place.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn try_loss_slot(packed: u64, index: u64) -> u64 {
+    let Some(room) = LOSSES.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a pointer to a map's value.
+    u64::from(unsafe { take_slot(room, LOSS_LOCKS, packed, index as u32) })
+}
+
+/// The same of a slot of flows.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn try_flow_slot(packed: u64, index: u64) -> u64 {
+    let Some(room) = FLOWS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a pointer to a map's value.
+    u64::from(unsafe { take_slot(room, FLOW_LOCKS, packed, index as u32) })
+}
+
 /// # Safety
 /// As for [`slot`].
-#[inline(never)]
-unsafe fn search<S, const SLOTS: usize>(
+#[inline(always)]
+unsafe fn take_slot<S, const SLOTS: usize>(
     room: *mut Room<S, SLOTS>,
     locks: u32,
     packed: u64,
-    first: u32,
-) -> *mut S {
-    let slots = SLOTS as u32 / BANKS;
-    let mut place = first_slot(packed, slots);
-    // SAFETY: the caller's; indices are masked. A key is written once, with one store, until user space clears a bank that
-    // no program can see any more.
+    index: u32,
+) -> bool {
+    let index = index & (SLOTS as u32 - 1);
+    // SAFETY: the caller's. A key is written once, with one store, until user space clears a bank that no program can see any
+    // more.
     unsafe {
-        for step in 1..PROBES + 1 {
-            let slot = slot_at(room, first + place);
-            let key = slot.cast::<u64>();
-            let present = core::ptr::read_volatile(key);
-            if present == packed {
-                return slot;
-            }
-            if present == 0 && claim(locks + first + place, key, packed) {
-                add(&raw mut (*room).state.claimed[usize::from(first != 0)], 1);
-                return slot;
-            }
-            place = next_slot(place, step, slots);
+        let key = slot_at(room, index).cast::<u64>();
+        let present = core::ptr::read_volatile(key);
+        if present == packed {
+            return true;
+        }
+        if present == 0 && claim(locks + index, key, packed) {
+            let bank = usize::from(index >= SLOTS as u32 / BANKS);
+            add(&raw mut (*room).state.claimed[bank], 1);
+            return true;
         }
     }
-    core::ptr::null_mut()
+    false
 }
 
 /// Writes a key to a free slot, unless someone else does. The claim locks the slot: its key is read again under it.
@@ -132,7 +157,7 @@ pub extern "C" fn count_loss(packed: u64, losses: u64) -> u64 {
     let Some(room) = LOSSES.get_ptr_mut(0) else { return 1 };
     // SAFETY: pointers into map values; indices are masked.
     unsafe {
-        if let Some(slot) = slot(room, LOSS_LOCKS, packed) {
+        if let Some(slot) = slot(room, packed, try_loss_slot) {
             add(&raw mut (*slot).count, losses);
             return 0;
         }
@@ -150,7 +175,7 @@ pub extern "C" fn count_in_flows(packed: u64, field: u64) -> u64 {
     let Some(room) = FLOWS.get_ptr_mut(0) else { return 1 };
     // SAFETY: pointers into map values.
     unsafe {
-        if let Some(slot) = slot(room, FLOW_LOCKS, packed) {
+        if let Some(slot) = slot(room, packed, try_flow_slot) {
             match field {
                 0 => add(&raw mut (*slot).inserts, 1),
                 1 => add(&raw mut (*slot).deletes, 1),

@@ -3,7 +3,7 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::{REMEMBERED, VICTIMS, Victims, add};
+use crate::maps::{REMEMBERED, VICTIMS, add};
 use crate::marks;
 use crate::netns;
 use crate::packet::{blank, describe_from_tuple, describe_reply, mark_loopback};
@@ -46,8 +46,8 @@ pub fn on_return(ctx: &RetProbeContext) {
         let at = bpf_ktime_get_ns();
         // The newest are early_drop's; older ones were deleted in this context for other reasons. early_drop reaps
         // expired entries too, which are no victims; but a victim may have expired just after it looked.
-        let left = report(stack, victims, id, at, evicted, false);
-        let left = report(stack, victims, id, at, left, true);
+        let left = report_victims(stack, u64::from(id), at, evicted);
+        let left = report_victims(stack, u64::from(id) | EXPIRED, at, left);
         if left != 0 {
             emit::count_unattributed(id, Cause::Evicted, left);
         }
@@ -58,15 +58,15 @@ pub fn on_return(ctx: &RetProbeContext) {
     }
 }
 
-/// Reports up to `wanted` victims, newest first, and returns how many it did not find.
-///
-/// # Safety
-/// `victims` must point to this context's map value.
-#[inline(always)]
-unsafe fn report(stack: u64, victims: *mut Victims, netns: u32, at: u64, wanted: u64, expired: bool) -> u64 {
+/// Reports up to `wanted` victims, newest first, and returns how many it did not find. `sort` is the netns's id, and above
+/// it whether expired ones are meant. A global function, which the verifier goes through once for both sorts.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn report_victims(stack: u64, sort: u64, at: u64, wanted: u64) -> u64 {
+    let Some(victims) = VICTIMS.get_ptr_mut(&stack) else { return wanted };
     let mut left = wanted;
     for back in 1..=REMEMBERED as u64 {
-        // SAFETY: the caller's; the index is masked.
+        // SAFETY: a pointer into the map's value, of this context alone; the index is masked.
         unsafe {
             let seen = (*victims).seen;
             if left == 0 || back > seen {
@@ -74,15 +74,19 @@ unsafe fn report(stack: u64, victims: *mut Victims, netns: u32, at: u64, wanted:
             }
             let index = (seen - back) & (REMEMBERED as u64 - 1);
             let victim = &raw mut (*victims).last[index as usize];
-            if (*victim).counted == 0 && ((*victim).left <= 0) == expired {
+            let is_expired = u64::from((*victim).left <= 0);
+            if (*victim).counted == 0 && is_expired == sort >> 32 {
                 (*victim).counted = 1;
-                report_victim(stack, index, u64::from(netns), at);
+                report_victim(stack, index, sort & u64::from(u32::MAX), at);
                 left -= 1;
             }
         }
     }
     left
 }
+
+/// Victims that had expired when they were deleted.
+const EXPIRED: u64 = 1 << 32;
 
 /// Reports one remembered victim. A global function: the verifier goes through it once, not once for each victim.
 #[unsafe(no_mangle)]

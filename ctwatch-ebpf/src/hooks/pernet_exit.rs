@@ -15,20 +15,36 @@ use ctwatch_common::event::{KIND_NETNS_GONE, hook};
 use ctwatch_common::netns::id;
 
 /// Namespaces are destroyed in batches. Those of a batch that are beyond this number are noticed by user space instead.
-const BATCH: u32 = 512;
+const BATCH: u32 = 16 * STEP;
+const STEP: u32 = 32;
 
 #[inline(always)]
 pub fn on_entry(ctx: &ProbeContext) {
     let Some(list) = ctx.arg::<u64>(0) else { return };
     // list_head.next comes first.
     let mut node: u64 = read(list);
-    for _ in 0..BATCH {
+    for _ in 0..BATCH / STEP {
+        if node == list || node == 0 {
+            break;
+        }
+        node = all_gone(list, node);
+    }
+}
+
+/// Goes through a part of the list from this node on; returns the next. A global function, so that the verifier goes through
+/// the loop once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn all_gone(list: u64, from: u64) -> u64 {
+    let mut node = from;
+    for _ in 0..STEP {
         if node == list || node == 0 {
             break;
         }
         gone(node.wrapping_sub(u64::from(config!(net_exit_list))));
         node = read(node);
     }
+    node
 }
 
 /// Reports what a netns counted, and starts the next generation of its inode number. A global function, so that the

@@ -16,17 +16,21 @@ use tokio::io::unix::AsyncFd;
 
 use super::decode::decode;
 use super::diagnostics::Diagnostics;
+use super::kprobe::Kprobes;
 use super::object::{self, MapSizes};
 use super::plan::{Attachment, HookKind, Plan};
 use super::refusal::{HookRefused, remedy};
 use super::shared::Shared;
 use super::sync::{self, Baseline, LateBase, RegisteredNetns, State};
+use crate::kernel::symbols::Symbols;
 use crate::model::{FromKernel, NetnsId};
 use crate::netns::{self, Netns};
 
 /// A watch in the kernel.
 pub struct Probe {
     ebpf: Ebpf,
+    /// Attached until they are closed.
+    _kprobes: Vec<OwnedFd>,
     /// Exact counters and totals.
     pub shared: Shared,
     ring: RingBuf<MapData>,
@@ -37,12 +41,19 @@ pub struct Probe {
 
 impl Probe {
     /// Loads and attaches what the plan says. Losses count only after [`Shared::start_watching`].
-    pub fn attach(plan: &Plan, config: &Config, sizes: MapSizes, log_level: u8) -> Result<Self> {
+    pub fn attach(
+        plan: &Plan,
+        symbols: &Symbols,
+        config: &Config,
+        sizes: MapSizes,
+        log_level: u8,
+    ) -> Result<Self> {
         let mut ebpf = object::load(config, sizes, log_level).map_err(with_remedy)?;
         // Programs first: they hold on to their maps, which are taken out of the object below.
         load_program(&mut ebpf, "sync")?;
+        let mut kprobes = Vec::new();
         for attachment in &plan.attachments {
-            attach(&mut ebpf, attachment)?;
+            kprobes.extend(attach(&mut ebpf, attachment, symbols)?);
         }
         let [losses, flows, control] = ["LOSSES", "FLOWS", "CONTROL"].map(|name| take(&mut ebpf, name));
         let (losses, flows, control) = (losses?, flows?, control?);
@@ -53,7 +64,7 @@ impl Probe {
         let late_bases =
             HashMap::try_from(take(&mut ebpf, "LATE_BASES")?.0).context("opening the map of late CPUs")?;
         let diagnostics = (log_level > 0).then(|| Diagnostics::open(&mut ebpf)).transpose()?;
-        Ok(Self { ebpf, shared, ring, states, late_bases, diagnostics })
+        Ok(Self { ebpf, _kprobes: kprobes, shared, ring, states, late_bases, diagnostics })
     }
 
     /// Makes a netns known to the programs; returns what they call it, and the counters each CPU's watch begins with.
@@ -194,33 +205,44 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     })
 }
 
-/// Attaches one program. The error is a [`HookRefused`] if the kernel refuses this hook alone.
-fn attach(ebpf: &mut Ebpf, attachment: &Attachment) -> Result<()> {
+/// Attaches one program; a kprobe stays until the descriptor is closed, the others are the object's. The error is a
+/// [`HookRefused`] if the kernel refuses this hook alone.
+fn attach(ebpf: &mut Ebpf, attachment: &Attachment, symbols: &Symbols) -> Result<Option<OwnedFd>> {
     let Attachment { program: name, function, kind } = attachment;
     load_program(ebpf, name)?;
     let program =
         ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name:?}"))?;
-    let attached = match kind {
-        HookKind::Kprobe | HookKind::Kretprobe => {
-            let program: &mut KProbe = program.try_into()?;
-            program.attach(function, 0).map(drop)
-        }
-        HookKind::Tracepoint(category) => {
-            let program: &mut TracePoint = program.try_into()?;
-            program.attach(category, function).map(drop)
-        }
-        HookKind::RawTracepoint => {
-            let program: &mut RawTracePoint = program.try_into()?;
-            program.attach(function).map(drop)
-        }
-    };
-    attached.map_err(|error| {
-        let error = anyhow::Error::new(error);
+    attach_as(program, function, *kind, symbols).map_err(|error| {
         match HookRefused::of(&error, function, *kind) {
             Some(refused) => refused.into(),
             None => with_remedy(error).context(format!("attaching the {} on {function}", kind.name())),
         }
     })
+}
+
+fn attach_as(
+    program: &mut Program,
+    function: &str,
+    kind: HookKind,
+    symbols: &Symbols,
+) -> Result<Option<OwnedFd>> {
+    match kind {
+        HookKind::Kprobe | HookKind::Kretprobe => {
+            let program: &mut KProbe = program.try_into()?;
+            let symbol = symbols.get(function).context("it is not in /proc/kallsyms")?;
+            let at_return = kind == HookKind::Kretprobe;
+            return Kprobes::read()?.attach(program, symbol.address, at_return).map(Some);
+        }
+        HookKind::Tracepoint(category) => {
+            let program: &mut TracePoint = program.try_into()?;
+            program.attach(category, function)?;
+        }
+        HookKind::RawTracepoint => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.attach(function)?;
+        }
+    }
+    Ok(None)
 }
 
 fn with_remedy(error: anyhow::Error) -> anyhow::Error {

@@ -6,6 +6,7 @@ mod banks;
 mod decode;
 pub mod diagnostics;
 mod grace;
+mod kprobe;
 pub mod object;
 pub mod offsets;
 pub mod plan;

@@ -383,7 +383,7 @@ fn attach_what_attaches(
     loop {
         let mut config = offsets::resolve(btf, &symbols)?;
         let plan = plan(&symbols, options, &mut config).map_err(anyhow::Error::msg)?;
-        match Probe::attach(&plan, &config, sizes(&config), log_level) {
+        match Probe::attach(&plan, &symbols, &config, sizes(&config), log_level) {
             Ok(probe) => return Ok((plan, probe)),
             Err(error) => error.downcast::<HookRefused>()?.do_without(&mut symbols, &mut options)?,
         }
