@@ -101,13 +101,15 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
         insert_failed,
         chaintoolong: now.chaintoolong != accounted.chaintoolong,
     };
-    let elsewhere =
-        if config!(preempts) != 0 { counted_elsewhere(cpu, entry, marks.mine, &mut which) } else { None };
+    let found = if config!(preempts) != 0 {
+        migrated(cpu, entry, marks.mine, &mut which)
+    } else {
+        Found { marked: marks.mine, counted_on: None }
+    };
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
     // SAFETY: this CPU's own map value.
-    let full =
-        unsafe { refused_by_full_table(marks.mine || (entry == 0 && elsewhere.is_some()), state, event) };
+    let full = unsafe { refused_by_full_table(found.marked, state, event) };
     // The only count is perhaps that of a context whose mark is here, perhaps this packet's: it will be told.
     let withheld = entry == 0 && drops != 0 && !which.drop && !marks.mine && config!(by_kfree_skb) != 0;
     which.drop |= withheld;
@@ -124,7 +126,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     }
     // SAFETY: pointers into map values. Atomic, since an interrupt on this CPU may account for its own loss meanwhile.
     unsafe {
-        let accounted = match elsewhere {
+        let accounted = match found.counted_on {
             Some(cpu) => &raw mut (*netns::on(cpu, net).unwrap_or(state)).accounted,
             None => &raw mut (*state).accounted,
         };
@@ -187,22 +189,34 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     }
 }
 
-/// The CPU that counted this loss, if the task migrated before it freed its packet: known for refused packets, by the mark
-/// they left there, and for clashes.
+/// What is known of a packet whose task may have migrated before it freed it.
+struct Found {
+    /// `early_drop` left a mark for it.
+    marked: bool,
+    /// Another CPU counted the loss.
+    counted_on: Option<u32>,
+}
+
+/// Looks where a task that may have migrated left its traces: for a refused packet its mark, for a clash its entry.
 #[inline(always)]
-fn counted_elsewhere(cpu: *mut crate::maps::Cpu, entry: u64, marked: bool, which: &mut Moved) -> Option<u32> {
+fn migrated(cpu: *mut crate::maps::Cpu, entry: u64, marked: bool, which: &mut Moved) -> Found {
     if entry != 0 {
-        let found = CLASHED.get_ptr(entry)?;
+        let Some(counted) = CLASHED.get_ptr(entry) else { return Found { marked, counted_on: None } };
         // SAFETY: a pointer into the map's value.
-        let counted = unsafe { *found };
+        let counted = unsafe { *counted };
         let _ = CLASHED.remove(entry);
         *which = Moved { drop: true, insert_failed: true, chaintoolong: false };
-        return Some(counted);
+        return Found { marked, counted_on: Some(counted) };
     }
-    // A mark is proof by itself: another context that migrated here may have claimed the count that this one made.
-    let counted = if marked { None } else { Some(marks::take_from_another(cpu)?) };
+    let left_on = if marked { None } else { marks::take_from_another(cpu) };
+    if !marked && left_on.is_none() {
+        return Found { marked, counted_on: None };
+    }
+    // It may have migrated between mark and count: then this CPU's counter has moved. A mark is proof by itself, though: another
+    // context that migrated here may have claimed the count that this one made.
+    let counted_on = if which.drop { None } else { left_on };
     which.drop = true;
-    counted
+    Found { marked: true, counted_on }
 }
 
 /// A new netns took the address of one that is gone: start over.

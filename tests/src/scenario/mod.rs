@@ -178,13 +178,7 @@ const SCENARIOS: &[Scenario] = &[
         OLDEST_AND_NEWEST,
     ),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400, ALL_AND_NO_PROCFS),
-    // On 7.x a task that is moved off a CPU in the middle of a drop is counted twice now and then: open.
-    Scenario(
-        "cpus_offline_at_start_plugged_and_unplugged_in_a_storm",
-        cpus::come_and_go,
-        300,
-        &["5.10", "6.1", "6.12"],
-    ),
+    Scenario("cpus_offline_at_start_plugged_and_unplugged_in_a_storm", cpus::come_and_go, 300, ALL),
     Scenario("three_hundred_netns_and_three_hundred_more", crowds::three_hundred_and_more, 600, ON_REQUEST),
     Scenario("namespaces_in_churn_leave_memory_and_cpu_flat", crowds::churn, 900, ON_REQUEST),
     Scenario("in_a_container_host_is_the_initial_netns_alone", inside::host_is_elsewhere, 240, ALL),
