@@ -19,7 +19,7 @@ mod packet;
 mod percpu;
 mod read;
 
-/// Every dropped packet ends here; conntrack's are freed by `nf_hook_slow`.
+/// Every dropped packet ends here; conntrack's are freed by `nf_hook_slow`, or behind one of the other doors.
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
     hooks::kfree_skb::first(&ctx);

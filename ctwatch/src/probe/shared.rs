@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
+use ctwatch_common::door::{DOORS, Door};
 use ctwatch_common::slot::{
     BANKS, Control, FLOW_SLOTS, FlowRoom, FlowSlot, LOSS_SLOTS, LossRoom, LossSlot, RoomState,
 };
@@ -238,6 +239,22 @@ impl Shared {
     #[must_use]
     pub fn sync_id(&self) -> u32 {
         self.control().sync_id as u32
+    }
+
+    /// Where else than in nf_hook_slow the programs look at packets that are freed.
+    pub fn set_doors(&self, doors: &[Door]) {
+        // SAFETY: projections inside the mapping, here and below.
+        let span =
+            |index: usize| move |control: *mut Control| unsafe { &raw mut (*control).doors[index].span };
+        let start =
+            |index: usize| move |control: *mut Control| unsafe { &raw mut (*control).doors[index].start };
+        // The first one ends the list until the others are there.
+        self.control.set(span(0), 0);
+        for index in (0..DOORS).rev() {
+            let door = doors.get(index).copied().unwrap_or(Door::NONE);
+            self.control.set(start(index), door.start);
+            self.control.set(span(index), door.span);
+        }
     }
 
     /// Losses in namespaces for which the programs had no room.
