@@ -243,17 +243,16 @@ impl Shared {
 
     /// Where else than in nf_hook_slow the programs look at packets that are freed.
     pub fn set_doors(&self, doors: &[Door]) {
-        // SAFETY: projections inside the mapping, here and below.
-        let span =
-            |index: usize| move |control: *mut Control| unsafe { &raw mut (*control).doors[index].span };
-        let start =
-            |index: usize| move |control: *mut Control| unsafe { &raw mut (*control).doors[index].start };
+        let set = |index: usize, door: Door| {
+            // SAFETY: projections inside the mapping, both.
+            self.control.set(|control| unsafe { &raw mut (*control).doors[index].start }, door.start);
+            // SAFETY: as above.
+            self.control.set(|control| unsafe { &raw mut (*control).doors[index].span }, door.span);
+        };
         // The first one ends the list until the others are there.
-        self.control.set(span(0), 0);
+        set(0, Door::NONE);
         for index in (0..DOORS).rev() {
-            let door = doors.get(index).copied().unwrap_or(Door::NONE);
-            self.control.set(start(index), door.start);
-            self.control.set(span(index), door.span);
+            set(index, doors.get(index).copied().unwrap_or(Door::NONE));
         }
     }
 

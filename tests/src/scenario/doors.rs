@@ -2,6 +2,7 @@
 //! Open vSwitch and by tc. Whoever frees them there must be told from whatever else is freed in the same place.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 
@@ -37,19 +38,28 @@ pub(super) fn nfqueue(_: &Guest) -> Result<Outcome> {
         })
         .collect();
     nftables::load(&format!("table inet ctw_queue {{\n{chains}}}\n"))?;
+    // All these flows are to leave from one port, and are queued on their way to the confirmation.
+    nftables::load(&format!(
+        "table ip ctw_nat {{\n chain queue {{\n  type filter hook postrouting priority 50;\n  udp dport {CLASHING} queue num 0\n \
+         }}\n chain nat {{\n  type nat hook postrouting priority 100;\n  udp dport {CLASHING} snat to {}:{ONE_PORT}\n }}\n}}\n",
+        veth.v4.0
+    ))?;
+    let arrived = other.run(|| Witness::place("prerouting", "udp", &[CLASHING]))?;
     let netns = own_inode()?;
+    let drops = Drops::start(&["--events"])?;
+    let before = Counters::read()?;
+    let clashing = udp::send_on_every_cpu(&clashing(veth.v4.1))?;
+    passed.wait_for(clashing.total_accepted())?;
+    let clashed = missing(&clashing.accepted(), &other.run(|| arrived.seen())?);
     let _limit = table::lower_limit()?;
     table::fill(Mix::Realistic)?;
-    let drops = Drops::start(&["--events"])?;
-    table::fill(Mix::Realistic)?;
-    let before = Counters::read()?;
     let plan = |ports: &[u16], v4, v6| {
         Plan::new(ports.iter().flat_map(|port| [(v4, *port).into(), (v6, *port).into()]).collect(), 80)
     };
     let out = udp::send_on_every_cpu(&plan(&leaving, veth.v4.1, veth.v6.1))?;
     let into = other.run(|| udp::send_on_every_cpu(&plan(&arriving, veth.v4.0, veth.v6.0)))?;
     let sent = out.total_accepted() + into.total_accepted();
-    passed.wait_for(sent / 4 * 3)?;
+    passed.wait_for(clashing.total_accepted() + sent / 4 * 3)?;
     dropped.wait_for(sent / 4)?;
     drops.wait_for_ticks(2)?;
     let run = drops.stop()?;
@@ -66,7 +76,7 @@ pub(super) fn nfqueue(_: &Guest) -> Result<Outcome> {
     let mut checks = Checks::new();
     checks.figure("queued", sent);
     checks.equal("sends refused to a sender whose packets are queued", out.total_refused(), 0);
-    hold(&mut checks, &run, &kernel, netns, &lost);
+    hold(&mut checks, &run, &kernel, netns, &lost, &clashed);
     let events = run.drops.iter().filter(|drop| drop.cause == "table_full");
     let wrong: Vec<_> = events
         .filter(|drop| {
@@ -88,15 +98,17 @@ pub(super) fn nfqueue(_: &Guest) -> Result<Outcome> {
 pub(super) fn openvswitch(_: &Guest) -> Result<Outcome> {
     let ports = [53, 4789, 6379];
     let (sender, receiver) = (Netns::create("sender")?, Netns::create("receiver")?);
-    let arrived = receiver.run(|| Witness::place("prerouting", "udp", &ports))?;
+    let counted: Vec<u16> = ports.iter().copied().chain([CLASHING]).collect();
+    let arrived = receiver.run(|| Witness::place("prerouting", "udp", &counted))?;
     let netns = own_inode()?;
-    let _limit = table::lower_limit()?;
     let drops = Drops::start(&["--events"])?;
     // The module comes while ctwatch watches; a whole tick later that is known.
     let bridge = Datapath::join(&sender, &receiver)?;
     drops.wait_for_ticks(2)?;
-    table::fill(Mix::Realistic)?;
     let before = Counters::read()?;
+    let clashing = sender.run(|| udp::send_on_every_cpu(&clashing(bridge.receiver.0)))?;
+    let _limit = table::lower_limit()?;
+    table::fill(Mix::Realistic)?;
     let to =
         ports.iter().flat_map(|port| [(bridge.receiver.0, *port).into(), (bridge.receiver.1, *port).into()]);
     let plan = Plan::new(to.collect(), 150);
@@ -107,11 +119,12 @@ pub(super) fn openvswitch(_: &Guest) -> Result<Outcome> {
     drops.wait_for_ticks(2)?;
     let run = drops.stop()?;
     let kernel = Counters::read()?.since(&before);
-    let lost = missing(&sent.accepted(), &receiver.run(|| arrived.seen())?);
+    let seen = receiver.run(|| arrived.seen())?;
+    let (lost, clashed) = (missing(&sent.accepted(), &seen), missing(&clashing.accepted(), &seen));
 
     let mut checks = Checks::new();
     checks.figure("sent", sent.total_accepted());
-    hold(&mut checks, &run, &kernel, netns, &lost);
+    hold(&mut checks, &run, &kernel, netns, &lost, &clashed);
     from_one_place(&mut checks, &run, "openvswitch", |drop| {
         drop.device_in.as_deref() == Some(Datapath::FROM) && drop.device_out.is_none() && drop.netns == netns
     });
@@ -126,9 +139,14 @@ pub(super) fn act_ct(guest: &Guest) -> Result<Outcome> {
     let other = Netns::create("sender")?;
     let veth = Veth::join(&other, 1)?;
     let here = Witness::place("prerouting", "udp", &arriving)?;
-    let there = other.run(|| Witness::place("prerouting", "udp", &leaving))?;
+    let there = other.run(|| Witness::place("prerouting", "udp", &[leaving[0], leaving[1], CLASHING]))?;
     let device = &veth.here;
     sh(&format!("tc qdisc add dev {device} clsact"))?;
+    sh(&format!(
+        "tc filter add dev {device} egress protocol ip pref 5 flower ip_proto udp dst_port {CLASHING} action ct commit nat src \
+         addr {} port {ONE_PORT}",
+        veth.v4.0
+    ))?;
     for direction in ["ingress", "egress"] {
         for (preference, proto, family) in [(10, "ip", "ip_proto udp"), (20, "ipv6", "ip_proto udp")] {
             let filter = format!("tc filter add dev {device} {direction} protocol {proto}");
@@ -138,11 +156,11 @@ pub(super) fn act_ct(guest: &Guest) -> Result<Outcome> {
         }
     }
     let netns = own_inode()?;
+    let drops = Drops::start(&["--events"])?;
+    let before = Counters::read()?;
+    let clashing = udp::send_on_every_cpu(&clashing(veth.v4.1))?;
     let _limit = table::lower_limit()?;
     table::fill(Mix::Realistic)?;
-    let drops = Drops::start(&["--events"])?;
-    table::fill(Mix::Realistic)?;
-    let before = Counters::read()?;
     let plan = |ports: &[u16], v4, v6| {
         let ports = ports.iter().chain([&DROPPED_BY_TC]);
         Plan::new(ports.flat_map(|port| [(v4, *port).into(), (v6, *port).into()]).collect(), 100)
@@ -155,16 +173,16 @@ pub(super) fn act_ct(guest: &Guest) -> Result<Outcome> {
     let kernel = Counters::read()?.since(&before);
     let mut seen = here.seen()?;
     seen.extend(other.run(|| there.seen())?);
-    let lost = missing(&sent, &seen);
+    let (lost, clashed) = (missing(&sent, &seen), missing(&clashing.accepted(), &seen));
 
     let mut checks = Checks::new();
     checks.figure("sent", sent.values().sum::<u64>());
-    hold(&mut checks, &run, &kernel, netns, &lost);
-    let events = run.drops.iter().filter(|drop| drop.cause == "table_full");
+    hold(&mut checks, &run, &kernel, netns, &lost, &clashed);
+    let events = run.drops.iter().filter(|drop| is_loss(drop));
     let wrong: Vec<_> = events
         .filter(|drop| {
             let (hook, input, output) = match drop.dport {
-                Some(7461 | 7462) => ("tc_egress", None, Some(device.as_str())),
+                Some(7461 | 7462 | CLASHING) => ("tc_egress", None, Some(device.as_str())),
                 _ => ("tc_ingress", Some(device.as_str()), None),
             };
             drop.hook.as_deref() != Some(hook)
@@ -181,20 +199,37 @@ pub(super) fn act_ct(guest: &Guest) -> Result<Outcome> {
 }
 
 /// What holds at every door: each packet that went missing between the counters is a row's, and nothing else is.
-fn hold(checks: &mut Checks, run: &Run, kernel: &Counters, netns: u64, lost: &BTreeMap<u16, u64>) {
+fn hold(
+    checks: &mut Checks,
+    run: &Run,
+    kernel: &Counters,
+    netns: u64,
+    lost: &BTreeMap<u16, u64>,
+    clashed: &BTreeMap<u16, u64>,
+) {
+    let missing: u64 = lost.values().chain(clashed.values()).sum();
     checks.figure("lost", lost.values().sum::<u64>());
+    checks.figure("clashed", clashed.values().sum::<u64>());
     checks.figure("Δdrop", kernel.get("drop"));
     checks.figure("Δearly_drop", kernel.get("early_drop"));
-    checks.that(kernel.get("drop") > 200, "too few packets were refused to show anything");
+    checks.that(lost.values().sum::<u64>() > 200, "too few packets were refused to show anything");
+    checks.that(clashed.values().sum::<u64>() > 50, "too few packets clashed to show anything");
     checks.equal_maps(
         "table_full rows per port against what went missing",
         &run.end.per_port(netns, "udp", "table_full"),
         lost,
     );
-    checks.equal("packets that went missing against Δdrop", lost.values().sum(), kernel.get("drop"));
-    checks.equal("counted.table_full against Δdrop", run.end.counted("table_full"), kernel.get("drop"));
+    checks.equal_maps(
+        "clash rows per port against what went missing",
+        &run.end.per_port(netns, "udp", "clash"),
+        clashed,
+    );
+    checks.equal("packets that went missing against Δdrop", missing, kernel.get("drop"));
+    checks.equal("counted.table_full", run.end.counted("table_full"), lost.values().sum());
+    let insert_failed = kernel.get("insert_failed");
+    checks.equal("counted.clash against Δinsert_failed", run.end.counted("clash"), insert_failed);
     checks.equal("counted.evicted against Δearly_drop", run.end.counted("evicted"), kernel.get("early_drop"));
-    let events = run.drops.iter().filter(|drop| drop.cause == "table_full").count() as u64;
+    let events = run.drops.iter().filter(|drop| is_loss(drop)).count() as u64;
     checks.equal("events and lost ones together", events + run.end.lost_events, kernel.get("drop"));
     checks.equal("losses without a tuple", run.end.unattributed(), 0);
     checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
@@ -207,12 +242,22 @@ fn from_one_place(
     hook: &str,
     is_right: impl Fn(&crate::ctwatch::Drop) -> bool,
 ) {
-    let events = run.drops.iter().filter(|drop| drop.cause == "table_full");
+    let events = run.drops.iter().filter(|drop| is_loss(drop));
     let wrong: Vec<_> = events.filter(|drop| drop.hook.as_deref() != Some(hook) || !is_right(drop)).collect();
     checks.that(
         wrong.is_empty(),
         format!("{} events that were not at {hook}: {:?}", wrong.len(), wrong.first()),
     );
+}
+
+/// A packet was lost, not an entry.
+fn is_loss(drop: &crate::ctwatch::Drop) -> bool {
+    ["table_full", "clash"].contains(&drop.cause.as_str())
+}
+
+/// Many new flows, which NAT is to send from one port.
+fn clashing(to: IpAddr) -> Plan {
+    Plan { fresh_source_every: 1, ..Plan::new(vec![(to, CLASHING).into()], 60) }
 }
 
 /// Per port, what was sent and not seen; ports that miss nothing are left out.
@@ -221,6 +266,9 @@ fn missing(sent: &BTreeMap<u16, u64>, seen: &BTreeMap<u16, u64>) -> BTreeMap<u16
     lost.filter(|(_, lost)| *lost > 0).collect()
 }
 
+/// What is sent to this port leaves from [`ONE_PORT`]: NAT keeps a tuple that is taken, and the confirmation finds it so.
+const CLASHING: u16 = 8443;
+const ONE_PORT: u16 = 5555;
 /// What is sent to this port, a rule of tc drops.
 const DROPPED_BY_TC: u16 = 7480;
 /// What is sent to this port, the switch drops.
@@ -230,7 +278,7 @@ const DROPPED_BY_THE_SWITCH: u16 = 7490;
 /// written down, so that no packet waits for ovs-vswitchd.
 struct Datapath {
     /// Addresses of the receiver.
-    receiver: (std::net::IpAddr, std::net::IpAddr),
+    receiver: (IpAddr, IpAddr),
 }
 
 impl Datapath {
@@ -266,6 +314,10 @@ impl Datapath {
         }
         for (ether, ip) in [("0x0800", "ipv4(proto=17,frag=no)"), ("0x86dd", "ipv6(proto=17,frag=no)")] {
             let flow = |ports: &str| format!("in_port(1),eth(),eth_type({ether}),{ip},udp({ports})");
+            if ether == "0x0800" {
+                let nat = format!("ct(commit,nat(src=10.9.8.1:{ONE_PORT})),2");
+                add_flow(&flow(&format!("dst={CLASHING}")), &nat)?;
+            }
             for port in [53u16, 4789, 6379] {
                 add_flow(&flow(&format!("dst={port}")), "ct(commit),2")?;
             }
