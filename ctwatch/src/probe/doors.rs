@@ -20,13 +20,14 @@ const LONGEST: u64 = 16 << 10;
 ///   behind the one that queued a packet;
 /// - `ovs_ct_execute` (net/openvswitch/conntrack.c);
 /// - `tcf_ct_act` (net/sched/act_ct.c) answers TC_ACT_SHOT, and whoever asked frees the packet: `sch_handle_ingress` and
-///   `sch_handle_egress` (net/core/dev.c), inlined into these two. Without act_ct only other classifiers drop there.
+///   `sch_handle_egress` (net/core/dev.c), inlined into these two. Before 6.11 it let a refused packet go on, and its mark
+///   and count would be taken for those of the next packet that tc drops.
 #[must_use]
-pub fn find(symbols: &Symbols) -> Vec<Door> {
-    let reinject =
-        if symbols.parts("nf_reinject").next().is_some() { "nf_reinject" } else { "nfqnl_reinject" };
+pub fn find(symbols: &Symbols, release: Option<(u32, u32)>) -> Vec<Door> {
+    let has = |function| symbols.parts(function).next().is_some();
+    let reinject = if has("nf_reinject") { "nf_reinject" } else { "nfqnl_reinject" };
     let mut functions = vec![(reinject, kind::NFQUEUE), ("ovs_ct_execute", kind::OPENVSWITCH)];
-    if symbols.parts("tcf_ct_act").next().is_some() {
+    if has("tcf_ct_act") && release >= Some((6, 11)) {
         functions.push(("__netif_receive_skb_core", kind::TC_INGRESS));
         functions.push(("__dev_queue_xmit", kind::TC_EGRESS));
     }
@@ -91,7 +92,7 @@ ffffffffc0008000 t nfqnl_recv_verdict\t[nfnetlink_queue]
 
     #[test]
     fn a_door_ends_where_the_next_function_of_its_module_begins_in_whatever_order_they_come() {
-        let doors = find(&symbols(DEBIAN_6_12));
+        let doors = find(&symbols(DEBIAN_6_12), Some((6, 12)));
         assert_eq!(
             doors,
             [
@@ -104,7 +105,7 @@ ffffffffc0008000 t nfqnl_recv_verdict\t[nfnetlink_queue]
     #[test]
     fn the_doors_of_tc_are_open_while_act_ct_is_there() {
         let with = format!("{DEBIAN_6_12}ffffffffc000a000 t tcf_ct_act\t[act_ct]\n");
-        let doors = find(&symbols(&with));
+        let doors = find(&symbols(&with), Some((6, 12)));
         assert_eq!(
             doors[2..],
             [
@@ -112,25 +113,31 @@ ffffffffc0008000 t nfqnl_recv_verdict\t[nfnetlink_queue]
                 Door::new(0xffff_ffff_8100_2000, 0xf00, kind::TC_EGRESS),
             ]
         );
+        for it_lets_packets_go_on in [Some((6, 1)), None] {
+            assert_eq!(find(&symbols(&with), it_lets_packets_go_on), doors[..2]);
+        }
     }
 
     #[test]
     fn where_packets_come_back_in_the_kernel_itself_its_module_has_no_door() {
-        let found = find(&symbols(
-            "ffffffff81000000 T nf_reinject\nffffffff81000200 T other\nffffffffc0009000 t nfqnl_reinject\t[nfnetlink_queue]\n",
-        ));
+        let found = find(
+            &symbols(
+                "ffffffff81000000 T nf_reinject\nffffffff81000200 T other\nffffffffc0009000 t nfqnl_reinject\t[nfnetlink_queue]\n",
+            ),
+            Some((6, 1)),
+        );
         assert_eq!(found, [Door::new(0xffff_ffff_8100_0000, 0x200, kind::NFQUEUE)]);
     }
 
     #[test]
     fn where_the_last_function_of_all_ends_is_not_known_and_it_is_not_taken_for_long() {
-        let doors = find(&symbols("ffffffffc0009000 t nfqnl_reinject\t[nfnetlink_queue]\n"));
+        let doors = find(&symbols("ffffffffc0009000 t nfqnl_reinject\t[nfnetlink_queue]\n"), None);
         assert_eq!(doors, [Door::new(0xffff_ffff_c000_9000, LONGEST as u32, kind::NFQUEUE)]);
     }
 
     #[test]
     fn addresses_that_are_hidden_are_no_doors() {
-        assert_eq!(find(&symbols("0000000000000000 T nf_reinject\n0000000000000000 T other\n")), []);
+        assert_eq!(find(&symbols("0000000000000000 T nf_reinject\n0000000000000000 T other\n"), None), []);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The doors of modules that are loaded while we watch.
 
 use super::Watch;
+use crate::kernel::release::release_number;
 use crate::kernel::symbols::Symbols;
 use crate::probe::doors;
 
@@ -14,7 +15,7 @@ impl Watch {
         let Some(probe) = &self.probe else { return };
         // It could be read when the watch began. If it can't be now, the next tick tries again.
         if let Ok(symbols) = Symbols::read(&self.config.roots.proc("kallsyms")) {
-            probe.shared.set_doors(&doors::find(&symbols));
+            probe.shared.set_doors(&doors::find(&symbols, release_number(&self.config.roots.release())));
             self.doors = loaded;
         }
     }

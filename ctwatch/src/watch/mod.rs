@@ -23,6 +23,7 @@ use ctwatch_common::config::Config;
 
 use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
+use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
 use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
 use crate::probe::doors::{self as places, Loaded};
@@ -163,7 +164,10 @@ impl Watch {
         let namespaces = &self.netns.namespaces;
         let init_net = kernel.both()?.0.data("init_net").map(|symbol| symbol.address);
         let symbols = kernel.both()?.0;
-        let known = (places::known(places::loaded(&self.config.roots), symbols), places::find(symbols));
+        let known = (
+            places::known(places::loaded(&self.config.roots), symbols),
+            places::find(symbols, release_number(&self.config.roots.release())),
+        );
         let late = LateCpus::look(&self.config.roots, namespaces)?;
         let sizes = |config: &Config| MapSizes {
             netns: NetnsRoom::new(namespaces.len(), config.cpus).namespaces,

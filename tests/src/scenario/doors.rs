@@ -133,7 +133,7 @@ pub(super) fn openvswitch(_: &Guest) -> Result<Outcome> {
 
 pub(super) fn act_ct(guest: &Guest) -> Result<Outcome> {
     if ["5.10", "6.1"].contains(&guest.kernel.as_str()) {
-        return Ok(Outcome::Skipped("act_ct lets a packet go on that conntrack refused".into()));
+        return Ok(Outcome::Skipped("before 6.11 act_ct lets a packet go on that conntrack refused".into()));
     }
     let (leaving, arriving) = ([7461, 7462], [7471, 7472]);
     let other = Netns::create("sender")?;

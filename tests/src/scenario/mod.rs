@@ -145,7 +145,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240, ALL),
     Scenario("refused_after_nfqueue_is_named", doors::nfqueue, 240, ALL),
     Scenario("refused_in_openvswitch_is_named", doors::openvswitch, 240, ALL),
-    // Up to some release after 6.1 act_ct lets a packet go on that conntrack refused.
+    // Before 6.11 act_ct lets a packet go on that conntrack refused.
     Scenario("refused_in_act_ct_is_named", doors::act_ct, 240, &["6.12", "7"]),
     Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240, ALL_AND_NO_PROCFS),
     Scenario("since_boot_is_what_the_kernel_counted_before", namespaces::since_boot, 240, ALL_AND_NO_PROCFS),
