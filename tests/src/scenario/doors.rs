@@ -40,8 +40,8 @@ pub(super) fn nfqueue(_: &Guest) -> Result<Outcome> {
     nftables::load(&format!("table inet ctw_queue {{\n{chains}}}\n"))?;
     // All these flows are to leave from one port, and are queued on their way to the confirmation.
     nftables::load(&format!(
-        "table ip ctw_nat {{\n chain queue {{\n  type filter hook postrouting priority 50;\n  udp dport {CLASHING} queue num 0\n \
-         }}\n chain nat {{\n  type nat hook postrouting priority 100;\n  udp dport {CLASHING} snat to {}:{ONE_PORT}\n }}\n}}\n",
+        "table ip ctw_nat {{\n chain queued {{\n  type filter hook postrouting priority 50;\n  udp dport {CLASHING} queue num 0\n \
+         }}\n chain from_one {{\n  type nat hook postrouting priority 100;\n  udp dport {CLASHING} snat to {}:{ONE_PORT}\n }}\n}}\n",
         veth.v4.0
     ))?;
     let arrived = other.run(|| Witness::place("prerouting", "udp", &[CLASHING]))?;
