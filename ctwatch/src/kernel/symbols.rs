@@ -233,6 +233,21 @@ ffffffffc0001600 t nf_ct_delete_from_lists\t[nf_conntrack]
     }
 
     #[test]
+    fn cold_parts_belong_to_a_function_and_its_namesakes_do_not() {
+        let found = symbols(DEBIAN_5_10);
+        let names = |function| {
+            let mut names: Vec<&str> = found.parts(function).map(|part| part.name.as_str()).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(
+            names("init_conntrack"),
+            ["init_conntrack.constprop.0", "init_conntrack.constprop.0.cold"]
+        );
+        assert_eq!(names("nf_hook_slow"), ["nf_hook_slow", "nf_hook_slow.cold"]);
+    }
+
+    #[test]
     fn a_function_is_no_variable() {
         let found = symbols("ffffffffc0001000 d nf_conntrack_max\t[nf_conntrack]\n");
         assert!(found.data("nf_conntrack_max").is_some());
