@@ -55,6 +55,8 @@ pub struct Config {
     pub head_network_header: u32,
     /// sk_buff.head
     pub head_head: u32,
+    /// sk_buff.data, from the start of the struct
+    pub skb_data: u32,
     /// sk_buff._nfct, from the start of the struct (for probes that read nothing else).
     pub skb_nfct_absolute: u32,
     /// sock.__sk_common.skc_net

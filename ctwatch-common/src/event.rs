@@ -6,7 +6,7 @@ pub const IPV4: u8 = 4;
 /// See [`IPV4`].
 pub const IPV6: u8 = 6;
 
-/// Netfilter hook numbers (include/uapi/linux/netfilter.h), and one for "unknown".
+/// Netfilter hook numbers (include/uapi/linux/netfilter.h), and our own for where packets reach conntrack without one.
 pub mod hook {
     /// NF_INET_PRE_ROUTING
     pub const PRE_ROUTING: u8 = 0;
@@ -18,6 +18,12 @@ pub mod hook {
     pub const LOCAL_OUT: u8 = 3;
     /// NF_INET_POST_ROUTING
     pub const POST_ROUTING: u8 = 4;
+    /// Open vSwitch's action `ct`.
+    pub const OPENVSWITCH: u8 = 16;
+    /// tc's action `ct`, on a packet that came in.
+    pub const TC_INGRESS: u8 = 17;
+    /// tc's action `ct`, on a packet that goes out.
+    pub const TC_EGRESS: u8 = 18;
     /// The hook is not known.
     pub const UNKNOWN: u8 = 255;
 }

@@ -5,6 +5,7 @@
 pub mod cause;
 pub mod classify;
 pub mod config;
+pub mod door;
 pub mod event;
 pub mod netns;
 pub mod slot;

@@ -3,6 +3,7 @@
 //! user space takes what the other holds and clears it, so that slots never run out.
 
 use crate::Cause;
+use crate::door::{DOORS, Door};
 
 /// Slots in a bank of losses (a power of two).
 pub const LOSS_SLOTS: u32 = 1 << 15;
@@ -185,6 +186,8 @@ pub struct Control {
     pub sync_id: u64,
     /// Losses in namespaces for which there was no room: told by what the moment itself proves.
     pub crowded: u64,
+    /// Where else than in `nf_hook_slow` refused packets are freed. User space writes it.
+    pub doors: [Door; DOORS],
 }
 
 impl Control {
@@ -201,6 +204,7 @@ impl Control {
         orig_ax: 0,
         sync_id: 0,
         crowded: 0,
+        doors: [Door::NONE; DOORS],
     };
 }
 

@@ -10,6 +10,7 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::config::NONE;
+use ctwatch_common::door::kind;
 use ctwatch_common::event::{EntryPart, LossEvent, NO_TCP_STATE, OwnerPart, Record, flag};
 use ctwatch_common::slot::{
     BANKS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, LOSS_SLOTS, PROBES, Room, SlotKey, first_slot,
@@ -242,15 +243,16 @@ pub fn push(event: &LossEvent) {
     push_filled(event, |_| {});
 }
 
-/// Pushes the record of a packet, with the entry it holds, if any, and with its sender where that is certain.
+/// Pushes the record of a packet that was freed at this place, with the entry it holds, if any, and with its sender where that
+/// is certain.
 #[inline(always)]
-pub fn push_packet(event: &LossEvent, skb: &Skb, entry: u64) {
+pub fn push_packet(event: &LossEvent, skb: &Skb, place: u8, entry: u64) {
     push_filled(
         event,
         #[inline(always)]
         |record| {
             // SAFETY: the reserved record.
-            unsafe { fill_packet(record, event, skb, entry) }
+            unsafe { fill_packet(record, event, skb, place, entry) }
         },
     );
 }
@@ -260,7 +262,7 @@ pub fn push_packet(event: &LossEvent, skb: &Skb, entry: u64) {
 /// # Safety
 /// `record` must be valid for writes.
 #[inline(always)]
-pub unsafe fn fill_packet(record: *mut Record, event: &LossEvent, skb: &Skb, entry: u64) {
+pub unsafe fn fill_packet(record: *mut Record, event: &LossEvent, skb: &Skb, place: u8, entry: u64) {
     let mut flags = event.flags;
     // SAFETY: the caller's.
     unsafe {
@@ -270,7 +272,12 @@ pub unsafe fn fill_packet(record: *mut Record, event: &LossEvent, skb: &Skb, ent
         }
         if config!(owners) != 0
             && skb.device() == 0
-            && owner::of_packet(skb.socket(), owner::flow(event), &raw mut (*record).owner)
+            && owner::of_packet(
+                skb.socket(),
+                owner::flow(event),
+                place != kind::NFQUEUE,
+                &raw mut (*record).owner,
+            )
         {
             flags |= flag::OWNER;
         }

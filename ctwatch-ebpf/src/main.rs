@@ -20,7 +20,7 @@ mod percpu;
 mod read;
 mod withheld;
 
-/// Every dropped packet ends here; conntrack's are freed by `nf_hook_slow`.
+/// Every dropped packet ends here; conntrack's are freed by `nf_hook_slow`, or behind one of the other doors.
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn kfree_skb(ctx: RawTracePointContext) -> i32 {
     hooks::kfree_skb::first(&ctx);

@@ -11,7 +11,8 @@ use ctwatch_common::config::{SEARCHED_CPUS, STACK_ALIGN};
 
 /// Stack pointers of one context are this close to each other; stacks are 16 KB each.
 const NEAR: u64 = 3072;
-/// In jiffies (0.1 s at HZ=1000, 0.4 s at HZ=250). An older mark is of a context that dropped no packet (ctnetlink, OVS).
+/// In jiffies (0.1 s at HZ=1000, 0.4 s at HZ=250). An older mark is of a context that dropped no packet (ctnetlink; act_ct
+/// of 5.10 and 6.1, which lets a refused packet go on).
 const OLD: u64 = 100;
 
 /// Where the caller's stack is. A function of its own with a small frame: from 6.13 on the kernel gives programs

@@ -85,14 +85,14 @@ fn retransmits(flow: u64) -> bool {
     matches!((flow >> 32) as u8, TCP | SCTP)
 }
 
-/// The sender of a locally sent packet; false if it is not certain. On a stack frame of its own: the caller's is nearly
-/// full.
+/// The sender of a locally sent packet; false if it is not certain. `by_sender` is false where another process lets the
+/// packet go on. On a stack frame of its own: the caller's is nearly full.
 ///
 /// # Safety
 /// `to` must point into a reserved record.
 #[inline(never)]
-pub unsafe fn of_packet(socket: u64, flow: u64, to: *mut OwnerPart) -> bool {
-    if runs_for_a_process() {
+pub unsafe fn of_packet(socket: u64, flow: u64, by_sender: bool, to: *mut OwnerPart) -> bool {
+    if by_sender && runs_for_a_process() {
         // SAFETY: the caller's.
         unsafe { current(to) };
         note_socket(socket, flow);

@@ -132,6 +132,19 @@ impl Skb {
         }
     }
 
+    /// Corrects hook, direction and length for a packet that conntrack met without a hook of netfilter's.
+    #[inline(always)]
+    pub fn describe_place(&self, place: u8, event: &mut LossEvent) {
+        if place < hook::OPENVSWITCH {
+            return;
+        }
+        event.hook = place;
+        if place == hook::TC_EGRESS {
+            event.flags |= flag::OUT;
+        }
+        event.length = event.length.wrapping_sub(before_network_header(self.address) as u32);
+    }
+
     /// Fills in the tuple, from the packet's own headers.
     #[inline(always)]
     pub fn describe_tuple(&self, event: &mut LossEvent) {
@@ -189,6 +202,21 @@ fn describe_from_headers(skb: u64, event: &mut LossEvent) {
         }
         event.flags |= flag::TUPLE;
         ports(transport, event);
+    }
+}
+
+/// How many bytes of a packet come before its network header: those of the link layer, if they are part of it at this moment.
+#[inline(never)]
+fn before_network_header(skb: u64) -> u64 {
+    let mut block = MaybeUninit::<[u64; HEAD_WORDS]>::uninit();
+    let block = block.as_mut_ptr();
+    // SAFETY: the block is as large as the read, and user space checked both offsets against HEAD_SPAN.
+    unsafe {
+        read_words(block, skb + u64::from(config!(head_span)));
+        let data: u64 = read(skb + u64::from(config!(skb_data)));
+        (field::<u64, HEAD_WORDS>(block, config!(head_head))
+            + u64::from(field::<u16, HEAD_WORDS>(block, config!(head_network_header))))
+        .wrapping_sub(data)
     }
 }
 

@@ -13,6 +13,7 @@ pub mod ctnetlink;
 pub mod ctwatch;
 pub mod native;
 pub mod netns;
+pub mod nfqueue;
 pub mod nftables;
 pub mod scenario;
 pub mod shell;

@@ -1,4 +1,5 @@
-//! Every lost packet, seen where `nf_hook_slow` frees it (net/netfilter/core.c, 5.10 to 7.3).
+//! Every lost packet, seen where `nf_hook_slow` frees it (net/netfilter/core.c, 5.10 to 7.3), or one of the few others
+//! that [`ctwatch_common::door`] lists.
 //! Which of conntrack's per-CPU counters has just moved on this CPU tells whether conntrack dropped it, and why.
 
 use crate::config::config;
@@ -16,6 +17,7 @@ use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 use core::mem::MaybeUninit;
 use ctwatch_common::Cause;
 use ctwatch_common::classify::{Counters, Moved, classify, moved, refused_with_room};
+use ctwatch_common::door::{DOORS, Door, kind};
 use ctwatch_common::event::{LossEvent, flag};
 use ctwatch_common::netns::NetCpu;
 
@@ -27,10 +29,41 @@ fn in_nf_hook_slow(location: u64) -> bool {
             && location.wrapping_sub(config!(nf_hook_slow[1])) < config!(nf_hook_slow_len[1]))
 }
 
+/// No place where a packet that conntrack refused is freed.
+const NOWHERE: u64 = u64::MAX;
+
+/// Which place this address lies in: see [`kind`].
+#[inline(always)]
+fn place(location: u64) -> u64 {
+    if in_nf_hook_slow(location) { u64::from(kind::NF_HOOK_SLOW) } else { other_door(location) }
+}
+
+/// The same beside `nf_hook_slow`. It runs for every packet that is freed anywhere: where no such place is, it reads one word.
+#[inline(never)]
+fn other_door(location: u64) -> u64 {
+    let Some(control) = control() else { return NOWHERE };
+    for index in 0..DOORS {
+        // SAFETY: a pointer into the map's value.
+        let door = unsafe {
+            let door = &raw const (*control).doors[index];
+            let span = core::ptr::read_volatile(&raw const (*door).span);
+            if span == 0 {
+                break;
+            }
+            Door { start: core::ptr::read_volatile(&raw const (*door).start), span }
+        };
+        if let Some(kind) = door.kind_of(location) {
+            return u64::from(kind);
+        }
+    }
+    NOWHERE
+}
+
 #[inline(always)]
 pub fn first(ctx: &RawTracePointContext) {
-    if in_nf_hook_slow(ctx.arg(1)) {
-        take(ctx.arg(0));
+    let place = place(ctx.arg(1));
+    if place != NOWHERE {
+        take(ctx.arg(0), place as u8);
     }
 }
 
@@ -39,22 +72,24 @@ pub fn held(ctx: &TracePointContext) {
     // The first word is common to all tracepoints.
     // SAFETY: a program may read its context; user space checked the position of the other two.
     let [_, skb, location] = unsafe { *ctx.as_ptr().cast::<[u64; 3]>() };
-    if in_nf_hook_slow(location) {
-        take(skb);
+    let place = place(location);
+    if place != NOWHERE {
+        take(skb, place as u8);
     }
 }
 
 #[inline(always)]
-fn take(skb: u64) {
+fn take(skb: u64, place: u8) {
     let Some(cpu) = this_cpu() else { return };
     // SAFETY: this CPU's own map value.
     unsafe { core::ptr::write_volatile(&raw mut (*cpu).packet, skb) };
-    dropped(skb, cpu);
+    dropped(skb, place, cpu);
 }
 
 #[inline(always)]
 pub fn twin(ctx: &RawTracePointContext) {
-    if !in_nf_hook_slow(ctx.arg(1)) {
+    let place = place(ctx.arg(1));
+    if place == NOWHERE {
         return;
     }
     let skb: u64 = ctx.arg(0);
@@ -69,11 +104,11 @@ pub fn twin(ctx: &RawTracePointContext) {
             return;
         }
     }
-    dropped(skb, cpu);
+    dropped(skb, place as u8, cpu);
 }
 
 #[inline(always)]
-fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
+fn dropped(address: u64, place: u8, cpu: *mut crate::maps::Cpu) {
     let mut skb = Skb::uninit();
     skb.read(address);
     let net = skb.net();
@@ -171,6 +206,7 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     }
     // SAFETY: this CPU's own map value.
     skb.describe_path(entry != 0, unsafe { (*state).loopback }, event);
+    skb.describe_place(place, event);
     if entry != 0 {
         if config!(flows) != 0 && matches!(cause, Cause::ChainTooLong | Cause::Dying) {
             // Counted as an insert when it was tried; a clash is corrected where it is resolved.
@@ -180,12 +216,12 @@ fn dropped(address: u64, cpu: *mut crate::maps::Cpu) {
     }
     if withheld {
         // SAFETY: this CPU's own map value.
-        unsafe { withheld::keep(cpu, net, event, &skb) };
+        unsafe { withheld::keep(cpu, net, event, &skb, place) };
         return;
     }
     emit::count_losses(emit::loss_key(event, cause), 1);
     if emit::wants_losses() {
-        emit::push_packet(event, &skb, entry);
+        emit::push_packet(event, &skb, place, entry);
     }
 }
 

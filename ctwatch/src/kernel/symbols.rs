@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// Functions and data to look for, without suffix.
-const WANTED: [&[u8]; 15] = [
+const WANTED: [&[u8]; 21] = [
     b"nf_hook_slow",
     b"early_drop",
     b"nf_ct_delete",
@@ -23,7 +23,15 @@ const WANTED: [&[u8]; 15] = [
     b"nf_conntrack_net_id",
     b"__per_cpu_offset",
     b"init_net",
+    b"nf_reinject",
+    b"nfqnl_reinject",
+    b"ovs_ct_execute",
+    b"tcf_ct_act",
+    b"__netif_receive_skb_core",
+    b"__dev_queue_xmit",
 ];
+/// How a line ends whose symbol is in a module of which the length of a function matters: there symbols come in any order.
+const UNSORTED: [&[u8]; 2] = [b"\t[nfnetlink_queue]\n", b"\t[openvswitch]\n"];
 /// "ffffffff81000000 T " comes before the name.
 const NAME_AT: usize = 19;
 
@@ -66,6 +74,7 @@ impl Symbols {
         let mut symbols = Self { hidden: true, ..Self::default() };
         // The symbols before a section's end are sorted, so a function ends where the next greater address starts.
         let mut open: Vec<String> = Vec::new();
+        let mut unsorted: Vec<u64> = Vec::new();
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -75,12 +84,16 @@ impl Symbols {
             // 200,000 lines, of which a handful matter: look at the name's place before parsing anything.
             let may_matter =
                 line.get(NAME_AT..).is_some_and(|name| WANTED.iter().any(|one| name.starts_with(one)));
-            if !may_matter && open.is_empty() && !symbols.hidden {
+            let is_unsorted = line.ends_with(b"]\n") && UNSORTED.iter().any(|module| line.ends_with(module));
+            if !may_matter && !is_unsorted && open.is_empty() && !symbols.hidden {
                 continue;
             }
             let Some((address, kind, name)) = split(&line) else { continue };
             if address != 0 {
                 symbols.hidden = false;
+            }
+            if is_unsorted {
+                unsorted.push(address);
             }
             open.retain(|name| match symbols.found.get_mut(name) {
                 Some(symbol) if address > symbol.address => {
@@ -97,6 +110,12 @@ impl Symbols {
                 symbols.found.insert(name.to_owned(), symbol);
                 open.push(name.to_owned());
             }
+        }
+        for symbol in symbols.found.values_mut() {
+            // Of addresses that came earlier, one may be nearer.
+            let end = if symbol.end > symbol.address { symbol.end } else { u64::MAX };
+            let nearer = unsorted.iter().filter(|address| (symbol.address + 1..end).contains(address));
+            symbol.end = nearer.min().copied().unwrap_or(symbol.end);
         }
         Ok(symbols)
     }
@@ -122,6 +141,13 @@ impl Symbols {
         self.found.get(name)
     }
 
+    /// All code of a function: its body, its copies, and their cold parts.
+    pub fn parts(&self, name: &str) -> impl Iterator<Item = &Symbol> {
+        self.found
+            .values()
+            .filter(move |symbol| !symbol.is_data && is_variant(symbol.name.as_bytes(), name.as_bytes()))
+    }
+
     /// The variable of exactly this name: a function that took over its name is none.
     #[must_use]
     pub fn data(&self, name: &str) -> Option<&Symbol> {
@@ -137,7 +163,8 @@ impl Symbols {
                 .values()
                 .filter(|symbol| {
                     symbol.name.strip_prefix(name).is_some_and(|suffix| {
-                        suffix.starts_with(".constprop.") || suffix.starts_with(".isra.")
+                        (suffix.starts_with(".constprop.") || suffix.starts_with(".isra."))
+                            && !suffix.ends_with(".cold")
                     })
                 })
                 .collect();
@@ -158,8 +185,8 @@ fn split(line: &[u8]) -> Option<(u64, char, &str)> {
 
 fn is_variant(name: &[u8], wanted: &[u8]) -> bool {
     let Some(suffix) = name.strip_prefix(wanted) else { return false };
+    let suffix = suffix.strip_suffix(b".cold").unwrap_or(suffix);
     suffix.is_empty()
-        || suffix == b".cold"
         || SUFFIXES.iter().any(|known| {
             suffix.strip_prefix(known.as_bytes()).is_some_and(|number| number.iter().all(u8::is_ascii_digit))
         })
@@ -203,6 +230,21 @@ ffffffffc0001600 t nf_ct_delete_from_lists\t[nf_conntrack]
         assert_eq!(found.function("nf_ct_delete").expect("found").name, "nf_ct_delete");
         assert!(found.get("nf_ct_delete.part.0").is_some());
         assert!(found.function("__nf_conntrack_alloc").is_none());
+    }
+
+    #[test]
+    fn cold_parts_belong_to_a_function_and_its_namesakes_do_not() {
+        let found = symbols(DEBIAN_5_10);
+        let names = |function| {
+            let mut names: Vec<&str> = found.parts(function).map(|part| part.name.as_str()).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(
+            names("init_conntrack"),
+            ["init_conntrack.constprop.0", "init_conntrack.constprop.0.cold"]
+        );
+        assert_eq!(names("nf_hook_slow"), ["nf_hook_slow", "nf_hook_slow.cold"]);
     }
 
     #[test]

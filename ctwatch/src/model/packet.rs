@@ -4,6 +4,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ctwatch_common::event::hook;
+
 use super::{NetnsId, Protocol};
 
 /// A name as the kernel keeps it: of a process (TASK_COMM_LEN) or a device (IFNAMSIZ), at most 15 bytes.
@@ -58,29 +60,45 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Netfilter's hooks (include/uapi/linux/netfilter.h), as `nft` spells them.
+/// Where a packet met conntrack: netfilter's hooks (include/uapi/linux/netfilter.h), as `nft` spells them, and the ways that
+/// lead there without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is named like its NF_INET_ constant")]
+#[expect(missing_docs, reason = "most are named like their NF_INET_ constants")]
+#[repr(u8)]
 pub enum Hook {
-    PreRouting,
-    LocalIn,
-    Forward,
-    LocalOut,
-    PostRouting,
+    PreRouting = hook::PRE_ROUTING,
+    LocalIn = hook::LOCAL_IN,
+    Forward = hook::FORWARD,
+    LocalOut = hook::LOCAL_OUT,
+    PostRouting = hook::POST_ROUTING,
+    /// The action `ct` of Open vSwitch.
+    OpenVSwitch = hook::OPENVSWITCH,
+    /// The action `ct` of tc, on a packet that came in.
+    TcIngress = hook::TC_INGRESS,
+    /// The same on one that goes out.
+    TcEgress = hook::TC_EGRESS,
 }
 
 impl Hook {
-    /// In the order of the kernel's numbers.
-    pub const ALL: [Self; 5] =
-        [Self::PreRouting, Self::LocalIn, Self::Forward, Self::LocalOut, Self::PostRouting];
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::PreRouting,
+        Self::LocalIn,
+        Self::Forward,
+        Self::LocalOut,
+        Self::PostRouting,
+        Self::OpenVSwitch,
+        Self::TcIngress,
+        Self::TcEgress,
+    ];
 
-    /// The hook with the kernel's number.
+    /// The hook with this number, the kernel's own as far as it has one.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(number)).copied()
+        Self::ALL.into_iter().find(|hook| *hook as u8 == number)
     }
 
-    /// As `nft` spells it.
+    /// The spelling in JSON: as `nft` has it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -89,13 +107,16 @@ impl Hook {
             Self::Forward => "forward",
             Self::LocalOut => "output",
             Self::PostRouting => "postrouting",
+            Self::OpenVSwitch => "openvswitch",
+            Self::TcIngress => "tc_ingress",
+            Self::TcEgress => "tc_egress",
         }
     }
 
     /// Whether the packet came from outside and was going to this host.
     #[must_use]
     pub const fn is_inbound(self) -> bool {
-        matches!(self, Self::PreRouting | Self::LocalIn)
+        matches!(self, Self::PreRouting | Self::LocalIn | Self::TcIngress)
     }
 }
 

@@ -5,6 +5,7 @@ pub mod attach;
 mod banks;
 mod decode;
 pub mod diagnostics;
+pub mod doors;
 mod grace;
 mod kprobe;
 pub mod object;

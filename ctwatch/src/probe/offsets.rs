@@ -42,6 +42,7 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
         head_span,
         head_network_header: in_head(head_fields[0], 2)?,
         head_head: in_head(head_fields[1], 8)?,
+        skb_data: skb("data")?,
         skb_nfct_absolute: fields[3],
         sock_net: need("sock", "__sk_common.skc_net")?,
         dev_net: need("net_device", "nd_net")?,
@@ -94,7 +95,7 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
 }
 
 /// The sizes of what the programs read, bytes: the same from 5.10 to 7.3.
-const SHAPES: [(&str, &str, u32); 16] = [
+const SHAPES: [(&str, &str, u32); 17] = [
     ("sk_buff", "dev", 8),
     ("sk_buff", "sk", 8),
     ("sk_buff", "_skb_refdst", 8),
@@ -102,6 +103,7 @@ const SHAPES: [(&str, &str, u32); 16] = [
     ("sk_buff", "len", 4),
     ("sk_buff", "network_header", 2),
     ("sk_buff", "head", 8),
+    ("sk_buff", "data", 8),
     ("net", "ns.inum", 4),
     ("net", "ct.stat", 8),
     ("nf_conn", "status", 8),

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ctwatch_common::cause::CAUSES;
+use ctwatch_common::door::{DOORS, Door};
 use ctwatch_common::slot::{
     BANKS, Control, FLOW_SLOTS, FlowRoom, FlowSlot, LOSS_SLOTS, LossRoom, LossSlot, RoomState,
 };
@@ -238,6 +239,21 @@ impl Shared {
     #[must_use]
     pub fn sync_id(&self) -> u32 {
         self.control().sync_id as u32
+    }
+
+    /// Where else than in nf_hook_slow the programs look at packets that are freed.
+    pub fn set_doors(&self, doors: &[Door]) {
+        let set = |index: usize, door: Door| {
+            // SAFETY: projections inside the mapping, both.
+            self.control.set(|control| unsafe { &raw mut (*control).doors[index].start }, door.start);
+            // SAFETY: as above.
+            self.control.set(|control| unsafe { &raw mut (*control).doors[index].span }, door.span);
+        };
+        // The first one ends the list until the others are there.
+        set(0, Door::NONE);
+        for index in (0..DOORS).rev() {
+            set(index, doors.get(index).copied().unwrap_or(Door::NONE));
+        }
     }
 
     /// Losses in namespaces for which the programs had no room.

@@ -156,6 +156,7 @@ columns! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Hook;
 
     #[test]
     fn the_lists_are_those_of_the_schema() {
@@ -171,6 +172,18 @@ mod tests {
             let columns = statement.query_map([table], |row| row.get(0)).unwrap();
             let columns: Vec<String> = columns.map(Result::unwrap).collect();
             assert_eq!(columns, *listed, "{table}");
+        }
+    }
+
+    #[test]
+    fn the_view_of_drops_has_a_name_for_every_hook() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("schema.sql")).unwrap();
+        let sql = "SELECT sql FROM sqlite_master WHERE name = 'drops'";
+        let view: String = connection.query_row(sql, [], |row| row.get(0)).unwrap();
+        for hook in Hook::ALL {
+            let case = format!("WHEN {} THEN '{}'", hook as u8, hook.name());
+            assert!(view.contains(&case), "{case}");
         }
     }
 

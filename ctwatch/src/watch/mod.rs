@@ -3,6 +3,7 @@
 
 mod baseline;
 mod census;
+mod doors;
 mod eviction_matcher;
 mod flows;
 mod jiffies;
@@ -22,8 +23,10 @@ use ctwatch_common::config::Config;
 
 use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
+use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
 use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
+use crate::probe::doors::{self as places, Loaded};
 use crate::probe::object::MapSizes;
 use crate::probe::plan::{Attachment, MissingHook, Plan, ProbeOptions, plan};
 use crate::probe::refusal::HookRefused;
@@ -90,6 +93,8 @@ pub struct Watch {
     config: WatchConfig,
     probe: Option<Probe>,
     module: Option<u64>,
+    /// The modules of which the programs know where they free packets.
+    doors: Loaded,
     netns: NetnsTracker,
     losses: LossPipeline,
     censuses: Censuses,
@@ -113,6 +118,7 @@ impl Watch {
             config,
             probe: None,
             module: None,
+            doors: Loaded::default(),
             netns: NetnsTracker::default(),
             censuses: Censuses::default(),
             earlier: EarlierTotals::default(),
@@ -157,6 +163,11 @@ impl Watch {
     ) -> Result<BTreeMap<NetnsId, Bases>> {
         let namespaces = &self.netns.namespaces;
         let init_net = kernel.both()?.0.data("init_net").map(|symbol| symbol.address);
+        let symbols = kernel.both()?.0;
+        let known = (
+            places::known(places::loaded(&self.config.roots), symbols),
+            places::find(symbols, release_number(&self.config.roots.release())),
+        );
         let late = LateCpus::look(&self.config.roots, namespaces)?;
         let sizes = |config: &Config| MapSizes {
             netns: NetnsRoom::new(namespaces.len(), config.cpus).namespaces,
@@ -164,6 +175,8 @@ impl Watch {
         };
         let (plan, mut probe) = attach_what_attaches(&kernel, options, sizes, self.config.log_level)?;
         drop(kernel);
+        self.doors = known.0;
+        probe.shared.set_doors(&known.1);
         let mut bases = BTreeMap::new();
         self.netns.initial = init_net.and_then(|address| probe.netns_at(address).ok());
         if self.netns.initial.is_some() {

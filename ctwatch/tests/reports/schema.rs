@@ -8,7 +8,7 @@ use crate::fixtures::{
     check, events, loss, losses_with_owners, notice, quiet, scan, settings, start, state, storm_beyond_reach,
     storm_with_occupants, storm_with_unknown_ports, time,
 };
-use ctwatch::model::Backend;
+use ctwatch::model::{Backend, Hook};
 use ctwatch::state::{By, State, StateConfig};
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;
@@ -195,6 +195,17 @@ fn every_described_field_is_seen() {
             assert!(seen || insert_only_tcp, "{file}: no record has {name}");
         }
     }
+}
+
+#[test]
+fn every_hook_is_described_and_is_known_by_its_number() {
+    let schemas = Schemas::read();
+    let described = schemas.0["drop.json"].pointer("/properties/hook/enum").unwrap();
+    let names: Vec<Value> = Hook::ALL.iter().map(|hook| hook.name().into()).chain([Value::Null]).collect();
+    assert_eq!(described, &Value::Array(names));
+    assert!(Hook::ALL.into_iter().all(|hook| Hook::from_number(hook as u8) == Some(hook)));
+    let known = (0..=u8::MAX).filter(|number| Hook::from_number(*number).is_some());
+    assert_eq!(known.count(), Hook::ALL.len());
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod census;
 mod census_odds;
 mod cpus;
 mod crowds;
+mod doors;
 mod elsewhere;
 mod eviction;
 mod filters;
@@ -155,6 +156,10 @@ const SCENARIOS: &[Scenario] = &[
         OLDEST_AND_NEWEST,
     ),
     Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240, ALL),
+    Scenario("refused_after_nfqueue_is_named", doors::nfqueue, 240, ALL),
+    Scenario("refused_in_openvswitch_is_named", doors::openvswitch, 240, ALL),
+    // Before 6.11 act_ct lets a packet go on that conntrack refused.
+    Scenario("refused_in_act_ct_is_named", doors::act_ct, 240, &["6.12", "7"]),
     Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240, ALL_AND_NO_PROCFS),
     Scenario("since_boot_is_what_the_kernel_counted_before", namespaces::since_boot, 240, ALL_AND_NO_PROCFS),
     Scenario("chain_too_long_is_told_apart", causes::chain_too_long, 300, ALL_AND_NO_PROCFS),

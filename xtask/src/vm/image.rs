@@ -14,7 +14,7 @@ use super::tools::Tools;
 use crate::apt::{BOOKWORM, PrivateApt};
 use crate::{cache, progress};
 
-const PACKAGES: [&str; 46] = [
+const PACKAGES: [&str; 47] = [
     "apache2-utils",
     "base-files",
     "base-passwd",
@@ -50,6 +50,7 @@ const PACKAGES: [&str; 46] = [
     "netcat-openbsd",
     "nftables",
     "nginx",
+    "openvswitch-switch",
     "procps",
     "psmisc",
     "redis-server",

@@ -62,6 +62,7 @@ impl LiveLoop {
                         ring = watch.ring()?;
                         sink.notice(&notices::module_changed(change))?;
                     }
+                    watch.follow_doors();
                     self.tick(watch, sink)?;
                     if sink.is_done() {
                         return Ok(Ended::Done);
