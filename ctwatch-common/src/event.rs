@@ -73,8 +73,8 @@ pub struct LossEvent {
     pub flags: u8,
     /// ICMP type and code.
     pub icmp: [u8; 2],
-    /// Always 0.
-    pub reserved: u8,
+    /// Where the packet was freed: see [`crate::door::kind`].
+    pub place: u8,
     /// Source port, or ICMP id, host order.
     pub sport: u16,
     /// Destination port, host order.
@@ -105,7 +105,7 @@ impl LossEvent {
         hook: 0,
         flags: 0,
         icmp: [0; 2],
-        reserved: 0,
+        place: 0,
         sport: 0,
         dport: 0,
         length: 0,

@@ -246,13 +246,13 @@ pub fn push(event: &LossEvent) {
 /// Pushes the record of a packet that was freed at this place, with the entry it holds, if any, and with its sender where that
 /// is certain.
 #[inline(always)]
-pub fn push_packet(event: &LossEvent, skb: &Skb, place: u8, entry: u64) {
+pub fn push_packet(event: &LossEvent, skb: &Skb, entry: u64) {
     push_filled(
         event,
         #[inline(always)]
         |record| {
             // SAFETY: the reserved record.
-            unsafe { fill_packet(record, event, skb, place, entry) }
+            unsafe { fill_packet(record, event, skb, entry) }
         },
     );
 }
@@ -262,7 +262,7 @@ pub fn push_packet(event: &LossEvent, skb: &Skb, place: u8, entry: u64) {
 /// # Safety
 /// `record` must be valid for writes.
 #[inline(always)]
-pub unsafe fn fill_packet(record: *mut Record, event: &LossEvent, skb: &Skb, place: u8, entry: u64) {
+pub unsafe fn fill_packet(record: *mut Record, event: &LossEvent, skb: &Skb, entry: u64) {
     let mut flags = event.flags;
     // SAFETY: the caller's.
     unsafe {
@@ -275,7 +275,7 @@ pub unsafe fn fill_packet(record: *mut Record, event: &LossEvent, skb: &Skb, pla
             && owner::of_packet(
                 skb.socket(),
                 owner::flow(event),
-                place != kind::NFQUEUE,
+                event.place != kind::NFQUEUE,
                 &raw mut (*record).owner,
             )
         {

@@ -134,7 +134,8 @@ impl Skb {
 
     /// Corrects hook, direction and length for a packet that conntrack met without a hook of netfilter's.
     #[inline(always)]
-    pub fn describe_place(&self, place: u8, event: &mut LossEvent) {
+    pub fn describe_place(&self, event: &mut LossEvent) {
+        let place = event.place;
         if place < hook::OPENVSWITCH {
             return;
         }

@@ -27,13 +27,13 @@ pub struct Withheld {
 /// # Safety
 /// `cpu` must be this CPU's record.
 #[inline(always)]
-pub unsafe fn keep(cpu: *mut Cpu, net: u64, event: &LossEvent, skb: &Skb, place: u8) {
+pub unsafe fn keep(cpu: *mut Cpu, net: u64, event: &LossEvent, skb: &Skb) {
     // SAFETY: the caller's; all of the record is written.
     unsafe {
         let withheld = &raw mut (*cpu).withheld;
         emit::fill(&raw mut (*withheld).record, event);
         if emit::wants_losses() {
-            emit::fill_packet(&raw mut (*withheld).record, event, skb, place, 0);
+            emit::fill_packet(&raw mut (*withheld).record, event, skb, 0);
         }
         core::ptr::write_volatile(&raw mut (*withheld).net, net);
     }

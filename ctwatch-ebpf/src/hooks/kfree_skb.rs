@@ -143,6 +143,8 @@ fn dropped(address: u64, place: u8, cpu: *mut crate::maps::Cpu) {
     };
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
+    // Kept here and not in a register, of which there are too few.
+    event.place = place;
     // SAFETY: this CPU's own map value.
     let full = unsafe { refused_by_full_table(found.marked, state, event) };
     // The only count is perhaps that of a context whose mark is here, perhaps this packet's: it will be told.
@@ -206,7 +208,7 @@ fn dropped(address: u64, place: u8, cpu: *mut crate::maps::Cpu) {
     }
     // SAFETY: this CPU's own map value.
     skb.describe_path(entry != 0, unsafe { (*state).loopback }, event);
-    skb.describe_place(place, event);
+    skb.describe_place(event);
     if entry != 0 {
         if config!(flows) != 0 && matches!(cause, Cause::ChainTooLong | Cause::Dying) {
             // Counted as an insert when it was tried; a clash is corrected where it is resolved.
@@ -216,12 +218,12 @@ fn dropped(address: u64, place: u8, cpu: *mut crate::maps::Cpu) {
     }
     if withheld {
         // SAFETY: this CPU's own map value.
-        unsafe { withheld::keep(cpu, net, event, &skb, place) };
+        unsafe { withheld::keep(cpu, net, event, &skb) };
         return;
     }
     emit::count_losses(emit::loss_key(event, cause), 1);
     if emit::wants_losses() {
-        emit::push_packet(event, &skb, place, entry);
+        emit::push_packet(event, &skb, entry);
     }
 }
 

@@ -11,7 +11,6 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use core::mem::MaybeUninit;
 use ctwatch_common::Cause;
-use ctwatch_common::door::kind;
 
 /// include/uapi/linux/netfilter.h
 const NF_ACCEPT: u32 = 1;
@@ -59,6 +58,6 @@ pub fn on_return(ctx: &RetProbeContext) {
     skb.describe_tuple(event);
     emit::count_losses(emit::loss_key(event, Cause::Invalid), 1);
     if emit::wants_losses() {
-        emit::push_packet(event, &skb, kind::NF_HOOK_SLOW, 0);
+        emit::push_packet(event, &skb, 0);
     }
 }

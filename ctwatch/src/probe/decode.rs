@@ -122,7 +122,7 @@ fn loss(record: &mut impl Buf) -> LossEvent {
         hook: record.get_u8(),
         flags: record.get_u8(),
         icmp: block(record),
-        reserved: record.get_u8(),
+        place: record.get_u8(),
         sport: record.get_u16_ne(),
         dport: record.get_u16_ne(),
         length: record.get_u32_ne(),
