@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::progress::{self, Steps};
 use crate::test::{Kept, Prefixed, guest_files};
@@ -177,17 +177,18 @@ fn run_on(offer: &Offer, day: &str) -> Result<Outcome> {
         .prefix(".kernel-")
         .tempdir_in(&dir)
         .with_context(|| format!("creating a temporary folder in {}", dir.display()))?;
-    let kernel = fetch(offer, temp.path())?;
+    let (ran, kernel) = fetch(offer, temp.path())?;
     progress::say("running the scenarios");
     let mut vm = Vm::new(kernel);
     vm.timeout = LIMIT;
     vm.files = guest_files(dist::ctwatch()?)?;
     vm.files.push(GuestFile { host: script(temp.path(), offer)?, guest: "/ctw/kernels.sh".to_owned() });
-    let mut out = Prefixed::new(&offer.name, io::stdout());
-    let mut err = Prefixed::new(&offer.name, io::stderr());
+    let mut out = Prefixed::new(&ran.name, io::stdout());
+    let mut err = Prefixed::new(&ran.name, io::stderr());
     let mut out = Kept::new(&mut out);
     let status = vm.run(&["bash /ctw/kernels.sh".to_owned()], &mut out, &mut err)?;
     let mut outcome = Outcome::read(&out.text(), day, &SCENARIOS);
+    outcome.instead = (ran != offer).then(|| (ran.name.clone(), ran.version.clone()));
     outcome.never_ran = outcome.release.is_none() && outcome.ran() == 0;
     outcome.trouble = match status {
         Status::Died if outcome.never_ran => Some("the guest died before it ran anything".to_owned()),
@@ -201,23 +202,31 @@ fn run_on(offer: &Offer, day: &str) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn fetch(offer: &Offer, dir: &Path) -> Result<Kernel> {
+/// Makes the kernel bootable, or the next best one that can be had: lists name packages that have left the pool.
+fn fetch<'a>(offer: &'a Offer, dir: &Path) -> Result<(&'a Offer, Kernel)> {
     let (root, ready) = (dir.join("root"), dir.join("ready"));
     for folder in [&root, &ready] {
         fs::create_dir(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
-    let packages: Vec<String> =
-        offer.packages.iter().map(|package| format!("{package}={}", offer.version)).collect();
-    {
+    let unpack = |offer: &Offer| {
+        let packages: Vec<String> =
+            offer.packages.iter().map(|package| format!("{package}={}", offer.version)).collect();
         let _one_at_a_time = FETCHING.lock().expect("no thread panics with the lock");
-        suites::apt(offer)?
-            .unpack(&packages, &root)
-            .context("the mirror's lists name it, but it can't be fetched")?;
+        suites::apt(offer)?.unpack(&packages, &root)
+    };
+    for any in std::iter::once(offer).chain(&offer.instead) {
+        if let Err(error) = unpack(any) {
+            progress::say(&format!("{} {} can't be fetched: {error}", any.packages[0], any.version));
+            continue;
+        }
+        progress::say("making it bootable");
+        let kernel = vm::make_kernel(&root, &ready)?;
+        fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))?;
+        // Signed or not, it is the same kernel.
+        let is_same = any.name == offer.name && any.version == offer.version;
+        return Ok((if is_same { offer } else { any }, kernel));
     }
-    progress::say("making it bootable");
-    let kernel = vm::make_kernel(&root, &ready)?;
-    fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))?;
-    Ok(kernel)
+    bail!("the mirror's lists name it, but it can't be fetched, and nothing older either")
 }
 
 /// What the guest does: says what ctwatch finds here and what it attaches, then runs the scenarios.

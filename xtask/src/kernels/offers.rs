@@ -1,6 +1,7 @@
 //! Which kernels Debian's releases offer: read from their package lists, the newest of each series and flavour.
 //! A metapackage is no kernel, and debug symbols are none.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -66,6 +67,8 @@ pub struct Offer {
     pub bytes: u64,
     /// Nothing that belongs to it has left the suite.
     pub is_complete: bool,
+    /// What to take instead, best first: lists name packages that have left the pool.
+    pub instead: Vec<Offer>,
 }
 
 impl Offer {
@@ -106,18 +109,14 @@ fn packages(list: &str) -> impl Iterator<Item = Package<'_>> {
     })
 }
 
-/// All kernels of one suite's package list.
+/// All kernels of one suite's package list. Several packages may hold the same one, signed or not: the better comes first.
 pub fn read(list: &str, release: &str, suite: &str, arch: &str) -> Vec<Offer> {
     let all: BTreeMap<(&str, &str), u64> =
         packages(list).map(|package| ((package.name, package.version), package.size)).collect();
-    // Several packages may hold the same image.
-    let mut found: BTreeMap<(&str, &str), (usize, Offer)> = BTreeMap::new();
+    let mut found: Vec<(usize, Offer)> = Vec::new();
     for ((package, version), size) in &all {
         let Some(Image { rank, name, flavour }) = Image::of(package, arch) else { continue };
         let Some(series) = series(version).filter(|_| *size >= SMALLEST_IMAGE) else { continue };
-        if found.get(&(name, version)).is_some_and(|(known, _)| *known < rank) {
-            continue;
-        }
         let more = ["linux-modules-", "linux-base-"].map(|prefix| format!("{prefix}{name}"));
         let more = more.into_iter().filter(|more| all.contains_key(&(more.as_str(), version)));
         let packages: Vec<String> = std::iter::once((*package).to_owned()).chain(more).collect();
@@ -135,10 +134,12 @@ pub fn read(list: &str, release: &str, suite: &str, arch: &str) -> Vec<Offer> {
             packages,
             bytes,
             is_complete,
+            instead: Vec::new(),
         };
-        found.insert((name, version), (rank, offer));
+        found.push((rank, offer));
     }
-    found.into_values().map(|(_, offer)| offer).collect()
+    found.sort_by_key(|(rank, _)| *rank);
+    found.into_iter().map(|(_, offer)| offer).collect()
 }
 
 /// What the name of a package says that may hold a kernel's image.
@@ -174,24 +175,32 @@ fn series(version: &str) -> Option<String> {
     (!major.is_empty() && !minor.is_empty()).then(|| format!("{major}.{minor}"))
 }
 
-/// The newest of each release, series and flavour, oldest series first; what several releases have is there once. A kernel
-/// that isn't complete is only taken where there is no other.
+/// The newest of each release, series and flavour, oldest series first, each with the others to take instead. What several
+/// releases have is there once. A kernel that isn't complete is only taken where there is no other.
 pub fn newest(all: Vec<Offer>, is_newer: impl Fn(&str, &str) -> bool) -> Vec<Offer> {
-    let mut best: Vec<Offer> = Vec::new();
+    let mut versions: Vec<String> = all.iter().map(|offer| offer.version.clone()).collect();
+    versions.sort();
+    versions.dedup();
+    versions.sort_by(|a, b| if is_newer(a, b) { Ordering::Less } else { Ordering::Greater });
+    let place = |offer: &Offer| versions.iter().position(|version| *version == offer.version);
+    let mut groups: Vec<Vec<Offer>> = Vec::new();
     for offer in all {
-        let same = |known: &&mut Offer| {
+        let same = |group: &&mut Vec<Offer>| {
+            let known = &group[0];
             known.releases == offer.releases && known.series == offer.series && known.flavour == offer.flavour
         };
-        match best.iter_mut().find(same) {
-            Some(known) if known.is_complete != offer.is_complete => {
-                if offer.is_complete {
-                    *known = offer;
-                }
-            }
-            Some(known) if is_newer(&offer.version, &known.version) => *known = offer,
-            Some(_) => {}
-            None => best.push(offer),
+        match groups.iter_mut().find(same) {
+            Some(group) => group.push(offer),
+            None => groups.push(vec![offer]),
         }
+    }
+    let mut best = Vec::new();
+    for mut group in groups {
+        group.sort_by_key(|offer| (!offer.is_complete, place(offer)));
+        let mut group = group.into_iter();
+        let Some(first) = group.next() else { continue };
+        let instead = group.filter(|offer| offer.is_complete).collect();
+        best.push(Offer { instead, ..first });
     }
     let mut once: Vec<Offer> = Vec::new();
     for offer in best {
@@ -216,6 +225,11 @@ pub fn newest(all: Vec<Offer>, is_newer: impl Fn(&str, &str) -> bool) -> Vec<Off
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What would be fetched first.
+    fn first(offers: Vec<Offer>) -> Vec<Offer> {
+        newest(offers, is_newer)
+    }
 
     fn list(packages: &[(&str, &str, u64)]) -> String {
         let stanza = |(name, version, size): &(&str, &str, u64)| {
@@ -245,7 +259,7 @@ mod tests {
             ("linux-image-6.12.9+deb13-arm64", "6.12.9-1", 100_000_000),
             ("linux-headers-6.12.9+deb13-amd64", "6.12.9-1", 2_000_000),
         ]);
-        let offers = read(&text, "trixie", "trixie-security", "amd64");
+        let offers = first(read(&text, "trixie", "trixie-security", "amd64"));
         let seen: Vec<_> = offers
             .iter()
             .map(|offer| (offer.name.as_str(), offer.flavour, offer.packages[0].as_str()))
@@ -253,12 +267,14 @@ mod tests {
         assert_eq!(
             seen,
             [
-                ("6.12.9+deb13-amd64", Flavour::Generic, "linux-image-6.12.9+deb13-amd64-unsigned"),
                 ("6.12.9+deb13-cloud-amd64", Flavour::Cloud, "linux-image-6.12.9+deb13-cloud-amd64"),
+                ("6.12.9+deb13-amd64", Flavour::Generic, "linux-image-6.12.9+deb13-amd64-unsigned"),
                 ("6.12.9+deb13-rt-amd64", Flavour::Rt, "linux-image-6.12.9+deb13-rt-amd64-unsigned"),
             ]
         );
-        assert_eq!(offers[0].label(), "trixie/6.12.9+deb13-amd64");
+        assert_eq!(offers[1].label(), "trixie/6.12.9+deb13-amd64");
+        let instead: Vec<_> = offers[1].instead.iter().map(|offer| offer.packages[0].as_str()).collect();
+        assert_eq!(instead, ["linux-image-6.12.9+deb13-amd64"]);
         assert_eq!((offers[0].series.as_str(), offers[0].suite.as_str()), ("6.12", "trixie-security"));
         let arm = read(&text, "trixie", "trixie", "arm64");
         assert_eq!(arm.iter().map(|offer| offer.name.as_str()).collect::<Vec<_>>(), ["6.12.9+deb13-arm64"]);
@@ -274,7 +290,7 @@ mod tests {
             ("linux-base-7.3.4+deb13-rt-amd64", "7.3.4-1~bpo13+1", 1_000_000),
             ("linux-modules-7.3.4+deb13-amd64", "7.3.4-1~bpo13+1", 105_000_000),
         ]);
-        let offers = read(&text, "trixie-backports", "trixie-backports", "amd64");
+        let offers = first(read(&text, "trixie-backports", "trixie-backports", "amd64"));
         assert_eq!(offers.len(), 1);
         let names =
             ["binary-unsigned", "modules", "base"].map(|kind| format!("linux-{kind}-7.3.4+deb13-rt-amd64"));
@@ -302,6 +318,8 @@ mod tests {
             seen,
             ["bookworm 6.1.0-10-cloud-amd64", "bookworm 6.1.0-11-amd64", "bookworm sid 6.13.2-amd64"]
         );
+        let instead: Vec<_> = chosen[1].instead.iter().map(|offer| offer.name.as_str()).collect();
+        assert_eq!(instead, ["6.1.0-10-amd64", "6.1.0-9-amd64"]);
         assert!(chosen[1].is_wanted("nothing,6.1.0-11") && chosen[0].is_wanted("cloud"));
         assert!(!chosen[1].is_wanted("rt") && !chosen[1].is_wanted("cloud"));
     }

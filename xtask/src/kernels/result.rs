@@ -39,6 +39,9 @@ pub struct Outcome {
     pub trouble: Option<String>,
     /// The kernel never got to run: it is tried again next time.
     pub never_ran: bool,
+    /// The name and version of the older kernel that ran, because newer ones couldn't be fetched.
+    #[serde(default)]
+    pub instead: Option<(String, String)>,
 }
 
 impl Outcome {

@@ -35,18 +35,27 @@ pub fn render(offers: &[(Offer, Option<Outcome>)], suites: &[Read], document: &s
     let mut text = format!("\n{HEAD}");
     let mut notes: Vec<String> = Vec::new();
     for (offer, outcome) in offers {
-        let first = first_cell(offer);
         match outcome {
             _ if !offer.is_complete => {
                 text += &row_of(offer, vec!["its modules are gone from the mirror".to_owned()])
             }
             Some(outcome) => {
-                text += &row(offer, outcome);
-                notes.extend(notes_on(offer, outcome));
+                let ran = what_ran(offer, outcome);
+                if ran != offer {
+                    notes.push(format!(
+                        "- {}: taken instead of {} ({}), which is in the lists, but not to be had",
+                        ran.name, offer.name, offer.version
+                    ));
+                }
+                text += &row(ran, outcome);
+                notes.extend(notes_on(ran, outcome));
             }
             None => {
-                if let Some(known) = known_rows(document).find(|row| row.starts_with(&first)) {
-                    let _ = writeln!(text, "{known}");
+                let any = || std::iter::once(offer).chain(&offer.instead);
+                let known = known_rows(document)
+                    .find_map(|row| Some((row, any().find(|offer| row.starts_with(&first_cell(offer)))?)));
+                if let Some((row, offer)) = known {
+                    let _ = writeln!(text, "{row}");
                     let about = format!("- {}: ", offer.name);
                     notes.extend(document.lines().filter(|line| line.starts_with(&about)).map(str::to_owned));
                 } else {
@@ -75,6 +84,12 @@ pub fn render(offers: &[(Offer, Option<Outcome>)], suites: &[Read], document: &s
     }
     text.push('\n');
     text
+}
+
+/// The kernel that a result is of.
+fn what_ran<'a>(offer: &'a Offer, outcome: &Outcome) -> &'a Offer {
+    let Some((name, version)) = &outcome.instead else { return offer };
+    offer.instead.iter().find(|older| older.name == *name && older.version == *version).unwrap_or(offer)
 }
 
 fn first_cell(offer: &Offer) -> String {
@@ -160,6 +175,7 @@ mod tests {
             packages: Vec::new(),
             bytes: 0,
             is_complete: true,
+            instead: Vec::new(),
         }
     }
 
@@ -194,6 +210,10 @@ mod tests {
             (offer("c", &["sid"], "sid"), Some(died)),
             (offer("d", &["sid"], "sid"), None),
             (Offer { is_complete: false, ..offer("e", &["sid"], "sid") }, None),
+            (
+                Offer { instead: vec![offer("old", &["sid"], "sid")], ..offer("f", &["sid"], "sid") },
+                Some(Outcome { instead: Some(("old".to_owned(), "6.1.9-1".to_owned())), ..held() }),
+            ),
         ];
         let suites = [suite("bookworm", Ok("2026-01-01")), suite("old", Err("not on this machine's mirror"))];
         let table = render(&offers, &suites, "");
@@ -203,6 +223,8 @@ mod tests {
             "| c (6.1.9-1) | rt | 6.1 | sid | unknown | unknown | unknown | 0 | **not finished** | 0 | 0 | 0 | 2026-01-03 |",
             "| d (6.1.9-1) | rt | 6.1 | sid | not run yet |  |  |  |  |  |  |  |  |",
             "| e (6.1.9-1) | rt | 6.1 | sid | its modules are gone from the mirror |  |  |  |  |  |  |  |  |",
+            "| old (6.1.9-1) | rt | 6.1 | sid | kprobe | kfree_skb perf | nothing | 9 | 0 | 0 | 70 | 70 | 2026-01-02 |",
+            "- old: taken instead of f (6.1.9-1), which is in the lists, but not to be had",
             "- b: failed storm (2.0 s): got 9, counted 10",
             "- b: missing kprobes: none: at all",
             "- c: it could not be fetched",
