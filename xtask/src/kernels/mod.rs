@@ -29,6 +29,9 @@ const ARCH: &str = "amd64";
 /// Emulated, a kernel takes two to four minutes.
 const LIMIT: Duration = Duration::from_secs(1500);
 
+/// How the folder begins that one kernel is unpacked in.
+const TEMPORARY: &str = ".kernel-";
+
 /// Two kernels of one suite are fetched through one apt, into one folder.
 static FETCHING: Mutex<()> = Mutex::new(());
 
@@ -93,6 +96,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         progress::say(&format!("{done} of {} have run before: --again runs them anew", wanted.len()));
     }
     if !missing.is_empty() {
+        remove_leftovers()?;
         // Once, so that a failed build isn't a failure of each kernel.
         dist::both()?;
     }
@@ -170,11 +174,30 @@ fn list(found: &Found, wanted: &[&Offer], results: &Results) {
     }
 }
 
+/// What a killed run left; the lock says that no living one is at work.
+fn remove_leftovers() -> Result<()> {
+    let dir = folder()?;
+    for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("removing {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where what was found, what became of it, and one kernel at a time are kept.
+fn folder() -> Result<PathBuf> {
+    let dir = cache::dir()?.join("kernels");
+    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    Ok(dir)
+}
+
 /// Fetches one kernel, runs the scenarios on it and leaves nothing of it behind.
 fn run_on(offer: &Offer, day: &str) -> Result<Outcome> {
-    let dir = cache::dir()?.join("kernels");
+    let dir = folder()?;
     let temp = tempfile::Builder::new()
-        .prefix(".kernel-")
+        .prefix(TEMPORARY)
         .tempdir_in(&dir)
         .with_context(|| format!("creating a temporary folder in {}", dir.display()))?;
     let (ran, kernel) = fetch(offer, temp.path())?;

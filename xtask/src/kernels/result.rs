@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::offers::Offer;
-use crate::cache;
 use crate::test::Count;
 
 /// What became of one kernel.
@@ -148,7 +147,7 @@ pub struct Results {
 impl Results {
     /// Opens the folder.
     pub fn open() -> Result<Results> {
-        let dir = cache::dir()?.join("kernels/results");
+        let dir = super::folder()?.join("results");
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         Ok(Results { dir })
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::offers::{self, Offer};
 use crate::apt::{self, PrivateApt, Suite};
-use crate::{cache, progress};
+use crate::progress;
 
 /// A release with its suites: all that somebody's sources list has for it.
 struct Release {
@@ -67,7 +67,7 @@ pub struct Read {
 
 /// Looks for kernels of this architecture in all suites, or takes what was found within the last day.
 pub fn look(arch: &str, update: bool) -> Result<Found> {
-    let path = cache::dir()?.join("kernels").join(format!("offers-{arch}.json"));
+    let path = super::folder()?.join(format!("offers-{arch}.json"));
     let is_fresh = fs::metadata(&path)
         .and_then(|file| file.modified())
         .is_ok_and(|time| time.elapsed().is_ok_and(|age| age < FRESH));
@@ -79,8 +79,6 @@ pub fn look(arch: &str, update: bool) -> Result<Found> {
         }
     }
     let found = look_now(arch)?;
-    let parent = path.parent().expect("a file in the cache has a folder");
-    fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
     fs::write(&path, serde_json::to_string_pretty(&found)?)
         .with_context(|| format!("writing {}", path.display()))?;
     Ok(found)
