@@ -181,7 +181,12 @@ pub fn newest(all: Vec<Offer>, is_newer: impl Fn(&str, &str) -> bool) -> Vec<Off
     let mut versions: Vec<String> = all.iter().map(|offer| offer.version.clone()).collect();
     versions.sort();
     versions.dedup();
-    versions.sort_by(|a, b| if is_newer(a, b) { Ordering::Less } else { Ordering::Greater });
+    versions.sort_by(|a, b| match (is_newer(a, b), is_newer(b, a)) {
+        (true, _) => Ordering::Less,
+        (_, true) => Ordering::Greater,
+        // Two ways to write one version.
+        _ => a.cmp(b),
+    });
     let place = |offer: &Offer| versions.iter().position(|version| *version == offer.version);
     let mut groups: Vec<Vec<Offer>> = Vec::new();
     for offer in all {
