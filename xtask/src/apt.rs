@@ -81,10 +81,16 @@ pub enum Suite {
     Security(&'static str),
 }
 
+impl Suite {
+    /// As Debian calls it.
+    pub fn name(self) -> &'static str {
+        let (Suite::Archive(name) | Suite::Security(name)) = self;
+        name
+    }
+}
+
 fn named(suites: &[Suite]) -> String {
-    let names: Vec<&str> =
-        suites.iter().map(|(Suite::Archive(name) | Suite::Security(name))| *name).collect();
-    names.join(", ")
+    suites.iter().map(|suite| suite.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// Debian 12 with its point releases and security updates.
@@ -102,6 +108,22 @@ pub struct PrivateApt {
 impl PrivateApt {
     /// Writes the configuration `name` for `suites` and fetches their package lists.
     pub fn open(name: &str, suites: &[Suite]) -> Result<PrivateApt> {
+        let apt = PrivateApt::configure(name, suites)?;
+        progress::say(&format!("fetching the package lists of {}", named(suites)));
+        apt.update(&[])
+            .with_context(|| format!("fetching the package lists of {suites:?}: is there a network?"))?;
+        Ok(apt)
+    }
+
+    /// Fetches the lists also of a suite that its mirror no longer keeps fresh: its packages are signed as ever.
+    pub fn open_however_old(name: &str, suite: Suite) -> Result<PrivateApt> {
+        let apt = PrivateApt::configure(name, &[suite])?;
+        apt.update(&["--option", "Acquire::Check-Valid-Until=false"])?;
+        Ok(apt)
+    }
+
+    /// Writes the configuration `name` for `suites`, whose package lists stay as they were fetched last.
+    pub fn configure(name: &str, suites: &[Suite]) -> Result<PrivateApt> {
         let dir = cache::dir()?.join("apt").join(name);
         for sub in ["lists/partial", "archives/partial", "etc"] {
             let sub = dir.join(sub);
@@ -136,12 +158,45 @@ impl PrivateApt {
             let path = apt.dir.join(file);
             fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         }
-        progress::say(&format!("fetching the package lists of {}", named(suites)));
-        let mut update = apt.command("apt-get");
-        update.args(["update", "--error-on=any"]);
-        progress::watched(|| sh::run_quiet(&mut update), || "still fetching them".to_owned())
-            .with_context(|| format!("fetching the package lists of {suites:?}: is there a network?"))?;
         Ok(apt)
+    }
+
+    fn update(&self, options: &[&str]) -> Result<()> {
+        let mut update = self.command("apt-get");
+        update.args(["update", "--error-on=any"]).args(options);
+        progress::watched(|| sh::run_quiet(&mut update), || "still fetching them".to_owned())
+    }
+
+    /// All that the fetched lists say of packages: stanzas of `Field: value` lines.
+    pub fn lists(&self) -> Result<String> {
+        let mut text = String::new();
+        for path in self.list_files("_Packages")? {
+            text += &sh::capture(Command::new("/usr/lib/apt/apt-helper").arg("cat-file").arg(&path))?;
+            text.push('\n');
+        }
+        Ok(text)
+    }
+
+    /// The day on which the suite's lists were made, as the suite itself says.
+    pub fn lists_are_of(&self) -> Result<String> {
+        let path = self.list_files("_InRelease")?.pop().context("finding a fetched InRelease file")?;
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let date = text.lines().find_map(|line| line.strip_prefix("Date: "));
+        let date = date.with_context(|| format!("{} has no date", path.display()))?;
+        let day = sh::capture(Command::new("date").args(["--utc", "+%F", "--date", date]))?;
+        Ok(day.trim().to_owned())
+    }
+
+    fn list_files(&self, what: &str) -> Result<Vec<PathBuf>> {
+        let dir = self.dir.join("lists");
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
+            let path = entry.with_context(|| format!("listing {}", dir.display()))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().contains(what)) {
+                files.push(path);
+            }
+        }
+        Ok(files)
     }
 
     /// The packages whose name begins with `prefix`.
@@ -161,7 +216,7 @@ impl PrivateApt {
             .with_context(|| format!("the package {package} has no version"))
     }
 
-    /// Unpacks exactly `packages` over the folder `root`.
+    /// Unpacks exactly `packages` over the folder `root`: names, or NAME=VERSION.
     pub fn unpack(&self, packages: &[String], root: &Path) -> Result<()> {
         self.download(&packages.join(" "), || {
             let mut command = self.command("apt-get");

@@ -11,6 +11,7 @@ mod cache;
 mod demo;
 mod dist;
 mod ebpf;
+mod kernels;
 mod progress;
 mod sh;
 mod test;
@@ -41,6 +42,8 @@ enum Task {
     Browser,
     /// Run everything that has to hold
     Test(test::Args),
+    /// Run the exactness scenarios on every kernel that Debian offers, and write docs/kernels.md
+    Kernels(kernels::Args),
     /// Measure what ctwatch costs
     Bench(bench::Args),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Browser => browser::run(),
         Task::Test(args) => test::run(&args),
+        Task::Kernels(args) => kernels::run(&args),
         Task::Bench(args) => bench::run(&args),
     };
     result.unwrap_or_else(|error| {

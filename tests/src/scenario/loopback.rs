@@ -36,6 +36,7 @@ pub(super) fn udp_losses_equal_eperm(_: &Guest) -> Result<Outcome> {
     checks.figure("refused", sent.total_refused());
     checks.figure("accepted", sent.total_accepted());
     checks.figure("Δdrop", kernel.get("drop"));
+    checks.figure("counted", run.end.counted("table_full"));
     checks.figure("Δearly_drop", kernel.get("early_drop"));
     checks.that(sent.total_refused() > 4000, "too few sends were refused to show anything");
     checks.equal_maps(
@@ -121,6 +122,7 @@ pub(super) fn tcp_losses_equal_nft_counters(_: &Guest) -> Result<Outcome> {
     checks.figure("SYNs", syns);
     checks.figure("lost", lost_in_all);
     checks.figure("Δdrop", kernel.get("drop"));
+    checks.figure("counted", run.end.counted("table_full"));
     checks.that(syns > started as u64 + 200, "hardly any SYN was sent again: the retransmits are missing");
     let rows = run.end.per_port(netns, "tcp", "table_full");
     let known: BTreeMap<_, _> =

@@ -35,6 +35,7 @@ pub(super) fn losses_over_veth(_: &Guest) -> Result<Outcome> {
     checks.figure("sent", sent.total_accepted());
     checks.figure("lost", lost.values().sum::<u64>());
     checks.figure("Δdrop", kernel.get("drop"));
+    checks.figure("counted", run.end.counted("table_full"));
     checks.figure("events", run.drops.len());
     checks.equal("sends refused to a sender on another host", sent.total_refused(), 0);
     checks.equal_maps("packets arrived per port against sends", &seen, &sent.accepted());

@@ -30,6 +30,7 @@ pub(super) fn per_port_totals_exact(_: &Guest) -> Result<Outcome> {
     let mut checks = Checks::new();
     checks.figure("refused", sent.total_refused());
     checks.figure("Δdrop", kernel.get("drop"));
+    checks.figure("counted", run.end.counted("table_full"));
     checks.figure("ports", sent.refused().len());
     checks.figure("lost_events", run.end.lost_events);
     checks.equal_maps(

@@ -13,13 +13,14 @@ use crate::ebpf::{self, Check};
 use crate::progress::{self, Steps};
 use crate::vm::{GuestFile, Series, Status, Vm};
 use crate::{apt, browser, dist, sh, verify, workspace};
-use count::Count;
-use stream::{Kept, Prefixed};
 use summary::summarize;
 
 mod count;
 mod stream;
 mod summary;
+
+pub use count::Count;
+pub use stream::{Kept, Prefixed};
 
 /// Long enough for the slowest kernel under emulation on a busy machine.
 const VM_LIMIT: Duration = Duration::from_secs(3600);
@@ -274,7 +275,8 @@ fn ebpf_object() -> Result<Count> {
     }
 }
 
-fn guest_files(ctwatch: std::path::PathBuf) -> Result<Vec<GuestFile>> {
+/// What a guest needs to run scenarios.
+pub fn guest_files(ctwatch: std::path::PathBuf) -> Result<Vec<GuestFile>> {
     Ok(vec![
         GuestFile { host: ctwatch, guest: "/ctw/ctwatch".to_owned() },
         GuestFile { host: dist::tests()?, guest: "/ctw/ctwatch-tests".to_owned() },

@@ -91,6 +91,7 @@ impl fmt::Display for Series {
 }
 
 /// A kernel that is ready to boot.
+#[derive(Clone, Debug)]
 pub struct Kernel {
     dir: PathBuf,
     has_procfs: bool,
@@ -107,6 +108,18 @@ impl Kernel {
         let dir = cache::dir()?.join(format!("kernel-{series}-{}", cache::key(&[LAYOUT], &BOOT_MODULES)));
         cache::ensure(&format!("kernel-{series}"), &dir, update, |dir| fetch(series, tools, dir))
             .with_context(|| format!("getting the kernel {series}"))?;
+        Kernel::prepared(dir)
+    }
+
+    /// Makes the kernel whose packages are unpacked in `root` bootable in `dir`, without the modules that no guest loads.
+    pub fn make_small(root: &Path, tools: &Tools, dir: &Path) -> Result<Kernel> {
+        let modules = modules_of(root)?;
+        leave_out_unneeded(&modules)?;
+        prepare(root, tools, dir)?;
+        Kernel::prepared(dir.to_owned())
+    }
+
+    fn prepared(dir: PathBuf) -> Result<Kernel> {
         let release = dir.join("release");
         let release = fs::read_to_string(&release)
             .with_context(|| format!("reading {}", release.display()))?
@@ -177,15 +190,46 @@ fn fetch(series: Series, tools: &Tools, dir: &Path) -> Result<()> {
     bail!("none of the {} packaged kernels {series} can be fetched", candidates.len())
 }
 
-/// Makes the bootable parts in `dir` out of the packages unpacked in `root`.
-fn prepare(root: &Path, tools: &Tools, dir: &Path) -> Result<()> {
+/// The folder of the modules among the packages unpacked in `root`.
+fn modules_of(root: &Path) -> Result<PathBuf> {
     let all = root.join("usr/lib/modules");
-    let modules = fs::read_dir(&all)
+    fs::read_dir(&all)
         .with_context(|| format!("listing {}", all.display()))?
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.join("kernel").is_dir())
-        .context("the kernel package has no modules")?;
+        .context("the kernel package has no modules")
+}
+
+/// What a guest may load besides what is outside these folders: a generic kernel has 4,000 modules more, for hardware.
+const NEEDED_IN: [(&str, &[&str]); 3] =
+    [("drivers", &["block", "char", "net", "virtio"]), ("fs", &["erofs", "overlayfs"]), ("sound", &[])];
+
+/// Removes drivers and filesystems that no guest has a use for. Of network drivers the virtual ones stay, which have no
+/// folders of their own.
+fn leave_out_unneeded(modules: &Path) -> Result<()> {
+    let kernel = modules.join("kernel");
+    for (folder, needed) in NEEDED_IN {
+        remove_folders(&kernel.join(folder), needed)?;
+    }
+    remove_folders(&kernel.join("drivers/net"), &[])
+}
+
+/// Removes the folders in `dir` but for some.
+fn remove_folders(dir: &Path, but_for: &[&str]) -> Result<()> {
+    // Cloud kernels lack whole kinds of drivers.
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.is_dir() && !but_for.iter().any(|name| path.ends_with(name)) {
+            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the bootable parts in `dir` out of the packages unpacked in `root`.
+fn prepare(root: &Path, tools: &Tools, dir: &Path) -> Result<()> {
+    let modules = modules_of(root)?;
     let release = modules.file_name().expect("a listed folder has a name").to_string_lossy().into_owned();
     let boot = root.join("boot").join(format!("vmlinuz-{release}"));
     let image = [boot, modules.join("vmlinuz.unsigned"), modules.join("vmlinuz")]
@@ -250,35 +294,127 @@ fn depmod(root: &Path, release: &str, tools: &Tools) -> Result<()> {
 
 /// The files of [`BOOT_MODULES`], each after those it depends on.
 fn load_order(modules: &Path) -> Result<Vec<PathBuf>> {
-    let path = modules.join("modules.dep");
-    let dependencies = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let name_of = |file: &str| -> String {
-        let name = file.rsplit('/').next().unwrap_or(file);
-        name.trim_end_matches(".ko").replace('-', "_")
+    let read = |name: &str| {
+        let path = modules.join(name);
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     };
-    let mut order: Vec<PathBuf> = Vec::new();
+    let index = Index {
+        dependencies: &read("modules.dep")?,
+        soft: &read("modules.softdep")?,
+        aliases: &read("modules.alias")?,
+    };
+    let mut order = Vec::new();
     for module in BOOT_MODULES {
-        let Some((file, needs)) = dependencies
+        index.add(module, &mut order);
+    }
+    Ok(order.into_iter().map(|file| modules.join(file)).collect())
+}
+
+/// What depmod found out about modules.
+struct Index<'a> {
+    dependencies: &'a str,
+    soft: &'a str,
+    aliases: &'a str,
+}
+
+impl<'a> Index<'a> {
+    /// Adds the file of a module after all that it needs; one that is built in has none.
+    fn add(&self, module: &str, order: &mut Vec<&'a str>) {
+        let Some((file, needs)) = self
+            .dependencies
             .lines()
             .filter_map(|line| line.split_once(':'))
             .find(|(file, _)| name_of(file) == module)
         else {
-            continue; // Built in.
+            return;
         };
         // modules.dep lists the nearest dependency first, so the farthest one has to be loaded first.
         for file in needs.split_whitespace().rev().chain([file]) {
-            let file = modules.join(file);
             if !order.contains(&file) {
+                for wanted in self.wanted_before(&name_of(file)) {
+                    self.add(&wanted, order);
+                }
                 order.push(file);
             }
         }
     }
-    Ok(order)
+
+    /// What a module asks modprobe for, by name or alias, and nobody gives it in a boot archive: `softdep NAME pre: WANTED…`.
+    fn wanted_before(&self, module: &str) -> Vec<String> {
+        let mut wanted = Vec::new();
+        for line in self.soft.lines() {
+            let mut words = line.split_whitespace();
+            if words.next() != Some("softdep") || words.next().is_none_or(|name| name_of(name) != module) {
+                continue;
+            }
+            let before =
+                words.skip_while(|word| *word != "pre:").skip(1).take_while(|word| !word.ends_with(':'));
+            wanted.extend(before.map(|name| self.module_called(name)));
+        }
+        wanted
+    }
+
+    /// The module that has this alias, or this name. Of several the one that runs on any CPU.
+    fn module_called(&self, name: &str) -> String {
+        let has_it: Vec<&str> = self
+            .aliases
+            .lines()
+            .filter_map(|line| line.strip_prefix("alias ")?.strip_prefix(name)?.strip_prefix(' '))
+            .collect();
+        let any_cpu = has_it.iter().find(|module| module.ends_with("_generic"));
+        any_cpu.or(has_it.first()).map_or_else(|| name_of(name), |module| name_of(module))
+    }
+}
+
+/// A module's name by its file.
+fn name_of(file: &str) -> String {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    name.trim_end_matches(".ko").replace('-', "_")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_module_comes_after_all_that_it_needs() {
+        let index = Index {
+            dependencies: "kernel/fs/erofs/erofs.ko: kernel/lib/libcrc32c.ko kernel/lib/lz4.ko\n\
+                           kernel/lib/libcrc32c.ko:\nkernel/lib/lz4.ko:\nkernel/crypto/crc32c_generic.ko:\n\
+                           kernel/arch/crc32c-intel.ko:\n",
+            soft: "# comment\nsoftdep libcrc32c pre: crc32c absent post: later\nsoftdep other pre: lz4\n",
+            aliases: "alias crc32c crc32c_intel\nalias crc32c crc32c_generic\nalias crc32cx wrong\n",
+        };
+        let mut order = Vec::new();
+        index.add("virtio_blk", &mut order);
+        index.add("erofs", &mut order);
+        index.add("lz4", &mut order);
+        assert_eq!(
+            order,
+            [
+                "kernel/lib/lz4.ko",
+                "kernel/crypto/crc32c_generic.ko",
+                "kernel/lib/libcrc32c.ko",
+                "kernel/fs/erofs/erofs.ko",
+            ]
+        );
+    }
+
+    #[test]
+    fn modules_for_hardware_are_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        let kept = ["drivers/block", "drivers/net", "fs/erofs", "net/netfilter"];
+        let removed = ["drivers/net/ethernet", "drivers/gpu", "fs/ext4", "sound/core"];
+        for folder in kept.iter().chain(&removed) {
+            fs::create_dir_all(root.path().join("kernel").join(folder)).unwrap();
+        }
+        let veth = root.path().join("kernel/drivers/net/veth.ko");
+        fs::write(&veth, "").unwrap();
+        leave_out_unneeded(root.path()).unwrap();
+        let there = |folder: &&str| root.path().join("kernel").join(folder).exists();
+        assert!(kept.iter().all(there) && veth.exists());
+        assert!(!removed.iter().any(there));
+    }
 
     #[test]
     fn only_the_files_in_proc_are_renamed() {

@@ -1,9 +1,10 @@
 //! Boots a stock kernel under emulation and runs a command in it: nf_conntrack's limits are global, so only a guest of
 //! our own may be hurt. Nothing here may touch the host's network or leave a QEMU behind.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ mod shell;
 mod tools;
 
 pub use image::GuestFile;
-pub use kernel::Series;
+pub use kernel::{Kernel, Series};
 
 /// Emulated, `rep movsb` copies byte by byte, and a fifth level of page tables is one more look-up at each miss: without
 /// either a guest's kernel does the same in two thirds of the time.
@@ -102,11 +103,55 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(status.exit_code())
 }
 
+/// Which kernel a machine boots.
+#[derive(Clone, Debug)]
+pub enum Which {
+    /// The newest of a series, from the cache.
+    Newest(Series),
+    /// One that was made ready.
+    Ready(Kernel),
+}
+
+impl Which {
+    fn get(&self, tools: &Tools, update: bool) -> Result<Kernel> {
+        match self {
+            Which::Newest(series) => Kernel::get(*series, tools, update),
+            Which::Ready(kernel) => Ok(kernel.clone()),
+        }
+    }
+}
+
+impl From<Series> for Which {
+    fn from(series: Series) -> Which {
+        Which::Newest(series)
+    }
+}
+
+impl From<Kernel> for Which {
+    fn from(kernel: Kernel) -> Which {
+        Which::Ready(kernel)
+    }
+}
+
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Which::Newest(series) => series.fmt(f),
+            Which::Ready(kernel) => f.write_str(&kernel.release),
+        }
+    }
+}
+
+/// Makes the kernel whose packages are unpacked in `root` bootable in `dir`, small and for throwing away.
+pub fn make_kernel(root: &Path, dir: &Path) -> Result<Kernel> {
+    Kernel::make_small(root, &Tools::get(false)?, dir)
+}
+
 /// A machine to be booted.
 #[derive(Clone, Debug)]
 pub struct Vm {
     /// Which kernel.
-    pub kernel: Series,
+    pub kernel: Which,
     /// How many CPUs; one with `icount`.
     pub cpus: u32,
     /// Memory in MB.
@@ -156,9 +201,9 @@ impl Status {
 
 impl Vm {
     /// A machine with two CPUs, 2 GB and ten minutes.
-    pub fn new(kernel: Series) -> Vm {
+    pub fn new(kernel: impl Into<Which>) -> Vm {
         Vm {
-            kernel,
+            kernel: kernel.into(),
             cpus: 2,
             mem: 2048,
             icount: false,
@@ -175,16 +220,14 @@ impl Vm {
     pub fn fetch_ahead(&self) -> Result<()> {
         let tools = Tools::get(false)?;
         image::root_image(&tools, false)?;
-        kernel::Kernel::get(self.kernel, &tools, false).map(drop)
+        self.kernel.get(&tools, false).map(drop)
     }
 
     /// Fetches what a boot needs and the cache lacks, in steps of their own.
     pub fn fetch(&self, steps: &Steps) -> Result<()> {
         let tools = steps.step("QEMU", || Tools::get(self.update))?;
         steps.step("the guest's programs", || image::root_image(&tools, self.update))?;
-        steps.step(&format!("kernel {}", self.kernel), || {
-            kernel::Kernel::get(self.kernel, &tools, self.update)
-        })?;
+        steps.step(&format!("kernel {}", self.kernel), || self.kernel.get(&tools, self.update))?;
         Ok(())
     }
 
@@ -197,7 +240,7 @@ impl Vm {
     ) -> Result<Status> {
         let tools = Tools::get(self.update)?;
         let root = image::root_image(&tools, self.update)?;
-        let kernel = kernel::Kernel::get(self.kernel, &tools, self.update)?;
+        let kernel = self.kernel.get(&tools, self.update)?;
         let shell = self.shell.then(shell::settings);
         let initrd = image::write_initrd(&tools, &kernel, &self.files, command, shell.as_deref())?;
         for attempt in 0.. {
