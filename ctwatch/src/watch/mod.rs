@@ -162,12 +162,10 @@ impl Watch {
         start: &mut StartInfo,
     ) -> Result<BTreeMap<NetnsId, Bases>> {
         let namespaces = &self.netns.namespaces;
-        let init_net = kernel.both()?.0.data("init_net").map(|symbol| symbol.address);
         let symbols = kernel.both()?.0;
-        let known = (
-            places::known(places::loaded(&self.config.roots), symbols),
-            places::find(symbols, release_number(&self.config.roots.release())),
-        );
+        let init_net = symbols.data("init_net").map(|symbol| symbol.address);
+        let modules = places::known(places::loaded(&self.config.roots), symbols);
+        let doors = places::find(symbols, release_number(&self.config.roots.release()));
         let late = LateCpus::look(&self.config.roots, namespaces)?;
         let sizes = |config: &Config| MapSizes {
             netns: NetnsRoom::new(namespaces.len(), config.cpus).namespaces,
@@ -175,8 +173,8 @@ impl Watch {
         };
         let (plan, mut probe) = attach_what_attaches(&kernel, options, sizes, self.config.log_level)?;
         drop(kernel);
-        self.doors = known.0;
-        probe.shared.set_doors(&known.1);
+        self.doors = modules;
+        probe.shared.set_doors(&doors);
         let mut bases = BTreeMap::new();
         self.netns.initial = init_net.and_then(|address| probe.netns_at(address).ok());
         if self.netns.initial.is_some() {
