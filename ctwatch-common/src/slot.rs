@@ -163,7 +163,8 @@ pub type FlowRoom = Room<FlowSlot, { (BANKS * FLOW_SLOTS) as usize }>;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Control {
-    /// 0 while the netns are being registered (losses don't count yet), 1 while watching. User space writes it.
+    /// 0 while the netns are being registered (losses don't count yet); then the jiffies by which each CPU's counters had
+    /// their baseline. User space writes it.
     pub watching: u64,
     /// Events that did not fit the ring buffer, by cause.
     pub lost_events: [u64; super::cause::CAUSES],

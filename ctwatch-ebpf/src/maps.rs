@@ -70,6 +70,8 @@ pub struct Cpu {
     pub noted: SocketOwner,
     /// Contexts in which early_drop found no victim: their packets are about to be dropped.
     pub marks: [Mark; MARKS],
+    /// When counts were last reconciled here, in jiffies: what had been counted and not freed by then is counted already.
+    pub reconciled: u64,
     /// A packet of which a context with a mark will tell whether it was refused.
     pub withheld: Withheld,
 }
@@ -154,6 +156,8 @@ pub static REPORTED: LruHashMap<u64, u8> = LruHashMap::with_max_entries(4096, 0)
 pub struct Inserting {
     pub skb: u64,
     pub entry: u64,
+    /// When that began, in jiffies.
+    pub since: u64,
     pub netns: u32,
     pub port: u16,
     pub proto: u8,
@@ -164,10 +168,19 @@ pub struct Inserting {
 #[map]
 pub static INSERTING: HashMap<u64, Inserting> = HashMap::with_max_entries(1024, 0);
 
-/// Entries that lost a clash and with it their packet, by address, with the CPU that counted it: the packet may be freed
-/// on another one.
+/// An entry that lost a clash and with it its packet, which may be freed on another CPU than the one that counted it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Clashed {
+    /// A time before the kernel counted it, in jiffies.
+    pub since: u64,
+    /// The CPU that counted it.
+    pub cpu: u64,
+}
+
+/// Such entries, by address.
 #[map]
-pub static CLASHED: LruHashMap<u64, u32> = LruHashMap::with_max_entries(4096, 0);
+pub static CLASHED: LruHashMap<u64, Clashed> = LruHashMap::with_max_entries(4096, 0);
 
 /// The owner of a socket, noted when its process sent the flow's first packet.
 #[repr(C)]

@@ -3,6 +3,7 @@
 
 use crate::config::config;
 use crate::maps::{CPU, Cpu, MARKS, Mark};
+use crate::netns;
 use crate::percpu::{as_number, this_cpu};
 use crate::read::read;
 use aya_ebpf::helpers::bpf_get_current_task;
@@ -113,6 +114,17 @@ pub extern "C" fn find_mark() -> u64 {
     found
 }
 
+/// The record of a CPU; null if there is none. Only where the configuration says `preempts`: 5.10 has no helper for it.
+#[inline(always)]
+pub fn cpu_of(number: u32) -> *mut Cpu {
+    let key = 0u32;
+    // SAFETY: the map and a live key.
+    let record = unsafe {
+        bpf_map_lookup_percpu_elem((&raw const CPU).cast_mut().cast(), (&raw const key).cast(), number)
+    };
+    record.cast()
+}
+
 /// The CPU on which this context, a task's, left its mark before it was migrated here. The mark is removed. Only where
 /// the configuration says `preempts`.
 #[inline(always)]
@@ -129,12 +141,7 @@ pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
         if number >= config!(cpus) {
             break;
         }
-        let key = 0u32;
-        // SAFETY: the map and a live key.
-        let other = unsafe {
-            bpf_map_lookup_percpu_elem((&raw const CPU).cast_mut().cast(), (&raw const key).cast(), number)
-        };
-        let other = other.cast::<Cpu>();
+        let other = cpu_of(number);
         if other.is_null() {
             break;
         }
@@ -143,7 +150,7 @@ pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
             unsafe {
                 let mark = &raw mut (*other).marks[index];
                 let Mark { stack: left, since } = core::ptr::read_volatile(mark);
-                if left != 0 && is_near(left, stack) && now() - since <= OLD {
+                if left != 0 && is_near(left, stack) && now() - since <= OLD && is_proof(since, other) {
                     core::ptr::write_volatile(&raw mut (*mark).stack, 0);
                     return Some(number);
                 }
@@ -151,6 +158,40 @@ pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
         }
     }
     None
+}
+
+/// Whether what was noted at that time on that CPU proves a loss that counts, whatever the counters here say. Not if the kernel's
+/// count may be part of a baseline, or was reconciled meanwhile: a preempted task frees its packet as late as it likes.
+///
+/// # Safety
+/// `cpu` must be a CPU's record.
+#[inline(always)]
+pub unsafe fn is_proof(since: u64, cpu: *mut Cpu) -> bool {
+    let watching = netns::watching();
+    // SAFETY: the caller's.
+    watching != 0
+        && since > watching
+        && since > unsafe { core::ptr::read_volatile(&raw const (*cpu).reconciled) }
+}
+
+/// [`is_proof`] of this context's mark.
+///
+/// # Safety
+/// `cpu` must be this CPU's record.
+#[inline(always)]
+pub unsafe fn mine_is_proof(cpu: *mut Cpu, found: Found) -> bool {
+    // SAFETY: the caller's; the index is masked.
+    unsafe { is_proof(core::ptr::read_volatile(&raw const (*cpu).marks[found.index as usize].since), cpu) }
+}
+
+/// Has nothing that was noted on this CPU until now be proof: what the kernel has counted is being reconciled.
+///
+/// # Safety
+/// `cpu` must be this CPU's record.
+#[inline(always)]
+pub unsafe fn void(cpu: *mut Cpu) {
+    // SAFETY: the caller's.
+    unsafe { core::ptr::write_volatile(&raw mut (*cpu).reconciled, now()) };
 }
 
 /// Notes that this context has evicted an entry, so that the new flow it did so for can be named.

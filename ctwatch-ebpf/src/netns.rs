@@ -80,19 +80,20 @@ pub enum Baseline {
 /// before, the ones it hasn't reached don't count.
 #[inline(always)]
 pub fn baseline_for_loss() -> Baseline {
-    if is_watching() { Baseline::Loss } else { Baseline::Unset }
+    if watching() != 0 { Baseline::Loss } else { Baseline::Unset }
 }
 
 /// The same for one that becomes known by an eviction.
 #[inline(always)]
 pub fn baseline_for_eviction() -> Baseline {
-    if is_watching() { Baseline::Eviction } else { Baseline::Unset }
+    if watching() != 0 { Baseline::Eviction } else { Baseline::Unset }
 }
 
+/// Since when losses count, in jiffies; 0 while user space is still taking the baselines.
 #[inline(always)]
-fn is_watching() -> bool {
+pub fn watching() -> u64 {
     // SAFETY: a pointer into the map's value.
-    control().is_some_and(|control| unsafe { core::ptr::read_volatile(&raw const (*control).watching) != 0 })
+    control().map_or(0, |control| unsafe { core::ptr::read_volatile(&raw const (*control).watching) })
 }
 
 /// The record of the netns of a loss. Where the end of a netns is probed, a known address still stands for the same netns,

@@ -76,6 +76,14 @@ pub fn run_first() {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const priority) };
 }
 
+/// Lets the calling thread run only when no ordinary one wants to.
+pub fn run_last() -> Result<()> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `priority` is a live sched_param.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const priority) };
+    if done < 0 { Err(io::Error::last_os_error()).context("giving up a thread's priority") } else { Ok(()) }
+}
+
 /// Raises the soft limit of open files to the hard limit, or to `wanted` when root may.
 pub fn allow_open_files(wanted: u64) {
     let limit = libc::rlimit { rlim_cur: wanted, rlim_max: wanted };

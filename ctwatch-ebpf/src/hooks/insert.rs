@@ -3,11 +3,11 @@
 
 use crate::config::config;
 use crate::emit::{self, Field};
-use crate::maps::{ANY, CLASHED, INSERTING, Inserting};
+use crate::maps::{ANY, CLASHED, Clashed, INSERTING, Inserting};
 use crate::netns;
 use crate::packet::service_of_tuple;
 use crate::read::{read, service_word, stack_at_entry, stack_at_its_entry};
-use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 
 /// include/uapi/linux/netfilter.h
@@ -37,7 +37,8 @@ pub fn on_clash_resolved(ctx: &RetProbeContext) {
     emit::count_flow(kept.netns, kept.proto, kept.port, Field::Failed);
     if config!(preempts) != 0 && verdict == NF_DROP {
         // SAFETY: the helper has no preconditions.
-        let _ = CLASHED.insert(kept.entry, unsafe { bpf_get_smp_processor_id() }, ANY);
+        let clashed = Clashed { since: kept.since, cpu: u64::from(unsafe { bpf_get_smp_processor_id() }) };
+        let _ = CLASHED.insert(kept.entry, clashed, ANY);
     }
 }
 
@@ -64,7 +65,9 @@ fn keep(ctx: &ProbeContext, skb: u64, entry: u64) {
     }
     let net: u64 = read(entry + u64::from(config!(ct_status)) + u64::from(config!(ct_net)));
     let (proto, port) = service_of_tuple(service_word(entry));
-    let kept = Inserting { skb, entry, netns: netns::inum(net), port, proto, reserved: 0 };
+    // SAFETY: the helper has no preconditions.
+    let since = unsafe { bpf_jiffies64() };
+    let kept = Inserting { skb, entry, since, netns: netns::inum(net), port, proto, reserved: 0 };
     let _ = INSERTING.insert(stack_at_entry(ctx), kept, ANY);
 }
 

@@ -137,7 +137,7 @@ fn dropped(address: u64, place: u8, cpu: *mut crate::maps::Cpu) {
         chaintoolong: now.chaintoolong != accounted.chaintoolong,
     };
     let found = if config!(preempts) != 0 {
-        migrated(cpu, entry, marks.mine, &mut which)
+        migrated(cpu, entry, marks, &mut which)
     } else {
         Found { marked: marks.mine, counted_on: None }
     };
@@ -237,17 +237,25 @@ struct Found {
 
 /// Looks where a task that may have migrated left its traces: for a refused packet its mark, for a clash its entry.
 #[inline(always)]
-fn migrated(cpu: *mut crate::maps::Cpu, entry: u64, marked: bool, which: &mut Moved) -> Found {
+fn migrated(cpu: *mut crate::maps::Cpu, entry: u64, marks: marks::Found, which: &mut Moved) -> Found {
+    let marked = marks.mine;
     if entry != 0 {
-        let Some(counted) = CLASHED.get_ptr(entry) else { return Found { marked, counted_on: None } };
+        let Some(clashed) = CLASHED.get_ptr(entry) else { return Found { marked, counted_on: None } };
         // SAFETY: a pointer into the map's value.
-        let counted = unsafe { *counted };
+        let clashed = unsafe { *clashed };
         let _ = CLASHED.remove(entry);
+        let counted = clashed.cpu as u32;
+        let there = marks::cpu_of(counted);
+        // SAFETY: that CPU's own map value.
+        if there.is_null() || !unsafe { marks::is_proof(clashed.since, there) } {
+            return Found { marked, counted_on: None };
+        }
         *which = Moved { drop: true, insert_failed: true, chaintoolong: false };
         return Found { marked, counted_on: Some(counted) };
     }
     let left_on = if marked { None } else { marks::take_from_another(cpu) };
-    if !marked && left_on.is_none() {
+    // SAFETY: this CPU's own map value.
+    if left_on.is_none() && !(marked && (which.drop || unsafe { marks::mine_is_proof(cpu, marks) })) {
         return Found { marked, counted_on: None };
     }
     // It may have migrated between mark and count: then this CPU's counter has moved. A mark is proof by itself, though: another

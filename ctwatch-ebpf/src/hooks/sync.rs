@@ -4,6 +4,7 @@
 use crate::config::config;
 use crate::emit;
 use crate::maps::{OFFSETS, add, control};
+use crate::marks;
 use crate::netns::{self, Baseline};
 use crate::owner;
 use crate::percpu;
@@ -99,9 +100,12 @@ fn reconcile(ctx: &RawTracePointContext, net: u64, cause: u64) {
     let Some(state) = netns::lookup(net, inum, baseline) else { return };
     // SAFETY: this CPU's own map values.
     unsafe {
-        if percpu::this_cpu().is_some_and(|cpu| withheld::is_waiting(cpu)) {
-            // Whoever left the mark has not dropped a packet.
-            withheld::settle(0);
+        if let Some(cpu) = percpu::this_cpu() {
+            marks::void(cpu);
+            if withheld::is_waiting(cpu) {
+                // Whoever left the mark has not dropped a packet, or does so only after this.
+                withheld::settle(0);
+            }
         }
         let missed = missed(netns::counters((*state).stat), (*state).accounted);
         let accounted = &raw mut (*state).accounted;

@@ -223,10 +223,12 @@ impl Shared {
         self.control.read()
     }
 
-    /// From here on losses count.
+    /// From here on losses count. What was on its way when the last baseline was noted may be part of it: the program that
+    /// noted it left its time, a tick early at most.
     pub fn start_watching(&self) {
+        let since = self.control().jiffies + 1;
         // SAFETY: a projection inside the mapping.
-        self.control.set(|control| unsafe { &raw mut (*control).watching }, 1);
+        self.control.set(|control| unsafe { &raw mut (*control).watching }, since);
     }
 
     /// The netns that the sync program found last.

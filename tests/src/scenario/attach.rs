@@ -1,11 +1,12 @@
 //! Watchers that share hooks: two ways of seeing a full table, many short runs, and bpftrace beside them.
 //! None may cost another a count.
 
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::{Guest, Outcome};
 use crate::bpftrace::Bpftrace;
@@ -82,7 +83,7 @@ pub(super) fn fifty_times_in_a_storm(_: &Guest) -> Result<Outcome> {
             .map(|cpu| {
                 scope.spawn({
                     let stop = &stop;
-                    move || steadily(cpu, stop)
+                    move || steadily(cpu, PAUSE, stop)
                 })
             })
             .collect();
@@ -145,7 +146,7 @@ pub(super) fn a_slow_neighbour_costs_no_tuple(_: &Guest) -> Result<Outcome> {
         let senders: Vec<_> = (0..sys::cpus())
             .map(|cpu| {
                 let stop = &stop;
-                scope.spawn(move || steadily(cpu, stop))
+                scope.spawn(move || steadily(cpu, PAUSE, stop))
             })
             .collect();
         let connections: Result<Vec<_>> =
@@ -192,10 +193,91 @@ pub(super) fn a_slow_neighbour_costs_no_tuple(_: &Guest) -> Result<Outcome> {
     Ok(Outcome::Passed(checks.finish()?))
 }
 
-/// Sends until told to stop, slowly enough to leave emulated CPUs some time for attaching.
-fn steadily(cpu: usize, stop: &AtomicBool) -> Result<Tally> {
+/// The functions that free a lost packet, newest first, which say so to the tracepoint: `sk_skb_reason_drop` since 6.11.
+const FREES: [&str; 3] = ["sk_skb_reason_drop", "kfree_skb_reason", "kfree_skb"];
+
+pub(super) fn freed_long_after(_: &Guest) -> Result<Outcome> {
+    if !exists("bpftrace") {
+        return Ok(Outcome::Skipped("there is no bpftrace".into()));
+    }
+    nftables::track()?;
+    let _limit = table::lower_limit()?;
+    table::fill(Mix::Realistic)?;
+    let netns = own_inode()?;
+    let symbols = fs::read_to_string("/proc/kallsyms")?;
+    let known = |name: &&&str| symbols.lines().any(|line| line.ends_with(&format!(" T {name}")));
+    let frees = FREES.iter().find(known).context("no function that frees a packet is known")?;
+    // Whoever shall be preempted is so where this ends: between the kernel's count and the tracepoint.
+    let slow = format!("kprobe:{frees} {{ $i = 0; while ($i < 300) {{ $i++; @a = $i; }} }}");
+    let neighbour = Bpftrace::start(&slow)?;
+    let stop = AtomicBool::new(false);
+    let (sent, run) = thread::scope(|scope| {
+        let senders: Vec<_> = (0..sys::cpus())
+            .map(|cpu| {
+                let stop = &stop;
+                scope.spawn(move || {
+                    sys::run_last()?;
+                    steadily(cpu, Duration::ZERO, stop)
+                })
+            })
+            .collect();
+        for cpu in 0..sys::cpus() {
+            let stop = &stop;
+            scope.spawn(move || hog(cpu, stop));
+        }
+        let ran = Drops::start(&["--backend", "kprobe", "--interval", "100ms"]).inspect(|_| {
+            thread::sleep(Duration::from_secs(20));
+        });
+        stop.store(true, Ordering::Relaxed);
+        let mut sent = Tally::default();
+        for sender in senders {
+            sent.add(&sender.join().map_err(|_| anyhow!("a sender panicked"))??);
+        }
+        let drops = ran?;
+        drops.wait_for_ticks(2)?;
+        Ok::<_, anyhow::Error>((sent, drops.stop()?))
+    })?;
+    drop(neighbour);
+    let kernel = Counters::read()?;
+
+    let mut checks = Checks::new();
+    let counted_before = run.start.since_boot.get("drop").copied().unwrap_or(0);
+    checks.figure("refused", sent.total_refused());
+    checks.figure("in the long run", kernel.get("drop") - counted_before);
+    checks.figure("without a tuple", run.end.unattributed());
+    checks.equal(
+        "counted.table_full against Δdrop",
+        run.end.counted("table_full"),
+        kernel.get("drop") - counted_before,
+    );
+    let named: u64 = run.end.per_port(netns, "udp", "table_full").values().sum();
+    checks.equal(
+        "rows, and those without a tuple",
+        named + run.end.unattributed(),
+        run.end.counted("table_full"),
+    );
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// Keeps a CPU from those who run last, most of the time.
+fn hog(cpu: usize, stop: &AtomicBool) -> Result<()> {
     sys::pin(cpu)?;
-    let plan = Plan { pause: Duration::from_millis(10), ..Plan::new(loopback(&PORTS), 50) };
+    while !stop.load(Ordering::Relaxed) {
+        let until = Instant::now() + Duration::from_millis(900);
+        while Instant::now() < until {}
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// So many pauses leave emulated CPUs some time for attaching.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Sends until told to stop.
+fn steadily(cpu: usize, pause: Duration, stop: &AtomicBool) -> Result<Tally> {
+    sys::pin(cpu)?;
+    let plan = Plan { pause, ..Plan::new(loopback(&PORTS), 50) };
     let mut tally = Tally::default();
     while !stop.load(Ordering::Relaxed) {
         tally.add(&udp::send(&plan)?);

@@ -147,6 +147,8 @@ const SCENARIOS: &[Scenario] = &[
         300,
         &["5.10", "6.1", "6.12"],
     ),
+    // Only there is a task preempted between a count and the free.
+    Scenario("a_packet_freed_long_after_its_count_counts_once", attach::freed_long_after, 300, ON_7),
     Scenario("both_ways_of_seeing_table_full_agree", attach::both_ways_agree, 240, ALL),
     // How probes come and go changed twice between the two (fprobes, rethooks); single starts and stops run on each kernel.
     Scenario(
