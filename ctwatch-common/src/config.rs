@@ -49,6 +49,8 @@ pub struct Config {
     pub skb_nfct: u32,
     /// sk_buff.len
     pub skb_len: u32,
+    /// How many bytes of the span hold all of these but `skb_len`, which only single events need.
+    pub skb_without_len: u32,
     /// Where the span of sk_buff that says where its headers are starts, and fields relative to **that**.
     pub head_span: u32,
     /// sk_buff.network_header

@@ -243,7 +243,7 @@ pub fn push(event: &LossEvent) {
     push_filled(event, |_| {});
 }
 
-/// Pushes the record of a packet that was freed at this place, with the entry it holds, if any, and with its sender where that
+/// Pushes the record of a packet, with the entry it holds, if any, and with its sender where that
 /// is certain.
 #[inline(always)]
 pub fn push_packet(event: &LossEvent, skb: &Skb, entry: u64) {

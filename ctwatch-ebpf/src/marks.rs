@@ -20,8 +20,18 @@ const OLD: u64 = 100;
 /// with a large one a private stack, which would say nothing about the context.
 #[inline(never)]
 pub fn here(cpu: *mut Cpu) -> u64 {
+    // SAFETY: the caller's record.
+    unsafe { in_this_frame(cpu) }
+}
+
+/// [`here`] for a function whose own frame is small: less than 64 bytes (BPF_PRIV_STACK_MIN_SIZE, kernel/bpf/verifier.c).
+///
+/// # Safety
+/// `cpu` must be this CPU's record.
+#[inline(always)]
+unsafe fn in_this_frame(cpu: *mut Cpu) -> u64 {
     let mut local = 0u64;
-    // SAFETY: `cpu` is this CPU's record.
+    // SAFETY: the caller's.
     unsafe { as_number(cpu, (&raw mut local).cast()) }
 }
 
@@ -93,9 +103,9 @@ pub fn find() -> Found {
 pub extern "C" fn find_mark() -> u64 {
     let Some(cpu) = this_cpu() else { return 0 };
     let mut found = 0;
-    let stack = here(cpu);
-    // SAFETY: this CPU's own map value.
+    // SAFETY: this CPU's own map value, and a frame that holds little more than what is taken the address of.
     unsafe {
+        let stack = in_this_frame(cpu);
         let marks = &raw mut (*cpu).marks;
         for index in 0..MARKS {
             let mark = &raw mut (*marks)[index];
@@ -181,7 +191,12 @@ pub unsafe fn is_proof(since: u64, cpu: *mut Cpu) -> bool {
 #[inline(always)]
 pub unsafe fn mine_is_proof(cpu: *mut Cpu, found: Found) -> bool {
     // SAFETY: the caller's; the index is masked.
-    unsafe { is_proof(core::ptr::read_volatile(&raw const (*cpu).marks[found.index as usize].since), cpu) }
+    unsafe {
+        is_proof(
+            core::ptr::read_volatile(&raw const (*cpu).marks[found.index as usize & (MARKS - 1)].since),
+            cpu,
+        )
+    }
 }
 
 /// Has nothing that was noted on this CPU until now be proof: what the kernel has counted is being reconciled.
@@ -233,6 +248,8 @@ pub unsafe fn take_eviction(cpu: *mut Cpu, stack: u64) -> Option<u64> {
 pub unsafe fn clear(cpu: *mut Cpu, found: Found) {
     if found.mine {
         // SAFETY: the caller's; the index is masked.
-        unsafe { core::ptr::write_volatile(&raw mut (*cpu).marks[found.index as usize].stack, 0) };
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*cpu).marks[found.index as usize & (MARKS - 1)].stack, 0)
+        };
     }
 }

@@ -2,7 +2,7 @@
 //! Fills an event in place; nothing is counted here.
 
 use crate::config::config;
-use crate::read::{field, read, read_words};
+use crate::read::{field, read, read_bytes, read_words};
 use core::mem::MaybeUninit;
 use ctwatch_common::config::{HEAD_SPAN, SKB_SPAN};
 use ctwatch_common::event::{EntryPart, IPV4, IPV6, LossEvent, flag, hook};
@@ -46,8 +46,16 @@ impl Skb {
     #[inline(always)]
     pub fn read(&mut self, skb: u64) {
         self.address = skb;
-        // SAFETY: the block is as large as the read.
-        unsafe { read_words(self.block.as_mut_ptr(), skb + u64::from(config!(skb_span))) }
+        // Reading costs by the byte.
+        let start = skb + u64::from(config!(skb_span));
+        // SAFETY: the block is as large as the read, which user space checked.
+        unsafe {
+            if config!(event_details) != 0 {
+                read_words(self.block.as_mut_ptr(), start);
+            } else {
+                read_bytes(self.block.as_mut_ptr(), config!(skb_without_len), start);
+            }
+        }
     }
 
     #[inline(always)]
@@ -105,7 +113,9 @@ impl Skb {
     /// device.
     #[inline(always)]
     pub fn describe_path(&self, has_entry: bool, loopback: u64, event: &mut LossEvent) {
-        event.length = self.get(config!(skb_len));
+        if config!(event_details) != 0 {
+            event.length = self.get(config!(skb_len));
+        }
         let mut device = self.device();
         if device == 0 {
             // Packets to 127.0.0.0/8 and ::1 use loopback: no need to look at the route.
@@ -143,7 +153,9 @@ impl Skb {
         if place == hook::TC_EGRESS {
             event.flags |= flag::OUT;
         }
-        event.length = event.length.wrapping_sub(before_network_header(self.address) as u32);
+        if config!(event_details) != 0 {
+            event.length = event.length.wrapping_sub(before_network_header(self.address) as u32);
+        }
     }
 
     /// Fills in the tuple, from the packet's own headers.

@@ -55,6 +55,18 @@ pub unsafe fn read_words<const N: usize>(to: *mut [u64; N], address: u64) {
     }
 }
 
+/// Reads only the beginning of the caller's memory.
+///
+/// # Safety
+/// `to` must be valid for writes of `length` bytes, a constant from `config`.
+#[inline(always)]
+pub unsafe fn read_bytes<const N: usize>(to: *mut [u64; N], length: u32, address: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        bpf_probe_read_kernel(to.cast(), length, address as *const _);
+    }
+}
+
 /// A field of a block that was read in one go.
 ///
 /// # Safety

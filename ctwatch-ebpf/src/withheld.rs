@@ -74,13 +74,8 @@ pub extern "C" fn settle(others: u64) -> u64 {
         }
         add(&raw mut (*state).accounted.drop, 1);
         let event = &(*withheld).record.loss;
-        let cause = if event.kind == Cause::NoMemory as u8 {
-            Cause::NoMemory
-        } else if event.kind == Cause::TcpRace as u8 {
-            Cause::TcpRace
-        } else {
-            Cause::TableFull
-        };
+        let refusals = [Cause::NoMemory, Cause::TcpRace];
+        let cause = refusals.into_iter().find(|cause| *cause as u8 == event.kind).unwrap_or(Cause::TableFull);
         emit::count_losses(emit::loss_key(event, cause), 1);
         if emit::wants_losses() {
             emit::push_copy(&raw const (*withheld).record);

@@ -3,17 +3,18 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, bail};
 
+use crate::nfnetlink::{
+    self, NLM_F_REQUEST, NLMSG_ERROR, attribute, error_of, message, nested, next_message,
+};
 use crate::sys;
 
-const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
 const CT_NEW: u16 = 1 << 8;
@@ -21,7 +22,6 @@ const CT_NEW: u16 = 1 << 8;
 const CT_DELETE: u16 = 1 << 8 | 2;
 /// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 const CT_GET: u16 = 1 << 8 | 1;
-const NLA_F_NESTED: u16 = 0x8000;
 
 // enum ctattr_type and friends, include/uapi/linux/netfilter/nfnetlink_conntrack.h
 const CTA_TUPLE_ORIG: u16 = 1;
@@ -103,8 +103,7 @@ pub struct Maker {
 impl Maker {
     /// Opens the socket.
     pub fn open() -> Result<Self> {
-        let fd: OwnedFd = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)
-            .context("opening a NETLINK_NETFILTER socket")?;
+        let fd = nfnetlink::open()?;
         sys::set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 4 << 20).context("SO_SNDBUFFORCE")?;
         Ok(Self { socket: fd.into(), replies: vec![0; 256 << 10] })
     }
@@ -161,13 +160,9 @@ impl Maker {
 /// Reads a dump of the calling thread's netns to its end and looks at nothing but each message's type: what a census
 /// can't be faster than. Returns how many datagrams there were.
 pub fn discard_dump() -> Result<u64> {
-    let fd: OwnedFd = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)
-        .context("opening a NETLINK_NETFILTER socket")?;
-    let mut socket = std::fs::File::from(fd);
-    let mut request = 20_u32.to_ne_bytes().to_vec();
-    request.extend(CT_GET.to_ne_bytes());
-    request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    request.extend([0; 12]);
+    let mut socket = std::fs::File::from(nfnetlink::open()?);
+    let mut request = Vec::new();
+    message(&mut request, (CT_GET, NLM_F_REQUEST | NLM_F_DUMP), libc::AF_UNSPEC, 0, |_| {});
     socket.write_all(&request).context("asking for a dump")?;
     let mut buffer = vec![0; 64 << 10];
     for datagrams in 1.. {
@@ -187,20 +182,23 @@ pub fn discard_dump() -> Result<u64> {
 
 fn errors(mut bytes: &[u8]) -> Vec<i32> {
     let mut found = Vec::new();
-    while bytes.len() >= 20 {
-        let length = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
-        let kind = u16::from_ne_bytes([bytes[4], bytes[5]]);
-        let code = i32::from_ne_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]);
-        if kind == NLMSG_ERROR && code != 0 {
-            found.push(-code);
+    while let Some((kind, body)) = next_message(&mut bytes) {
+        if kind == NLMSG_ERROR
+            && let Some(code) = error_of(body).filter(|code| *code != 0)
+        {
+            found.push(code);
         }
-        bytes = bytes.get(length.next_multiple_of(4).max(16)..).unwrap_or_default();
     }
     found
 }
 
 fn create(out: &mut Vec<u8>, entry: &Entry) {
-    let start = begin(out, CT_NEW, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, entry);
+    message(out, (CT_NEW, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL), family(entry), 0, |out| {
+        describe(out, entry)
+    });
+}
+
+fn describe(out: &mut Vec<u8>, entry: &Entry) {
     for (kind, from, to) in [(CTA_TUPLE_ORIG, entry.src, entry.dst), (CTA_TUPLE_REPLY, entry.dst, entry.src)]
     {
         tuple(out, kind, from, to, entry);
@@ -219,30 +217,16 @@ fn create(out: &mut Vec<u8>, entry: &Entry) {
             nested(out, CTA_PROTOINFO_TCP, |out| attribute(out, CTA_PROTOINFO_TCP_STATE, &[state as u8]));
         });
     }
-    end(out, start);
 }
 
 fn delete(out: &mut Vec<u8>, entry: &Entry) {
-    let start = begin(out, CT_DELETE, NLM_F_REQUEST, entry);
-    tuple(out, CTA_TUPLE_ORIG, entry.src, entry.dst, entry);
-    end(out, start);
+    message(out, (CT_DELETE, NLM_F_REQUEST), family(entry), 0, |out| {
+        tuple(out, CTA_TUPLE_ORIG, entry.src, entry.dst, entry);
+    });
 }
 
-/// The headers of a message, whose length is still to come.
-fn begin(out: &mut Vec<u8>, kind: u16, flags: u16, entry: &Entry) -> usize {
-    let start = out.len();
-    out.extend([0; 4]);
-    out.extend(kind.to_ne_bytes());
-    out.extend(flags.to_ne_bytes());
-    out.extend([0; 8]);
-    let family = if entry.src.0.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    out.extend([family as u8, 0, 0, 0]);
-    start
-}
-
-fn end(out: &mut [u8], start: usize) {
-    let length = (out.len() - start) as u32;
-    out[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+fn family(entry: &Entry) -> i32 {
+    if entry.src.0.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
 }
 
 fn tuple(out: &mut Vec<u8>, kind: u16, from: (IpAddr, u16), to: (IpAddr, u16), entry: &Entry) {
@@ -258,21 +242,6 @@ fn tuple(out: &mut Vec<u8>, kind: u16, from: (IpAddr, u16), to: (IpAddr, u16), e
             attribute(out, CTA_PROTO_DST_PORT, &to.1.to_be_bytes());
         });
     });
-}
-
-fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    out.extend((4 + value.len() as u16).to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend(value);
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-fn nested(out: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    attribute(out, kind | NLA_F_NESTED, &[]);
-    fill(out);
-    let length = (out.len() - start) as u16;
-    out[start..start + 2].copy_from_slice(&length.to_ne_bytes());
 }
 
 fn address(out: &mut Vec<u8>, address: IpAddr, v4: u16, v6: u16) {

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::nfnetlink::{
+    self, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, error_of, find, message, next_message,
+};
 use crate::sys;
-
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLMSG_ERROR: u16 = 2;
 
 // enum nfqnl_msg_types and friends, include/uapi/linux/netfilter/nfnetlink_queue.h; NFNL_SUBSYS_QUEUE is 3.
 const PACKET: u16 = 3 << 8;
@@ -52,16 +51,17 @@ pub struct Queue {
 impl Queue {
     /// Binds the queue with this number.
     pub fn answer(number: u16, verdict: Verdict) -> Result<Self> {
-        let socket = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)
-            .context("a socket for NFQUEUE")?;
+        let socket = nfnetlink::open()?;
         sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, SOCKET_BUFFER)
             .context("room for what is queued")?;
         let mut socket = std::fs::File::from(socket);
-        let command = attribute(NFQA_CFG_CMD, &[NFQNL_CFG_CMD_BIND, 0, 0, 0]);
-        configure(&mut socket, number, &command).with_context(|| format!("binding queue {number}"))?;
-        let mut parameters = attribute(NFQA_CFG_PARAMS, &[0, 0, 0, 0, NFQNL_COPY_META]);
-        parameters.extend(attribute(NFQA_CFG_QUEUE_MAXLEN, &MAX_LENGTH.to_be_bytes()));
-        configure(&mut socket, number, &parameters).with_context(|| format!("setting queue {number} up"))?;
+        configure(&mut socket, number, |out| attribute(out, NFQA_CFG_CMD, &[NFQNL_CFG_CMD_BIND, 0, 0, 0]))
+            .with_context(|| format!("binding queue {number}"))?;
+        configure(&mut socket, number, |out| {
+            attribute(out, NFQA_CFG_PARAMS, &[0, 0, 0, 0, NFQNL_COPY_META]);
+            attribute(out, NFQA_CFG_QUEUE_MAXLEN, &MAX_LENGTH.to_be_bytes());
+        })
+        .with_context(|| format!("setting queue {number} up"))?;
         let (answered, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let shared = (Arc::clone(&answered), Arc::clone(&stop));
         let thread = thread::spawn(move || answer_all(socket, number, verdict, &shared.0, &shared.1));
@@ -122,9 +122,11 @@ fn answer_all(
             if kind == PACKET
                 && let Some(id) = packet_id(body)
             {
-                let mut answer = (verdict as u32).to_be_bytes().to_vec();
-                answer.extend(id);
-                let answer = message(VERDICT, NLM_F_REQUEST, number, &attribute(NFQA_VERDICT_HDR, &answer));
+                let header = [(verdict as u32).to_be_bytes(), id].concat();
+                let mut answer = Vec::new();
+                message(&mut answer, (VERDICT, NLM_F_REQUEST), libc::AF_UNSPEC, number, |out| {
+                    attribute(out, NFQA_VERDICT_HDR, &header);
+                });
                 socket.write_all(&answer).context("giving a verdict")?;
                 answered.fetch_add(1, Ordering::Release);
             }
@@ -134,8 +136,10 @@ fn answer_all(
 }
 
 /// Sends a configuration and waits for the kernel's word on it.
-fn configure(socket: &mut std::fs::File, number: u16, attributes: &[u8]) -> Result<()> {
-    socket.write_all(&message(CONFIG, NLM_F_REQUEST | NLM_F_ACK, number, attributes))?;
+fn configure(socket: &mut std::fs::File, number: u16, fill: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+    let mut request = Vec::new();
+    message(&mut request, (CONFIG, NLM_F_REQUEST | NLM_F_ACK), libc::AF_UNSPEC, number, fill);
+    socket.write_all(&request)?;
     let mut buffer = [0; 4096];
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
@@ -146,9 +150,8 @@ fn configure(socket: &mut std::fs::File, number: u16, attributes: &[u8]) -> Resu
         let mut rest = &buffer[..got];
         while let Some((kind, body)) = next_message(&mut rest) {
             if kind == NLMSG_ERROR {
-                let code: [u8; 4] = body.get(..4).context("a short answer")?.try_into()?;
-                let code = i32::from_ne_bytes(code);
-                ensure!(code == 0, "{}", std::io::Error::from_raw_os_error(-code));
+                let code = error_of(body).context("a short answer")?;
+                ensure!(code == 0, "{}", std::io::Error::from_raw_os_error(code));
                 return Ok(());
             }
         }
@@ -156,61 +159,7 @@ fn configure(socket: &mut std::fs::File, number: u16, attributes: &[u8]) -> Resu
     bail!("no answer from nfnetlink_queue within {PATIENCE:?}")
 }
 
-/// Type and body of the next message.
-fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
-    let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
-    let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
-    let body = rest.get(16..length)?;
-    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((kind, body))
-}
-
-/// The packet's id, big-endian as it came, out of a message's `struct nfgenmsg` and attributes.
+/// The packet's id, big-endian as it came.
 fn packet_id(body: &[u8]) -> Option<[u8; 4]> {
-    let mut rest = body.get(4..)?;
-    loop {
-        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
-        if u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) == NFQA_PACKET_HDR {
-            return rest.get(4..8)?.try_into().ok();
-        }
-        rest = rest.get(length.max(4).next_multiple_of(4)..)?;
-    }
-}
-
-fn message(kind: u16, flags: u16, number: u16, attributes: &[u8]) -> Vec<u8> {
-    let length = 16 + 4 + attributes.len() as u32;
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend([0; 8]);
-    // struct nfgenmsg: AF_UNSPEC, NFNETLINK_V0, the queue's number.
-    message.extend([0, 0]);
-    message.extend(number.to_be_bytes());
-    message.extend(attributes);
-    message
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = 4 + value.len() as u16;
-    let mut attribute = length.to_ne_bytes().to_vec();
-    attribute.extend(kind.to_ne_bytes());
-    attribute.extend(value);
-    attribute.resize(attribute.len().next_multiple_of(4), 0);
-    attribute
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_packet_is_known_by_its_id_wherever_the_attribute_stands() {
-        let mut attributes = attribute(9, &[1, 2, 3, 4, 5]);
-        attributes.extend(attribute(NFQA_PACKET_HDR, &[0, 0, 1, 44, 8, 0, 3]));
-        let message = message(PACKET, 0, 7, &attributes);
-        let mut rest = message.as_slice();
-        let (kind, body) = next_message(&mut rest).expect("one message");
-        assert_eq!((kind, packet_id(body), rest.len()), (PACKET, Some([0, 0, 1, 44]), 0));
-        assert_eq!(packet_id(&[0; 4]), None);
-    }
+    find(body, NFQA_PACKET_HDR)?.get(..4)?.try_into().ok()
 }

@@ -4,7 +4,7 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::{CLASHED, REPORTED, add, control};
+use crate::maps::{CLASHED, Cpu, REPORTED, add, control};
 use crate::marks;
 use crate::netns;
 use crate::packet::{Skb, blank, describe_from_entry, service_port};
@@ -108,7 +108,7 @@ pub fn twin(ctx: &RawTracePointContext) {
 }
 
 #[inline(always)]
-fn dropped(address: u64, place: u8, cpu: *mut crate::maps::Cpu) {
+fn dropped(address: u64, place: u8, cpu: *mut Cpu) {
     let mut skb = Skb::uninit();
     skb.read(address);
     let net = skb.net();
@@ -125,7 +125,7 @@ fn dropped(address: u64, place: u8, cpu: *mut crate::maps::Cpu) {
     };
     let marks = marks::find();
     // SAFETY: this CPU's own map value.
-    let drops = if marks.mine && unsafe { (*state).crowded } != 0 { 1 } else { drops };
+    let drops = if drops == 0 && marks.mine && unsafe { (*state).crowded } != 0 { 1 } else { drops };
     let entry = skb.entry();
     let insert_failed = now.insert_failed != accounted.insert_failed;
     // A context that was refused but has not dropped its packet yet has moved the counter as well, if it was refused
@@ -136,11 +136,10 @@ fn dropped(address: u64, place: u8, cpu: *mut crate::maps::Cpu) {
         insert_failed,
         chaintoolong: now.chaintoolong != accounted.chaintoolong,
     };
-    let found = if config!(preempts) != 0 {
-        migrated(cpu, entry, marks, &mut which)
-    } else {
-        Found { marked: marks.mine, counted_on: None }
-    };
+    let mut found = Found { marked: marks.mine, counted_on: None };
+    if config!(preempts) != 0 && !(entry == 0 && marks.mine && which.drop) {
+        look_elsewhere(cpu, entry, marks, &mut which, &mut found);
+    }
     let mut event = MaybeUninit::uninit();
     let event = blank(&mut event);
     // Kept here and not in a register, of which there are too few.
@@ -235,34 +234,35 @@ struct Found {
     counted_on: Option<u32>,
 }
 
-/// Looks where a task that may have migrated left its traces: for a refused packet its mark, for a clash its entry.
-#[inline(always)]
-fn migrated(cpu: *mut crate::maps::Cpu, entry: u64, marks: marks::Found, which: &mut Moved) -> Found {
-    let marked = marks.mine;
+/// Looks where a task that may have migrated left its traces: for a refused packet its mark, for a clash its entry. On a
+/// stack frame of its own: the caller's is nearly full.
+#[inline(never)]
+fn look_elsewhere(cpu: *mut Cpu, entry: u64, marks: marks::Found, which: &mut Moved, found: &mut Found) {
     if entry != 0 {
-        let Some(clashed) = CLASHED.get_ptr(entry) else { return Found { marked, counted_on: None } };
+        let Some(clashed) = CLASHED.get_ptr(entry) else { return };
         // SAFETY: a pointer into the map's value.
         let clashed = unsafe { *clashed };
         let _ = CLASHED.remove(entry);
         let counted = clashed.cpu as u32;
         let there = marks::cpu_of(counted);
         // SAFETY: that CPU's own map value.
-        if there.is_null() || !unsafe { marks::is_proof(clashed.since, there) } {
-            return Found { marked, counted_on: None };
+        if !there.is_null() && unsafe { marks::is_proof(clashed.since, there) } {
+            *which = Moved { drop: true, insert_failed: true, chaintoolong: false };
+            found.counted_on = Some(counted);
         }
-        *which = Moved { drop: true, insert_failed: true, chaintoolong: false };
-        return Found { marked, counted_on: Some(counted) };
+        return;
     }
-    let left_on = if marked { None } else { marks::take_from_another(cpu) };
-    // SAFETY: this CPU's own map value.
-    if left_on.is_none() && !(marked && (which.drop || unsafe { marks::mine_is_proof(cpu, marks) })) {
-        return Found { marked, counted_on: None };
+    if marks.mine {
+        // The counter stood still here. A mark is proof by itself, though: another context that migrated here may have claimed
+        // the count that this one made.
+        // SAFETY: this CPU's own map value.
+        which.drop = unsafe { marks::mine_is_proof(cpu, marks) };
+    } else if let Some(left_on) = marks::take_from_another(cpu) {
+        // It may have migrated between mark and count: then this CPU's counter has moved.
+        found.counted_on = if which.drop { None } else { Some(left_on) };
+        found.marked = true;
+        which.drop = true;
     }
-    // It may have migrated between mark and count: then this CPU's counter has moved. A mark is proof by itself, though: another
-    // context that migrated here may have claimed the count that this one made.
-    let counted_on = if which.drop { None } else { left_on };
-    which.drop = true;
-    Found { marked: true, counted_on }
 }
 
 /// A new netns took the address of one that is gone: start over.

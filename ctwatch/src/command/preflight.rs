@@ -17,6 +17,7 @@ use crate::netns::{self, InitialNetns};
 use crate::probe::offsets;
 use crate::probe::plan::RawTpReentrancy;
 use crate::probe::room::NetnsRoom;
+use crate::probe::shapes;
 use crate::text::{mib, thousands};
 use ctwatch_common::config::KFREE_SKB_ADDRESS;
 
@@ -54,6 +55,7 @@ pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<
     found.capabilities(roots);
     found.types(&kernel.btf, kernel.symbols.as_ref().ok());
     found.symbols(&kernel.symbols);
+    found.functions(kernel);
     found.kprobes(roots, kernel.symbols.as_ref().ok());
     found.lockdown(roots);
     found.conntrack(roots);
@@ -139,6 +141,30 @@ impl Preflight {
             text,
             "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y and CONFIG_NF_CONNTRACK (distribution kernels are)",
         );
+    }
+
+    /// What programs take from the functions they hook, and whether the limit is still what it was.
+    fn functions(&mut self, kernel: &Kernel) {
+        let Some(functions) = kernel.functions() else { return };
+        let shapes = shapes::compare(&functions);
+        if !shapes.others.is_empty() {
+            let others: Vec<String> =
+                shapes.others.iter().map(|other| format!("{}: {}", other.function, other.why)).collect();
+            let remedy = "none: ctwatch leaves these hooks out (the start line says what that costs); please report this kernel";
+            self.note("functions", Some(false), others.join("; "), Some(remedy));
+        } else if shapes.as_known.len() > 1 {
+            let text =
+                format!("{} of those that programs hook take the arguments they read", shapes.as_known.len());
+            self.note("functions", Some(true), text, None);
+        } else {
+            let text =
+                "unknown: this kernel has no BTF of nf_conntrack (before 5.11, or the module isn't loaded)";
+            self.note("functions", None, text.to_owned(), None);
+        }
+        if kernel.btf.as_ref().is_ok_and(offsets::has_netns_limit) {
+            let text = "each netns has one of its own: the smaller of it and nf_conntrack_max of the initial netns counts";
+            self.note("limit", Some(true), text.to_owned(), None);
+        }
     }
 
     fn symbols(&mut self, symbols: &Result<Symbols>) {

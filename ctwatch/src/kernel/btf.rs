@@ -1,8 +1,10 @@
 //! A reader for the kernel's type information (BTF): offsets of fields, sizes of structs.
 //! It answers by name and holds one index of 4 bytes a type; it resolves nothing it isn't asked for.
 
-use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
 use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
 
 const MAGIC: u16 = 0xeb9f;
 const HEADER: usize = 24;
@@ -18,6 +20,8 @@ mod kind {
     pub const TYPEDEF: u32 = 8;
     pub const VOLATILE: u32 = 9;
     pub const CONST: u32 = 10;
+    pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
     pub const FUNC_PROTO: u32 = 13;
     pub const VAR: u32 = 14;
     pub const DATASEC: u32 = 15;
@@ -26,15 +30,21 @@ mod kind {
     pub const ENUM64: u32 = 19;
 }
 
-/// The kernel's types.
+/// The kernel's types, or those that a module adds to them.
 pub struct Btf {
     bytes: Vec<u8>,
     strings: usize,
+    strings_length: u32,
     /// Where each type's record starts; type 0 (void) has none.
     records: Vec<u32>,
     /// Which of them are structs: one in ten, and only these are looked up by name.
     structs: Vec<u32>,
+    /// The typedef of [`TRACEPOINT`].
+    tracepoint: Option<u32>,
 }
+
+/// What the arguments of the tracepoint kfree_skb are called.
+const TRACEPOINT: &str = "btf_trace_kfree_skb";
 
 /// One type's record.
 #[derive(Clone, Copy)]
@@ -65,12 +75,22 @@ impl Btf {
         let types_end = types + word(&bytes, 12)? as usize;
         let strings = header + word(&bytes, 16)? as usize;
         ensure!(types_end <= bytes.len() && strings <= bytes.len(), "a section lies outside the file");
-        let mut btf = Self { bytes, strings, records: vec![u32::MAX], structs: Vec::new() };
+        let strings_length = word(&bytes, 20)?;
+        let mut btf = Self {
+            bytes,
+            strings,
+            strings_length,
+            records: vec![u32::MAX],
+            structs: Vec::new(),
+            tracepoint: None,
+        };
         let mut at = types;
         while at < types_end {
             let record = btf.record_at(at)?;
             if record.kind == kind::STRUCT && record.name != 0 {
                 btf.structs.push(u32::try_from(btf.records.len())?);
+            } else if record.kind == kind::TYPEDEF && btf.has_name(record.name, TRACEPOINT) {
+                btf.tracepoint = Some(u32::try_from(btf.records.len())?);
             }
             btf.records.push(u32::try_from(at)?);
             at += 12 + trailing(&record)?;
@@ -176,6 +196,107 @@ impl Btf {
     #[must_use]
     pub fn size(&self, structure: &str) -> Option<u32> {
         self.structure(structure).map(|record| record.size_or_type)
+    }
+}
+
+/// The functions of the kernel, or of a module whose types continue the kernel's.
+#[derive(Clone, Copy)]
+pub struct Functions<'a> {
+    /// The kernel's types.
+    pub kernel: &'a Btf,
+    /// The module's, unless it is built in.
+    pub module: Option<&'a Btf>,
+}
+
+impl Functions<'_> {
+    /// The arguments of those functions that are known, each as C writes its type, without qualifiers.
+    #[must_use]
+    pub fn arguments(&self, wanted: &[&'static str]) -> BTreeMap<&'static str, Vec<String>> {
+        let mut found = BTreeMap::new();
+        let those = self.module.unwrap_or(self.kernel);
+        for at in &those.records[1..] {
+            let Ok(record) = those.record_at(*at as usize) else { continue };
+            if record.kind != kind::FUNC {
+                continue;
+            }
+            let Some(name) = wanted.iter().copied().find(|name| self.has_name(record.name, name)) else {
+                continue;
+            };
+            if let Some(arguments) = self.arguments_of(record.size_or_type) {
+                found.insert(name, arguments);
+            }
+        }
+        found
+    }
+
+    /// The arguments of the tracepoint kfree_skb, as programs get them.
+    #[must_use]
+    pub fn of_kfree_skb(&self) -> Option<Vec<String>> {
+        let (_, typedef) = self.record(self.kernel.tracepoint?)?;
+        let (_, pointer) = self.record(typedef.size_or_type)?;
+        // The first is the tracepoint's own.
+        Some(self.arguments_of(pointer.size_or_type)?.split_off(1))
+    }
+
+    fn arguments_of(&self, prototype: u32) -> Option<Vec<String>> {
+        let (those, record) = self.record(prototype)?;
+        if record.kind != kind::FUNC_PROTO || (record.vlen == 0) {
+            return None;
+        }
+        let one = |index: usize| self.text(word(&those.bytes, record.at + 12 + index * 8 + 4).ok()?, 0);
+        (0..record.vlen).map(one).collect()
+    }
+
+    /// A type as C writes it.
+    fn text(&self, id: u32, depth: u32) -> Option<String> {
+        if id == 0 {
+            return Some("void".to_owned());
+        }
+        if depth > 16 {
+            return None;
+        }
+        let (_, record) = self.record(id)?;
+        let name = || self.name(record.name);
+        Some(match record.kind {
+            kind::PTR => {
+                let to = self.text(record.size_or_type, depth + 1)?;
+                if to.ends_with('*') { format!("{to}*") } else { format!("{to} *") }
+            }
+            kind::CONST | kind::VOLATILE | kind::RESTRICT | kind::TYPE_TAG => {
+                self.text(record.size_or_type, depth + 1)?
+            }
+            kind::STRUCT => format!("struct {}", name()?),
+            kind::UNION => format!("union {}", name()?),
+            kind::ENUM | kind::ENUM64 => format!("enum {}", name()?),
+            _ => name()?,
+        })
+    }
+
+    fn record(&self, id: u32) -> Option<(&Btf, Record)> {
+        let own = self.kernel.records.len() as u32;
+        match self.module {
+            // A module's first type follows the kernel's last.
+            Some(module) if id >= own => Some((module, module.record(id - own + 1)?)),
+            _ => Some((self.kernel, self.kernel.record(id)?)),
+        }
+    }
+
+    fn string(&self, offset: u32) -> Option<&[u8]> {
+        let (those, offset) = match self.module {
+            Some(module) if offset >= self.kernel.strings_length => {
+                (module, offset - self.kernel.strings_length)
+            }
+            _ => (self.kernel, offset),
+        };
+        those.bytes.get(those.strings + offset as usize..)?.split(|byte| *byte == 0).next()
+    }
+
+    fn has_name(&self, offset: u32, wanted: &str) -> bool {
+        self.string(offset) == Some(wanted.as_bytes())
+    }
+
+    fn name(&self, offset: u32) -> Option<String> {
+        self.string(offset).map(|name| String::from_utf8_lossy(name).into_owned())
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Kernel {
     pub symbols: Result<symbols::Symbols>,
     /// /sys/kernel/btf/vmlinux
     pub btf: Result<btf::Btf>,
+    /// /sys/kernel/btf/nf_conntrack; none before Linux 5.11, where it is built in, or not loaded.
+    pub conntrack_btf: Option<btf::Btf>,
 }
 
 impl Kernel {
@@ -25,7 +27,14 @@ impl Kernel {
         Self {
             symbols: symbols::Symbols::read(&roots.proc("kallsyms")),
             btf: btf::Btf::read(&roots.sys("kernel/btf/vmlinux")),
+            conntrack_btf: btf::Btf::read(&roots.sys("kernel/btf/nf_conntrack")).ok(),
         }
+    }
+
+    /// What is known of conntrack's functions.
+    #[must_use]
+    pub fn functions(&self) -> Option<btf::Functions<'_>> {
+        Some(btf::Functions { kernel: self.btf.as_ref().ok()?, module: self.conntrack_btf.as_ref() })
     }
 
     /// Both, or the first error.

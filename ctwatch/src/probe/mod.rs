@@ -13,6 +13,7 @@ pub mod offsets;
 pub mod plan;
 pub mod refusal;
 pub mod room;
+pub mod shapes;
 pub mod shared;
 pub mod sync;
 

@@ -39,6 +39,9 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
         skb_dst: in_skb(fields[2])?,
         skb_nfct: in_skb(fields[3])?,
         skb_len: in_skb(fields[4])?,
+        skb_without_len: (fields[..4].iter().max().copied().unwrap_or_default() - skb_span)
+            .next_multiple_of(8)
+            + 8,
         head_span,
         head_network_header: in_head(head_fields[0], 2)?,
         head_head: in_head(head_fields[1], 8)?,

@@ -39,7 +39,7 @@ impl HookRefused {
         OF_THE_FUNCTION.contains(&code).then(|| Self {
             function: function.to_owned(),
             kind,
-            why: io::Error::from_raw_os_error(code).to_string(),
+            why: in_words(code),
         })
     }
 
@@ -58,6 +58,17 @@ impl HookRefused {
             (HookKind::RawTracepoint, _) => return Err(self.into()),
         }
         Ok(())
+    }
+}
+
+/// What an error number means of a function.
+fn in_words(code: i32) -> String {
+    match code {
+        // arch/x86/kernel/kprobes/core.c, can_probe()
+        libc::EILSEQ => "no instruction begins at its address (EILSEQ)".to_owned(),
+        libc::EINVAL => "it may not be probed (EINVAL)".to_owned(),
+        libc::ENOENT => "it is not there (ENOENT)".to_owned(),
+        _ => io::Error::from_raw_os_error(code).to_string(),
     }
 }
 

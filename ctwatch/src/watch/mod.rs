@@ -33,7 +33,7 @@ use crate::probe::refusal::HookRefused;
 use crate::probe::room::NetnsRoom;
 use crate::probe::shared::{FlowTotals, Taken};
 use crate::probe::sync::Baseline;
-use crate::probe::{Probe, offsets};
+use crate::probe::{Probe, offsets, shapes};
 use census::{Censuses, Moved};
 use late_cpus::{LateCpus, SPARE_LATE_BASES};
 use losses::LossPipeline;
@@ -391,6 +391,9 @@ fn attach_what_attaches(
 ) -> Result<(Plan, Probe)> {
     let (symbols, btf) = kernel.both()?;
     let mut symbols = symbols.clone();
+    for other in kernel.functions().map(|functions| shapes::compare(&functions).others).unwrap_or_default() {
+        other.do_without(&mut symbols, &mut options)?;
+    }
     loop {
         let mut config = offsets::resolve(btf, &symbols)?;
         let plan = plan(&symbols, options, &mut config).map_err(anyhow::Error::msg)?;

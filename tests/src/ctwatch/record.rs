@@ -84,6 +84,8 @@ pub struct Process {
 pub struct Start {
     /// "kprobe", "tracepoint" or "counters".
     pub backend: String,
+    /// Why this one.
+    pub backend_reason: Option<String>,
     /// What is attached where.
     pub hooks: Vec<Hook>,
     /// The kernel's counters at attach.
@@ -99,6 +101,10 @@ pub struct Hook {
     pub function: String,
     /// kprobe, kretprobe, raw_tracepoint …
     pub kind: String,
+    /// Why it isn't attached.
+    pub missing: Option<String>,
+    /// What that costs.
+    pub costs: Option<String>,
 }
 
 /// A table's state in a tick.

@@ -1,6 +1,7 @@
 //! Many namespaces: more than there were when the watch began, and thousands that come and go.
 //! Their losses must stay exact, and what is kept of those that are gone must not grow with their number.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,13 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, unshare};
 
-use super::lives::live;
+use super::lives::{live, lose};
 use super::{Guest, Outcome};
 use crate::checks::Checks;
 use crate::ctwatch::Drops;
 use crate::netns::Netns;
-use crate::nftables;
-use crate::table;
+use crate::sysctl::{self, Setting};
+use crate::{nftables, table};
 
 const MANY: usize = 300;
 /// Namespaces in churn, the first of which are only there to get everything going.
@@ -44,6 +45,43 @@ pub(super) fn three_hundred_and_more(_: &Guest) -> Result<Outcome> {
     checks.equal_maps("rows of the last one", &run.end.per_port(inode, "udp", "table_full"), &lost.refused);
     checks.equal("counted.table_full", run.end.counted("table_full"), lost.drop);
     checks.equal("kernel_counters.drop", run.end.kernel_counters.get("drop").copied(), Some(lost.drop));
+    checks.equal("losses without a tuple", run.end.unattributed(), 0);
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// More than there are records for, if few are there at the start.
+const TOO_MANY: usize = 1_024 + 76;
+/// So few entries make a table full.
+const TINY: u64 = 8;
+
+pub(super) fn more_than_there_is_room_for(_: &Guest) -> Result<Outcome> {
+    nftables::track()?;
+    let _limit = Setting::set(sysctl::MAX, TINY)?;
+    let drops = Drops::start(&["--top", "2000"])?;
+    let (mut there, mut expected, mut dropped) = (Vec::new(), BTreeMap::new(), 0);
+    for number in 0..TOO_MANY {
+        let netns = Netns::create(&format!("crowd{number}"))?;
+        let life = lose(&netns, &[6379], 2)?;
+        dropped += life.drop;
+        expected.insert(netns.inode(), life.refused);
+        there.push(netns);
+    }
+    drops.wait_for_notice("netns_crowded")?;
+    thread::sleep(Duration::from_secs(5));
+    drops.wait_for_ticks(2)?;
+    let run = drops.stop()?;
+
+    let mut checks = Checks::new();
+    checks.figure("namespaces", there.len());
+    checks.figure("Δdrop", dropped);
+    checks.that(dropped >= 2 * TOO_MANY as u64, "some namespaces lost nothing");
+    let of = |inode: &u64| (*inode, run.end.per_port(*inode, "udp", "table_full"));
+    let rows: BTreeMap<_, _> = expected.keys().map(of).collect();
+    let differ = expected.iter().filter(|(inode, refused)| rows[*inode] != **refused).count();
+    checks.equal("namespaces whose rows differ from EPERM", differ, 0);
+    checks.equal("counted.table_full", run.end.counted("table_full"), dropped);
+    checks.equal("kernel_counters.drop", run.end.kernel_counters.get("drop").copied(), Some(dropped));
     checks.equal("losses without a tuple", run.end.unattributed(), 0);
     checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
     Ok(Outcome::Passed(checks.finish()?))

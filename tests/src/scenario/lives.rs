@@ -26,7 +26,13 @@ pub(super) struct Life {
     pub early_drop: u64,
 }
 
+/// A whole life: the netns ends with it.
 pub(super) fn live(netns: Netns, ports: &[u16], rounds: u32) -> Result<Life> {
+    lose(&netns, ports, rounds)
+}
+
+/// Fills a netns's table and sends into it.
+pub(super) fn lose(netns: &Netns, ports: &[u16], rounds: u32) -> Result<Life> {
     netns.run(nftables::track)?;
     netns.run(|| table::fill(Mix::Assured))?;
     let sent = netns.run(|| udp::send(&Plan::new(loopback(ports), rounds)))?;

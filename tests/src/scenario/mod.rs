@@ -13,6 +13,7 @@ mod elsewhere;
 mod eviction;
 mod filters;
 mod firewall;
+mod hooks;
 mod inside;
 mod kept;
 mod leftovers;
@@ -87,6 +88,7 @@ const ALL_AND_NO_PROCFS: On = &KERNELS;
 /// Where what matters came at some time between the two; the kernels in between have either.
 const OLDEST_AND_NEWEST: On = &["5.10", "7"];
 /// Where the kernel only carries what userspace does. They are spread so that the guests end at about the same time.
+const ON_5_10: On = &["5.10"];
 const ON_6_1: On = &["6.1"];
 const ON_6_12: On = &["6.12"];
 const ON_7: On = &["7"];
@@ -157,6 +159,14 @@ const SCENARIOS: &[Scenario] = &[
         2400,
         OLDEST_AND_NEWEST,
     ),
+    // How the kernel refuses a probe changed with its kprobes; what is left without one is ours on all of them.
+    Scenario(
+        "a_hook_the_kernel_refuses_costs_its_feature_and_not_the_start",
+        hooks::refused,
+        400,
+        OLDEST_AND_NEWEST,
+    ),
+    Scenario("a_start_without_files_or_locked_memory_says_what_to_raise", hooks::limits, 240, ON_5_10),
     Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240, ALL),
     Scenario("refused_after_nfqueue_is_named", doors::nfqueue, 240, ALL),
     Scenario("refused_in_openvswitch_is_named", doors::openvswitch, 240, ALL),
@@ -182,6 +192,12 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400, ALL_AND_NO_PROCFS),
     Scenario("cpus_offline_at_start_plugged_and_unplugged_in_a_storm", cpus::come_and_go, 300, ALL),
     Scenario("three_hundred_netns_and_three_hundred_more", crowds::three_hundred_and_more, 600, ON_REQUEST),
+    Scenario(
+        "more_namespaces_lose_than_there_is_room_for",
+        crowds::more_than_there_is_room_for,
+        1800,
+        ON_REQUEST,
+    ),
     Scenario("namespaces_in_churn_leave_memory_and_cpu_flat", crowds::churn, 900, ON_REQUEST),
     // What a container may see changed once in between (5.15).
     Scenario(

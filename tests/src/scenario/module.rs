@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -107,8 +109,14 @@ pub(super) fn unload(module: &str) -> Result<()> {
         let holder = holder?.file_name();
         unload(holder.to_str().context("a module's name")?)?;
     }
-    if folder.exists() {
-        sh(&format!("rmmod {module}"))?;
+    // What a rule held is given back a moment after the rule is gone.
+    let until = Instant::now() + Duration::from_secs(10);
+    while folder.exists() {
+        match sh(&format!("rmmod {module}")) {
+            Err(error) if Instant::now() > until => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(200)),
+            Ok(_) => break,
+        }
     }
     ensure!(!folder.exists(), "{module} is still loaded");
     Ok(())
