@@ -76,14 +76,21 @@ impl Symbols {
         let mut open: Vec<String> = Vec::new();
         let mut unsorted: Vec<u64> = Vec::new();
         let mut line = Vec::new();
+        // The second character of those that are wanted: the first is mostly an underscore, or that of a subsystem.
+        let mut begins = [false; 256];
+        for wanted in WANTED {
+            begins[usize::from(wanted[1])] = true;
+        }
         loop {
             line.clear();
             if reader.read_until(b'\n', &mut line)? == 0 {
                 break;
             }
             // 200,000 lines, of which a handful matter: look at the name's place before parsing anything.
-            let may_matter =
-                line.get(NAME_AT..).is_some_and(|name| WANTED.iter().any(|one| name.starts_with(one)));
+            let may_matter = line.get(NAME_AT..).is_some_and(|name| {
+                name.get(1).is_some_and(|second| begins[usize::from(*second)])
+                    && WANTED.iter().any(|one| name.starts_with(one))
+            });
             let is_unsorted = line.ends_with(b"]\n") && UNSORTED.iter().any(|module| line.ends_with(module));
             if !may_matter && !is_unsorted && open.is_empty() && !symbols.hidden {
                 continue;
