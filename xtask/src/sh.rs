@@ -48,12 +48,6 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     }
 }
 
-/// Has the programs that this thread starts from here on get a tenth of a CPU that others want, too.
-pub fn yield_to_others() {
-    // SAFETY: plain numbers; 0 is the calling thread. A thread that may not yield has lost nothing.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
-}
-
 /// Runs `command` to its end with this process's own stdin, stdout and stderr.
 pub fn run(command: &mut Command) -> Result<()> {
     let status =

@@ -1,8 +1,8 @@
 //! Everything that has to hold, in one run: format, lints, unit tests, docs, the eBPF object, real kernels.
 //! A failed stage never stops the others, and none of them may count as passed without having run.
 
-use std::io::{self, BufRead, BufReader, IsTerminal, Write};
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -108,9 +108,6 @@ fn parse_stage(text: &str) -> Result<Only, String> {
 /// Which guests have the most to do.
 const LONGEST_FIRST: [Series; 5] = [Series::V5_10, Series::V7, Series::V6_1, Series::V6_12, Series::NoProcfs];
 
-/// What nothing waits for. Guests wait much, and leave a quarter of two CPUs.
-const BESIDE: [Stage; 3] = [Stage::Clippy, Stage::Unit, Stage::Docs];
-
 /// What became of a stage.
 struct Line {
     stage: Stage,
@@ -136,8 +133,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             _ => None,
         })
         .collect();
-    let (beside, rest): (Vec<Stage>, Vec<Stage>) =
-        wanted.iter().partition(|stage| !guests.is_empty() && BESIDE.contains(stage));
     // What the guests need comes meanwhile: downloads wait for others, and the static binaries' last minutes take one CPU
     // alone.
     thread::spawn(move || fetch_ahead(&guests));
@@ -146,47 +141,24 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         thread::spawn(|| drop(dist::both()));
     }
     let steps = Steps::of(wanted.len());
-    let mut lines = thread::scope(|scope| {
-        let beside = scope.spawn(|| run_beside(&beside, args, &steps));
-        let mut lines = run_in_order(&rest, args, &steps);
-        lines.extend(beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        lines
-    });
-    lines.sort_by_key(|line| wanted.iter().position(|stage| *stage == line.stage));
+    let mut lines = Vec::new();
+    let mut at = 0;
+    while at < wanted.len() {
+        let guests = wanted[at..].iter().take_while(|stage| matches!(stage, Stage::Guest(_))).count();
+        if guests > 1 && args.jobs > 1 {
+            lines.extend(run_at_once(&wanted[at..at + guests], args, &steps));
+            at += guests;
+        } else {
+            lines.push(run_stage(wanted[at], args, &steps, &mut io::stdout(), &mut io::stderr()));
+            at += 1;
+        }
+    }
     let held = summarize(&lines, began.elapsed());
     let idle = |line: &Line| matches!(line.stage, Stage::Guest(_)) && line.count.ran.is_empty();
     if args.scenario.is_some() && held && lines.iter().all(idle) {
         bail!("no scenario ran");
     }
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Runs one stage after the other, but guests side by side.
-fn run_in_order(stages: &[Stage], args: &Args, steps: &Steps) -> Vec<Line> {
-    let mut lines = Vec::new();
-    let mut at = 0;
-    while at < stages.len() {
-        let guests = stages[at..].iter().take_while(|stage| matches!(stage, Stage::Guest(_))).count();
-        if guests > 1 && args.jobs > 1 {
-            lines.extend(run_at_once(&stages[at..at + guests], args, steps));
-            at += guests;
-        } else {
-            lines.push(run_stage(stages[at], args, steps, &mut io::stdout(), &mut io::stderr()));
-            at += 1;
-        }
-    }
-    lines
-}
-
-/// Runs one stage after the other in the time that the guests leave.
-fn run_beside(stages: &[Stage], args: &Args, steps: &Steps) -> Vec<Line> {
-    sh::yield_to_others();
-    let one = |stage: &Stage| {
-        let name = stage.name();
-        let (mut out, mut err) = (Prefixed::new(&name, io::stdout()), Prefixed::new(&name, io::stderr()));
-        run_stage(*stage, args, steps, &mut out, &mut err)
-    };
-    stages.iter().map(one).collect()
 }
 
 /// Fills the cache; what goes wrong here goes wrong again, and is told, where it is needed.
@@ -208,19 +180,15 @@ fn run_stage(
     let started = Instant::now();
     let _step = steps.begin(&stage.name());
     let result = match stage {
-        Stage::Fmt => cargo(&["fmt", "--all", "--check"], &[], out, err),
+        Stage::Fmt => cargo(&["fmt", "--all", "--check"], &[]),
         Stage::Clippy => cargo(
             &["clippy", "--workspace", "--exclude", "ctwatch-ebpf", "--all-targets", "--", "-D", "warnings"],
             &[],
-            out,
-            err,
         ),
-        Stage::Unit => cargo_test(out, err),
+        Stage::Unit => cargo_test(),
         Stage::Docs => cargo(
             &["doc", "--no-deps", "--workspace", "--exclude", "ctwatch-ebpf"],
             &[("RUSTDOCFLAGS", "-D warnings")],
-            out,
-            err,
         ),
         Stage::Browser => browser::open().map(|()| Count::one(true)),
         Stage::Ebpf => ebpf_object(),
@@ -263,56 +231,26 @@ fn run_at_once(stages: &[Stage], args: &Args, steps: &Steps) -> Vec<Line> {
     done
 }
 
-fn cargo(
-    arguments: &[&str],
-    variables: &[(&str, &str)],
-    out: &mut (dyn Write + Send),
-    err: &mut (dyn Write + Send),
-) -> Result<Count> {
-    let status = run_cargo(arguments, variables, err, |line| Ok(writeln!(out, "{line}")?))?;
+fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Count> {
+    let mut command = Command::new("cargo");
+    command.args(arguments).envs(variables.iter().copied()).current_dir(workspace::root());
+    let status = sh::die_with_parent(&mut command).status().context("starting cargo")?;
     Ok(Count::one(status.success()))
 }
 
-fn cargo_test(out: &mut (dyn Write + Send), err: &mut (dyn Write + Send)) -> Result<Count> {
-    let mut count = Count::default();
-    let arguments = ["test", "--workspace", "--exclude", "ctwatch-ebpf", "--no-fail-fast"];
-    let status = run_cargo(&arguments, &[], err, |line| {
-        writeln!(out, "{line}")?;
-        count.add_test_result(line);
-        Ok(())
-    })?;
-    Ok(count.and_stage(status.success()))
-}
-
-/// Runs cargo; what it says goes where the stage's words go, line by line.
-fn run_cargo(
-    arguments: &[&str],
-    variables: &[(&str, &str)],
-    err: &mut (dyn Write + Send),
-    mut each: impl FnMut(&str) -> Result<()>,
-) -> Result<ExitStatus> {
+fn cargo_test() -> Result<Count> {
     let mut command = Command::new("cargo");
-    command.args(arguments).envs(variables.iter().copied()).current_dir(workspace::root());
-    if io::stderr().is_terminal() {
-        command.env("CARGO_TERM_COLOR", "always");
+    command.args(["test", "--workspace", "--exclude", "ctwatch-ebpf", "--no-fail-fast"]);
+    command.current_dir(workspace::root()).stdout(Stdio::piped());
+    let mut child = sh::die_with_parent(&mut command).spawn().context("starting cargo test")?;
+    let mut count = Count::default();
+    for line in BufReader::new(child.stdout.take().expect("stdout is piped")).lines() {
+        let line = line.context("reading what cargo test says")?;
+        println!("{line}");
+        count.add_test_result(&line);
     }
-    let name = arguments[0];
-    let mut child = sh::die_with_parent(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
-        .spawn()
-        .with_context(|| format!("starting cargo {name}"))?;
-    let stdout = child.stdout.take().expect("stdout is piped");
-    let mut stderr = child.stderr.take().expect("stderr is piped");
-    thread::scope(|scope| {
-        let errors = scope.spawn(move || io::copy(&mut stderr, err));
-        for line in BufReader::new(stdout).lines() {
-            each(&line.with_context(|| format!("reading what cargo {name} says"))?)?;
-        }
-        errors
-            .join()
-            .expect("copying doesn't panic")
-            .with_context(|| format!("passing on what cargo {name} says"))
-    })?;
-    child.wait().with_context(|| format!("waiting for cargo {name}"))
+    let status = child.wait().context("waiting for cargo test")?;
+    Ok(count.and_stage(status.success()))
 }
 
 fn ebpf_object() -> Result<Count> {
