@@ -372,6 +372,34 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_modules_function_is_read_with_the_kernels_types_and_names() {
+        let mut builder = Builder::new();
+        builder.aggregate(kind::STRUCT, "nf_conn", 8, &[]); // 1
+        builder.words(&[0, kind::CONST << 24, 1]); // 2
+        builder.words(&[0, kind::PTR << 24, 2]); // 3
+        builder.words(&[0, kind::FUNC_PROTO << 24 | 2, 0, 0, 0, 0, 3]); // 4: (void, const struct nf_conn *)
+        builder.words(&[0, kind::PTR << 24, 4]); // 5
+        let tracepoint = builder.name(TRACEPOINT);
+        builder.words(&[tracepoint, kind::TYPEDEF << 24, 5]); // 6
+        let kernel = builder.build();
+        let mut builder = Builder::new();
+        let own = |name: u32| name + kernel.strings_length;
+        let u32_name = own(builder.name("u32"));
+        builder.words(&[u32_name, kind::INT << 24, 4, 32]); // 7, after the kernel's
+        builder.words(&[0, kind::FUNC_PROTO << 24 | 2, 7, 0, 3, 0, 7]); // 8
+        let function = own(builder.name("nf_ct_delete"));
+        builder.words(&[function, kind::FUNC << 24, 8]); // 9
+        let module = builder.build();
+        let functions = Functions { kernel: &kernel, module: Some(&module) };
+        let found = functions.arguments(&["nf_ct_delete", "early_drop"]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found["nf_ct_delete"], ["struct nf_conn *", "u32"]);
+        assert_eq!(functions.of_kfree_skb(), Some(vec!["struct nf_conn *".to_owned()]));
+        let built_in = Functions { kernel: &kernel, module: None };
+        assert!(built_in.arguments(&["nf_ct_delete"]).is_empty());
+    }
+
+    #[test]
     fn a_field_is_found_through_anonymous_members_and_typedefs() {
         let mut builder = Builder::new();
         let int = builder.name("int");
