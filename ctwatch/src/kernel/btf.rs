@@ -204,8 +204,10 @@ impl Btf {
 pub struct Functions<'a> {
     /// The kernel's types.
     pub kernel: &'a Btf,
-    /// The module's, unless it is built in.
+    /// The module's, if they are known.
     pub module: Option<&'a Btf>,
+    /// The functions are part of the kernel itself.
+    pub built_in: bool,
 }
 
 impl Functions<'_> {
@@ -213,7 +215,8 @@ impl Functions<'_> {
     #[must_use]
     pub fn arguments(&self, wanted: &[&'static str]) -> BTreeMap<&'static str, Vec<String>> {
         let mut found = BTreeMap::new();
-        let those = self.module.unwrap_or(self.kernel);
+        // The kernel's own types are many, and are gone through only where the functions can be among them.
+        let Some(those) = self.module.or_else(|| self.built_in.then_some(self.kernel)) else { return found };
         for at in &those.records[1..] {
             let Ok(record) = those.record_at(*at as usize) else { continue };
             if record.kind != kind::FUNC {
@@ -390,12 +393,12 @@ pub(crate) mod tests {
         let function = own(builder.name("nf_ct_delete"));
         builder.words(&[function, kind::FUNC << 24, 8]); // 9
         let module = builder.build();
-        let functions = Functions { kernel: &kernel, module: Some(&module) };
+        let functions = Functions { kernel: &kernel, module: Some(&module), built_in: false };
         let found = functions.arguments(&["nf_ct_delete", "early_drop"]);
         assert_eq!(found.len(), 1);
         assert_eq!(found["nf_ct_delete"], ["struct nf_conn *", "u32"]);
         assert_eq!(functions.of_kfree_skb(), Some(vec!["struct nf_conn *".to_owned()]));
-        let built_in = Functions { kernel: &kernel, module: None };
+        let built_in = Functions { kernel: &kernel, module: None, built_in: true };
         assert!(built_in.arguments(&["nf_ct_delete"]).is_empty());
     }
 

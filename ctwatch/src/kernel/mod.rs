@@ -18,6 +18,8 @@ pub struct Kernel {
     pub btf: Result<btf::Btf>,
     /// /sys/kernel/btf/nf_conntrack; none before Linux 5.11, where it is built in, or not loaded.
     pub conntrack_btf: Option<btf::Btf>,
+    /// nf_conntrack is there, and is no module.
+    pub conntrack_is_built_in: bool,
 }
 
 impl Kernel {
@@ -28,13 +30,19 @@ impl Kernel {
             symbols: symbols::Symbols::read(&roots.proc("kallsyms")),
             btf: btf::Btf::read(&roots.sys("kernel/btf/vmlinux")),
             conntrack_btf: btf::Btf::read(&roots.sys("kernel/btf/nf_conntrack")).ok(),
+            conntrack_is_built_in: roots.sys("module/nf_conntrack").exists()
+                && !roots.sys("module/nf_conntrack/initstate").exists(),
         }
     }
 
     /// What is known of conntrack's functions.
     #[must_use]
     pub fn functions(&self) -> Option<btf::Functions<'_>> {
-        Some(btf::Functions { kernel: self.btf.as_ref().ok()?, module: self.conntrack_btf.as_ref() })
+        Some(btf::Functions {
+            kernel: self.btf.as_ref().ok()?,
+            module: self.conntrack_btf.as_ref(),
+            built_in: self.conntrack_is_built_in,
+        })
     }
 
     /// Both, or the first error.
