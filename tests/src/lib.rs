@@ -12,6 +12,7 @@ pub mod checks;
 pub mod counters;
 pub mod ctnetlink;
 pub mod ctwatch;
+pub mod difference;
 pub mod lab;
 pub mod module_file;
 pub mod native;

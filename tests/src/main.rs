@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ctwatch_tests::cases::{self, Asker, Options};
 use ctwatch_tests::traffic::http;
-use ctwatch_tests::{advice, bench, bench_record, census, lab, native, scenario, sys};
+use ctwatch_tests::{advice, bench, bench_record, census, difference, lab, native, scenario, sys};
 
 #[derive(Parser)]
 #[command(name = "ctwatch-tests", about = "End-to-end tests of ctwatch on the running kernel")]
@@ -53,6 +53,21 @@ enum Task {
         /// How many times slower than real hardware this machine may be
         #[arg(long, default_value_t = 1)]
         slowness: u32,
+    },
+    /// Try what the judge says of random rule sets with flows on this host in private netns
+    Rules {
+        /// How many
+        #[arg(long, default_value_t = 100)]
+        count: u64,
+        /// Which [default: others each time]
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Only the one with this number, made as small as it gets
+        #[arg(long, requires = "seed")]
+        only: Option<u64>,
+        /// How many at once
+        #[arg(long, default_value_t = 6)]
+        jobs: usize,
     },
     /// Send HTTP requests at a fixed rate, whatever becomes of them, and print what did as JSON
     Load {
@@ -103,6 +118,7 @@ fn main() -> ExitCode {
         Task::Cases { names, folder, library, jobs, slowness } => {
             cases(&names, &folder, library, jobs, slowness)
         }
+        Task::Rules { count, seed, only, jobs } => rules(count, seed, only, jobs),
         Task::Load { url, rate, seconds, timeout, per_connection } => {
             load(&url, rate, seconds, timeout, per_connection).map(|()| 0)
         }
@@ -131,6 +147,13 @@ fn cases(names: &[String], folder: &Path, library: bool, jobs: usize, slowness: 
     print!("{wrong}");
     println!("{right} answers are right");
     Ok(u8::from(!wrong.is_empty()))
+}
+
+fn rules(count: u64, seed: Option<u64>, only: Option<u64>, jobs: usize) -> Result<u8> {
+    lab::hide_files()?;
+    sys::allow_open_files(65_536);
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) ^ sys::monotonic().as_nanos() as u64 >> 10);
+    Ok(u8::from(!difference::run(&difference::Options { count, seed, only, jobs })?))
 }
 
 /// A program in the folder of this one, else on PATH.

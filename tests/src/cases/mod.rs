@@ -23,7 +23,7 @@ use serde::Deserialize;
 use crate::lab::{self, Flow, Piece, Place, Plan, Proto, Seen, measure};
 use crate::shell::{run, run_with_input};
 use ask::Answer;
-pub use ask::Asker;
+pub use ask::{Asker, target};
 
 /// How long a flow may take that is expected to pass.
 const PATIENCE: Duration = Duration::from_millis(1500);

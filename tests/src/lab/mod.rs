@@ -66,7 +66,7 @@ impl Room {
     }
 
     /// Lines for `ip`.
-    fn batch(&self, lines: &str) -> Result<()> {
+    pub fn batch(&self, lines: &str) -> Result<()> {
         self.run(|| run_with_input(&["ip", "-batch", "-"], lines).map(drop))
     }
 
@@ -171,6 +171,12 @@ impl Place {
     pub fn room(&self, name: &str) -> Result<&Room> {
         let found = self.rooms.iter().find(|(known, ..)| known == name);
         found.map(|(_, room, _)| room).with_context(|| format!("there is no {name} in this place"))
+    }
+
+    /// Whose address it is.
+    pub fn owner(&self, address: IpAddr) -> Option<&str> {
+        let found = self.rooms.iter().find(|(.., addresses)| addresses.contains(&address));
+        found.map(|(name, ..)| name.as_str())
     }
 
     /// The host's own addresses, those of lo first.
