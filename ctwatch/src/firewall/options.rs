@@ -24,8 +24,32 @@ const STAYS_FOR_A_FLOW: [&str; 11] = [
 /// Matches that look at the packet alone: whether it is tracked makes no difference. What is here in neither list may count, look
 /// at a clock, throw dice, or be anything.
 const STAYS_FOR_A_PACKET: [&str; 26] = [
-    "", "tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "multiport", "mark", "length", "ttl", "hl", "dscp", "tos",
-    "ecn", "string", "u32", "bpf", "tcpmss", "pkttype", "esp", "ah", "frag", "rt", "addrtype",
+    "",
+    "tcp",
+    "udp",
+    "udplite",
+    "sctp",
+    "dccp",
+    "icmp",
+    "icmp6",
+    "multiport",
+    "mark",
+    "length",
+    "ttl",
+    "hl",
+    "dscp",
+    "tos",
+    "ecn",
+    "string",
+    "u32",
+    "bpf",
+    "tcpmss",
+    "pkttype",
+    "esp",
+    "ah",
+    "frag",
+    "rt",
+    "addrtype",
 ];
 /// Matches that say no for a packet without entry: connmark_mt, helper_mt … net/netfilter/xt_*.c, 6.12.
 const NEEDS_AN_ENTRY: [&str; 5] = ["connmark", "connlabel", "helper", "connbytes", "cluster"];

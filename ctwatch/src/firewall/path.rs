@@ -303,8 +303,7 @@ impl Path {
             Condition::State(bits) => self.ask(Stays::Packet, &format!("state {bits:#x}"), place),
             Condition::Tracked => self.ask(Stays::Packet, "has an entry", place),
             Condition::Translated(destination) => {
-                let by_rule =
-                    self.nat.as_ref().is_some_and(|(_, nat)| nat.is_destination() == *destination);
+                let by_rule = self.nat.as_ref().is_some_and(|(_, nat)| nat.is_destination() == *destination);
                 match self.view(place) {
                     View::Known(_, entry) => self.known(by_rule && entry),
                     View::OneOf(_) => self.ask(Stays::Packet, "is translated", place),

@@ -43,7 +43,8 @@ impl Tally {
                     let harmless = answer.harms.is_empty();
                     self.refused_harmless += u64::from(harmless);
                     let mut kinds: Vec<_> = objections.iter().map(|(kind, _)| format!("{kind:?}")).collect();
-                    let mut texts: Vec<_> = objections.iter().map(|(_, text)| without_numbers(text)).collect();
+                    let mut texts: Vec<_> =
+                        objections.iter().map(|(_, text)| without_numbers(text)).collect();
                     for list in [&mut kinds, &mut texts] {
                         list.sort_unstable();
                         list.dedup();

@@ -43,7 +43,9 @@ impl fmt::Display for Harm {
         match self {
             Self::Broken { flow, before, after } => write!(f, "broken: {flow}: {after} (before: {before})"),
             Self::Opened { flow, answer } => write!(f, "opened: {flow}: {answer}"),
-            Self::Tracked { flow, entry } => write!(f, "tracked: {flow}: entry {} to {}", entry.src, entry.dst),
+            Self::Tracked { flow, entry } => {
+                write!(f, "tracked: {flow}: entry {} to {}", entry.src, entry.dst)
+            }
             Self::Failed(error) => write!(f, "failed: {error}"),
             Self::Undo(lines) => write!(f, "undo: {lines}"),
         }
@@ -162,7 +164,7 @@ impl<'a> Trial<'a> {
             let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
             let mut reasons: Vec<_> = objections
                 .iter()
-                .filter(|one| one.kind.breaks_connections())
+                .filter(|one| one.kind.forbids())
                 .map(|one| (one.kind, format!("{} [{}]", one.text, one.located_rule())))
                 .collect();
             reasons.extend(
@@ -175,9 +177,17 @@ impl<'a> Trial<'a> {
                 let verdict = if reasons.is_empty() { Verdict::Advised } else { Verdict::Refused(reasons) };
                 (verdict, self.try_commands(&piece, &commands)?)
             };
-            let own = self.flows.iter().zip(&self.before).filter(|(flow, seen)| self.is_own(&piece, flow, seen));
+            let own =
+                self.flows.iter().zip(&self.before).filter(|(flow, seen)| self.is_own(&piece, flow, seen));
             let own_flows = own.count();
-            answers.push(Answer { piece, verdict, harms, own_flows, now: commands.now, set: self.set.clone() });
+            answers.push(Answer {
+                piece,
+                verdict,
+                harms,
+                own_flows,
+                now: commands.now,
+                set: self.set.clone(),
+            });
         }
         Ok(answers)
     }
@@ -185,9 +195,10 @@ impl<'a> Trial<'a> {
     /// Whether a flow that passed is one that the piece is about: to its very address and port, by nobody's translation.
     fn is_own(&self, piece: &Piece, flow: &Flow, seen: &Seen) -> bool {
         let (Some(answer), Some(from)) = (&seen.answer, seen.from) else { return false };
-        let expected = self.place.owner(flow.to.ip()).map(|owner| {
-            format!("{owner} port {} sees {}", flow.to.port(), from.ip())
-        });
+        let expected = self
+            .place
+            .owner(flow.to.ip())
+            .map(|owner| format!("{owner} port {} sees {}", flow.to.port(), from.ip()));
         flow.is_of(piece, self.place.own()) && expected.as_ref() == Some(answer)
     }
 
@@ -222,8 +233,10 @@ impl<'a> Trial<'a> {
         let mut tracked = self.tracked(piece, &after, &entries);
         if is_narrowed(&commands.now) {
             // Then some stay as they are, on purpose; a half is nobody's purpose.
-            let is_half = |harm: &Harm| matches!(harm, Harm::Tracked { flow, entry } if self.is_half(flow, entry));
-            let own = self.flows.iter().zip(&self.before).filter(|(flow, seen)| self.is_own(piece, flow, seen));
+            let is_half =
+                |harm: &Harm| matches!(harm, Harm::Tracked { flow, entry } if self.is_half(flow, entry));
+            let own =
+                self.flows.iter().zip(&self.before).filter(|(flow, seen)| self.is_own(piece, flow, seen));
             if tracked.len() < own.count() {
                 tracked.retain(is_half);
             }
@@ -309,7 +322,8 @@ pub fn shrink(place: &Place, asked: &Asked, answers: &mut [Answer]) -> Result<()
                 }
                 let all = Trial::new(place, asked, &set)?.all()?;
                 let same = all.into_iter().find(|one| {
-                    let is_alike = |a: &Harm, b: &Harm| std::mem::discriminant(a) == std::mem::discriminant(b);
+                    let is_alike =
+                        |a: &Harm, b: &Harm| std::mem::discriminant(a) == std::mem::discriminant(b);
                     one.piece == answer.piece
                         && one.is_counterexample()
                         && one.harms.iter().any(|harm| answer.harms.iter().any(|known| is_alike(harm, known)))

@@ -21,13 +21,11 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
         #[serde(borrow)]
         nftables: Vec<&'a RawValue>,
     }
-    let parsed: Ruleset =
-        serde_json::from_str(json).context("reading the JSON of `nft -j list ruleset`")?;
+    let parsed: Ruleset = serde_json::from_str(json).context("reading the JSON of `nft -j list ruleset`")?;
     let words = Words::new(text);
     // Rules are many: each is read when its turn has come, and let go again.
-    let is_rule = |raw: &&RawValue| {
-        raw.get().trim_start_matches(['{', ' ', '\t', '\n', '\r']).starts_with("\"rule\"")
-    };
+    let is_rule =
+        |raw: &&RawValue| raw.get().trim_start_matches(['{', ' ', '\t', '\n', '\r']).starts_with("\"rule\"");
     let (rules, others): (Vec<&RawValue>, Vec<&RawValue>) = parsed.nftables.into_iter().partition(is_rule);
     let read = |raw: &RawValue| -> Result<Value> {
         serde_json::from_str(raw.get()).context("reading an object of `nft -j list ruleset`")
@@ -92,8 +90,9 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
         }
         let table_key = format!("{} {}", word(rule, "family"), word(rule, "table"));
         let place = format!("{table_key} {}", word(rule, "chain"));
-        let (table, chain) =
-            *chains.get(&place).with_context(|| format!("a rule is in the chain {place}, which isn't there"))?;
+        let (table, chain) = *chains
+            .get(&place)
+            .with_context(|| format!("a rule is in the chain {place}, which isn't there"))?;
         let handle = rule["handle"].as_u64().unwrap_or(0);
         let text = words
             .rules
@@ -151,7 +150,9 @@ impl Sets {
 
     fn has_inside(&self, reference: &Value, names: &[&str]) -> bool {
         let set = self.named(reference).unwrap_or(reference);
-        names.iter().any(|name| has_key(&set["stmt"], name) || has_key(&set["elem"], name) || has_key(&set["set"], name))
+        names.iter().any(|name| {
+            has_key(&set["stmt"], name) || has_key(&set["elem"], name) || has_key(&set["set"], name)
+        })
     }
 }
 
@@ -235,9 +236,8 @@ fn read_base(line: &str) -> Result<Option<Base>> {
         let (_, rest) = text.split_once(&format!("{word} "))?;
         Some(rest.split(';').next().unwrap_or_default().trim().to_owned())
     };
-    let first = |text: Option<String>| -> Option<String> {
-        text?.split_whitespace().next().map(str::to_owned)
-    };
+    let first =
+        |text: Option<String>| -> Option<String> { text?.split_whitespace().next().map(str::to_owned) };
     let hook = first(after(line, "hook")).context("no hook")?;
     let Some(hook) = named_hook(&hook)? else { return Ok(None) };
     let priority = after(line, "priority").and_then(|text| named_priority(&text));
@@ -312,7 +312,8 @@ mod tests {
         assert!(parse(&json(""), "").is_err(), "is it a base chain?");
         let plain = parse(&json(""), "table ip t {\n\tchain c {\n\t}\n}\n").expect("the text says it");
         assert!(plain[0].chains[0].base.is_none());
-        let text = "table ip t {\n\tchain c {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
+        let text =
+            "table ip t {\n\tchain c {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
         let based = parse(&json(""), text).expect("the text says it");
         assert!(based[0].chains[0].base.as_ref().is_some_and(|base| base.drops));
     }

@@ -215,9 +215,9 @@ fn targets(body: &Value, sets: &Sets) -> (Target, Target) {
         (false, true) => Target::Kept,
         (false, false) => Target::Within(Ranges::of(set)),
     };
-    let unknown_map = ["addr", "port"].iter().any(|part| {
-        body[*part].get("map").is_some_and(|map| sets.elements(&map["data"]).is_none())
-    });
+    let unknown_map = ["addr", "port"]
+        .iter()
+        .any(|part| body[*part].get("map").is_some_and(|map| sets.elements(&map["data"]).is_none()));
     (of(any_address || unknown_map, addresses), of(any_port || unknown_map, ports))
 }
 
