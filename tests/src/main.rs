@@ -152,7 +152,8 @@ fn cases(names: &[String], folder: &Path, library: bool, jobs: usize, slowness: 
 fn rules(count: u64, seed: Option<u64>, only: Option<u64>, jobs: usize) -> Result<u8> {
     lab::hide_files()?;
     sys::allow_open_files(65_536);
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) ^ sys::monotonic().as_nanos() as u64 >> 10);
+    let seed =
+        seed.unwrap_or_else(|| u64::from(std::process::id()) ^ sys::monotonic().as_nanos() as u64 >> 10);
     Ok(u8::from(!difference::run(&difference::Options { count, seed, only, jobs })?))
 }
 

@@ -100,8 +100,19 @@ impl std::fmt::Display for RuleSet {
 /// An address or net of a family, as a source or a destination may be.
 fn address(random: &mut Random, of: &Addresses) -> &'static str {
     random.pick(&[
-        of.lan, of.lan_net, of.lan_net, of.client, of.wan, of.wan, of.wan_net, of.outside, of.outside, of.dmz,
-        of.neighbour, of.virtual_one, of.virtual_one,
+        of.lan,
+        of.lan_net,
+        of.lan_net,
+        of.client,
+        of.wan,
+        of.wan,
+        of.wan_net,
+        of.outside,
+        of.outside,
+        of.dmz,
+        of.neighbour,
+        of.virtual_one,
+        of.virtual_one,
     ])
 }
 
@@ -124,7 +135,12 @@ mod tests {
         };
         let smaller = set.smaller();
         assert_eq!(smaller.len(), 4);
-        assert!(smaller.iter().any(|set| set.parts[0].text.contains("accept\n\t\tdrop") == set.parts[0].text.contains("chain")));
+        assert!(
+            smaller
+                .iter()
+                .any(|set| set.parts[0].text.contains("accept\n\t\tdrop")
+                    == set.parts[0].text.contains("chain"))
+        );
         assert!(smaller.iter().all(|one| one.parts[0].text.len() < set.parts[0].text.len()));
     }
 

@@ -90,8 +90,7 @@ pub fn build() -> Result<Place> {
         "route add {} via {}\nroute add {} via {}\n",
         V4.virtual_one, V4.outside, V6.virtual_one, V6.outside
     ))?;
-    let ports: Vec<_> =
-        PORTS.iter().flat_map(|port| [(Proto::Tcp, *port), (Proto::Udp, *port)]).collect();
+    let ports: Vec<_> = PORTS.iter().flat_map(|port| [(Proto::Tcp, *port), (Proto::Udp, *port)]).collect();
     place.serve(&ports)?;
     Ok(place)
 }

@@ -75,6 +75,10 @@ pub fn run(options: &Options) -> Result<bool> {
     })?;
     let tally = tally.into_inner().expect("no thread panics with the lock");
     print!("{tally}");
-    println!("seed {seed}: {} counterexamples in {:.1} s", tally.counterexamples(), began.elapsed().as_secs_f64());
+    println!(
+        "seed {seed}: {} counterexamples in {:.1} s",
+        tally.counterexamples(),
+        began.elapsed().as_secs_f64()
+    );
     Ok(tally.counterexamples() == 0)
 }

@@ -21,6 +21,8 @@ pub struct Tally {
     refused_harmless: u64,
     counterexamples: BTreeMap<&'static str, u64>,
     bad: u64,
+    /// Flows that passed without any exemption, and all.
+    passing: [usize; 2],
     /// By an objection's kind, and by its words: harmful, harmless.
     kinds: BTreeMap<String, [u64; 2]>,
     reasons: BTreeMap<String, [u64; 2]>,
@@ -32,6 +34,8 @@ impl Tally {
         self.sets += 1;
         self.unloadable += u64::from(unloadable);
         for answer in answers {
+            self.passing[0] += answer.passing;
+            self.passing[1] += answer.flows;
             match &answer.verdict {
                 Verdict::Advised => {
                     self.advised += 1;
@@ -40,10 +44,11 @@ impl Tally {
                 Verdict::Nothing => self.nothing += 1,
                 Verdict::Refused(objections) => {
                     self.refused += 1;
-                    let harmless = answer.harms.is_empty();
+                    let harmless = answer.is_harmless();
                     self.refused_harmless += u64::from(harmless);
                     let mut kinds: Vec<_> = objections.iter().map(|(kind, _)| format!("{kind:?}")).collect();
-                    let mut texts: Vec<_> = objections.iter().map(|(_, text)| without_numbers(text)).collect();
+                    let mut texts: Vec<_> =
+                        objections.iter().map(|(_, text)| without_numbers(text)).collect();
                     for list in [&mut kinds, &mut texts] {
                         list.sort_unstable();
                         list.dedup();
@@ -96,6 +101,11 @@ impl fmt::Display for Tally {
             "{} rule sets ({} more were refused by the tools): {} pieces advised ({} without a flow of their own), {} untracked \
              already, {} refused",
             self.sets, self.unloadable, self.advised, self.advised_idle, self.nothing, self.refused
+        )?;
+        writeln!(
+            f,
+            "{:.0} % of the flows passed before",
+            100.0 * self.passing[0] as f64 / self.passing[1].max(1) as f64
         )?;
         let harmless = self.refused_harmless + self.advised.saturating_sub(self.bad);
         if harmless > 0 {

@@ -18,7 +18,11 @@ pub(super) fn text(random: &mut Random, asked: &Asked, of: &Addresses) -> String
             text += &Table { random, asked, of, table }.text(chains);
         }
     }
-    if text.is_empty() { "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n".to_owned() } else { text }
+    if text.is_empty() {
+        "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n".to_owned()
+    } else {
+        text
+    }
 }
 
 struct Table<'a> {
@@ -178,7 +182,16 @@ impl Table<'_> {
                 ])
                 .to_owned(),
             "filter" => random
-                .pick(&["-j ACCEPT", "-j ACCEPT", "-j DROP", "-j REJECT", "-j RETURN", "-j more", "-g more", ""])
+                .pick(&[
+                    "-j ACCEPT",
+                    "-j ACCEPT",
+                    "-j DROP",
+                    "-j REJECT",
+                    "-j RETURN",
+                    "-j more",
+                    "-g more",
+                    "",
+                ])
                 .to_owned(),
             _ => {
                 if !has_port && chain != "POSTROUTING" {
@@ -200,7 +213,8 @@ impl Table<'_> {
                         0..3 => format!("-j REDIRECT --to-ports {port}"),
                         3 => "-j RETURN".to_owned(),
                         _ => {
-                            let to = random.pick(&[self.of.client, self.of.neighbour, self.of.wan, self.of.lan]);
+                            let to =
+                                random.pick(&[self.of.client, self.of.neighbour, self.of.wan, self.of.lan]);
                             format!("-j DNAT --to-destination {}:{port}", bracket(to))
                         }
                     },

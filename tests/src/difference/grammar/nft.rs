@@ -74,7 +74,9 @@ impl Table<'_> {
     fn base_chain(&mut self, at: usize) -> String {
         let random = &mut *self.random;
         let (kind, hook, priority) = match random.below(100) {
-            0..25 => (Kind::Filter, "input", random.pick(&["filter", "filter", "filter", "10", "-10", "-199"])),
+            0..25 => {
+                (Kind::Filter, "input", random.pick(&["filter", "filter", "filter", "10", "-10", "-199"]))
+            }
             25..36 => (Kind::Filter, "forward", random.pick(&["filter", "filter", "-10"])),
             36..46 => (Kind::Filter, "output", random.pick(&["filter", "filter", "-10", "mangle"])),
             46..52 => (Kind::Filter, "prerouting", random.pick(&["mangle", "filter", "-110", "-90"])),
@@ -96,7 +98,9 @@ impl Table<'_> {
         if drops {
             rules = self.stateful(hook) + &rules;
         }
-        format!("\tchain c{at}_{hook} {{\n\t\ttype {what} hook {hook} priority {priority}; policy {policy};\n{rules}\t}}\n")
+        format!(
+            "\tchain c{at}_{hook} {{\n\t\ttype {what} hook {hook} priority {priority}; policy {policy};\n{rules}\t}}\n"
+        )
     }
 
     /// What a chain that drops begins with.
@@ -131,7 +135,11 @@ impl Table<'_> {
             lines.push("meta l4proto { icmp, ipv6-icmp } accept".to_owned());
         }
         if hook != "input" && self.random.chance(60) {
-            lines.push(self.random.pick(&["iifname \"lan0\" accept", "ct state new accept", "ct status dnat accept"]).to_owned());
+            lines.push(
+                self.random
+                    .pick(&["iifname \"lan0\" accept", "ct state new accept", "ct status dnat accept"])
+                    .to_owned(),
+            );
         }
         lines.iter().map(|line| format!("\t\t{line}\n")).collect()
     }
@@ -250,7 +258,11 @@ impl Table<'_> {
                 0..25 => "accept".to_owned(),
                 25..35 => "drop".to_owned(),
                 35..40 => "reject".to_owned(),
-                40..50 if hook != "any" => format!("{} {}", random.pick(&["jump", "jump", "goto"]), random.pick(&["first", "second"])),
+                40..50 if hook != "any" => format!(
+                    "{} {}",
+                    random.pick(&["jump", "jump", "goto"]),
+                    random.pick(&["first", "second"])
+                ),
                 50..55 => "return".to_owned(),
                 55..60 => "meta mark set 7".to_owned(),
                 60..66 => random
@@ -269,7 +281,9 @@ impl Table<'_> {
                     let what = random.pick(&["ct count over 4000", "limit rate over 20000/second"]);
                     format!("{proto} dport {port} add @talking {{ {ip} saddr {what} }} drop")
                 }
-                82..84 if proto.to_string() == "tcp" => "tcp flags syn tcp option maxseg size set rt mtu".to_owned(),
+                82..84 if proto.to_string() == "tcp" => {
+                    "tcp flags syn tcp option maxseg size set rt mtu".to_owned()
+                }
                 84..87 => "ct state invalid drop".to_owned(),
                 87..90 => "queue num 9 bypass".to_owned(),
                 _ => "counter".to_owned(),
@@ -279,9 +293,20 @@ impl Table<'_> {
                 let guard = if matches.contains("port ") { String::new() } else { ported };
                 match hook {
                     "postrouting" => match random.below(10) {
-                        0..6 => random.pick(&["masquerade", "masquerade", "masquerade random", "masquerade fully-random"]).to_owned(),
+                        0..6 => random
+                            .pick(&[
+                                "masquerade",
+                                "masquerade",
+                                "masquerade random",
+                                "masquerade fully-random",
+                            ])
+                            .to_owned(),
                         6 => format!("meta l4proto {proto} masquerade to :20000-40000"),
-                        7 => format!("meta l4proto {proto} snat{inet} to {}:{port}-{}", bracket(of.wan), port + 400),
+                        7 => format!(
+                            "meta l4proto {proto} snat{inet} to {}:{port}-{}",
+                            bracket(of.wan),
+                            port + 400
+                        ),
                         8 => format!("snat{inet} to {}", of.dmz),
                         _ => format!("snat{inet} to {}", of.wan),
                     },
@@ -293,7 +318,10 @@ impl Table<'_> {
                             let to = random.pick(&[of.client, of.neighbour, of.wan, of.lan, of.outside]);
                             format!("{guard}dnat{inet} to {}:{port}", bracket(to))
                         }
-                        7 => format!("{guard}dnat{inet} to {}", random.pick(&[of.client, of.neighbour, of.lan])),
+                        7 => format!(
+                            "{guard}dnat{inet} to {}",
+                            random.pick(&[of.client, of.neighbour, of.lan])
+                        ),
                         8 => format!("dnat{inet} to {proto} dport map @ends"),
                         _ => {
                             let ip = if self.family == "ip6" { "ip6" } else { "ip" };
