@@ -4,6 +4,5 @@
 pub mod addresses;
 pub mod census;
 pub mod module;
-mod netlink;
 pub mod stat;
 pub mod tracking;
