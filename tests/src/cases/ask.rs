@@ -182,7 +182,7 @@ fn by_library(piece: &Piece) -> Answer {
     }
     let reasons: Vec<String> = objections
         .iter()
-        .filter(|one| one.kind.breaks_connections())
+        .filter(|one| one.kind.forbids())
         .map(|one| format!("{} [{}]", one.text, one.located_rule()))
         .chain(notes.iter().map(|note| format!("{}: {}", note.tool, note.text)))
         .collect();

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use ctwatch::firewall::ObjectionKind;
+
 use super::trial::{Answer, Harm, Verdict};
 
 /// So many reasons are printed.
@@ -19,6 +21,8 @@ pub struct Tally {
     nothing: u64,
     refused: u64,
     refused_harmless: u64,
+    /// Harmless to these flows, but for a limit, a mark or a helper, which they can't show.
+    refused_unseen: u64,
     counterexamples: BTreeMap<&'static str, u64>,
     bad: u64,
     /// Flows that passed without any exemption, and all.
@@ -45,7 +49,9 @@ impl Tally {
                 Verdict::Refused(objections) => {
                     self.refused += 1;
                     let harmless = answer.is_harmless();
-                    self.refused_harmless += u64::from(harmless);
+                    let unseen = objections.iter().any(|(kind, text)| is_unseen(*kind, text));
+                    self.refused_harmless += u64::from(harmless && !unseen);
+                    self.refused_unseen += u64::from(harmless && unseen);
                     let mut kinds: Vec<_> = objections.iter().map(|(kind, _)| format!("{kind:?}")).collect();
                     let mut texts: Vec<_> =
                         objections.iter().map(|(_, text)| without_numbers(text)).collect();
@@ -76,6 +82,12 @@ impl Tally {
     pub fn counterexamples(&self) -> u64 {
         self.bad
     }
+}
+
+/// Whether the loss is one that a flow or two don't show.
+fn is_unseen(kind: ObjectionKind, text: &str) -> bool {
+    matches!(kind, ObjectionKind::ConnectionMark | ObjectionKind::Helper)
+        || (kind == ObjectionKind::OpensAccess && text.contains("limit"))
 }
 
 fn name(harm: &Harm) -> &'static str {
@@ -111,10 +123,11 @@ impl fmt::Display for Tally {
         if harmless > 0 {
             writeln!(
                 f,
-                "refused though harmless to these flows: {} of {} harmless ones, {:.0} %",
+                "refused though harmless to these flows: {} of {harmless} harmless ones, {:.0} %; {} more for a limit, a mark or a helper, \
+                 which flows don't show",
                 self.refused_harmless,
-                harmless,
-                100.0 * self.refused_harmless as f64 / harmless as f64
+                100.0 * self.refused_harmless as f64 / harmless as f64,
+                self.refused_unseen
             )?;
         }
         for (title, list) in [("kind", &self.kinds), ("reason", &self.reasons)] {

@@ -179,7 +179,7 @@ impl<'a> Trial<'a> {
             let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
             let mut reasons: Vec<_> = objections
                 .iter()
-                .filter(|one| one.kind.breaks_connections())
+                .filter(|one| one.kind.forbids())
                 .map(|one| (one.kind, format!("{} [{}]", one.text, one.located_rule())))
                 .collect();
             reasons.extend(
