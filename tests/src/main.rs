@@ -47,6 +47,9 @@ enum Task {
         /// Ask the library rather than the program
         #[arg(long)]
         library: bool,
+        /// Ask nobody, and try whether the right answers are right
+        #[arg(long, conflicts_with = "library")]
+        by_hand: bool,
         /// How many at once
         #[arg(long, default_value_t = 6)]
         jobs: usize,
@@ -115,8 +118,13 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Guest { kernel, only, list, one } => guest(&kernel, &only, list, one.as_deref()),
         Task::Native => native::run().map(|()| 0),
-        Task::Cases { names, folder, library, jobs, slowness } => {
-            cases(&names, &folder, library, jobs, slowness)
+        Task::Cases { names, folder, library, by_hand, jobs, slowness } => {
+            let asker = match (library, by_hand) {
+                (true, _) => Ok(Asker::Library),
+                (_, true) => Ok(Asker::Hand),
+                _ => beside("ctwatch").map(Asker::Program),
+            };
+            asker.and_then(|asker| cases(&names, &folder, asker, jobs, slowness))
         }
         Task::Rules { count, seed, only, jobs } => rules(count, seed, only, jobs),
         Task::Load { url, rate, seconds, timeout, per_connection } => {
@@ -139,10 +147,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn cases(names: &[String], folder: &Path, library: bool, jobs: usize, slowness: u32) -> Result<u8> {
+fn cases(names: &[String], folder: &Path, asker: Asker, jobs: usize, slowness: u32) -> Result<u8> {
     lab::hide_files()?;
     sys::allow_open_files(65_536);
-    let asker = if library { Asker::Library } else { Asker::Program(beside("ctwatch")?) };
     let (right, wrong) = cases::run_all(&Options { folder, only: names, jobs, asker, slowness })?;
     print!("{wrong}");
     println!("{right} answers are right");

@@ -13,6 +13,7 @@ mod dist;
 mod ebpf;
 mod kernels;
 mod progress;
+mod rules;
 mod sh;
 mod test;
 mod verify;
@@ -44,6 +45,8 @@ enum Task {
     Test(test::Args),
     /// Run the exactness scenarios on every kernel that Debian offers, and write docs/kernels.md
     Kernels(kernels::Args),
+    /// Ask about random rule sets, or about those of tests/cases, on this host, and try the answers with flows
+    Rules(rules::Args),
     /// Measure what ctwatch costs
     Bench(bench::Args),
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Browser => browser::run(),
         Task::Test(args) => test::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::Rules(args) => rules::run(&args),
         Task::Bench(args) => bench::run(&args),
     };
     result.unwrap_or_else(|error| {

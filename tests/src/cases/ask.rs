@@ -30,6 +30,8 @@ pub enum Asker {
     Program(PathBuf),
     /// The library in this process.
     Library,
+    /// Nobody: the flows are exempted by rules of a table of its own, as somebody would by hand.
+    Hand,
 }
 
 /// What is answered.
@@ -61,7 +63,7 @@ impl fmt::Display for Answer {
 impl Asker {
     /// The library takes the tools that are there: what another version prints is for the program.
     pub(super) fn can(&self, folder: &Path) -> bool {
-        matches!(self, Self::Program(_)) || !OtherNft::is_in(folder)
+        !matches!(self, Self::Library) || !OtherNft::is_in(folder)
     }
 
     pub(super) fn ask(&self, place: &Place, piece: &Piece, folder: &Path) -> Result<Answer> {
@@ -70,6 +72,7 @@ impl Asker {
             Self::Program(program) => {
                 place.host().run(|| by_command_line(program, piece, other_nft.as_ref()))
             }
+            Self::Hand => Ok(by_hand(piece)),
             Self::Library => place.host().run(|| Ok(by_library(piece))),
         }
     }
@@ -189,6 +192,30 @@ fn by_library(piece: &Piece) -> Answer {
     } else {
         Answer::Refused { reasons, took: None }
     }
+}
+
+/// Before any other rule of raw, in both families and directions.
+fn by_hand(piece: &Piece) -> Answer {
+    let Piece { port, proto, side } = piece;
+    let (arriving, leaving) = match side {
+        Side::Loopback => (
+            String::new(),
+            format!("oif lo {proto} dport {port} notrack; oif lo {proto} sport {port} notrack;"),
+        ),
+        Side::In => (
+            format!("iif != lo fib daddr type local {proto} dport {port} notrack;"),
+            format!("oif != lo {proto} sport {port} notrack;"),
+        ),
+        Side::Out => (
+            format!("iif != lo fib daddr type local {proto} sport {port} notrack;"),
+            format!("oif != lo {proto} dport {port} notrack;"),
+        ),
+    };
+    let table = format!(
+        "nft 'table inet by_hand {{ chain a {{ type filter hook prerouting priority -301; {arriving} }}; \
+         chain l {{ type filter hook output priority -301; {leaving} }}; }}'"
+    );
+    Answer::Advised { now: vec![table], undo: vec!["nft delete table inet by_hand".to_owned()], took: None }
 }
 
 /// A folder with an `nft` that lists rules as a case's files say, and does all else itself.

@@ -91,7 +91,7 @@ pub fn build() -> Result<Place> {
         V4.virtual_one, V4.outside, V6.virtual_one, V6.outside
     ))?;
     let ports: Vec<_> = PORTS.iter().flat_map(|port| [(Proto::Tcp, *port), (Proto::Udp, *port)]).collect();
-    place.serve(&ports)?;
+    place.serve(&ports, &[])?;
     Ok(place)
 }
 

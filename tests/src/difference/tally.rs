@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use ctwatch::firewall::ObjectionKind;
+
 use super::trial::{Answer, Harm, Verdict};
 
 /// So many reasons are printed.
@@ -19,8 +21,12 @@ pub struct Tally {
     nothing: u64,
     refused: u64,
     refused_harmless: u64,
+    /// Harmless to these flows, but for a limit, a mark or a helper, which they can't show.
+    refused_unseen: u64,
     counterexamples: BTreeMap<&'static str, u64>,
     bad: u64,
+    /// Flows that passed without any exemption, and all.
+    passing: [usize; 2],
     /// By an objection's kind, and by its words: harmful, harmless.
     kinds: BTreeMap<String, [u64; 2]>,
     reasons: BTreeMap<String, [u64; 2]>,
@@ -32,6 +38,8 @@ impl Tally {
         self.sets += 1;
         self.unloadable += u64::from(unloadable);
         for answer in answers {
+            self.passing[0] += answer.passing;
+            self.passing[1] += answer.flows;
             match &answer.verdict {
                 Verdict::Advised => {
                     self.advised += 1;
@@ -40,8 +48,10 @@ impl Tally {
                 Verdict::Nothing => self.nothing += 1,
                 Verdict::Refused(objections) => {
                     self.refused += 1;
-                    let harmless = answer.harms.is_empty();
-                    self.refused_harmless += u64::from(harmless);
+                    let harmless = answer.is_harmless();
+                    let unseen = objections.iter().any(|(kind, text)| is_unseen(*kind, text));
+                    self.refused_harmless += u64::from(harmless && !unseen);
+                    self.refused_unseen += u64::from(harmless && unseen);
                     let mut kinds: Vec<_> = objections.iter().map(|(kind, _)| format!("{kind:?}")).collect();
                     let mut texts: Vec<_> =
                         objections.iter().map(|(_, text)| without_numbers(text)).collect();
@@ -74,6 +84,12 @@ impl Tally {
     }
 }
 
+/// Whether the loss is one that a flow or two don't show.
+fn is_unseen(kind: ObjectionKind, text: &str) -> bool {
+    matches!(kind, ObjectionKind::ConnectionMark | ObjectionKind::Helper)
+        || (kind == ObjectionKind::OpensAccess && text.contains("limit"))
+}
+
 fn name(harm: &Harm) -> &'static str {
     match harm {
         Harm::Broken { .. } => "broken",
@@ -98,14 +114,20 @@ impl fmt::Display for Tally {
              already, {} refused",
             self.sets, self.unloadable, self.advised, self.advised_idle, self.nothing, self.refused
         )?;
+        writeln!(
+            f,
+            "{:.0} % of the flows passed before",
+            100.0 * self.passing[0] as f64 / self.passing[1].max(1) as f64
+        )?;
         let harmless = self.refused_harmless + self.advised.saturating_sub(self.bad);
         if harmless > 0 {
             writeln!(
                 f,
-                "refused though harmless to these flows: {} of {} harmless ones, {:.0} %",
+                "refused though harmless to these flows: {} of {harmless} harmless ones, {:.0} %; {} more for a limit, a mark or a helper, \
+                 which flows don't show",
                 self.refused_harmless,
-                harmless,
-                100.0 * self.refused_harmless as f64 / harmless as f64
+                100.0 * self.refused_harmless as f64 / harmless as f64,
+                self.refused_unseen
             )?;
         }
         for (title, list) in [("kind", &self.kinds), ("reason", &self.reasons)] {

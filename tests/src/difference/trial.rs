@@ -20,6 +20,8 @@ use crate::shell::{run, run_with_input};
 const SHORT: Duration = Duration::from_millis(150);
 /// For what seems to be broken: longer than a SYN's second attempt.
 const LONG: Duration = Duration::from_millis(2500);
+/// For what is refused anyway.
+const MIDDLE: Duration = Duration::from_millis(400);
 /// So often another set is made where the tools refuse one.
 const ATTEMPTS: u32 = 20;
 
@@ -71,6 +73,10 @@ pub struct Answer {
     pub harms: Vec<Harm>,
     /// Of the flows that passed, so many were the piece's own.
     pub own_flows: usize,
+    /// So many flows passed at all.
+    pub passing: usize,
+    /// Of so many.
+    pub flows: usize,
     now: Vec<String>,
     set: RuleSet,
 }
@@ -79,6 +85,11 @@ impl Answer {
     /// What may never be.
     pub fn is_counterexample(&self) -> bool {
         !matches!(self.verdict, Verdict::Refused(_)) && !self.harms.is_empty()
+    }
+
+    /// Whether these flows and this exemption would have been fine; how it is undone is another matter.
+    pub fn is_harmless(&self) -> bool {
+        self.harms.iter().all(|harm| matches!(harm, Harm::Undo(_)))
     }
 
     pub fn rules(&self) -> &RuleSet {
@@ -155,10 +166,14 @@ impl<'a> Trial<'a> {
 
     /// Asks about each side of the port.
     pub fn all(&self) -> Result<Vec<Answer>> {
+        self.ask(&[Side::Loopback, Side::In, Side::Out])
+    }
+
+    fn ask(&self, sides: &[Side]) -> Result<Vec<Answer>> {
         let (firewall, _, notes) = self.place.host().run(|| Ok(firewall::read(&Roots::default())))?;
         let mut answers = Vec::new();
-        for side in [Side::Loopback, Side::In, Side::Out] {
-            let piece = Piece { port: self.asked.port, proto: self.asked.proto, side };
+        for side in sides {
+            let piece = Piece { port: self.asked.port, proto: self.asked.proto, side: *side };
             let exempt = target(&piece);
             let objections = firewall.objections(&exempt);
             let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
@@ -175,16 +190,18 @@ impl<'a> Trial<'a> {
                 (Verdict::Nothing, self.tracked(&piece, &self.before, &self.entries))
             } else {
                 let verdict = if reasons.is_empty() { Verdict::Advised } else { Verdict::Refused(reasons) };
-                (verdict, self.try_commands(&piece, &commands)?)
+                let harms = self.try_commands(&piece, &commands, matches!(verdict, Verdict::Advised))?;
+                (verdict, harms)
             };
             let own =
                 self.flows.iter().zip(&self.before).filter(|(flow, seen)| self.is_own(&piece, flow, seen));
-            let own_flows = own.count();
             answers.push(Answer {
                 piece,
                 verdict,
                 harms,
-                own_flows,
+                own_flows: own.count(),
+                passing: self.before.iter().filter(|seen| seen.answer.is_some()).count(),
+                flows: self.flows.len(),
                 now: commands.now,
                 set: self.set.clone(),
             });
@@ -222,7 +239,8 @@ impl<'a> Trial<'a> {
             .map(|error| Harm::Failed(format!("{error:#}")))
     }
 
-    fn try_commands(&self, piece: &Piece, commands: &Commands) -> Result<Vec<Harm>> {
+    /// Does what is advised, or would have been, and undoes it. What `counts` has to be sure.
+    fn try_commands(&self, piece: &Piece, commands: &Commands, counts: bool) -> Result<Vec<Harm>> {
         let host = self.place.host();
         let mut harms: Vec<Harm> = self.shell(&commands.now).into_iter().collect();
         host.run(lab::flush)?;
@@ -243,7 +261,10 @@ impl<'a> Trial<'a> {
         }
         harms.extend(tracked);
         if !suspects.is_empty() {
-            self.confirm(&mut suspects, false)?;
+            let seen = self.confirm(&mut suspects, false, if counts { LONG } else { MIDDLE })?;
+            if !counts {
+                harms.extend(suspects.drain(..).zip(seen).map(|(at, seen)| self.changed(at, &seen)));
+            }
         }
         harms.extend(self.shell(&commands.undo));
         let rules = host.run(rules)?;
@@ -252,22 +273,13 @@ impl<'a> Trial<'a> {
             put(self.place, &self.set)?;
         }
         if !suspects.is_empty() {
-            self.confirm(&mut suspects, true)?;
+            self.confirm(&mut suspects, true, LONG)?;
         }
         if !suspects.is_empty() {
             // Once more, to be sure.
             let _ = self.shell(&commands.now);
-            let after = self.confirm(&mut suspects, false)?;
-            for (at, seen) in suspects.iter().zip(after) {
-                let words = |seen: &Seen| seen.answer.clone().unwrap_or_else(|| "no answer".to_owned());
-                let flow = self.flows[*at].to_string();
-                let before = &self.before[*at];
-                harms.push(if before.answer.is_none() {
-                    Harm::Opened { flow, answer: words(&seen) }
-                } else {
-                    Harm::Broken { flow, before: words(before), after: words(&seen) }
-                });
-            }
+            let after = self.confirm(&mut suspects, false, LONG)?;
+            harms.extend(suspects.drain(..).zip(after).map(|(at, seen)| self.changed(at, &seen)));
             let _ = self.shell(&commands.undo);
             if host.run(crate::cases::rules)? != self.rules {
                 put(self.place, &self.set)?;
@@ -276,11 +288,21 @@ impl<'a> Trial<'a> {
         Ok(harms)
     }
 
+    fn changed(&self, at: usize, seen: &Seen) -> Harm {
+        let words = |seen: &Seen| seen.answer.clone().unwrap_or_else(|| "no answer".to_owned());
+        let (flow, before) = (self.flows[at].to_string(), &self.before[at]);
+        if before.answer.is_none() {
+            Harm::Opened { flow, answer: words(seen) }
+        } else {
+            Harm::Broken { flow, before: words(before), after: words(seen) }
+        }
+    }
+
     /// Tries the suspects with patience and keeps those that are (or are not) as before. Returns what was seen of them.
-    fn confirm(&self, suspects: &mut Vec<usize>, as_before: bool) -> Result<Vec<Seen>> {
+    fn confirm(&self, suspects: &mut Vec<usize>, as_before: bool, patience: Duration) -> Result<Vec<Seen>> {
         self.place.host().run(lab::flush)?;
         let flows: Vec<Flow> = suspects.iter().map(|at| self.flows[*at].clone()).collect();
-        let seen = measure(self.place, &flows, LONG)?;
+        let seen = measure(self.place, &flows, patience)?;
         let mut all = seen.into_iter();
         let mut kept = Vec::new();
         suspects.retain(|at| {
@@ -312,33 +334,31 @@ fn is_narrowed(now: &[String]) -> bool {
     addresses || families.iter().any(|word| text.replace("fib daddr", "").contains(word)) || one_program
 }
 
-/// Makes the set of each counterexample smaller for as long as it stays one.
+/// Makes the set of each counterexample smaller for as long as it stays one in the same way.
 pub fn shrink(place: &Place, asked: &Asked, answers: &mut [Answer]) -> Result<()> {
     for answer in answers.iter_mut().filter(|answer| answer.is_counterexample()) {
-        'smaller: loop {
-            for set in answer.set.smaller() {
-                if put(place, &set)?.is_some() {
-                    continue;
-                }
-                let all = Trial::new(place, asked, &set)?.all()?;
-                let same = all.into_iter().find(|one| {
-                    let is_alike =
-                        |a: &Harm, b: &Harm| std::mem::discriminant(a) == std::mem::discriminant(b);
-                    one.piece == answer.piece
-                        && one.is_counterexample()
-                        && one.harms.iter().any(|harm| answer.harms.iter().any(|known| is_alike(harm, known)))
-                });
-                if let Some(smaller) = same {
-                    *answer = smaller;
-                    continue 'smaller;
-                }
+        let kinds = kinds(answer);
+        let mut smaller = answer.set.smaller().into_iter();
+        while let Some(set) = smaller.next() {
+            if put(place, &set)?.is_some() {
+                continue;
             }
-            break;
+            let again = Trial::new(place, asked, &set)?.ask(&[answer.piece.side])?;
+            let same = again.into_iter().find(|one| {
+                one.is_counterexample() && self::kinds(one).iter().any(|kind| kinds.contains(kind))
+            });
+            if let Some(same) = same {
+                *answer = same;
+                smaller = answer.set.smaller().into_iter();
+            }
         }
     }
-    run_flush(place)
+    place.host().run(|| run(&["nft", "flush", "ruleset"]).map(drop)).context("after the last set")
 }
 
-fn run_flush(place: &Place) -> Result<()> {
-    place.host().run(|| run(&["nft", "flush", "ruleset"]).map(drop)).context("after the last set")
+/// The kinds of harm; an undo that leaves something counts if there is nothing else.
+fn kinds(answer: &Answer) -> Vec<std::mem::Discriminant<Harm>> {
+    let flows: Vec<_> = answer.harms.iter().filter(|harm| !matches!(harm, Harm::Undo(_))).collect();
+    let harms = if flows.is_empty() { answer.harms.iter().collect() } else { flows };
+    harms.into_iter().map(std::mem::discriminant).collect()
 }

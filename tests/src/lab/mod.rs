@@ -10,18 +10,21 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sched::{CloneFlags, setns};
 use serde::Deserialize;
 
 use crate::netns::leave_for_private;
-use crate::shell::run_with_input;
+use crate::shell::{run, run_with_input};
 use crate::sys;
 
 pub use entries::{Entry, entries, flush};
 pub use flow::{Flow, Piece, Proto, Seen, Side, measure};
 pub use server::Server;
+
+const UP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The host whose rules are in question.
 pub const HOST: &str = "host";
@@ -147,6 +150,8 @@ impl Place {
             }
             host.batch(&at_host)?;
             peer.batch(&at_peer.replace("-6 route replace default via", "route replace ::/0 via"))?;
+            wait_until_up(&host, dev)?;
+            wait_until_up(&peer, "eth0")?;
             own.extend(ours);
             rooms.push((wire.peer.clone(), peer, theirs.into_iter().chain(more).collect()));
         }
@@ -184,13 +189,29 @@ impl Place {
         &self.rooms[0].2
     }
 
-    /// Starts servers for these ports at every address of every host.
-    pub fn serve(&mut self, ports: &[(Proto, u16)]) -> Result<()> {
+    /// Starts servers for these ports at every address of every host, but where a client has the port.
+    pub fn serve(&mut self, ports: &[(Proto, u16)], clients: &[Flow]) -> Result<()> {
         for (name, room, addresses) in &self.rooms {
-            self.servers.push(Server::start(room, name, addresses, ports)?);
+            let is_taken = |proto, port| {
+                let mut own = clients.iter().filter(|flow| flow.who == *name);
+                proto == Proto::Tcp && own.any(|flow| flow.proto == proto && flow.from_port == Some(port))
+            };
+            let free: Vec<_> =
+                ports.iter().copied().filter(|(proto, port)| !is_taken(*proto, *port)).collect();
+            self.servers.push(Server::start(room, name, addresses, &free)?);
         }
         Ok(())
     }
+}
+
+/// Until the kernel has seen the carrier, a device throws away what it is to send.
+fn wait_until_up(room: &Room, dev: &str) -> Result<()> {
+    let until = Instant::now() + UP_PATIENCE;
+    while !room.run(|| run(&["ip", "-o", "link", "show", "dev", dev]))?.contains(" state UP ") {
+        ensure!(Instant::now() < until, "{dev} isn't up within {} s", UP_PATIENCE.as_secs());
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn parse(addresses: &[String]) -> Result<Vec<IpAddr>> {

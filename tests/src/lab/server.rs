@@ -94,7 +94,11 @@ fn serve(name: &str, sockets: &[Socket], poll: &Epoll) {
                 }
                 Socket::Udp(socket) => {
                     let mut question = [0; 64];
-                    while let Ok((_, peer)) = socket.recv_from(&mut question) {
+                    while let Ok((length, peer)) = socket.recv_from(&mut question) {
+                        // Another server's late answer: two of them would never stop.
+                        if question[..length] != *b"?" {
+                            continue;
+                        }
                         let port = socket.local_addr().map_or(0, |at| at.port());
                         // What can't be sent is for the client to miss.
                         let _ = socket.send_to(words(name, port, peer).as_bytes(), peer);

@@ -335,22 +335,38 @@ fn run_vm(
     Ok((status, out.text()))
 }
 
-/// The tracepoint backend on this very kernel, in a network namespace of its own.
+/// So many random rule sets are judged in each run.
+const RULE_SETS: &str = "120";
+
+/// On this very kernel, in network namespaces of its own: the tracepoint backend, and the judge of random rule sets.
 fn native() -> Result<Count> {
     if !sh::is_root() {
         println!("left out: a network namespace of its own and eBPF need root");
-        return Ok(Count { skipped: 1, note: "needs root".to_owned(), ..Count::default() });
+        return Ok(Count { skipped: 2, note: "needs root".to_owned(), ..Count::default() });
     }
-    apt::install_on_host(&["nftables", "iproute2"], "the native test")?;
+    apt::install_on_host(&["nftables", "iproute2", "iptables"], "the native test")?;
     dist::ctwatch()?;
+    let mut count = Count::default();
+    for (name, arguments) in [("native", &["native"][..]), ("rules", &["rules", "--count", RULE_SETS])] {
+        if on_host(arguments)?.success() {
+            count.passed += 1;
+        } else {
+            count.failed += 1;
+            count.failures.push(format!("ctwatch-tests {name}"));
+        }
+    }
+    Ok(count)
+}
+
+/// Runs a task of the scenarios' runner on this host, with its ctwatch first on PATH.
+pub fn on_host(arguments: &[&str]) -> Result<std::process::ExitStatus> {
     let tests = dist::tests()?;
     let mut path = tests.parent().expect("a file has a folder").as_os_str().to_owned();
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let mut command = Command::new(&tests);
-    command.arg("native").env("PATH", path);
-    let status = sh::die_with_parent(&mut command).status().context("starting the native test")?;
-    Ok(Count::one(status.success()))
+    command.args(arguments).env("PATH", path).current_dir(workspace::root());
+    sh::die_with_parent(&mut command).status().context("starting the native test")
 }
 
 #[cfg(test)]
