@@ -292,7 +292,10 @@ pub enum Stays {
     Flow,
     /// For one packet at one hook: a byte somewhere inside.
     Packet,
-    /// For nothing: rates, counts, time, chance.
+    /// For nothing: rates, amounts, time, chance. They go by how many packets ask, tracked or not: where a packet asks today and
+    /// untracked alike, it makes no difference.
+    Chance,
+    /// For nothing, and it may be another one for a packet that isn't tracked.
     Never,
 }
 

@@ -34,12 +34,18 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
     let mut sets: HashMap<String, Sets> = HashMap::new();
     let mut chains: HashMap<String, (usize, usize)> = HashMap::new();
     let mut without_hook = Vec::new();
+    // Tables whose chains aren't called.
+    let mut dormant: HashSet<usize> = HashSet::new();
     let mut with_hook = false;
     for raw in others {
         let object = read(raw)?;
         if let Some(table) = object.get("table") {
             // arp, bridge and netdev chains see no conntrack state of an IP packet: they treat both kinds alike.
             if let (Some(family), Some(name)) = (family(table), table["name"].as_str()) {
+                let is_dormant = list(&table["flags"]).iter().any(|flag| flag == "dormant");
+                if is_dormant || words.dormant.contains(&format!("{family} {name}")) {
+                    dormant.insert(tables.len());
+                }
                 tables.push(RuleTable {
                     tool: Tool::Nft,
                     family,
@@ -81,6 +87,9 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
             }
             None => {}
         }
+    }
+    for table in dormant {
+        tables[table].chains.iter_mut().for_each(|chain| chain.base = None);
     }
     for raw in rules {
         let object = read(raw)?;
@@ -258,6 +267,8 @@ struct Words {
     bases: HashMap<String, String>,
     /// All chains.
     chains: HashSet<String>,
+    /// Tables that are switched off.
+    dormant: HashSet<String>,
 }
 
 impl Words {
@@ -274,6 +285,13 @@ impl Words {
             } else if let Some(name) = rule.strip_prefix("chain ").filter(|name| name.ends_with('{')) {
                 chain = format!("{table} {}", name.trim_end_matches('{').trim());
                 words.chains.insert(chain.clone());
+            } else if chain.is_empty()
+                && let Some(flags) = rule.strip_prefix("flags ")
+            {
+                // nft 1.0.6 prints the table's name in place of its flag in JSON.
+                if flags.split(',').any(|flag| flag.trim().trim_end_matches(';') == "dormant") {
+                    words.dormant.insert(table.clone());
+                }
             } else if rule.starts_with("type ") && rule.contains(" hook ") && !chain.is_empty() {
                 words.bases.insert(chain.clone(), rule.to_owned());
             } else if !rule.ends_with('{')

@@ -58,7 +58,7 @@ fn add(steps: &mut Vec<Step>, name: &str, body: &Value, sets: &Sets) {
 }
 
 fn changing(name: &str, body: &Value) -> Condition {
-    Condition::Unknown(Stays::Never, format!("{name} {body}"))
+    Condition::Unknown(Stays::Chance, format!("{name} {body}"))
 }
 
 fn verdict(name: &str, body: &Value) -> Option<Action> {
