@@ -336,7 +336,7 @@ fn run_vm(
 }
 
 /// So many random rule sets are judged in each run.
-const RULE_SETS: &str = "120";
+const RULE_SETS: &str = "100";
 
 /// On this very kernel, in network namespaces of its own: the tracepoint backend, and the judge of random rule sets.
 fn native() -> Result<Count> {

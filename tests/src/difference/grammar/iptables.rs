@@ -142,6 +142,10 @@ impl Table<'_> {
                         " -m conntrack --ctstate DNAT",
                         " -m conntrack --ctdir ORIGINAL",
                         " -m connmark --mark 7",
+                        " -m conntrack --ctstate NEW,UNTRACKED",
+                        " -m conntrack --ctstatus SEEN_REPLY",
+                        " -m conntrack ! --ctstatus CONFIRMED",
+                        " -m helper --helper ftp",
                     ]);
                 }
                 _ => {
@@ -150,6 +154,9 @@ impl Table<'_> {
                         " -m limit --limit 9000/sec --limit-burst 9000",
                         " -m comment --comment \"x y\"",
                         " -m connlimit --connlimit-above 4000",
+                        " -m pkttype --pkt-type unicast",
+                        " -m length --length 0:900",
+                        " -m hashlimit --hashlimit-upto 9000/sec --hashlimit-mode srcip --hashlimit-name a",
                     ]);
                 }
             }
@@ -205,6 +212,9 @@ impl Table<'_> {
                         0..5 => "-j MASQUERADE".to_owned(),
                         5 => "-j MASQUERADE --random-fully".to_owned(),
                         6 => format!("-j SNAT --to-source {}", self.of.wan),
+                        _ if random.chance(30) && !self.of.lan_net.contains(':') => {
+                            format!("-s {} -j NETMAP --to 198.51.101.0/24", self.of.lan_net)
+                        }
                         _ if has_port => format!("-j MASQUERADE --to-ports {port}-{}", port + 300),
                         _ => "-j MASQUERADE".to_owned(),
                     },

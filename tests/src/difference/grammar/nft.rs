@@ -229,9 +229,49 @@ impl Table<'_> {
             78..84 if kind == Kind::Filter => random
                 .pick(&["limit rate 20000/second ", "limit rate over 20000/second ", "ct count over 4000 "])
                 .to_owned(),
-            84..90 => "fib saddr type local ".to_owned(),
-            _ => String::new(),
+            84..87 => "fib saddr type local ".to_owned(),
+            _ => self.rare_match(kind),
         }
+    }
+
+    /// What rules have now and then.
+    fn rare_match(&mut self, kind: Kind) -> String {
+        let Asked { proto, port, other } = *self.asked;
+        let of = self.addresses();
+        let ip = if self.family == "ip6" { "ip6" } else { "ip" };
+        let random = &mut *self.random;
+        let (near, far) = (address(random, of), address(random, of));
+        let plain = [
+            "meta nfproto ipv4 ".to_owned(),
+            "meta pkttype host ".to_owned(),
+            "meta length < 1000 ".to_owned(),
+            "iif != \"lo\" ".to_owned(),
+            format!("th sport {port} "),
+            format!("th dport 1-{port} "),
+            format!("@th,16,16 {port} "),
+            format!("{ip} saddr . {proto} dport {{ {near} . {port}, {far} . {other} }} "),
+            format!("{ip} saddr != {{ {near}, {far} }} "),
+            format!("meta l4proto . th dport {{ {proto} . {port} }} "),
+            "tcp flags & (syn | ack) == syn ".to_owned(),
+            "tcp flags != syn ".to_owned(),
+            "meta skuid 0 ".to_owned(),
+        ];
+        let of_state = [
+            format!("ct original proto-dst {port} "),
+            format!("ct original proto-src != {port} "),
+            format!("ct reply proto-src {port} "),
+            format!("ct original {ip} daddr {near} "),
+            "ct expiration > 1s ".to_owned(),
+            "ct status != confirmed ".to_owned(),
+            "ct status seen-reply,assured ".to_owned(),
+            format!("ct protocol {proto} "),
+            "ct helper \"ftp\" ".to_owned(),
+            "ct state new tcp flags syn ".to_owned(),
+            "ct state related,new ".to_owned(),
+            "ct mark and 0xff == 7 ".to_owned(),
+        ];
+        let all = if kind == Kind::Filter && random.chance(60) { &of_state[..] } else { &plain[..] };
+        all[random.below(all.len())].clone()
     }
 
     fn statement(&mut self, kind: Kind, hook: &str, matches: &str) -> String {
@@ -286,6 +326,10 @@ impl Table<'_> {
                 }
                 84..87 => "ct state invalid drop".to_owned(),
                 87..90 => "queue num 9 bypass".to_owned(),
+                90..93 => format!(
+                    "ct state . {proto} dport vmap {{ new . {port} : accept, established . {port} : accept }}"
+                ),
+                93..95 => "log group 3 continue".replace(" continue", ""),
                 _ => "counter".to_owned(),
             },
             Kind::Nat => {
