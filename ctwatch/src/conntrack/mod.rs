@@ -5,5 +5,6 @@ pub mod addresses;
 pub mod census;
 pub mod module;
 mod netlink;
+pub mod nftables;
 pub mod stat;
 pub mod tracking;

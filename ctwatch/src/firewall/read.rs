@@ -19,6 +19,14 @@ pub fn read(roots: &Roots) -> (Firewall, Dump, Vec<Note>) {
     (firewall, dump, notes)
 }
 
+/// What the tools print of the calling thread's netns, without judging it: for a recording. Notes say what can't be read.
+#[must_use]
+pub fn list(roots: &Roots) -> (Dump, Vec<Note>) {
+    let mut notes = Vec::new();
+    let dump = dump(roots, &mut notes);
+    (dump, notes)
+}
+
 fn dump(roots: &Roots, notes: &mut Vec<Note>) -> Dump {
     let found = |tool: &str| find(tool).is_some();
     let tools = Tools { nft: found("nft"), iptables: found("iptables"), ip6tables: found("ip6tables") };
