@@ -330,7 +330,7 @@ watch() {
     if same "$pending/before" "$pending/applied"; then
         finish unchanged "nothing changed: it had been applied already, and stays."
     fi
-    say "applied. Type yes and Enter to keep it, or run: sh ${self##*/} confirm"
+    say "applied. Type yes and Enter to keep it, or run this script with \`confirm\` from another terminal."
     say "Otherwise it is taken back in $patience s; anything else typed takes it back at once."
     observe
     undo_and_finish "it was not confirmed within $patience s"
@@ -431,6 +431,10 @@ counted() {
 
 # Within so many seconds.
 losses() {
+    [ -n "$counting" ] || {
+        echo unknown
+        return 0
+    }
     from=$(counted)
     sleep "$1"
     to=$(counted)
