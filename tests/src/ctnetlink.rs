@@ -157,6 +157,13 @@ impl Maker {
     }
 }
 
+/// Deletes all entries of the calling thread's netns, as `conntrack -F` does.
+pub fn flush() -> Result<()> {
+    let mut request = Vec::new();
+    message(&mut request, (CT_DELETE, NLM_F_REQUEST), libc::AF_UNSPEC, 0, |_| {});
+    Maker::open()?.send(&request)
+}
+
 /// Reads a dump of the calling thread's netns to its end and looks at nothing but each message's type: what a census
 /// can't be faster than. Returns how many datagrams there were.
 pub fn discard_dump() -> Result<u64> {

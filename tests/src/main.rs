@@ -1,13 +1,15 @@
 //! Runs the scenarios inside a VM, the tracepoint backend on the host, and the cost table.
 //! Arguments in, exit code out: everything else is in the library.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use ctwatch_tests::cases::{self, Asker, Options};
 use ctwatch_tests::traffic::http;
-use ctwatch_tests::{advice, bench, bench_record, census, native, scenario, sys};
+use ctwatch_tests::{advice, bench, bench_record, census, difference, lab, native, scenario, sys};
 
 #[derive(Parser)]
 #[command(name = "ctwatch-tests", about = "End-to-end tests of ctwatch on the running kernel")]
@@ -35,6 +37,38 @@ enum Task {
     },
     /// Run the tracepoint backend on this host in a private netns; touches no sysctl
     Native,
+    /// Ask about the rule sets of tests/cases on this host in private netns, and try the answers with real flows
+    Cases {
+        /// Those whose names begin so [default: all]
+        names: Vec<String>,
+        /// Where they are
+        #[arg(long, default_value = "tests/cases")]
+        folder: PathBuf,
+        /// Ask the library rather than the program
+        #[arg(long)]
+        library: bool,
+        /// How many at once
+        #[arg(long, default_value_t = 6)]
+        jobs: usize,
+        /// How many times slower than real hardware this machine may be
+        #[arg(long, default_value_t = 1)]
+        slowness: u32,
+    },
+    /// Try what the judge says of random rule sets with flows on this host in private netns
+    Rules {
+        /// How many
+        #[arg(long, default_value_t = 100)]
+        count: u64,
+        /// Which [default: others each time]
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Only the one with this number, made as small as it gets
+        #[arg(long, requires = "seed")]
+        only: Option<u64>,
+        /// How many at once
+        #[arg(long, default_value_t = 6)]
+        jobs: usize,
+    },
     /// Send HTTP requests at a fixed rate, whatever becomes of them, and print what did as JSON
     Load {
         /// http://ADDRESS[:PORT]/PATH; on IPv4 loopback each connection has a source of its own
@@ -69,7 +103,7 @@ enum Task {
     BenchRecord {
         /// Where to put the file
         #[arg(long, default_value = "/var/tmp")]
-        folder: std::path::PathBuf,
+        folder: PathBuf,
     },
     /// The story's host asks what would help; the answers go to /out; only in a throw-away VM
     AskAdvice,
@@ -81,6 +115,10 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Guest { kernel, only, list, one } => guest(&kernel, &only, list, one.as_deref()),
         Task::Native => native::run().map(|()| 0),
+        Task::Cases { names, folder, library, jobs, slowness } => {
+            cases(&names, &folder, library, jobs, slowness)
+        }
+        Task::Rules { count, seed, only, jobs } => rules(count, seed, only, jobs),
         Task::Load { url, rate, seconds, timeout, per_connection } => {
             load(&url, rate, seconds, timeout, per_connection).map(|()| 0)
         }
@@ -99,6 +137,29 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn cases(names: &[String], folder: &Path, library: bool, jobs: usize, slowness: u32) -> Result<u8> {
+    lab::hide_files()?;
+    sys::allow_open_files(65_536);
+    let asker = if library { Asker::Library } else { Asker::Program(beside("ctwatch")?) };
+    let (right, wrong) = cases::run_all(&Options { folder, only: names, jobs, asker, slowness })?;
+    print!("{wrong}");
+    println!("{right} answers are right");
+    Ok(u8::from(!wrong.is_empty()))
+}
+
+fn rules(count: u64, seed: Option<u64>, only: Option<u64>, jobs: usize) -> Result<u8> {
+    lab::hide_files()?;
+    sys::allow_open_files(65_536);
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) ^ sys::monotonic().as_nanos() as u64 >> 10);
+    Ok(u8::from(!difference::run(&difference::Options { count, seed, only, jobs })?))
+}
+
+/// A program in the folder of this one, else on PATH.
+fn beside(program: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(program);
+    Ok(if path.is_file() { path } else { PathBuf::from(program) })
 }
 
 fn load(url: &str, rate: f64, seconds: f64, timeout: f64, per_connection: u32) -> Result<()> {

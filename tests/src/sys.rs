@@ -2,11 +2,13 @@
 //! All of this crate's unsafe code lives here; nothing here knows what a scenario is.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::sys::socket::{SockaddrStorage, bind, connect};
 use nix::unistd::Pid;
 
 /// Opens a socket of any family, type and protocol number.
@@ -103,4 +105,67 @@ pub fn wait_for(pid: u32) -> Result<(bool, u64)> {
         return Err(io::Error::last_os_error()).context("waiting for a child");
     }
     Ok((libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, usage.ru_maxrss as u64))
+}
+
+/// The address that stands for any of the same family.
+pub fn any(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+fn family(address: IpAddr) -> i32 {
+    if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+}
+
+/// A UDP socket at an address that others may have, too: the one that is connected gets its peer's packets.
+pub fn bound_udp(at: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = socket(family(at.ip()), libc::SOCK_DGRAM, 0)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
+    Ok(socket.into())
+}
+
+/// A TCP connection from `from`, or from where the route says.
+pub fn connected_tcp(from: Option<SocketAddr>, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let socket = socket(family(to.ip()), libc::SOCK_STREAM, 0)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    if let Some(from) = from {
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
+    }
+    let stream = TcpStream::from(socket);
+    // connect(2) waits no longer than this.
+    stream.set_write_timeout(Some(patience))?;
+    connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
+    Ok(stream)
+}
+
+/// Closing it sends a RST and leaves nothing behind.
+pub fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: the pointer and length describe one live linger.
+    let done = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Gives this process mounts of its own: an empty /run, and an /etc that can't be written.
+pub fn private_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("unsharing mounts")?;
+    let mount = |source: &std::ffi::CStr, target: &std::ffi::CStr, kind: &std::ffi::CStr, flags| {
+        // SAFETY: three live C strings; no data.
+        let done =
+            unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    mount(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE).context("making mounts private")?;
+    mount(c"tmpfs", c"/run", c"tmpfs", 0).context("an empty /run")?;
+    mount(c"/etc", c"/etc", c"", libc::MS_BIND | libc::MS_REC).context("binding /etc")?;
+    mount(c"none", c"/etc", c"", libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY)
+        .context("a read-only /etc")
 }

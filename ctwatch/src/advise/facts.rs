@@ -33,7 +33,7 @@ pub fn judge(
     for objection in firewall.objections(&exempt) {
         if objection.kind == ObjectionKind::AlreadyUntracked {
             known.untracked = true;
-        } else if objection.kind.breaks_connections() {
+        } else if objection.kind.forbids() {
             known.objections.push(objection);
         } else {
             known.warnings.push(format!("{} ({})", objection.text, objection.located_rule()));

@@ -8,14 +8,11 @@ use serde_json::Value;
 use crate::firewall::{Dump, Firewall, Note};
 use crate::record::rules::Packed;
 
-/// What the tools printed of a netns, and what they could not read.
+/// What the tools printed of a netns.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleSet {
-    /// What they printed.
+    /// What they printed, and what could not be read.
     pub dump: Dump,
-    /// What could not be read, and why.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<Note>,
 }
 
 impl RuleSet {
@@ -35,9 +32,7 @@ impl RuleSet {
     #[must_use]
     pub fn parse(&self) -> (Firewall, Vec<Note>) {
         let (firewall, more) = Firewall::parse(&self.dump);
-        let mut notes = self.notes.clone();
-        notes.extend(more.into_iter().filter(|note| !self.notes.contains(note)));
-        (firewall, notes)
+        (firewall, self.dump.unread.iter().cloned().chain(more).collect())
     }
 
     /// Families, tables and chains become part of commands.
@@ -94,16 +89,16 @@ mod tests {
             {"table": {"family": "inet", "name": table}},
             {"rule": {"family": "inet", "table": table, "chain": chain, "handle": 4, "expr": [{"accept": null}],
                 "comment": "anything; $(goes)"}}]});
-        RuleSet { dump: Dump { nft_json: json.to_string(), ..Dump::default() }, notes: Vec::new() }
+        RuleSet { dump: Dump { nft_json: json.to_string(), ..Dump::default() } }
     }
 
     #[test]
     fn what_was_printed_and_what_was_not_read_come_back() {
         let mut rules = named("filter", "input");
-        rules.notes.push(Note { tool: "nft".to_owned(), text: "nft failed".to_owned() });
+        rules.dump.unread.push(Note { tool: "nft".to_owned(), text: "nft failed".to_owned() });
         let back = unpacked(&rules).unwrap();
         assert_eq!(back, rules);
-        assert_eq!(back.parse().1[0], rules.notes[0]);
+        assert_eq!(back.parse().1[0], rules.dump.unread[0]);
     }
 
     #[test]
@@ -118,7 +113,6 @@ mod tests {
                     saves: vec![Save { tool: "iptables-save".to_owned(), ipv6: false, legacy: true, text }],
                     ..Dump::default()
                 },
-                notes: Vec::new(),
             };
             if !name.contains(' ') && !name.contains('\n') {
                 for text in [format!("*{name}\n"), format!(":{name} - [0:0]\n"), format!("-A {name} -j ACCEPT\n")] {

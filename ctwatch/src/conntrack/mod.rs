@@ -4,7 +4,5 @@
 pub mod addresses;
 pub mod census;
 pub mod module;
-mod netlink;
-pub mod nftables;
 pub mod stat;
 pub mod tracking;

@@ -3,7 +3,7 @@
 
 use crate::conntrack::census::parse::attributes;
 
-use super::netlink::{self, Next};
+use crate::kernel::netlink::{self, Next};
 
 /// NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET, include/uapi/linux/netfilter/nfnetlink_hook.h
 const HOOK_GET: u16 = 12 << 8;

@@ -116,7 +116,8 @@ fn nft(target: &ExemptTarget) -> Commands {
             ),
         ],
         undo: vec![
-            format!("nft delete table inet {table}"),
+            // Its own table and nothing else; harmless if that has gone already.
+            format!("nft 'add table inet {table}; delete table inet {table}'"),
             format!("rm -f {file}"),
             format!(
                 "sed -i '\\|^{include}$|d' /etc/nftables.conf /etc/sysconfig/nftables.conf 2> /dev/null || true"
@@ -126,26 +127,32 @@ fn nft(target: &ExemptTarget) -> Commands {
 }
 
 fn iptables(target: &ExemptTarget, programs: &[&str]) -> Commands {
-    let lines = |how: &str| -> Vec<String> {
-        let mut lines = Vec::new();
-        for program in programs {
-            for half in halves(target.scope) {
+    // The comment tells these rules from equal ones of somebody else.
+    let name = name(target).replace('_', "-");
+    let lines = |program: &str, how: &str| -> Vec<String> {
+        halves(target.scope)
+            .into_iter()
+            .map(|half| {
                 let chain = if half.output { "OUTPUT" } else { "PREROUTING" };
-                lines.push(format!(
-                    "{program} -w -t raw {how} {chain} {} -p {} --{} {} -j CT --notrack",
+                format!(
+                    "{program} -w -t raw {how} {chain} {} -p {} --{} {} -m comment --comment {name} -j CT --notrack",
                     half.way.1, target.proto, half.end, target.port
-                ));
-            }
-        }
-        lines
+                )
+            })
+            .collect()
     };
-    let boot =
-        Boot { name: name(target).replace('_', "-"), what: format!("Exempts {target} from conntrack") };
-    // As often as they are there: `now` may have been run twice, and a boot adds what iptables-save had kept, too.
-    let mut undo: Vec<_> =
-        lines("-D").iter().map(|line| format!("while {line} 2> /dev/null; do :; done")).collect();
+    let (mut now, mut undo) = (Vec::new(), Vec::new());
+    for program in programs {
+        for (check, insert) in lines(program, "-C").into_iter().zip(lines(program, "-I")) {
+            // At the head of the chain: behind a rule that ends it, it would never be reached.
+            now.push(format!("{check} 2> /dev/null || {insert}"));
+        }
+        undo.extend(lines(program, "-D").iter().map(|line| format!("while {line} 2> /dev/null; do :; done")));
+    }
+    let inserts: Vec<String> = programs.iter().flat_map(|program| lines(program, "-I")).collect();
+    let boot = Boot { name, what: format!("Exempts {target} from conntrack") };
     undo.extend(boot.undo());
-    Commands { now: lines("-A"), keep: boot.keep(&lines("-A")), undo }
+    Commands { now, keep: boot.keep(&inserts), undo }
 }
 
 /// Where a host that boots with systemd shows it: sd_booted(3).

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{HostFacts, Note};
+
 /// The rules of a netns as its tools print them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dump {
@@ -24,6 +26,12 @@ pub struct Dump {
     /// Which tools are on PATH.
     #[serde(default)]
     pub tools: Tools,
+    /// This host's addresses, and whether it forwards.
+    #[serde(default)]
+    pub host: HostFacts,
+    /// Rules that couldn't be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<Note>,
 }
 
 impl Dump {

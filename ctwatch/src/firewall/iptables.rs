@@ -2,7 +2,8 @@
 //! An option that isn't known here makes its match unknown; a target that isn't may end the packet.
 
 use super::dump::Save;
-use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, RuleTable, Step, Tool};
+use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, RuleTable, Step, Target, Tool};
+use std::collections::HashMap;
 use super::options;
 
 /// The tables of one save.
@@ -10,10 +11,12 @@ use super::options;
 pub fn parse(save: &Save) -> Vec<RuleTable> {
     let (tool, family) = if save.ipv6 { (Tool::Ip6tables, "ip6") } else { (Tool::Iptables, "ip") };
     let mut tables: Vec<RuleTable> = Vec::new();
+    let mut chains: HashMap<String, usize> = HashMap::new();
     let program = save.tool.strip_suffix("-save").unwrap_or(&save.tool);
     for line in save.text.lines() {
         let line = line.trim();
         if let Some(name) = line.strip_prefix('*') {
+            chains.clear();
             tables.push(RuleTable {
                 tool,
                 family,
@@ -25,6 +28,7 @@ pub fn parse(save: &Save) -> Vec<RuleTable> {
             if let Some(chain) = line.strip_prefix(':') {
                 let mut words = chain.split_whitespace();
                 let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or("-"));
+                chains.insert(name.to_owned(), table.chains.len());
                 table.chains.push(Chain {
                     name: name.to_owned(),
                     base: (policy != "-").then(|| base(&table.name, name, policy == "DROP")).flatten(),
@@ -34,8 +38,8 @@ pub fn parse(save: &Save) -> Vec<RuleTable> {
                 let (name, rest) = rule.split_once(' ').unwrap_or((rule, ""));
                 let delete = format!("{program} -w -t {} -D {rule}", table.name);
                 let rule = Rule { steps: steps(&words(rest)), text: line.to_owned(), delete: Some(delete) };
-                if let Some(chain) = table.chains.iter_mut().find(|chain| chain.name == name) {
-                    chain.rules.push(rule);
+                if let Some(chain) = chains.get(name) {
+                    table.chains[*chain].rules.push(rule);
                 }
             }
         }
@@ -103,9 +107,7 @@ fn argument<'a>(arguments: &'a [String], option: &str) -> Option<&'a str> {
 }
 
 fn action(name: &str, arguments: &[String]) -> Vec<Step> {
-    let nat = |kind, to: &str| {
-        vec![Step::Do(Action::Nat(Nat { kind, to: argument(arguments, to).map(str::to_owned) }))]
-    };
+    let nat = |kind, to: &str| vec![Step::Do(Action::Nat(translation(kind, arguments, to)))];
     let one = |action| vec![Step::Do(action)];
     match name {
         "ACCEPT" => one(Action::Accept),
@@ -115,7 +117,7 @@ fn action(name: &str, arguments: &[String]) -> Vec<Step> {
         "DNAT" => nat("dnat", "--to-destination"),
         "REDIRECT" => nat("redirect", "--to-ports"),
         "SNAT" => nat("snat", "--to-source"),
-        "NETMAP" => nat("dnat", "--to"),
+        "NETMAP" => nat("netmap", "--to"),
         "MASQUERADE" => nat("masquerade", "--to-ports"),
         "TPROXY" => {
             let mut steps = nat("tproxy", "--on-port");
@@ -125,9 +127,15 @@ fn action(name: &str, arguments: &[String]) -> Vec<Step> {
         }
         "NOTRACK" => one(Action::Notrack),
         "CT" => {
-            let notrack = arguments.iter().any(|word| word == "--notrack").then_some(Action::Notrack);
-            let helper = argument(arguments, "--helper").map(|name| Action::Helper(name.to_owned()));
-            notrack.or(helper).map_or_else(|| one(Action::WriteConnection), one)
+            let has = |option: &str| arguments.iter().any(|word| word == option);
+            let zone = ["--zone", "--zone-orig", "--zone-reply"].into_iter().any(has);
+            let mut steps = Vec::new();
+            steps.extend(has("--notrack").then_some(Step::Do(Action::Notrack)));
+            steps.extend(
+                argument(arguments, "--helper").map(|name| Step::Do(Action::Helper(name.to_owned()))),
+            );
+            steps.extend(zone.then_some(Step::Do(Action::Zone)));
+            if steps.is_empty() { one(Action::WriteConnection) } else { steps }
         }
         "MARK" => {
             let set = argument(arguments, "--set-xmark").map(set_mark);
@@ -145,6 +153,45 @@ fn action(name: &str, arguments: &[String]) -> Vec<Step> {
     }
 }
 
+/// What DNAT, SNAT, MASQUERADE, REDIRECT, NETMAP or TPROXY make of a packet.
+fn translation(kind: &'static str, arguments: &[String], option: &str) -> Nat {
+    let given = arguments.iter().filter(|word| *word == option).count();
+    let to = argument(arguments, option).map(str::to_owned);
+    let mut nat = Nat::unknown(kind, to.clone());
+    match (kind, to) {
+        ("masquerade" | "redirect", None) => nat.ports = Target::Kept,
+        ("masquerade" | "redirect", Some(text)) => {
+            nat.ports = options::port_range(&text).map_or(Target::Any, Target::Within);
+        }
+        ("netmap", Some(text)) => {
+            nat.addresses = options::network(&text).map_or(Target::Any, Target::Within);
+            nat.ports = Target::Kept;
+        }
+        ("dnat" | "snat", Some(text)) if given == 1 => (nat.addresses, nat.ports) = endpoint(&text),
+        _ => {}
+    }
+    nat
+}
+
+/// "192.0.2.1", "192.0.2.1-192.0.2.9:80-90", "[2001:db8::1]:80", ":8080".
+fn endpoint(text: &str) -> (Target, Target) {
+    let (address, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => (address, port.strip_prefix(':').unwrap_or("")),
+        None if text.matches(':').count() == 1 => text.split_once(':').unwrap_or((text, "")),
+        None => (text, ""),
+    };
+    // A base port to shift by is behind a slash: --to-destination 10.0.0.1:80-90/8080.
+    let ports = match port {
+        "" => Target::Kept,
+        port => options::port_range(port).map_or(Target::Any, Target::Within),
+    };
+    let addresses = match address {
+        "" => Target::Kept,
+        address => options::range(address).map_or(Target::Any, Target::Within),
+    };
+    (addresses, ports)
+}
+
 /// "0x4000/0x4000" of --set-xmark: mark = (mark & !mask) ^ value.
 fn set_mark(text: &str) -> Action {
     match options::value_and_mask(text) {
@@ -155,7 +202,21 @@ fn set_mark(text: &str) -> Action {
 
 #[cfg(test)]
 mod tests {
-    use super::words;
+    use super::{endpoint, words};
+    use crate::firewall::ir::Target;
+    use crate::firewall::ranges::Ranges;
+
+    #[test]
+    fn where_a_translation_leads_is_read() {
+        let within = |low: u32, high: u32| Target::Within(Ranges::span(low.into(), high.into()));
+        let address = 0xc000_0201;
+        assert_eq!(endpoint("192.0.2.1"), (within(address, address), Target::Kept));
+        assert_eq!(endpoint("192.0.2.1-192.0.2.9:80-90"), (within(address, address + 8), within(80, 90)));
+        assert_eq!(endpoint(":8080"), (Target::Kept, within(8080, 8080)));
+        assert_eq!(endpoint("[2001:db8::1]:80").1, within(80, 80));
+        assert_eq!(endpoint("2001:db8::1").1, Target::Kept);
+        assert_eq!(endpoint("host:name"), (Target::Any, Target::Any));
+    }
 
     #[test]
     fn quotes_are_undone_as_iptables_restore_does() {

@@ -128,6 +128,21 @@ impl RuleTable {
         })
     }
 
+    /// Adds what nft says of the same rules, chain by chain: a part that one of the tools leaves out or can't print still holds.
+    pub fn join(&mut self, nft: Self) {
+        for of_nft in nft.chains {
+            let Some(chain) = self.chains.iter_mut().find(|chain| chain.name == of_nft.name) else { continue };
+            chain.base = of_nft.base.or(chain.base.take());
+            for (rule, of_nft) in chain.rules.iter_mut().zip(of_nft.rules) {
+                let known = of_nft.steps.into_iter().filter(|step| {
+                    matches!(step, Step::If(condition) if condition.is_known())
+                });
+                let rest = std::mem::take(&mut rule.steps);
+                rule.steps = known.chain(rest).collect();
+            }
+        }
+    }
+
     /// How one names a chain of it: "inet filter input", "iptables filter INPUT".
     #[must_use]
     pub fn place(&self, chain: &str) -> String {
@@ -152,7 +167,7 @@ pub struct Rule {
 }
 
 /// A part of a rule.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Go on only if it holds.
     If(Condition),
@@ -196,8 +211,11 @@ pub enum Action {
     MarkUnknown,
     /// The mark becomes the connection's.
     MarkFromConnection,
-    /// Writes something into the conntrack entry: a mark, a label, a zone.
+    /// Writes something into the conntrack entry: a mark, a label, a timeout.
     WriteConnection,
+    /// Assign a conntrack zone. Before conntrack that gives the packet a template, with which it is tracked whatever
+    /// NOTRACK said: nft_ct_set_zone_eval and nft_notrack_eval, net/netfilter/nft_ct.c, 6.12.
+    Zone,
     /// Its effect is unknown: it may drop the packet.
     Unknown(String),
 }
@@ -209,9 +227,36 @@ pub struct Nat {
     pub kind: &'static str,
     /// Where to, as text.
     pub to: Option<String>,
+    /// The new addresses.
+    pub addresses: Target,
+    /// The new ports.
+    pub ports: Target,
+}
+
+/// What a translation makes of an address or a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The same; a source port is kept if it is free.
+    Kept,
+    /// One of these.
+    Within(Ranges),
+    /// One of this host's own addresses.
+    Own,
+    /// Not known: any.
+    Any,
 }
 
 impl Nat {
+    /// To somewhere that isn't known.
+    #[must_use]
+    pub fn unknown(kind: &'static str, to: Option<String>) -> Self {
+        let addresses = match kind {
+            "masquerade" | "redirect" => Target::Own,
+            _ => Target::Any,
+        };
+        Self { kind, to, addresses, ports: Target::Any }
+    }
+
     /// Whether it changes where a packet goes to (not where it comes from).
     #[must_use]
     pub fn is_destination(&self) -> bool {
@@ -306,6 +351,17 @@ pub enum Condition {
 }
 
 impl Condition {
+    /// Whether all of it is understood.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        match self {
+            Self::Unknown(..) => false,
+            Self::All(all) | Self::Any(all) => all.iter().all(Self::is_known),
+            Self::Not(condition) => condition.is_known(),
+            _ => true,
+        }
+    }
+
     /// Turned round if asked for.
     #[must_use]
     pub fn negated(self, negate: bool) -> Self {

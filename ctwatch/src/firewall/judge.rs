@@ -1,11 +1,14 @@
 //! What would break, or open up, if these flows were exempted. Every flow that works today is run through the rules
 //! again without conntrack. What can't be judged is an objection, never silence.
 
-use super::ir::{Family, Nat, Tool, state};
-use super::path::{At, Packet, Path};
+use std::collections::BTreeSet;
+
+use super::ir::{Family, Tool, state};
+use super::path::{At, Packet, Path, Space, Way};
 use super::ranges::Ranges;
-use super::walk::{Dropped, FAMILIES, TooMuch, Walker};
-use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, listing, words};
+use super::translation::{self, Asked, Caught};
+use super::walk::{Dropped, TooMuch, Walker, World};
+use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, listing};
 use crate::model::Protocol;
 
 /// Ports that get a helper automatically where the kernel assigns helpers by port: nf_conntrack_*.c's defaults, 6.1.
@@ -21,26 +24,40 @@ const HELPER_PORTS: [(Protocol, u16, &str); 10] = [
     (Protocol::UDP, 1719, "RAS"),
     (Protocol::UDP, 5060, "sip"),
 ];
-/// Linux's ephemeral ports unless set otherwise (inet_init_net, net/ipv4/af_inet.c, 6.12).
-const EPHEMERAL: (u16, u16) = (32_768, 60_999);
-/// What remote clients may use: other systems and NAT gateways start here.
-const UNPRIVILEGED: (u16, u16) = (1024, 65_535);
+/// The families to ask about.
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+/// So many objections of a kind are told; the others are like them.
+const TOLD: usize = 4;
 
 pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> {
-    let mut case = Case { firewall, target, found: Vec::new(), flows: 0, exempt: 0 };
+    let mut case =
+        Case { firewall, target, found: Vec::new(), flows: 0, exempt: 0, half: false, translating: BTreeSet::new() };
+    case.not_read();
+    if !case.found.is_empty() {
+        return case.found;
+    }
     for family in FAMILIES {
-        for start in starts(firewall, target.scope, family) {
-            if let Err(TooMuch) = case.family(family, &start) {
-                case.too_much();
-            }
+        if let Err(TooMuch) = case.family(family) {
+            case.too_much();
         }
     }
-    if case.flows > 0 && case.flows == case.exempt {
+    if case.flows == 0 {
+        case.none_passes();
+    } else if case.flows == case.exempt {
+        // Whatever else speaks against it would do so today.
+        case.found.clear();
         case.already();
+        return case.found;
+    } else if case.half || case.exempt > 0 {
+        case.half();
     }
     case.automatic_helper();
-    case.translated_replies();
     case.found.sort_by_key(|objection| objection.kind);
+    let mut told = (None, 0);
+    case.found.retain(|objection| {
+        told = if told.0 == Some(objection.kind) { (told.0, told.1 + 1) } else { (Some(objection.kind), 1) };
+        told.1 <= TOLD
+    });
     case.found
 }
 
@@ -51,35 +68,78 @@ struct Case<'a> {
     /// Kinds of flows that work today, and how many of them are exempt already.
     flows: usize,
     exempt: usize,
+    /// Some have one exempt direction.
+    half: bool,
+    /// The rules that translate these flows themselves.
+    translating: BTreeSet<(usize, usize, Option<usize>)>,
 }
 
-/// Which addresses flows can have. Over lo both are of the loopback network, or both are others of this host's.
-fn starts(firewall: &Firewall, scope: Scope, family: Family) -> Vec<Path> {
-    let network = |text: &str| -> Ranges {
-        let net: ipnet::IpNet = text.parse().expect("it is a network");
-        words::network(net.addr(), net.prefix_len()).expect("it is a network")
+/// Flows that NOTRACK would exempt.
+struct Class {
+    way: Way,
+    start: Path,
+    /// Those that were asked for; else their mirror image, which the same rules catch: clients that have the port.
+    asked: bool,
+    /// Whether clients have these ports unless they mean harm.
+    expected: bool,
+}
+
+/// All flows of one family of which the rules would catch every packet. Over lo both addresses are of the loopback network, or
+/// both are others of this host's.
+fn classes(firewall: &Firewall, target: &ExemptTarget, family: Family) -> Vec<Class> {
+    let peers = translation::peers(family);
+    // 6to4 is deprecated by RFC 7526; firewalld rejects much of it.
+    let peers = if family == Family::V6 {
+        peers.without(&Ranges::span(0x2002 << 112, (0x2003 << 112) - 1))
+    } else {
+        peers
     };
-    // What no peer has: 0/8, multicast and above; 6to4 (deprecated by RFC 7526), much of which firewalld rejects.
-    let (loopback, others) = match family {
-        Family::V4 => (network("127.0.0.0/8"), Ranges::span(1 << 24, (224 << 24) - 1)),
-        Family::V6 => {
-            let unicast = ["2000::/3", "fc00::/7", "fe80::/10"].map(network);
-            let unicast = Ranges::of(unicast.iter().flat_map(|set| set.intervals().iter().copied()));
-            (network("::1/128"), unicast.and(&network("2002::/16").not()))
+    let loopback = translation::loopback(family);
+    let known = firewall.host.own(family);
+    let own = known.map_or_else(|| peers.clone(), |own| own.without(&loopback));
+    let others = known.map_or_else(|| peers.clone(), |own| peers.without(own));
+    let port = Ranges::one(target.port.into());
+    let any = Ranges::span(1, 65_535);
+    let (own_ports, remote_ports) = (
+        translation::own_ports(target.proto, firewall.local_ports),
+        translation::remote_ports(target.proto),
+    );
+    let class = |way, client: &Ranges, server: &Ranges, ports: (&Ranges, &Ranges), asked, expected| Class {
+        way,
+        start: Path::start(Space {
+            client: client.clone(),
+            server: server.clone(),
+            client_port: ports.0.clone(),
+            server_port: ports.1.clone(),
+            router: peers.clone(),
+        }),
+        asked,
+        expected,
+    };
+    let served = |ports, asked, expected| class(Way::Served, &others, &own, ports, asked, expected);
+    let outgoing = |ports, asked, expected| class(Way::Outgoing, &own, &others, ports, asked, expected);
+    let remote_has = remote_ports.contains(target.port.into());
+    let own_has = own_ports.contains(target.port.into());
+    let mut classes = match target.scope {
+        Scope::Loopback => {
+            let looped = |ports, asked, expected| {
+                [&loopback, &own].map(|all| class(Way::Loopback, all, all, ports, asked, expected))
+            };
+            let mut classes = Vec::from(looped((&own_ports, &port), true, true));
+            classes.extend(looped((&port, &any), false, own_has));
+            classes
         }
+        Scope::Served => vec![
+            served((&remote_ports, &port), true, true),
+            outgoing((&port, &any), false, own_has),
+        ],
+        Scope::Outgoing => vec![
+            outgoing((&own_ports, &port), true, true),
+            served((&port, &any), false, remote_has),
+        ],
     };
-    let others = others.and(&loopback.not());
-    let ports = match scope {
-        Scope::Loopback | Scope::Outgoing => firewall.local_ports.unwrap_or(EPHEMERAL),
-        Scope::Served => UNPRIVILEGED,
-    };
-    let ports = Ranges::span(ports.0.into(), ports.1.into());
-    let start =
-        |addresses: &Ranges| Path::start(addresses.clone(), addresses.clone(), ports.clone(), others.clone());
-    match scope {
-        Scope::Loopback => vec![start(&loopback), start(&others)],
-        Scope::Served | Scope::Outgoing => vec![start(&others)],
-    }
+    classes.retain(|class| !class.start.client.is_empty() && !class.start.server.is_empty());
+    classes
 }
 
 /// The packets of a flow that rules can tell apart.
@@ -92,7 +152,6 @@ fn packets(target: &ExemptTarget, family: Family) -> Vec<Packet> {
         index,
         family,
         protocol: target.proto.0,
-        port: target.port,
         request,
         flags: tcp.then_some(flags),
         icmp: None,
@@ -111,60 +170,136 @@ fn packets(target: &ExemptTarget, family: Family) -> Vec<Packet> {
 }
 
 /// "This packet is too big": a router's word about a packet of the flow.
-fn too_big(target: &ExemptTarget, family: Family) -> Packet {
+fn too_big(request: bool, family: Family) -> Packet {
     Packet {
         index: 9,
         family,
         protocol: if family == Family::V4 { Protocol::ICMP.0 } else { Protocol::ICMPV6.0 },
-        port: target.port,
-        request: target.scope == Scope::Served,
+        request,
         flags: None,
         icmp: Some(if family == Family::V4 { (3, 4) } else { (2, 0) }),
         state: state::RELATED,
     }
 }
 
+fn tracked(way: Way) -> World<'static> {
+    World { tracked: true, way, hooks: None }
+}
+
+fn untracked(way: Way) -> World<'static> {
+    World { tracked: false, way, hooks: None }
+}
+
 impl Case<'_> {
-    fn family(&mut self, family: Family, start: &Path) -> Result<(), TooMuch> {
-        let flow = packets(self.target, family);
-        let mut walker = Walker::new(&self.firewall.tables, self.target.scope);
-        let today = walker.run(true, &flow, vec![start.clone()])?;
-        let everyone_passes = today.dropped.is_empty();
-        for path in today.passed.iter().chain(today.dropped.iter().map(|(path, _)| path)) {
-            self.translation(path);
-        }
-        for path in &today.passed {
-            self.flows += 1;
-            self.exempt += usize::from(path.exempted == flow.len());
-            self.side_effects(path);
-        }
-        for path in &today.passed {
-            if self.translated(path).is_some() {
-                continue;
+    fn family(&mut self, family: Family) -> Result<(), TooMuch> {
+        for class in classes(self.firewall, self.target, family) {
+            let flow = packets(self.target, family);
+            let mut walker = Walker::new(self.firewall);
+            self.class(&mut walker, &class, &flow)?;
+            if self.firewall.has_helpers() && class.asked {
+                // A helper may have announced them.
+                let mut expected = flow;
+                expected[0].state = state::RELATED;
+                self.class(&mut walker, &class, &expected)?;
             }
-            // Each packet by itself: one that is dropped would hide what happens to the next.
-            for packet in &flow {
-                let after = walker.run(false, &[*packet], vec![path.again()])?;
-                for (way, dropped) in &after.dropped {
-                    // Dropped whatever the answer is: then it doesn't matter that it isn't known.
-                    let may_pass = after.passed.iter().any(|passed| passed.may_be_of_the_flow_of(way));
-                    match way.gambled.or(way.assumed) {
-                        Some(at) if may_pass => self.may_break(&at, dropped),
-                        _ => self.breaks(path, dropped, everyone_passes),
+        }
+        let mut walker = Walker::new(self.firewall);
+        let asked = Asked {
+            target: self.target,
+            host: &self.firewall.host,
+            ephemeral: self.firewall.local_ports,
+            family,
+            packet: packets(self.target, family)[0],
+        };
+        for caught in translation::caught(&mut walker, &asked)? {
+            if !self.translating.contains(&caught.at.rule()) {
+                self.never_translated_back(&caught);
+            }
+        }
+        Ok(())
+    }
+
+    fn class(&mut self, walker: &mut Walker<'_>, class: &Class, flow: &[Packet]) -> Result<(), TooMuch> {
+        let way = class.way;
+        let mut passed = Vec::new();
+        if class.expected {
+            let starts = self.halves(walker, class, flow)?;
+            let today = walker.run(&tracked(way), flow, starts)?;
+            let everyone_passes = today.dropped.is_empty();
+            for path in today.passed.iter().chain(today.dropped.iter().map(|(path, _)| path)) {
+                self.translation(path);
+            }
+            for path in &today.passed {
+                if class.asked {
+                    self.flows += 1;
+                    self.exempt += usize::from(path.exempted == flow.len());
+                    self.half |= path.half;
+                }
+                self.side_effects(path);
+            }
+            passed = today.passed;
+            for path in passed.iter().filter(|path| path.nat.is_none()) {
+                // Each packet by itself: one that is dropped would hide what happens to the next.
+                for packet in flow {
+                    let after = walker.run(&untracked(way), &[*packet], vec![path.again()])?;
+                    for path in &after.passed {
+                        self.side_effects(path);
+                    }
+                    for (way, dropped) in &after.dropped {
+                        // Dropped whatever the answer is: then it doesn't matter that it isn't known.
+                        let may_pass = after.passed.iter().any(|passed| passed.may_be_of_the_flow_of(way));
+                        match way.gambled.or(way.assumed) {
+                            Some(at) if may_pass => self.may_break(&at, dropped),
+                            _ => self.breaks(class, path, dropped, everyone_passes),
+                        }
                     }
                 }
             }
         }
-        for (path, dropped) in &today.dropped {
-            if self.translated(path).is_none() && dropped.packet.index == 0 {
-                let after = walker.run(false, &flow, vec![path.again()])?;
-                if after.passed.iter().any(|after| after.gambled.is_none() && after.assumed.is_none()) {
-                    self.opens(dropped);
-                }
+        // Of the mirror image only what others could use: anybody may send from that port.
+        if class.asked || way == Way::Served {
+            self.opens(walker, class, flow)?;
+        }
+        if way != Way::Loopback && class.asked {
+            self.icmp_errors(walker, class, flow[0].family, &passed)?;
+        }
+        Ok(())
+    }
+
+    /// The flows by what of them is exempt today.
+    fn halves(
+        &self,
+        walker: &mut Walker<'_>,
+        class: &Class,
+        flow: &[Packet],
+    ) -> Result<Vec<Path>, TooMuch> {
+        if self.firewall.untracked().is_empty() {
+            return Ok(vec![class.start.clone()]);
+        }
+        let all = walker.run(&tracked(class.way), flow, vec![class.start.clone()])?;
+        let ended = all.dropped.into_iter().map(|(path, _)| path);
+        let mut starts: Vec<Path> = Vec::new();
+        for path in all.passed.into_iter().chain(ended) {
+            let mut again = path.again();
+            again.half = path.exempted > 0 && path.exempted < flow.len();
+            if !starts.contains(&again) {
+                starts.push(again);
             }
         }
-        if self.target.scope != Scope::Loopback {
-            self.icmp_errors(&mut walker, family, &today.passed)?;
+        Ok(starts)
+    }
+
+    /// Flows that pass only without tracking.
+    fn opens(&mut self, walker: &mut Walker<'_>, class: &Class, flow: &[Packet]) -> Result<(), TooMuch> {
+        let after = walker.run(&untracked(class.way), flow, vec![class.start.clone()])?;
+        for after in &after.passed {
+            let today = walker.run(&tracked(class.way), &flow[..1], vec![after.again()])?;
+            for (path, dropped) in &today.dropped {
+                // What goes by chance in both worlds is no different in one of them.
+                if path.nat.is_none() && (path.gambled.is_none() || after.gambled.is_none()) {
+                    self.opened(class, dropped);
+                }
+            }
         }
         Ok(())
     }
@@ -172,13 +307,14 @@ impl Case<'_> {
     fn icmp_errors(
         &mut self,
         walker: &mut Walker<'_>,
+        class: &Class,
         family: Family,
         flows: &[Path],
     ) -> Result<(), TooMuch> {
-        let error = [too_big(self.target, family)];
+        let error = [too_big(class.way == Way::Served, family)];
         for path in flows.iter().filter(|path| path.nat.is_none()) {
-            for told in walker.run(true, &error, vec![path.again()])?.passed {
-                for (_, dropped) in walker.run(false, &error, vec![told.again()])?.dropped {
+            for told in walker.run(&tracked(class.way), &error, vec![path.again()])?.passed {
+                for (_, dropped) in walker.run(&untracked(class.way), &error, vec![told.again()])?.dropped {
                     let family = if family == Family::V4 { "fragmentation-needed" } else { "packet-too-big" };
                     let by = self.by(&dropped.at);
                     self.add(ObjectionKind::IcmpErrors, &dropped.at, None, format!(
@@ -191,17 +327,9 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// The translation that would be missed. Over lo a new source address isn't: the service sees the client's own
-    /// and can answer it. It is taken for meant only where it is for 127.0.0.1 and ::1.
-    fn translated<'p>(&self, path: &'p Path) -> Option<&'p (At, Nat)> {
-        let loopback = path.client.contains(0x7f00_0001) || path.client.contains(1);
-        path.nat
-            .as_ref()
-            .filter(|(_, nat)| self.target.scope != Scope::Loopback || nat.is_destination() || loopback)
-    }
-
     fn translation(&mut self, path: &Path) {
-        let Some((at, nat)) = self.translated(path) else { return };
+        let Some((at, nat)) = &path.nat else { return };
+        self.translating.insert(at.rule());
         let table = &self.firewall.tables[at.table];
         let maker = listing::by(&table.name, &table.chains[at.chain].name);
         let to = nat.to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
@@ -217,7 +345,39 @@ impl Case<'_> {
         }
     }
 
+    fn never_translated_back(&mut self, caught: &Caught) {
+        let Caught { at, nat, first } = caught;
+        let table = &self.firewall.tables[at.table];
+        let maker = listing::by(&table.name, &table.chains[at.chain].name);
+        let to = nat.to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
+        let by = maker.map_or_else(|| format!("this {} rule", nat.kind), |maker| format!("{maker}'s {} rule", nat.kind));
+        let text = if *first {
+            format!("{by}{to} also translates flows that the exemption of {} would catch: untracked packets aren't translated", self.target)
+        } else {
+            format!(
+                "replies to flows that {by}{to} translates look like packets of {}: exempt, they would never be translated back, and \
+                 those connections would time out",
+                self.target
+            )
+        };
+        self.add(ObjectionKind::NatRule, at, None, text);
+    }
+
     fn side_effects(&mut self, path: &Path) {
+        if let Some(at) = &path.zone {
+            self.add(ObjectionKind::Unknown, at, None, format!(
+                "this rule puts {} into a conntrack zone: with a zone's template a packet is tracked whatever NOTRACK says",
+                self.target
+            ));
+        }
+        if let Some(at) = &path.queued {
+            self.add(ObjectionKind::Unknown, at, None,
+                "a program decides on these packets here; what it makes of untracked ones, and whether it is still asked about new \
+                 connections, is unknown".to_owned());
+        }
+        if let Some((at, what)) = &path.unknown {
+            self.add(ObjectionKind::Unknown, at, None, format!("what this rule does to {} isn't understood: {what}", self.target));
+        }
         if let Some((at, name)) = &path.helper {
             self.add(ObjectionKind::Helper, at, None, format!(
                 "the {name} helper inspects these connections and allows the ones they announce; that needs tracking"
@@ -244,24 +404,30 @@ impl Case<'_> {
         self.add(ObjectionKind::Unknown, at, None, text);
     }
 
-    fn breaks(&mut self, today: &Path, dropped: &Dropped, everyone_passes: bool) {
+    fn breaks(&mut self, class: &Class, today: &Path, dropped: &Dropped, everyone_passes: bool) {
         let accepts = today.accepted.iter().find(|(index, at)| {
             *index == dropped.packet.index && (at.table, at.base) == (dropped.at.table, dropped.at.base)
         });
         let accepts = accepts.map_or(dropped.at, |(_, at)| *at);
-        let who = if dropped.packet.request { "packets to" } else { "replies from" };
+        let who = match (class.asked, dropped.packet.request) {
+            (true, true) => "packets to",
+            (true, false) => "replies from",
+            (false, true) => "packets of other clients, whose own port is that of",
+            (false, false) => "replies to other clients, whose own port is that of",
+        };
         let text = format!(
             "{who} {} pass today because conntrack knows their connection; untracked they don't match this rule, and {}",
             self.target,
             self.by(&dropped.at)
         );
-        let remedy = everyone_passes.then(|| self.remedy(dropped));
+        let remedy = (everyone_passes && class.asked).then(|| self.remedy(dropped));
         self.add(ObjectionKind::EstablishedOnly, &accepts, remedy, text);
     }
 
-    fn opens(&mut self, dropped: &Dropped) {
+    fn opened(&mut self, class: &Class, dropped: &Dropped) {
+        let what = if class.asked { "to" } else { "to other ports from clients whose own port is that of" };
         let text = format!(
-            "today {} for some new connections to {}; untracked packets would bypass that",
+            "today {} for some new connections {what} {}; untracked packets would bypass that",
             self.by(&dropped.at),
             self.target
         );
@@ -298,25 +464,48 @@ impl Case<'_> {
         }
     }
 
-    /// A router's own ephemeral ports: replies to flows it masquerades arrive with such a port as destination.
-    fn translated_replies(&mut self) {
-        if self.target.scope != Scope::Served || !(EPHEMERAL.0..=EPHEMERAL.1).contains(&self.target.port) {
-            return;
-        }
-        let source_nat = listing::source_nat(&self.firewall.tables);
-        if let Some(listed) = source_nat {
+    /// Rules that couldn't be read may be in the way.
+    fn not_read(&mut self) {
+        let target = self.target;
+        self.found.extend(self.firewall.unread.iter().map(|note| Objection {
+            kind: ObjectionKind::Unknown,
+            rule: String::new(),
+            place: note.tool.clone(),
+            text: format!("whether a rule needs {target} tracked is unknown: {}", note.text),
+            remedy: None,
+        }));
+    }
+
+    fn none_passes(&mut self) {
+        if self.found.is_empty() {
             self.found.push(Objection {
-                kind: ObjectionKind::NatRule,
-                rule: listed.rule,
-                place: listed.place,
+                kind: ObjectionKind::Unknown,
+                rule: String::new(),
+                place: String::new(),
                 text: format!(
-                    "flows translated here can get {} as their source port; their replies would be exempt too, and not \
-                     translated back",
-                    self.target.port
+                    "no rule lets {} pass as far as they are understood, so what they do to these flows isn't known",
+                    self.target
                 ),
                 remedy: None,
             });
         }
+    }
+
+    /// One direction is exempt already, or some flows are.
+    fn half(&mut self) {
+        let listed = self.firewall.untracked();
+        let rules: Vec<String> =
+            listed.iter().take(TOLD).map(|listed| format!("{}: {}", listed.place, listed.rule)).collect();
+        self.found.push(Objection {
+            kind: ObjectionKind::HalfUntracked,
+            rule: rules.join("; "),
+            place: String::new(),
+            text: format!(
+                "a part of {} is exempt already: the packets of the other part make entries or are invalid; the commands add what is missing",
+                self.target
+            ),
+            remedy: None,
+        });
     }
 
     fn too_much(&mut self) {

@@ -170,13 +170,6 @@ pub fn by(table: &str, chain: &str) -> Option<&'static str> {
     }
 }
 
-/// The first rule that changes where packets come from.
-pub fn source_nat(tables: &[RuleTable]) -> Option<Listed> {
-    let source =
-        |rule: &Rule| does(rule, |action| matches!(action, Action::Nat(nat) if !nat.is_destination()));
-    listed(tables, source).into_iter().next()
-}
-
 /// Whether nft shows rules of iptables-nft that it can't print in full.
 pub fn has_extensions(tables: &[RuleTable]) -> bool {
     let rules = tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);

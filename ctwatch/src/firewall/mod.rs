@@ -3,6 +3,8 @@
 
 mod commands;
 mod dump;
+mod host;
+mod index;
 mod iptables;
 mod ir;
 mod judge;
@@ -13,20 +15,26 @@ mod path;
 mod ranges;
 mod read;
 mod stateless;
+mod translation;
 mod walk;
 mod words;
+
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 pub use commands::Commands;
 pub use dump::{Dump, Save, Tools};
+pub use host::HostFacts;
 pub use ir::Tool;
 pub use listing::{Listed, Published};
 pub use read::{list, read};
 pub use stateless::SAVED;
 
 use crate::model::Protocol;
-use ir::RuleTable;
+use host::Host;
+use index::Index;
+use ir::{Action, RuleTable};
 
 /// All rules of a netns.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +44,10 @@ pub struct Firewall {
     local_ports: Option<(u16, u16)>,
     tools: Tools,
     legacy: bool,
+    host: Host,
+    /// What couldn't be read of the rules: nothing is advised then.
+    unread: Vec<Note>,
+    index: OnceLock<Index>,
 }
 
 /// Rules that couldn't be read, and what would help.
@@ -98,13 +110,15 @@ pub enum ObjectionKind {
     Unknown,
     /// Nothing would change: they are exempt already.
     AlreadyUntracked,
+    /// A part of them is exempt already; worth to know.
+    HalfUntracked,
 }
 
 impl ObjectionKind {
-    /// Whether connections would fail, or may fail, at once.
+    /// Whether it forbids the exemption; the others are worth to know.
     #[must_use]
-    pub fn breaks_connections(self) -> bool {
-        !matches!(self, Self::AlreadyUntracked | Self::OpensAccess | Self::IcmpErrors | Self::ConnectionMark)
+    pub fn forbids(self) -> bool {
+        !matches!(self, Self::AlreadyUntracked | Self::HalfUntracked | Self::IcmpErrors)
     }
 }
 
@@ -136,7 +150,8 @@ impl Objection {
 }
 
 impl Firewall {
-    /// Reads what the tools printed. Notes say what couldn't be understood.
+    /// Reads what the tools printed. Notes say what couldn't be understood; as long as there is one, every exemption has
+    /// an objection.
     #[must_use]
     pub fn parse(dump: &Dump) -> (Self, Vec<Note>) {
         let mut notes = Vec::new();
@@ -149,15 +164,15 @@ impl Firewall {
                     .push(Note { tool: "nft".to_owned(), text: format!("nft rules are unknown: {error:#}") }),
             }
         }
-        // iptables-nft keeps its rules in tables of nf_tables, where nft shows them with parts it can't print. Those
-        // are judged by what iptables-nft-save said, if it said all: it leaves out chains it didn't make. The legacy
+        // iptables-nft keeps its rules in tables of nf_tables, where nft shows them with parts it can't print. What
+        // iptables-nft-save says is put beside that, if it said all: it leaves out chains it didn't make. The legacy
         // variant's are other tables with the same names.
         for save in &dump.saves {
-            for table in iptables::parse(save) {
+            for mut table in iptables::parse(save) {
                 let twin = own.iter().position(|nft| nft.family == table.family && nft.name == table.name);
                 match twin.filter(|_| !save.legacy) {
                     Some(twin) if own[twin].is_all_in(&table) => {
-                        own.remove(twin);
+                        table.join(own.remove(twin));
                         tables.push(table);
                     }
                     Some(_) => {}
@@ -166,13 +181,6 @@ impl Firewall {
             }
         }
         tables.extend(own);
-        if listing::has_extensions(&tables) {
-            notes.push(Note {
-                tool: "iptables-save".to_owned(),
-                text: "some rules were made by iptables and nft can't print them: install iptables so that they can be judged"
-                    .to_owned(),
-            });
-        }
         let legacy = dump.saves.iter().any(|save| save.legacy && save.text.contains("\n-A "));
         let firewall = Self {
             tables,
@@ -180,8 +188,29 @@ impl Firewall {
             local_ports: dump.local_ports,
             tools: dump.tools,
             legacy,
+            host: Host::new(&dump.host),
+            unread: dump.unread.iter().chain(&notes).cloned().collect(),
+            index: OnceLock::new(),
         };
+        if listing::has_extensions(&firewall.tables) {
+            notes.push(Note {
+                tool: "iptables-save".to_owned(),
+                text: "some rules were made by iptables and nft can't print them: install iptables so that they can be judged"
+                    .to_owned(),
+            });
+        }
         (firewall, notes)
+    }
+
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| Index::new(&self.tables))
+    }
+
+    /// Whether connections may be there that a helper announced.
+    fn has_helpers(&self) -> bool {
+        let helps = |action: &Action| matches!(action, Action::Helper(_));
+        let steps = self.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
+        self.automatic_helpers || steps.flat_map(|rule| &rule.steps).flat_map(index::actions).any(helps)
     }
 
     /// Objections to exempting these flows; none means that it is safe as far as the rules tell.
@@ -222,22 +251,19 @@ impl Firewall {
         listing::published(&self.tables)
     }
 
-    /// The tool whose commands advice should use: nft, unless only iptables is installed or most rules are iptables'.
+    /// The tool whose commands advice should use: nft, whose table of its own no rule of others can be in front of, and which
+    /// leaves nothing behind; iptables where nft isn't installed, or where all rules are those of the legacy variant and nf_tables
+    /// may not even be there.
     #[must_use]
     pub fn preferred_tool(&self) -> Tool {
-        let (nft, iptables) = (self.filled(|tool| tool == Tool::Nft), self.filled(|tool| tool != Tool::Nft));
+        let has_nft_rules = self.tables.iter().any(|table| table.tool == Tool::Nft && table.has_rules());
         if !self.tools.iptables {
             Tool::Nft
-        } else if !self.tools.nft || self.legacy || iptables > nft {
+        } else if !self.tools.nft || (self.legacy && !has_nft_rules) {
             Tool::Iptables
         } else {
             Tool::Nft
         }
-    }
-
-    /// Tables of these tools that contain rules; empty ones are left behind by modules and earlier commands.
-    fn filled(&self, tools: impl Fn(Tool) -> bool) -> usize {
-        self.tables.iter().filter(|table| tools(table.tool) && table.has_rules()).count()
     }
 
     /// `nft` is on PATH.

@@ -21,9 +21,12 @@ const STAYS_FOR_A_FLOW: [&str; 11] = [
     "rpfilter",
     "socket",
 ];
-/// Matches that count, look at a clock, or throw dice.
-const NEVER_STAYS: [&str; 10] =
-    ["limit", "hashlimit", "recent", "statistic", "quota", "time", "connbytes", "rateest", "quota2", "nth"];
+/// Matches that look at the packet alone: whether it is tracked makes no difference. What is here in neither list may count, look
+/// at a clock, throw dice, or be anything.
+const STAYS_FOR_A_PACKET: [&str; 26] = [
+    "", "tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "multiport", "mark", "length", "ttl", "hl", "dscp", "tos",
+    "ecn", "string", "u32", "bpf", "tcpmss", "pkttype", "esp", "ah", "frag", "rt", "addrtype",
+];
 /// Matches that say no for a packet without entry: connmark_mt, helper_mt … net/netfilter/xt_*.c, 6.12.
 const NEEDS_AN_ENTRY: [&str; 5] = ["connmark", "connlabel", "helper", "connbytes", "cluster"];
 
@@ -59,10 +62,11 @@ fn of((name, words): &(&str, Vec<&str>)) -> Condition {
     }
     let stays = if STAYS_FOR_A_FLOW.contains(name) {
         Stays::Flow
-    } else if NEVER_STAYS.contains(name) {
-        Stays::Never
-    } else {
+    } else if STAYS_FOR_A_PACKET.contains(name) {
         Stays::Packet
+    } else {
+        // It may count, or ask for the connection.
+        Stays::Never
     };
     let unknown = Condition::Unknown(stays, text());
     if NEEDS_AN_ENTRY.contains(name) { Condition::All(vec![Condition::Tracked, unknown]) } else { unknown }
@@ -169,7 +173,8 @@ fn ports(text: &str) -> Option<Ranges> {
     Some(Ranges::of(intervals))
 }
 
-fn network(text: &str) -> Option<Ranges> {
+/// "10.0.0.0/8".
+pub fn network(text: &str) -> Option<Ranges> {
     let (address, bits) = text.split_once('/').unwrap_or((text, ""));
     let address: IpAddr = address.parse().ok()?;
     let widest = if address.is_ipv4() { 32 } else { 128 };
@@ -177,9 +182,16 @@ fn network(text: &str) -> Option<Ranges> {
     words::network(address, if bits.is_empty() { widest } else { bits.parse().ok()? })
 }
 
-fn range(text: &str) -> Option<Ranges> {
+/// "10.0.0.1-10.0.0.9".
+pub fn range(text: &str) -> Option<Ranges> {
     let (low, high) = text.split_once('-').unwrap_or((text, text));
     Some(Ranges::span(words::number(low.parse().ok()?), words::number(high.parse().ok()?)))
+}
+
+/// "80", "80-90".
+pub fn port_range(text: &str) -> Option<Ranges> {
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    Some(Ranges::span(low.parse().ok()?, high.parse().ok()?))
 }
 
 fn flags(text: &str) -> Option<u8> {

@@ -4,16 +4,42 @@
 use std::collections::BTreeMap;
 
 use super::Scope;
+use super::host::Host;
 use super::ir::{Base, Condition, End, Family, Field, Hook, Nat, Stays, state};
 use super::ranges::Ranges;
 
 /// Where conntrack sits: NF_IP_PRI_CONNTRACK, include/uapi/linux/netfilter_ipv4.h, 6.12.
-const CONNTRACK: i32 = -200;
+pub const CONNTRACK: i32 = -200;
 /// Where NOTRACK has to sit.
 pub const RAW: i32 = -300;
 
-/// A rule, or a chain's policy.
+/// Which way a flow's first packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From this host to itself over lo.
+    Loopback,
+    /// From elsewhere to this host.
+    Served,
+    /// From this host to elsewhere.
+    Outgoing,
+    /// Through this host.
+    Forwarded,
+    /// From elsewhere, and where to isn't decided yet.
+    Arriving,
+}
+
+impl From<Scope> for Way {
+    fn from(scope: Scope) -> Self {
+        match scope {
+            Scope::Loopback => Self::Loopback,
+            Scope::Served => Self::Served,
+            Scope::Outgoing => Self::Outgoing,
+        }
+    }
+}
+
+/// A rule, or a chain's policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct At {
     /// Index of the table.
     pub table: usize,
@@ -25,6 +51,13 @@ pub struct At {
     pub base: usize,
 }
 
+impl At {
+    /// The rule itself, however it was reached.
+    pub fn rule(self) -> (usize, usize, Option<usize>) {
+        (self.table, self.chain, self.rule)
+    }
+}
+
 /// One packet of the flow in question.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
@@ -34,8 +67,6 @@ pub struct Packet {
     pub family: Family,
     /// IP protocol.
     pub protocol: u8,
-    /// The service's port.
-    pub port: u16,
     /// From the client to the service.
     pub request: bool,
     /// TCP flags.
@@ -57,8 +88,10 @@ pub struct Place<'a> {
     pub at: At,
     /// Whether the flow is tracked, or NOTRACK is in force.
     pub tracked: bool,
-    /// Whose flow it is.
-    pub scope: Scope,
+    /// Which way the flow goes.
+    pub way: Way,
+    /// What is known of the host.
+    pub host: &'a Host,
 }
 
 /// What has been assumed, and what has happened.
@@ -66,16 +99,21 @@ pub struct Place<'a> {
 pub struct Path {
     /// The client's possible addresses.
     pub client: Ranges,
-    /// The service's possible addresses.
+    /// The service's possible addresses: where the client sends to, until a rule translates that.
     pub server: Ranges,
     /// The client's possible ports.
     pub client_port: Ranges,
+    /// The service's possible ports.
+    pub server_port: Ranges,
     /// Who may have sent an ICMP error.
     pub router: Ranges,
+    /// Only some of the flow's packets are exempt today, so conntrack sees one direction or less of it.
+    pub half: bool,
     /// Answers assumed for questions that can't be answered here.
     answers: BTreeMap<String, bool>,
-    /// Which names the interface to the outside has been assumed to have or not to have.
-    devices: BTreeMap<String, bool>,
+    /// Which names the interfaces to the outside have been assumed to have or not to have. Forwarded flows have two:
+    /// `true` is the one they leave by.
+    devices: BTreeMap<(bool, String), bool>,
     /// The first rule of this run whose answer had to be assumed.
     pub assumed: Option<At>,
     /// The first rule of this run that goes by rates, counts, time or chance.
@@ -86,10 +124,22 @@ pub struct Path {
     pub exempt: bool,
     /// How many packets of the flow were exempted.
     pub exempted: usize,
-    /// A translation.
+    /// A translation: the first that this run met.
     pub nat: Option<(At, Nat)>,
+    /// The translation of the client's address, if there is one.
+    pub source_nat: Option<(At, Nat)>,
+    /// The service's addresses and ports as the client has them, where they have been translated.
+    pub asked: Option<(Ranges, Ranges)>,
+    /// The client's addresses and ports as the service has them, where they have been translated.
+    pub seen: Option<(Ranges, Ranges)>,
     /// A helper was assigned.
     pub helper: Option<(At, String)>,
+    /// A zone was assigned.
+    pub zone: Option<At>,
+    /// A program was asked.
+    pub queued: Option<At>,
+    /// Something happened that isn't understood.
+    pub unknown: Option<(At, String)>,
     /// The mark of the connection went into the packet's.
     pub mark_read: Option<At>,
     /// Connections were counted.
@@ -98,14 +148,32 @@ pub struct Path {
     pub accepted: Vec<(usize, At)>,
 }
 
+/// Addresses and ports of flows, nothing else assumed.
+#[derive(Clone, Debug)]
+pub struct Space {
+    /// The clients' addresses.
+    pub client: Ranges,
+    /// The service's.
+    pub server: Ranges,
+    /// The clients' ports.
+    pub client_port: Ranges,
+    /// The service's.
+    pub server_port: Ranges,
+    /// Who may send ICMP errors.
+    pub router: Ranges,
+}
+
 impl Path {
     /// Nothing assumed but that client and service have these addresses and ports.
-    pub fn start(client: Ranges, server: Ranges, client_port: Ranges, everywhere: Ranges) -> Self {
+    pub fn start(space: Space) -> Self {
+        let Space { client, server, client_port, server_port, router } = space;
         Self {
             client,
             server,
             client_port,
-            router: everywhere,
+            server_port,
+            router,
+            half: false,
             answers: BTreeMap::new(),
             devices: BTreeMap::new(),
             assumed: None,
@@ -114,7 +182,13 @@ impl Path {
             exempt: false,
             exempted: 0,
             nat: None,
+            source_nat: None,
+            asked: None,
+            seen: None,
             helper: None,
+            zone: None,
+            queued: None,
+            unknown: None,
             mark_read: None,
             counted: None,
             accepted: Vec::new(),
@@ -123,24 +197,28 @@ impl Path {
 
     /// The same assumptions, before anything has happened.
     pub fn again(&self) -> Self {
+        let (server, server_port) =
+            self.asked.clone().unwrap_or_else(|| (self.server.clone(), self.server_port.clone()));
         Self {
             answers: self.answers.clone(),
             devices: self.devices.clone(),
-            ..Self::start(
-                self.client.clone(),
-                self.server.clone(),
-                self.client_port.clone(),
-                self.router.clone(),
-            )
+            half: self.half,
+            ..Self::start(Space {
+                client: self.client.clone(),
+                server,
+                client_port: self.client_port.clone(),
+                server_port,
+                router: self.router.clone(),
+            })
         }
     }
 
     /// Whether one flow could take both.
     pub fn may_be_of_the_flow_of(&self, other: &Self) -> bool {
-        let meet = |ours: &Ranges, theirs: &Ranges| !ours.and(theirs).is_empty();
-        meet(&self.client, &other.client)
-            && meet(&self.server, &other.server)
-            && meet(&self.client_port, &other.client_port)
+        self.client.meets(&other.client)
+            && self.server.meets(&other.server)
+            && self.client_port.meets(&other.client_port)
+            && self.server_port.meets(&other.server_port)
             && self.devices.iter().all(|(name, is)| other.devices.get(name).is_none_or(|other| is == other))
     }
 
@@ -151,38 +229,103 @@ impl Path {
         self.mark = Some(0);
     }
 
-    /// Splits it into the paths for which the condition holds, and those for which it doesn't.
-    pub fn split(self, condition: &Condition, place: &Place<'_>) -> (Vec<Self>, Vec<Self>) {
+    /// The answer, if it is the same for everything this path stands for and nothing need be assumed.
+    pub fn sure(&self, condition: &Condition, place: &Place<'_>) -> Option<bool> {
         let packet = place.packet;
         match condition {
-            Condition::Family(family) => self.known(*family == packet.family),
-            Condition::In(field, set) => self.number(*field, set, place),
-            Condition::TcpFlags { mask, value } => {
-                self.known(packet.flags.is_some_and(|flags| flags & mask == *value))
-            }
-            Condition::Device { out, name } => self.device(*out, name, place),
-            Condition::State(bits) => {
-                let holds = self.view(place).0 & bits != 0;
-                self.known(holds)
-            }
-            Condition::Tracked => {
-                let holds = self.view(place).1;
-                self.known(holds)
-            }
-            Condition::Translated(destination) => {
-                let by_rule = self.nat.as_ref().is_some_and(|(_, nat)| nat.is_destination() == *destination);
-                let holds = by_rule && self.view(place).1;
-                self.known(holds)
-            }
-            Condition::Original => self.known(packet.request),
-            Condition::Mark { mask, value } => match self.mark {
-                Some(mark) => self.known(mark & mask == *value),
-                None => self.ask(Stays::Packet, &format!("mark {mask:#x}/{value:#x}"), place),
+            Condition::Family(family) => Some(*family == packet.family),
+            Condition::In(field, set) => match self.number(*field, place) {
+                Number::None => Some(false),
+                Number::One(value) => Some(set.contains(value)),
+                Number::Of(of) => of.sure(self, set),
             },
-            Condition::AddressType(end, name) => self.address_type(*end, name, place),
+            Condition::TcpFlags { mask, value } => {
+                Some(packet.flags.is_some_and(|flags| flags & mask == *value))
+            }
+            Condition::State(bits) => match self.view(place) {
+                View::Known(state, _) => Some(state & bits != 0),
+                View::OneOf(states) if states & bits == 0 => Some(false),
+                View::OneOf(states) if states & !bits == 0 => Some(true),
+                View::OneOf(_) => None,
+            },
+            Condition::Tracked => match self.view(place) {
+                View::Known(_, entry) => Some(entry),
+                View::OneOf(_) => None,
+            },
+            Condition::Original => Some(packet.request),
+            Condition::Mark { mask, value } => self.mark.map(|mark| mark & mask == *value),
+            Condition::AddressType(end, name) => match self.address_type(*end, name, place) {
+                Answer::Known(holds) => Some(holds),
+                Answer::In(of, set) => of.sure(self, set),
+                Answer::Ask => None,
+            },
+            Condition::Translated(_)
+            | Condition::Device { .. }
+            | Condition::CountsConnections(_)
+            | Condition::Unknown(..) => None,
+            Condition::All(all) => {
+                let mut holds = Some(true);
+                for condition in all {
+                    match self.sure(condition, place) {
+                        Some(false) => return Some(false),
+                        Some(true) => {}
+                        None => holds = None,
+                    }
+                }
+                holds
+            }
+            Condition::Any(any) => {
+                let mut holds = Some(false);
+                for condition in any {
+                    match self.sure(condition, place) {
+                        Some(true) => return Some(true),
+                        Some(false) => {}
+                        None => holds = None,
+                    }
+                }
+                holds
+            }
+            Condition::Not(condition) => self.sure(condition, place).map(|holds| !holds),
+        }
+    }
+
+    /// Splits it into the paths for which the condition holds, and those for which it doesn't.
+    pub fn split(self, condition: &Condition, place: &Place<'_>) -> (Vec<Self>, Vec<Self>) {
+        if let Some(holds) = self.sure(condition, place) {
+            return self.known(holds);
+        }
+        match condition {
+            Condition::In(field, set) => match self.number(*field, place) {
+                Number::Of(of) => self.narrow(of, set),
+                Number::None | Number::One(_) => self.known(false),
+            },
+            Condition::Device { out, name } => self.device(*out, name, place),
+            Condition::State(bits) => self.ask(Stays::Packet, &format!("state {bits:#x}"), place),
+            Condition::Tracked => self.ask(Stays::Packet, "has an entry", place),
+            Condition::Translated(destination) => {
+                let by_rule =
+                    self.nat.as_ref().is_some_and(|(_, nat)| nat.is_destination() == *destination);
+                match self.view(place) {
+                    View::Known(_, entry) => self.known(by_rule && entry),
+                    View::OneOf(_) => self.ask(Stays::Packet, "is translated", place),
+                }
+            }
+            Condition::Mark { mask, value } => {
+                self.ask(Stays::Packet, &format!("mark {mask:#x}/{value:#x}"), place)
+            }
+            Condition::AddressType(end, name) => match self.address_type(*end, name, place) {
+                Answer::In(of, set) => {
+                    let set = set.clone();
+                    self.narrow(of, &set)
+                }
+                Answer::Known(holds) => self.known(holds),
+                Answer::Ask => {
+                    self.ask(Stays::Flow, &format!("address type {name} {}", *end == End::Source), place)
+                }
+            },
             Condition::CountsConnections(text) => {
                 let mut path = self;
-                if path.view(place).1 {
+                if !matches!(path.view(place), View::Known(_, false)) {
                     path.counted.get_or_insert(place.at);
                 }
                 path.ask(Stays::Never, text, place)
@@ -218,26 +361,30 @@ impl Path {
                 let (yes, no) = self.split(condition, place);
                 (no, yes)
             }
+            Condition::Family(_) | Condition::TcpFlags { .. } | Condition::Original => self.known(false),
         }
     }
 
-    /// The state `ct state` sees, and whether there is an entry.
-    pub fn view(&self, place: &Place<'_>) -> (u8, bool) {
-        let Place { packet, base, tracked, scope, .. } = *place;
+    /// What a rule is told about the packet's connection.
+    pub fn view(&self, place: &Place<'_>) -> View {
+        let Place { packet, base, tracked, way, .. } = *place;
         // A looped packet keeps its entry through lo: nf_conntrack_in leaves what it has seen alone.
-        let first = base.hook == Hook::Output || (base.hook == Hook::Prerouting && scope != Scope::Loopback);
+        let first = base.hook == Hook::Output || (base.hook == Hook::Prerouting && way != Way::Loopback);
         if self.exempt {
-            (state::UNTRACKED, false)
+            View::Known(state::UNTRACKED, false)
         } else if first && base.priority < if tracked { CONNTRACK } else { RAW } {
             // nft_ct and xt_conntrack call a packet that conntrack hasn't seen yet invalid.
-            (state::INVALID, false)
+            View::Known(state::INVALID, false)
+        } else if tracked && self.half {
+            // Of a flow of which conntrack sees a part, each packet may begin an entry, or belong to none.
+            View::OneOf(state::NEW | state::ESTABLISHED | state::INVALID)
         } else if tracked {
-            (packet.state, packet.state != state::INVALID)
+            View::Known(packet.state, packet.state != state::INVALID)
         } else if packet.icmp.is_some() {
             // An error about a flow without entry: nf_conntrack_inet_error, nf_conntrack_proto_icmp.c, 6.12.
-            (state::INVALID, false)
+            View::Known(state::INVALID, false)
         } else {
-            (state::UNTRACKED, false)
+            View::Known(state::UNTRACKED, false)
         }
     }
 
@@ -266,30 +413,52 @@ impl Path {
         (vec![self], vec![no])
     }
 
-    fn number(self, field: Field, set: &Ranges, place: &Place<'_>) -> (Vec<Self>, Vec<Self>) {
+    fn number(&self, field: Field, place: &Place<'_>) -> Number {
         let packet = place.packet;
         // Source of a request and destination of a reply are the client's.
         let is_client = |end: End| (end == End::Source) == packet.request;
         match field {
-            Field::Protocol => self.known(set.contains(packet.protocol.into())),
-            Field::IcmpType => self.known(packet.icmp.is_some_and(|(kind, _)| set.contains(kind.into()))),
-            Field::IcmpCode => self.known(packet.icmp.is_some_and(|(_, code)| set.contains(code.into()))),
-            Field::Port(_) if packet.icmp.is_some() => self.known(false),
-            Field::Port(end) if is_client(end) => self.narrow(set, |path| &mut path.client_port),
-            Field::Port(_) => self.known(set.contains(packet.port.into())),
-            Field::Address(End::Source) if packet.icmp.is_some() => self.narrow(set, |path| &mut path.router),
-            Field::Address(_) if packet.icmp.is_some() => match place.scope {
-                Scope::Outgoing => self.narrow(set, |path| &mut path.client),
-                Scope::Served | Scope::Loopback => self.narrow(set, |path| &mut path.server),
-            },
-            Field::Address(end) if is_client(end) => self.narrow(set, |path| &mut path.client),
-            Field::Address(_) => self.narrow(set, |path| &mut path.server),
+            Field::Protocol => Number::One(packet.protocol.into()),
+            Field::IcmpType => packet.icmp.map_or(Number::None, |(kind, _)| Number::One(kind.into())),
+            Field::IcmpCode => packet.icmp.map_or(Number::None, |(_, code)| Number::One(code.into())),
+            Field::Port(_) if packet.icmp.is_some() => Number::None,
+            Field::Port(end) if is_client(end) => Number::Of(Domain::ClientPort),
+            Field::Port(_) => Number::Of(Domain::ServerPort),
+            Field::Address(End::Source) if packet.icmp.is_some() => Number::Of(Domain::Router),
+            Field::Address(_) if packet.icmp.is_some() => Number::Of(match place.way {
+                Way::Outgoing => Domain::Client,
+                _ => Domain::Server,
+            }),
+            Field::Address(end) if is_client(end) => Number::Of(Domain::Client),
+            Field::Address(_) => Number::Of(Domain::Server),
         }
     }
 
-    fn narrow(mut self, set: &Ranges, of: impl Fn(&mut Self) -> &mut Ranges) -> (Vec<Self>, Vec<Self>) {
-        let domain = of(&mut self).clone();
-        let (inside, outside) = (domain.and(set), domain.and(&set.not()));
+    fn domain(&self, of: Domain) -> &Ranges {
+        match of {
+            Domain::Client => &self.client,
+            Domain::Server => &self.server,
+            Domain::ClientPort => &self.client_port,
+            Domain::ServerPort => &self.server_port,
+            Domain::Router => &self.router,
+        }
+    }
+
+    fn domain_mut(&mut self, of: Domain) -> &mut Ranges {
+        match of {
+            Domain::Client => &mut self.client,
+            Domain::Server => &mut self.server,
+            Domain::ClientPort => &mut self.client_port,
+            Domain::ServerPort => &mut self.server_port,
+            Domain::Router => &mut self.router,
+        }
+    }
+
+    fn narrow(mut self, of: Domain, set: &Ranges) -> (Vec<Self>, Vec<Self>) {
+        let (inside, outside) = {
+            let domain = self.domain(of);
+            (domain.and(set), domain.without(set))
+        };
         if outside.is_empty() {
             return self.known(true);
         }
@@ -297,12 +466,19 @@ impl Path {
             return self.known(false);
         }
         let mut no = self.clone();
-        *of(&mut self) = inside;
-        *of(&mut no) = outside;
+        *self.domain_mut(of) = inside;
+        *no.domain_mut(of) = outside;
         (vec![self], vec![no])
     }
 
-    fn device(mut self, out: bool, name: &str, place: &Place<'_>) -> (Vec<Self>, Vec<Self>) {
+    /// Those for this host, and the others: what routing decides. Both, if this host's addresses aren't known.
+    pub fn routed(self, host: &Host, family: Family) -> (Option<Self>, Option<Self>) {
+        let Some(own) = host.own(family) else { return (Some(self.clone()), Some(self)) };
+        let (here, elsewhere) = self.narrow(Domain::Server, own);
+        (here.into_iter().next(), elsewhere.into_iter().next())
+    }
+
+    fn device(self, out: bool, name: &str, place: &Place<'_>) -> (Vec<Self>, Vec<Self>) {
         let fits = |device: &str| match name.strip_suffix('*') {
             Some(start) => device.starts_with(start),
             None => device == name,
@@ -314,49 +490,118 @@ impl Path {
         };
         // Where there is no such interface, its name is empty: nft_meta_store_ifname and ip_packet_match, 6.12.
         if !there {
+            // A forwarded packet may still tell by which device it came in: ip_output, net/ipv4/ip_output.c, 6.12.
+            if place.way == Way::Forwarded && place.base.hook == Hook::Postrouting {
+                return self.of_device(out, name, place.way);
+            }
             return self.known(fits(""));
         }
-        if place.scope == Scope::Loopback {
+        if place.way == Way::Loopback {
             return self.known(fits("lo"));
         }
         if matches!(name, "lo" | "") {
             return self.known(false);
         }
-        if let Some(answer) = self.devices.get(name) {
+        self.of_device(out, name, place.way)
+    }
+
+    fn of_device(mut self, out: bool, name: &str, way: Way) -> (Vec<Self>, Vec<Self>) {
+        // What this host serves or asks comes and goes by one device.
+        let side = out && way == Way::Forwarded;
+        let key = (side, name.to_owned());
+        if let Some(answer) = self.devices.get(&key) {
             let answer = *answer;
             return self.known(answer);
         }
+        let fits = |device: &str| match name.strip_suffix('*') {
+            Some(start) => device.starts_with(start),
+            None => device == name,
+        };
         let is_exact = |name: &str| !name.ends_with('*');
-        if let Some((device, _)) = self.devices.iter().find(|(device, is)| **is && is_exact(device)) {
+        let mut known = self.devices.iter().filter(|((of, _), _)| *of == side);
+        if let Some(((_, device), _)) = known.clone().find(|((_, device), is)| **is && is_exact(device)) {
             let fits = fits(device);
             return self.known(fits);
         }
-        let ruled_out = self.devices.iter().any(|(pattern, is)| {
+        let ruled_out = known.any(|((_, pattern), is)| {
             !is && is_exact(name) && pattern.strip_suffix('*').is_some_and(|start| name.starts_with(start))
         });
         if ruled_out {
             return self.known(false);
         }
         let mut no = self.clone();
-        self.devices.insert(name.to_owned(), true);
-        no.devices.insert(name.to_owned(), false);
+        self.devices.insert(key.clone(), true);
+        no.devices.insert(key, false);
         (vec![self], vec![no])
     }
 
-    fn address_type(self, end: End, name: &str, place: &Place<'_>) -> (Vec<Self>, Vec<Self>) {
+    fn address_type<'h>(&self, end: End, name: &str, place: &Place<'h>) -> Answer<'h> {
         let packet = place.packet;
         let is_client = (end == End::Source) == packet.request;
-        let local = match place.scope {
-            _ if packet.icmp.is_some() => end == End::Destination,
-            Scope::Loopback => true,
-            Scope::Served => !is_client,
-            Scope::Outgoing => is_client,
+        let (local, elsewhere) = match name {
+            "local" => (true, false),
+            "unicast" => (false, true),
+            "broadcast" | "multicast" | "anycast" => return Answer::Known(false),
+            _ => return Answer::Ask,
         };
-        match name {
-            "local" => self.known(local),
-            "unicast" => self.known(!local),
-            "broadcast" | "multicast" | "anycast" => self.known(false),
-            _ => self.ask(Stays::Flow, &format!("address type {name} {}", end == End::Source), place),
+        let here = match place.way {
+            _ if packet.icmp.is_some() => end == End::Destination,
+            Way::Loopback => true,
+            Way::Served => !is_client,
+            Way::Outgoing => is_client,
+            Way::Forwarded => false,
+            Way::Arriving if is_client => false,
+            Way::Arriving => {
+                return match place.host.own(packet.family) {
+                    Some(own) if local => Answer::In(Domain::Server, own),
+                    _ => Answer::Ask,
+                };
+            }
+        };
+        Answer::Known(if here { local } else { elsewhere })
+    }
+}
+
+/// What a rule is told about a packet's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Its state, and whether there is an entry.
+    Known(u8, bool),
+    /// One of these states.
+    OneOf(u8),
+}
+
+/// A number of a path that rules narrow down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Domain {
+    Client,
+    Server,
+    ClientPort,
+    ServerPort,
+    Router,
+}
+
+impl Domain {
+    fn sure(self, path: &Path, set: &Ranges) -> Option<bool> {
+        let domain = path.domain(self);
+        if !domain.meets(set) {
+            Some(false)
+        } else if domain.is_in(set) {
+            Some(true)
+        } else {
+            None
         }
     }
+}
+
+enum Number {
+    None,
+    One(u128),
+    Of(Domain),
+}
+
+enum Answer<'h> {
+    Known(bool),
+    In(Domain, &'h Ranges),
+    Ask,
 }

@@ -36,20 +36,55 @@ impl Ranges {
     /// Everything in both.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
-        let (mut left, mut right) = (self.0.iter().peekable(), other.0.iter().peekable());
+        let (few, many) = if self.0.len() <= other.0.len() { (self, other) } else { (other, self) };
         let mut both = Vec::new();
-        while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
-            let (low, high) = (a.0.max(b.0), a.1.min(b.1));
-            if low <= high {
-                both.push((low, high));
-            }
-            if a.1 < b.1 {
-                left.next()
-            } else {
-                right.next()
-            };
+        for (low, high) in &few.0 {
+            let first = many.0.partition_point(|(_, end)| end < low);
+            let met = many.0[first..].iter().take_while(|(start, _)| start <= high);
+            both.extend(met.map(|(start, end)| (*low.max(start), *high.min(end))));
         }
         Self(both)
+    }
+
+    /// Everything in any of the two.
+    #[must_use]
+    pub fn or(&self, other: &Self) -> Self {
+        Self::of(self.0.iter().chain(&other.0).copied())
+    }
+
+    /// Everything that is in this one only.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let [(low, high)] = other.0[..] else { return self.and(&other.not()) };
+        let first = self.0.partition_point(|(_, end)| *end < low);
+        let last = first + self.0[first..].partition_point(|(start, _)| *start <= high);
+        let mut rest = Vec::with_capacity(self.0.len() + 1);
+        rest.extend_from_slice(&self.0[..first]);
+        for (start, end) in &self.0[first..last] {
+            rest.extend((*start < low).then(|| (*start, low - 1)));
+            rest.extend((*end > high).then(|| (high + 1, *end)));
+        }
+        rest.extend_from_slice(&self.0[last..]);
+        Self(rest)
+    }
+
+    /// Whether they have a number in common.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        let (few, many) = if self.0.len() <= other.0.len() { (self, other) } else { (other, self) };
+        few.0.iter().any(|(low, high)| {
+            let first = many.0.partition_point(|(_, end)| end < low);
+            many.0.get(first).is_some_and(|(start, _)| start <= high)
+        })
+    }
+
+    /// Whether all of it is in the other.
+    #[must_use]
+    pub fn is_in(&self, other: &Self) -> bool {
+        self.0.iter().all(|(low, high)| {
+            let first = other.0.partition_point(|(_, end)| end < low);
+            other.0.get(first).is_some_and(|(start, end)| start <= low && high <= end)
+        })
     }
 
     /// Everything that isn't in it.
@@ -109,9 +144,14 @@ mod tests {
             for value in (0..42).chain([u128::MAX - 2, u128::MAX - 1, u128::MAX]) {
                 let (in_a, in_b) = (a.contains(value), b.contains(value));
                 prop_assert_eq!(a.and(&b).contains(value), in_a && in_b);
+                prop_assert_eq!(a.or(&b).contains(value), in_a || in_b);
                 prop_assert_eq!(a.not().and(&b.not()).not().contains(value), in_a || in_b);
                 prop_assert_eq!(a.not().contains(value), !in_a);
+                prop_assert_eq!(a.without(&b).contains(value), in_a && !in_b);
             }
+            prop_assert_eq!(a.meets(&b), !a.and(&b).is_empty());
+            prop_assert_eq!(a.is_in(&b), a.without(&b).is_empty());
+            prop_assert_eq!(a.without(&b), a.and(&b.not()));
             prop_assert_eq!(a.not().not(), a);
         }
     }

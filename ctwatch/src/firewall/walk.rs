@@ -1,18 +1,22 @@
 //! Walks the base chains as the kernel does, with every path a flow could take at once.
 //! Bounded: rules that branch too much make it give up and say so, never make it slow.
 
-use std::collections::HashMap;
+use super::Firewall;
+use super::index::{Index, Walked};
+use super::ir::{Action, Condition, Hook, Kind, Nat, RuleTable, Stays, Step};
+use super::path::{At, Packet, Path, Place, View, Way};
+use super::translation;
 
-use super::Scope;
-use super::ir::{Action, Chain, Condition, Family, Hook, Kind, Rule, RuleTable, Step};
-use super::path::{At, Packet, Path, Place};
-
-/// How many rule visits one question may cost.
+/// How many rule visits one question may cost, beside so many for each rule.
 const BUDGET: usize = 400_000;
+/// See [`BUDGET`].
+const BUDGET_PER_RULE: usize = 60;
 /// As deep as the kernel lets chains jump: NFT_JUMP_STACK_SIZE, include/net/netfilter/nf_tables.h, 6.12.
 const DEEPEST: usize = 16;
 /// Up to so many paths are compared with each other to drop doubles.
 const COMPARED: usize = 64;
+/// So many ways to be dropped are told apart; the others are like them.
+const TOLD: usize = 256;
 
 /// The rules branch too much to be judged.
 #[derive(Clone, Copy, Debug)]
@@ -32,19 +36,39 @@ pub struct Dropped {
 pub struct Run {
     /// Every packet passed.
     pub passed: Vec<Path>,
-    /// One didn't.
+    /// One didn't; the first [`TOLD`].
     pub dropped: Vec<(Path, Dropped)>,
+}
+
+/// Where packets are sent through.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'h> {
+    /// Conntrack sees the flow; else NOTRACK is in force.
+    pub tracked: bool,
+    /// Which way it goes.
+    pub way: Way,
+    /// Which hooks, if not all of this way.
+    pub hooks: Option<&'h [Hook]>,
+}
+
+/// Which rules are walked.
+#[derive(Clone, Copy)]
+pub enum Rules<'w> {
+    /// All.
+    All,
+    /// Only those that end in a translation for which this holds, and what decides whether they are reached in the chains
+    /// of translations. More flows get there than in truth.
+    Translating(&'w dyn Fn(&Nat) -> bool),
 }
 
 /// Rules to walk through.
 pub struct Walker<'a> {
+    firewall: &'a Firewall,
     tables: &'a [RuleTable],
-    scope: Scope,
-    /// Base chains in the order of their priorities: (table, chain).
-    bases: Vec<(usize, usize)>,
-    /// Whether a chain decides or changes anything.
-    effects: HashMap<(usize, usize), bool>,
+    index: &'a Index,
     left: usize,
+    /// Which chains matter, by table, where not all do.
+    chains: Option<Vec<Vec<bool>>>,
 }
 
 #[derive(Default)]
@@ -55,93 +79,119 @@ struct Out {
 }
 
 impl<'a> Walker<'a> {
-    /// For flows of this scope.
-    pub fn new(tables: &'a [RuleTable], scope: Scope) -> Self {
-        let mut bases = Vec::new();
-        for (table, of) in tables.iter().enumerate() {
-            for (chain, of) in of.chains.iter().enumerate() {
-                bases.extend(of.base.as_ref().map(|base| (base.priority, table, chain)));
-            }
+    /// For one question.
+    pub fn new(firewall: &'a Firewall) -> Self {
+        let index = firewall.index();
+        let rules: usize = index.tables.iter().flat_map(|table| &table.chains).map(Vec::len).sum();
+        Self {
+            firewall,
+            tables: &firewall.tables,
+            index,
+            left: BUDGET + BUDGET_PER_RULE * rules,
+            chains: None,
         }
-        bases.sort_by_key(|(priority, ..)| *priority);
-        let mut walker = Self {
-            tables,
-            scope,
-            bases: bases.into_iter().map(|(_, table, chain)| (table, chain)).collect(),
-            effects: HashMap::new(),
-            left: BUDGET,
-        };
-        for (table, of) in tables.iter().enumerate() {
-            for chain in 0..of.chains.len() {
-                walker.has_effect(table, chain, 0);
-            }
-        }
-        walker
     }
 
     /// Sends the packets of a flow, one after the other.
-    pub fn run(&mut self, tracked: bool, packets: &[Packet], start: Vec<Path>) -> Result<Run, TooMuch> {
-        let mut run = Run { passed: start, dropped: Vec::new() };
-        for packet in packets {
-            for hook in hooks(self.scope, packet.request) {
-                for (table, chain) in self.bases.clone() {
-                    let base = self.chain(table, chain).base.as_ref().expect("it is a base chain");
-                    if base.hook != *hook || !self.tables[table].sees(packet.family) {
-                        continue;
-                    }
-                    if base.kind == Kind::Nat && !(tracked && self.translates(*hook, packet)) {
-                        continue;
-                    }
-                    self.base(tracked, packet, (table, chain), &mut run)?;
-                }
-            }
-            run.passed.iter_mut().for_each(Path::next_packet);
-        }
-        Ok(run)
+    pub fn run(&mut self, world: &World<'_>, packets: &[Packet], start: Vec<Path>) -> Result<Run, TooMuch> {
+        self.run_by(Rules::All, world, packets, start)
     }
 
-    /// NAT is set up with a flow's first packet; behind lo that packet's entry is confirmed and stays as it is.
-    fn translates(&self, hook: Hook, packet: &Packet) -> bool {
-        let behind_lo = self.scope == Scope::Loopback && matches!(hook, Hook::Prerouting | Hook::Input);
-        packet.index == 0 && packet.icmp.is_none() && !behind_lo
+    /// The same, by some of the rules.
+    pub fn run_by(
+        &mut self,
+        rules: Rules<'_>,
+        world: &World<'_>,
+        packets: &[Packet],
+        start: Vec<Path>,
+    ) -> Result<Run, TooMuch> {
+        self.chains = match rules {
+            Rules::All => None,
+            Rules::Translating(wanted) => {
+                let wanted = |action: &Action| matches!(action, Action::Nat(nat) if wanted(nat));
+                Some(self.index.tables.iter().map(|table| table.chains_with(&wanted)).collect())
+            }
+        };
+        let mut run = Run { passed: start, dropped: Vec::new() };
+        for (place, packet) in packets.iter().enumerate() {
+            if place > 0 {
+                run.passed.iter_mut().for_each(Path::next_packet);
+            }
+            let by_way = hooks(world.way, packet.request);
+            for hook in world.hooks.unwrap_or(by_way) {
+                for (table, chain) in &self.index.bases {
+                    let base = self.tables[*table].chains[*chain].base.as_ref().expect("it is a base chain");
+                    if base.hook != *hook || !self.tables[*table].sees(packet.family) {
+                        continue;
+                    }
+                    let translates = world.tracked && translates(world.way, *hook, packet);
+                    if base.kind == Kind::Nat && !translates {
+                        continue;
+                    }
+                    if self.chains.as_ref().is_some_and(|chains| base.kind != Kind::Nat || !chains[*table][*chain]) {
+                        continue;
+                    }
+                    self.base(rules, world, packet, (*table, *chain), &mut run)?;
+                }
+            }
+        }
+        run.passed.iter_mut().for_each(|path| path.exempted += usize::from(path.exempt));
+        Ok(run)
     }
 
     fn base(
         &mut self,
-        tracked: bool,
+        rules: Rules<'_>,
+        world: &World<'_>,
         packet: &Packet,
         (table, chain): (usize, usize),
         run: &mut Run,
     ) -> Result<(), TooMuch> {
-        let base = self.chain(table, chain).base.as_ref().expect("it is a base chain");
+        let base = self.tables[table].chains[chain].base.as_ref().expect("it is a base chain");
         let policy = At { table, chain, rule: None, base: chain };
-        let place = Place { packet, base, at: policy, tracked, scope: self.scope };
+        let place = Place {
+            packet,
+            base,
+            at: policy,
+            tracked: world.tracked,
+            way: world.way,
+            host: &self.firewall.host,
+        };
         let mut paths = std::mem::take(&mut run.passed);
         if base.kind == Kind::Nat {
-            // An exempted packet has no entry, so nat chains don't see it.
-            let exempt = paths.extract_if(.., |path| path.exempt);
-            run.passed = exempt.collect();
+            // An exempted packet has no entry, so nat chains don't see it. What has its translation of this kind keeps it.
+            let done = paths.extract_if(.., |path| path.exempt || path.has_translation_for(base.hook));
+            run.passed = done.collect();
         }
-        let out = self.walk(chain, paths, &place, 0)?;
+        let out = self.walk(rules, chain, paths, &place, 0)?;
         run.passed.extend(out.accepted);
-        run.dropped.extend(out.dropped.into_iter().map(|(path, at)| (path, Dropped { packet: *packet, at })));
+        let tell = |(path, at)| (path, Dropped { packet: *packet, at });
+        run.dropped.extend(out.dropped.into_iter().map(tell));
         for mut path in out.through {
-            if base.drops {
-                run.dropped.push((path, Dropped { packet: *packet, at: policy }));
+            if base.drops && matches!(rules, Rules::All) {
+                run.dropped.push(tell((path, policy)));
             } else {
                 path.accepted.push((packet.index, policy));
                 run.passed.push(path);
             }
         }
+        run.dropped.truncate(TOLD);
         Ok(())
     }
 
-    fn chain(&self, table: usize, chain: usize) -> &'a Chain {
-        &self.tables[table].chains[chain]
+    fn matters(&self, table: usize, rule: &Walked, rules: Rules<'_>) -> bool {
+        let (Some(chains), Rules::Translating(wanted)) = (&self.chains, rules) else { return true };
+        let wanted = |action: &Action| match action {
+            Action::Nat(nat) => wanted(nat),
+            Action::Accept | Action::Return => true,
+            _ => false,
+        };
+        self.index.tables[table].matters(&rule.steps, &chains[table], &wanted)
     }
 
     fn walk(
         &mut self,
+        rules: Rules<'_>,
         chain: usize,
         mut paths: Vec<Path>,
         place: &Place<'_>,
@@ -149,34 +199,46 @@ impl<'a> Walker<'a> {
     ) -> Result<Out, TooMuch> {
         let table = place.at.table;
         let mut out = Out::default();
-        for (index, rule) in self.chain(table, chain).rules.iter().enumerate() {
-            if paths.is_empty() || !self.matters(table, rule) {
-                continue;
+        let index = self.index;
+        for rule in &index.tables[table].chains[chain] {
+            if paths.is_empty() {
+                break;
             }
             self.left = self.left.checked_sub(paths.len()).ok_or(TooMuch)?;
-            let at = At { table, chain, rule: Some(index), base: place.at.base };
+            if !self.matters(table, rule, rules) {
+                continue;
+            }
+            let at = At { table, chain, rule: Some(rule.rule), base: place.at.base };
             let place = Place { at, ..*place };
+            let begun = paths.len();
             let (mut going, mut next) = (std::mem::take(&mut paths), Vec::new());
             for step in &rule.steps {
                 going = match step {
                     Step::If(condition) => split(going, condition, &place, &mut next),
-                    Step::Do(action) => self.act(action, going, &place, &mut out, depth)?,
+                    Step::Do(action) => self.act(rules, action, going, &place, &mut out, depth)?,
                     Step::Case(cases) => {
                         let mut on = Vec::new();
                         for (condition, action) in cases {
                             let mut others = Vec::new();
                             let hit = split(going, condition, &place, &mut others);
                             going = others;
-                            on.extend(self.act(action, hit, &place, &mut out, depth)?);
+                            if !hit.is_empty() {
+                                on.extend(self.act(rules, action, hit, &place, &mut out, depth)?);
+                            }
                         }
+                        self.left = self.left.checked_sub(cases.len() / 8).ok_or(TooMuch)?;
                         on.extend(going);
                         on
                     }
                 };
-                self.left = self.left.checked_sub(going.len() + next.len()).ok_or(TooMuch)?;
+                if going.is_empty() {
+                    break;
+                }
             }
+            let changed = begun != next.len() || !going.is_empty();
             next.extend(going);
-            paths = without_doubles(next);
+            self.left = self.left.checked_sub(next.len()).ok_or(TooMuch)?;
+            paths = if changed { without_doubles(next) } else { next };
         }
         out.through.extend(paths);
         Ok(out)
@@ -185,12 +247,16 @@ impl<'a> Walker<'a> {
     /// Does it for these paths; gives back those that go on with the rule.
     fn act(
         &mut self,
+        rules: Rules<'_>,
         action: &Action,
         mut paths: Vec<Path>,
         place: &Place<'_>,
         out: &mut Out,
         depth: usize,
     ) -> Result<Vec<Path>, TooMuch> {
+        if paths.is_empty() {
+            return Ok(paths);
+        }
         let accept = |mut paths: Vec<Path>, out: &mut Out| {
             paths.iter_mut().for_each(|path| path.accepted.push((place.packet.index, place.at)));
             out.accepted.extend(paths);
@@ -200,28 +266,35 @@ impl<'a> Walker<'a> {
             Action::Drop => out.dropped.extend(paths.drain(..).map(|path| (path, place.at))),
             Action::Return => out.through.append(&mut paths),
             Action::Jump(name) | Action::Goto(name) => {
-                let chains = &self.tables[place.at.table].chains;
-                match chains.iter().position(|chain| chain.name == *name) {
+                match self.index.tables[place.at.table].chain(name) {
                     Some(chain) if depth < DEEPEST => {
-                        let done = self.walk(chain, paths, place, depth + 1)?;
+                        let done = self.walk(rules, chain, paths, place, depth + 1)?;
                         out.accepted.extend(done.accepted);
                         out.dropped.extend(done.dropped);
                         paths = done.through;
                     }
-                    _ => paths = perhaps_dropped(paths, name, place, out),
+                    _ => paths = not_understood(paths, name, place, out),
                 }
                 if matches!(action, Action::Goto(_)) {
                     out.through.append(&mut paths);
                 }
             }
             Action::Queue => {
+                for path in &mut paths {
+                    path.queued.get_or_insert(place.at);
+                }
                 paths = perhaps_dropped(paths, "queue", place, out);
                 accept(std::mem::take(&mut paths), out);
             }
-            Action::Unknown(text) => paths = perhaps_dropped(paths, text, place, out),
+            Action::Unknown(text) => paths = not_understood(paths, text, place, out),
             Action::Nat(nat) => {
+                if let Rules::Translating(wanted) = rules
+                    && !wanted(nat)
+                {
+                    return Ok(paths);
+                }
                 for path in &mut paths {
-                    path.nat.get_or_insert_with(|| (place.at, nat.clone()));
+                    translation::apply(path, nat, place);
                 }
                 if place.base.kind == Kind::Nat {
                     accept(std::mem::take(&mut paths), out);
@@ -230,7 +303,13 @@ impl<'a> Walker<'a> {
             Action::Notrack => {
                 for path in &mut paths {
                     // It leaves a packet alone that has an entry: nft_notrack_eval, xt_ct_target, 6.12.
-                    path.exempt |= !path.view(place).1;
+                    path.exempt |= path.zone.is_none()
+                        && matches!(path.view(place), View::Known(_, false));
+                }
+            }
+            Action::Zone => {
+                for path in &mut paths {
+                    path.zone.get_or_insert(place.at);
                 }
             }
             Action::Helper(name) => {
@@ -243,7 +322,10 @@ impl<'a> Walker<'a> {
             }
             Action::MarkUnknown => paths.iter_mut().for_each(|path| path.mark = None),
             Action::MarkFromConnection => {
-                for path in paths.iter_mut().filter(|path| path.view(place).1) {
+                for path in paths.iter_mut().filter(|path| path.view(place) != View::Known(0, false)) {
+                    if matches!(path.view(place), View::Known(_, false)) {
+                        continue;
+                    }
                     path.mark_read.get_or_insert(place.at);
                     path.mark = None;
                 }
@@ -252,81 +334,40 @@ impl<'a> Walker<'a> {
         }
         Ok(paths)
     }
+}
 
-    fn matters(&self, table: usize, rule: &Rule) -> bool {
-        let action = |action: &Action| match action {
-            Action::Jump(name) => {
-                let chain = self.tables[table].chains.iter().position(|chain| chain.name == *name);
-                chain.is_none_or(|chain| self.effects.get(&(table, chain)).copied().unwrap_or(true))
-            }
-            Action::Continue | Action::WriteConnection => false,
-            _ => true,
-        };
-        rule.steps.iter().any(|step| match step {
-            Step::If(condition) => counts(condition),
-            Step::Do(does) => action(does),
-            Step::Case(cases) => cases.iter().any(|(_, does)| action(does)),
-        })
-    }
-
-    fn has_effect(&mut self, table: usize, chain: usize, depth: usize) -> bool {
-        if let Some(known) = self.effects.get(&(table, chain)) {
-            return *known;
-        }
-        let of = self.chain(table, chain);
-        let targets = of.rules.iter().flat_map(|rule| &rule.steps).flat_map(|step| match step {
-            Step::Do(Action::Jump(name)) => vec![name],
-            Step::Case(cases) => {
-                let jumps = cases.iter().filter_map(|(_, action)| match action {
-                    Action::Jump(name) => Some(name),
-                    _ => None,
-                });
-                jumps.collect()
-            }
-            _ => Vec::new(),
-        });
-        if depth < DEEPEST {
-            for name in targets {
-                let called = self.tables[table].chains.iter().position(|chain| chain.name == *name);
-                if let Some(called) = called {
-                    self.has_effect(table, called, depth + 1);
-                }
-            }
-        }
-        let effect = of.rules.iter().any(|rule| self.matters(table, rule));
-        self.effects.insert((table, chain), effect);
-        effect
-    }
+/// NAT is set up with a flow's first packet; behind lo that packet's entry is confirmed and stays as it is.
+fn translates(way: Way, hook: Hook, packet: &Packet) -> bool {
+    let behind_lo = way == Way::Loopback && matches!(hook, Hook::Prerouting | Hook::Input);
+    packet.index == 0 && packet.icmp.is_none() && !behind_lo
 }
 
 /// The hooks a packet passes, in order.
-fn hooks(scope: Scope, request: bool) -> &'static [Hook] {
+pub fn hooks(way: Way, request: bool) -> &'static [Hook] {
     const IN: &[Hook] = &[Hook::Prerouting, Hook::Input];
     const OUT: &[Hook] = &[Hook::Output, Hook::Postrouting];
     const LOOPED: &[Hook] = &[Hook::Output, Hook::Postrouting, Hook::Prerouting, Hook::Input];
-    match (scope, request) {
-        (Scope::Loopback, _) => LOOPED,
-        (Scope::Served, true) | (Scope::Outgoing, false) => IN,
-        (Scope::Served, false) | (Scope::Outgoing, true) => OUT,
-    }
-}
-
-/// Whether the rule counts connections, which matters even where nothing follows from the count.
-fn counts(condition: &Condition) -> bool {
-    match condition {
-        Condition::CountsConnections(_) => true,
-        Condition::All(all) | Condition::Any(all) => all.iter().any(counts),
-        Condition::Not(condition) => counts(condition),
-        _ => false,
+    const THROUGH: &[Hook] = &[Hook::Prerouting, Hook::Forward, Hook::Postrouting];
+    match (way, request) {
+        (Way::Loopback, _) => LOOPED,
+        (Way::Served, true) | (Way::Outgoing, false) => IN,
+        (Way::Served, false) | (Way::Outgoing, true) => OUT,
+        (Way::Forwarded | Way::Arriving, _) => THROUGH,
     }
 }
 
 fn split(paths: Vec<Path>, condition: &Condition, place: &Place<'_>, others: &mut Vec<Path>) -> Vec<Path> {
-    let mut holding = Vec::with_capacity(paths.len());
+    let mut holding = Vec::new();
     for path in paths {
-        let (yes, no) = path.split(condition, place);
-        holding.extend(yes);
-        others.extend(no);
+        match path.sure(condition, place) {
+            Some(true) => holding.push(path),
+            Some(false) => others.push(path),
+            None => {
+                let (yes, no) = path.split(condition, place);
+                holding.extend(yes);
+                others.extend(no);
+            }
+        }
     }
     holding
 }
@@ -334,10 +375,18 @@ fn split(paths: Vec<Path>, condition: &Condition, place: &Place<'_>, others: &mu
 /// Both ways, for something that may end the packet.
 fn perhaps_dropped(paths: Vec<Path>, what: &str, place: &Place<'_>, out: &mut Out) -> Vec<Path> {
     let mut on = Vec::new();
-    let ends = Condition::Unknown(super::ir::Stays::Packet, format!("ended by {what}"));
+    let ends = Condition::Unknown(Stays::Packet, format!("ended by {what}"));
     let dropped = split(paths, &ends, place, &mut on);
     out.dropped.extend(dropped.into_iter().map(|path| (path, place.at)));
     on
+}
+
+/// The same for what may do anything else, too.
+fn not_understood(mut paths: Vec<Path>, what: &str, place: &Place<'_>, out: &mut Out) -> Vec<Path> {
+    for path in &mut paths {
+        path.unknown.get_or_insert_with(|| (place.at, what.to_owned()));
+    }
+    perhaps_dropped(paths, what, place, out)
 }
 
 fn without_doubles(paths: Vec<Path>) -> Vec<Path> {
@@ -352,6 +401,3 @@ fn without_doubles(paths: Vec<Path>) -> Vec<Path> {
     }
     kept
 }
-
-/// The families to ask about.
-pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];

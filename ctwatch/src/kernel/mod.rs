@@ -4,6 +4,8 @@
 pub mod btf;
 pub mod capabilities;
 pub mod cpus;
+pub mod netlink;
+pub mod nf_tables;
 pub mod release;
 pub mod roots;
 pub mod symbols;

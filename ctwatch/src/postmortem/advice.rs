@@ -76,6 +76,7 @@ fn in_general(kind: ObjectionKind) -> &'static str {
         ObjectionKind::OpensAccess => "a rule that refuses or limits connections would no longer apply",
         ObjectionKind::IcmpErrors => "ICMP errors about these connections would be dropped",
         ObjectionKind::Unknown => "unknown whether a rule needs these flows tracked",
+        ObjectionKind::HalfUntracked => "a part of these flows is exempt already",
         ObjectionKind::AlreadyUntracked => "these flows are exempt already",
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use ctwatch::firewall::ObjectionKind::*;
-use ctwatch::firewall::{Dump, ExemptTarget, Firewall, ObjectionKind, Save, Scope, Tool, Tools};
+use ctwatch::firewall::{Dump, ExemptTarget, Firewall, HostFacts, ObjectionKind, Save, Scope, Tool, Tools};
 use ctwatch::kernel::roots::Roots;
 use ctwatch::model::Protocol;
 
@@ -52,8 +52,20 @@ fn save(name: &str, ipv6: bool, legacy: bool) -> Save {
     Save { tool: "iptables-save".to_owned(), ipv6, legacy, text: printed(name) }
 }
 
+/// The host on which these rule sets are: its own addresses, a bridge of containers, one of pods.
+fn host() -> HostFacts {
+    let own = ["127.0.0.0/8", "192.0.2.1/32", "172.17.0.1/32", "10.244.0.1/32"].map(str::to_owned);
+    let own_v6 = ["::1/128", "2001:db8::1/128"].map(str::to_owned);
+    HostFacts {
+        own_v4: Some(own.to_vec()),
+        own_v6: Some(own_v6.to_vec()),
+        forwards_v4: Some(true),
+        forwards_v6: Some(false),
+    }
+}
+
 fn parsed(dump: &Dump) -> Firewall {
-    let (firewall, notes) = Firewall::parse(dump);
+    let (firewall, notes) = Firewall::parse(&Dump { host: host(), ..dump.clone() });
     assert_eq!(notes, [], "everything in the fixtures can be read");
     firewall
 }
@@ -169,7 +181,20 @@ fn lists_name_what_tracks_what_is_exempt_and_what_is_published() {
 #[test]
 fn the_advice_speaks_the_tool_whose_rules_are_in_force() {
     assert_eq!(nft("simple").preferred_tool(), Tool::Nft);
-    assert_eq!(iptables_nft("ufw.v4").preferred_tool(), Tool::Iptables);
+    // A table of its own can't be cut off by a rule of iptables, and goes without a trace.
+    assert_eq!(iptables_nft("ufw.v4").preferred_tool(), Tool::Nft);
+    let only_iptables = Dump {
+        saves: vec![save("ufw.v4.nft-save.txt", false, false)],
+        tools: Tools { nft: false, iptables: true, ip6tables: true },
+        ..Dump::default()
+    };
+    assert_eq!(parsed(&only_iptables).preferred_tool(), Tool::Iptables);
+    let legacy = Dump {
+        saves: vec![save("ufw.v4.legacy-save.txt", false, true)],
+        tools: Tools { nft: true, iptables: true, ip6tables: true },
+        ..Dump::default()
+    };
+    assert_eq!(parsed(&legacy).preferred_tool(), Tool::Iptables, "nf_tables may not be loaded");
     assert_eq!(parsed(&Dump::default()).preferred_tool(), Tool::Nft);
 
     // What loaded modules leave behind are tables without rules.
@@ -206,20 +231,23 @@ fn the_commands_exempt_both_directions_and_both_families_and_undo_takes_back_eac
           table inet ctwatch_notrack_lo_tcp_6379 { chain output { type filter hook output priority -300; \
           oif lo tcp dport 6379 notrack; oif lo tcp sport 6379 notrack; }; }'"]
     );
-    assert_eq!(nft.undo[0], "nft delete table inet ctwatch_notrack_lo_tcp_6379");
+    assert_eq!(
+        nft.undo[0],
+        "nft 'add table inet ctwatch_notrack_lo_tcp_6379; delete table inet ctwatch_notrack_lo_tcp_6379'"
+    );
 
     let web = ExemptTarget { proto: Protocol::TCP, port: 80, scope: Scope::Served };
     let iptables = firewall.notrack_commands(&web, Tool::Iptables);
+    let (way, name) = ("! -i lo -m addrtype --dst-type LOCAL", "ctwatch-notrack-in-tcp-80");
+    let request = format!("{way} -p tcp --dport 80 -m comment --comment {name} -j CT --notrack");
     assert_eq!(
-        iptables.now[..2],
-        [
-            "iptables -w -t raw -A PREROUTING ! -i lo -m addrtype --dst-type LOCAL -p tcp --dport 80 -j CT --notrack",
-            "iptables -w -t raw -A OUTPUT ! -o lo -p tcp --sport 80 -j CT --notrack",
-        ]
+        iptables.now[0],
+        format!("iptables -w -t raw -C PREROUTING {request} 2> /dev/null || iptables -w -t raw -I PREROUTING {request}")
     );
     assert_eq!(iptables.now.len(), 4);
     assert!(iptables.now[2..].iter().all(|line| line.starts_with("ip6tables ")));
     for (add, delete) in iptables.now.iter().zip(&iptables.undo) {
-        assert_eq!(format!("while {} 2> /dev/null; do :; done", add.replace(" -A ", " -D ")), *delete);
+        let (_, insert) = add.split_once(" || ").expect("it is added once");
+        assert_eq!(format!("while {} 2> /dev/null; do :; done", insert.replace(" -I ", " -D ")), *delete);
     }
 }

@@ -39,8 +39,8 @@ fn a_stateless_accept_lets_untracked_packets_in() {
             (TCP, 6379, Loopback, &[]),
             // ICMP errors come behind `ct state invalid drop`.
             (TCP, 443, Served, &[IcmpErrors]),
-            // Not let in today: nothing to break.
-            (TCP, 6379, Served, &[]),
+            // Not let in today: then it isn't known what the flows are that were seen.
+            (TCP, 6379, Served, &[Unknown]),
             // Replies from servers elsewhere are let in as ESTABLISHED only.
             (TCP, 443, Outgoing, &[EstablishedOnly, IcmpErrors]),
             (UDP, 53, Outgoing, &[EstablishedOnly, IcmpErrors]),
@@ -55,7 +55,7 @@ fn an_accept_of_new_and_established_refuses_untracked_packets() {
         &[
             (TCP, 6379, Loopback, &[EstablishedOnly]),
             (TCP, 6379, Served, &[EstablishedOnly, IcmpErrors]),
-            (TCP, 9999, Loopback, &[]),
+            (TCP, 9999, Loopback, &[Unknown]),
         ],
     );
 }
@@ -69,11 +69,11 @@ fn sets_maps_ranges_and_negations_are_followed() {
             (TCP, 80, Served, &[IcmpErrors]),
             (TCP, 8050, Served, &[IcmpErrors]),
             (TCP, 9000, Served, &[IcmpErrors]),
-            (TCP, 22, Served, &[]),
+            (TCP, 22, Served, &[Unknown]),
             (TCP, 6379, Served, &[IcmpErrors]),
             (TCP, 9100, Served, &[IcmpErrors]),
             (TCP, 60_001, Served, &[IcmpErrors]),
-            (TCP, 25, Served, &[]),
+            (TCP, 25, Served, &[Unknown]),
             // Every untracked packet goes through the limit, not the first of a flow alone.
             (UDP, 5005, Served, &[IcmpErrors, Unknown]),
         ],
@@ -98,11 +98,12 @@ fn a_port_published_by_docker_is_refused() {
     check(
         &iptables_nft("docker.v4"),
         &[
-            (TCP, 6379, Served, &[PublishedPort]),
+            (TCP, 6379, Served, &[PublishedPort, NatRule]),
             (TCP, 6379, Loopback, &[PublishedPort]),
             (TCP, 80, Served, &[]),
-            (TCP, 80, Loopback, &[]),
-            (UDP, 5353, Loopback, &[]),
+            // The host's flows to its own address on the bridge are translated.
+            (TCP, 80, Loopback, &[NatRule]),
+            (UDP, 5353, Loopback, &[NatRule]),
             // What a container behind the masquerade may use as its own port.
             (TCP, 40_000, Served, &[NatRule]),
             (TCP, 443, Outgoing, &[NatRule]),
@@ -121,7 +122,8 @@ fn ufw_lets_in_what_its_rules_name_and_nothing_else_untracked() {
             (TCP, 5432, Served, &[IcmpErrors]),
             // `recent` counts new connections: it wouldn't see untracked ones.
             (TCP, 22, Served, &[OpensAccess, IcmpErrors]),
-            (TCP, 443, Outgoing, &[EstablishedOnly, IcmpErrors]),
+            // The limit for ssh, too, could be passed by from port 443.
+            (TCP, 443, Outgoing, &[EstablishedOnly, OpensAccess, IcmpErrors]),
         ],
     );
 }
@@ -134,7 +136,7 @@ fn kube_proxy_publishes_what_its_services_name() {
             &[
                 (TCP, 6379, Loopback, &[]),
                 (TCP, 30_379, Served, &[PublishedPort]),
-                (UDP, 53, Outgoing, &[PublishedPort]),
+                (UDP, 53, Outgoing, &[PublishedPort, NatRule]),
                 (TCP, 443, Outgoing, &[]),
                 (TCP, 443, Served, &[]),
             ],
@@ -155,7 +157,7 @@ fn translations_helpers_marks_and_limits_are_objections() {
             (TCP, 9091, Served, &[NatRule, ConnectionMark]),
             (TCP, 3128, Served, &[NatRule, ConnectionMark]),
             (TCP, 21, Served, &[Helper, ConnectionMark]),
-            (TCP, 8443, Served, &[ConnectionMark, OpensAccess, Unknown]),
+            (TCP, 8443, Served, &[NatRule, ConnectionMark, OpensAccess, Unknown]),
             (TCP, 9999, Loopback, &[ConnectionMark]),
             (UDP, 53, Served, &[AlreadyUntracked]),
         ],
@@ -168,13 +170,13 @@ fn options_of_iptables_are_read_or_else_distrusted() {
         &iptables_nft("raw.v4"),
         &[
             // `--ports 9002,9003` means the client's port, too: so some are let in.
-            (TCP, 21, Served, &[Helper, ConnectionMark]),
-            (TCP, 9001, Served, &[ConnectionMark, OpensAccess, Unknown]),
-            (TCP, 9002, Served, &[ConnectionMark, OpensAccess, Unknown]),
+            (TCP, 21, Served, &[Helper, EstablishedOnly, ConnectionMark]),
+            (TCP, 9001, Served, &[EstablishedOnly, ConnectionMark, OpensAccess, Unknown]),
+            (TCP, 9002, Served, &[EstablishedOnly, ConnectionMark, OpensAccess, Unknown]),
             // Only the SYN is let in without state; clients that use 9002 themselves meet the limit.
             (TCP, 5432, Served, &[EstablishedOnly, ConnectionMark, Unknown]),
             // u32 looks into packets.
-            (TCP, 9000, Served, &[ConnectionMark, OpensAccess, Unknown]),
+            (TCP, 9000, Served, &[EstablishedOnly, ConnectionMark, OpensAccess, Unknown]),
         ],
     );
 }

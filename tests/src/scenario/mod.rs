@@ -3,6 +3,7 @@
 
 mod advice;
 mod attach;
+mod cases;
 mod causes;
 mod census;
 mod census_odds;
@@ -258,6 +259,12 @@ const SCENARIOS: &[Scenario] = &[
     // Rules do the same on all kernels that have them; nft and both iptables print and take them as the kernel's
     // age allows.
     Scenario("notrack_breaks_what_the_judge_says_and_nothing_else", notrack::judged, 900, OLDEST_AND_NEWEST),
+    Scenario(
+        "rule_sets_as_people_have_them_get_the_right_answer",
+        cases::have_the_right_answer,
+        1200,
+        ON_6_12,
+    ),
     Scenario(
         "a_firewall_without_need_is_taken_away_and_put_back",
         stateless::taken_away_and_put_back,

@@ -215,7 +215,7 @@ fn judge(target: &ExemptTarget) -> Result<(Firewall, Vec<Objection>)> {
     let (firewall, _, notes) = firewall::read(&Roots::default());
     ensure!(notes.is_empty(), "rules that couldn't be read: {notes:?}");
     let mut objections = firewall.objections(target);
-    objections.retain(|objection| objection.kind.breaks_connections());
+    objections.retain(|objection| objection.kind.forbids());
     Ok((firewall, objections))
 }
 

@@ -281,6 +281,7 @@ pub fn guest_files(ctwatch: std::path::PathBuf) -> Result<Vec<GuestFile>> {
         GuestFile { host: ctwatch, guest: "/ctw/ctwatch".to_owned() },
         GuestFile { host: dist::tests()?, guest: "/ctw/ctwatch-tests".to_owned() },
         GuestFile { host: workspace::root().join("tests/guest"), guest: "/ctw".to_owned() },
+        GuestFile { host: workspace::root().join("tests/cases"), guest: "/ctw/cases".to_owned() },
     ])
 }
 

@@ -5,7 +5,7 @@ use crate::advise::report::report;
 use crate::listing::Listing as Listed;
 use crate::model::{Direction, TableEntry as Entry, TimeoutKind};
 use crate::record::Writer;
-use crate::firewall::{Dump, Note, Tools};
+use crate::firewall::{Dump, HostFacts, Note, Tools};
 use crate::record::rules::{Packed, StoredRules};
 use crate::record::tick::Tick;
 use crate::record::writer::Batch;
@@ -128,6 +128,16 @@ fn a_quiet_recording_is_reckoned_with_where_it_was_listed() {
     assert_eq!(case.demand.services[0].refused_per_s, 0.0);
 }
 
+/// A host that doesn't forward.
+fn known_host() -> HostFacts {
+    HostFacts {
+        own_v4: Some(vec!["127.0.0.1".parse().unwrap()]),
+        own_v6: Some(vec!["::1".parse().unwrap()]),
+        forwards_v4: Some(false),
+        forwards_v6: Some(false),
+    }
+}
+
 /// A redirect of the asked port, or a rule that has nothing to do with it.
 fn rules(second: i64, redirects: bool, notes: Vec<Note>) -> StoredRules {
     let expr = if redirects {
@@ -143,7 +153,7 @@ fn rules(second: i64, redirects: bool, notes: Vec<Note>) -> StoredRules {
         {{"rule": {{"family": "ip", "table": "acme", "chain": "out", "handle": 2, "expr": {expr}}}}}]}}"#
     );
     let tools = Tools { nft: true, iptables: false, ip6tables: false };
-    let rules = RuleSet { dump: Dump { nft_json, tools, ..Dump::default() }, notes };
+    let rules = RuleSet { dump: Dump { nft_json, tools, host: known_host(), unread: notes, ..Dump::default() } };
     let packed = Packed::new(&rules).unwrap();
     let occasion = if second == 1 { SnapshotReason::Start } else { SnapshotReason::Changed };
     StoredRules { netns: HOST, at: at(second), occasion, rules: Some(packed) }

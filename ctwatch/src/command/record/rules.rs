@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::advise::rule_set::RuleSet;
-use crate::conntrack::nftables;
-use crate::firewall;
+use crate::firewall::{self, Dump};
+use crate::kernel::nf_tables;
 use crate::kernel::roots::Roots;
 use crate::model::{NetnsId, WallMono};
 use crate::netns::{self, Netns};
@@ -23,6 +23,8 @@ const ASK_EVERY: Duration = Duration::from_secs(30);
 const LIST_EVERY: Duration = Duration::from_secs(60);
 /// The same where nothing tells whether rules changed: x_tables has no generation.
 const LIST_UNASKED: Duration = Duration::from_secs(600);
+/// The most time between two: addresses of the host belong to what is judged, and no generation tells of them.
+const LIST_ANYWAY: Duration = Duration::from_secs(3600);
 /// A listing is not repeated before so many times what it took: it may cost one percent of a core.
 const REST: u32 = 100;
 /// The same when a trigger fired.
@@ -231,13 +233,12 @@ fn find(netns: NetnsId) -> Option<Netns> {
 
 /// Lists the rules of the netns this thread is in, if they may have changed and it isn't too soon; packs them if they did.
 fn list(look: &Look) -> Result<Option<(Listed, Option<Packed>)>> {
-    let generation = nftables::generation(&look.roots).ok().flatten();
+    let generation = nf_tables::generation(&look.roots).ok().flatten();
     if !is_wanted(look, generation, has_legacy_rules(&look.roots), Instant::now()) {
         return Ok(None);
     }
     let began = Instant::now();
-    let (dump, notes) = firewall::list(&look.roots);
-    let rules = RuleSet { dump: dump.without_counts(), notes };
+    let rules = RuleSet { dump: firewall::list(&look.roots).without_counts() };
     let (digest, size) = digest(&rules)?;
     let is_new = look.last.as_ref().is_none_or(|last| last.digest != digest);
     let packed = match (is_new, size > MAX_SIZE) {
@@ -249,7 +250,7 @@ fn list(look: &Look) -> Result<Option<(Listed, Option<Packed>)>> {
                 tool: "ctwatch".to_owned(),
                 text: format!("the rules take {size} bytes, more than a recording keeps: they are unknown"),
             };
-            Some(Packed::new(&RuleSet { notes: vec![note], ..RuleSet::default() })?)
+            Some(Packed::new(&RuleSet { dump: Dump { unread: vec![note], ..Dump::default() } })?)
         }
     };
     let listed = Listed { generation, digest, ended: Instant::now(), took: began.elapsed() };
@@ -260,7 +261,7 @@ fn list(look: &Look) -> Result<Option<(Listed, Option<Packed>)>> {
 fn is_wanted(look: &Look, generation: Option<u32>, legacy: bool, now: Instant) -> bool {
     let Some(last) = &look.last else { return true };
     let is_told = generation.is_some() && !legacy;
-    if is_told && generation == last.generation {
+    if is_told && generation == last.generation && now < last.ended + LIST_ANYWAY {
         return false;
     }
     let wait = match (look.at_trigger, is_told || generation != last.generation) {
@@ -302,9 +303,10 @@ mod tests {
         };
         assert!(wanted(None, false, Some(1), false), "the first time");
         let quick = Duration::from_millis(10);
-        let day = SECOND * 86_400;
-        assert!(!wanted(listed(Some(1), day, quick), false, Some(1), false), "nothing changed");
-        assert!(!wanted(listed(Some(1), day, quick), true, Some(1), false), "nor when a trigger fires");
+        let long = SECOND * 3_500;
+        assert!(!wanted(listed(Some(1), long, quick), false, Some(1), false), "nothing changed");
+        assert!(!wanted(listed(Some(1), long, quick), true, Some(1), false), "nor when a trigger fires");
+        assert!(wanted(listed(Some(1), SECOND * 3_601, quick), false, Some(1), false), "addresses may have");
         assert!(wanted(listed(Some(1), SECOND * 61, quick), false, Some(2), false));
         assert!(!wanted(listed(Some(1), SECOND * 30, quick), false, Some(2), false), "too soon");
         assert!(wanted(listed(Some(1), SECOND * 30, quick), true, Some(2), false), "but for a trigger");

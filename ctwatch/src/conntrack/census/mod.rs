@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::addresses;
-pub use super::netlink::Refusal;
-use super::netlink::{self, Next};
+pub use crate::kernel::netlink::Refusal;
+use crate::kernel::netlink::{self, Next};
 use crate::model::{
     CensusKey, Direction, EntryFields, Locals, PortDetail, TableEntry, TimeoutKind, Timeouts,
 };

@@ -6,7 +6,7 @@ use ctwatch_common::classify::Counters;
 
 use super::Stat;
 use crate::conntrack::census::parse::attributes;
-use crate::conntrack::netlink::{self, DONE, ERROR, Next};
+use crate::kernel::netlink::{self, DONE, ERROR, Next};
 use crate::model::CounterSource;
 
 // NFNL_SUBSYS_CTNETLINK << 8 | enum cntl_msg_types (include/uapi/linux/netfilter/nfnetlink_conntrack.h)

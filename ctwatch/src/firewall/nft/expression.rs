@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::Sets;
+use super::{Sets, list};
 use crate::firewall::ir::{Condition, End, Family, Field, Stays, state};
 use crate::firewall::ranges::Ranges;
 use crate::firewall::words;
@@ -18,12 +18,16 @@ pub fn condition(body: &Value, sets: &Sets) -> Condition {
     let subject = Subject::of(left);
     let mut all = subject.needs.clone();
     let negate = operator == "!=";
+    if sets.counts(right) {
+        all.push(Condition::CountsConnections(body.to_string()));
+    }
     all.push(match operator {
         "==" | "!=" | "in" => {
             if let Some(masked) = masked(left, right, negate) {
                 masked
             } else if right.get("set").is_some() || right.as_str().is_some_and(|text| text.starts_with('@')) {
                 match sets.elements(right) {
+                    Some(_) if sets.changes(right) => Condition::Unknown(Stays::Never, body.to_string()),
                     Some(elements) => any(elements.iter().map(|element| subject.is(element))).negated(negate),
                     None => Condition::Unknown(Stays::Flow, body.to_string()),
                 }
@@ -52,7 +56,7 @@ pub fn condition(body: &Value, sets: &Sets) -> Condition {
 }
 
 /// Any of them; sets of numbers of one field become one set.
-fn any(conditions: impl Iterator<Item = Condition>) -> Condition {
+pub fn any(conditions: impl Iterator<Item = Condition>) -> Condition {
     let mut numbers: Option<(Field, Vec<(u128, u128)>)> = None;
     let mut rest = Vec::new();
     for condition in conditions {
@@ -260,15 +264,16 @@ fn protocol_of(payload: &Value) -> Vec<Condition> {
 
 /// `fib daddr type`; with an interface named besides, the answer is another.
 fn address_type(fib: &Value) -> Option<Key> {
-    let has = |name: &str| fib["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == name));
-    if has("iif") || has("oif") {
-        return None;
+    let flags: Option<Vec<&str>> = list(&fib["flags"]).iter().map(Value::as_str).collect();
+    match flags?[..] {
+        ["saddr"] => Some(Key::AddressType(End::Source)),
+        ["daddr"] => Some(Key::AddressType(End::Destination)),
+        _ => None,
     }
-    Some(Key::AddressType(if has("saddr") { End::Source } else { End::Destination }))
 }
 
 /// A number, a name, a prefix or a range as the numbers it stands for.
-fn numbers(field: Field, value: &Value) -> Option<Ranges> {
+pub fn numbers(field: Field, value: &Value) -> Option<Ranges> {
     if let Some(prefix) = value.get("prefix") {
         let bits = u8::try_from(prefix["len"].as_u64()?).ok()?;
         return words::network(prefix["addr"].as_str()?.parse().ok()?, bits);

@@ -4,21 +4,41 @@
 mod expression;
 mod statement;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::ir::{Base, Chain, Hook, Kind, Rule, RuleTable, Tool};
 
-/// Reads the JSON; `text` is what `nft -s -a list ruleset` printed, for the rules' own words.
+/// Reads the JSON; `text` is what `nft -s -a list ruleset` printed, for the rules' own words and for what older versions
+/// leave out of the JSON.
 pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
-    let parsed: Value = serde_json::from_str(json).context("reading the JSON of `nft -j list ruleset`")?;
-    let objects = parsed["nftables"].as_array().context("`nft -j list ruleset` printed no `nftables`")?;
-    let words = words_by_handle(text);
+    #[derive(Deserialize)]
+    struct Ruleset<'a> {
+        #[serde(borrow)]
+        nftables: Vec<&'a RawValue>,
+    }
+    let parsed: Ruleset =
+        serde_json::from_str(json).context("reading the JSON of `nft -j list ruleset`")?;
+    let words = Words::new(text);
+    // Rules are many: each is read when its turn has come, and let go again.
+    let is_rule = |raw: &&RawValue| {
+        raw.get().trim_start_matches(['{', ' ', '\t', '\n', '\r']).starts_with("\"rule\"")
+    };
+    let (rules, others): (Vec<&RawValue>, Vec<&RawValue>) = parsed.nftables.into_iter().partition(is_rule);
+    let read = |raw: &RawValue| -> Result<Value> {
+        serde_json::from_str(raw.get()).context("reading an object of `nft -j list ruleset`")
+    };
     let mut tables: Vec<RuleTable> = Vec::new();
     let mut sets: HashMap<String, Sets> = HashMap::new();
-    for object in objects {
+    let mut chains: HashMap<String, (usize, usize)> = HashMap::new();
+    let mut without_hook = Vec::new();
+    let mut with_hook = false;
+    for raw in others {
+        let object = read(raw)?;
         if let Some(table) = object.get("table") {
             // arp, bridge and netdev chains see no conntrack state of an IP packet: they treat both kinds alike.
             if let (Some(family), Some(name)) = (family(table), table["name"].as_str()) {
@@ -34,32 +54,67 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
             let key = format!("{} {}", word(set, "family"), word(set, "table"));
             sets.entry(key).or_default().0.insert(word(set, "name").to_owned(), set.clone());
         } else if let Some(chain) = object.get("chain")
-            && let Some(table) = find(&mut tables, chain)
+            && family(chain).is_some()
         {
-            table.chains.push(Chain {
-                name: word(chain, "name").to_owned(),
-                base: base(chain),
-                rules: Vec::new(),
-            });
+            let name = word(chain, "name");
+            let at = tables
+                .iter()
+                .position(|table| table.family == word(chain, "family") && table.name == word(chain, "table"))
+                .with_context(|| format!("the chain {name} is in no table"))?;
+            let place = format!("{} {} {name}", tables[at].family, tables[at].name);
+            let base = base(chain).with_context(|| format!("reading the chain {place}"))?;
+            with_hook |= base.is_some() || chain.get("hook").is_some();
+            if chain.get("hook").is_none() {
+                without_hook.push((at, tables[at].chains.len(), place.clone()));
+            }
+            chains.insert(place, (at, tables[at].chains.len()));
+            tables[at].chains.push(Chain { name: name.to_owned(), base, rules: Vec::new() });
         }
     }
-    for rule in objects.iter().filter_map(|object| object.get("rule")) {
-        let Some(table) = find(&mut tables, rule) else { continue };
-        let table_key = format!("{} {}", table.family, table.name);
+    // nft 0.9.8 and 0.9.9 print base chains without type, hook, priority and policy; the text has them.
+    for (table, chain, place) in without_hook {
+        match words.bases.get(&place) {
+            Some(base) => {
+                let of = &mut tables[table].chains[chain].base;
+                *of = read_base(base).with_context(|| format!("reading the chain {place}: {base}"))?;
+            }
+            None if !with_hook && !words.chains.contains(&place) => {
+                bail!("neither the JSON nor the text of nft says whether {place} is a base chain")
+            }
+            None => {}
+        }
+    }
+    for raw in rules {
+        let object = read(raw)?;
+        let rule = &object["rule"];
+        if family(rule).is_none() {
+            continue;
+        }
+        let table_key = format!("{} {}", word(rule, "family"), word(rule, "table"));
+        let place = format!("{table_key} {}", word(rule, "chain"));
+        let (table, chain) =
+            *chains.get(&place).with_context(|| format!("a rule is in the chain {place}, which isn't there"))?;
         let handle = rule["handle"].as_u64().unwrap_or(0);
         let text = words
+            .rules
             .get(&(table_key.clone(), handle))
             .cloned()
             .unwrap_or_else(|| format!("{} (handle {handle})", rule["expr"]));
         let none = Sets::default();
         let steps = statement::steps(&rule["expr"], sets.get(&table_key).unwrap_or(&none));
-        if let Some(chain) = table.chains.iter_mut().find(|chain| chain.name == word(rule, "chain")) {
-            let delete =
-                (handle > 0).then(|| format!("nft delete rule {table_key} {} handle {handle}", chain.name));
-            chain.rules.push(Rule { steps, text, delete });
-        }
+        let delete = (handle > 0).then(|| format!("nft delete rule {place} handle {handle}"));
+        tables[table].chains[chain].rules.push(Rule { steps, text, delete });
     }
     Ok(tables)
+}
+
+/// The items of a list. Some versions print a list of one as that one.
+fn list(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(list) => list,
+        Value::Null => &[],
+        one => std::slice::from_ref(one),
+    }
 }
 
 /// The named sets and maps of a table.
@@ -72,12 +127,40 @@ impl Sets {
         if let Some(elements) = reference.get("set") {
             return Some(elements.as_array().map_or(std::slice::from_ref(elements), Vec::as_slice));
         }
-        let set = self.0.get(reference.as_str()?.strip_prefix('@')?)?;
+        let set = self.named(reference)?;
         let changes_by_itself = |flag: &Value| matches!(flag.as_str(), Some("dynamic" | "timeout"));
-        if set["flags"].as_array().is_some_and(|flags| flags.iter().any(changes_by_itself)) {
+        if list(&set["flags"]).iter().any(changes_by_itself) {
             return None;
         }
-        Some(set["elem"].as_array().map_or(&[], Vec::as_slice))
+        Some(list(&set["elem"]))
+    }
+
+    fn named(&self, reference: &Value) -> Option<&Value> {
+        self.0.get(reference.as_str()?.strip_prefix('@')?)
+    }
+
+    /// Whether looking something up in it, or adding to it, counts connections by their entries.
+    fn counts(&self, reference: &Value) -> bool {
+        self.has_inside(reference, &["ct count"])
+    }
+
+    /// Whether its answer changes by itself: elements or the set bear a rate or an amount.
+    fn changes(&self, reference: &Value) -> bool {
+        self.has_inside(reference, &["limit", "quota", "last"])
+    }
+
+    fn has_inside(&self, reference: &Value, names: &[&str]) -> bool {
+        let set = self.named(reference).unwrap_or(reference);
+        names.iter().any(|name| has_key(&set["stmt"], name) || has_key(&set["elem"], name) || has_key(&set["set"], name))
+    }
+}
+
+/// Whether an object anywhere inside has this key.
+fn has_key(value: &Value, key: &str) -> bool {
+    match value {
+        Value::Object(object) => object.contains_key(key) || object.values().any(|value| has_key(value, key)),
+        Value::Array(list) => list.iter().any(|value| has_key(value, key)),
+        _ => false,
     }
 }
 
@@ -89,44 +172,148 @@ fn family(object: &Value) -> Option<&'static str> {
     ["ip", "ip6", "inet"].into_iter().find(|known| *known == word(object, "family"))
 }
 
-fn find<'a>(tables: &'a mut [RuleTable], object: &Value) -> Option<&'a mut RuleTable> {
-    tables
-        .iter_mut()
-        .find(|table| table.family == word(object, "family") && table.name == word(object, "table"))
+fn base(chain: &Value) -> Result<Option<Base>> {
+    let Some(hook) = chain.get("hook") else { return Ok(None) };
+    let Some(hook) = named_hook(hook.as_str().unwrap_or_default())? else { return Ok(None) };
+    let priority = match &chain["prio"] {
+        Value::String(text) => named_priority(text),
+        number => number.as_i64().and_then(|number| i32::try_from(number).ok()),
+    };
+    Ok(Some(Base {
+        kind: kind(word(chain, "type"))?,
+        hook,
+        priority: priority.context("it has a hook and no priority that is understood")?,
+        drops: word(chain, "policy") == "drop",
+    }))
 }
 
-fn base(chain: &Value) -> Option<Base> {
-    let hook = match word(chain, "hook") {
+/// None for one that comes before conntrack and knows nothing of it (inet's ingress), or after all (egress).
+fn named_hook(name: &str) -> Result<Option<Hook>> {
+    Ok(Some(match name {
         "prerouting" => Hook::Prerouting,
         "input" => Hook::Input,
         "forward" => Hook::Forward,
         "output" => Hook::Output,
         "postrouting" => Hook::Postrouting,
-        // None: a chain without hook. inet's ingress comes before conntrack and knows nothing of it.
-        _ => return None,
-    };
-    Some(Base {
-        kind: if word(chain, "type") == "nat" { Kind::Nat } else { Kind::Filter },
-        hook,
-        priority: chain["prio"].as_i64().and_then(|number| i32::try_from(number).ok()).unwrap_or(0),
-        drops: word(chain, "policy") == "drop",
-    })
+        "ingress" | "egress" => return Ok(None),
+        other => bail!("its hook `{other}` isn't known"),
+    }))
 }
 
-/// The rules of `nft -a list ruleset` by table and handle.
-fn words_by_handle(text: &str) -> HashMap<(String, u64), String> {
-    let mut words = HashMap::new();
-    let mut table = String::new();
-    for line in text.lines() {
-        let Some((rule, handle)) = line.rsplit_once(" # handle ") else { continue };
-        let rule = rule.trim();
-        if let Some(name) = rule.strip_prefix("table ") {
-            name.trim_end_matches('{').trim().clone_into(&mut table);
-        } else if !rule.ends_with('{')
-            && let Ok(handle) = handle.trim().parse()
-        {
-            words.insert((table.clone(), handle), rule.to_owned());
-        }
+fn kind(name: &str) -> Result<Kind> {
+    match name {
+        "nat" => Ok(Kind::Nat),
+        "filter" | "route" => Ok(Kind::Filter),
+        other => bail!("its type `{other}` isn't known"),
     }
-    words
+}
+
+/// "filter", "raw + 10", "-300": std_prios, src/rule.c of nftables 1.1.
+fn named_priority(text: &str) -> Option<i32> {
+    let mut words = text.split_whitespace();
+    let first = words.next()?;
+    let base = match first {
+        "raw" => -300,
+        "mangle" => -150,
+        "dstnat" => -100,
+        "filter" => 0,
+        "security" => 50,
+        "srcnat" => 100,
+        number => number.parse().ok()?,
+    };
+    match (words.next(), words.next()) {
+        (None, _) => Some(base),
+        (Some("+"), Some(offset)) => Some(base + offset.parse::<i32>().ok()?),
+        (Some("-"), Some(offset)) => Some(base - offset.parse::<i32>().ok()?),
+        _ => None,
+    }
+}
+
+/// "type filter hook input priority filter; policy drop;".
+fn read_base(line: &str) -> Result<Option<Base>> {
+    let after = |text: &str, word: &str| -> Option<String> {
+        let (_, rest) = text.split_once(&format!("{word} "))?;
+        Some(rest.split(';').next().unwrap_or_default().trim().to_owned())
+    };
+    let first = |text: Option<String>| -> Option<String> {
+        text?.split_whitespace().next().map(str::to_owned)
+    };
+    let hook = first(after(line, "hook")).context("no hook")?;
+    let Some(hook) = named_hook(&hook)? else { return Ok(None) };
+    let priority = after(line, "priority").and_then(|text| named_priority(&text));
+    Ok(Some(Base {
+        kind: kind(&first(after(line, "type")).context("no type")?)?,
+        hook,
+        priority: priority.context("no priority that is understood")?,
+        drops: first(after(line, "policy")).as_deref() == Some("drop"),
+    }))
+}
+
+/// What the text of a rule set says.
+#[derive(Default)]
+struct Words {
+    /// Rules by table and handle.
+    rules: HashMap<(String, u64), String>,
+    /// The line of each base chain that has one.
+    bases: HashMap<String, String>,
+    /// All chains.
+    chains: HashSet<String>,
+}
+
+impl Words {
+    fn new(text: &str) -> Self {
+        let mut words = Self::default();
+        let (mut table, mut chain) = (String::new(), String::new());
+        for line in text.lines() {
+            let (rule, handle) =
+                line.rsplit_once(" # handle ").map_or((line, None), |(rule, handle)| (rule, Some(handle)));
+            let rule = rule.trim();
+            if let Some(name) = rule.strip_prefix("table ") {
+                name.trim_end_matches('{').trim().clone_into(&mut table);
+                chain.clear();
+            } else if let Some(name) = rule.strip_prefix("chain ").filter(|name| name.ends_with('{')) {
+                chain = format!("{table} {}", name.trim_end_matches('{').trim());
+                words.chains.insert(chain.clone());
+            } else if rule.starts_with("type ") && rule.contains(" hook ") && !chain.is_empty() {
+                words.bases.insert(chain.clone(), rule.to_owned());
+            } else if !rule.ends_with('{')
+                && let Some(Ok(handle)) = handle.map(|handle| handle.trim().parse())
+            {
+                words.rules.insert((table.clone(), handle), rule.to_owned());
+            }
+        }
+        words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_chain_is_read_from_its_line() {
+        let base = read_base("type filter hook input priority raw - 5; policy drop;").expect("it is one");
+        let base = base.expect("it has a hook");
+        assert_eq!((base.hook, base.priority, base.drops), (Hook::Input, -305, true));
+        assert!(read_base("type filter hook ingress device \"eth0\" priority 0;").expect("known").is_none());
+        assert!(read_base("type filter hook input priority soon;").is_err(), "not guessed");
+        assert!(read_base("type odd hook input priority 0;").is_err(), "not guessed");
+    }
+
+    #[test]
+    fn what_json_says_of_a_chain_is_not_guessed() {
+        let json = |chain: &str| {
+            format!(
+                r#"{{"nftables": [{{"table": {{"family": "ip", "name": "t"}}}}, {{"chain": {{"family": "ip", "table": "t", "name": "c"{chain}}}}}]}}"#
+            )
+        };
+        assert!(parse(&json(r#", "type": "filter", "hook": "input", "prio": 0"#), "").is_ok());
+        assert!(parse(&json(r#", "type": "filter", "hook": "input""#), "").is_err(), "no priority");
+        assert!(parse(&json(""), "").is_err(), "is it a base chain?");
+        let plain = parse(&json(""), "table ip t {\n\tchain c {\n\t}\n}\n").expect("the text says it");
+        assert!(plain[0].chains[0].base.is_none());
+        let text = "table ip t {\n\tchain c {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
+        let based = parse(&json(""), text).expect("the text says it");
+        assert!(based[0].chains[0].base.as_ref().is_some_and(|base| base.drops));
+    }
 }

@@ -3,20 +3,22 @@
 
 use serde_json::Value;
 
-use super::Sets;
 use super::expression::{self, Subject};
-use crate::firewall::ir::{Action, Condition, Nat, Stays, Step};
+use super::{Sets, has_key, list};
+use crate::firewall::ir::{Action, Condition, End, Field, Nat, Stays, Step, Target};
 use crate::firewall::listing::EXTENSION;
+use crate::firewall::ranges::Ranges;
 
 /// Statements that neither decide on a packet nor change what a later rule asks.
 const HARMLESS: [&str; 9] =
-    ["counter", "log", "comment", "last", "ct timeout", "ct expectation", "secmark", "dup", "flow"];
+    ["counter", "log", "comment", "last", "ct timeout", "secmark", "dup", "flow", "optstrip"];
+/// Fields that a rule may rewrite without another rule's asking for them: all others are like a translation without state.
+const REWRITTEN: [&str; 7] = ["ttl", "hoplimit", "dscp", "ecn", "flowlabel", "id", "pcp"];
 
 /// The steps of a rule's `expr`.
 pub fn steps(expr: &Value, sets: &Sets) -> Vec<Step> {
-    let statements = expr.as_array().map_or(&[][..], Vec::as_slice);
     let mut steps = Vec::new();
-    for statement in statements {
+    for statement in list(expr) {
         let Some((name, body)) = statement.as_object().and_then(|object| object.iter().next()) else {
             steps.push(Step::Do(Action::Unknown(statement.to_string())));
             continue;
@@ -38,10 +40,15 @@ fn add(steps: &mut Vec<Step>, name: &str, body: &Value, sets: &Sets) {
                 body.as_str().map_or_else(|| body.to_string(), str::to_owned),
             )));
         }
+        // It announces connections, as a helper does.
+        "ct expectation" => steps.push(Step::Do(Action::Helper("expectation".to_owned()))),
         "queue" => steps.push(Step::Do(Action::Queue)),
         "limit" | "quota" => steps.push(Step::If(changing(name, body))),
         "ct count" => steps.push(Step::If(Condition::CountsConnections(body.to_string()))),
         // Adding to a full set, or a rate inside, ends the rule.
+        "set" | "map" | "meter" if has_key(body, "ct count") || sets.counts(&body["set"]) => {
+            steps.push(Step::If(Condition::CountsConnections(format!("{name} {body}"))));
+        }
         "set" | "map" | "meter" => steps.push(Step::If(changing(name, body))),
         "xt" => extension(steps, body),
         _ if HARMLESS.contains(&name) => {}
@@ -95,8 +102,12 @@ fn verdict_map(steps: &mut Vec<Step>, body: &Value, sets: &Sets) {
 
 fn mangle(body: &Value) -> Option<Action> {
     let (key, value) = (&body["key"], &body["value"]);
-    if key.get("ct").is_some() {
-        return Some(Action::WriteConnection);
+    if let Some(ct) = key.get("ct") {
+        return Some(if ct["key"] == "zone" { Action::Zone } else { Action::WriteConnection });
+    }
+    if let Some(payload) = key.get("payload") {
+        let is_harmless = payload["field"].as_str().is_some_and(|field| REWRITTEN.contains(&field));
+        return (!is_harmless).then(|| Action::Unknown(format!("rewrites {key}")));
     }
     if key["meta"]["key"] != "mark" {
         return None;
@@ -126,9 +137,12 @@ fn nat(steps: &mut Vec<Step>, name: &str, body: &Value, sets: &Sets) {
         if let Some(map) = body[part].get("map") {
             let subject = Subject::of(&map["key"]);
             steps.extend(subject.needs.iter().cloned().map(Step::If));
-            if let Some(elements) = sets.elements(&map["data"]) {
-                let keys = elements.iter().filter_map(|element| element.get(0));
-                steps.push(Step::If(Condition::Any(keys.map(|value| subject.is(value)).collect())));
+            match sets.elements(&map["data"]) {
+                Some(elements) => {
+                    let keys = elements.iter().filter_map(|element| element.get(0));
+                    steps.push(Step::If(expression::any(keys.map(|value| subject.is(value)))));
+                }
+                None => steps.push(Step::If(Condition::Unknown(Stays::Flow, map.to_string()))),
             }
         }
     }
@@ -144,8 +158,67 @@ fn nat(steps: &mut Vec<Step>, name: &str, body: &Value, sets: &Sets) {
         (false, true) => Some(addr),
         (_, false) => Some(format!("{addr}:{port}")),
     };
-    steps.push(Step::Do(Action::Nat(Nat { kind: kind.unwrap_or("dnat"), to })));
+    let kind = kind.unwrap_or("dnat");
+    let (addresses, ports) = targets(body, sets);
+    let addresses = match (kind, addresses) {
+        ("masquerade" | "redirect", Target::Kept) => Target::Own,
+        (_, addresses) => addresses,
+    };
+    steps.push(Step::Do(Action::Nat(Nat { kind, to, addresses, ports })));
     // tproxy only looks up a socket; the others end the chain with accept.
+}
+
+/// The addresses and ports that a translation leads to.
+fn targets(body: &Value, sets: &Sets) -> (Target, Target) {
+    let (mut addresses, mut ports) = (Vec::new(), Vec::new());
+    let (mut any_address, mut any_port) = (false, false);
+    let mut add = |part: &str, value: &Value| {
+        let value = value.get("elem").and_then(|elem| elem.get("val")).unwrap_or(value);
+        let both = value.get("concat").map(list);
+        let (address, port) = match (both, part) {
+            (Some([address, port]), "addr") => (Some(address), Some(port)),
+            (Some(_), _) => {
+                (any_address, any_port) = (true, true);
+                return;
+            }
+            (None, "addr") => (Some(value), None),
+            (None, _) => (None, Some(value)),
+        };
+        if let Some(address) = address {
+            match expression::numbers(Field::Address(End::Destination), address) {
+                Some(set) => addresses.extend(set.intervals().iter().copied()),
+                None => any_address = true,
+            }
+        }
+        if let Some(port) = port {
+            match expression::numbers(Field::Port(End::Destination), port) {
+                Some(set) => ports.extend(set.intervals().iter().copied()),
+                None => any_port = true,
+            }
+        }
+    };
+    for part in ["addr", "port"] {
+        match body.get(part) {
+            None | Some(Value::Null) => {}
+            Some(value) => match value.get("map").map(|map| sets.elements(&map["data"])) {
+                Some(Some(elements)) => {
+                    elements.iter().for_each(|element| add(part, element.get(1).unwrap_or(&Value::Null)));
+                }
+                // Not known: see below.
+                Some(None) => {}
+                None => add(part, value),
+            },
+        }
+    }
+    let of = |any: bool, set: Vec<(u128, u128)>| match (any, set.is_empty()) {
+        (true, _) => Target::Any,
+        (false, true) => Target::Kept,
+        (false, false) => Target::Within(Ranges::of(set)),
+    };
+    let unknown_map = ["addr", "port"].iter().any(|part| {
+        body[*part].get("map").is_some_and(|map| sets.elements(&map["data"]).is_none())
+    });
+    (of(any_address || unknown_map, addresses), of(any_port || unknown_map, ports))
 }
 
 /// What iptables-nft put there and nft can't print.
@@ -161,10 +234,15 @@ fn extension(steps: &mut Vec<Step>, body: &Value) {
                 "REDIRECT" => "redirect",
                 _ => "dnat",
             };
-            steps.push(Step::Do(Action::Nat(Nat { kind, to: None })));
+            steps.push(Step::Do(Action::Nat(Nat::unknown(kind, None))));
         }
         (Some("target"), "REJECT") => steps.push(Step::Do(Action::Drop)),
         (Some("target"), _) => steps.push(Step::Do(Action::Unknown(text))),
+        // Before 1.0.7 nft prints neither what it is nor its name.
+        (None, _) => {
+            steps.push(Step::If(Condition::Unknown(Stays::Never, text.clone())));
+            steps.push(Step::Do(Action::Unknown(text)));
+        }
         _ => steps.push(Step::If(Condition::Unknown(Stays::Never, text))),
     }
 }

@@ -19,12 +19,12 @@ const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP: u16 = 0x300;
 
 /// NLMSG_ERROR
-pub(super) const ERROR: u16 = 2;
+pub const ERROR: u16 = 2;
 /// NLMSG_DONE
-pub(super) const DONE: u16 = 3;
+pub const DONE: u16 = 3;
 
 /// What to do after a datagram.
-pub(super) enum Next {
+pub enum Next {
     /// Read another.
     Go,
     /// The dump is over, or not wanted any more.
@@ -32,7 +32,7 @@ pub(super) enum Next {
 }
 
 /// Asks for a dump in the netns this thread is in, and hands over each datagram of the answer.
-pub(super) fn dump_here(
+pub fn dump_here(
     kind: u16,
     family: u8,
     attributes: &[u8],
@@ -52,7 +52,7 @@ pub(super) fn dump_here(
 }
 
 /// Asks for something that is told in one datagram, in the netns this thread is in.
-pub(super) fn ask_here(kind: u16, family: u8) -> Result<Vec<u8>> {
+pub fn ask_here(kind: u16, family: u8) -> Result<Vec<u8>> {
     let mut socket = open().context("opening a NETLINK_NETFILTER socket")?;
     socket.write_all(&request(kind, 0, family, &[])).context("asking the kernel")?;
     let mut buffer = vec![0; BUFFER];
@@ -95,7 +95,7 @@ impl fmt::Display for Refusal {
 impl std::error::Error for Refusal {}
 
 /// What the body of an error message says.
-pub(super) fn refusal(body: &[u8]) -> Refusal {
+pub fn refusal(body: &[u8]) -> Refusal {
     let code = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
     Refusal(code.saturating_neg())
 }
@@ -137,7 +137,7 @@ fn open() -> std::io::Result<File> {
 }
 
 /// Type and body of each message of a datagram.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
         let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);

@@ -1,0 +1,80 @@
+//! Proof by difference: random rule sets on a host with a LAN, an outside and a net beside it, flows of all kinds before and
+//! after what the judge advises. What is advised may break no flow, open none, leave no entry of what it exempts, and its
+//! undo has to bring the rules back. What is refused is tried as well, to see how much of it was harmless.
+//!     ctwatch-tests rules --count 200 --seed 7      # as root, in netns of its own; prints the seed if none is given
+//!     ctwatch-tests rules --seed 7 --only 42        # one set again, with each counterexample made as small as it gets
+
+mod grammar;
+mod ground;
+mod random;
+mod tally;
+mod trial;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use random::Random;
+use tally::Tally;
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How many rule sets.
+    pub count: u64,
+    /// From which they come.
+    pub seed: u64,
+    /// This one alone.
+    pub only: Option<u64>,
+    /// How many places at once.
+    pub jobs: usize,
+}
+
+/// Runs them and prints each counterexample and the figures; true when there was no counterexample.
+pub fn run(options: &Options) -> Result<bool> {
+    let began = Instant::now();
+    let Options { count, seed, only, jobs } = *options;
+    println!("seed {seed}, {count} rule sets");
+    let range = only.map_or(0..count, |index| index..index + 1);
+    let (next, tally) = (AtomicU64::new(range.start), Mutex::new(Tally::default()));
+    thread::scope(|scope| {
+        let work = || -> Result<()> {
+            let mut place = ground::build()?;
+            loop {
+                let index = next.fetch_add(1, Relaxed);
+                if index >= range.end {
+                    return Ok(());
+                }
+                let mut random = Random::new(seed, index);
+                let asked = ground::Asked::random(&mut random);
+                let Some((set, refusals)) = trial::load(&place, &mut random, &asked)? else { continue };
+                let trial = trial::Trial::new(&place, &asked, &set)?;
+                let mut found = trial.all()?;
+                if only.is_some() {
+                    println!("asked about {}/{}, other port {}\n{set}", asked.port, asked.proto, asked.other);
+                    for answer in &found {
+                        println!("{answer}");
+                    }
+                    trial::shrink(&place, &asked, &mut found)?;
+                }
+                for answer in found.iter().filter(|answer| answer.is_counterexample()) {
+                    println!("COUNTEREXAMPLE --seed {seed} --only {index}: {answer}\n{}", answer.rules());
+                }
+                tally.lock().expect("no thread panics with the lock").add(refusals, &found);
+                if set.is_legacy() {
+                    // Its tables stay in the netns, and the next set would not be alone.
+                    place = ground::build()?;
+                }
+            }
+        };
+        let workers: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker panicked"))
+    })?;
+    let tally = tally.into_inner().expect("no thread panics with the lock");
+    print!("{tally}");
+    println!("seed {seed}: {} counterexamples in {:.1} s", tally.counterexamples(), began.elapsed().as_secs_f64());
+    Ok(tally.counterexamples() == 0)
+}
