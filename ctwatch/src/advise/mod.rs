@@ -5,11 +5,14 @@ pub mod case;
 pub mod demand;
 pub mod dependency;
 mod distinct;
+pub mod facts;
 pub mod gc;
 pub mod items;
 pub mod measure;
+pub mod netns_commands;
 pub mod recorded;
 pub mod report;
+pub mod rule_set;
 pub mod target;
 pub mod whatif;
 

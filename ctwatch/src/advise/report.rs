@@ -36,6 +36,9 @@ pub struct Advice {
     pub window_s: f64,
     /// How flows were counted: "kprobe", or "census" where no program can count them.
     pub measured_by: &'static str,
+    /// Put before a command that acts on that netns; empty in the own one. A word for the shell.
+    #[serde(skip)]
+    pub enter: String,
     /// The table.
     pub table: TableDemand,
     /// The services, the largest need first.
@@ -204,6 +207,7 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
         name: source.name,
         window_s: source.window_s,
         measured_by: source.measured_by,
+        enter: case.netns_prefix.clone(),
         table: TableDemand {
             count: table.count.unwrap_or(0) as u32,
             max: case.demand.max,

@@ -41,13 +41,13 @@ pub struct AdviseArgs {
         long,
         value_name = "ID",
         value_delimiter = ',',
-        help = "Only the recommendations with these ids\n[default: all; with --format sh the best one]"
+        help = "Only the recommendations with these ids\n[default: all; with --format sh those with commands]"
     )]
     item: Vec<String>,
     #[arg(
         long, value_name = "FORMAT", default_value = "text", hide_possible_values = true,
         value_parser = choice(AdviceFormat::ALL.map(|format| (format.name(), format))),
-        help = "text, json, or sh (a script that tries, keeps or\nundoes the recommendations)"
+        help = "text, json, or sh (a script that tries one and\ntakes it back unless confirmed)"
     )]
     format: AdviceFormat,
 }
@@ -58,7 +58,7 @@ It only measures and reads settings and firewall rules; it changes nothing.
 Examples:
   ctwatch advise                            what is wrong, and what would help
   ctwatch advise --what-if max=1048576,time_wait=30,notrack=6379/tcp/lo
-  ctwatch advise --format sh --item max > fix.sh   # then: sh fix.sh now
+  ctwatch advise --format sh > fix.sh   # then: sh fix.sh try max
   ctwatch advise --recording host.ctw       the same, from a recording
 
 Exit codes: 0 success; 1 runtime failure; 2 usage error;

@@ -2,7 +2,6 @@
 //! It changes nothing: what it prints is for the reader to run.
 
 mod collect;
-mod netns_commands;
 mod recorded;
 
 use std::io::stdout;
@@ -93,7 +92,7 @@ fn show(config: &Config, advise: &AdviseConfig, case: &Case, source: Source) -> 
     Ok(Exit::Done)
 }
 
-/// Which pieces were asked for; for a script the best one if none was.
+/// Which pieces were asked for; for a script all that commands can do if none was.
 fn choose(report: &Advice, advise: &AdviseConfig) -> Result<Vec<String>> {
     let all = || report.items.iter().map(|item| item.id.clone());
     let unknown: Vec<&String> = advise.items.iter().filter(|id| !all().any(|known| known == **id)).collect();
@@ -108,8 +107,8 @@ fn choose(report: &Advice, advise: &AdviseConfig) -> Result<Vec<String>> {
     Ok(match advise.format {
         AdviceFormat::Report(_) => all().collect(),
         AdviceFormat::Sh => {
-            let best = report.items.iter().find(|item| !item.commands.now.is_empty());
-            best.map(|item| item.id.clone()).into_iter().collect()
+            let able = report.items.iter().filter(|item| !item.commands.now.is_empty());
+            able.map(|item| item.id.clone()).collect()
         }
     })
 }

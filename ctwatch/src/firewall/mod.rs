@@ -28,7 +28,7 @@ pub use dump::{Dump, Save, Tools};
 pub use host::HostFacts;
 pub use ir::Tool;
 pub use listing::{Listed, Published};
-pub use read::read;
+pub use read::{list, read};
 pub use stateless::SAVED;
 
 use crate::model::Protocol;

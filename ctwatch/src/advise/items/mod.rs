@@ -17,6 +17,7 @@ use super::case::Case;
 use super::demand::{Outcome, Service};
 use super::whatif::Changes;
 use crate::firewall::{Commands, Objection};
+use crate::text::shell::quote;
 
 /// A table whose peaks exceed this fill has too little headroom.
 pub const TARGET_FILL: f64 = 0.8;
@@ -248,13 +249,13 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
     item.commands = std::mem::take(&mut item.commands).and(commands);
 }
 
-/// A sibling of this file named after an item: "99-ctwatch.conf" becomes "99-ctwatch-max.conf".
+/// A sibling of this file named after an item, as a word for the shell: "99-ctwatch.conf" becomes "99-ctwatch-max.conf".
 fn file_for(file: &Path, id: &str) -> String {
     let path = file.display().to_string();
-    match path.strip_suffix(".conf") {
+    quote(&match path.strip_suffix(".conf") {
         Some(stem) => format!("{stem}-{id}.conf"),
         None => format!("{path}-{id}"),
-    }
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::advise::case::Case;
 use crate::advise::whatif::Changes;
 use crate::firewall::Commands;
 use crate::machine::table::Module;
+use crate::text::shell::quote;
 use crate::text::{mib, thousands};
 
 /// Room for this multiple of the present peak; rounding up to a power of two adds more.
@@ -72,7 +73,7 @@ fn buckets(case: &Case, max: u32) -> Commands {
     let mut commands = Commands { now: vec![set(u64::from(max))], keep: Vec::new(), undo: vec![set(before)] };
     match table.module {
         Module::Loaded => {
-            let file = settings.new_modprobe_file.display();
+            let file = quote(&settings.new_modprobe_file.display().to_string());
             commands.keep.push("mkdir -p /etc/modprobe.d".to_owned());
             commands.keep.push(format!("echo options nf_conntrack hashsize={max} > {file}"));
             commands.undo.push(format!("rm -f {file}"));

@@ -6,19 +6,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::netns_commands::NetnsCommands;
-use crate::advise::case::{Case, Firewall as Rules, ServiceFacts};
+use crate::advise::case::{Case, ServiceFacts};
 use crate::advise::demand::{Demand, Service};
 use crate::advise::dependency::{Dependency, propagate_demand};
+use crate::advise::facts;
 use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
+use crate::advise::netns_commands::NetnsCommands;
 use crate::advise::target::ServiceTarget;
 use crate::conntrack::census;
 use crate::error::Failure;
-use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
+use crate::firewall::{self, Firewall};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
-use crate::machine::{self, Host, Machine, Published, software};
+use crate::machine::{self, Host, Machine, software};
 use crate::model::{Direction, Flow, HOST_NETNS, Loss, NetnsId, Protocol, Role};
 use crate::netns::Netns;
 
@@ -118,7 +119,10 @@ fn packets_here() -> f64 {
 /// Puts everything together.
 pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId, times: f64) -> Case {
     let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
-    let inside = NetnsCommands::new(netns, own);
+    let inside = match netns.id == own {
+        true => NetnsCommands::here(),
+        false => NetnsCommands::inside(&netns.path, netns.id),
+    };
     let uses = uses(&services, &endpoints);
     propagate_demand(&mut services, &uses);
     let known: BTreeMap<ServiceTarget, ServiceFacts> = services
@@ -143,7 +147,7 @@ pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId,
     Case {
         demand,
         timeouts: *measure.timeouts(),
-        firewall: rules(&firewall, &machine, &known, &inside),
+        firewall: facts::rules(&firewall, &machine, &known, &inside),
         machine,
         times,
         netns_prefix: inside.enter,
@@ -191,89 +195,6 @@ fn known(
             (hint.what, hint.settings)
         });
     }
-    let scope = match target.direction {
-        Some(Direction::Loopback) => Scope::Loopback,
-        Some(Direction::In) => Scope::Served,
-        Some(Direction::Out) => Scope::Outgoing,
-        Some(Direction::Forwarded) => {
-            // Never advised; but why not is worth a word where a container engine or a rule takes the port.
-            known.objections.extend(translations(target, firewall));
-            return known;
-        }
-        None => return known,
-    };
-    let exempt = firewall::ExemptTarget { proto: target.proto, port: target.port, scope };
-    for objection in firewall.objections(&exempt) {
-        if objection.kind == ObjectionKind::AlreadyUntracked {
-            known.untracked = true;
-        } else if objection.kind.forbids() {
-            known.objections.push(objection);
-        } else {
-            known.warnings.push(format!("{} ({})", objection.text, objection.located_rule()));
-        }
-    }
-    let published = machine.published.iter().filter(|published| {
-        published.port == target.port && Some(target.proto) == Protocol::from_name(&published.proto)
-    });
-    known.objections.extend(published.map(self::published));
-    if firewall.can_nft() || firewall.can_iptables() {
-        let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
-        known.notrack = Some(inside.commands(commands));
-    }
+    facts::judge(&mut known, target, machine, firewall, inside);
     known
-}
-
-/// The rules that send a port elsewhere.
-fn translations(target: &ServiceTarget, firewall: &Firewall) -> impl Iterator<Item = Objection> {
-    let is_meant = |one: &firewall::Published| {
-        let (first, last) = one.ports;
-        // A rule without a port is behind another one that asks for it.
-        (first, last) != (0, u16::MAX)
-            && (first..=last).contains(&target.port)
-            && one.proto.is_none_or(|proto| Protocol(proto) == target.proto)
-    };
-    let found: Vec<_> = firewall.published().into_iter().filter(is_meant).collect();
-    let (port, proto) = (target.port, target.proto);
-    found.into_iter().map(move |firewall::Published { by, to, place, rule, .. }| Objection {
-        kind: ObjectionKind::PublishedPort,
-        rule,
-        place,
-        text: format!("{by} publishes {port}/{proto} to {to}: untracked packets aren't translated"),
-        remedy: None,
-    })
-}
-
-/// What the firewall as a whole says: whether it could do without state.
-fn rules(
-    firewall: &Firewall,
-    machine: &Machine,
-    known: &BTreeMap<ServiceTarget, ServiceFacts>,
-    inside: &NetnsCommands,
-) -> Rules {
-    let tracking = firewall.tracking_rules();
-    let (removal, mut objections) = match firewall.without_tracking() {
-        Ok(commands) => (Some(inside.commands(commands)), Vec::new()),
-        Err(objections) => (None, objections),
-    };
-    objections.extend(machine.published.iter().take(3).map(published));
-    // Helpers that the kernel assigns without a rule.
-    let by_sysctl = |one: &&Objection| one.place == "sysctl";
-    objections.extend(known.values().flat_map(|known| &known.objections).find(by_sysctl).cloned());
-    Rules {
-        nat: firewall.has_nat(),
-        tracking: tracking.into_iter().map(|one| format!("{}: {}", one.place, one.rule)).collect(),
-        removal,
-        objections,
-    }
-}
-
-fn published(published: &Published) -> Objection {
-    let Published { program, pid, proto, port, .. } = published;
-    Objection {
-        kind: ObjectionKind::PublishedPort,
-        rule: format!("{program} (pid {pid})"),
-        place: String::new(),
-        text: format!("{program} publishes {port}/{proto} for a container, whose packets may need NAT"),
-        remedy: None,
-    }
 }

@@ -1,45 +1,62 @@
 //! Commands for a netns that may not be the one they are typed in.
 //! What is kept in files is the host's own and read at its boot: another netns has no such files.
 
+use std::path::Path;
+
 use crate::firewall::{self, Commands};
 use crate::model::NetnsId;
-use crate::netns::Netns;
+use crate::text::shell::quote;
 
 /// Where commands are for.
-pub(super) struct NetnsCommands {
-    /// Put before a command; empty in the own netns.
+#[derive(Clone, Debug)]
+pub struct NetnsCommands {
+    /// Put before a command; empty in the own netns, and where the way isn't known.
     pub enter: String,
-    netns: NetnsId,
+    /// Another netns than that of the files at boot.
+    elsewhere: Option<NetnsId>,
 }
 
 impl NetnsCommands {
-    pub fn new(netns: &Netns, own: NetnsId) -> Self {
-        let is_own = netns.id == own;
-        let enter = if is_own { String::new() } else { format!("nsenter --net={} ", netns.path.display()) };
-        Self { enter, netns: netns.id }
+    /// In the netns they are typed in.
+    #[must_use]
+    pub const fn here() -> Self {
+        Self { enter: String::new(), elsewhere: None }
+    }
+
+    /// In the netns that this file leads into.
+    #[must_use]
+    pub fn inside(path: &Path, netns: NetnsId) -> Self {
+        let enter = format!("nsenter --net={} ", quote(&path.display().to_string()));
+        Self { enter, elsewhere: Some(netns) }
+    }
+
+    /// In another netns that whoever types them has to enter: what a recording knows of it is its number.
+    #[must_use]
+    pub const fn entered(netns: NetnsId) -> Self {
+        Self { enter: String::new(), elsewhere: Some(netns) }
     }
 
     /// Commands that act there.
+    #[must_use]
     pub fn commands(&self, commands: Commands) -> Commands {
         let Commands { now, keep, undo } = commands;
-        if self.enter.is_empty() {
-            return Commands { now, keep, undo };
-        }
-        let all = |lines: Vec<String>| lines.iter().filter_map(|line| self.line(line)).collect();
+        let Some(netns) = self.elsewhere else { return Commands { now, keep, undo } };
+        let all = |lines: Vec<String>| lines.iter().filter_map(|line| self.line(netns, line)).collect();
         Commands { now: all(now), keep: Vec::new(), undo: all(undo) }
     }
 
     /// The line, run there; none if it is about files at boot.
-    fn line(&self, line: &str) -> Option<String> {
+    fn line(&self, netns: NetnsId, line: &str) -> Option<String> {
         // Each netns saves its rules apart.
-        let saved = format!("{}-{}", firewall::SAVED, self.netns.inode());
+        let saved = format!("{}-{}", firewall::SAVED, netns.inode());
         let line = line.replace(firewall::SAVED, &saved);
         match line.split_whitespace().next() {
             Some(
                 "nft" | "iptables" | "ip6tables" | "iptables-legacy" | "ip6tables-legacy" | "iptables-nft"
                 | "ip6tables-nft",
             ) => Some(format!("{}{line}", self.enter)),
-            Some("[" | "while") => Some(format!("{}sh -c '{}'", self.enter, line.replace('\'', "'\\''"))),
+            Some("[" | "while") if self.enter.is_empty() => Some(line),
+            Some("[" | "while") => Some(format!("{}sh -c {}", self.enter, quote(&line))),
             _ => None,
         }
     }
@@ -51,11 +68,10 @@ mod tests {
     use crate::firewall::{ExemptTarget, Firewall, Scope, Tool};
     use crate::model::Protocol;
 
+    const BLUE: NetnsId = NetnsId::from_packed(4_026_532_000);
+
     fn blue() -> NetnsCommands {
-        NetnsCommands {
-            enter: "nsenter --net=/run/netns/blue ".to_owned(),
-            netns: NetnsId::from_packed(4_026_532_000),
-        }
+        NetnsCommands::inside(Path::new("/run/netns/blue"), BLUE)
     }
 
     #[test]
@@ -78,7 +94,7 @@ mod tests {
             "[ ! -f {0}.nft ] || {{ {{ echo 'flush table ip a'; cat {0}.nft; }} | nft -f -; }}",
             firewall::SAVED
         );
-        let there = blue().line(&line).expect("it is about rules");
+        let there = blue().line(BLUE, &line).expect("it is about rules");
         assert_eq!(there.matches("/run/ctwatch-firewall-4026532000.nft").count(), 2, "{there}");
         assert!(there.contains("sh -c '[ ! -f ") && there.contains("echo '\\''flush"), "{there}");
     }
