@@ -37,7 +37,7 @@ pub struct Firewall {
     pub tracking: Vec<String>,
     /// Commands that remove them; none if that would break something: then `objections` say what.
     pub removal: Option<Commands>,
-    /// Why they must residence.
+    /// Why they must remain.
     pub objections: Vec<Objection>,
 }
 
@@ -54,6 +54,10 @@ pub struct Case {
     pub times: f64,
     /// Prefix of commands that act on another netns (`nsenter …`); empty for the own one.
     pub netns_prefix: String,
+    /// Commands are typed in a netns that isn't the host's: what only the host may set has to be set elsewhere.
+    pub is_away_from_host: bool,
+    /// What this host reads when it boots is read for that netns.
+    pub is_kept_at_boot: bool,
     /// The firewall.
     pub firewall: Firewall,
     /// Of services, what is known.

@@ -9,6 +9,7 @@ pub mod gc;
 pub mod items;
 pub mod measure;
 pub mod recorded;
+pub mod refused;
 pub mod report;
 pub mod target;
 pub mod whatif;
@@ -17,5 +18,5 @@ use target::ServiceTarget;
 
 /// A target as part of an id.
 fn slug(target: &ServiceTarget) -> String {
-    target.to_string().replace('/', "-")
+    target.to_string().replace(['/', ' '], "-")
 }

@@ -371,7 +371,11 @@ fn source(
         );
     }
     if worst.name.as_deref().is_some_and(|name| name != HOST_NETNS) {
-        notes.push("run the commands inside that netns (nsenter, ip netns exec)".to_owned());
+        notes.push(
+            "run the commands inside that netns (nsenter, ip netns exec), but those for nf_conntrack_max and hashsize on the \
+             host: only its root can set them"
+                .to_owned(),
+        );
     }
     notes.extend(machine.notes.iter().cloned());
     Source {
@@ -409,6 +413,8 @@ fn assemble(
         machine,
         times,
         netns_prefix: String::new(),
+        is_away_from_host: false,
+        is_kept_at_boot: worst.name.as_deref().is_none_or(|name| name == HOST_NETNS),
         firewall: Firewall::default(),
         facts,
     }

@@ -15,15 +15,16 @@ use super::live::{self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, S
 use super::{VERSION, event_loop, netns_spec};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
+use crate::advise::refused::FirstTimeouts;
 use crate::advise::report::{self, Advice, Source};
 use crate::cli::{AdviceFormat, AdviseConfig, BackendChoice, Config};
-use crate::conntrack::census;
 use crate::conntrack::module;
+use crate::conntrack::{addresses, census};
 use crate::contract::Notice;
 use crate::error::{Exit, Failure};
 use crate::kernel::roots::Roots;
 use crate::machine::Host;
-use crate::model::{Backend, Loss, Sample};
+use crate::model::{Backend, Locals, Loss, Sample};
 use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
 use crate::{stderr, view};
@@ -186,8 +187,11 @@ async fn watch(
     if config.verbosity > 0 {
         stderr::line(format_args!("measuring for {window_s:.0} s"));
     }
-    let timeouts = netns::run_inside(netns, || Ok(census::read_timeouts()))?;
-    let measure = Measure::new(netns.id, window_s, timeouts, counts_flows);
+    let (timeouts, first_timeouts, locals) = netns::run_inside(netns, || {
+        let locals = Locals::new(&addresses::local_addresses()?);
+        Ok((census::read_timeouts(), FirstTimeouts::new(census::read_first(&FirstTimeouts::SYSCTLS)), locals))
+    })?;
+    let measure = Measure::new(netns.id, window_s, timeouts, counts_flows).of_netns(locals, first_timeouts);
     let mut sink = Measuring { measure, senders: Senders::default(), window_s, notes };
     // The window begins with a sample of its own.
     sink.sample(&watch.sample()?)?;

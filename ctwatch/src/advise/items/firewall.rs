@@ -33,7 +33,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     match (&case.firewall.removal, case.firewall.objections.is_empty()) {
         (Some(commands), true) => {
             item.commands = commands.clone();
-            if !case.netns_prefix.is_empty() {
+            if !case.is_kept_at_boot {
                 item.notes.push(NOT_PERSISTENT.to_owned());
             }
             item.notes.push(

@@ -123,7 +123,7 @@ impl Draft {
         let memory_bytes = (entries(&after) - entries(&before)) * case.entry_bytes() as i64;
         Item {
             at_times: case.demand.after(&Changes { times: case.times, ..change.clone() }),
-            solves: after.peak <= TARGET_FILL * limit(after.max),
+            solves: after.fits_for_certain() && after.peak <= TARGET_FILL * limit(after.max),
             id,
             kind,
             title,
@@ -164,9 +164,16 @@ fn limit(max: u32) -> f64 {
 /// The note on changes in another netns.
 const NOT_PERSISTENT: &str = "not persistent: whatever creates this netns must set it again";
 
+/// The note on what can't be set from here.
+const ONLY_THE_HOST: &str = "nf_conntrack_max and the buckets are one for all netns and read-only in all but the host's: \
+                             only its root can set them, there";
+
 /// All advice for this case, the best first.
 #[must_use]
 pub fn advise(case: &Case) -> Vec<Item> {
+    if case.demand.is_quiet() {
+        return Vec::new();
+    }
     let mut items = reuse::items(case);
     items.extend(notrack::items(case));
     items.extend(size::items(case));
@@ -223,13 +230,20 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
     let set = |value| format!("{prefix}sysctl -w {full}={value}");
     let mut commands = Commands { now: vec![set(value)], keep: Vec::new(), undo: vec![set(before)] };
     let settings = &case.machine.settings;
+    if name == "max" && case.is_away_from_host {
+        // The buckets are the host's, too.
+        let Commands { now, .. } = std::mem::take(&mut item.commands).and(commands);
+        item.settings.extend(now);
+        item.notes.push(ONLY_THE_HOST.to_owned());
+        return;
+    }
     if let Some(owner) = case.machine.owner_of(&full) {
         item.settings.extend(owner.instead(&full, u64::from(value)));
         item.notes.push(format!(
             "{} sets this sysctl {}: set the value in {}, or it will be overwritten",
             owner.evidence, owner.when, owner.configured_in
         ));
-    } else if prefix.is_empty() {
+    } else if if name == "max" { !case.is_away_from_host } else { case.is_kept_at_boot } {
         // A file per item, so that undoing one leaves the others.
         let file = file_for(&settings.new_sysctl_file, &item.id);
         commands.keep.push("mkdir -p /etc/sysctl.d".to_owned());

@@ -50,7 +50,7 @@ fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
             item.notes.clone_from(&facts.warnings);
         }
         item.notes.push("existing entries remain until they expire".to_owned());
-        if !case.netns_prefix.is_empty() {
+        if !case.is_kept_at_boot {
             item.notes.push(NOT_PERSISTENT.to_owned());
         }
     } else {

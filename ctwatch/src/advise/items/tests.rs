@@ -19,6 +19,7 @@ fn service(port: u16, direction: Direction, rate: f64) -> Service {
         entries: (rate * 120.0) as u32,
         idle,
         per_s: rate,
+        assumed: false,
     };
     Service {
         proto: Protocol::TCP,
@@ -31,6 +32,8 @@ fn service(port: u16, direction: Direction, rate: f64) -> Service {
         backlog_factor: 1.0,
         residences: vec![time_wait],
         pairs: Some(1),
+        earlier: None,
+        basis: Default::default(),
     }
 }
 
@@ -72,6 +75,8 @@ fn story() -> Case {
         timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(2 << 30),
         netns_prefix: String::new(),
+        is_away_from_host: false,
+        is_kept_at_boot: true,
         times: 2.0,
         firewall: Firewall {
             tracking: vec!["ct state established accept".to_owned()],
@@ -228,7 +233,8 @@ fn each_piece_is_kept_in_files_of_its_own() {
 
 #[test]
 fn the_limit_is_the_hosts_and_timeouts_are_the_netns_own() {
-    let case = Case { netns_prefix: "nsenter --net=/run/netns/blue ".to_owned(), ..story() };
+    let blue = "nsenter --net=/run/netns/blue ".to_owned();
+    let case = Case { netns_prefix: blue, is_kept_at_boot: false, ..story() };
     let items = advise(&case);
     let last = |id: &str| find(&items, id).commands.now.last().expect("a command").clone();
     assert_eq!(last("max"), "sysctl -w net.netfilter.nf_conntrack_max=262144");

@@ -18,9 +18,10 @@ use crate::error::Failure;
 use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
-use crate::machine::{self, Host, Machine, Published, software};
+
+use crate::machine::{self, Host, Machine, Published, Writable, software};
 use crate::model::{Direction, Flow, HOST_NETNS, Loss, NetnsId, Protocol, Role};
-use crate::netns::Netns;
+use crate::netns::{self, InitialNetns, Netns};
 
 /// Services of which everything is looked up.
 const LOOKED_UP: usize = 12;
@@ -117,8 +118,15 @@ fn packets_here() -> f64 {
 
 /// Puts everything together.
 pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId, times: f64) -> Case {
+    let roots = Roots::default();
+    let first = netns::id_of(&roots.proc("1/ns/net")).ok();
+    let is_away_from_host = match InitialNetns::look(&roots, own).known() {
+        Some(host) => host != own,
+        // Its own sysctls tell.
+        None => netns.id == own && found.machine.table.max_writable != Writable::Yes,
+    };
     let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
-    let inside = NetnsCommands::new(netns, own);
+    let inside = NetnsCommands::new(netns, own, first);
     let uses = uses(&services, &endpoints);
     propagate_demand(&mut services, &uses);
     let known: BTreeMap<ServiceTarget, ServiceFacts> = services
@@ -147,6 +155,8 @@ pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId,
         machine,
         times,
         netns_prefix: inside.enter,
+        is_away_from_host,
+        is_kept_at_boot: inside.is_kept_at_boot,
         facts: known,
     }
 }

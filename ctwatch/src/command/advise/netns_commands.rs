@@ -7,23 +7,31 @@ use crate::netns::Netns;
 
 /// Where commands are for.
 pub(super) struct NetnsCommands {
+    /// What is read at boot where commands are typed is read for that netns.
+    pub is_kept_at_boot: bool,
     /// Put before a command; empty in the own netns.
     pub enter: String,
     netns: NetnsId,
 }
 
 impl NetnsCommands {
-    pub fn new(netns: &Netns, own: NetnsId) -> Self {
+    /// For a netns, typed in one's own; `first` is that of process 1, whose files at boot they are.
+    pub fn new(netns: &Netns, own: NetnsId, first: Option<NetnsId>) -> Self {
         let is_own = netns.id == own;
         let enter = if is_own { String::new() } else { format!("nsenter --net={} ", netns.path.display()) };
-        Self { enter, netns: netns.id }
+        let is_kept_at_boot = is_own && first.is_none_or(|first| first == own);
+        Self { is_kept_at_boot, enter, netns: netns.id }
     }
 
     /// Commands that act there.
     pub fn commands(&self, commands: Commands) -> Commands {
         let Commands { now, keep, undo } = commands;
         if self.enter.is_empty() {
-            return Commands { now, keep, undo };
+            return if self.is_kept_at_boot {
+                Commands { now, keep, undo }
+            } else {
+                without_files(now, undo)
+            };
         }
         let all = |lines: Vec<String>| lines.iter().filter_map(|line| self.line(line)).collect();
         Commands { now: all(now), keep: Vec::new(), undo: all(undo) }
@@ -45,6 +53,12 @@ impl NetnsCommands {
     }
 }
 
+/// Typed in a netns of one's own, such as with `ip netns exec`: the files are the host's.
+fn without_files(now: Vec<String>, undo: Vec<String>) -> Commands {
+    let is_about_files = |line: &String| line.starts_with("rm -f /etc/");
+    Commands { now, keep: Vec::new(), undo: undo.into_iter().filter(|line| !is_about_files(line)).collect() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +67,7 @@ mod tests {
 
     fn blue() -> NetnsCommands {
         NetnsCommands {
+            is_kept_at_boot: false,
             enter: "nsenter --net=/run/netns/blue ".to_owned(),
             netns: NetnsId::from_packed(4_026_532_000),
         }
