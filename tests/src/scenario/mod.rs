@@ -23,6 +23,7 @@ mod loopback;
 mod machine;
 mod module;
 mod namespaces;
+mod newcomers;
 mod notrack;
 mod occupancy;
 mod owners;
@@ -285,6 +286,15 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("advice_is_refused_where_it_would_break_something", advice::refused, 400, ON_6_12),
     Scenario("advice_is_refused_for_published_ports", published::refused, 240, ON_6_1),
     Scenario("advice_for_another_netns_acts_inside_it", elsewhere::acts_inside, 240, ON_6_12),
+    // Arithmetic over counters and timeouts that the scenarios above compare on each kernel.
+    Scenario(
+        "flows_that_never_get_in_need_their_rate_times_their_timeout",
+        newcomers::need_rate_times_timeout,
+        500,
+        ON_6_12,
+    ),
+    Scenario("advice_in_a_quiet_window_and_about_icmp", newcomers::quiet_and_icmp, 240, ON_6_12),
+    Scenario("advice_inside_a_netns_says_what_only_the_host_may_set", newcomers::only_the_host, 240, ON_6_1),
     // Usage, and tools that are missing.
     Scenario("advice_for_nobody_on_nothing_and_without_tools", advice::odds, 240, ON_6_1),
     Scenario("advice_without_conntrack", advice::not_loaded, 240, ON_6_12),
