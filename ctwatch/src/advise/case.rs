@@ -41,6 +41,17 @@ pub struct Firewall {
     pub objections: Vec<Objection>,
 }
 
+/// A port that is to be reached while the table is full.
+#[derive(Clone, Debug)]
+pub struct WayIn {
+    /// Its flows.
+    pub target: ServiceTarget,
+    /// The program that serves logins there, if one does.
+    pub who: Option<String>,
+    /// By `--keep`: to be offered however much room there is.
+    pub is_asked_for: bool,
+}
+
 /// A case to advise on.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -60,6 +71,8 @@ pub struct Case {
     pub is_kept_at_boot: bool,
     /// The firewall.
     pub firewall: Firewall,
+    /// By which ports people get in; their facts are among `facts`.
+    pub ways_in: Vec<WayIn>,
     /// Of services, what is known.
     pub facts: BTreeMap<ServiceTarget, ServiceFacts>,
 }

@@ -412,6 +412,7 @@ fn assemble(
         timeouts: *measure.timeouts(),
         machine,
         times,
+        ways_in: Vec::new(),
         netns_prefix: String::new(),
         is_away_from_host: false,
         is_kept_at_boot: worst.name.as_deref().is_none_or(|name| name == HOST_NETNS),

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use super::live::{self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, TickOutcome};
 use super::{VERSION, event_loop, netns_spec};
 use crate::advise::case::Case;
+use crate::advise::items::{ChangeKind, Item};
 use crate::advise::measure::Measure;
 use crate::advise::refused::FirstTimeouts;
 use crate::advise::report::{self, Advice, Source};
@@ -64,7 +65,14 @@ async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Ex
     let found = netns::run_inside(&netns, || collect_facts(&host, &netns, &mut measure, &senders))
         .with_context(|| format!("looking at {}", netns.name.as_deref().unwrap_or("the netns")))?;
     notes.extend(found.notes.iter().cloned());
-    let case = case(found, &measure, &netns, own, advise.times);
+    let case = case(found, &measure, &netns, own, advise.times, &advise.keep);
+    let exempt =
+        case.ways_in.iter().filter(|way| case.facts(&way.target).is_some_and(|facts| facts.untracked));
+    notes.extend(
+        exempt.map(|way| {
+            format!("{} is exempt from tracking already: a full table doesn't shut it", way.target)
+        }),
+    );
     let source = Source {
         version: VERSION,
         time: Timestamp::now(),
@@ -109,7 +117,11 @@ fn choose(report: &Advice, advise: &AdviseConfig) -> Result<Vec<String>> {
     Ok(match advise.format {
         AdviceFormat::Report(_) => all().collect(),
         AdviceFormat::Sh => {
-            let best = report.items.iter().find(|item| !item.commands.now.is_empty());
+            // What was asked for; else what mends most, since a way in mends nothing.
+            let is_wanted = |item: &&Item| {
+                !item.commands.now.is_empty() && (item.kind == ChangeKind::WayIn) != advise.keep.is_empty()
+            };
+            let best = report.items.iter().find(is_wanted);
             best.map(|item| item.id.clone()).into_iter().collect()
         }
     })

@@ -5,6 +5,7 @@ pub mod endpoint;
 mod file;
 #[cfg(test)]
 mod fixture;
+pub mod management;
 pub mod managers;
 pub mod ports;
 pub mod published;

@@ -121,6 +121,7 @@ fn story() -> Case {
         timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(),
         times: 2.0,
+        ways_in: Vec::new(),
         netns_prefix: String::new(),
         is_away_from_host: false,
         is_kept_at_boot: true,

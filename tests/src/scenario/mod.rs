@@ -39,6 +39,7 @@ mod systemd;
 mod tuples;
 mod usage;
 mod victims;
+mod way_in;
 
 use std::fs;
 use std::io::Read;
@@ -295,6 +296,8 @@ const SCENARIOS: &[Scenario] = &[
     ),
     Scenario("advice_in_a_quiet_window_and_about_icmp", newcomers::quiet_and_icmp, 240, ON_6_12),
     Scenario("advice_inside_a_netns_says_what_only_the_host_may_set", newcomers::only_the_host, 240, ON_6_1),
+    // Rules, once more, and who listens.
+    Scenario("a_way_in_is_kept_while_the_table_is_full", way_in::kept, 300, ON_6_12),
     // Usage, and tools that are missing.
     Scenario("advice_for_nobody_on_nothing_and_without_tools", advice::odds, 240, ON_6_1),
     Scenario("advice_without_conntrack", advice::not_loaded, 240, ON_6_12),

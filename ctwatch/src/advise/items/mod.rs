@@ -6,6 +6,7 @@ mod notrack;
 mod reuse;
 mod size;
 mod timeouts;
+mod way_in;
 
 pub(crate) use timeouts::rfc;
 
@@ -27,6 +28,8 @@ const MIN_SHARE: f64 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, PartialOrd, Ord)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
+    /// Keep a login reachable.
+    WayIn,
     /// Reuse connections.
     Reuse,
     /// Exempt flows from tracking.
@@ -171,17 +174,24 @@ const ONLY_THE_HOST: &str = "nf_conntrack_max and the buckets are one for all ne
 /// All advice for this case, the best first.
 #[must_use]
 pub fn advise(case: &Case) -> Vec<Item> {
+    let mut items = way_in::items(case);
     if case.demand.is_quiet() {
-        return Vec::new();
+        return items;
     }
-    let mut items = reuse::items(case);
-    items.extend(notrack::items(case));
+    let is_kept = |item: &Item| case.ways_in.iter().any(|way| item.change.notrack == [way.target]);
+    let mut others = notrack::items(case);
+    others.retain(|item| items.is_empty() || !is_kept(item));
+    items.extend(reuse::items(case));
+    items.extend(others);
     items.extend(size::items(case));
     items.extend(timeouts::items(case));
     items.extend(firewall::items(case));
     items.sort_by(|a, b| {
         // Among equals, root causes come first: `ChangeKind` is in that order.
-        let rank = |item: &Item| (!item.refused.is_empty(), !item.solves, item.risk, item.kind);
+        // A way in comes before all: whoever is shut out can do nothing.
+        let rank = |item: &Item| {
+            (!item.refused.is_empty(), item.kind != ChangeKind::WayIn, !item.solves, item.risk, item.kind)
+        };
         rank(a).cmp(&rank(b)).then(a.after.peak.total_cmp(&b.after.peak)).then(a.id.cmp(&b.id))
     });
     items
@@ -201,8 +211,13 @@ pub struct Combination {
 /// The two items that achieve most together at the lowest risk.
 #[must_use]
 pub fn best_combination(case: &Case, items: &[Item]) -> Option<Combination> {
-    let usable: Vec<&Item> =
-        items.iter().filter(|item| item.refused.is_empty() && item.kind != ChangeKind::Firewall).collect();
+    let usable: Vec<&Item> = items
+        .iter()
+        .filter(|item| {
+            let is_a_remedy = !matches!(item.kind, ChangeKind::Firewall | ChangeKind::WayIn);
+            item.refused.is_empty() && is_a_remedy
+        })
+        .collect();
     let pairs = usable.iter().enumerate().flat_map(|(index, one)| {
         usable[index + 1..].iter().filter_map(move |other| {
             // Two ways to save the same entries add nothing.

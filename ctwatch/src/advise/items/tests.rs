@@ -78,6 +78,7 @@ fn story() -> Case {
         is_away_from_host: false,
         is_kept_at_boot: true,
         times: 2.0,
+        ways_in: Vec::new(),
         firewall: Firewall {
             tracking: vec!["ct state established accept".to_owned()],
             ..Firewall::default()
@@ -264,4 +265,44 @@ fn behind_nat_timeouts_below_the_rfcs_say_so() {
     assert_eq!(find(&items, "fin_wait").risk, Level::Low);
     assert_eq!(rfc(TimeoutKind::Established), Some(("RFC 5382", 7440)));
     assert_eq!(rfc(TimeoutKind::TimeWait), None);
+}
+
+#[test]
+fn a_way_in_comes_first_where_the_table_is_full_and_only_if_nothing_needs_its_state() {
+    let mut case = story();
+    let ssh: ServiceTarget = "22/tcp/in".parse().expect("a target");
+    case.ways_in = vec![crate::advise::case::WayIn {
+        target: ssh,
+        who: Some("sshd (pid 812)".to_owned()),
+        is_asked_for: false,
+    }];
+    let commands = Commands { now: vec!["notrack 22".to_owned()], ..Commands::default() };
+    case.facts.insert(ssh, ServiceFacts { notrack: Some(commands), ..ServiceFacts::default() });
+    let items = advise(&case);
+    assert_eq!((items[0].id.as_str(), items[0].kind), ("keep-22-tcp-in", ChangeKind::WayIn));
+    assert!(items[0].evidence.contains("sshd (pid 812)") && items[0].commands.now == ["notrack 22"]);
+    assert!(
+        best_combination(&case, &items).is_some_and(|both| both.ids.iter().all(|id| !id.contains("keep")))
+    );
+
+    // Exempt already: nothing to do.
+    case.facts.get_mut(&ssh).expect("facts").untracked = true;
+    assert!(advise(&case).iter().all(|item| item.kind != ChangeKind::WayIn));
+    case.facts.get_mut(&ssh).expect("facts").untracked = false;
+
+    case.facts.get_mut(&ssh).expect("facts").objections = vec![Objection {
+        kind: ObjectionKind::NatRule,
+        place: String::new(),
+        rule: "tcp dport 22 dnat to 10.0.0.2".to_owned(),
+        text: "an untracked packet is not translated".to_owned(),
+        remedy: None,
+    }];
+    let item = advise(&case).into_iter().find(|item| item.kind == ChangeKind::WayIn).expect("it is refused");
+    assert!(item.commands.now.is_empty() && item.refused.len() == 1);
+
+    // With room to spare it is offered to those who ask for it.
+    case.demand.max = 1 << 24;
+    assert!(advise(&case).iter().all(|item| item.kind != ChangeKind::WayIn));
+    case.ways_in[0].is_asked_for = true;
+    assert!(advise(&case).iter().any(|item| item.kind == ChangeKind::WayIn));
 }

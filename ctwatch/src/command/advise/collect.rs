@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::netns_commands::NetnsCommands;
-use crate::advise::case::{Case, Firewall as Rules, ServiceFacts};
+use crate::advise::case::{Case, Firewall as Rules, ServiceFacts, WayIn};
 use crate::advise::demand::{Demand, Service};
 use crate::advise::dependency::{Dependency, propagate_demand};
 use crate::advise::gc::Gc;
@@ -18,6 +18,7 @@ use crate::error::Failure;
 use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
+use crate::machine::management::{self, Login};
 
 use crate::machine::{self, Host, Machine, Published, Writable, software};
 use crate::model::{Direction, Flow, HOST_NETNS, Loss, NetnsId, Protocol, Role};
@@ -67,6 +68,7 @@ pub(super) struct Found {
     endpoints: BTreeMap<Port, Endpoint>,
     services: Vec<Service>,
     lookups_per_s: f64,
+    logins: Vec<Login>,
     pub notes: Vec<String>,
 }
 
@@ -100,7 +102,8 @@ pub(super) fn collect_facts(
             "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
         );
     }
-    Ok(Found { machine, firewall, endpoints, services, lookups_per_s, notes })
+    let logins = management::logins(host);
+    Ok(Found { machine, firewall, endpoints, services, lookups_per_s, logins, notes })
 }
 
 /// Packets that all devices of this netns have seen; those of lo count once.
@@ -117,7 +120,14 @@ fn packets_here() -> f64 {
 }
 
 /// Puts everything together.
-pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId, times: f64) -> Case {
+pub(super) fn case(
+    found: Found,
+    measure: &Measure,
+    netns: &Netns,
+    own: NetnsId,
+    times: f64,
+    keep: &[ServiceTarget],
+) -> Case {
     let roots = Roots::default();
     let first = netns::id_of(&roots.proc("1/ns/net")).ok();
     let is_away_from_host = match InitialNetns::look(&roots, own).known() {
@@ -125,17 +135,17 @@ pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId,
         // Its own sysctls tell.
         None => netns.id == own && found.machine.table.max_writable != Writable::Yes,
     };
-    let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
+    let Found { machine, firewall, endpoints, mut services, lookups_per_s, logins, .. } = found;
     let inside = NetnsCommands::new(netns, own, first);
     let uses = uses(&services, &endpoints);
     propagate_demand(&mut services, &uses);
+    let ways_in = ways_in(&logins, keep);
     let known: BTreeMap<ServiceTarget, ServiceFacts> = services
         .iter()
         .take(LOOKED_UP)
-        .map(|service| {
-            let target = service.target();
-            (target, known(&target, &machine, &firewall, &endpoints, &inside))
-        })
+        .map(Service::target)
+        .chain(ways_in.iter().map(|way| way.target))
+        .map(|target| (target, known(&target, &machine, &firewall, &endpoints, &inside)))
         .collect();
     let buckets = machine.table.buckets.unwrap_or(0);
     let demand = Demand {
@@ -155,10 +165,33 @@ pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId,
         machine,
         times,
         netns_prefix: inside.enter,
+        ways_in,
         is_away_from_host,
         is_kept_at_boot: inside.is_kept_at_boot,
         facts: known,
     }
+}
+
+/// The ports asked for, else those of logins.
+fn ways_in(logins: &[Login], keep: &[ServiceTarget]) -> Vec<WayIn> {
+    let who = |target: &ServiceTarget| {
+        let login = logins.iter().find(|login| login.port == target.port && target.proto == Protocol::TCP);
+        login.map(|login| login.who.clone())
+    };
+    if keep.is_empty() {
+        let target = |login: &Login| ServiceTarget {
+            port: login.port,
+            proto: Protocol::TCP,
+            direction: Some(Direction::In),
+        };
+        let way = |login: &Login| WayIn {
+            target: target(login),
+            who: Some(login.who.clone()),
+            is_asked_for: false,
+        };
+        return logins.iter().map(way).collect();
+    }
+    keep.iter().map(|target| WayIn { target: *target, who: who(target), is_asked_for: true }).collect()
 }
 
 /// Which services are used by the server of which other one.
