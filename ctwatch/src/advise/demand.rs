@@ -260,6 +260,8 @@ pub struct Demand {
     pub ephemeral: Option<u32>,
     /// How expired entries go.
     pub gc: Gc,
+    /// Of the entries that are there, those that early_drop leaves alone; none if unknown.
+    pub unevictable: Option<u32>,
 }
 
 /// What the table would be.

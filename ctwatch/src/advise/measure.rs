@@ -79,6 +79,8 @@ pub struct Measure {
     /// The timeouts of first packets that the listing doesn't know.
     first_timeouts: FirstTimeouts,
     census: Listing,
+    /// Of the entries listed live, those that a full table can't make room of.
+    unevictable: Option<u32>,
     /// Flows that were refused at first and got in since things had settled.
     got_in: HashMap<(Key, Direction), f64>,
 }
@@ -104,8 +106,15 @@ impl Measure {
             refused_flows: RefusedFlows::default(),
             first_timeouts: FirstTimeouts::default(),
             census: Listing::new(timeouts, window_s.ceil() as u32),
+            unevictable: None,
             got_in: HashMap::new(),
         }
+    }
+
+    /// Entries that a full table can't make room of, of those that were listed; none if they come from a recording.
+    #[must_use]
+    pub const fn unevictable(&self) -> Option<u32> {
+        self.unevictable
     }
 
     /// What else is known of the netns: its addresses, which tell where refused flows were going, and timeouts of its own.
@@ -136,6 +145,7 @@ impl Measure {
     /// An entry of the table, read when the window is over.
     pub fn entry(&mut self, entry: &TableEntry, direction: Direction) {
         let idle = self.census.add(entry, direction);
+        *self.unevictable.get_or_insert(0) += u32::from(entry.unevictable);
         let since_settled = self.last.at - self.settled.as_ref().map_or(self.last.at, |settled| settled.at);
         if f64::from(idle) < since_settled
             && let Some((service, stands_for)) = self.refused.got_in(tuple_hash(

@@ -8,6 +8,7 @@ mod distinct;
 pub mod gc;
 pub mod items;
 pub mod measure;
+pub mod owners;
 pub mod recorded;
 pub mod refused;
 pub mod report;

@@ -408,6 +408,7 @@ fn assemble(
                 every_s: machine.kernel_version.filter(|version| *version < (5, 15)).map(|_| 120.0),
                 reaped_per_s: 0.0,
             },
+            unevictable: None,
         },
         timeouts: *measure.timeouts(),
         machine,

@@ -55,6 +55,8 @@ pub struct Advice {
 pub struct TableDemand {
     /// Entries when looked at.
     pub count: u32,
+    /// Those of them that early_drop leaves alone, assured or offloaded ones; null if unknown.
+    pub unevictable: Option<u32>,
     /// nf_conntrack_max; 0 is unlimited.
     pub max: u32,
     /// Buckets; null if unknown.
@@ -223,6 +225,7 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
         measured_by: source.measured_by,
         table: TableDemand {
             count: table.count.unwrap_or(0) as u32,
+            unevictable: case.demand.unevictable,
             max: case.demand.max,
             buckets: table.buckets,
             refused_packets_per_s: sum(|service| service.refused_per_s),

@@ -168,6 +168,7 @@ const fn meaning(cause: ctwatch_common::Cause) -> &'static str {
         Evicted => "evicted to make room",
         GcEvicted => "evicted by gc, table nearly full",
         Invalid => "passed untracked, not lost",
+        ExpectFull => "no room for an expected connection",
     }
 }
 

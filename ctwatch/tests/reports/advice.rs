@@ -117,6 +117,7 @@ fn story() -> Case {
             max: 65_536,
             ephemeral: Some(28_232),
             gc: Gc::default(),
+            unevictable: Some(40),
         },
         timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(),

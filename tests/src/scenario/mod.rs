@@ -11,6 +11,7 @@ mod crowds;
 mod doors;
 mod elsewhere;
 mod eviction;
+mod expectations;
 mod filters;
 mod firewall;
 mod hooks;
@@ -235,6 +236,8 @@ const SCENARIOS: &[Scenario] = &[
         300,
         ALL_AND_NO_PROCFS,
     ),
+    // Which function calls the helpers differs from kernel to kernel.
+    Scenario("expectations_full_are_told_from_the_firewall", expectations::full, 240, ALL),
     // gc expires and evicts in another way since 5.16, and what is forecast waits for it.
     Scenario(
         "forecasts_when_the_table_will_be_full",

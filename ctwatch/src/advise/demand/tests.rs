@@ -49,7 +49,7 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
 }
 
 fn demand(services: Vec<Service>, max: u32) -> Demand {
-    Demand { services, max, ephemeral: Some(28_232), gc: Gc::default() }
+    Demand { services, max, ephemeral: Some(28_232), gc: Gc::default(), unevictable: None }
 }
 
 /// Entries without those that gc has yet to collect.

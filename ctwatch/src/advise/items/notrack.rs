@@ -4,6 +4,7 @@
 use super::{ChangeKind, Draft, Item, Level, NOT_PERSISTENT, major_services};
 use crate::advise::case::{Case, ServiceFacts};
 use crate::advise::demand::Service;
+use crate::advise::owners;
 use crate::advise::whatif::Changes;
 use crate::model::Direction;
 
@@ -75,5 +76,6 @@ pub(super) fn judge(case: &Case, facts: &ServiceFacts, item: &mut Item) {
         }
     } else {
         item.refused.clone_from(&facts.objections);
+        item.notes.extend(owners::notes(facts.objections.iter().map(|objection| objection.place.as_str())));
     }
 }

@@ -71,6 +71,7 @@ fn story() -> Case {
             max: 65_536,
             ephemeral: None,
             gc: Gc::default(),
+            unevictable: None,
         },
         timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(2 << 30),

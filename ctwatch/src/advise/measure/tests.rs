@@ -184,7 +184,7 @@ proptest! {
         );
         // And so is the room it takes.
         let demand = Demand {
-            services: vec![service], max: max as u32, ephemeral: None, gc: Gc::default(),
+            services: vec![service], max: max as u32, ephemeral: None, gc: Gc::default(), unevictable: None,
         };
         let truth = rate * f64::from(TIME_WAIT);
         let needed = demand.after(&Changes::default()).needed;
@@ -226,7 +226,7 @@ proptest! {
         let service = the_one(watched(&mut Host::new(0), rate, retries, 140.0, window));
         prop_assert!((service.offered_per_s / rate - 1.0).abs() < 0.15, "{} of {rate}", service.offered_per_s);
         prop_assert_eq!(service.basis, Basis::Assumed);
-        let demand = Demand { services: vec![service], max: 10, ephemeral: None, gc: Gc::default() };
+        let demand = Demand { services: vec![service], max: 10, ephemeral: None, gc: Gc::default(), unevictable: None };
         let outcome = demand.after(&Changes::default());
         // And up to a minute's worth until gc comes.
         let truth = rate * 120.0;
@@ -307,6 +307,7 @@ fn what_is_left_of_a_burst_is_no_demand() {
     assert_eq!(service.offered_per_s, 0.0);
     assert!(service.entries >= 2_000, "{service:?}");
     assert!(service.earlier.is_some_and(|entries| entries > 1_500.0), "{service:?}");
-    let demand = Demand { services: vec![service], max: 100, ephemeral: None, gc: Gc::default() };
+    let demand =
+        Demand { services: vec![service], max: 100, ephemeral: None, gc: Gc::default(), unevictable: None };
     assert_eq!(demand.after(&Changes::default()).needed, 0.0);
 }

@@ -2,6 +2,7 @@
 //! Reads only; what follows from it is decided in `advise`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -15,7 +16,7 @@ use crate::advise::measure::Measure;
 use crate::advise::target::ServiceTarget;
 use crate::conntrack::census;
 use crate::error::Failure;
-use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
+use crate::firewall::{self, Commands, Firewall, Objection, ObjectionKind, Scope};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::management::{self, Login};
@@ -157,6 +158,7 @@ pub(super) fn case(
             every_s: machine.kernel_version.filter(|version| *version < (5, 15)).map(|_| 120.0),
             reaped_per_s: if buckets > 0 { lookups_per_s / buckets as f64 } else { 0.0 },
         },
+        unevictable: measure.unevictable(),
     };
     Case {
         demand,
@@ -260,10 +262,24 @@ fn known(
     });
     known.objections.extend(published.map(self::published));
     if firewall.can_nft() || firewall.can_iptables() {
-        let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
+        let mut commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
+        if Path::new("/etc/openwrt_release").exists() {
+            commands = for_openwrt(commands);
+        }
         known.notrack = Some(inside.commands(commands));
     }
     known
+}
+
+/// OpenWrt's firewall reads /etc/nftables.d within its own table, where another one is an error; whole tables belong here.
+fn for_openwrt(commands: Commands) -> Commands {
+    const WITHIN: &str = "/etc/nftables.d";
+    const AFTER: &str = "/usr/share/nftables.d/ruleset-post";
+    let is_elsewhere = |line: &String| line.contains("/etc/nftables.conf") || line.contains("/etc/sysconfig");
+    let moved = |lines: Vec<String>| {
+        lines.into_iter().filter(|line| !is_elsewhere(line)).map(|line| line.replace(WITHIN, AFTER)).collect()
+    };
+    Commands { now: commands.now, keep: moved(commands.keep), undo: moved(commands.undo) }
 }
 
 /// The rules that send a port elsewhere.

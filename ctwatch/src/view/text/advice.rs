@@ -63,6 +63,13 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
         rate(*admitted_per_s),
         report.window_s
     )];
+    if let Some(unevictable) = report.table.unevictable.filter(|_| *count > 0) {
+        let text = format!(
+            "{} of them can't be evicted: a full table makes room of the others only",
+            thousands(unevictable.into())
+        );
+        lines.extend(wrap(&text, 0));
+    }
     if *refused_packets_per_s > 0.0 {
         let text = format!(
             "dropping {} packets/s; offered load is {} new flows/s",
