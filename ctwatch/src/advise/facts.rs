@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::case::{Firewall as Rules, ServiceFacts};
 use super::netns_commands::NetnsCommands;
 use super::target::ServiceTarget;
-use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
+use crate::firewall::{self, Commands, Firewall, Objection, ObjectionKind, Scope};
 use crate::machine::{Machine, Published};
 use crate::model::{Direction, Protocol};
 
@@ -44,9 +44,23 @@ pub fn judge(
     });
     known.objections.extend(published.map(self::published));
     if firewall.can_nft() || firewall.can_iptables() {
-        let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
+        let mut commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
+        if machine.is_openwrt {
+            commands = for_openwrt(commands);
+        }
         known.notrack = Some(inside.commands(commands));
     }
+}
+
+/// OpenWrt's firewall reads /etc/nftables.d within its own table, where another one is an error; whole tables belong here.
+fn for_openwrt(commands: Commands) -> Commands {
+    const WITHIN: &str = "/etc/nftables.d";
+    const AFTER: &str = "/usr/share/nftables.d/ruleset-post";
+    let is_elsewhere = |line: &String| line.contains("/etc/nftables.conf") || line.contains("/etc/sysconfig");
+    let moved = |lines: Vec<String>| {
+        lines.into_iter().filter(|line| !is_elsewhere(line)).map(|line| line.replace(WITHIN, AFTER)).collect()
+    };
+    Commands { now: commands.now, keep: moved(commands.keep), undo: moved(commands.undo) }
 }
 
 /// The rules that send a port elsewhere.

@@ -10,7 +10,9 @@ pub mod gc;
 pub mod items;
 pub mod measure;
 pub mod netns_commands;
+pub mod owners;
 pub mod recorded;
+pub mod refused;
 pub mod report;
 pub mod rule_set;
 pub mod target;
@@ -20,5 +22,5 @@ use target::ServiceTarget;
 
 /// A target as part of an id.
 fn slug(target: &ServiceTarget) -> String {
-    target.to_string().replace('/', "-")
+    target.to_string().replace(['/', ' '], "-")
 }

@@ -10,6 +10,8 @@ use crate::text::shell::quote;
 /// Where commands are for.
 #[derive(Clone, Debug)]
 pub struct NetnsCommands {
+    /// What is read at boot where commands are typed is read for that netns.
+    pub is_kept_at_boot: bool,
     /// Put before a command; empty in the own netns, and where the way isn't known.
     pub enter: String,
     /// Another netns than that of the files at boot.
@@ -17,30 +19,36 @@ pub struct NetnsCommands {
 }
 
 impl NetnsCommands {
-    /// In the netns they are typed in.
+    /// In the netns they are typed in; its files at boot may be another's.
     #[must_use]
-    pub const fn here() -> Self {
-        Self { enter: String::new(), elsewhere: None }
+    pub const fn here(is_kept_at_boot: bool) -> Self {
+        Self { is_kept_at_boot, enter: String::new(), elsewhere: None }
     }
 
     /// In the netns that this file leads into.
     #[must_use]
     pub fn inside(path: &Path, netns: NetnsId) -> Self {
         let enter = format!("nsenter --net={} ", quote(&path.display().to_string()));
-        Self { enter, elsewhere: Some(netns) }
+        Self { is_kept_at_boot: false, enter, elsewhere: Some(netns) }
     }
 
     /// In another netns that whoever types them has to enter: what a recording knows of it is its number.
     #[must_use]
     pub const fn entered(netns: NetnsId) -> Self {
-        Self { enter: String::new(), elsewhere: Some(netns) }
+        Self { is_kept_at_boot: false, enter: String::new(), elsewhere: Some(netns) }
     }
 
     /// Commands that act there.
     #[must_use]
     pub fn commands(&self, commands: Commands) -> Commands {
         let Commands { now, keep, undo } = commands;
-        let Some(netns) = self.elsewhere else { return Commands { now, keep, undo } };
+        let Some(netns) = self.elsewhere else {
+            return if self.is_kept_at_boot {
+                Commands { now, keep, undo }
+            } else {
+                without_files(now, undo)
+            };
+        };
         let all = |lines: Vec<String>| lines.iter().filter_map(|line| self.line(netns, line)).collect();
         Commands { now: all(now), keep: Vec::new(), undo: all(undo) }
     }
@@ -54,12 +62,19 @@ impl NetnsCommands {
             Some(
                 "nft" | "iptables" | "ip6tables" | "iptables-legacy" | "ip6tables-legacy" | "iptables-nft"
                 | "ip6tables-nft",
-            ) => Some(format!("{}{line}", self.enter)),
-            Some("[" | "while") if self.enter.is_empty() => Some(line),
-            Some("[" | "while") => Some(format!("{}sh -c {}", self.enter, quote(&line))),
-            _ => None,
+            ) if !line.contains(" || ") => Some(format!("{}{line}", self.enter)),
+            Some(first) if !(first == "[" || first == "while" || first.contains("tables")) => None,
+            Some(_) if self.enter.is_empty() => Some(line),
+            Some(_) => Some(format!("{}sh -c {}", self.enter, quote(&line))),
+            None => None,
         }
     }
+}
+
+/// Typed in a netns of one's own, such as with `ip netns exec`: the files are the host's.
+fn without_files(now: Vec<String>, undo: Vec<String>) -> Commands {
+    let is_about_files = |line: &String| line.starts_with("rm -f /etc/");
+    Commands { now, keep: Vec::new(), undo: undo.into_iter().filter(|line| !is_about_files(line)).collect() }
 }
 
 #[cfg(test)]

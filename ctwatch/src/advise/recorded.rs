@@ -439,7 +439,11 @@ fn source(
         );
     }
     if worst.name.as_deref().is_some_and(|name| name != HOST_NETNS) {
-        notes.push("run the commands inside that netns (nsenter, ip netns exec)".to_owned());
+        notes.push(
+            "run the commands inside that netns (nsenter, ip netns exec), but those for nf_conntrack_max and hashsize on the \
+             host: only its root can set them"
+                .to_owned(),
+        );
     }
     notes.extend(machine.notes.iter().cloned());
     Source {
@@ -462,7 +466,7 @@ fn assemble(
     times: f64,
 ) -> Case {
     let is_host = worst.name.is_none() || is_home_netns(worst.name.as_deref());
-    let inside = if is_host { NetnsCommands::here() } else { NetnsCommands::entered(worst.netns) };
+    let inside = if is_host { NetnsCommands::here(true) } else { NetnsCommands::entered(worst.netns) };
     let mut facts: BTreeMap<ServiceTarget, ServiceFacts> = BTreeMap::new();
     for service in services.iter().take(NAMED) {
         let (target, mut known) = (service.target(), ServiceFacts::default());
@@ -486,11 +490,15 @@ fn assemble(
                 every_s: machine.kernel_version.filter(|version| *version < (5, 15)).map(|_| 120.0),
                 reaped_per_s: 0.0,
             },
+            unevictable: None,
         },
         timeouts: *measure.timeouts(),
         machine,
         times,
+        ways_in: Vec::new(),
         netns_prefix: String::new(),
+        is_away_from_host: false,
+        is_kept_at_boot: is_host,
         firewall,
         facts,
     }

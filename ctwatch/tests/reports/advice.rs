@@ -4,7 +4,7 @@
 use crate::fixtures::{HOST, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
 use ctwatch::advise::case::{Case, Firewall, ServiceFacts};
-use ctwatch::advise::demand::{Demand, Residence, Service};
+use ctwatch::advise::demand::{Basis, Demand, Residence, Service};
 use ctwatch::advise::gc::Gc;
 use ctwatch::advise::netns_commands::NetnsCommands;
 use ctwatch::advise::report::{Advice, Source, report};
@@ -32,16 +32,26 @@ fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Servi
         refused_per_s: per_s * (held_back - 1.0) * 2.0,
         backlog_factor: held_back,
         residences: vec![
-            Residence { phase: TimeoutKind::TimeWait, timeout: 120, entries, idle, per_s: per_s * held_back },
+            Residence {
+                phase: TimeoutKind::TimeWait,
+                timeout: 120,
+                entries,
+                idle,
+                per_s: per_s * held_back,
+                assumed: false,
+            },
             Residence {
                 phase: TimeoutKind::Established,
                 timeout: 432_000,
                 entries: 40,
                 idle: talking,
                 per_s,
+                assumed: false,
             },
         ],
         pairs: Some(1),
+        earlier: None,
+        basis: Basis::Measured,
     }
 }
 
@@ -109,11 +119,15 @@ fn story() -> Case {
             max: 65_536,
             ephemeral: Some(28_232),
             gc: Gc::default(),
+            unevictable: Some(40),
         },
         timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(),
         times: 2.0,
+        ways_in: Vec::new(),
         netns_prefix: String::new(),
+        is_away_from_host: false,
+        is_kept_at_boot: true,
         firewall: Firewall {
             nat: true,
             tracking: vec!["inet filter input: ct state established accept".to_owned()],

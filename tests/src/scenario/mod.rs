@@ -12,6 +12,7 @@ mod crowds;
 mod doors;
 mod elsewhere;
 mod eviction;
+mod expectations;
 mod filters;
 mod firewall;
 mod hooks;
@@ -24,6 +25,7 @@ mod loopback;
 mod machine;
 mod module;
 mod namespaces;
+mod newcomers;
 mod notrack;
 mod occupancy;
 mod owners;
@@ -41,6 +43,7 @@ mod tuples;
 mod usage;
 mod victims;
 mod way_back;
+mod way_in;
 
 use std::fs;
 use std::io::Read;
@@ -236,6 +239,8 @@ const SCENARIOS: &[Scenario] = &[
         300,
         ALL_AND_NO_PROCFS,
     ),
+    // Which function calls the helpers differs from kernel to kernel.
+    Scenario("expectations_full_are_told_from_the_firewall", expectations::full, 240, ALL),
     // gc expires and evicts in another way since 5.16, and what is forecast waits for it.
     Scenario(
         "forecasts_when_the_table_will_be_full",
@@ -298,6 +303,17 @@ const SCENARIOS: &[Scenario] = &[
     // Listing, storing and judging rules, all in userspace.
     Scenario("a_recording_judges_rules_as_live_does", recorded_rules::judged_as_live, 500, ON_6_12),
     Scenario("advice_for_another_netns_acts_inside_it", elsewhere::acts_inside, 240, ON_6_12),
+    // Arithmetic over counters and timeouts that the scenarios above compare on each kernel.
+    Scenario(
+        "flows_that_never_get_in_need_their_rate_times_their_timeout",
+        newcomers::need_rate_times_timeout,
+        500,
+        ON_6_12,
+    ),
+    Scenario("advice_in_a_quiet_window_and_about_icmp", newcomers::quiet_and_icmp, 240, ON_6_12),
+    Scenario("advice_inside_a_netns_says_what_only_the_host_may_set", newcomers::only_the_host, 240, ON_6_1),
+    // Rules, once more, and who listens.
+    Scenario("a_way_in_is_kept_while_the_table_is_full", way_in::kept, 300, ON_6_12),
     // Usage, and tools that are missing.
     Scenario("advice_for_nobody_on_nothing_and_without_tools", advice::odds, 240, ON_6_1),
     Scenario("advice_without_conntrack", advice::not_loaded, 240, ON_6_12),

@@ -35,7 +35,8 @@ fn item(case: &Case, max: u32) -> Item {
         kind: ChangeKind::Size,
         title: format!("raise nf_conntrack_max from {} to {max}, buckets to match", before.max),
         evidence: format!(
-            "the present load needs {} entries on average, {} just before garbage collection; the limit is {}",
+            "the present load needs {}{} entries on average, {} just before garbage collection; the limit is {}",
+            case.demand.basis().word(),
             thousands(before.needed as u64),
             thousands(before.peak as u64),
             thousands(before.max.into())

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::advise::case::{Case, ServiceFacts};
+use crate::advise::case::{Case, ServiceFacts, WayIn};
 use crate::advise::demand::{Demand, Service};
 use crate::advise::dependency::{Dependency, propagate_demand};
 use crate::advise::facts;
@@ -19,9 +19,10 @@ use crate::error::Failure;
 use crate::firewall::{self, Firewall};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
-use crate::machine::{self, Host, Machine, software};
+use crate::machine::management::{self, Login};
+use crate::machine::{self, Host, Machine, Writable, software};
 use crate::model::{Direction, Flow, HOST_NETNS, Loss, NetnsId, Protocol, Role};
-use crate::netns::Netns;
+use crate::netns::{self, InitialNetns, Netns};
 
 /// Services of which everything is looked up.
 const LOOKED_UP: usize = 12;
@@ -67,6 +68,7 @@ pub(super) struct Found {
     endpoints: BTreeMap<Port, Endpoint>,
     services: Vec<Service>,
     lookups_per_s: f64,
+    logins: Vec<Login>,
     pub notes: Vec<String>,
 }
 
@@ -100,7 +102,8 @@ pub(super) fn collect_facts(
             "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
         );
     }
-    Ok(Found { machine, firewall, endpoints, services, lookups_per_s, notes })
+    let logins = management::logins(host);
+    Ok(Found { machine, firewall, endpoints, services, lookups_per_s, logins, notes })
 }
 
 /// Packets that all devices of this netns have seen; those of lo count once.
@@ -117,21 +120,35 @@ fn packets_here() -> f64 {
 }
 
 /// Puts everything together.
-pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId, times: f64) -> Case {
-    let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
+pub(super) fn case(
+    found: Found,
+    measure: &Measure,
+    netns: &Netns,
+    own: NetnsId,
+    times: f64,
+    keep: &[ServiceTarget],
+) -> Case {
+    let roots = Roots::default();
+    let first = netns::id_of(&roots.proc("1/ns/net")).ok();
+    let is_away_from_host = match InitialNetns::look(&roots, own).known() {
+        Some(host) => host != own,
+        // Its own sysctls tell.
+        None => netns.id == own && found.machine.table.max_writable != Writable::Yes,
+    };
+    let Found { machine, firewall, endpoints, mut services, lookups_per_s, logins, .. } = found;
     let inside = match netns.id == own {
-        true => NetnsCommands::here(),
+        true => NetnsCommands::here(first.is_none_or(|first| first == own)),
         false => NetnsCommands::inside(&netns.path, netns.id),
     };
     let uses = uses(&services, &endpoints);
     propagate_demand(&mut services, &uses);
+    let ways_in = ways_in(&logins, keep);
     let known: BTreeMap<ServiceTarget, ServiceFacts> = services
         .iter()
         .take(LOOKED_UP)
-        .map(|service| {
-            let target = service.target();
-            (target, known(&target, &machine, &firewall, &endpoints, &inside))
-        })
+        .map(Service::target)
+        .chain(ways_in.iter().map(|way| way.target))
+        .map(|target| (target, known(&target, &machine, &firewall, &endpoints, &inside)))
         .collect();
     let buckets = machine.table.buckets.unwrap_or(0);
     let demand = Demand {
@@ -143,6 +160,7 @@ pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId,
             every_s: machine.kernel_version.filter(|version| *version < (5, 15)).map(|_| 120.0),
             reaped_per_s: if buckets > 0 { lookups_per_s / buckets as f64 } else { 0.0 },
         },
+        unevictable: measure.unevictable(),
     };
     Case {
         demand,
@@ -151,8 +169,33 @@ pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId,
         machine,
         times,
         netns_prefix: inside.enter,
+        ways_in,
+        is_away_from_host,
+        is_kept_at_boot: inside.is_kept_at_boot,
         facts: known,
     }
+}
+
+/// The ports asked for, else those of logins.
+fn ways_in(logins: &[Login], keep: &[ServiceTarget]) -> Vec<WayIn> {
+    let who = |target: &ServiceTarget| {
+        let login = logins.iter().find(|login| login.port == target.port && target.proto == Protocol::TCP);
+        login.map(|login| login.who.clone())
+    };
+    if keep.is_empty() {
+        let target = |login: &Login| ServiceTarget {
+            port: login.port,
+            proto: Protocol::TCP,
+            direction: Some(Direction::In),
+        };
+        let way = |login: &Login| WayIn {
+            target: target(login),
+            who: Some(login.who.clone()),
+            is_asked_for: false,
+        };
+        return logins.iter().map(way).collect();
+    }
+    keep.iter().map(|target| WayIn { target: *target, who: who(target), is_asked_for: true }).collect()
 }
 
 /// Which services are used by the server of which other one.
