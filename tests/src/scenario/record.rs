@@ -341,7 +341,7 @@ pub(super) fn script_and_no_loss_of_its_own(_: &Guest) -> Result<Outcome> {
     let file = folder.path().join("storm.ctw");
     let mut recorder = Recorder::start(folder.path(), &file, &["--when", "drops>0", "--interval", "200ms"])?;
     let before = Counters::read()?;
-    let sent = udp::send_on_every_cpu(&Plan::new(loopback(&PORTS), 20_000))?;
+    let sent = udp::send_on_every_cpu(&Plan::new(loopback(&PORTS), 8000))?;
     thread::sleep(Duration::from_secs(2));
     let kernel = Counters::read()?.since(&before);
     recorder.signal(Signal::SIGINT)?;
