@@ -104,7 +104,9 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
     let mut source = source(version, &worst, listing, &measure, &machine, sampled);
     match &rules {
         Ok(rules) if question.bare => source.notes.push(rules.when.clone()),
-        Ok(rules) => source.notes.extend(std::iter::once(rules.when.clone()).chain(rules.notes.iter().cloned())),
+        Ok(rules) => {
+            source.notes.extend(std::iter::once(rules.when.clone()).chain(rules.notes.iter().cloned()))
+        }
         Err(why) => source.notes.push(format!("firewall rules are unknown: {why}")),
     }
     Ok((assemble(services, &measure, machine, &worst, &rules, question.times), source))

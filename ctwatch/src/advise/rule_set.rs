@@ -115,7 +115,9 @@ mod tests {
                 },
             };
             if !name.contains(' ') && !name.contains('\n') {
-                for text in [format!("*{name}\n"), format!(":{name} - [0:0]\n"), format!("-A {name} -j ACCEPT\n")] {
+                for text in
+                    [format!("*{name}\n"), format!(":{name} - [0:0]\n"), format!("-A {name} -j ACCEPT\n")]
+                {
                     assert!(unpacked(&save(text.clone())).is_err(), "{text}");
                 }
             }
@@ -132,7 +134,13 @@ mod tests {
 
     #[test]
     fn names_of_the_field_pass() {
-        for name in ["filter_IN_public", "KUBE-SVC-ERIFXISQEP7F7OF4", "cali-tw-cali1234", "f2b-sshd", "DOCKER-ISOLATION-STAGE-1"] {
+        for name in [
+            "filter_IN_public",
+            "KUBE-SVC-ERIFXISQEP7F7OF4",
+            "cali-tw-cali1234",
+            "f2b-sshd",
+            "DOCKER-ISOLATION-STAGE-1",
+        ] {
             unpacked(&named("firewalld", name)).unwrap();
         }
     }

@@ -247,7 +247,9 @@ impl<'a> Recording<'a> {
             self.recorder.netns_settings(settings);
             match rules {
                 Ok(rules) => rules.into_iter().for_each(|rules| self.recorder.rules(rules)),
-                Err(error) => self.tell("no_rules", &format!("the firewall's rules could not be read: {error:#}")),
+                Err(error) => {
+                    self.tell("no_rules", &format!("the firewall's rules could not be read: {error:#}"))
+                }
             }
         }
         while let Some(ended) = self.commands.ended() {

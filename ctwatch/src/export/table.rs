@@ -215,8 +215,7 @@ const LISTINGS: &[Column] = &[
     ("pairs", Int),
 ];
 
-const SETTINGS: &[Column] =
-    &[
+const SETTINGS: &[Column] = &[
     ("run", Int),
     ("time", Time),
     ("name", Text),

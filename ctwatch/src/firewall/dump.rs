@@ -127,7 +127,11 @@ mod tests {
         assert_ne!(at(10), at(999));
         assert_eq!(one, at(999).without_counts());
         assert!(one.nft_json.contains(r#"\"packets\": 5"#), "a comment stays: {}", one.nft_json);
-        assert!(one.saves[0].text.contains("v1.8.9\n*filter\n:INPUT ACCEPT [0:0]\n"), "{}", one.saves[0].text);
+        assert!(
+            one.saves[0].text.contains("v1.8.9\n*filter\n:INPUT ACCEPT [0:0]\n"),
+            "{}",
+            one.saves[0].text
+        );
         assert!(one.saves[0].text.contains("\"on [1:2]\""));
         serde_json::from_str::<serde_json::Value>(&one.nft_json).unwrap();
     }

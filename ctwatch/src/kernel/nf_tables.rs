@@ -108,7 +108,8 @@ pub fn generation(roots: &Roots) -> Result<Option<u32>> {
     if !roots.sys("module/nf_tables").exists() {
         return Ok(None);
     }
-    let answer = netlink::ask_here(GET_GENERATION, 0).context("asking for the generation of nftables' rules")?;
+    let answer =
+        netlink::ask_here(GET_GENERATION, 0).context("asking for the generation of nftables' rules")?;
     for (kind, body) in netlink::messages(&answer) {
         match kind {
             netlink::ERROR => return Err(netlink::refusal(body).into()),

@@ -10,8 +10,8 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use super::Writer;
 use super::open::ReadError;
 use super::reader::{Numbers, Stored, each};
-use super::tick::Tick;
 use super::rules;
+use super::tick::Tick;
 use super::writer::dictionary::Dictionary;
 use super::writer::{TickRow, insert_tick};
 

@@ -166,8 +166,7 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredRules>
             return corrupt_row("rules", id);
         }
         let rules = bytes.map(|bytes| Packed { size: size.cast_unsigned(), bytes });
-        let stored =
-            StoredRules { netns: NetnsId::from_packed(row.get(NETNS_NUMBER)?), at, occasion, rules };
+        let stored = StoredRules { netns: NetnsId::from_packed(row.get(NETNS_NUMBER)?), at, occasion, rules };
         let holds = stored.checksum(run, size, content) == row.get::<_, u32>(RULES.crc)?;
         if holds { Ok(stored) } else { corrupt_row("rules", id) }
     })
@@ -235,14 +234,16 @@ pub(super) fn has_table(connection: &Connection, name: &str) -> rusqlite::Result
 pub(super) fn shrink(connection: &Connection, budget: u64) -> rusqlite::Result<bool> {
     let total = "SELECT ifnull(sum(length(rules)), 0) FROM rules";
     let mut dropped = false;
-    while connection.prepare_cached(total)?.query_row([], |row| row.get::<_, i64>(0))?.cast_unsigned() > budget
+    while connection.prepare_cached(total)?.query_row([], |row| row.get::<_, i64>(0))?.cast_unsigned()
+        > budget
     {
         // In force from its own time to that of the next one of its netns.
         let oldest = "SELECT r.id FROM rules r WHERE r.rules IS NOT NULL \
              AND EXISTS (SELECT 1 FROM rules n WHERE n.netns = r.netns AND n.id > r.id) \
              ORDER BY EXISTS (SELECT 1 FROM incident i WHERE i.run = r.run AND i.wall_us BETWEEN r.wall_us AND \
                (SELECT min(n.wall_us) FROM rules n WHERE n.netns = r.netns AND n.id > r.id)), r.id LIMIT 1";
-        let id: Option<i64> = connection.prepare_cached(oldest)?.query_row([], |row| row.get(0)).optional()?;
+        let id: Option<i64> =
+            connection.prepare_cached(oldest)?.query_row([], |row| row.get(0)).optional()?;
         let Some(id) = id else { break };
         connection.prepare_cached("UPDATE rules SET rules = NULL WHERE id = ?1")?.execute([id])?;
         dropped = true;

@@ -29,7 +29,8 @@ mod tests {
     fn arguments(shell: &[&str], words: &[String]) -> Vec<Vec<u8>> {
         // Numbers in front, so that nothing is printed but by this loop.
         let line: Vec<String> = words.iter().map(|word| quote(word)).collect();
-        let script = format!("set -u\nset -- {}\nfor one; do printf '%s\\0' \"$one\"; done\n", line.join(" "));
+        let script =
+            format!("set -u\nset -- {}\nfor one; do printf '%s\\0' \"$one\"; done\n", line.join(" "));
         let output = Command::new(shell[0]).args(&shell[1..]).arg("-c").arg(script).output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
         output.stdout.split_inclusive(|byte| *byte == 0).map(|word| word[..word.len() - 1].to_vec()).collect()
@@ -37,8 +38,42 @@ mod tests {
 
     fn hostile() -> impl Strategy<Value = String> {
         let piece = prop::sample::select(vec![
-            "'", "\"", "\\", "$", "`", ";", "&", "|", "\n", "\r", " ", "\t", "*", "?", "[", "~", "#", "!", "{", "}", "<",
-            ">", "(", ")", "-", "=", "%", "$(id)", "'\\''", "\u{1b}[2J", "é", "a", "/etc/x", "EOF", "\u{7f}", "\\n",
+            "'",
+            "\"",
+            "\\",
+            "$",
+            "`",
+            ";",
+            "&",
+            "|",
+            "\n",
+            "\r",
+            " ",
+            "\t",
+            "*",
+            "?",
+            "[",
+            "~",
+            "#",
+            "!",
+            "{",
+            "}",
+            "<",
+            ">",
+            "(",
+            ")",
+            "-",
+            "=",
+            "%",
+            "$(id)",
+            "'\\''",
+            "\u{1b}[2J",
+            "é",
+            "a",
+            "/etc/x",
+            "EOF",
+            "\u{7f}",
+            "\\n",
         ]);
         let pieces = prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat());
         prop_oneof![pieces, any::<String>().prop_map(|text| text.replace('\0', ""))]
@@ -70,7 +105,9 @@ mod tests {
 
     #[test]
     fn plain_words_stay_as_they_are() {
-        for plain in ["/etc/sysctl.d/99-ctwatch.conf", "net.netfilter.nf_conntrack_max=65536", "/proc/7/ns/net"] {
+        for plain in
+            ["/etc/sysctl.d/99-ctwatch.conf", "net.netfilter.nf_conntrack_max=65536", "/proc/7/ns/net"]
+        {
             assert_eq!(quote(plain), plain);
         }
         assert_eq!(quote(""), "''");

@@ -27,7 +27,10 @@ pub fn write(mut out: impl Write, report: &Advice, items: &[&Item]) -> io::Resul
         ),
     )?;
     comment(&mut out, "sh FILE             its pieces, and how to use it")?;
-    comment(&mut out, "sh FILE try PIECE   apply one, watch, and take it back unless confirmed within a minute")?;
+    comment(
+        &mut out,
+        "sh FILE try PIECE   apply one, watch, and take it back unless confirmed within a minute",
+    )?;
     writeln!(out, "set -u")?;
     for (number, item) in (1..).zip(items) {
         piece(&mut out, number, item)?;

@@ -173,7 +173,8 @@ fn the_oldest_rules_go_first_and_those_of_an_incident_and_the_newest_stay() {
     let heavy = |second, occasion| {
         let mut stored = rules(second, occasion);
         // Such as nothing compresses.
-        stored.rules.as_mut().unwrap().bytes = (0..4096_u32).flat_map(|n| (n * second as u32).to_le_bytes()).collect();
+        stored.rules.as_mut().unwrap().bytes =
+            (0..4096_u32).flat_map(|n| (n * second as u32).to_le_bytes()).collect();
         stored
     };
     // Each takes 16 KiB, and all may take 64.

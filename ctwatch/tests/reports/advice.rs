@@ -202,7 +202,8 @@ fn script(report: &Advice, ids: &[&str]) -> String {
 fn shells() -> Vec<&'static [&'static str]> {
     let all: [&[&str]; 4] = [&["sh"], &["dash"], &["bash", "--posix"], &["busybox", "sh"]];
     let path = std::env::var_os("PATH").expect("there is a PATH");
-    let is_here = |shell: &&[&str]| std::env::split_paths(&path).any(|folder| folder.join(shell[0]).is_file());
+    let is_here =
+        |shell: &&[&str]| std::env::split_paths(&path).any(|folder| folder.join(shell[0]).is_file());
     all.into_iter().filter(is_here).collect()
 }
 
@@ -218,17 +219,26 @@ fn a_script_lists_its_pieces_and_does_nothing_unless_it_is_told() {
     let script = script(&report, &["max", "reuse-6379-tcp-lo", "notrack-443-tcp-in"]);
     golden("advice.sh", &script);
     for shell in shells() {
-        for arguments in [&[][..], &["later"], &["now"], &["now", "4"], &["try", "time_wait"], &["try", "max; id"]] {
+        for arguments in
+            [&[][..], &["later"], &["now"], &["now", "4"], &["try", "time_wait"], &["try", "max; id"]]
+        {
             let output = ran(shell, &script, arguments);
             assert_eq!(output.status.code(), Some(2), "{shell:?} {arguments:?}: {output:?}");
-            let (said, usage) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            let (said, usage) =
+                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             assert!(said.contains("2  max: raise nf_conntrack_max"), "{said}");
-            assert!(said.contains("reuse-6379-tcp-lo") && said.contains("(by hand)") && said.contains("(refused)"));
+            assert!(
+                said.contains("reuse-6379-tcp-lo")
+                    && said.contains("(by hand)")
+                    && said.contains("(refused)")
+            );
             assert!(usage.contains("try PIECE") && usage.contains("rollback"), "{usage}");
         }
         // What nobody can apply says so.
         let output = ran(shell, &script, &["now", "reuse-6379-tcp-lo"]);
-        assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("nothing to apply"));
+        assert!(
+            output.status.success() && String::from_utf8_lossy(&output.stdout).contains("nothing to apply")
+        );
     }
 }
 

@@ -294,12 +294,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("advice_is_refused_where_it_would_break_something", advice::refused, 400, ON_6_12),
     Scenario("advice_is_refused_for_published_ports", published::refused, 240, ON_6_1),
     // A script, signals and terminals; the rules are nft's own.
-    Scenario(
-        "advice_is_tried_and_stays_only_if_confirmed",
-        way_back::confirmed_or_taken_back,
-        600,
-        ON_6_12,
-    ),
+    Scenario("advice_is_tried_and_stays_only_if_confirmed", way_back::confirmed_or_taken_back, 600, ON_6_12),
     // Listing, storing and judging rules, all in userspace.
     Scenario("a_recording_judges_rules_as_live_does", recorded_rules::judged_as_live, 500, ON_6_12),
     Scenario("advice_for_another_netns_acts_inside_it", elsewhere::acts_inside, 240, ON_6_12),

@@ -56,10 +56,8 @@ fn verdicts(advice: &Value) -> Vec<(String, Value)> {
 }
 
 pub(super) fn judged_as_live(_: &Guest) -> Result<Outcome> {
-    let _time_wait = crate::sysctl::Setting::set(
-        "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait",
-        10,
-    )?;
+    let _time_wait =
+        crate::sysctl::Setting::set("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait", 10)?;
     let _story = Story::up(150)?;
     let _buckets = crate::sysctl::Setting::set(crate::sysctl::BUCKETS, 512)?;
     nftables::load(RULES)?;
@@ -81,7 +79,9 @@ pub(super) fn judged_as_live(_: &Guest) -> Result<Outcome> {
     let recorded = advise(&["--recording", file.to_str().context("the file's path")?])?;
     let (live, recorded) = (verdicts(&live), verdicts(&recorded));
     checks.figure("verdicts", live.len());
-    let of = |all: &[(String, Value)], id: &str| all.iter().find(|(one, _)| one == id).map(|(_, what)| what.clone());
+    let of = |all: &[(String, Value)], id: &str| {
+        all.iter().find(|(one, _)| one == id).map(|(_, what)| what.clone())
+    };
     for id in ["notrack-6379-tcp-lo", "notrack-8000-tcp-lo"] {
         let said = of(&live, id).with_context(|| format!("live says nothing of {id}: {live:?}"))?;
         checks.equal(&format!("{id}: recorded"), of(&recorded, id), Some(said.clone()));
@@ -90,7 +90,10 @@ pub(super) fn judged_as_live(_: &Guest) -> Result<Outcome> {
     }
     for (id, said) in &live {
         let then = of(&recorded, id);
-        checks.that(then.is_none() || then.as_ref() == Some(said), format!("{id}: live {said}, recorded {then:?}"));
+        checks.that(
+            then.is_none() || then.as_ref() == Some(said),
+            format!("{id}: live {said}, recorded {then:?}"),
+        );
     }
     stored(&file, &mut checks)?;
     hidden(&file, &mut checks)?;
@@ -131,14 +134,17 @@ fn stored(file: &Path, checks: &mut Checks) -> Result<()> {
 
 /// Nothing of the rules is in what is anonymized, and the verdicts are.
 fn hidden(file: &Path, checks: &mut Checks) -> Result<()> {
-    for args in [&["export", "--to", "ndjson", "--anonymize"][..], &["report", "--format", "json", "--anonymize"]] {
+    for args in
+        [&["export", "--to", "ndjson", "--anonymize"][..], &["report", "--format", "json", "--anonymize"]]
+    {
         let output = Command::new("ctwatch").args(args).arg(file).output().context("starting ctwatch")?;
         ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         for word in ["of acme", "table ip lead", "dnat to", "ip lead"] {
             checks.that(!text.contains(word), format!("`{word}` is in {args:?}"));
         }
-        let verdict = if args[0] == "report" { "a rule translates these flows" } else { "\"type\":\"rules\"" };
+        let verdict =
+            if args[0] == "report" { "a rule translates these flows" } else { "\"type\":\"rules\"" };
         checks.that(text.contains(verdict), format!("no verdict in {args:?}"));
     }
     fs::metadata(file).context("the recording")?;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::pty::openpty;
@@ -328,7 +328,11 @@ fn broken(
     before: &str,
     checks: &mut Checks,
 ) -> Result<()> {
-    let broken = text.replacen("\n}\n\nkeep_1()", "\n    nft add rule inet no_such_table chain accept\n}\n\nkeep_1()", 1);
+    let broken = text.replacen(
+        "\n}\n\nkeep_1()",
+        "\n    nft add rule inet no_such_table chain accept\n}\n\nkeep_1()",
+        1,
+    );
     ensure!(broken != text, "the script has no place for another command");
     let broken = write("broken.sh", &broken)?;
     let now = Command::new("sh").arg(&broken).arg("now").output()?;
@@ -356,9 +360,11 @@ fn locked_out(
     let lock_out = format!(
         "\n    nft 'table inet ctw_lock {{ chain out {{ type filter hook output priority 0; tcp sport {port} drop; }}; }}'\n}}\n\nkeep_1()"
     );
-    let text = text
-        .replacen("\n}\n\nkeep_1()", &lock_out, 1)
-        .replacen("undo_1() {\n", "undo_1() {\n    nft delete table inet ctw_lock\n", 1);
+    let text = text.replacen("\n}\n\nkeep_1()", &lock_out, 1).replacen(
+        "undo_1() {\n",
+        "undo_1() {\n    nft delete table inet ctw_lock\n",
+        1,
+    );
     let script = write("lock.sh", &text)?;
     let began = Instant::now();
     let (code, said) = Try::start(&["sh"], &script, Some(&ssh.variable))?.end()?;

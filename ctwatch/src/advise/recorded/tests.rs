@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::advise::report::report;
+use crate::firewall::{Dump, HostFacts, Note, Tools};
 use crate::listing::Listing as Listed;
 use crate::model::{Direction, TableEntry as Entry, TimeoutKind};
 use crate::record::Writer;
-use crate::firewall::{Dump, HostFacts, Note, Tools};
 use crate::record::rules::{Packed, StoredRules};
 use crate::record::tick::Tick;
 use crate::record::writer::Batch;
@@ -153,7 +153,8 @@ fn rules(second: i64, redirects: bool, notes: Vec<Note>) -> StoredRules {
         {{"rule": {{"family": "ip", "table": "acme", "chain": "out", "handle": 2, "expr": {expr}}}}}]}}"#
     );
     let tools = Tools { nft: true, iptables: false, ip6tables: false };
-    let rules = RuleSet { dump: Dump { nft_json, tools, host: known_host(), unread: notes, ..Dump::default() } };
+    let rules =
+        RuleSet { dump: Dump { nft_json, tools, host: known_host(), unread: notes, ..Dump::default() } };
     let packed = Packed::new(&rules).unwrap();
     let occasion = if second == 1 { SnapshotReason::Start } else { SnapshotReason::Changed };
     StoredRules { netns: HOST, at: at(second), occasion, rules: Some(packed) }
@@ -177,7 +178,9 @@ fn the_rules_in_force_then_are_judged_and_not_those_before_or_after() {
     let item = notrack(&refused);
     assert_eq!(item.refused[0].kind, ObjectionKind::NatRule, "{item:?}");
     assert!(item.refused[0].place.contains("acme out") && item.commands.now.is_empty(), "{item:?}");
-    let told = |advice: &crate::advise::report::Advice, words: &str| advice.notes.iter().any(|note| note.contains(words));
+    let told = |advice: &crate::advise::report::Advice, words: &str| {
+        advice.notes.iter().any(|note| note.contains(words))
+    };
     assert!(told(&refused, "when they had changed"), "{:?}", refused.notes);
     let allowed = advised(vec![rules(1, true, vec![]), rules(60, false, vec![])]);
     let item = notrack(&allowed);

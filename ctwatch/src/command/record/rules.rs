@@ -332,7 +332,10 @@ mod tests {
         // x_tables tells nothing.
         assert!(!wanted(listed(Some(1), SECOND * 500, quick), false, Some(1), true));
         assert!(wanted(listed(Some(1), SECOND * 601, quick), false, Some(1), true));
-        assert!(wanted(listed(None, SECOND * 601, quick), false, None, false), "nor a kernel without the module");
+        assert!(
+            wanted(listed(None, SECOND * 601, quick), false, None, false),
+            "nor a kernel without the module"
+        );
     }
 
     #[test]
@@ -351,7 +354,12 @@ mod tests {
             let way = Netns { id: look.netns, path: "/nowhere".into(), name: None, container: None };
             let is_gone = look.at_trigger && !look.is_own;
             let settings = [("net.netfilter.nf_conntrack_max".to_owned(), "7".to_owned())].into();
-            Seen { at, way: (!is_gone && !look.is_own).then_some(way), settings, rules: Ok(Some((listed, packed))) }
+            Seen {
+                at,
+                way: (!is_gone && !look.is_own).then_some(way),
+                settings,
+                rules: Ok(Some((listed, packed))),
+            }
         };
         watch.lost(other);
         let next = |watch: &mut RuleWatch, now| {
@@ -373,10 +381,7 @@ mod tests {
             found.insert(rules.netns, (rules.occasion, settings.len()));
         }
         // The own one's are with those of the host.
-        assert_eq!(
-            found,
-            [(own, (SnapshotReason::Start, 0)), (other, (SnapshotReason::Start, 1))].into()
-        );
+        assert_eq!(found, [(own, (SnapshotReason::Start, 0)), (other, (SnapshotReason::Start, 1))].into());
         assert!(watch.poll(now).unwrap().is_none() && !watch.looking, "neither is due");
         watch.trigger(own, now);
         let rules = next(&mut watch, now).unwrap().rules.unwrap().unwrap();
