@@ -353,24 +353,40 @@ told_to_end() {
 observe() {
     waited=0
     still=0
+    last_queue=0
     while [ "$waited" -lt "$patience" ]; do
         if [ -f "$pending/confirm" ]; then
             finish applied "applied and confirmed: it stays until the next reboot (\`keep\` makes it persistent, \`undo\` takes it back)."
         fi
         [ -f "$pending/refuse" ] && undo_and_finish "it was not confirmed"
-        # What comes of this line shows whether the connection moves: it goes to the terminal.
-        [ "$((waited % 5))" -eq 4 ] && say "$((waited + 1)) s: $(figures)"
-        case $(ssh_state) in
-        gone) undo_and_finish "your SSH connection is gone" ;;
-        stuck)
-            still=$((still + 1))
-            [ "$still" -ge "$stuck" ] && undo_and_finish "your SSH connection does not move any more"
+        # Bytes that wait and get no fewer, second after second. (Retransmissions tell less: what a rule drops on the way
+        # out counts as none, tcp_retransmit_timer in net/ipv4/tcp_timer.c.)
+        queue=$(ssh_queue)
+        case $queue in
+        none | 0)
+            still=0
+            last_queue=0
             ;;
-        *) still=0 ;;
+        gone) undo_and_finish "your SSH connection is gone" ;;
+        *)
+            if [ "$queue" -ge "$last_queue" ]; then still=$((still + 1)); else still=0; fi
+            last_queue=$queue
+            ;;
         esac
+        [ "$still" -ge "$stuck" ] && undo_and_finish "your SSH connection does not move any more"
+        # This line goes to the terminal, so that something has to be acknowledged.
+        [ "$((waited % 5))" -eq 4 ] && say "$((waited + 1)) s: $(figures)"
         sleep 1
         waited=$((waited + 1))
     done
+}
+
+# How the SSH connection is, in words.
+ssh_words() {
+    case $queue in
+    none) echo "none (you don't come over it)" ;;
+    *) if [ "$still" -lt 3 ]; then echo moving; else echo "nothing acknowledged for $still s"; fi ;;
+    esac
 }
 
 undo_and_finish() {
@@ -456,7 +472,7 @@ figures() {
     fi
     enter sh "$pending/script" _connections > "$pending/connections.now" 2> /dev/null
     alive=$(grep -cxF -f "$pending/connections.now" "$pending/connections" 2> /dev/null)
-    say "$refused; ${alive:-0} of $(($(wc -l < "$pending/connections"))) TCP connections from before are open; SSH: $(ssh_state)"
+    say "$refused; ${alive:-0} of $(($(wc -l < "$pending/connections"))) TCP connections from before are open; SSH: $(ssh_words)"
 }
 
 # Established TCP connections that end on this host: addresses and ports as the kernel prints them.
@@ -481,19 +497,16 @@ ssh_connection() {
     esac
 }
 
-# Whether that connection is established, and its packets are acknowledged: something waits to be acknowledged and was
-# sent again more than once (tx_queue and retrnsmt, tcp4_seq_show in net/ipv4/tcp_ipv4.c).
-ssh_state() {
+# What that connection waits to have acknowledged, bytes (tx_queue, get_tcp4_sock in net/ipv4/tcp_ipv4.c).
+ssh_queue() {
     [ -n "$ssh" ] || {
-        echo "none (you don't come over it)"
+        echo none
         return 0
     }
-    line=$(sed -n "s/^ *[0-9]*: [0-9A-F]*${ssh%% *} [0-9A-F]*${ssh##* } \([0-9A-F]*\) \([0-9A-F]*\):[0-9A-F]* [0-9A-F:]* \([0-9A-F]*\) .*/\1 \2 \3/p" \
+    line=$(sed -n "s/^ *[0-9]*: [0-9A-F]*${ssh%% *} [0-9A-F]*${ssh##* } \([0-9A-F]*\) \([0-9A-F]*\):.*/\1 \2/p" \
         /proc/self/net/tcp /proc/self/net/tcp6 2> /dev/null | head -n 1)
     case $line in
-    '01 00000000 '*) echo moving ;;
-    '01 '*' 00000000' | '01 '*' 00000001') echo moving ;;
-    '01 '*) echo stuck ;;
+    '01 '*) echo $((0x${line#01 })) ;;
     *) echo gone ;;
     esac
 }

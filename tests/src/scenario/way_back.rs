@@ -248,6 +248,10 @@ pub(super) fn confirmed_or_taken_back(_: &Guest) -> Result<Outcome> {
     // The terminal goes: by hanging up, by kill -9 of the script, and the watchdog itself.
     let terminal = openpty(None, None).context("a terminal")?;
     let slave = File::from(terminal.slave);
+    // As a copy that no child gets: a terminal hangs up when nobody holds this end any more.
+    let original = File::from(terminal.master);
+    let master = original.try_clone()?;
+    drop(original);
     let mut child = Command::new("setsid")
         .args(["--ctty", "sh"])
         .arg(&short)
@@ -258,7 +262,7 @@ pub(super) fn confirmed_or_taken_back(_: &Guest) -> Result<Outcome> {
         .spawn()
         .context("starting the script in a terminal")?;
     wait_for("the rules to be applied in a terminal", || log().contains("Type yes"))?;
-    drop(File::from(terminal.master));
+    drop(master);
     let status = child.wait().context("the script in a terminal")?;
     checks.that(status.code().is_none(), format!("the terminal is gone, and the script ended with {status}"));
     checks.that(Path::new(PENDING).exists(), "the watchdog went with the terminal");

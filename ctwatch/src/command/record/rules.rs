@@ -189,7 +189,7 @@ impl RuleWatch {
         let (sender, look) = (self.sender.clone(), self.look);
         std::thread::Builder::new()
             .name("rules".to_owned())
-            .stack_size(1 << 20)
+            .stack_size(4 << 20)
             .spawn(move || drop(sender.send((netns, look(&looked)))))
             .context("starting a thread that reads the firewall's rules")?;
         self.looking = true;
@@ -214,14 +214,15 @@ fn look(look: &Look) -> Seen {
     let at = WallMono::now();
     let nothing = |way, error| Seen { at, way, settings: BTreeMap::new(), rules: Err(error) };
     if look.is_own {
-        return Seen { at, way: None, settings: BTreeMap::new(), rules: list(look) };
+        return Seen { at, way: None, settings: BTreeMap::new(), rules: packed(look, list(look)) };
     }
     let Some(way) = look.way.clone().filter(netns::leads_there).or_else(|| find(look.netns)) else {
         return nothing(None, anyhow::anyhow!("the netns is gone"));
     };
     let inside = netns::run_inside(&way, || Ok((read_netns(&look.roots), list(look))));
     match inside {
-        Ok((settings, rules)) => Seen { at, way: Some(way), settings, rules },
+        // Packed here: a thread that visits a netns has little stack.
+        Ok((settings, listed)) => Seen { at, way: Some(way), settings, rules: packed(look, listed) },
         Err(error) => nothing(Some(way), error),
     }
 }
@@ -231,14 +232,28 @@ fn find(netns: NetnsId) -> Option<Netns> {
     found.into_iter().find(|found| found.id.inode() == netns.inode())
 }
 
-/// Lists the rules of the netns this thread is in, if they may have changed and it isn't too soon; packs them if they did.
-fn list(look: &Look) -> Result<Option<(Listed, Option<Packed>)>> {
+/// Rules as they were listed.
+struct Listing {
+    dump: Dump,
+    generation: Option<u32>,
+    began: Instant,
+}
+
+/// Lists the rules of the netns this thread is in, if they may have changed and it isn't too soon.
+fn list(look: &Look) -> Option<Listing> {
     let generation = nf_tables::generation(&look.roots).ok().flatten();
-    if !is_wanted(look, generation, has_legacy_rules(&look.roots), Instant::now()) {
-        return Ok(None);
-    }
     let began = Instant::now();
-    let rules = RuleSet { dump: firewall::list(&look.roots).without_counts() };
+    is_wanted(look, generation, has_legacy_rules(&look.roots), began).then(|| Listing {
+        dump: firewall::list(&look.roots),
+        generation,
+        began,
+    })
+}
+
+/// Packs them if they changed.
+fn packed(look: &Look, listing: Option<Listing>) -> Result<Option<(Listed, Option<Packed>)>> {
+    let Some(Listing { dump, generation, began }) = listing else { return Ok(None) };
+    let rules = RuleSet { dump: dump.without_counts() };
     let (digest, size) = digest(&rules)?;
     let is_new = look.last.as_ref().is_none_or(|last| last.digest != digest);
     let packed = match (is_new, size > MAX_SIZE) {
