@@ -61,7 +61,8 @@ pub(super) fn full(_: &Guest) -> Result<Outcome> {
         clients.push(client.into());
     }
     // What a rule drops at the same time, of entries too, is no loss of conntrack's.
-    let filtered = (0..20).map(|_| tcp::start(([127, 0, 0, 1], FILTERED).into())).collect::<Result<Vec<_>>>()?;
+    let filtered =
+        (0..20).map(|_| tcp::start(([127, 0, 0, 1], FILTERED).into())).collect::<Result<Vec<_>>>()?;
     thread::sleep(Duration::from_secs(3));
     tcp::abort(vec![clients, filtered], Vec::new())?;
     thread::sleep(Duration::from_millis(500));
