@@ -64,9 +64,17 @@ pub(super) fn kept(_: &Guest) -> Result<Outcome> {
     for port in PORTS {
         checks.that(is_served(&blue, veth.v4.0, port)?, format!("{port} isn't served while there is room"));
     }
-    for wrong in ["22/icmp", "type 8/icmp", "22/tcp/fwd", "ssh", "0/tcp", "22/tcp/in/x", ""] {
+    for (wrong, word) in [
+        ("22/icmp", "22/tcp/in"),
+        ("type 8/icmp", "22/tcp/in"),
+        ("22/tcp/fwd", "begin or end on this host"),
+        ("0/tcp", "22/tcp/in"),
+        ("ssh", "PORT[/PROTO"),
+        ("22/tcp/in/x", "PORT[/PROTO"),
+        ("", "PORT[/PROTO"),
+    ] {
         let told = ended(Command::new("ctwatch").args(["advise", "--keep", wrong]))?;
-        said(&mut checks, &format!("--keep {wrong}"), &told, 2, "22/tcp/in");
+        said(&mut checks, &format!("--keep {wrong}"), &told, 2, word);
     }
     table::fill_to(Mix::Assured, 400)?;
     let _limit = Setting::set(sysctl::MAX, 300)?;
