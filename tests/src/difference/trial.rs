@@ -129,7 +129,7 @@ impl fmt::Display for Answer {
 /// Whether the loss is one that a flow or two don't show.
 pub fn is_unseen(kind: ObjectionKind, text: &str) -> bool {
     matches!(kind, ObjectionKind::ConnectionMark | ObjectionKind::Helper)
-        || (kind == ObjectionKind::OpensAccess && text.contains("limit"))
+        || ["limit", "ct count", "hashlimit"].iter().any(|word| text.contains(word))
 }
 
 /// Loads a random set; sets that the tools refuse are counted and made anew.
