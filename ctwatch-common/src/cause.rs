@@ -25,6 +25,8 @@ pub enum Cause {
     GcEvicted = 9,
     /// The packet passed untracked: it fits no connection.
     Invalid = 10,
+    /// A helper found no room for the connection it was to expect, and dropped the packet that announced it.
+    ExpectFull = 11,
 }
 
 /// What a loss of a cause is counted in. The two are never added up together.
@@ -52,7 +54,7 @@ pub const CAUSES: usize = 16;
 
 impl Cause {
     /// Every cause, in the order of its number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::TableFull,
         Self::NoMemory,
         Self::Clash,
@@ -63,6 +65,7 @@ impl Cause {
         Self::Evicted,
         Self::GcEvicted,
         Self::Invalid,
+        Self::ExpectFull,
     ];
 
     /// The cause with this number on the wire.
@@ -85,6 +88,7 @@ impl Cause {
             Self::Evicted => "evicted",
             Self::GcEvicted => "gc_evicted",
             Self::Invalid => "invalid",
+            Self::ExpectFull => "expect_full",
         }
     }
 

@@ -118,6 +118,13 @@ pub fn nf_conntrack_hash_check_insert_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// A helper wants to expect a connection: was there room?
+#[kretprobe]
+pub fn expect_related_return(ctx: RetProbeContext) -> u32 {
+    hooks::expect::on_return(&ctx);
+    0
+}
+
 /// Network namespaces are destroyed.
 #[kprobe]
 pub fn nf_conntrack_pernet_exit(ctx: ProbeContext) -> u32 {

@@ -66,6 +66,9 @@ pub struct Cpu {
     /// The stack of the context that evicted an entry last, and when that was: its new flow is about to be confirmed.
     pub evicting_stack: u64,
     pub evicting_at: u64,
+    /// The context whose helper found no room for an expectation, and since when, in jiffies: its packet is about to be
+    /// dropped.
+    pub expecting: Mark,
     /// Where a socket's owner is assembled: it would not fit the stack.
     pub noted: SocketOwner,
     /// Contexts in which early_drop found no victim: their packets are about to be dropped.

@@ -240,6 +240,46 @@ pub unsafe fn take_eviction(cpu: *mut Cpu, stack: u64) -> Option<u64> {
     }
 }
 
+/// Notes that this context's helper found no room for an expectation.
+///
+/// # Safety
+/// `cpu` must be this CPU's record.
+#[inline(always)]
+pub unsafe fn expectation_refused(cpu: *mut Cpu, stack: u64) {
+    // SAFETY: the caller's.
+    unsafe { (*cpu).expecting = Mark { stack, since: now() } };
+}
+
+/// Whether a helper's refusal is noted on this CPU at all: nearly never.
+///
+/// # Safety
+/// `cpu` must be this CPU's record.
+#[inline(always)]
+pub unsafe fn has_refused_expectation(cpu: *mut Cpu) -> bool {
+    // SAFETY: the caller's.
+    unsafe { core::ptr::read_volatile(&raw const (*cpu).expecting.stack) != 0 }
+}
+
+/// Whether this context's helper has just found no room for an expectation. The note is removed: it drops one packet.
+#[inline(never)]
+pub fn take_refused_expectation(cpu: *mut Cpu) -> bool {
+    let stack = here(cpu);
+    // SAFETY: the caller's record of this CPU.
+    unsafe {
+        let Mark { stack: left, since } = (*cpu).expecting;
+        if now() - since > OLD {
+            // Some helpers let the packet pass all the same.
+            (*cpu).expecting.stack = 0;
+            return false;
+        }
+        let is_mine = is_near(left, stack);
+        if is_mine {
+            (*cpu).expecting.stack = 0;
+        }
+        is_mine
+    }
+}
+
 /// Removes this context's mark.
 ///
 /// # Safety

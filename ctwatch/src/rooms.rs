@@ -26,7 +26,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("advise", &["text", "model", "contract", "listing", "firewall", "machine", "record"]),
     ("export", &["model", "contract", "state", "record"]),
     ("view", &["text", "model", "contract", "state", "advise"]),
-    ("postmortem", &["error", "text", "model", "contract", "record", "advise", "view"]),
+    ("postmortem", &["error", "text", "model", "contract", "firewall", "record", "advise", "view"]),
     ("cli", &["text", "model", "kernel", "state", "record", "advise", "export", "postmortem"]),
     (
         "command",

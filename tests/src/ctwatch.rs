@@ -59,7 +59,7 @@ impl Drops {
     /// Starts it and waits until it says `start`, that is: until it watches.
     pub fn start(args: &[&str]) -> Result<Self> {
         let drops = Self::spawn(args)?;
-        drops.wait_for("the start line", |lines| lines.iter().any(|line| line["type"] == "start"))?;
+        drops.wait_for_start()?;
         Ok(drops)
     }
 
@@ -71,7 +71,7 @@ impl Drops {
     /// As [`Drops::start`], run by another program, which may put it elsewhere.
     pub fn start_by(starter: &[&str], args: &[&str]) -> Result<Self> {
         let drops = Self::spawn_by(starter, args)?;
-        drops.wait_for("the start line", |lines| lines.iter().any(|line| line["type"] == "start"))?;
+        drops.wait_for_start()?;
         Ok(drops)
     }
 
@@ -139,6 +139,11 @@ impl Drops {
             let waited = self.lines.1.wait_timeout(lines, left);
             lines = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Waits until it watches.
+    pub fn wait_for_start(&self) -> Result<()> {
+        self.wait_for("the start line", |lines| lines.iter().any(|line| line["type"] == "start"))
     }
 
     /// Waits for a notice with this code.

@@ -149,10 +149,20 @@ fn dropped(address: u64, place: u8, cpu: *mut Cpu) {
     // The only count is perhaps that of a context whose mark is here, perhaps this packet's: it will be told.
     let withheld = entry == 0 && drops != 0 && !which.drop && !marks.mine && config!(by_kfree_skb) != 0;
     which.drop |= withheld;
-    let Some(mut cause) = classify(which, entry != 0, full) else {
+    let mut cause = match classify(which, entry != 0, full) {
+        Some(cause) => cause,
         // SAFETY: this CPU's own map value.
-        unsafe { marks::clear(cpu, marks) };
-        return;
+        None if entry != 0
+            && unsafe { marks::has_refused_expectation(cpu) }
+            && marks::take_refused_expectation(cpu) =>
+        {
+            Cause::ExpectFull
+        }
+        None => {
+            // SAFETY: this CPU's own map value.
+            unsafe { marks::clear(cpu, marks) };
+            return;
+        }
     };
     // The cause decides which counters are accounted for, so it must be final here.
     if cause == Cause::NoMemory {

@@ -2,6 +2,7 @@
 //! Layouts are read only through `config`, and everything is counted through `emit`.
 
 pub mod early_drop;
+pub mod expect;
 pub mod gc_worker;
 pub mod init_conntrack;
 pub mod insert;

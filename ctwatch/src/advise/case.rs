@@ -37,8 +37,19 @@ pub struct Firewall {
     pub tracking: Vec<String>,
     /// Commands that remove them; none if that would break something: then `objections` say what.
     pub removal: Option<Commands>,
-    /// Why they must residence.
+    /// Why they must remain.
     pub objections: Vec<Objection>,
+}
+
+/// A port that is to be reached while the table is full.
+#[derive(Clone, Debug)]
+pub struct WayIn {
+    /// Its flows.
+    pub target: ServiceTarget,
+    /// The program that serves logins there, if one does.
+    pub who: Option<String>,
+    /// By `--keep`: to be offered however much room there is.
+    pub is_asked_for: bool,
 }
 
 /// A case to advise on.
@@ -54,8 +65,14 @@ pub struct Case {
     pub times: f64,
     /// Prefix of commands that act on another netns (`nsenter …`); empty for the own one.
     pub netns_prefix: String,
+    /// Commands are typed in a netns that isn't the host's: what only the host may set has to be set elsewhere.
+    pub is_away_from_host: bool,
+    /// What this host reads when it boots is read for that netns.
+    pub is_kept_at_boot: bool,
     /// The firewall.
     pub firewall: Firewall,
+    /// By which ports people get in; their facts are among `facts`.
+    pub ways_in: Vec<WayIn>,
     /// Of services, what is known.
     pub facts: BTreeMap<ServiceTarget, ServiceFacts>,
 }

@@ -21,12 +21,20 @@ pub struct Residence {
     pub idle: TimeoutHistogram,
     /// Entries that enter it each second if no flow is dropped.
     pub per_s: f64,
+    /// None of these flows got in, so how long they would stay isn't known: the timeout that a first packet gets stands
+    /// for it.
+    pub assumed: bool,
 }
 
 impl Residence {
+    /// Whether its entries mostly wait for the timeout.
+    const fn waits(&self) -> bool {
+        self.assumed || self.phase.expires_unrefreshed()
+    }
+
     /// Entries in it once things are steady, with this timeout.
     fn entries_with(&self, timeout: u32) -> f64 {
-        if self.phase.expires_unrefreshed() {
+        if self.waits() {
             // Each one waits for the whole timeout: what comes in each second, times that.
             return self.per_s * f64::from(timeout);
         }
@@ -73,9 +81,35 @@ pub struct Service {
     pub backlog_factor: f64,
     /// Number of source and destination address pairs, if there are few.
     pub pairs: Option<u32>,
+    /// Entries that came before the window and aren't followed by others: what it would need if they had kept coming.
+    pub earlier: Option<f64>,
+    /// How sure its rate and lifetimes are.
+    pub basis: Basis,
+}
+
+/// What a service's need rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// Flows that were counted, and entries that were looked at.
+    #[default]
+    Measured,
+    /// Flows that never got in, by the shortest time their entries would stay.
+    AtLeast,
+    /// Flows that never got in, by the timeout of their first packet: more if they are answered and last, less if refused.
+    Assumed,
+    /// Refused packets, each of which may be a flow of its own: some may be retries.
+    AtMost,
 }
 
 impl Service {
+    /// The timeout that stands for a lifetime that isn't known, seconds.
+    #[must_use]
+    pub fn assumed_lifetime(&self) -> Option<(TimeoutKind, u32)> {
+        let assumed = self.residences.iter().find(|residence| residence.assumed)?;
+        Some((assumed.phase, assumed.timeout))
+    }
+
     /// The target that means this service alone.
     #[must_use]
     pub const fn target(&self) -> ServiceTarget {
@@ -98,7 +132,7 @@ impl Service {
     /// Its entries after this many seconds of arrivals into an empty table without garbage collection.
     fn gathered(&self, changes: &Changes, ephemeral: Option<u32>, gc: &Gc, seconds: f64) -> f64 {
         let of = |(residence, timeout, rate): (&Residence, u32, f64)| {
-            if !residence.phase.expires_unrefreshed() {
+            if !residence.waits() {
                 return residence.entries_with(timeout) * rate;
             }
             let expired_for = (seconds - f64::from(timeout)).max(0.0);
@@ -118,9 +152,12 @@ impl Service {
         let reuse = changes.keepalive.iter().filter(|(target, _)| covers(target));
         let reuse = reuse.map(|(_, requests)| f64::from((*requests).max(1))).fold(1.0, f64::max);
         self.residences.iter().filter(move |_| !untracked).map(move |residence| {
-            let timeout = changes.timeouts.get(&residence.phase).copied().unwrap_or(residence.timeout);
+            // Protocols without a state of their own here have other sysctls than `generic`.
+            let is_of_another = residence.assumed && residence.phase == TimeoutKind::Generic;
+            let changed = changes.timeouts.get(&residence.phase).filter(|_| !is_of_another);
+            let timeout = changed.copied().unwrap_or(residence.timeout);
             // A connection that serves more requests lasts longer: as many are open at once as before.
-            let rate = match (residence.phase.expires_unrefreshed(), residence.phase.is_refreshed()) {
+            let rate = match (residence.waits(), residence.phase.is_refreshed()) {
                 (true, _) => times / reuse,
                 (false, true) => times * self.backlog_factor,
                 (false, false) => times * self.backlog_factor / reuse,
@@ -159,6 +196,8 @@ struct Steady {
     entries: f64,
     /// How many expire each second.
     expire_per_s: f64,
+    /// Those of them whose lifetime is assumed.
+    assumed: f64,
     /// Entries by timeout, and whether they only wait for it.
     mix: BTreeMap<(u32, bool), f64>,
 }
@@ -166,8 +205,11 @@ struct Steady {
 impl Steady {
     fn add(&mut self, residence: &Residence, timeout: u32, rate: f64) {
         let entries = residence.entries_with(timeout) * rate;
-        let waits = residence.phase.expires_unrefreshed();
+        let waits = residence.waits();
         self.entries += entries;
+        if residence.assumed {
+            self.assumed += entries;
+        }
         if waits {
             self.expire_per_s += residence.per_s * rate;
         }
@@ -177,6 +219,7 @@ impl Steady {
     fn plus(mut self, other: Self) -> Self {
         self.entries += other.entries;
         self.expire_per_s += other.expire_per_s;
+        self.assumed += other.assumed;
         for (key, entries) in other.mix {
             *self.mix.entry(key).or_default() += entries;
         }
@@ -186,6 +229,7 @@ impl Steady {
     fn scale(&mut self, by: f64) {
         self.entries *= by;
         self.expire_per_s *= by;
+        self.assumed *= by;
         self.mix.values_mut().for_each(|entries| *entries *= by);
     }
 
@@ -216,6 +260,8 @@ pub struct Demand {
     pub ephemeral: Option<u32>,
     /// How expired entries go.
     pub gc: Gc,
+    /// Of the entries that are there, those that early_drop leaves alone; none if unknown.
+    pub unevictable: Option<u32>,
 }
 
 /// What the table would be.
@@ -239,6 +285,22 @@ pub struct Outcome {
     /// The multiple of the rate at which the table overflows; none if no rate fills it.
     #[serde(serialize_with = "super::report::optional_rounded")]
     pub full_at_times: Option<f64>,
+    /// Of `needed`, what rests on an assumed lifetime, since none of those flows got in.
+    #[serde(serialize_with = "super::report::rounded")]
+    pub assumed: f64,
+}
+
+impl Basis {
+    /// Put before a number of entries.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Measured => "",
+            Self::AtLeast => "at least ",
+            Self::Assumed => "about ",
+            Self::AtMost => "at most ",
+        }
+    }
 }
 
 impl Outcome {
@@ -252,6 +314,12 @@ impl Outcome {
     #[must_use]
     pub fn overflows(&self) -> bool {
         self.max != 0 && self.peak > f64::from(self.max)
+    }
+
+    /// Whether it can be promised that no flow is refused: it fits, and how long each one stays is known.
+    #[must_use]
+    pub fn fits_for_certain(&self) -> bool {
+        self.max == 0 || (!self.overflows() && self.assumed <= 0.0)
     }
 
     /// Whether flows would be refused before gc comes for the first time, though not later.
@@ -271,6 +339,28 @@ impl Demand {
             let part = if total.expire_per_s > 0.0 { steady.expire_per_s / total.expire_per_s } else { 0.0 };
             (service, steady.entries + lag * part)
         })
+    }
+
+    /// Whether nothing comes: the entries that wait in the table are left from an earlier time.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let comes = |service: &Service| service.offered_per_s > 0.0 || service.refused_per_s > 0.0;
+        !self.services.iter().any(comes) && self.earlier().is_some()
+    }
+
+    /// What the entries of earlier flows would need if these had kept coming; none if there are none.
+    #[must_use]
+    pub fn earlier(&self) -> Option<f64> {
+        self.services.iter().filter_map(|service| service.earlier).reduce(|sum, one| sum + one)
+    }
+
+    /// What the need as a whole rests on.
+    #[must_use]
+    pub fn basis(&self) -> Basis {
+        let others =
+            self.services.iter().map(|service| service.basis).filter(|basis| *basis != Basis::Measured);
+        let both = |a: Basis, b: Basis| if a == b { a } else { Basis::Assumed };
+        others.reduce(both).unwrap_or_default()
     }
 
     fn steady(&self, changes: &Changes, times: f64) -> Steady {
@@ -300,7 +390,7 @@ impl Demand {
         let refused_per_s = if max != 0 && needed > limit { offered * (1.0 - limit / needed) } else { 0.0 };
         let full_at_times = (max != 0).then(|| rate_that_fills(peak_at, limit)).flatten();
         let after_idle = self.after_idle(changes).filter(|entries| *entries > peak);
-        Outcome { needed, peak, after_idle, max, refused_per_s, full_at_times }
+        Outcome { needed, peak, after_idle, max, refused_per_s, full_at_times, assumed: steady.assumed }
     }
 
     /// Entries when gc comes for the first time, if all was idle before; none where it always comes as often.

@@ -58,9 +58,12 @@ mod tests {
                 entries: 10,
                 idle,
                 per_s: offered,
+                assumed: false,
             }],
             backlog_factor,
             pairs: Some(1),
+            earlier: None,
+            basis: Default::default(),
         }
     }
 

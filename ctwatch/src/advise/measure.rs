@@ -5,16 +5,26 @@ use std::collections::HashMap;
 
 use ctwatch_common::Cause;
 use ctwatch_common::slot::SlotKind;
+use jiff::Timestamp;
 
-use super::demand::{Residence, Service};
-use super::distinct::Distinct;
+use super::demand::{Basis, Residence, Service};
+use super::distinct::{Distinct, FirstSeen};
+use super::refused::{FirstTimeouts, RefusedFlows, new_flows};
 use crate::listing::{Listing, ServiceEntries};
 use crate::model::{
-    Address, Direction, Flow, Loss, NetnsId, Protocol, Sample, SlotSample, TableEntry, TimeoutKind, Timeouts,
+    Address, Direction, Flow, Locals, Loss, NetnsId, Protocol, Sample, SlotSample, TableEntry, TimeoutKind,
+    Timeouts,
 };
 
 /// Share of the window before dropped flows count as new: until then they may be retries.
 const SETTLING: f64 = 1.0 / 3.0;
+/// A client that tries again does so after a second for the first time (TCP_TIMEOUT_INIT, include/net/tcp.h), give or take
+/// what the kernel's timers round up.
+const FIRST_RETRY_S: f64 = 1.6;
+/// Fewer entries than this say little of how long those last that never got in.
+const FEW: u32 = 10;
+/// Where so many times more flows would have had to come than did, entries are left from before the window.
+const LEFTOVER: f64 = 4.0;
 
 type Key = (u8, u16);
 
@@ -60,20 +70,19 @@ pub struct Measure {
     /// What no slot of a later sample holds.
     retired: Totals,
     elapsed: f64,
+    /// When the window began, by the clock that losses have.
+    began: Option<Timestamp>,
     lost_events: u64,
-    refused: Distinct<(Key, bool)>,
+    refused: Distinct<(Key, Direction)>,
+    /// Where refused packets were going, and between whom.
+    refused_flows: RefusedFlows,
+    /// The timeouts of first packets that the listing doesn't know.
+    first_timeouts: FirstTimeouts,
     census: Listing,
+    /// Of the entries listed live, those that a full table can't make room of.
+    unevictable: Option<u32>,
     /// Flows that were refused at first and got in since things had settled.
-    got_in: HashMap<(Key, bool), f64>,
-}
-
-/// What a window said of one service.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Rates {
-    admitted: f64,
-    offered: f64,
-    refused: f64,
-    evicted: f64,
+    got_in: HashMap<(Key, Direction), f64>,
 }
 
 impl Measure {
@@ -91,11 +100,29 @@ impl Measure {
             last: Totals::default(),
             retired: Totals::default(),
             elapsed: 0.0,
+            began: None,
             lost_events: 0,
             refused: Distinct::default(),
+            refused_flows: RefusedFlows::default(),
+            first_timeouts: FirstTimeouts::default(),
             census: Listing::new(timeouts, window_s.ceil() as u32),
+            unevictable: None,
             got_in: HashMap::new(),
         }
+    }
+
+    /// Entries that a full table can't make room of, of those that were listed; none if they come from a recording.
+    #[must_use]
+    pub const fn unevictable(&self) -> Option<u32> {
+        self.unevictable
+    }
+
+    /// What else is known of the netns: its addresses, which tell where refused flows were going, and timeouts of its own.
+    #[must_use]
+    pub fn of_netns(mut self, locals: Locals, first_timeouts: FirstTimeouts) -> Self {
+        self.refused_flows = RefusedFlows::new(locals);
+        self.first_timeouts = first_timeouts;
+        self
     }
 
     /// One loss.
@@ -107,19 +134,27 @@ impl Measure {
         if loss.cause != Cause::TableFull || packet.netns != self.netns {
             return;
         }
-        let service = ((proto.0, port), packet.is_loopback);
+        let key = (proto.0, port);
+        let direction = self.refused_flows.add(key, packet, tuple);
         let [sport, dport] = if proto.has_ports() { [tuple.sport, tuple.dport] } else { [0; 2] };
         let hash = tuple_hash(proto.0, tuple.src.into(), tuple.dst.into(), sport, dport);
-        self.refused.add(hash, service, self.settled.is_some());
+        let at = self.began.map_or(0.0, |began| loss.time.duration_since(began).as_secs_f64());
+        self.refused.add(hash, (key, direction), at, self.settled.is_some(), FIRST_RETRY_S);
     }
 
     /// An entry of the table, read when the window is over.
     pub fn entry(&mut self, entry: &TableEntry, direction: Direction) {
         let idle = self.census.add(entry, direction);
+        *self.unevictable.get_or_insert(0) += u32::from(entry.unevictable);
         let since_settled = self.last.at - self.settled.as_ref().map_or(self.last.at, |settled| settled.at);
         if f64::from(idle) < since_settled
-            && let Some((service, stands_for)) =
-                self.refused.find(tuple_hash(entry.proto, entry.src, entry.dst, entry.sport, port_of(entry)))
+            && let Some((service, stands_for)) = self.refused.got_in(tuple_hash(
+                entry.proto,
+                entry.src,
+                entry.dst,
+                entry.sport,
+                port_of(entry),
+            ))
         {
             *self.got_in.entry(service).or_default() += stands_for;
         }
@@ -145,6 +180,7 @@ impl Measure {
         }
         if self.first.is_none() {
             self.first = Some(totals.clone());
+            self.began = Some(sample.time);
         }
         self.last = totals;
     }
@@ -200,21 +236,21 @@ impl Measure {
         for key in keys {
             self.share_out(key, &mut found);
         }
+        if self.counts_flows {
+            found.values_mut().for_each(without_leftovers);
+        }
         let mut services: Vec<Service> = found.into_values().collect();
+        // Those that never got in count, too.
+        let size = |one: &Service| one.entries.max((one.refused_per_s * f64::from(FEW)) as u32);
         services.sort_by(|a, b| {
-            b.entries.cmp(&a.entries).then((a.proto, a.port, a.direction).cmp(&(
-                b.proto,
-                b.port,
-                b.direction,
-            )))
+            size(b).cmp(&size(a)).then((a.proto, a.port, a.direction).cmp(&(b.proto, b.port, b.direction)))
         });
         services
     }
 
-    /// Flow counters know no direction: flows of a port go to its directions as its entries do.
+    /// Flow counters know no direction: flows of a port go to its directions as its entries do, and refused ones as the
+    /// packets that were seen.
     fn share_out(&self, key: Key, found: &mut HashMap<(Key, Direction), Service>) {
-        let census = &self.census;
-        let directions = [Direction::Loopback, Direction::In, Direction::Out, Direction::Forwarded];
         let entered = |direction: Direction| {
             let service = found.get(&(key, direction));
             service.map_or(0.0, |service| {
@@ -224,48 +260,76 @@ impl Measure {
         let weight = |direction: Direction| {
             entered(direction) + found.get(&(key, direction)).map_or(0.0, |one| f64::from(one.entries) * 1e-6)
         };
-        let weights = directions.map(weight);
+        let weights = Direction::ALL.map(weight);
         let total: f64 = weights.iter().sum();
-        for refused_on_loopback in [true, false] {
-            let rates = self.rates(key, refused_on_loopback);
-            let known: Vec<(Direction, f64)> = directions
-                .into_iter()
-                .zip(weights)
-                .filter(|(direction, weight)| {
-                    (*direction == Direction::Loopback) == refused_on_loopback && *weight > 0.0
-                })
-                .collect();
-            let sum: f64 = known.iter().map(|(_, weight)| weight).sum();
-            let shares = match (known.is_empty(), total > 0.0) {
-                (false, _) => known
-                    .into_iter()
-                    .map(|(direction, weight)| (direction, weight / sum, weight / total))
-                    .collect(),
-                // Nothing of it is in the table: all of it is refused, or it is gone already.
-                (true, false) => {
-                    let direction = if refused_on_loopback { Direction::Loopback } else { Direction::In };
-                    vec![(direction, 1.0, if refused_on_loopback { 0.0 } else { 1.0 })]
-                }
-                (true, true) if rates.refused > 0.0 => {
-                    vec![(if refused_on_loopback { Direction::Loopback } else { Direction::In }, 1.0, 0.0)]
-                }
-                (true, true) => continue,
+        let mut refused = self.refused_by_direction(key, &weights);
+        let most = Direction::ALL
+            .into_iter()
+            .max_by(|a, b| refused[*a as usize].0.total_cmp(&refused[*b as usize].0));
+        let likely = most.filter(|most| refused[*most as usize].0 > 0.0).unwrap_or(Direction::In);
+        let (admitted, evicted) = (self.admitted(key), self.evicted(key));
+        for (index, direction) in Direction::ALL.into_iter().enumerate() {
+            let of_admitted = if total > 0.0 {
+                weights[index] / total
+            } else {
+                // Nothing of it is in the table: it is gone already.
+                f64::from(u8::from(direction == likely))
             };
-            for (direction, of_refused, of_admitted) in shares {
-                let admitted = self.admitted(key) * of_admitted;
-                if admitted + rates.refused == 0.0 {
-                    continue;
+            let (counted, seen_as) = std::mem::take(&mut refused[index]);
+            let admitted = admitted * of_admitted;
+            if admitted + counted == 0.0 {
+                continue;
+            }
+            let one = found
+                .entry((key, direction))
+                .or_insert_with(|| service((key, direction), None, self.census.look_s()));
+            one.admitted_per_s = admitted;
+            one.refused_per_s = counted;
+            one.offered_per_s = self.offered(key, &seen_as, of_admitted, admitted, counted).max(admitted);
+            if counted > 0.0 && self.lost_events > 0 {
+                one.basis = Basis::AtMost;
+            }
+            if one.pairs.is_none() && one.entries == 0 {
+                one.pairs = self.refused_flows.pairs(key, &seen_as);
+            }
+            add_evicted(one, evicted * of_admitted, &self.census);
+            lift_admission_limit(one, self.first_timeouts.of(one.proto, self.census.timeouts()));
+        }
+    }
+
+    /// Refused packets each second by direction, and as which directions their packets were seen.
+    fn refused_by_direction(&self, key: Key, weights: &[f64; 4]) -> [(f64, Vec<Direction>); 4] {
+        let mut shared: [(f64, Vec<Direction>); 4] = Default::default();
+        let first = self.first.as_ref().unwrap_or(&self.last);
+        let seconds = self.last.at - first.at;
+        for loopback in [true, false] {
+            let counted = per_s(&self.last.refused, &first.refused, &(key, loopback), seconds);
+            let of_kind = |direction: &Direction| (*direction == Direction::Loopback) == loopback;
+            let mut shares = self.refused_flows.shares(key, loopback);
+            if shares.is_empty() {
+                // No packet of it was seen: they go as entries do.
+                let known = |direction: &Direction| of_kind(direction) && weights[*direction as usize] > 0.0;
+                let sum: f64 =
+                    Direction::ALL.iter().filter(|one| known(one)).map(|one| weights[*one as usize]).sum();
+                shares = Direction::ALL
+                    .into_iter()
+                    .filter(known)
+                    .map(|direction| (direction, weights[direction as usize] / sum))
+                    .collect();
+            }
+            if shares.is_empty() {
+                shares.push((if loopback { Direction::Loopback } else { Direction::In }, 1.0));
+            }
+            for (seen_as, share) in shares {
+                let direction = self.refused_flows.goes_with(seen_as, weights);
+                let (sum, all) = &mut shared[direction as usize];
+                *sum += counted * share;
+                if counted > 0.0 {
+                    all.push(seen_as);
                 }
-                let one = found
-                    .entry((key, direction))
-                    .or_insert_with(|| service((key, direction), None, census.look_s()));
-                one.admitted_per_s = admitted;
-                one.refused_per_s = rates.refused * of_refused;
-                one.offered_per_s = (rates.offered * of_refused).max(admitted);
-                add_evicted(one, rates.evicted * of_admitted, census);
-                lift_admission_limit(one);
             }
         }
+        shared
     }
 
     fn admitted(&self, key: Key) -> f64 {
@@ -276,22 +340,21 @@ impl Measure {
         per_s(&self.last.inserts, &first.inserts, &key, self.last.at - first.at)
     }
 
-    fn rates(&self, key: Key, loopback: bool) -> Rates {
-        let Some(first) = &self.first else { return Rates::default() };
-        let seconds = self.last.at - first.at;
-        let refused = per_s(&self.last.refused, &first.refused, &(key, loopback), seconds);
-        let evicted = per_s(&self.last.evicted, &first.evicted, &key, seconds);
-        let admitted = self.admitted(key);
-        Rates { admitted, refused, evicted, offered: self.offered(key, loopback, admitted, refused) }
+    fn evicted(&self, key: Key) -> f64 {
+        let Some(first) = &self.first else { return 0.0 };
+        per_s(&self.last.evicted, &first.evicted, &key, self.last.at - first.at)
     }
 
     /// Flows that would come if none was refused: those refused for the first time, and those that got in without
     /// having been refused before.
-    fn offered(&self, key: Key, loopback: bool, admitted: f64, refused: f64) -> f64 {
+    fn offered(&self, key: Key, seen_as: &[Direction], of_admitted: f64, admitted: f64, refused: f64) -> f64 {
         let Some(settled) = &self.settled else { return admitted + refused };
         let seconds = self.last.at - settled.at;
-        let refused_since = per_s(&self.last.refused, &settled.refused, &(key, loopback), seconds);
-        if refused_since <= 0.0 {
+        let refused_since: f64 = [true, false]
+            .into_iter()
+            .map(|loopback| per_s(&self.last.refused, &settled.refused, &(key, loopback), seconds))
+            .sum();
+        if refused <= 0.0 || refused_since <= 0.0 {
             return admitted;
         }
         if self.lost_events > 0 {
@@ -299,13 +362,28 @@ impl Measure {
             return admitted + refused;
         }
         let admitted_since = if self.counts_flows {
-            per_s(&self.last.inserts, &settled.inserts, &key, seconds)
+            per_s(&self.last.inserts, &settled.inserts, &key, seconds) * of_admitted
         } else {
             admitted
         };
-        let tuples = self.refused.since_settled(&(key, loopback)) / seconds;
-        let got_in = self.got_in.get(&(key, loopback)).copied().unwrap_or(0.0) / seconds;
+        let tuples: f64 =
+            seen_as.iter().map(|direction| self.new_tuples_per_s(key, *direction, settled.at)).sum();
+        let of_direction =
+            |direction: &Direction| self.got_in.get(&(key, *direction)).copied().unwrap_or(0.0);
+        let got_in = seen_as.iter().map(of_direction).sum::<f64>() / seconds;
         tuples + (admitted_since - got_in).max(0.0)
+    }
+
+    /// Flows refused for the first time, each second. A SYN is sent again at growing intervals, so that an old one may come
+    /// for the first time in this window; a new one is told by its first retry.
+    fn new_tuples_per_s(&self, key: Key, direction: Direction, settled_at: f64) -> f64 {
+        let kind = (key, direction);
+        let until = self.last.at - FIRST_RETRY_S;
+        if Protocol(key.0) != Protocol::TCP || until - settled_at < 1.0 {
+            return self.refused.since_settled(&kind) / (self.last.at - settled_at);
+        }
+        let FirstSeen { once, again } = self.refused.first_seen(&kind, settled_at, until);
+        new_flows(once, again, settled_at, until)
     }
 }
 
@@ -329,6 +407,7 @@ fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries
             // The longer look is the better one, unless the flows began meanwhile.
             per_s: (f64::from(seen.entered) / f64::from(look_s.min(seen.timeout).max(1)))
                 .max(f64::from(seen.entries) / f64::from(seen.timeout.max(1))),
+            assumed: false,
         };
         collected.phases.iter().map(residence).collect()
     });
@@ -343,28 +422,59 @@ fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries
         backlog_factor: 1.0,
         residences,
         pairs: collected.and_then(ServiceEntries::pairs),
+        earlier: None,
+        basis: Basis::Measured,
     }
 }
 
 /// Raises arrivals in each state to what they would be if all flows got in. A full table admits flows in bursts, as
 /// entries expire, so the window alone does not tell how many it admits: the entries that wait in the table do, unless
-/// most of them are long-lived.
-fn lift_admission_limit(service: &mut Service) {
+/// most of them are long-lived. Where next to none got in, nothing tells how long they would stay but the timeout of
+/// their first packet.
+fn lift_admission_limit(service: &mut Service, (phase, timeout, basis): (TimeoutKind, u32, Basis)) {
     if service.refused_per_s <= 0.0 {
         return;
     }
     let waits = || service.residences.iter().filter(|residence| residence.phase.expires_unrefreshed());
     let waiting: u32 = waits().map(|residence| residence.entries).sum();
-    let got_in = if waiting * 2 >= service.entries {
-        waits().map(|residence| residence.per_s).sum()
-    } else {
-        service.admitted_per_s
-    };
-    if got_in > 0.0 {
+    let is_by_entries = waiting * 2 >= service.entries;
+    let got_in =
+        if is_by_entries { waits().map(|residence| residence.per_s).sum() } else { service.admitted_per_s };
+    let tells = if is_by_entries { waiting >= FEW } else { got_in > 0.0 };
+    if got_in > 0.0 && (tells || service.offered_per_s <= 2.0 * got_in) {
         service.backlog_factor = (service.offered_per_s / got_in).max(1.0);
+        for residence in &mut service.residences {
+            residence.per_s *= service.backlog_factor;
+        }
+        return;
     }
-    for residence in &mut service.residences {
-        residence.per_s *= service.backlog_factor;
+    let per_s = service.offered_per_s - got_in;
+    if per_s > 0.0 {
+        let idle = Default::default();
+        service.residences.push(Residence { phase, timeout, entries: 0, idle, per_s, assumed: true });
+        if service.basis == Basis::Measured {
+            service.basis = basis;
+        }
+    }
+}
+
+/// Takes what is left of an earlier burst out of the demand: far more flows would have had to come than did.
+fn without_leftovers(service: &mut Service) {
+    let waits = |residence: &&mut Residence| residence.phase.expires_unrefreshed();
+    let implied = service
+        .residences
+        .iter_mut()
+        .filter(waits)
+        .map(|residence| f64::from(residence.entries) / f64::from(residence.timeout.max(1)))
+        .fold(0.0, f64::max);
+    let entries: u32 = service.residences.iter_mut().filter(waits).map(|residence| residence.entries).sum();
+    if service.refused_per_s > 0.0 || entries < FEW || implied <= LEFTOVER * service.admitted_per_s {
+        return;
+    }
+    let needed = |residence: &mut Residence| residence.per_s * f64::from(residence.timeout);
+    service.earlier = Some(service.residences.iter_mut().filter(waits).map(needed).sum());
+    for residence in service.residences.iter_mut().filter(waits) {
+        residence.per_s = residence.per_s.min(service.admitted_per_s);
     }
 }
 
@@ -386,6 +496,7 @@ fn add_evicted(service: &mut Service, evicted: f64, census: &Listing) {
             entries: 0,
             idle: Default::default(),
             per_s: evicted,
+            assumed: false,
         }),
     }
 }

@@ -5,11 +5,16 @@ pub mod case;
 pub mod demand;
 pub mod dependency;
 mod distinct;
+pub mod facts;
 pub mod gc;
 pub mod items;
 pub mod measure;
+pub mod netns_commands;
+pub mod owners;
 pub mod recorded;
+pub mod refused;
 pub mod report;
+pub mod rule_set;
 pub mod target;
 pub mod whatif;
 
@@ -17,5 +22,5 @@ use target::ServiceTarget;
 
 /// A target as part of an id.
 fn slug(target: &ServiceTarget) -> String {
-    target.to_string().replace('/', "-")
+    target.to_string().replace(['/', ' '], "-")
 }

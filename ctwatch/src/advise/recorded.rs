@@ -1,5 +1,5 @@
 //! Advice from a recording: the demand of its peak window, the table listing and the machine snapshot nearest to it.
-//! Reads nothing but the recording, and says what a recording can't hold (firewall rules, programs).
+//! Reads nothing but the recording, judges rules as they were then, and says what a recording can't hold (programs).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -11,18 +11,21 @@ use jiff::Timestamp;
 
 use super::case::{Case, Firewall, ServiceFacts};
 use super::demand::{Demand, Service};
+use super::facts;
 use super::gc::Gc;
 use super::measure::Measure;
+use super::netns_commands::NetnsCommands;
 use super::report::Source;
+use super::rule_set::RuleSet;
 use super::target::ServiceTarget;
-use crate::firewall::{Objection, ObjectionKind};
+use crate::firewall::{Firewall as Judge, Objection, ObjectionKind};
 use crate::machine::{self, Machine};
-use crate::model::{HOST_NETNS, Loss, NetnsId};
+use crate::model::{HOST_NETNS, Loss, NetnsId, is_home_netns};
 use crate::record::Recording;
 use crate::record::delta_decoder::DeltaDecoder;
 use crate::record::reader::{RecordedRun, Stored};
 use crate::record::rows::Names;
-use crate::record::rows::{MachineSnapshot, StoredListing};
+use crate::record::rows::{MachineSnapshot, SnapshotReason, StoredListing};
 
 /// Services of which something is said besides their numbers.
 const NAMED: usize = 12;
@@ -94,8 +97,73 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
     }
     let (mut measure, sampled) = replay(recording, &worst, listing, question.window_s).with_context(doing)?;
     let services = measure.services();
-    let source = source(version, &worst, listing, &measure, &machine, sampled);
-    Ok((assemble(services, &measure, machine, &worst, question.times), source))
+    let rules = rules_then(recording, &worst).with_context(doing)?;
+    if let Some(ports) = ports_then(recording, &worst).with_context(doing)? {
+        machine.ephemeral_ports = Some(ports);
+    }
+    let mut source = source(version, &worst, listing, &measure, &machine, sampled);
+    match &rules {
+        Ok(rules) if question.bare => source.notes.push(rules.when.clone()),
+        Ok(rules) => {
+            source.notes.extend(std::iter::once(rules.when.clone()).chain(rules.notes.iter().cloned()))
+        }
+        Err(why) => source.notes.push(format!("firewall rules are unknown: {why}")),
+    }
+    Ok((assemble(services, &measure, machine, &worst, &rules, question.times), source))
+}
+
+/// Rules of the netns as they were in the window.
+struct RulesThen {
+    firewall: Judge,
+    /// When they were read.
+    when: String,
+    notes: Vec<String>,
+}
+
+/// The rules that were in force when the window ended; if they were first read after it, those. `Err` says why there are
+/// none to judge by.
+fn rules_then(recording: &Recording, worst: &PeakWindow) -> Result<Result<RulesThen, String>> {
+    let all = recording.rules(worst.run.id)?;
+    if all.is_empty() {
+        return Ok(Err("recorded before rule sets were kept".to_owned()));
+    }
+    let own: Vec<_> = all.into_iter().filter(|one| one.netns == worst.netns).collect();
+    let then = own.iter().rfind(|one| one.at.time <= worst.to).or(own.first());
+    let Some(then) = then else {
+        return Ok(Err("the rules of this netns were not recorded".to_owned()));
+    };
+    let Some(packed) = &then.rules else {
+        return Ok(Err(format!("those of {:.0} were dropped to keep the recording small", then.at.time)));
+    };
+    let rules = match RuleSet::unpack(packed) {
+        Ok(rules) => rules,
+        Err(error) => return Ok(Err(format!("{error:#}"))),
+    };
+    let (firewall, notes) = rules.parse();
+    let why = match then.occasion {
+        SnapshotReason::Start => "when the recorder started",
+        SnapshotReason::Trigger => "when a trigger fired",
+        SnapshotReason::Changed => "when they had changed",
+    };
+    let late = if then.at.time > worst.to { ", after this window" } else { "" };
+    Ok(Ok(RulesThen {
+        firewall,
+        when: format!("firewall rules as read at {:.0}, {why}{late}", then.at.time),
+        notes: notes.into_iter().map(|note| format!("{}: {}", note.tool, note.text)).collect(),
+    }))
+}
+
+/// The ports that clients got in a netns other than the recorder's, if that was recorded.
+fn ports_then(recording: &Recording, worst: &PeakWindow) -> Result<Option<machine::EphemeralPorts>> {
+    let settings = recording.netns_settings(worst.run.id)?;
+    let value = |name: &str| {
+        let full = format!("net.ipv4.{name}");
+        let of = settings.iter().filter(|one| one.netns == worst.netns && one.setting.name == full);
+        let mut of: Vec<_> = of.collect();
+        let then = of.iter().rposition(|one| one.setting.at.time <= worst.to).unwrap_or(0);
+        (!of.is_empty()).then(|| of.swap_remove(then).setting.value.clone())?
+    };
+    Ok(machine::ports::from_sysctls(value))
 }
 
 /// What a recording holds besides ticks.
@@ -371,7 +439,11 @@ fn source(
         );
     }
     if worst.name.as_deref().is_some_and(|name| name != HOST_NETNS) {
-        notes.push("run the commands inside that netns (nsenter, ip netns exec)".to_owned());
+        notes.push(
+            "run the commands inside that netns (nsenter, ip netns exec), but those for nf_conntrack_max and hashsize on the \
+             host: only its root can set them"
+                .to_owned(),
+        );
     }
     notes.extend(machine.notes.iter().cloned());
     Source {
@@ -390,10 +462,24 @@ fn assemble(
     measure: &Measure,
     machine: Machine,
     worst: &PeakWindow,
+    rules: &Result<RulesThen, String>,
     times: f64,
 ) -> Case {
-    let facts: BTreeMap<ServiceTarget, ServiceFacts> =
-        services.iter().take(NAMED).map(|service| (service.target(), unknown_facts())).collect();
+    let is_host = worst.name.is_none() || is_home_netns(worst.name.as_deref());
+    let inside = if is_host { NetnsCommands::here(true) } else { NetnsCommands::entered(worst.netns) };
+    let mut facts: BTreeMap<ServiceTarget, ServiceFacts> = BTreeMap::new();
+    for service in services.iter().take(NAMED) {
+        let (target, mut known) = (service.target(), ServiceFacts::default());
+        match rules {
+            Ok(rules) => facts::judge(&mut known, &target, &machine, &rules.firewall, &inside),
+            Err(why) => known = unknown_facts(why),
+        }
+        facts.insert(target, known);
+    }
+    let firewall = match rules {
+        Ok(rules) => facts::rules(&rules.firewall, &machine, &facts, &inside),
+        Err(_) => Firewall::default(),
+    };
     Case {
         demand: Demand {
             services,
@@ -404,21 +490,25 @@ fn assemble(
                 every_s: machine.kernel_version.filter(|version| *version < (5, 15)).map(|_| 120.0),
                 reaped_per_s: 0.0,
             },
+            unevictable: None,
         },
         timeouts: *measure.timeouts(),
         machine,
         times,
+        ways_in: Vec::new(),
         netns_prefix: String::new(),
-        firewall: Firewall::default(),
+        is_away_from_host: false,
+        is_kept_at_boot: is_host,
+        firewall,
         facts,
     }
 }
 
 /// A service of which the recording can't say whether a rule needs its state.
-fn unknown_facts() -> ServiceFacts {
+fn unknown_facts(why: &str) -> ServiceFacts {
     let objection = Objection {
         kind: ObjectionKind::Unknown,
-        rule: "a recording has no firewall rules".to_owned(),
+        rule: format!("unknown: {why}"),
         place: String::new(),
         text: "unknown whether NAT or a stateful rule needs these flows tracked".to_owned(),
         remedy: Some("sudo ctwatch advise".to_owned()),

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::case::Case;
-use super::demand::{Outcome, Service};
+use super::demand::{Basis, Outcome, Service};
 use super::items::{self, Combination, Item};
 use super::target::ServiceTarget;
 use super::whatif::Changes;
@@ -36,6 +36,9 @@ pub struct Advice {
     pub window_s: f64,
     /// How flows were counted: "kprobe", or "census" where no program can count them.
     pub measured_by: &'static str,
+    /// Put before a command that acts on that netns; empty in the own one. A word for the shell.
+    #[serde(skip)]
+    pub enter: String,
     /// The table.
     pub table: TableDemand,
     /// The services, the largest need first.
@@ -55,6 +58,8 @@ pub struct Advice {
 pub struct TableDemand {
     /// Entries when looked at.
     pub count: u32,
+    /// Those of them that early_drop leaves alone, assured or offloaded ones; null if unknown.
+    pub unevictable: Option<u32>,
     /// nf_conntrack_max; 0 is unlimited.
     pub max: u32,
     /// Buckets; null if unknown.
@@ -74,6 +79,11 @@ pub struct TableDemand {
     pub at_times: Outcome,
     /// The multiple.
     pub times: f64,
+    /// What the need rests on.
+    pub basis: Basis,
+    /// Entries that flows from before the window would need if they had kept coming; null if there are none such.
+    #[serde(serialize_with = "optional_rounded")]
+    pub earlier: Option<f64>,
     /// Bytes an entry takes at most.
     pub entry_bytes: u64,
     /// What this kernel would have chosen for this host; null if unknown.
@@ -89,8 +99,12 @@ pub struct TableDemand {
 pub struct ServiceLine {
     /// The protocol.
     pub proto: Protocol,
-    /// Service port.
-    pub port: u16,
+    /// Service port; null for ICMP.
+    pub port: Option<u16>,
+    /// Its ICMP type; null if it isn't ICMP.
+    pub icmp_type: Option<u8>,
+    /// And code.
+    pub icmp_code: Option<u8>,
     /// Its well-known name.
     pub service: Option<&'static str>,
     /// The direction of its flows.
@@ -116,6 +130,13 @@ pub struct ServiceLine {
     /// Entries it needs at the present demand.
     #[serde(serialize_with = "rounded")]
     pub needs: f64,
+    /// What that rests on.
+    pub basis: Basis,
+    /// None, or next to none, of its flows got in: each is taken to stay as long as this timeout, seconds.
+    pub assumed_lifetime_s: Option<u32>,
+    /// Its entries are from before the window: what they would need if they had kept coming; null if they aren't.
+    #[serde(serialize_with = "optional_rounded")]
+    pub earlier: Option<f64>,
     /// The state most of its entries are in; null if it has none.
     pub mostly: Option<Mostly>,
     /// Entries it would have with the change that was asked about.
@@ -188,6 +209,7 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
     services.truncate(SHOWN);
     let table = &case.machine.table;
     let mut notes = source.notes;
+    notes.extend(unsure(case, notes.iter().any(|note| note.contains("an upper bound"))));
     let gc_interval = case.demand.gc_interval();
     if sum(|service| service.refused_per_s) > 0.0 && source.window_s < gc_interval {
         notes.push(format!(
@@ -204,8 +226,10 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
         name: source.name,
         window_s: source.window_s,
         measured_by: source.measured_by,
+        enter: case.netns_prefix.clone(),
         table: TableDemand {
             count: table.count.unwrap_or(0) as u32,
+            unevictable: case.demand.unevictable,
             max: case.demand.max,
             buckets: table.buckets,
             refused_packets_per_s: sum(|service| service.refused_per_s),
@@ -214,6 +238,8 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
             demand,
             at_times: case.demand.after(&Changes { times: case.times, ..Changes::default() }),
             times: case.times,
+            basis: case.demand.basis(),
+            earlier: case.demand.earlier(),
             entry_bytes: case.entry_bytes(),
             kernel_default_max: table.kernel_default.map(|sizes| sizes.max),
             old_rule_max: table.old_rule.map(|sizes| sizes.max),
@@ -227,6 +253,50 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
     }
 }
 
+/// Services that are named in a note.
+const NAMED_IN_NOTES: usize = 3;
+
+/// What isn't known of the demand, in sentences.
+fn unsure(case: &Case, is_said: bool) -> Vec<String> {
+    let services = &case.demand.services;
+    let mut refused: Vec<&Service> = services.iter().filter(|one| one.assumed_lifetime().is_some()).collect();
+    refused.sort_by(|a, b| b.offered_per_s.total_cmp(&a.offered_per_s));
+    let mut notes = Vec::new();
+    for service in refused.iter().take(NAMED_IN_NOTES) {
+        let Some((phase, seconds)) = service.assumed_lifetime() else { continue };
+        let target = service.target();
+        let whose = match (phase, service.proto) {
+            (TimeoutKind::Generic, proto) => format!("{proto}'s first packet"),
+            (TimeoutKind::SynSent, _) => format!("an unanswered SYN (nf_conntrack_{})", phase.sysctl()),
+            _ => format!("nf_conntrack_{}", phase.sysctl()),
+        };
+        let bound = match service.basis {
+            Basis::Assumed => "more if connections last, less if the server refuses them",
+            Basis::AtMost => {
+                "at most, since retries can't be told from new flows, unless its flows last longer"
+            }
+            Basis::AtLeast | Basis::Measured => "a lower bound: entries of flows that go on last longer",
+        };
+        notes.push(format!(
+            "{target}: next to none of its flows got in, so how long they last isn't known: each is taken to stay {seconds} s, \
+             the timeout of {whose}; {bound}"
+        ));
+    }
+    if let Some(more) = refused.len().checked_sub(NAMED_IN_NOTES).filter(|more| *more > 0) {
+        notes.push(format!("the same goes for {more} more services"));
+    }
+    let is_upper =
+        |service: &&Service| service.basis == Basis::AtMost && service.assumed_lifetime().is_none();
+    if !is_said && services.iter().any(|service| is_upper(&service)) {
+        notes.push(
+            "not every refused packet was seen with its tuple, so retries can't be told from new flows: each counts as a flow, \
+             and the offered load is an upper bound"
+                .to_owned(),
+        );
+    }
+    notes
+}
+
 fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> ServiceLine {
     let facts = case.facts(&service.target());
     let all: u32 = service.residences.iter().map(|residence| residence.entries).sum();
@@ -235,9 +305,16 @@ fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> Servic
         .iter()
         .max_by_key(|residence| residence.entries)
         .filter(|residence| residence.entries > 0);
+    let [icmp_type, icmp_code] = service.port.to_be_bytes();
+    let is_icmp = service.proto.is_icmp();
     ServiceLine {
         proto: service.proto,
-        port: service.port,
+        port: (!is_icmp).then_some(service.port),
+        icmp_type: is_icmp.then_some(icmp_type),
+        icmp_code: is_icmp.then_some(icmp_code),
+        basis: service.basis,
+        assumed_lifetime_s: service.assumed_lifetime().map(|(_, seconds)| seconds),
+        earlier: service.earlier,
         service: service_name(service.proto, service.port),
         direction: service.direction,
         server: facts.and_then(|facts| facts.server.clone()),

@@ -21,7 +21,7 @@ const fn short(direction: Direction) -> &'static str {
 /// A service by its direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceTarget {
-    /// Service port.
+    /// Service port; for ICMP `type << 8 | code`.
     pub port: u16,
     /// The protocol.
     pub proto: Protocol,
@@ -39,7 +39,11 @@ impl ServiceTarget {
 
 impl fmt::Display for ServiceTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.port, self.proto)?;
+        match self.port.to_be_bytes() {
+            [kind, 0] if self.proto.is_icmp() => write!(f, "type {kind}/{}", self.proto)?,
+            [kind, code] if self.proto.is_icmp() => write!(f, "type {kind} code {code}/{}", self.proto)?,
+            _ => write!(f, "{}/{}", self.port, self.proto)?,
+        }
         self.direction.map_or(Ok(()), |direction| write!(f, "/{}", short(direction)))
     }
 }
@@ -48,17 +52,22 @@ impl FromStr for ServiceTarget {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let help =
-            || format!("\"{text}\" is not a service; use PORT[/PROTO[/lo|in|out|fwd]], such as 6379/tcp/lo");
+        let help = || {
+            format!(
+                "\"{text}\" is not a service; use PORT[/PROTO[/lo|in|out|fwd]], such as 6379/tcp/lo, or \"type \
+                 N/icmp\""
+            )
+        };
         let mut parts = text.split('/');
-        let port = parts.next().and_then(|port| port.parse().ok()).ok_or_else(help)?;
+        let what = parts.next().unwrap_or_default();
         let proto = match parts.next() {
             None => Protocol::TCP,
             Some(name) => Protocol::from_name(name)
                 .or_else(|| name.parse().ok().map(Protocol))
-                .filter(|proto| proto.has_ports())
+                .filter(|proto| proto.has_ports() || proto.is_icmp())
                 .ok_or_else(help)?,
         };
+        let port = if proto.is_icmp() { icmp(what) } else { what.parse().ok() }.ok_or_else(help)?;
         let direction = match parts.next() {
             None => None,
             Some("lo") => Some(Direction::Loopback),
@@ -68,6 +77,22 @@ impl FromStr for ServiceTarget {
             Some(_) => return Err(help()),
         };
         if parts.next().is_some() { Err(help()) } else { Ok(Self { port, proto, direction }) }
+    }
+}
+
+/// `type << 8 | code`, from "type 3 code 1", "type 8", "8", or the number itself.
+fn icmp(text: &str) -> Option<u16> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let (kind, code) = match words.as_slice() {
+        ["type", kind, "code", code] => (kind, code.parse().ok()?),
+        ["type", kind] | [kind] => (kind, 0),
+        _ => return None,
+    };
+    match kind.parse::<u8>() {
+        Ok(kind) => Some(u16::from_be_bytes([kind, code])),
+        // No type is that large.
+        Err(_) if words.len() == 1 => kind.parse().ok(),
+        Err(_) => None,
     }
 }
 
@@ -83,15 +108,40 @@ mod tests {
 
     #[test]
     fn a_target_is_read_as_it_is_written() {
-        for text in ["6379/tcp/lo", "53/udp", "443/tcp/in", "5432/tcp/out", "80/sctp/fwd"] {
+        for text in [
+            "6379/tcp/lo",
+            "53/udp",
+            "443/tcp/in",
+            "5432/tcp/out",
+            "80/sctp/fwd",
+            "type 8/icmp/lo",
+            "type 3 code 1/icmp",
+        ] {
             assert_eq!(text.parse::<ServiceTarget>().expect(text).to_string(), text);
+        }
+        for (text, means) in [
+            ("8/icmp", "type 8/icmp"),
+            ("type 128 code 0/icmpv6/lo", "type 128/icmpv6/lo"),
+            ("32768/icmpv6/lo", "type 128/icmpv6/lo"),
+        ] {
+            assert_eq!(text.parse::<ServiceTarget>().expect(text).to_string(), means);
         }
         assert_eq!("6379".parse::<ServiceTarget>().expect("tcp by default").to_string(), "6379/tcp");
     }
 
     #[test]
     fn what_is_no_target_says_how_to_write_one() {
-        for text in ["", "redis", "6379/icmp", "6379/tcp/up", "6379/tcp/lo/x", "70000"] {
+        for text in [
+            "",
+            "redis",
+            "type 300/icmp",
+            "type/icmp",
+            "type 8/tcp",
+            "6379/gre",
+            "6379/tcp/up",
+            "6379/tcp/lo/x",
+            "70000",
+        ] {
             assert!(text.parse::<ServiceTarget>().expect_err(text).contains("6379/tcp/lo"), "{text}");
         }
     }

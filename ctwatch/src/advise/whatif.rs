@@ -45,7 +45,7 @@ impl Changes {
     }
 }
 
-const HELP: &str = "use max=N, times=K, notrack=PORT/PROTO/lo, keepalive=PORT/PROTO:REQUESTS, or a timeout in \
+const HELP: &str = "use max=N, times=K, notrack=PORT/PROTO/lo or \"type N/icmp\", keepalive=PORT/PROTO:REQUESTS, or a timeout in \
                     seconds: ";
 
 impl FromStr for Changes {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::common::{self, Format, NetnsSpec, choice};
+use crate::advise::target::ServiceTarget;
 use crate::advise::whatif::Changes;
+use crate::model::Direction;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
@@ -33,6 +35,11 @@ pub struct AdviseArgs {
     )]
     what_if: Option<Changes>,
     #[arg(
+        long, value_name = "SERVICE", value_parser = keep, conflicts_with = "recording",
+        help = "Keep this service reachable when the table is\nfull, such as 22/tcp/in; can be repeated\n[default: the ports that sshd listens on]"
+    )]
+    keep: Vec<ServiceTarget>,
+    #[arg(
         long, value_name = "K", value_parser = times, default_value = "2",
         help = "Also estimate at this multiple of the current\nrate"
     )]
@@ -41,13 +48,13 @@ pub struct AdviseArgs {
         long,
         value_name = "ID",
         value_delimiter = ',',
-        help = "Only the recommendations with these ids\n[default: all; with --format sh the best one]"
+        help = "Only the recommendations with these ids\n[default: all; with --format sh those with commands]"
     )]
     item: Vec<String>,
     #[arg(
         long, value_name = "FORMAT", default_value = "text", hide_possible_values = true,
         value_parser = choice(AdviceFormat::ALL.map(|format| (format.name(), format))),
-        help = "text, json, or sh (a script that tries, keeps or\nundoes the recommendations)"
+        help = "text, json, or sh (a script that tries one and\ntakes it back unless confirmed)"
     )]
     format: AdviceFormat,
 }
@@ -58,7 +65,8 @@ It only measures and reads settings and firewall rules; it changes nothing.
 Examples:
   ctwatch advise                            what is wrong, and what would help
   ctwatch advise --what-if max=1048576,time_wait=30,notrack=6379/tcp/lo
-  ctwatch advise --format sh --item max > fix.sh   # then: sh fix.sh now
+  ctwatch advise --format sh > fix.sh   # then: sh fix.sh try max
+  ctwatch advise --keep 22/tcp/in --format sh > keep-ssh.sh   # before the night
   ctwatch advise --recording host.ctw       the same, from a recording
 
 Exit codes: 0 success; 1 runtime failure; 2 usage error;
@@ -95,6 +103,8 @@ pub struct AdviseConfig {
     pub netns: Option<NetnsSpec>,
     /// Changes to estimate.
     pub what_if: Option<Changes>,
+    /// Services to keep reachable; empty means those that people log in by.
+    pub keep: Vec<ServiceTarget>,
     /// Also estimate at this multiple of the current rate.
     pub times: f64,
     /// Ids of the recommendations asked for; empty means all.
@@ -105,8 +115,8 @@ pub struct AdviseConfig {
 
 impl AdviseConfig {
     pub(super) fn resolve(args: AdviseArgs) -> Self {
-        let AdviseArgs { recording, window, netns, what_if, times, item, format } = args;
-        Self { recording, window, netns, what_if, times, items: item, format }
+        let AdviseArgs { recording, window, netns, what_if, keep, times, item, format } = args;
+        Self { recording, window, netns, what_if, keep, times, items: item, format }
     }
 }
 
@@ -116,6 +126,21 @@ fn window(text: &str) -> Result<Duration, String> {
         return Err("the shortest window is 3s".to_owned());
     }
     Ok(window)
+}
+
+/// One way through this host, since rules are made for each.
+fn keep(text: &str) -> Result<ServiceTarget, String> {
+    let mut target: ServiceTarget = text.parse()?;
+    if !target.proto.has_ports() || target.port == 0 {
+        return Err(format!("\"{text}\": only a port can be kept open, such as 22/tcp/in"));
+    }
+    if target.direction == Some(Direction::Forwarded) {
+        return Err(format!(
+            "\"{text}\": only flows that begin or end on this host can be kept, such as 22/tcp/in"
+        ));
+    }
+    target.direction.get_or_insert(Direction::In);
+    Ok(target)
 }
 
 fn times(text: &str) -> Result<f64, String> {

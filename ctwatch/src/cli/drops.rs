@@ -41,8 +41,9 @@ pub struct DropsArgs {
 
 const AFTER: &str = "\
 Causes of dropped packets: table_full no_memory clash chain_too_long dying
-  tcp_race other; of entries evicted to make room: evicted gc_evicted. Packets
-  that passed untracked are shown on request only: --cause invalid
+  tcp_race expect_full other; of entries evicted to make room: evicted
+  gc_evicted. Packets that passed untracked are shown on request only:
+  --cause invalid
 
 Examples:
   ctwatch drops                             which ports lose packets, live

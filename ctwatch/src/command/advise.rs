@@ -2,7 +2,6 @@
 //! It changes nothing: what it prints is for the reader to run.
 
 mod collect;
-mod netns_commands;
 mod recorded;
 
 use std::io::stdout;
@@ -15,15 +14,16 @@ use super::live::{self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, S
 use super::{VERSION, event_loop, netns_spec};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
+use crate::advise::refused::FirstTimeouts;
 use crate::advise::report::{self, Advice, Source};
 use crate::cli::{AdviceFormat, AdviseConfig, BackendChoice, Config};
-use crate::conntrack::census;
 use crate::conntrack::module;
+use crate::conntrack::{addresses, census};
 use crate::contract::Notice;
 use crate::error::{Exit, Failure};
 use crate::kernel::roots::Roots;
 use crate::machine::Host;
-use crate::model::{Backend, Loss, Sample};
+use crate::model::{Backend, Locals, Loss, Sample};
 use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
 use crate::{stderr, view};
@@ -63,7 +63,14 @@ async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Ex
     let found = netns::run_inside(&netns, || collect_facts(&host, &netns, &mut measure, &senders))
         .with_context(|| format!("looking at {}", netns.name.as_deref().unwrap_or("the netns")))?;
     notes.extend(found.notes.iter().cloned());
-    let case = case(found, &measure, &netns, own, advise.times);
+    let case = case(found, &measure, &netns, own, advise.times, &advise.keep);
+    let exempt =
+        case.ways_in.iter().filter(|way| case.facts(&way.target).is_some_and(|facts| facts.untracked));
+    notes.extend(
+        exempt.map(|way| {
+            format!("{} is exempt from tracking already: a full table doesn't shut it", way.target)
+        }),
+    );
     let source = Source {
         version: VERSION,
         time: Timestamp::now(),
@@ -93,7 +100,7 @@ fn show(config: &Config, advise: &AdviseConfig, case: &Case, source: Source) -> 
     Ok(Exit::Done)
 }
 
-/// Which pieces were asked for; for a script the best one if none was.
+/// Which pieces were asked for; for a script all that commands can do if none was.
 fn choose(report: &Advice, advise: &AdviseConfig) -> Result<Vec<String>> {
     let all = || report.items.iter().map(|item| item.id.clone());
     let unknown: Vec<&String> = advise.items.iter().filter(|id| !all().any(|known| known == **id)).collect();
@@ -108,8 +115,8 @@ fn choose(report: &Advice, advise: &AdviseConfig) -> Result<Vec<String>> {
     Ok(match advise.format {
         AdviceFormat::Report(_) => all().collect(),
         AdviceFormat::Sh => {
-            let best = report.items.iter().find(|item| !item.commands.now.is_empty());
-            best.map(|item| item.id.clone()).into_iter().collect()
+            let able = report.items.iter().filter(|item| !item.commands.now.is_empty());
+            able.map(|item| item.id.clone()).collect()
         }
     })
 }
@@ -186,8 +193,11 @@ async fn watch(
     if config.verbosity > 0 {
         stderr::line(format_args!("measuring for {window_s:.0} s"));
     }
-    let timeouts = netns::run_inside(netns, || Ok(census::read_timeouts()))?;
-    let measure = Measure::new(netns.id, window_s, timeouts, counts_flows);
+    let (timeouts, first_timeouts, locals) = netns::run_inside(netns, || {
+        let locals = Locals::new(&addresses::local_addresses()?);
+        Ok((census::read_timeouts(), FirstTimeouts::new(census::read_first(&FirstTimeouts::SYSCTLS)), locals))
+    })?;
+    let measure = Measure::new(netns.id, window_s, timeouts, counts_flows).of_netns(locals, first_timeouts);
     let mut sink = Measuring { measure, senders: Senders::default(), window_s, notes };
     // The window begins with a sample of its own.
     sink.sample(&watch.sample()?)?;

@@ -2,11 +2,13 @@
 //! stdout is for scripts, a line of JSON for each thing that happened; people read stderr.
 
 mod exec;
+mod rules;
 mod snapshot;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -30,6 +32,7 @@ use crate::record::{DiskFull, Lock, RetentionLimits, SCHEMA, Writer, files};
 use crate::state::StateConfig;
 use crate::{netns, stderr};
 use exec::Commands;
+use rules::{News, RuleWatch};
 use snapshot::SnapshotQueue;
 
 /// Runs it.
@@ -125,6 +128,7 @@ struct Recording<'a> {
     start: Start,
     lock: Arc<Lock>,
     snapshots: SnapshotQueue,
+    rules: RuleWatch,
     commands: Commands,
     own: NetnsId,
 }
@@ -147,7 +151,8 @@ impl<'a> Recording<'a> {
         snapshots.start(own, SnapshotReason::Start)?;
         let recorder = Recorder::new(plan, settings, roots, writer, next_tick);
         let commands = Commands::new(record.exec.clone());
-        let recording = Self { record, recorder, run, start, lock, snapshots, commands, own };
+        let rules = RuleWatch::new(roots, own);
+        let recording = Self { record, recorder, run, start, lock, snapshots, rules, commands, own };
         recording.say_open()?;
         Ok(recording)
     }
@@ -195,6 +200,7 @@ impl<'a> Recording<'a> {
         let (writer, next_tick) = open(self.record, &self.run, &self.lock)?;
         self.recorder.continue_in(writer, next_tick);
         self.snapshots.start(self.own, SnapshotReason::Start)?;
+        self.rules.forget();
         self.say_open()
     }
 
@@ -236,6 +242,15 @@ impl<'a> Recording<'a> {
                 self.tell("no_listing", &format!("the table could not be listed: {error:#}"));
             });
             self.recorder.found(listing.ok(), found.facts);
+        }
+        while let Some(News { rules, settings }) = self.rules.poll(Instant::now())? {
+            self.recorder.netns_settings(settings);
+            match rules {
+                Ok(rules) => rules.into_iter().for_each(|rules| self.recorder.rules(rules)),
+                Err(error) => {
+                    self.tell("no_rules", &format!("the firewall's rules could not be read: {error:#}"))
+                }
+            }
         }
         while let Some(ended) = self.commands.ended() {
             if let Err(text) = ended {
@@ -282,6 +297,7 @@ impl<'a> Recording<'a> {
 impl LiveSink for Recording<'_> {
     fn loss(&mut self, loss: &Loss) -> Result<()> {
         self.recorder.loss(loss);
+        self.rules.lost(loss.packet.netns);
         Ok(())
     }
 
@@ -290,6 +306,7 @@ impl LiveSink for Recording<'_> {
         let outcome = self.recorder.sample(sample, WallMono::now().mono_us)?;
         for fired in outcome.fired {
             self.snapshots.start(fired.measured.netns, SnapshotReason::Trigger)?;
+            self.rules.trigger(fired.measured.netns, Instant::now());
         }
         Ok(TickOutcome { unexplained: outcome.report.unexplained, lost_events: outcome.report.lost_events })
     }

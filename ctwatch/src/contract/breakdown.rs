@@ -56,6 +56,8 @@ pub struct TableBreakdown {
     pub fill: Option<f64>,
     /// Entries that were listed, each once.
     pub listed: u64,
+    /// Those of them that early_drop leaves alone, assured or offloaded ones: a full table makes room of the others only.
+    pub unevictable: u64,
     /// Those of them that the filters let through.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub matched: Option<u64>,

@@ -264,8 +264,9 @@ impl Serialize for Counted {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for cause in Cause::ALL {
-            // `invalid` is only counted on demand; a 0 would claim there was none.
-            if cause != Cause::Invalid || self.of(cause) > 0 {
+            // `invalid` is only counted on demand, and `expect_full` not everywhere nor in older recordings; a 0 would claim
+            // that there was none.
+            if !matches!(cause, Cause::Invalid | Cause::ExpectFull) || self.of(cause) > 0 {
                 map.serialize_entry(cause.name(), &self.of(cause))?;
             }
         }

@@ -16,7 +16,8 @@ use crate::model::{Census, NetnsId, Protocol, service};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::{RecordedRun, Stored};
-use crate::record::rows::Names;
+use crate::record::rows::{Names, NetnsSetting, Setting};
+use crate::record::rules::Packed;
 use crate::record::span::Span;
 use crate::record::tick::NetnsTick;
 use drops::Drops;
@@ -92,9 +93,13 @@ impl Run<'_> {
                     || (setting.before.is_none() && !span.is_after(setting.at.time))
             });
             for setting in settings {
-                let row = row![id, setting.at.time, setting.name, setting.value, setting.before];
+                const NONE: Value = Value::Null;
+                let [time, name, value, before] =
+                    row![setting.at.time, setting.name, setting.value, setting.before];
+                let row = [Value::from(id), time, name, value, before, NONE, NONE];
                 sink.row(ExportTable::Settings, &row)?;
             }
+            self.netns_settings(span, sink)?;
         }
         if choice.wants(ExportTable::Incidents) {
             for (number, one) in self.recording.incidents(id)? {
@@ -134,7 +139,46 @@ impl Run<'_> {
                 }
             }
         }
+        if choice.wants(ExportTable::Rules) {
+            self.rules(span, choice.anonymizer.is_some(), sink)?;
+        }
         if choice.wants(ExportTable::Listings) { self.listings(span, sink) } else { Ok(()) }
+    }
+
+    fn netns_settings(&self, span: Span, sink: &mut dyn Sink) -> Result<()> {
+        let id = self.recorded.id;
+        for NetnsSetting { netns, setting } in self.recording.netns_settings(id)? {
+            let is_first = setting.before.is_none() && !span.is_after(setting.at.time);
+            if span.contains(setting.at.time) || is_first {
+                let (number, called) = (netns.inode(), self.name(netns));
+                let Setting { at, name, value, before } = setting;
+                let row = row![id, at.time, name, value, before, number, called];
+                sink.row(ExportTable::Settings, &row)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rules are full of addresses and names: without them, that there were some is what is left.
+    fn rules(&self, span: Span, anonymous: bool, sink: &mut dyn Sink) -> Result<()> {
+        let id = self.recorded.id;
+        let all = self.recording.rules(id)?;
+        for (index, stored) in all.iter().enumerate() {
+            let next = all[index + 1..].iter().find(|next| next.netns == stored.netns);
+            // The last from before apply until they change.
+            let is_before = |time| !span.contains(time) && !span.is_after(time);
+            let applies = is_before(stored.at.time) && next.is_none_or(|next| !is_before(next.at.time));
+            if !span.contains(stored.at.time) && !applies {
+                continue;
+            }
+            let packed = stored.rules.as_ref();
+            let text = packed.filter(|_| !anonymous).map(Packed::unpack).transpose()?;
+            let (time, reason, netns) = (stored.at.time, stored.occasion.name(), stored.netns);
+            let bytes = packed.map(|packed| packed.size);
+            let row = row![id, time, reason, netns.inode(), self.name(netns), bytes, text];
+            sink.row(ExportTable::Rules, &row)?;
+        }
+        Ok(())
     }
 
     fn start(&self, choice: &mut Choice, sink: &mut dyn Sink) -> Result<()> {

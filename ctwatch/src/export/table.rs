@@ -46,6 +46,8 @@ pub enum ExportTable {
     Notices,
     /// A machine snapshot.
     Machine,
+    /// The firewall's rules, when first read or changed.
+    Rules,
 }
 
 use ColumnType::{Bool, Float, Int, Text, Time};
@@ -213,8 +215,15 @@ const LISTINGS: &[Column] = &[
     ("pairs", Int),
 ];
 
-const SETTINGS: &[Column] =
-    &[("run", Int), ("time", Time), ("name", Text), ("value", Text), ("before", Text)];
+const SETTINGS: &[Column] = &[
+    ("run", Int),
+    ("time", Time),
+    ("name", Text),
+    ("value", Text),
+    ("before", Text),
+    ("netns", Int),
+    ("netns_name", Text),
+];
 
 const INCIDENTS: &[Column] = &[
     ("run", Int),
@@ -232,9 +241,19 @@ const NOTICES: &[Column] = &[("run", Int), ("time", Time), ("code", Text), ("tex
 
 const MACHINE: &[Column] = &[("run", Int), ("time", Time), ("reason", Text), ("facts", Text)];
 
+const RULES: &[Column] = &[
+    ("run", Int),
+    ("time", Time),
+    ("reason", Text),
+    ("netns", Int),
+    ("name", Text),
+    ("bytes", Int),
+    ("rules", Text),
+];
+
 impl ExportTable {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Runs,
         Self::Ticks,
         Self::Fills,
@@ -247,6 +266,7 @@ impl ExportTable {
         Self::Incidents,
         Self::Notices,
         Self::Machine,
+        Self::Rules,
     ];
 
     /// Its name: in `--table`, in file names and as `type`.
@@ -265,6 +285,7 @@ impl ExportTable {
             Self::Incidents => "incidents",
             Self::Notices => "notices",
             Self::Machine => "machine",
+            Self::Rules => "rules",
         }
     }
 
@@ -290,6 +311,7 @@ impl ExportTable {
             Self::Incidents => INCIDENTS,
             Self::Notices => NOTICES,
             Self::Machine => MACHINE,
+            Self::Rules => RULES,
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::dump::Tools;
 use super::ir::Tool;
 use super::{ExemptTarget, Scope};
 
@@ -56,12 +55,10 @@ fn halves(scope: Scope) -> [Half; 2] {
     }
 }
 
-pub fn notrack(target: &ExemptTarget, tool: Tool, tools: Tools) -> Commands {
+pub fn notrack(target: &ExemptTarget, tool: Tool, iptables: &[String]) -> Commands {
     match tool {
         Tool::Nft => nft(target),
-        // A host without ip6tables can't be told to use it.
-        _ if tools.iptables && !tools.ip6tables => iptables(target, &["iptables"]),
-        _ => iptables(target, &["iptables", "ip6tables"]),
+        Tool::Iptables | Tool::Ip6tables => self::iptables(target, iptables),
     }
 }
 
@@ -126,7 +123,7 @@ fn nft(target: &ExemptTarget) -> Commands {
     }
 }
 
-fn iptables(target: &ExemptTarget, programs: &[&str]) -> Commands {
+fn iptables(target: &ExemptTarget, programs: &[String]) -> Commands {
     // The comment tells these rules from equal ones of somebody else.
     let name = name(target).replace('_', "-");
     let lines = |program: &str, how: &str| -> Vec<String> {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::ir::{Action, Condition, Field, Rule, RuleTable, Step};
+use super::ir::{Action, Condition, Field, Nat, Rule, RuleTable, Step};
 use super::ranges::Ranges;
 
 /// All tables.
@@ -21,6 +21,10 @@ pub struct TableIndex {
     names: HashMap<String, usize>,
     /// The rules of each chain that decide or change anything.
     pub chains: Vec<Vec<Walked>>,
+    /// For each chain those that jump to it.
+    callers: Vec<Vec<usize>>,
+    /// The translations, and in which chain.
+    nats: Vec<(usize, Nat)>,
 }
 
 /// A rule, or several that differ in one address only.
@@ -30,6 +34,34 @@ pub struct Walked {
     pub rule: usize,
     /// What it does.
     pub steps: Vec<Step>,
+    /// The chains it jumps to.
+    jumps: Vec<usize>,
+    /// It may end the packet's way through the chain.
+    ends: bool,
+}
+
+impl Walked {
+    fn new(rule: usize, steps: Vec<Step>, names: &HashMap<String, usize>) -> Self {
+        let targets = steps.iter().flat_map(actions).filter_map(|action| match action {
+            Action::Jump(name) | Action::Goto(name) => Some(name),
+            _ => None,
+        });
+        let jumps = targets.filter_map(|name| names.get(name).copied()).collect();
+        let ends =
+            steps.iter().flat_map(actions).any(|action| matches!(action, Action::Accept | Action::Return));
+        Self { rule, steps, jumps, ends }
+    }
+
+    /// Whether it leads to one of these chains, does a wanted translation, or decides that others aren't reached.
+    pub fn leads_to(&self, chains: &[bool], wanted: &dyn Fn(&Nat) -> bool) -> bool {
+        self.ends
+            || self.jumps.iter().any(|chain| chains[*chain])
+            || self
+                .steps
+                .iter()
+                .flat_map(actions)
+                .any(|action| matches!(action, Action::Nat(nat) if wanted(nat)))
+    }
 }
 
 impl Index {
@@ -53,17 +85,48 @@ impl TableIndex {
     fn new(table: &RuleTable) -> Self {
         let names: HashMap<String, usize> =
             table.chains.iter().enumerate().rev().map(|(at, chain)| (chain.name.clone(), at)).collect();
-        let mut index = Self { names, chains: Vec::new() };
-        let does_anything = index.which(table.chains.iter().map(|chain| &chain.rules[..]), &changes_anything);
+        let mut callers = vec![Vec::new(); table.chains.len()];
+        let mut nats = Vec::new();
+        let mut found = Vec::new();
+        for (at, chain) in table.chains.iter().enumerate() {
+            let mut changes = false;
+            for step in chain.rules.iter().flat_map(|rule| &rule.steps) {
+                changes |= counts_in(step);
+                for action in actions(step) {
+                    match action {
+                        Action::Jump(name) | Action::Goto(name) => match names.get(name) {
+                            Some(to) => callers[*to].push(at),
+                            None => changes = true,
+                        },
+                        Action::Nat(nat) => nats.push((at, nat.clone())),
+                        _ => {}
+                    }
+                    changes |= changes_anything(action);
+                }
+            }
+            found.push(changes);
+        }
+        let mut index = Self { names, chains: Vec::new(), callers, nats };
+        index.spread(&mut found);
         index.chains = table
             .chains
             .iter()
             .map(|chain| {
                 let rules = chain.rules.iter().enumerate();
-                joined(rules.filter(|(_, rule)| index.matters(&rule.steps, &does_anything, &changes_anything)))
+                let matter = |rule: &Rule| rule.steps.iter().any(|step| index.matters(step, &found));
+                let joined = joined(rules.filter(|(_, rule)| matter(rule)));
+                joined.into_iter().map(|(rule, steps)| Walked::new(rule, steps, &index.names)).collect()
             })
             .collect();
         index
+    }
+
+    fn matters(&self, step: &Step, chains: &[bool]) -> bool {
+        counts_in(step)
+            || actions(step).any(|action| match action {
+                Action::Jump(name) => self.chain(name).is_none_or(|chain| chains[chain]),
+                other => changes_anything(other),
+            })
     }
 
     /// A chain by its name.
@@ -71,83 +134,35 @@ impl TableIndex {
         self.names.get(name).copied()
     }
 
-    /// Which chains do something for which `wanted` holds, themselves or by others that they jump to.
-    pub fn chains_with(&self, wanted: &dyn Fn(&Action) -> bool) -> Vec<bool> {
-        self.which(self.chains.iter().map(|rules| rules.iter().map(|rule| &rule.steps)), wanted)
+    /// Which chains do a translation for which `wanted` holds, themselves or by others that they jump to.
+    pub fn chains_with(&self, wanted: &dyn Fn(&Nat) -> bool) -> Vec<bool> {
+        let mut found = vec![false; self.callers.len()];
+        for (chain, nat) in &self.nats {
+            found[*chain] = found[*chain] || wanted(nat);
+        }
+        self.spread(&mut found);
+        found
     }
 
-    fn which<'r, R: HasSteps + 'r>(
-        &self,
-        chains: impl Iterator<Item = impl IntoIterator<Item = R>>,
-        wanted: &dyn Fn(&Action) -> bool,
-    ) -> Vec<bool> {
-        let mut callers: Vec<Vec<usize>> = Vec::new();
-        let mut found = Vec::new();
-        for (at, chain) in chains.enumerate() {
-            callers.resize_with(callers.len().max(at + 1).max(self.names.len()), Vec::new);
-            let mut has = false;
-            for rule in chain {
-                for step in rule.steps() {
-                    has |= matches!(step, Step::If(condition) if counts(condition));
-                    for action in actions(step) {
-                        match action {
-                            Action::Jump(name) | Action::Goto(name) => match self.chain(name) {
-                                Some(to) => {
-                                    if callers.len() <= to {
-                                        callers.resize_with(to + 1, Vec::new);
-                                    }
-                                    callers[to].push(at);
-                                }
-                                None => has = true,
-                            },
-                            other => has |= wanted(other),
-                        }
-                        // The rest of the chain isn't run then, whatever the other one does.
-                        has |= matches!(action, Action::Goto(_)) && wanted(action);
-                    }
-                }
-            }
-            found.push(has);
-        }
+    /// From chains to those that jump to them.
+    fn spread(&self, found: &mut [bool]) {
         let mut todo: Vec<usize> = (0..found.len()).filter(|at| found[*at]).collect();
         while let Some(at) = todo.pop() {
-            for caller in callers.get(at).into_iter().flatten() {
+            for caller in &self.callers[at] {
                 if !std::mem::replace(&mut found[*caller], true) {
                     todo.push(*caller);
                 }
             }
         }
-        found
-    }
-
-    /// Whether a rule does something wanted, itself or by the chains it jumps to.
-    pub fn matters(&self, steps: &[Step], chains: &[bool], wanted: &dyn Fn(&Action) -> bool) -> bool {
-        steps.iter().any(|step| {
-            matches!(step, Step::If(condition) if counts(condition))
-                || actions(step).any(|action| match action {
-                    Action::Jump(name) => self.chain(name).is_none_or(|chain| chains[chain]),
-                    Action::Goto(name) => {
-                        wanted(action) || self.chain(name).is_none_or(|chain| chains[chain])
-                    }
-                    other => wanted(other),
-                })
-        })
     }
 }
 
-trait HasSteps {
-    fn steps(&self) -> &[Step];
-}
-
-impl HasSteps for &Rule {
-    fn steps(&self) -> &[Step] {
-        &self.steps
-    }
-}
-
-impl HasSteps for &Vec<Step> {
-    fn steps(&self) -> &[Step] {
-        self
+/// Whether the step counts connections, which matters even where nothing follows from the count.
+fn counts_in(step: &Step) -> bool {
+    match step {
+        Step::If(condition) => counts(condition),
+        Step::Case(cases) => cases.iter().any(|(condition, _)| counts(condition)),
+        Step::Do(_) => false,
     }
 }
 
@@ -166,7 +181,6 @@ pub fn actions(step: &Step) -> impl Iterator<Item = &Action> {
     one.into_iter().chain(many.iter().map(|(_, action)| action))
 }
 
-/// Whether the rule counts connections, which matters even where nothing follows from the count.
 fn counts(condition: &Condition) -> bool {
     match condition {
         Condition::CountsConnections(_) => true,
@@ -177,8 +191,8 @@ fn counts(condition: &Condition) -> bool {
 }
 
 /// Neighbours that do the same for different addresses become one rule.
-fn joined<'r>(rules: impl Iterator<Item = (usize, &'r Rule)>) -> Vec<Walked> {
-    let mut done: Vec<Walked> = Vec::new();
+fn joined<'r>(rules: impl Iterator<Item = (usize, &'r Rule)>) -> Vec<(usize, Vec<Step>)> {
+    let mut done = Vec::new();
     let mut run: Option<Run> = None;
     for (at, rule) in rules {
         let next = Run::of(at, rule);
@@ -190,7 +204,7 @@ fn joined<'r>(rules: impl Iterator<Item = (usize, &'r Rule)>) -> Vec<Walked> {
                 done.extend(run.take().map(Run::end));
                 match next {
                     Some(next) => run = Some(next),
-                    None => done.push(Walked { rule: at, steps: rule.steps.clone() }),
+                    None => done.push((at, rule.steps.clone())),
                 }
             }
         }
@@ -225,7 +239,7 @@ impl Run {
         is_only.then_some(Self { rule: at, field, shape, intervals })
     }
 
-    fn end(self) -> Walked {
+    fn end(self) -> (usize, Vec<Step>) {
         let Self { rule, field, mut shape, intervals } = self;
         let hole = shape.iter_mut().find_map(|step| match step {
             Step::If(condition) => address(condition).filter(|(of, set)| *of == field && set.is_empty()),
@@ -234,7 +248,7 @@ impl Run {
         if let Some((_, set)) = hole {
             *set = Ranges::of(intervals);
         }
-        Walked { rule, steps: shape }
+        (rule, shape)
     }
 }
 
@@ -254,8 +268,7 @@ mod tests {
 
     fn ban(address: u128, action: Action) -> Rule {
         let set = Ranges::one(address);
-        let steps =
-            vec![Step::If(Condition::In(Field::Address(End::Source), set)), Step::Do(action)];
+        let steps = vec![Step::If(Condition::In(Field::Address(End::Source), set)), Step::Do(action)];
         Rule { steps, text: format!("ban {address}"), delete: None }
     }
 
@@ -270,9 +283,9 @@ mod tests {
             ban(9, Action::Jump("elsewhere".to_owned())),
         ];
         let joined = joined(rules.iter().enumerate());
-        let firsts: Vec<usize> = joined.iter().map(|rule| rule.rule).collect();
+        let firsts: Vec<usize> = joined.iter().map(|(rule, _)| *rule).collect();
         assert_eq!(firsts, [0, 2, 3, 4, 5], "a chain run twice may not do the same twice");
         let both = Condition::In(Field::Address(End::Source), Ranges::of([(1, 1), (5, 5)]));
-        assert_eq!(joined[0].steps[0], Step::If(both));
+        assert_eq!(joined[0].1[0], Step::If(both));
     }
 }

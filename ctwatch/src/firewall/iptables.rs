@@ -3,8 +3,8 @@
 
 use super::dump::Save;
 use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, RuleTable, Step, Target, Tool};
-use std::collections::HashMap;
 use super::options;
+use std::collections::HashMap;
 
 /// The tables of one save.
 #[must_use]

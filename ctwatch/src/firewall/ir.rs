@@ -113,12 +113,6 @@ impl RuleTable {
         }
     }
 
-    /// Whether there is a rule in it.
-    #[must_use]
-    pub fn has_rules(&self) -> bool {
-        self.chains.iter().any(|chain| !chain.rules.is_empty())
-    }
-
     /// Whether `other` has all its chains, with as many rules in each.
     #[must_use]
     pub fn is_all_in(&self, other: &Self) -> bool {
@@ -131,12 +125,15 @@ impl RuleTable {
     /// Adds what nft says of the same rules, chain by chain: a part that one of the tools leaves out or can't print still holds.
     pub fn join(&mut self, nft: Self) {
         for of_nft in nft.chains {
-            let Some(chain) = self.chains.iter_mut().find(|chain| chain.name == of_nft.name) else { continue };
+            let Some(chain) = self.chains.iter_mut().find(|chain| chain.name == of_nft.name) else {
+                continue;
+            };
             chain.base = of_nft.base.or(chain.base.take());
             for (rule, of_nft) in chain.rules.iter_mut().zip(of_nft.rules) {
-                let known = of_nft.steps.into_iter().filter(|step| {
-                    matches!(step, Step::If(condition) if condition.is_known())
-                });
+                let known = of_nft
+                    .steps
+                    .into_iter()
+                    .filter(|step| matches!(step, Step::If(condition) if condition.is_known()));
                 let rest = std::mem::take(&mut rule.steps);
                 rule.steps = known.chain(rest).collect();
             }
@@ -295,7 +292,10 @@ pub enum Stays {
     Flow,
     /// For one packet at one hook: a byte somewhere inside.
     Packet,
-    /// For nothing: rates, counts, time, chance.
+    /// For nothing: rates, amounts, time, chance. They go by how many packets ask, tracked or not: where a packet asks today and
+    /// untracked alike, it makes no difference.
+    Chance,
+    /// For nothing, and it may be another one for a packet that isn't tracked.
     Never,
 }
 

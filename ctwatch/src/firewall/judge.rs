@@ -30,8 +30,15 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const TOLD: usize = 4;
 
 pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> {
-    let mut case =
-        Case { firewall, target, found: Vec::new(), flows: 0, exempt: 0, half: false, translating: BTreeSet::new() };
+    let mut case = Case {
+        firewall,
+        target,
+        found: Vec::new(),
+        flows: 0,
+        exempt: 0,
+        half: false,
+        translating: BTreeSet::new(),
+    };
     case.not_read();
     if !case.found.is_empty() {
         return case.found;
@@ -42,7 +49,9 @@ pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> 
         }
     }
     if case.flows == 0 {
-        case.none_passes();
+        if case.translating.is_empty() {
+            case.none_passes();
+        }
     } else if case.flows == case.exempt {
         // Whatever else speaks against it would do so today.
         case.found.clear();
@@ -100,10 +109,8 @@ fn classes(firewall: &Firewall, target: &ExemptTarget, family: Family) -> Vec<Cl
     let others = known.map_or_else(|| peers.clone(), |own| peers.without(own));
     let port = Ranges::one(target.port.into());
     let any = Ranges::span(1, 65_535);
-    let (own_ports, remote_ports) = (
-        translation::own_ports(target.proto, firewall.local_ports),
-        translation::remote_ports(target.proto),
-    );
+    let (own_ports, remote_ports) =
+        (translation::own_ports(target.proto, firewall.local_ports), translation::remote_ports(target.proto));
     let class = |way, client: &Ranges, server: &Ranges, ports: (&Ranges, &Ranges), asked, expected| Class {
         way,
         start: Path::start(Space {
@@ -129,14 +136,12 @@ fn classes(firewall: &Firewall, target: &ExemptTarget, family: Family) -> Vec<Cl
             classes.extend(looped((&port, &any), false, own_has));
             classes
         }
-        Scope::Served => vec![
-            served((&remote_ports, &port), true, true),
-            outgoing((&port, &any), false, own_has),
-        ],
-        Scope::Outgoing => vec![
-            outgoing((&own_ports, &port), true, true),
-            served((&port, &any), false, remote_has),
-        ],
+        Scope::Served => {
+            vec![served((&remote_ports, &port), true, true), outgoing((&port, &any), false, own_has)]
+        }
+        Scope::Outgoing => {
+            vec![outgoing((&own_ports, &port), true, true), served((&port, &any), false, remote_has)]
+        }
     };
     classes.retain(|class| !class.start.client.is_empty() && !class.start.server.is_empty());
     classes
@@ -203,7 +208,10 @@ impl Case<'_> {
                 self.class(&mut walker, &class, &expected)?;
             }
         }
-        let mut walker = Walker::new(self.firewall);
+        if !self.translating.is_empty() {
+            // They are translated themselves: there is no need to look for others that are.
+            return Ok(());
+        }
         let asked = Asked {
             target: self.target,
             host: &self.firewall.host,
@@ -211,10 +219,8 @@ impl Case<'_> {
             family,
             packet: packets(self.target, family)[0],
         };
-        for caught in translation::caught(&mut walker, &asked)? {
-            if !self.translating.contains(&caught.at.rule()) {
-                self.never_translated_back(&caught);
-            }
+        for caught in translation::caught(self.firewall, &asked)? {
+            self.never_translated_back(&caught);
         }
         Ok(())
     }
@@ -226,7 +232,7 @@ impl Case<'_> {
             let starts = self.halves(walker, class, flow)?;
             let today = walker.run(&tracked(way), flow, starts)?;
             let everyone_passes = today.dropped.is_empty();
-            for path in today.passed.iter().chain(today.dropped.iter().map(|(path, _)| path)) {
+            for path in &today.translated {
                 self.translation(path);
             }
             for path in &today.passed {
@@ -238,7 +244,7 @@ impl Case<'_> {
                 self.side_effects(path);
             }
             passed = today.passed;
-            for path in passed.iter().filter(|path| path.nat.is_none()) {
+            for path in &passed {
                 // Each packet by itself: one that is dropped would hide what happens to the next.
                 for packet in flow {
                     let after = walker.run(&untracked(way), &[*packet], vec![path.again()])?;
@@ -267,17 +273,12 @@ impl Case<'_> {
     }
 
     /// The flows by what of them is exempt today.
-    fn halves(
-        &self,
-        walker: &mut Walker<'_>,
-        class: &Class,
-        flow: &[Packet],
-    ) -> Result<Vec<Path>, TooMuch> {
+    fn halves(&self, walker: &mut Walker<'_>, class: &Class, flow: &[Packet]) -> Result<Vec<Path>, TooMuch> {
         if self.firewall.untracked().is_empty() {
             return Ok(vec![class.start.clone()]);
         }
         let all = walker.run(&tracked(class.way), flow, vec![class.start.clone()])?;
-        let ended = all.dropped.into_iter().map(|(path, _)| path);
+        let ended = all.dropped.into_iter().map(|(path, _)| path).chain(all.translated);
         let mut starts: Vec<Path> = Vec::new();
         for path in all.passed.into_iter().chain(ended) {
             let mut again = path.again();
@@ -296,7 +297,9 @@ impl Case<'_> {
             let today = walker.run(&tracked(class.way), &flow[..1], vec![after.again()])?;
             for (path, dropped) in &today.dropped {
                 // What goes by chance in both worlds is no different in one of them.
-                if path.nat.is_none() && (path.gambled.is_none() || after.gambled.is_none()) {
+                let may_pass = || today.passed.iter().any(|passed| passed.may_be_of_the_flow_of(path));
+                let by_chance = path.gambled.is_some() && after.gambled.is_some();
+                if !(by_chance && may_pass()) {
                     self.opened(class, dropped);
                 }
             }
@@ -312,7 +315,7 @@ impl Case<'_> {
         flows: &[Path],
     ) -> Result<(), TooMuch> {
         let error = [too_big(class.way == Way::Served, family)];
-        for path in flows.iter().filter(|path| path.nat.is_none()) {
+        for path in flows {
             for told in walker.run(&tracked(class.way), &error, vec![path.again()])?.passed {
                 for (_, dropped) in walker.run(&untracked(class.way), &error, vec![told.again()])?.dropped {
                     let family = if family == Family::V4 { "fragmentation-needed" } else { "packet-too-big" };
@@ -329,7 +332,9 @@ impl Case<'_> {
 
     fn translation(&mut self, path: &Path) {
         let Some((at, nat)) = &path.nat else { return };
-        self.translating.insert(at.rule());
+        if self.translating.len() > TOLD || !self.translating.insert(at.rule()) {
+            return;
+        }
         let table = &self.firewall.tables[at.table];
         let maker = listing::by(&table.name, &table.chains[at.chain].name);
         let to = nat.to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
@@ -350,9 +355,15 @@ impl Case<'_> {
         let table = &self.firewall.tables[at.table];
         let maker = listing::by(&table.name, &table.chains[at.chain].name);
         let to = nat.to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
-        let by = maker.map_or_else(|| format!("this {} rule", nat.kind), |maker| format!("{maker}'s {} rule", nat.kind));
+        let by = maker.map_or_else(
+            || format!("this {} rule", nat.kind),
+            |maker| format!("{maker}'s {} rule", nat.kind),
+        );
         let text = if *first {
-            format!("{by}{to} also translates flows that the exemption of {} would catch: untracked packets aren't translated", self.target)
+            format!(
+                "{by}{to} also translates flows that the exemption of {} would catch: untracked packets aren't translated",
+                self.target
+            )
         } else {
             format!(
                 "replies to flows that {by}{to} translates look like packets of {}: exempt, they would never be translated back, and \
@@ -376,7 +387,12 @@ impl Case<'_> {
                  connections, is unknown".to_owned());
         }
         if let Some((at, what)) = &path.unknown {
-            self.add(ObjectionKind::Unknown, at, None, format!("what this rule does to {} isn't understood: {what}", self.target));
+            self.add(
+                ObjectionKind::Unknown,
+                at,
+                None,
+                format!("what this rule does to {} isn't understood: {what}", self.target),
+            );
         }
         if let Some((at, name)) = &path.helper {
             self.add(ObjectionKind::Helper, at, None, format!(
@@ -477,7 +493,7 @@ impl Case<'_> {
     }
 
     fn none_passes(&mut self) {
-        if self.found.is_empty() {
+        if !self.found.iter().any(|objection| objection.kind.forbids()) {
             self.found.push(Objection {
                 kind: ObjectionKind::Unknown,
                 rule: String::new(),

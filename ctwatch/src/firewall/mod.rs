@@ -28,7 +28,7 @@ pub use dump::{Dump, Save, Tools};
 pub use host::HostFacts;
 pub use ir::Tool;
 pub use listing::{Listed, Published};
-pub use read::read;
+pub use read::{list, read};
 pub use stateless::SAVED;
 
 use crate::model::Protocol;
@@ -44,6 +44,8 @@ pub struct Firewall {
     local_ports: Option<(u16, u16)>,
     tools: Tools,
     legacy: bool,
+    /// nft could list its rules, be there any or none.
+    nft_answers: bool,
     host: Host,
     /// What couldn't be read of the rules: nothing is advised then.
     unread: Vec<Note>,
@@ -188,6 +190,7 @@ impl Firewall {
             local_ports: dump.local_ports,
             tools: dump.tools,
             legacy,
+            nft_answers: !dump.nft_json.trim().is_empty(),
             host: Host::new(&dump.host),
             unread: dump.unread.iter().chain(&notes).cloned().collect(),
             index: OnceLock::new(),
@@ -200,6 +203,21 @@ impl Firewall {
             });
         }
         (firewall, notes)
+    }
+
+    /// The iptables of each family that is in use here: where there are legacy rules, that variant.
+    fn iptables_programs(&self) -> Vec<String> {
+        let of = |tool: Tool, name: &str| {
+            let legacy =
+                self.tables.iter().find(|table| table.tool == tool && table.program.contains("legacy"));
+            legacy.map_or_else(|| name.to_owned(), |table| table.program.clone())
+        };
+        let mut programs = vec![of(Tool::Iptables, "iptables")];
+        // A host without ip6tables can't be told to use it.
+        if self.tools.ip6tables || !self.tools.iptables {
+            programs.push(of(Tool::Ip6tables, "ip6tables"));
+        }
+        programs
     }
 
     fn index(&self) -> &Index {
@@ -252,18 +270,12 @@ impl Firewall {
     }
 
     /// The tool whose commands advice should use: nft, whose table of its own no rule of others can be in front of, and which
-    /// leaves nothing behind; iptables where nft isn't installed, or where all rules are those of the legacy variant and nf_tables
-    /// may not even be there.
+    /// leaves nothing behind; iptables where nft isn't installed, or where there are rules of the legacy variant and nf_tables isn't
+    /// even loaded.
     #[must_use]
     pub fn preferred_tool(&self) -> Tool {
-        let has_nft_rules = self.tables.iter().any(|table| table.tool == Tool::Nft && table.has_rules());
-        if !self.tools.iptables {
-            Tool::Nft
-        } else if !self.tools.nft || (self.legacy && !has_nft_rules) {
-            Tool::Iptables
-        } else {
-            Tool::Nft
-        }
+        let without_nft = !self.tools.nft || (self.legacy && !self.nft_answers);
+        if self.tools.iptables && without_nft { Tool::Iptables } else { Tool::Nft }
     }
 
     /// `nft` is on PATH.
@@ -281,6 +293,6 @@ impl Firewall {
     /// The commands that exempt these flows, in both directions and both families, keep that over a reboot, and undo it.
     #[must_use]
     pub fn notrack_commands(&self, target: &ExemptTarget, tool: Tool) -> Commands {
-        commands::notrack(target, tool, self.tools)
+        commands::notrack(target, tool, &self.iptables_programs())
     }
 }

@@ -21,11 +21,38 @@ const STAYS_FOR_A_FLOW: [&str; 11] = [
     "rpfilter",
     "socket",
 ];
-/// Matches that look at the packet alone: whether it is tracked makes no difference. What is here in neither list may count, look
-/// at a clock, throw dice, or be anything.
+/// Matches that count packets, look at a clock, or throw dice.
+const COUNTS_PACKETS: [&str; 9] =
+    ["limit", "hashlimit", "recent", "statistic", "quota", "time", "rateest", "quota2", "nth"];
+/// Matches that look at the packet alone: whether it is tracked makes no difference. What is in none of these lists may be
+/// anything.
 const STAYS_FOR_A_PACKET: [&str; 26] = [
-    "", "tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "multiport", "mark", "length", "ttl", "hl", "dscp", "tos",
-    "ecn", "string", "u32", "bpf", "tcpmss", "pkttype", "esp", "ah", "frag", "rt", "addrtype",
+    "",
+    "tcp",
+    "udp",
+    "udplite",
+    "sctp",
+    "dccp",
+    "icmp",
+    "icmp6",
+    "multiport",
+    "mark",
+    "length",
+    "ttl",
+    "hl",
+    "dscp",
+    "tos",
+    "ecn",
+    "string",
+    "u32",
+    "bpf",
+    "tcpmss",
+    "pkttype",
+    "esp",
+    "ah",
+    "frag",
+    "rt",
+    "addrtype",
 ];
 /// Matches that say no for a packet without entry: connmark_mt, helper_mt … net/netfilter/xt_*.c, 6.12.
 const NEEDS_AN_ENTRY: [&str; 5] = ["connmark", "connlabel", "helper", "connbytes", "cluster"];
@@ -64,6 +91,8 @@ fn of((name, words): &(&str, Vec<&str>)) -> Condition {
         Stays::Flow
     } else if STAYS_FOR_A_PACKET.contains(name) {
         Stays::Packet
+    } else if COUNTS_PACKETS.contains(name) {
+        Stays::Chance
     } else {
         // It may count, or ask for the connection.
         Stays::Never

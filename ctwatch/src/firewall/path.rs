@@ -303,8 +303,7 @@ impl Path {
             Condition::State(bits) => self.ask(Stays::Packet, &format!("state {bits:#x}"), place),
             Condition::Tracked => self.ask(Stays::Packet, "has an entry", place),
             Condition::Translated(destination) => {
-                let by_rule =
-                    self.nat.as_ref().is_some_and(|(_, nat)| nat.is_destination() == *destination);
+                let by_rule = self.nat.as_ref().is_some_and(|(_, nat)| nat.is_destination() == *destination);
                 match self.view(place) {
                     View::Known(_, entry) => self.known(by_rule && entry),
                     View::OneOf(_) => self.ask(Stays::Packet, "is translated", place),
@@ -397,6 +396,7 @@ impl Path {
         let key = match stays {
             Stays::Flow => format!("{text} {}", packet.request),
             Stays::Packet => format!("{text} {} {:?}", packet.index, place.base.hook),
+            Stays::Chance => format!("{text} {} {:?} {:?}", packet.index, place.base.hook, place.at),
             Stays::Never => {
                 self.gambled.get_or_insert(place.at);
                 return (vec![self.clone()], vec![self]);
@@ -406,7 +406,11 @@ impl Path {
             let answer = *answer;
             return self.known(answer);
         }
-        self.assumed.get_or_insert(place.at);
+        if stays == Stays::Chance {
+            self.gambled.get_or_insert(place.at);
+        } else {
+            self.assumed.get_or_insert(place.at);
+        }
         let mut no = self.clone();
         self.answers.insert(key.clone(), true);
         no.answers.insert(key, false);

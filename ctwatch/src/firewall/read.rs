@@ -16,9 +16,9 @@ use anyhow::{Context, Result, bail};
 use super::dump::{Dump, Save, Tools};
 use super::host::{HostFacts, local_v4, local_v6};
 use super::{Firewall, Note};
+use crate::kernel;
 use crate::kernel::nf_tables::Family;
 use crate::kernel::roots::Roots;
-use crate::kernel;
 
 /// A tool that takes longer is stopped: 40,000 rules take nft a second.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,6 +32,12 @@ pub fn read(roots: &Roots) -> (Firewall, Dump, Vec<Note>) {
     let (firewall, more) = Firewall::parse(&dump);
     let notes = dump.unread.iter().cloned().chain(more).collect();
     (firewall, dump, notes)
+}
+
+/// What the tools print of the calling thread's netns, without judging it: for a recording.
+#[must_use]
+pub fn list(roots: &Roots) -> Dump {
+    dump(roots)
 }
 
 fn dump(roots: &Roots) -> Dump {

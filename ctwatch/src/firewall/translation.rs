@@ -6,16 +6,16 @@ use super::host::Host;
 use super::ir::{Family, Hook, Nat, Target};
 use super::path::{At, Packet, Path, Place, Space, Way};
 use super::ranges::Ranges;
-use super::walk::{Rules, TooMuch, Walker, World};
-use super::{ExemptTarget, Scope, words};
+use super::walk::{Rules, TooMuch, Translations, Walker, World};
+use super::{ExemptTarget, Firewall, Scope, words};
 use crate::model::Protocol;
 
 /// Ports that a client binds itself where a server trusts it for that: bindresvport(3), NFS, rsh.
 const RESERVED: (u128, u128) = (512, 1023);
 /// Linux's ephemeral ports unless set otherwise (inet_init_net, net/ipv4/af_inet.c, 6.12).
 const EPHEMERAL: (u16, u16) = (32_768, 60_999);
-/// So many suspicions are looked into; with more, the next one counts without.
-const SUSPECTED: usize = 48;
+/// So many suspicions are looked into; others count without.
+const SUSPECTED: usize = 24;
 
 /// What the NOTRACK rules of this target would catch of a flow that is translated: one witness per rule.
 pub struct Caught {
@@ -90,10 +90,8 @@ pub fn apply(path: &mut Path, nat: &Nat, place: &Place<'_>) {
         path.asked.get_or_insert_with(|| (path.server.clone(), path.server_port.clone()));
     } else if destination(place.base.hook) {
         let new = (addresses(&path.server), ports(&path.server_port, Ranges::clone));
-        let old = (
-            std::mem::replace(&mut path.server, new.0),
-            std::mem::replace(&mut path.server_port, new.1),
-        );
+        let old =
+            (std::mem::replace(&mut path.server, new.0), std::mem::replace(&mut path.server_port, new.1));
         path.asked.get_or_insert(old);
     } else {
         let new = (addresses(&path.client), ports(&path.client_port, source_ports));
@@ -136,40 +134,56 @@ enum Origin {
 struct Probe {
     origin: Origin,
     client_port: Ranges,
+    /// Where to, if not anywhere.
+    server: Option<Ranges>,
     server_port: Ranges,
     wanted: Box<dyn Fn(&Nat) -> bool>,
 }
 
 /// Looks for them.
-pub fn caught(walker: &mut Walker<'_>, asked: &Asked<'_>) -> Result<Vec<Caught>, TooMuch> {
+pub fn caught(firewall: &Firewall, asked: &Asked<'_>) -> Result<Vec<Caught>, TooMuch> {
+    let mut walker = Walker::new(firewall);
     let mut found: Vec<Caught> = Vec::new();
     for probe in probes(asked) {
         let start = asked.start(&probe);
-        let mut suspects = Vec::new();
-        for (path, way) in trace(walker, Rules::Translating(&*probe.wanted), asked, probe.origin, start)? {
+        let some = Translations::new(firewall, probe.wanted);
+        if !some.any() {
+            continue;
+        }
+        let mut suspects: Vec<(Path, Caught)> = Vec::new();
+        for (path, way) in trace(&mut walker, Rules::Translating(&some), asked, probe.origin, start)? {
             suspects.extend(asked.catches(&path, probe.origin, way).map(|caught| (path, caught)));
         }
         for (looked_into, (path, caught)) in suspects.into_iter().enumerate() {
-            if found.iter().any(|known| known.at.rule() == caught.at.rule()) {
+            if is_known(&found, &caught) {
                 continue;
-            }
-            if looked_into > SUSPECTED {
-                found.push(caught);
-                return Ok(found);
             }
             // By all rules now: whether such a flow passes today, and is translated like that.
             let mut again = path.again();
             again.mark = Some(0);
-            for (path, way) in trace(walker, Rules::All, asked, probe.origin, again)? {
-                if let Some(caught) = asked.catches(&path, probe.origin, way)
-                    && !found.iter().any(|known| known.at.rule() == caught.at.rule())
-                {
-                    found.push(caught);
+            let mut walker = Walker::in_short(firewall);
+            let ends = if looked_into < SUSPECTED {
+                trace(&mut walker, Rules::All, asked, probe.origin, again)
+            } else {
+                Err(TooMuch)
+            };
+            match ends {
+                Ok(ends) => {
+                    for (path, way) in ends {
+                        let caught = asked.catches(&path, probe.origin, way);
+                        found.extend(caught.filter(|caught| !is_known(&found, caught)));
+                    }
                 }
+                // It can't be ruled out.
+                Err(TooMuch) => found.push(caught),
             }
         }
     }
     Ok(found)
+}
+
+fn is_known(found: &[Caught], caught: &Caught) -> bool {
+    found.iter().any(|known| known.at.rule() == caught.at.rule())
 }
 
 /// Whose flows are to be exempted, in one family.
@@ -201,7 +215,7 @@ impl Asked<'_> {
         };
         Path::start(Space {
             client,
-            server,
+            server: probe.server.clone().unwrap_or(server),
             client_port: probe.client_port.clone(),
             server_port: probe.server_port.clone(),
             router: peers,
@@ -216,7 +230,8 @@ impl Asked<'_> {
         let may_be_own = |set: &Ranges| own.is_none_or(|own| set.meets(own));
         let may_be_other = |set: &Ranges| own.is_none_or(|own| !set.is_in(own));
         let is_port = |set: &Ranges| set.contains(self.port());
-        let (asked, asked_port) = path.asked.as_ref().map_or((&path.server, &path.server_port), |(a, p)| (a, p));
+        let (asked, asked_port) =
+            path.asked.as_ref().map_or((&path.server, &path.server_port), |(a, p)| (a, p));
         let (seen, seen_port) = path.seen.as_ref().map_or((&path.client, &path.client_port), |(a, p)| (a, p));
         // A reply meets conntrack where the service is. TPROXY gives a packet to a socket here whatever its destination.
         let by_proxy = path.nat.as_ref().is_some_and(|(_, nat)| nat.kind == "tproxy");
@@ -231,9 +246,7 @@ impl Asked<'_> {
             (Scope::Served, Origin::Here) => to_other && is_port(&path.client_port),
             (Scope::Outgoing, Origin::Elsewhere) => to_own && is_port(&path.client_port),
             (Scope::Outgoing, Origin::Here) => to_other && is_port(asked_port),
-            (Scope::Loopback, Origin::Here) => {
-                to_own && (is_port(asked_port) || is_port(&path.client_port))
-            }
+            (Scope::Loopback, Origin::Here) => to_own && (is_port(asked_port) || is_port(&path.client_port)),
             (Scope::Loopback, Origin::Elsewhere) => false,
         };
         let reply = match self.target.scope {
@@ -241,9 +254,7 @@ impl Asked<'_> {
             Scope::Served => may_be_own(seen) && is_port(seen_port),
             Scope::Outgoing if here => may_be_other(seen) && is_port(seen_port),
             Scope::Outgoing => may_be_own(seen) && is_port(&path.server_port),
-            Scope::Loopback => {
-                here && may_be_own(seen) && (is_port(&path.server_port) || is_port(seen_port))
-            }
+            Scope::Loopback => here && may_be_own(seen) && (is_port(&path.server_port) || is_port(seen_port)),
         };
         if first {
             Some(Caught { at: *at, nat: nat.clone(), first })
@@ -282,6 +293,7 @@ fn probes(asked: &Asked<'_>) -> Vec<Probe> {
         probes.push(Probe {
             origin: *origin,
             client_port: of(*origin),
+            server: None,
             server_port: every_port(),
             wanted: Box::new(move |nat| {
                 let may_lead_here = match (&nat.addresses, &own_addresses) {
@@ -296,12 +308,28 @@ fn probes(asked: &Asked<'_>) -> Vec<Probe> {
     let origin = if asked.target.scope == Scope::Outgoing { Origin::Elsewhere } else { Origin::Here };
     let clients = of(origin).and(&port);
     if !clients.is_empty() {
-        probes.push(Probe {
+        let own_addresses = asked.host.own(asked.family).cloned();
+        let probe = |server: Option<Ranges>, wanted| Probe {
             origin,
-            client_port: clients,
+            client_port: clients.clone(),
+            server,
             server_port: every_port(),
-            wanted: Box::new(|_| true),
-        });
+            wanted,
+        };
+        match (asked.target.scope, own_addresses) {
+            (Scope::Outgoing | Scope::Loopback, Some(own)) => {
+                probes.push(probe(Some(own.clone()), Box::new(|_: &Nat| true)));
+                // Or sent elsewhere, and brought here by a translation.
+                probes.push(probe(
+                    None,
+                    Box::new(move |nat: &Nat| {
+                        let stays_away = matches!(&nat.addresses, Target::Within(set) if !set.meets(&own));
+                        nat.is_destination() && !stays_away
+                    }),
+                ));
+            }
+            _ => probes.push(probe(None, Box::new(|_: &Nat| true))),
+        }
     }
     // A source becomes one of this host's, and the reply comes back to it.
     for origin in [Origin::Elsewhere, Origin::Here] {
@@ -320,6 +348,7 @@ fn probes(asked: &Asked<'_>) -> Vec<Probe> {
             probes.push(Probe {
                 origin,
                 client_port: of(origin),
+                server: None,
                 server_port: port.clone(),
                 wanted: Box::new({
                     let new_source = new_source.clone();
@@ -329,6 +358,7 @@ fn probes(asked: &Asked<'_>) -> Vec<Probe> {
             probes.push(Probe {
                 origin,
                 client_port: of(origin),
+                server: None,
                 server_port: every_port(),
                 wanted: Box::new(move |nat| {
                     if nat.is_destination() {
@@ -342,6 +372,7 @@ fn probes(asked: &Asked<'_>) -> Vec<Probe> {
             probes.push(Probe {
                 origin,
                 client_port: of(origin),
+                server: None,
                 server_port: every_port(),
                 wanted: Box::new(move |nat| !nat.is_destination() && leads(nat) && new_source(nat)),
             });
@@ -364,7 +395,9 @@ fn trace(
         start.mark = None;
     }
     let mut run = |way: Way, hooks: &[Hook], paths: Vec<Path>| {
-        walker.run_by(rules, &World { tracked: true, way, hooks: Some(hooks) }, &packet, paths).map(|run| run.passed)
+        walker
+            .run_by(rules, &World { tracked: true, way, hooks: Some(hooks) }, &packet, paths)
+            .map(|run| run.passed)
     };
     let mut ends = Vec::new();
     match origin {

@@ -38,6 +38,8 @@ pub struct Run {
     pub passed: Vec<Path>,
     /// One didn't; the first [`TOLD`].
     pub dropped: Vec<(Path, Dropped)>,
+    /// Taken out where a rule translated them, if asked for; the first [`TOLD`].
+    pub translated: Vec<Path>,
 }
 
 /// Where packets are sent through.
@@ -56,9 +58,31 @@ pub struct World<'h> {
 pub enum Rules<'w> {
     /// All.
     All,
-    /// Only those that end in a translation for which this holds, and what decides whether they are reached in the chains
-    /// of translations. More flows get there than in truth.
-    Translating(&'w dyn Fn(&Nat) -> bool),
+    /// All, as far as the first translation.
+    Untranslated,
+    /// Only those that end in a translation of this kind, and what decides whether they are reached in the chains of
+    /// translations. More flows get there than in truth.
+    Translating(&'w Translations),
+}
+
+/// Some of the rules that translate.
+pub struct Translations {
+    wanted: Box<dyn Fn(&Nat) -> bool>,
+    /// Which chains lead to one, by table.
+    chains: Vec<Vec<bool>>,
+}
+
+impl Translations {
+    /// Those for which `wanted` holds.
+    pub fn new(firewall: &Firewall, wanted: Box<dyn Fn(&Nat) -> bool>) -> Self {
+        let chains = firewall.index().tables.iter().map(|table| table.chains_with(&*wanted)).collect();
+        Self { wanted, chains }
+    }
+
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        self.chains.iter().flatten().any(|has| *has)
+    }
 }
 
 /// Rules to walk through.
@@ -67,8 +91,6 @@ pub struct Walker<'a> {
     tables: &'a [RuleTable],
     index: &'a Index,
     left: usize,
-    /// Which chains matter, by table, where not all do.
-    chains: Option<Vec<Vec<bool>>>,
 }
 
 #[derive(Default)]
@@ -76,6 +98,19 @@ struct Out {
     through: Vec<Path>,
     accepted: Vec<Path>,
     dropped: Vec<(Path, At)>,
+    translated: Vec<Path>,
+}
+
+impl Out {
+    /// What a chain that was jumped to decided.
+    fn decided(&mut self, done: Self) -> Vec<Path> {
+        self.accepted.extend(done.accepted);
+        self.dropped.extend(done.dropped);
+        self.dropped.truncate(TOLD);
+        self.translated.extend(done.translated);
+        self.translated.truncate(TOLD);
+        done.through
+    }
 }
 
 impl<'a> Walker<'a> {
@@ -83,21 +118,20 @@ impl<'a> Walker<'a> {
     pub fn new(firewall: &'a Firewall) -> Self {
         let index = firewall.index();
         let rules: usize = index.tables.iter().flat_map(|table| &table.chains).map(Vec::len).sum();
-        Self {
-            firewall,
-            tables: &firewall.tables,
-            index,
-            left: BUDGET + BUDGET_PER_RULE * rules,
-            chains: None,
-        }
+        Self { firewall, tables: &firewall.tables, index, left: BUDGET + BUDGET_PER_RULE * rules }
     }
 
-    /// Sends the packets of a flow, one after the other.
+    /// The same for a question that may as well stay open.
+    pub fn in_short(firewall: &'a Firewall) -> Self {
+        Self { left: BUDGET, ..Self::new(firewall) }
+    }
+
+    /// Sends the packets of a flow, one after the other, by all rules.
     pub fn run(&mut self, world: &World<'_>, packets: &[Packet], start: Vec<Path>) -> Result<Run, TooMuch> {
-        self.run_by(Rules::All, world, packets, start)
+        self.run_by(Rules::Untranslated, world, packets, start)
     }
 
-    /// The same, by some of the rules.
+    /// The same, by these rules.
     pub fn run_by(
         &mut self,
         rules: Rules<'_>,
@@ -105,14 +139,7 @@ impl<'a> Walker<'a> {
         packets: &[Packet],
         start: Vec<Path>,
     ) -> Result<Run, TooMuch> {
-        self.chains = match rules {
-            Rules::All => None,
-            Rules::Translating(wanted) => {
-                let wanted = |action: &Action| matches!(action, Action::Nat(nat) if wanted(nat));
-                Some(self.index.tables.iter().map(|table| table.chains_with(&wanted)).collect())
-            }
-        };
-        let mut run = Run { passed: start, dropped: Vec::new() };
+        let mut run = Run { passed: start, ..Run::default() };
         for (place, packet) in packets.iter().enumerate() {
             if place > 0 {
                 run.passed.iter_mut().for_each(Path::next_packet);
@@ -128,7 +155,9 @@ impl<'a> Walker<'a> {
                     if base.kind == Kind::Nat && !translates {
                         continue;
                     }
-                    if self.chains.as_ref().is_some_and(|chains| base.kind != Kind::Nat || !chains[*table][*chain]) {
+                    if let Rules::Translating(some) = rules
+                        && (base.kind != Kind::Nat || !some.chains[*table][*chain])
+                    {
                         continue;
                     }
                     self.base(rules, world, packet, (*table, *chain), &mut run)?;
@@ -165,10 +194,12 @@ impl<'a> Walker<'a> {
         }
         let out = self.walk(rules, chain, paths, &place, 0)?;
         run.passed.extend(out.accepted);
+        run.translated.extend(out.translated);
+        run.translated.truncate(TOLD);
         let tell = |(path, at)| (path, Dropped { packet: *packet, at });
         run.dropped.extend(out.dropped.into_iter().map(tell));
         for mut path in out.through {
-            if base.drops && matches!(rules, Rules::All) {
+            if base.drops && !matches!(rules, Rules::Translating(_)) {
                 run.dropped.push(tell((path, policy)));
             } else {
                 path.accepted.push((packet.index, policy));
@@ -179,14 +210,9 @@ impl<'a> Walker<'a> {
         Ok(())
     }
 
-    fn matters(&self, table: usize, rule: &Walked, rules: Rules<'_>) -> bool {
-        let (Some(chains), Rules::Translating(wanted)) = (&self.chains, rules) else { return true };
-        let wanted = |action: &Action| match action {
-            Action::Nat(nat) => wanted(nat),
-            Action::Accept | Action::Return => true,
-            _ => false,
-        };
-        self.index.tables[table].matters(&rule.steps, &chains[table], &wanted)
+    fn matters(table: usize, rule: &Walked, rules: Rules<'_>) -> bool {
+        let Rules::Translating(some) = rules else { return true };
+        rule.leads_to(&some.chains[table], &*some.wanted)
     }
 
     fn walk(
@@ -205,13 +231,26 @@ impl<'a> Walker<'a> {
                 break;
             }
             self.left = self.left.checked_sub(paths.len()).ok_or(TooMuch)?;
-            if !self.matters(table, rule, rules) {
+            if !Self::matters(table, rule, rules) {
                 continue;
             }
             let at = At { table, chain, rule: Some(rule.rule), base: place.at.base };
             let place = Place { at, ..*place };
-            let begun = paths.len();
-            let (mut going, mut next) = (std::mem::take(&mut paths), Vec::new());
+            // First those for which a part of the rule can't hold: another part would split them for nothing.
+            let conditions = || {
+                rule.steps.iter().map_while(|step| match step {
+                    Step::If(condition) => Some(condition),
+                    Step::Do(_) | Step::Case(_) => None,
+                })
+            };
+            let fails =
+                |path: &Path| conditions().any(|condition| path.sure(condition, &place) == Some(false));
+            if paths.iter().all(fails) {
+                continue;
+            }
+            let (mut next, mut going): (Vec<Path>, Vec<Path>) =
+                std::mem::take(&mut paths).into_iter().partition(fails);
+            let begun = next.len() + going.len();
             for step in &rule.steps {
                 going = match step {
                     Step::If(condition) => split(going, condition, &place, &mut next),
@@ -263,15 +302,16 @@ impl<'a> Walker<'a> {
         };
         match action {
             Action::Accept => accept(std::mem::take(&mut paths), out),
-            Action::Drop => out.dropped.extend(paths.drain(..).map(|path| (path, place.at))),
+            Action::Drop => {
+                out.dropped.extend(paths.drain(..).map(|path| (path, place.at)));
+                out.dropped.truncate(TOLD);
+            }
             Action::Return => out.through.append(&mut paths),
             Action::Jump(name) | Action::Goto(name) => {
                 match self.index.tables[place.at.table].chain(name) {
                     Some(chain) if depth < DEEPEST => {
                         let done = self.walk(rules, chain, paths, place, depth + 1)?;
-                        out.accepted.extend(done.accepted);
-                        out.dropped.extend(done.dropped);
-                        paths = done.through;
+                        paths = out.decided(done);
                     }
                     _ => paths = not_understood(paths, name, place, out),
                 }
@@ -288,23 +328,24 @@ impl<'a> Walker<'a> {
             }
             Action::Unknown(text) => paths = not_understood(paths, text, place, out),
             Action::Nat(nat) => {
-                if let Rules::Translating(wanted) = rules
-                    && !wanted(nat)
+                if let Rules::Translating(some) = rules
+                    && !(some.wanted)(nat)
                 {
                     return Ok(paths);
                 }
                 for path in &mut paths {
                     translation::apply(path, nat, place);
                 }
-                if place.base.kind == Kind::Nat {
+                if matches!(rules, Rules::Untranslated) {
+                    out.translated.append(&mut paths);
+                } else if place.base.kind == Kind::Nat {
                     accept(std::mem::take(&mut paths), out);
                 }
             }
             Action::Notrack => {
                 for path in &mut paths {
                     // It leaves a packet alone that has an entry: nft_notrack_eval, xt_ct_target, 6.12.
-                    path.exempt |= path.zone.is_none()
-                        && matches!(path.view(place), View::Known(_, false));
+                    path.exempt |= path.zone.is_none() && matches!(path.view(place), View::Known(_, false));
                 }
             }
             Action::Zone => {

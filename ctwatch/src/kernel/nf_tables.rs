@@ -1,11 +1,12 @@
-//! Which tables nf_tables has, as the kernel tells it: what shows that nobody listed a rule set where nft isn't installed.
-//! Names only; rules are read by the tools that made them.
+//! Which tables nf_tables has, and the number of their last change: what shows that nobody listed a rule set where nft
+//! isn't installed, or that it must be listed again. Rules themselves are read by the tools that made them.
 
 use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::netlink::{self, Next};
+use super::roots::Roots;
 
 /// NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, include/uapi/linux/netfilter/nf_tables.h, 6.12.
 const GET_TABLE: u16 = 10 << 8 | 1;
@@ -13,6 +14,12 @@ const GET_TABLE: u16 = 10 << 8 | 1;
 const NEW_TABLE: u16 = 10 << 8;
 /// NFTA_TABLE_NAME
 const NAME: u16 = 1;
+
+/// NFT_MSG_GETGEN and NFT_MSG_NEWGEN
+const GET_GENERATION: u16 = 10 << 8 | 16;
+const NEW_GENERATION: u16 = 10 << 8 | 15;
+/// NFTA_GEN_ID
+const GENERATION_ID: u16 = 1;
 
 /// Whose packets a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,9 +100,44 @@ fn name(mut attributes: &[u8]) -> Option<String> {
     }
 }
 
+/// The generation of the rules in the netns this thread is in, which every change raises; `None` where nf_tables is not a loaded module.
+///
+/// # Errors
+/// The kernel refused or didn't answer.
+pub fn generation(roots: &Roots) -> Result<Option<u32>> {
+    if !roots.sys("module/nf_tables").exists() {
+        return Ok(None);
+    }
+    let answer =
+        netlink::ask_here(GET_GENERATION, 0).context("asking for the generation of nftables' rules")?;
+    for (kind, body) in netlink::messages(&answer) {
+        match kind {
+            netlink::ERROR => return Err(netlink::refusal(body).into()),
+            NEW_GENERATION => return generation_in(body).map(Some).context("an answer without a generation"),
+            _ => {}
+        }
+    }
+    bail!("the kernel told no generation of nftables' rules");
+}
+
+/// struct nfgenmsg, then attributes.
+fn generation_in(body: &[u8]) -> Option<u32> {
+    let mut rest = body.get(4..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
+        let value = rest.get(4..length)?;
+        if kind == GENERATION_ID {
+            return Some(u32::from_be_bytes(value.try_into().ok()?));
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn message(kind: u16, body: &[u8]) -> Vec<u8> {
         let mut out = (16 + body.len() as u32).to_ne_bytes().to_vec();
@@ -119,5 +161,24 @@ mod tests {
         let refused = (-libc::EPERM).to_ne_bytes();
         assert!(add(&message(netlink::ERROR, &refused), &mut found).is_err());
         assert!(add(&message(NEW_TABLE, &[2, 0, 0, 0, 40, 0]), &mut found).is_err(), "cut short");
+    }
+
+    #[test]
+    fn the_generation_is_one_of_several_attributes() {
+        let mut body = vec![0, 0, 0, 7];
+        for (kind, value) in [(3_u16, b"nft\0".as_slice()), (GENERATION_ID, &7_u32.to_be_bytes())] {
+            body.extend((4 + value.len() as u16).to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(value);
+        }
+        assert_eq!(generation_in(&body), Some(7));
+        assert_eq!(generation_in(&body[..12]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes: Vec<u8>) {
+            generation_in(&bytes);
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// Functions and data to look for, without suffix.
-const WANTED: [&[u8]; 21] = [
+const WANTED: [&[u8]; 22] = [
     b"nf_hook_slow",
     b"early_drop",
     b"nf_ct_delete",
@@ -16,6 +16,7 @@ const WANTED: [&[u8]; 21] = [
     b"init_conntrack",
     b"gc_worker",
     b"nf_ct_resolve_clash",
+    b"nf_ct_expect_related_report",
     b"nf_conntrack_hash_check_insert",
     b"nf_conntrack_pernet_exit",
     b"nf_conntrack_in",

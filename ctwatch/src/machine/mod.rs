@@ -5,6 +5,7 @@ pub mod endpoint;
 mod file;
 #[cfg(test)]
 mod fixture;
+pub mod management;
 pub mod managers;
 pub mod ports;
 pub mod published;
@@ -100,6 +101,9 @@ pub struct Machine {
     pub managers: Vec<Manager>,
     /// Ports that programs publish for containers.
     pub published: Vec<Published>,
+    /// It is OpenWrt, which keeps its firewall's files elsewhere.
+    #[serde(default)]
+    pub is_openwrt: bool,
     /// What couldn't be read, and what looks wrong.
     pub notes: Vec<String>,
 }
@@ -133,6 +137,7 @@ pub fn read(host: &Host) -> Machine {
         settings: settings::read(host, &mut notes),
         managers,
         published: published::read(roots),
+        is_openwrt: host.root.join("etc/openwrt_release").exists(),
         table,
         notes: notes.0,
     }

@@ -44,17 +44,22 @@ impl EphemeralPorts {
 
 /// Reads them for this thread's netns.
 pub(super) fn read(roots: &Roots) -> Option<EphemeralPorts> {
-    let sysctl = |name: &str| roots.proc(format!("sys/net/ipv4/{name}"));
-    let range = file::text(&sysctl("ip_local_port_range"))?;
+    from_sysctls(|name| file::text(&roots.proc(format!("sys/net/ipv4/{name}"))))
+}
+
+/// From the values of these sysctls of net.ipv4.
+pub fn from_sysctls(value: impl Fn(&str) -> Option<String>) -> Option<EphemeralPorts> {
+    let range = value("ip_local_port_range")?;
     let mut bounds = range.split_ascii_whitespace().map(str::parse);
     let (low, high) = (bounds.next()?.ok()?, bounds.next()?.ok()?);
-    let reserved = file::text(&sysctl("ip_local_reserved_ports")).unwrap_or_default();
+    let reserved = value("ip_local_reserved_ports").unwrap_or_default();
+    let number = |name: &str| value(name)?.trim().parse::<u8>().ok();
     Some(EphemeralPorts {
         low,
         high,
         reserved: count_within(&reserved, low..=high),
-        tw_reuse: file::value(&sysctl("tcp_tw_reuse")),
-        timestamps: file::value::<u8>(&sysctl("tcp_timestamps")).map(|value| value != 0),
+        tw_reuse: number("tcp_tw_reuse"),
+        timestamps: number("tcp_timestamps").map(|value| value != 0),
     })
 }
 

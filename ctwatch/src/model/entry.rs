@@ -18,6 +18,9 @@ pub struct TableEntry {
     pub assured: bool,
     /// The other side answered (IPS_SEEN_REPLY).
     pub seen_reply: bool,
+    /// early_drop leaves it alone: it is assured, or offloaded to a flowtable (early_drop_list,
+    /// net/netfilter/nf_conntrack_core.c, 5.10 to 7.3).
+    pub unevictable: bool,
     /// enum tcp_conntrack; 0 for other protocols.
     pub tcp_state: u8,
     /// enum sctp_conntrack; 0 for other protocols.

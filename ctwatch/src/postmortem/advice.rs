@@ -3,8 +3,10 @@
 
 use std::ops::RangeInclusive;
 
+use crate::advise::items::{ChangeKind, Item};
 use crate::advise::recorded::{Question, case};
 use crate::advise::report::{Advice, report};
+use crate::firewall::{Commands, ObjectionKind};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 
@@ -29,10 +31,52 @@ pub(super) fn of(
             for item in &mut advice.items {
                 item.commands.keep.clear();
                 item.commands.undo.retain(|line| !line.starts_with("rm -f"));
+                without_rules(item);
             }
             (Some(advice), None)
         }
         (Err(_), Some(_)) => (None, Some("the recording lacks what advice needs".to_owned())),
         (Err(error), None) => (None, Some(format!("{error:#}"))),
+    }
+}
+
+/// Takes the words of rules out of a piece of advice, which name addresses, chains and interfaces, and leaves the verdict.
+fn without_rules(item: &mut Item) {
+    if !matches!(item.kind, ChangeKind::Notrack | ChangeKind::Firewall) {
+        return;
+    }
+    item.refused.sort_by_key(|objection| objection.kind);
+    item.refused.dedup_by_key(|objection| objection.kind);
+    for objection in &mut item.refused {
+        objection.text = in_general(objection.kind).to_owned();
+        objection.rule = "left out of an anonymized report".to_owned();
+        objection.place.clear();
+        objection.remedy = None;
+    }
+    if item.kind == ChangeKind::Firewall {
+        item.evidence = "rules enable conntrack".to_owned();
+    }
+    item.notes.clear();
+    if item.refused.is_empty() {
+        item.commands = Commands::default();
+        item.notes.push(
+            "nothing forbids it; its commands may name addresses and interfaces, so an anonymized report leaves them out"
+                .to_owned(),
+        );
+    }
+}
+
+fn in_general(kind: ObjectionKind) -> &'static str {
+    match kind {
+        ObjectionKind::PublishedPort => "a published port: untracked packets aren't translated",
+        ObjectionKind::NatRule => "a rule translates these flows, which needs them tracked",
+        ObjectionKind::Helper => "a helper inspects these connections",
+        ObjectionKind::EstablishedOnly => "a rule lets only packets of known connections pass",
+        ObjectionKind::ConnectionMark => "packets take their mark from the connection",
+        ObjectionKind::OpensAccess => "a rule that refuses or limits connections would no longer apply",
+        ObjectionKind::IcmpErrors => "ICMP errors about these connections would be dropped",
+        ObjectionKind::Unknown => "unknown whether a rule needs these flows tracked",
+        ObjectionKind::HalfUntracked => "a part of these flows is exempt already",
+        ObjectionKind::AlreadyUntracked => "these flows are exempt already",
     }
 }

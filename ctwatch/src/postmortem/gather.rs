@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use super::document::Clock;
 use super::model::{
     Arrivals, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoticeLine, Occupant, Span, Story,
-    VictimPort, Victims, Worst,
+    Unevictable, VictimPort, Victims, Worst,
 };
 use super::scan::{BANDS, Moment, OCCUPANTS, TickScan};
 use super::states::{States, nearest};
@@ -380,6 +380,11 @@ fn worst(moment: &Moment, states: Option<&States>, names: &AllNames) -> Worst {
         max: moment.max,
         lost_per_s: moment.lost_per_s,
         occupants,
+        unevictable: states.and_then(|states| states.assured).map(|(entries, of, at)| Unevictable {
+            entries,
+            of,
+            at,
+        }),
         as_listed,
         exact: moment.exact,
         listed_at: states.map(|states| states.time),

@@ -406,6 +406,7 @@ fn reason(cause: Cause, table: &str) -> Option<String> {
         Cause::ChainTooLong => "a hash chain of the table was too long",
         Cause::Dying => "their entries were already being deleted",
         Cause::TcpRace => "a closing connection was reopened",
+        Cause::ExpectFull => "a helper found no room for an expected connection",
         Cause::Other | Cause::Evicted | Cause::GcEvicted | Cause::Invalid => return None,
     };
     Some(reason.to_owned())

@@ -184,6 +184,8 @@ pub(super) struct Worst {
     #[serde(serialize_with = "rounded")]
     pub lost_per_s: f64,
     pub occupants: Vec<Occupant>,
+    /// Assured entries at the nearest census, which a full table can't make room of; null if there was none.
+    pub unevictable: Option<Unevictable>,
     /// They are as the table was listed, because it hadn't been by then; else counted since.
     pub as_listed: bool,
     /// Nothing came or went uncounted, and the kernel counted as many.
@@ -194,6 +196,16 @@ pub(super) struct Worst {
     /// Seconds from it to the worst moment; negative if it came later.
     #[serde(serialize_with = "optional_rounded")]
     pub listed_s_before: Option<f64>,
+}
+
+/// Entries that a full table can't make room of.
+#[derive(Debug, Serialize)]
+pub(super) struct Unevictable {
+    pub entries: u64,
+    /// Of so many.
+    pub of: u64,
+    #[serde(serialize_with = "millis")]
+    pub at: Timestamp,
 }
 
 #[derive(Debug, Serialize)]

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::document::{Block, Chapter, Clock, Section, TextTable};
-use super::model::{Change, Estimate, Host, Occupant, Worst, causes};
+use super::model::{Change, Estimate, Host, Occupant, Unevictable, Worst, causes};
 use super::trust::{data_quality, prevention, reconciliation};
 use crate::model::ServicePort;
 use crate::text::{duration, percent, rate, thousands};
@@ -168,6 +168,7 @@ const fn meaning(cause: ctwatch_common::Cause) -> &'static str {
         Evicted => "evicted to make room",
         GcEvicted => "evicted by gc, table nearly full",
         Invalid => "passed untracked, not lost",
+        ExpectFull => "no room for an expected connection",
     }
 }
 
@@ -257,6 +258,14 @@ fn occupants(host: &Host, clock: &Clock) -> Vec<Block> {
         .collect();
     blocks.push(Block::Table(TextTable::new(&[">entries", ">of the table", ">TIME_WAIT", "service"], rows)));
     blocks.push(Block::Text(listed(worst, clock)));
+    if let Some(Unevictable { entries, of, at }) = &worst.unevictable {
+        blocks.push(Block::Text(format!(
+            "{} of {} entries were assured when counted at {}: a full table could make room of the others only.",
+            thousands(*entries),
+            thousands(*of),
+            clock.time(*at)
+        )));
+    }
     if !worst.exact && !worst.as_listed {
         blocks.push(Block::Text(
             "Entries are estimates: the table changed while it was listed, or some inserts went uncounted."

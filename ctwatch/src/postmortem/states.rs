@@ -22,6 +22,8 @@ pub(super) struct States {
     pub time: Timestamp,
     /// All entries it saw.
     pub total: u64,
+    /// By the nearest census, which alone tells: assured entries, of how many, and when.
+    pub assured: Option<(u64, u64, Timestamp)>,
     pub services: HashMap<ServicePort, Held>,
 }
 
@@ -38,7 +40,9 @@ impl States {
         // Keys beyond the first 2,048 are left out of a recording; their states are not.
         let of_states: u64 = census.details.iter().map(|detail| u64::from(detail.mix.total())).sum();
         let of_services = services.values().map(|held| held.entries).sum();
-        Self { time, total: of_states.max(of_services), services }
+        let total = of_states.max(of_services);
+        let assured = census.details.iter().map(|detail| u64::from(detail.mix.assured)).sum();
+        Self { time, total, assured: (of_states == total).then_some((assured, total, time)), services }
     }
 
     fn of_listing(listing: &StoredListing) -> Self {
@@ -49,7 +53,7 @@ impl States {
             let waiting = found.phases.get(&TimeoutKind::TimeWait);
             held.time_wait += waiting.map_or(0, |bucket| u64::from(bucket.entries));
         }
-        Self { time: listing.at.time, total: listing.entries, services }
+        Self { time: listing.at.time, total: listing.entries, assured: None, services }
     }
 
     /// How far it is from this moment, seconds.
@@ -98,5 +102,7 @@ pub(super) fn nearest(
     let all_interrupted = known.is_none() && of_table().all(|listing| listing.interrupted);
     let listed = of_table().filter(|listing| all_interrupted || !listing.interrupted);
     let all = known.cloned().into_iter().chain(listed.map(States::of_listing));
-    all.min_by(|a, b| a.distance_s(time).total_cmp(&b.distance_s(time)))
+    let mut found = all.min_by(|a, b| a.distance_s(time).total_cmp(&b.distance_s(time)))?;
+    found.assured = found.assured.or_else(|| known?.assured);
+    Some(found)
 }

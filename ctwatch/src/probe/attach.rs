@@ -2,8 +2,10 @@
 //! The kernel does the same when the process dies, however it dies: nothing is pinned.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, PerCpuHashMap, RingBuf};
 use aya::programs::{KProbe, Program, RawTracePoint, TracePoint};
@@ -50,7 +52,8 @@ impl Probe {
     ) -> Result<Self> {
         let mut ebpf = object::load(config, sizes, log_level).map_err(with_remedy)?;
         // Programs first: they hold on to their maps, which are taken out of the object below.
-        load_program(&mut ebpf, "sync")?;
+        let names = plan.attachments.iter().map(|attachment| attachment.program).chain(["sync"]);
+        load_programs(&mut ebpf, &names.collect::<Vec<_>>())?;
         let mut kprobes = Vec::new();
         for attachment in &plan.attachments {
             kprobes.extend(attach(&mut ebpf, attachment, symbols)?);
@@ -191,9 +194,41 @@ fn take(ebpf: &mut Ebpf, name: &str) -> Result<TakenMap> {
     ebpf.take_map(name).map(TakenMap).with_context(|| format!("the eBPF object has no map {name:?}"))
 }
 
+/// Loads these programs, as many at once as there are CPUs: of a start, the kernel's verifier takes the most time.
+fn load_programs(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
+    let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| names.contains(name)).collect();
+    for name in names {
+        ensure!(programs.iter().any(|(one, _)| one == name), "the eBPF object has no program {name:?}");
+    }
+    programs.sort_by_key(|(name, _)| names.iter().position(|one| one == name));
+    let helpers = thread::available_parallelism().map_or(0, |cpus| cpus.get().min(programs.len()) - 1);
+    let queue = Mutex::new(programs.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let load_each = || {
+        while let Some((name, program)) = next() {
+            load(name, program)?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        // Without a helper this thread does it all.
+        let helpers: Vec<_> =
+            (0..helpers).filter_map(|_| thread::Builder::new().spawn_scoped(scope, load_each).ok()).collect();
+        let own = load_each();
+        helpers
+            .into_iter()
+            .map(|helper| helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .fold(own, Result::and)
+    })
+}
+
 fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     let program =
         ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name:?}"))?;
+    load(name, program)
+}
+
+fn load(name: &str, program: &mut Program) -> Result<()> {
     match program {
         Program::KProbe(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
@@ -205,11 +240,10 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     })
 }
 
-/// Attaches one program; a kprobe stays until the descriptor is closed, the others are the object's. The error is a
+/// Attaches one program that is loaded; a kprobe stays until the descriptor is closed, the others are the object's. The error is a
 /// [`HookRefused`] if the kernel refuses this hook alone.
 fn attach(ebpf: &mut Ebpf, attachment: &Attachment, symbols: &Symbols) -> Result<Option<OwnedFd>> {
     let Attachment { program: name, function, kind } = attachment;
-    load_program(ebpf, name)?;
     let program =
         ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name:?}"))?;
     attach_as(program, function, *kind, symbols).map_err(|error| {

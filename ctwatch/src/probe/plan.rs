@@ -202,6 +202,12 @@ pub fn plan(symbols: &Symbols, options: ProbeOptions, config: &mut Config) -> Re
     }
     plan_deletes(symbols, options, config, &mut plan);
     plan.pair(symbols, "gc_worker", ["gc_worker", "gc_worker_return"], "evictions by gc are not seen");
+    if let Some(function) = symbols.function("nf_ct_expect_related_report") {
+        plan.add("expect_related_return", &function.name, HookKind::Kretprobe);
+    } else {
+        let costs = "packets that helpers drop for want of expectations are taken for a firewall's";
+        plan.miss(symbols, "nf_ct_expect_related_report", HookKind::Kretprobe, costs);
+    }
     if options.flows {
         plan_inserts(symbols, options, config, &mut plan);
     }
@@ -307,11 +313,12 @@ mod tests {
         raw_tracepoints: RawTpReentrancy::Skipped,
     };
 
-    const EVERYTHING: [&str; 9] = [
+    const EVERYTHING: [&str; 10] = [
         "nf_hook_slow",
         "early_drop",
         "nf_ct_delete",
         "gc_worker",
+        "nf_ct_expect_related_report",
         "__nf_conntrack_confirm",
         "nf_ct_resolve_clash",
         "nf_conntrack_hash_check_insert",
@@ -343,6 +350,7 @@ mod tests {
                 ("nf_ct_delete", "nf_ct_delete"),
                 ("gc_worker", "gc_worker"),
                 ("gc_worker_return", "gc_worker"),
+                ("expect_related_return", "nf_ct_expect_related_report"),
                 ("nf_conntrack_confirm", "__nf_conntrack_confirm"),
                 ("nf_ct_resolve_clash", "nf_ct_resolve_clash"),
                 ("nf_ct_resolve_clash_return", "nf_ct_resolve_clash"),
@@ -366,6 +374,7 @@ mod tests {
                 ("nf_ct_delete_victims", "nf_ct_delete"),
                 ("gc_worker", "gc_worker"),
                 ("gc_worker_return", "gc_worker"),
+                ("expect_related_return", "nf_ct_expect_related_report"),
                 ("nf_conntrack_pernet_exit", "nf_conntrack_pernet_exit"),
             ]
         );

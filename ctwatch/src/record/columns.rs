@@ -142,6 +142,12 @@ columns! {
     SETTING: SettingColumns = setting [
         id, run, wall_us, mono_us, name, value, before, crc
     ];
+    RULES: RulesColumns = rules [
+        id, run, netns, reason, wall_us, mono_us, size, rules, rules_crc, crc
+    ];
+    NETNS_SETTING: NetnsSettingColumns = netns_setting [
+        id, run, netns, wall_us, mono_us, name, value, before, crc
+    ];
     MACHINE: MachineColumns = machine [
         id, run, reason, wall_us, mono_us, facts, crc
     ];
@@ -162,6 +168,7 @@ mod tests {
     fn the_lists_are_those_of_the_schema() {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(include_str!("schema.sql")).unwrap();
+        connection.execute_batch(include_str!("schema_rules.sql")).unwrap();
         let mut statement =
             connection.prepare("SELECT name FROM sqlite_master WHERE type = 'table'").unwrap();
         let tables: Vec<String> =

@@ -19,6 +19,7 @@ pub mod recorder;
 pub mod replay;
 mod retention;
 pub mod rows;
+pub mod rules;
 mod run;
 pub mod sampler;
 mod schema;

@@ -18,9 +18,10 @@ use super::columns::{
 };
 use super::open::{self, Fault, ReadError, corrupt_row};
 use super::rows::{
-    EndReason, Incident, MachineSnapshot, Names, Notice, Run, RunEnd, Setting, SnapshotReason, StoredListing,
-    netns_checksum,
+    EndReason, Incident, MachineSnapshot, Names, NetnsSetting, Notice, Run, RunEnd, Setting, SnapshotReason,
+    StoredListing, netns_checksum,
 };
+use super::rules::{self, StoredRules};
 use super::{event, listing, run};
 use crate::model::{Loss, NetnsId, WallMono};
 pub(super) use ticks::Numbers;
@@ -158,6 +159,23 @@ impl Recording {
         Ok(listing::read(&self.connection, run).map_err(|error| error.into_fault(&self.path))?)
     }
 
+    /// The rule sets of a run, of each netns in the order they were in force. None where the recorder was one that didn't
+    /// keep them.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn rules(&self, run: i64) -> Result<Vec<StoredRules>> {
+        Ok(rules::read(&self.connection, run).map_err(|error| error.into_fault(&self.path))?)
+    }
+
+    /// The settings of other namespaces than the recorder's when first seen, and every change to them.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn netns_settings(&self, run: i64) -> Result<Vec<NetnsSetting>> {
+        Ok(rules::read_settings(&self.connection, run).map_err(|error| error.into_fault(&self.path))?)
+    }
+
     /// The notices of a run.
     ///
     /// # Errors
@@ -247,6 +265,8 @@ impl Recording {
             self.listings(run.id)?;
             self.notices(run.id)?;
             self.settings(run.id)?;
+            self.rules(run.id)?;
+            self.netns_settings(run.id)?;
             self.machines(run.id)?;
             self.incidents(run.id)?;
             for tick in self.ticks(&run, i64::MIN..=i64::MAX)? {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::delta_encoder::DeltaEncoder;
-use super::rows::{EndReason, Incident, MachineSnapshot, Names, Notice, RunEnd, StoredListing};
+use super::rows::{EndReason, Incident, MachineSnapshot, Names, NetnsSetting, Notice, RunEnd, StoredListing};
+use super::rules::StoredRules;
 use super::sampler::{COARSE, DETAILED, Sampler};
 use super::sysctls::Sysctls;
 use super::tick::Tick;
@@ -132,6 +133,16 @@ impl Recorder {
     pub fn found(&mut self, listing: Option<StoredListing>, facts: MachineSnapshot) {
         self.pending.listings.extend(listing);
         self.pending.facts.push(facts);
+    }
+
+    /// Takes a rule set that is new or changed.
+    pub fn rules(&mut self, rules: StoredRules) {
+        self.pending.rules.push(rules);
+    }
+
+    /// Takes settings of another netns that are new or changed.
+    pub fn netns_settings(&mut self, settings: impl IntoIterator<Item = NetnsSetting>) {
+        self.pending.netns_settings.extend(settings);
     }
 
     /// Takes the sample at the end of an interval.

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use super::Writer;
 use super::open::ReadError;
 use super::reader::{Numbers, Stored, each};
+use super::rules;
 use super::tick::Tick;
 use super::writer::dictionary::Dictionary;
 use super::writer::{TickRow, insert_tick};
@@ -26,6 +27,8 @@ const PAGES: usize = 1024;
 const CHECK_EVERY: u32 = 8;
 /// Steps between two searches for unreferenced owners: each reads all events.
 const OWNERS_EVERY: u32 = 32;
+/// Rule sets take at most this part of the file.
+const RULES_SHARE: u64 = 8;
 /// Seconds per tick at levels 1 to 3.
 const SPANS_S: [i64; 3] = [10, 60, 600];
 /// The level of sums.
@@ -101,6 +104,7 @@ impl Retention {
         let old = now.as_microsecond() - self.limits.keep.as_micros() as i64;
         let mut worked = self.sum_up_old(connection, old)? == Step::Done;
         worked |= drop_old_run(connection, run, old)?;
+        worked |= rules::shrink(connection, self.limits.max_size / RULES_SHARE)?;
         if size(connection)? > self.limits.max_size {
             worked |=
                 self.drop_owners(connection, known_owners)? || self.shrink(connection, run)? == Step::Done;
@@ -366,7 +370,18 @@ fn drop_old_run(connection: &mut Connection, current: i64, old: i64) -> Result<b
     for table in ["census", "event", "slot"] {
         statements.push(format!("DELETE FROM {table} WHERE netns IN {netns}"));
     }
-    for table in ["listing", "setting", "machine", "notice", "incident", "run_end", "tick", "netns"] {
+    for table in [
+        "listing",
+        "setting",
+        "netns_setting",
+        "rules",
+        "machine",
+        "notice",
+        "incident",
+        "run_end",
+        "tick",
+        "netns",
+    ] {
         statements.push(format!("DELETE FROM {table} WHERE run = ?1"));
     }
     statements.push("DELETE FROM run WHERE id = ?1".to_owned());

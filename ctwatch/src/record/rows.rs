@@ -177,6 +177,22 @@ impl Setting {
     }
 }
 
+/// The first reading of a setting in another netns than the recorder's, or a change to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetnsSetting {
+    /// Whose setting.
+    pub netns: NetnsId,
+    /// The setting.
+    pub setting: Setting,
+}
+
+impl NetnsSetting {
+    pub(super) fn checksum(&self, run: i64) -> u32 {
+        let mut digest = Digest::default();
+        digest.int(i64::from(self.netns.packed())).int(i64::from(self.setting.checksum(run))).finish()
+    }
+}
+
 /// Why a snapshot was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotReason {
@@ -184,6 +200,8 @@ pub enum SnapshotReason {
     Start,
     /// A trigger fired.
     Trigger,
+    /// It is not as it was.
+    Changed,
 }
 
 impl SnapshotReason {
@@ -193,13 +211,14 @@ impl SnapshotReason {
         match self {
             Self::Start => "start",
             Self::Trigger => "trigger",
+            Self::Changed => "changed",
         }
     }
 
     /// The reason with this spelling.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Start, Self::Trigger].into_iter().find(|one| one.name() == name)
+        [Self::Start, Self::Trigger, Self::Changed].into_iter().find(|one| one.name() == name)
     }
 }
 

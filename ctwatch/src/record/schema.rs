@@ -7,6 +7,8 @@ use rusqlite::{Connection, Result, params};
 use super::{APPLICATION_ID, SCHEMA};
 
 const TABLES: &str = include_str!("schema.sql");
+/// Tables that came later.
+const LATER: &str = include_str!("schema_rules.sql");
 
 /// Lays out an empty file that nobody else uses yet.
 pub(super) fn lay_out(connection: &mut Connection, version: &str, created: &str) -> Result<()> {
@@ -17,6 +19,7 @@ pub(super) fn lay_out(connection: &mut Connection, version: &str, created: &str)
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", SCHEMA)?;
     transaction.execute_batch(TABLES)?;
+    transaction.execute_batch(LATER)?;
     for (name, value) in
         [("schema", SCHEMA.to_string().as_str()), ("created_by", version), ("created", created)]
     {
@@ -27,6 +30,11 @@ pub(super) fn lay_out(connection: &mut Connection, version: &str, created: &str)
         transaction.execute("INSERT INTO cause VALUES (?1, ?2, ?3)", row)?;
     }
     transaction.commit()
+}
+
+/// Gives a file that an older ctwatch began the tables it lacks.
+pub(super) fn complete(connection: &Connection) -> Result<()> {
+    connection.execute_batch(LATER)
 }
 
 /// A file from elsewhere may contain anything: its schema must run no code, and damaged pages are to be noticed early.

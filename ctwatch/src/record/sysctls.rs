@@ -27,6 +27,11 @@ impl Sysctls {
     /// What is new or changed, in this thread's netns and on the host.
     pub fn changes(&mut self, at: WallMono) -> Vec<Setting> {
         let now = self.read();
+        self.compare(now, at)
+    }
+
+    /// What is new or changed in what [`read_netns`] found.
+    pub fn compare(&mut self, now: BTreeMap<String, String>, at: WallMono) -> Vec<Setting> {
         let mut changes = Vec::new();
         for (name, value) in &now {
             let before = self.seen.get(name);
@@ -51,24 +56,42 @@ impl Sysctls {
     }
 
     fn read(&self) -> BTreeMap<String, String> {
-        let mut found = BTreeMap::new();
-        let folder = self.roots.proc("sys/net/netfilter");
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let file = entry.file_name();
-            let Some(file) = file.to_str().filter(|file| file.starts_with("nf_conntrack_")) else { continue };
-            // A count, not a setting.
-            if file == "nf_conntrack_count" {
-                continue;
-            }
-            if let Ok(value) = std::fs::read_to_string(entry.path()) {
-                found.insert(format!("net.netfilter.{file}"), value.trim().to_owned());
-            }
-        }
+        let mut found = conntrack(&self.roots);
         if let Ok(value) = std::fs::read_to_string(self.roots.sys(HASHSIZE)) {
             found.insert(format!("/sys/{HASHSIZE}"), value.trim().to_owned());
         }
         found
     }
+}
+
+/// conntrack's settings of the netns this thread is in.
+fn conntrack(roots: &Roots) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let folder = roots.proc("sys/net/netfilter");
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let file = entry.file_name();
+        let Some(file) = file.to_str().filter(|file| file.starts_with("nf_conntrack_")) else { continue };
+        // A count, not a setting.
+        if file == "nf_conntrack_count" {
+            continue;
+        }
+        if let Ok(value) = std::fs::read_to_string(entry.path()) {
+            found.insert(format!("net.netfilter.{file}"), value.trim().to_owned());
+        }
+    }
+    found
+}
+
+/// The settings of the netns this thread is in that advice rests on: conntrack's, and those of the ports clients get.
+#[must_use]
+pub fn read_netns(roots: &Roots) -> BTreeMap<String, String> {
+    let mut found = conntrack(roots);
+    for name in ["ip_local_port_range", "ip_local_reserved_ports", "tcp_tw_reuse", "tcp_timestamps"] {
+        if let Ok(value) = std::fs::read_to_string(roots.proc(format!("sys/net/ipv4/{name}"))) {
+            found.insert(format!("net.ipv4.{name}"), value.trim().to_owned());
+        }
+    }
+    found
 }
 
 #[cfg(test)]

@@ -17,7 +17,10 @@ use super::columns::{
     TickColumns, TickFlowColumns, TickLossColumns, TickNetnsColumns,
 };
 use super::full::{DiskFull, lacks_room};
-use super::rows::{Incident, MachineSnapshot, Names, Notice, Run, RunEnd, Setting, StoredListing};
+use super::rows::{
+    Incident, MachineSnapshot, Names, NetnsSetting, Notice, Run, RunEnd, Setting, StoredListing,
+};
+use super::rules::{self, StoredRules};
 use super::tick::{NetnsTick, Tick};
 use super::{Fault, census, event, files, listing, open, run, schema};
 use crate::model::{Loss, NetnsId};
@@ -47,6 +50,10 @@ pub struct Batch {
     pub facts: Vec<MachineSnapshot>,
     /// Tables listed entry by entry.
     pub listings: Vec<StoredListing>,
+    /// Rule sets that are new or changed.
+    pub rules: Vec<StoredRules>,
+    /// Changed settings of other namespaces.
+    pub netns_settings: Vec<NetnsSetting>,
     /// Notices.
     pub notices: Vec<Notice>,
     /// Incidents that began, continued or ended.
@@ -95,6 +102,7 @@ impl Writer {
         connection.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
         connection.pragma_update(None, "cache_size", -4096)?;
         connection.set_prepared_statement_cache_capacity(32);
+        schema::complete(&connection)?;
         let next_tick = next_tick(&connection)?;
         let id = run::insert(&connection, run, next_tick)
             .with_context(|| format!("writing the start of a run to {}", path.display()))?;
@@ -149,7 +157,18 @@ impl Writer {
     }
 
     fn write_whole(&mut self, batch: &Batch) -> rusqlite::Result<()> {
-        let Batch { tick, names, events, settings, facts, listings, notices, incidents } = batch;
+        let Batch {
+            tick,
+            names,
+            events,
+            settings,
+            facts,
+            listings,
+            rules,
+            netns_settings,
+            notices,
+            incidents,
+        } = batch;
         let Self { connection, run, next_tick, dictionary, .. } = self;
         let (run, id) = (*run, *next_tick);
         let transaction = connection.transaction()?;
@@ -169,6 +188,14 @@ impl Writer {
         for one in listings {
             let netns = dictionary.netns(&transaction, one.netns)?;
             listing::insert(&transaction, run, netns, one)?;
+        }
+        for one in rules {
+            let netns = dictionary.netns(&transaction, one.netns)?;
+            rules::insert(&transaction, run, netns, one)?;
+        }
+        for one in netns_settings {
+            let netns = dictionary.netns(&transaction, one.netns)?;
+            rules::insert_setting(&transaction, run, netns, one)?;
         }
         for setting in settings {
             insert_setting(&transaction, run, setting)?;

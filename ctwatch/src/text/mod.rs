@@ -3,6 +3,7 @@
 
 mod duration;
 mod layout;
+pub mod shell;
 mod size;
 mod style;
 

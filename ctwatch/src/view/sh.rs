@@ -1,12 +1,16 @@
-//! Advice as a script: it does nothing unless called with `now`, `keep` or `undo`.
-//! Commands come from the advice unchanged; this only adds the frame and comments.
+//! Advice as a script: it does nothing unless it is told to, and `try` takes back by itself what isn't confirmed.
+//! Commands come from the advice unchanged; every other value is quoted. What the script does is in way_back.sh.
 
 use std::io::{self, Write};
 
 use crate::advise::items::Item;
 use crate::advise::report::Advice;
+use crate::text::shell::{one_line, quote};
 use crate::text::thousands;
 use crate::view::text::advice::after_idle;
+
+/// The part that is the same in every script.
+const WAY_BACK: &str = include_str!("way_back.sh");
 
 /// Writes the script of these items.
 ///
@@ -15,74 +19,127 @@ use crate::view::text::advice::after_idle;
 pub fn write(mut out: impl Write, report: &Advice, items: &[&Item]) -> io::Result<()> {
     let name = report.name.as_deref().unwrap_or("an unnamed netns");
     writeln!(out, "#!/bin/sh")?;
-    writeln!(
-        out,
-        "# Written by ctwatch {} at {:.0} for {name}, Linux {}.",
-        report.version, report.time, report.kernel_release
+    comment(
+        &mut out,
+        &format!(
+            "Written by ctwatch {} at {:.0} for {name}, Linux {}.",
+            report.version, report.time, report.kernel_release
+        ),
     )?;
-    writeln!(out, "# sh FILE now    apply until the next reboot")?;
-    writeln!(out, "# sh FILE keep   make it persistent (run `now` first)")?;
-    writeln!(out, "# sh FILE undo   restore the settings found when this was written")?;
+    comment(&mut out, "sh FILE             its pieces, and how to use it")?;
+    comment(
+        &mut out,
+        "sh FILE try PIECE   apply one, watch, and take it back unless confirmed within a minute",
+    )?;
     writeln!(out, "set -u")?;
-    for item in items {
-        writeln!(out)?;
-        comment(&mut out, &format!("{}: {}", item.id, item.title))?;
-        comment(&mut out, &format!("  why: {}", item.evidence))?;
-        comment(&mut out, &format!("  risk, {}: {}", level(item), item.risk_text))?;
-        comment(
-            &mut out,
-            &format!(
-                "  effect: {} entries of {}, {} just before garbage collection",
-                thousands(item.after.entries() as u64),
-                thousands(item.after.max.into()),
-                thousands(item.after.peak as u64)
-            ),
-        )?;
-        if let Some(idle) = after_idle(&item.after) {
-            comment(&mut out, &format!("  {idle}"))?;
-        }
-        for note in &item.notes {
-            comment(&mut out, &format!("  {note}"))?;
-        }
-        if !item.settings.is_empty() {
-            comment(&mut out, "  cannot be scripted; set by hand:")?;
-        }
-        for setting in &item.settings {
-            comment(&mut out, &format!("    {setting}"))?;
-        }
+    for (number, item) in (1..).zip(items) {
+        piece(&mut out, number, item)?;
     }
-    let of = |part: fn(&Item) -> &Vec<String>| -> Vec<String> {
-        items.iter().flat_map(|item| part(item).iter().cloned()).collect()
-    };
-    function(&mut out, "now", "set -e", &of(|item| &item.commands.now))?;
-    function(&mut out, "keep", "set -e", &of(|item| &item.commands.keep))?;
-    let undo: Vec<String> = items.iter().rev().flat_map(|item| item.commands.undo.iter().cloned()).collect();
-    function(&mut out, "undo", "", &undo)?;
+    table(&mut out, items)?;
+    // The prefix is a command of ours with its one foreign word quoted.
+    writeln!(out, "\n# Where its commands act.\nenter() {{\n    {}\"$@\"\n}}", report.enter)?;
+    out.write_all(WAY_BACK.as_bytes())
+}
+
+/// What is known of a piece, and its commands.
+fn piece(out: &mut impl Write, number: usize, item: &Item) -> io::Result<()> {
     writeln!(out)?;
-    writeln!(out, "case \"${{1:-}}\" in")?;
-    writeln!(out, "now | keep | undo) \"$1\" ;;")?;
-    writeln!(out, "*)")?;
-    writeln!(out, "    echo \"usage: sh $0 now|keep|undo\" >&2")?;
-    writeln!(out, "    exit 2")?;
-    writeln!(out, "    ;;")?;
-    writeln!(out, "esac")
+    comment(out, &format!("{number}. {}: {}", item.id, item.title))?;
+    comment(out, &format!("  why: {}", item.evidence))?;
+    comment(out, &format!("  risk, {}: {}", level(item), item.risk_text))?;
+    comment(
+        out,
+        &format!(
+            "  effect: {} entries of {}, {} just before garbage collection",
+            thousands(item.after.entries() as u64),
+            thousands(item.after.max.into()),
+            thousands(item.after.peak as u64)
+        ),
+    )?;
+    if let Some(idle) = after_idle(&item.after) {
+        comment(out, &format!("  {idle}"))?;
+    }
+    for objection in &item.refused {
+        comment(out, &format!("  refused: {}: {}", objection.text, objection.located_rule()))?;
+    }
+    for note in &item.notes {
+        comment(out, &format!("  {note}"))?;
+    }
+    if !item.settings.is_empty() {
+        comment(out, "  cannot be scripted; set by hand:")?;
+    }
+    for setting in &item.settings {
+        comment(out, &format!("    {setting}"))?;
+    }
+    function(out, &format!("now_{number}"), &item.commands.now)?;
+    function(out, &format!("keep_{number}"), &item.commands.keep)?;
+    function(out, &format!("undo_{number}"), &item.commands.undo)
+}
+
+/// Which pieces there are, and what they are called.
+fn table(out: &mut impl Write, items: &[&Item]) -> io::Result<()> {
+    let numbered = || (1..).zip(items);
+    writeln!(out, "\n# The number of a piece.\npick() {{\n    case \"$1\" in")?;
+    if items.len() == 1 {
+        writeln!(out, "    '') echo 1 ;;")?;
+    }
+    for (number, item) in numbered() {
+        writeln!(out, "    {number} | {}) echo {number} ;;", quote(&item.id))?;
+    }
+    writeln!(out, "    *) return 1 ;;\n    esac\n}}")?;
+    writeln!(out, "\ntitle() {{\n    case \"$1\" in")?;
+    for (number, item) in numbered() {
+        let title = quote(&one_line(&format!("{}: {}", item.id, item.title)));
+        writeln!(out, "    {number}) printf '%s\\n' {title} ;;")?;
+    }
+    writeln!(out, "    *) return 1 ;;\n    esac\n}}")?;
+    let able: Vec<String> = numbered()
+        .filter(|(_, item)| !item.commands.now.is_empty())
+        .map(|(number, _)| number.to_string())
+        .collect();
+    writeln!(out, "\nhas_commands() {{\n    case \"$1\" in")?;
+    if !able.is_empty() {
+        writeln!(out, "    {}) return 0 ;;", able.join(" | "))?;
+    }
+    writeln!(out, "    *) return 1 ;;\n    esac\n}}")?;
+    writeln!(out, "\nlist() {{")?;
+    if items.is_empty() {
+        writeln!(out, "    echo 'there is no piece: nothing was advised that commands can do'")?;
+    }
+    for (number, item) in numbered() {
+        let by_hand = match (item.commands.now.is_empty(), item.refused.is_empty()) {
+            (false, _) => "",
+            (true, true) => " (by hand)",
+            (true, false) => " (refused)",
+        };
+        let line = one_line(&format!("{number}  {}: {}{by_hand}", item.id, item.title));
+        writeln!(out, "    printf '%s\\n' {}", quote(&line))?;
+    }
+    writeln!(out, "}}")
 }
 
 fn level(item: &Item) -> String {
     format!("{:?}", item.risk).to_lowercase()
 }
 
+/// A comment of one line, whatever the text holds.
 fn comment(out: &mut impl Write, text: &str) -> io::Result<()> {
-    text.lines().try_for_each(|line| writeln!(out, "# {line}"))
+    writeln!(out, "# {}", one_line(text))
 }
 
-fn function(out: &mut impl Write, name: &str, first: &str, lines: &[String]) -> io::Result<()> {
+fn function(out: &mut impl Write, name: &str, commands: &[String]) -> io::Result<()> {
     writeln!(out)?;
     writeln!(out, "{name}() {{")?;
     // A function may not be empty.
-    writeln!(out, "    {}", if first.is_empty() { ":" } else { first })?;
-    for line in lines.iter().flat_map(|line| line.lines()) {
-        writeln!(out, "{}{line}", if line.starts_with(' ') { "" } else { "    " })?;
+    writeln!(out, "    :")?;
+    for command in commands {
+        // What is for the reader holds words of rules: no line of it may become a command.
+        if command.starts_with('#') {
+            writeln!(out, "    {}", one_line(command))?;
+            continue;
+        }
+        // As it is: a line break may be part of a word.
+        writeln!(out, "    {command}")?;
     }
     writeln!(out, "}}")
 }

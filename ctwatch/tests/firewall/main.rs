@@ -9,6 +9,7 @@ use ctwatch::firewall::{Dump, ExemptTarget, Firewall, HostFacts, ObjectionKind, 
 use ctwatch::kernel::roots::Roots;
 use ctwatch::model::Protocol;
 
+mod many;
 mod stateless;
 mod verdicts;
 
@@ -190,11 +191,22 @@ fn the_advice_speaks_the_tool_whose_rules_are_in_force() {
     };
     assert_eq!(parsed(&only_iptables).preferred_tool(), Tool::Iptables);
     let legacy = Dump {
-        saves: vec![save("ufw.v4.legacy-save.txt", false, true)],
+        saves: vec![Save {
+            tool: "iptables-legacy-save".to_owned(),
+            ipv6: false,
+            legacy: true,
+            text: printed("ufw.v4.legacy-save.txt"),
+        }],
         tools: Tools { nft: true, iptables: true, ip6tables: true },
         ..Dump::default()
     };
-    assert_eq!(parsed(&legacy).preferred_tool(), Tool::Iptables, "nf_tables may not be loaded");
+    assert_eq!(parsed(&legacy).preferred_tool(), Tool::Iptables, "nf_tables isn't loaded");
+    let web = ExemptTarget { proto: Protocol::TCP, port: 80, scope: Scope::Served };
+    let commands = parsed(&legacy).notrack_commands(&web, Tool::Iptables);
+    assert!(
+        commands.now[0].starts_with("iptables-legacy "),
+        "the other variant would load nf_tables: {commands:?}"
+    );
     assert_eq!(parsed(&Dump::default()).preferred_tool(), Tool::Nft);
 
     // What loaded modules leave behind are tables without rules.
@@ -242,7 +254,9 @@ fn the_commands_exempt_both_directions_and_both_families_and_undo_takes_back_eac
     let request = format!("{way} -p tcp --dport 80 -m comment --comment {name} -j CT --notrack");
     assert_eq!(
         iptables.now[0],
-        format!("iptables -w -t raw -C PREROUTING {request} 2> /dev/null || iptables -w -t raw -I PREROUTING {request}")
+        format!(
+            "iptables -w -t raw -C PREROUTING {request} 2> /dev/null || iptables -w -t raw -I PREROUTING {request}"
+        )
     );
     assert_eq!(iptables.now.len(), 4);
     assert!(iptables.now[2..].iter().all(|line| line.starts_with("ip6tables ")));
@@ -250,4 +264,14 @@ fn the_commands_exempt_both_directions_and_both_families_and_undo_takes_back_eac
         let (_, insert) = add.split_once(" || ").expect("it is added once");
         assert_eq!(format!("while {} 2> /dev/null; do :; done", insert.replace(" -I ", " -D ")), *delete);
     }
+}
+
+#[test]
+fn what_is_refused_today_for_its_direction_would_be_let_in() {
+    let text = "*filter\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -m conntrack --ctdir ORIGINAL -j DROP\n\
+                -A OUTPUT -m connlimit --connlimit-above 4000 --connlimit-mask 32 --connlimit-saddr -j ACCEPT\nCOMMIT\n";
+    let save = Save { tool: "iptables-save".to_owned(), ipv6: false, legacy: true, text: text.to_owned() };
+    let firewall = parsed(&Dump { saves: vec![save], ..Dump::default() });
+    let found = kinds(&firewall, Protocol::TCP, 8080, Scope::Loopback);
+    assert!(found.contains(&OpensAccess), "{found:?}");
 }

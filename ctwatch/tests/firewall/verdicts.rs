@@ -98,7 +98,7 @@ fn a_port_published_by_docker_is_refused() {
     check(
         &iptables_nft("docker.v4"),
         &[
-            (TCP, 6379, Served, &[PublishedPort, NatRule]),
+            (TCP, 6379, Served, &[PublishedPort]),
             (TCP, 6379, Loopback, &[PublishedPort]),
             (TCP, 80, Served, &[]),
             // The host's flows to its own address on the bridge are translated.
@@ -136,7 +136,7 @@ fn kube_proxy_publishes_what_its_services_name() {
             &[
                 (TCP, 6379, Loopback, &[]),
                 (TCP, 30_379, Served, &[PublishedPort]),
-                (UDP, 53, Outgoing, &[PublishedPort, NatRule]),
+                (UDP, 53, Outgoing, &[PublishedPort]),
                 (TCP, 443, Outgoing, &[]),
                 (TCP, 443, Served, &[]),
             ],
@@ -149,13 +149,13 @@ fn translations_helpers_marks_and_limits_are_objections() {
     check(
         &nft("mixed"),
         &[
-            (TCP, 8080, Served, &[NatRule, ConnectionMark]),
+            (TCP, 8080, Served, &[NatRule]),
             (TCP, 8080, Loopback, &[ConnectionMark]),
-            (TCP, 8081, Loopback, &[NatRule, ConnectionMark]),
+            (TCP, 8081, Loopback, &[NatRule]),
             (TCP, 5432, Served, &[NatRule, ConnectionMark]),
             (TCP, 7000, Served, &[NatRule, ConnectionMark]),
-            (TCP, 9091, Served, &[NatRule, ConnectionMark]),
-            (TCP, 3128, Served, &[NatRule, ConnectionMark]),
+            (TCP, 9091, Served, &[NatRule]),
+            (TCP, 3128, Served, &[NatRule]),
             (TCP, 21, Served, &[Helper, ConnectionMark]),
             (TCP, 8443, Served, &[NatRule, ConnectionMark, OpensAccess, Unknown]),
             (TCP, 9999, Loopback, &[ConnectionMark]),

@@ -191,7 +191,8 @@ fn anonymized_it_tells_nobody_and_still_fits_together() {
     let path = recording(folder.path(), 12);
     let file = path.to_str().unwrap();
     let plain = exported(&[file, "--to", "ndjson"]);
-    let known = ["10.1.0.", "fdfd:fdfd", "2020:2020", "nginx", "web1", "host1", "f00", "cpus"];
+    let known =
+        ["10.1.0.", "fdfd:fdfd", "2020:2020", "nginx", "web1", "host1", "f00", "cpus", "acme", "203.0.113.9"];
     assert!(known.iter().all(|word| plain.contains(word)));
     let hidden = exported(&[file, "--to", "ndjson", "--anonymize=a key"]);
     for word in known {
@@ -212,6 +213,16 @@ fn anonymized_it_tells_nobody_and_still_fits_together() {
         let rows = text.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
         rows.filter(|row| row["type"] == "drops").map(|row| row[field].to_string()).collect()
     };
+    // That there were rules stays, without a word of them.
+    let rules = |text: &str| -> Vec<Json> {
+        let rows = text.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+        rows.filter(|row| row["type"] == "rules").collect()
+    };
+    assert!(rules(&plain)[0]["rules"].as_str().is_some_and(|text| text.contains("acme-1")));
+    assert_eq!(
+        (&rules(&hidden)[0]["rules"], rules(&hidden)[0]["bytes"].as_i64().is_some()),
+        (&Json::Null, true)
+    );
     assert_eq!(drops(&plain, "time"), drops(&hidden, "time"));
     // All IPv4 sources are in one /24, before and after.
     let networks = |text: &str| {

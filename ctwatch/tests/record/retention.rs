@@ -162,3 +162,40 @@ fn processes_that_are_named_no_more_make_room_before_an_incident_does() {
     assert!(size < 3 << 20, "{size} bytes");
     Recording::open(&path).unwrap().verify().unwrap();
 }
+
+#[test]
+fn the_oldest_rules_go_first_and_those_of_an_incident_and_the_newest_stay() {
+    use super::synthetic::rules;
+    use ctwatch::record::rows::SnapshotReason::{Changed, Start};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let heavy = |second, occasion| {
+        let mut stored = rules(second, occasion);
+        // Such as nothing compresses.
+        stored.rules.as_mut().unwrap().bytes =
+            (0..4096_u32).flat_map(|n| (n * second as u32).to_le_bytes()).collect();
+        stored
+    };
+    // Each takes 16 KiB, and all may take 64.
+    let mut retention = Retention::new(RetentionLimits { max_size: 8 * (64 << 10), ..NEVER });
+    for second in 1..=64 {
+        let mut batch = Batch { tick: batch(second).tick, ..Batch::default() };
+        if second % 8 == 1 {
+            let occasion = if second == 1 { Start } else { Changed };
+            batch.rules = vec![heavy(second, occasion)];
+        }
+        if second == 20 {
+            batch.incidents = vec![incident(20)];
+        }
+        writer.write(&batch).unwrap();
+        retention.step(&mut writer, at(second).time).unwrap();
+    }
+    drop(writer);
+    let recording = Recording::open(&path).unwrap();
+    recording.verify().unwrap();
+    let kept: Vec<_> = recording.rules(1).unwrap().iter().map(|one| one.rules.is_some()).collect();
+    // Read at 1, 9, 17 (in force at the incident), 25, … 57.
+    assert_eq!(kept, [false, false, true, false, false, true, true, true]);
+    assert_eq!(recording.rules(1).unwrap()[0].occasion, Start);
+}

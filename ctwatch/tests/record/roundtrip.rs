@@ -3,11 +3,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use ctwatch::model::Name;
-use ctwatch::record::rows::{EndReason, RunEnd};
+use ctwatch::record::rows::{EndReason, RunEnd, SnapshotReason};
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
 
-use super::synthetic::{at, batch, incident, listing, loss, run, tick, write};
+use super::synthetic::{at, batch, incident, listing, loss, rules, run, tick, write};
 
 #[test]
 fn everything_comes_back_as_it_was_written() {
@@ -57,6 +57,11 @@ fn everything_comes_back_as_it_was_written() {
         listed(1)
     );
     assert_eq!(recording.settings(1).unwrap()[1].before.as_deref(), Some("1"));
+    let kept: Vec<_> = [1, 26, 51].map(|second| rules(second, SnapshotReason::Start)).into();
+    assert_eq!(recording.rules(1).unwrap(), kept);
+    assert!(kept[0].rules.as_ref().unwrap().unpack().unwrap().contains("203.0.113.9"));
+    let settings = recording.netns_settings(1).unwrap();
+    assert_eq!((settings.len(), settings[0].setting.value.as_deref()), (3, Some("2")));
     assert_eq!(recording.notices(1).unwrap().len(), 3);
     assert_eq!(recording.machines(1).unwrap().len(), 3);
     assert_eq!(recording.incidents(1).unwrap(), [(1, ceased)]);
@@ -134,4 +139,27 @@ fn the_queries_of_the_docs_run_as_written() {
             sqlite.query_row(&format!("SELECT count(*) FROM {view}"), [], |row| row.get(0)).unwrap();
         assert!(count >= 60, "{view}");
     }
+}
+
+#[test]
+fn a_file_from_before_rules_were_kept_is_read_and_goes_on_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let end = RunEnd { at: at(10), reason: EndReason::Signal, last_tick: 10 };
+    write(&path, 10).end(&end).unwrap();
+    // As an older ctwatch left it.
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute_batch("DROP TABLE rules; DROP TABLE netns_setting").unwrap();
+    drop(connection);
+    let old = Recording::open(&path).unwrap();
+    old.verify().unwrap();
+    assert!(old.rules(1).unwrap().is_empty() && old.netns_settings(1).unwrap().is_empty());
+    drop(old);
+    let mut writer = Writer::open(&path, &run()).unwrap();
+    writer.write(&batch(1)).unwrap();
+    drop(writer);
+    let recording = Recording::open(&path).unwrap();
+    recording.verify().unwrap();
+    assert!(recording.rules(1).unwrap().is_empty());
+    assert_eq!(recording.rules(2).unwrap(), [rules(1, SnapshotReason::Start)]);
 }

@@ -11,8 +11,10 @@ use ctwatch::model::{
     Census, CensusKey, Direction, EntryState, Flow, FlowOffset, KernelCounters, Loss, Name, Owner,
     PortDetail, ProcessId, Protocol, Role, TableEntry as Entry, TimeoutKind, Timeouts, Tuple, WallMono,
 };
-use ctwatch::record::rows::Names;
-use ctwatch::record::rows::{Incident, MachineSnapshot, Notice, Run, Setting, SnapshotReason, StoredListing};
+use ctwatch::record::rows::{
+    Incident, MachineSnapshot, Names, NetnsSetting, Notice, Run, Setting, SnapshotReason, StoredListing,
+};
+use ctwatch::record::rules::{Packed, StoredRules};
 use ctwatch::record::tick::Tick;
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
@@ -121,8 +123,25 @@ pub fn batch(second: i64) -> Batch {
             json: "{\"cpus\":2}".to_owned(),
         }];
         batch.listings = vec![listing(second)];
+        batch.rules = vec![rules(second, SnapshotReason::Start)];
+        batch.netns_settings = vec![NetnsSetting {
+            netns: HOST,
+            setting: Setting {
+                at: at(second),
+                name: "net.ipv4.tcp_tw_reuse".to_owned(),
+                value: Some("2".to_owned()),
+                before: None,
+            },
+        }];
     }
     batch
+}
+
+/// As `advise` packs them: with an address and a name.
+pub fn rules(second: i64, occasion: SnapshotReason) -> StoredRules {
+    let text = format!("-A acme-{second} -s 203.0.113.9 -j ACCEPT\n");
+    let packed = Packed::new(&serde_json::json!({ "dump": { "saves": [text] } })).unwrap();
+    StoredRules { netns: HOST, at: at(second), occasion, rules: Some(packed) }
 }
 
 pub fn listing(second: i64) -> StoredListing {
@@ -184,6 +203,7 @@ pub fn all_of(path: &Path) -> anyhow::Result<String> {
             listings.iter().map(|one| (one.at, one.entries)).collect::<Vec<_>>()
         );
         text += &format!("{:?}\n{:?}\n", recording.notices(run.id)?, recording.settings(run.id)?);
+        text += &format!("{:?}\n{:?}\n", recording.rules(run.id)?, recording.netns_settings(run.id)?);
         text += &format!("{:?}\n{:?}\n", recording.machines(run.id)?, recording.incidents(run.id)?);
     }
     Ok(text)

@@ -4,8 +4,9 @@
 use crate::fixtures::{HOST, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
 use ctwatch::advise::case::{Case, Firewall, ServiceFacts};
-use ctwatch::advise::demand::{Demand, Residence, Service};
+use ctwatch::advise::demand::{Basis, Demand, Residence, Service};
 use ctwatch::advise::gc::Gc;
+use ctwatch::advise::netns_commands::NetnsCommands;
 use ctwatch::advise::report::{Advice, Source, report};
 use ctwatch::advise::target::ServiceTarget;
 use ctwatch::firewall::{Commands, Objection, ObjectionKind};
@@ -13,6 +14,7 @@ use ctwatch::machine::table::{EntrySize, Module, SizeSource, Sizes, TableLimits}
 use ctwatch::machine::{BootSettings, Machine, Manager, Memory, managers};
 use ctwatch::model::{Direction, NetnsId, Protocol, TimeoutHistogram, TimeoutKind};
 use ctwatch::view::{View, sh};
+use proptest::strategy::Strategy as _;
 
 fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Service {
     let entries = (per_s * 60.0) as u32;
@@ -30,16 +32,26 @@ fn service(port: u16, direction: Direction, per_s: f64, held_back: f64) -> Servi
         refused_per_s: per_s * (held_back - 1.0) * 2.0,
         backlog_factor: held_back,
         residences: vec![
-            Residence { phase: TimeoutKind::TimeWait, timeout: 120, entries, idle, per_s: per_s * held_back },
+            Residence {
+                phase: TimeoutKind::TimeWait,
+                timeout: 120,
+                entries,
+                idle,
+                per_s: per_s * held_back,
+                assumed: false,
+            },
             Residence {
                 phase: TimeoutKind::Established,
                 timeout: 432_000,
                 entries: 40,
                 idle: talking,
                 per_s,
+                assumed: false,
             },
         ],
         pairs: Some(1),
+        earlier: None,
+        basis: Basis::Measured,
     }
 }
 
@@ -107,11 +119,15 @@ fn story() -> Case {
             max: 65_536,
             ephemeral: Some(28_232),
             gc: Gc::default(),
+            unevictable: Some(40),
         },
         timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(),
         times: 2.0,
+        ways_in: Vec::new(),
         netns_prefix: String::new(),
+        is_away_from_host: false,
+        is_kept_at_boot: true,
         firewall: Firewall {
             nat: true,
             tracking: vec!["inet filter input: ct state established accept".to_owned()],
@@ -188,21 +204,124 @@ fn the_story_in_json() {
     golden("advice.ndjson", &json(|view: &mut dyn View| view.advice(&advice(&story(), None)).unwrap()));
 }
 
-#[test]
-fn a_script_tries_keeps_and_undoes_what_was_chosen() {
-    let report = advice(&story(), None);
-    let chosen: Vec<_> =
-        report.items.iter().filter(|item| ["max", "reuse-6379-tcp-lo"].contains(&item.id.as_str())).collect();
+/// The script of these pieces.
+fn script(report: &Advice, ids: &[&str]) -> String {
+    let chosen: Vec<_> = report.items.iter().filter(|item| ids.contains(&item.id.as_str())).collect();
     let mut script = Vec::new();
-    sh::write(&mut script, &report, &chosen).expect("memory is writable");
-    let script = String::from_utf8(script).expect("UTF-8");
+    sh::write(&mut script, report, &chosen).expect("memory is writable");
+    String::from_utf8(script).expect("UTF-8")
+}
+
+/// The shells that are here: dash or whatever sh is, bash as sh, busybox.
+fn shells() -> Vec<&'static [&'static str]> {
+    let all: [&[&str]; 4] = [&["sh"], &["dash"], &["bash", "--posix"], &["busybox", "sh"]];
+    let path = std::env::var_os("PATH").expect("there is a PATH");
+    let is_here =
+        |shell: &&[&str]| std::env::split_paths(&path).any(|folder| folder.join(shell[0]).is_file());
+    all.into_iter().filter(is_here).collect()
+}
+
+fn ran(shell: &[&str], script: &str, arguments: &[&str]) -> std::process::Output {
+    let mut command = std::process::Command::new(shell[0]);
+    command.args(&shell[1..]).args(["-c", script, "advice.sh"]).args(arguments);
+    command.output().expect("a shell runs")
+}
+
+#[test]
+fn a_script_lists_its_pieces_and_does_nothing_unless_it_is_told() {
+    let report = advice(&story(), None);
+    let script = script(&report, &["max", "reuse-6379-tcp-lo", "notrack-443-tcp-in"]);
     golden("advice.sh", &script);
-    // The shell reads it, and does nothing unless it is told.
-    let run = |arguments: &[&str]| {
-        let mut command = std::process::Command::new("sh");
-        command.args(["-c", &script, "advice.sh"]).args(arguments);
-        command.output().expect("sh runs")
-    };
-    assert_eq!(run(&[]).status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&run(&["later"]).stderr).contains("now|keep|undo"));
+    for shell in shells() {
+        for arguments in
+            [&[][..], &["later"], &["now"], &["now", "4"], &["try", "time_wait"], &["try", "max; id"]]
+        {
+            let output = ran(shell, &script, arguments);
+            assert_eq!(output.status.code(), Some(2), "{shell:?} {arguments:?}: {output:?}");
+            let (said, usage) =
+                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(said.contains("2  max: raise nf_conntrack_max"), "{said}");
+            assert!(
+                said.contains("reuse-6379-tcp-lo")
+                    && said.contains("(by hand)")
+                    && said.contains("(refused)")
+            );
+            assert!(usage.contains("try PIECE") && usage.contains("rollback"), "{usage}");
+        }
+        // What nobody can apply says so.
+        let output = ran(shell, &script, &["now", "reuse-6379-tcp-lo"]);
+        assert!(
+            output.status.success() && String::from_utf8_lossy(&output.stdout).contains("nothing to apply")
+        );
+    }
+}
+
+/// With commands that only print their arguments, each behind a NUL.
+fn harmless(script: &str) -> String {
+    let print = "{ printf '%s\\0' \"$@\"; }";
+    let fakes: String =
+        ["sysctl", "mkdir", "rm", "nsenter", "nft"].map(|name| format!("{name}() {print}\n")).concat();
+    script.replacen("set -u\n", &format!("set -u\n{fakes}"), 1)
+}
+
+fn arguments(output: &[u8]) -> Vec<String> {
+    let words = output.split(|byte| *byte == 0).map(|word| String::from_utf8(word.to_vec()).expect("UTF-8"));
+    words.collect()
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+    /// Names of files, of a netns, of programs, rules and hosts, as a recording from elsewhere may hold them.
+    #[test]
+    fn no_name_reaches_the_shell_but_as_one_word(
+        name in proptest::prop_oneof![
+            proptest::collection::vec(proptest::sample::select(vec![
+                "'", "\"", "\\", "$(touch /tmp/ctwatch-was-here)", "`id`", ";", "&", "|", "\n", "\r", " ", "*", "~", "#", "!",
+                "{", "}", "<", ">", "(", ")", "-", "a", "é", "\u{1b}[2J", "EOF", "\nEOF\n", "$HOME", "${x}", "esac\n", ";;",
+            ]), 1..8).prop_map(|parts| parts.concat()),
+            proptest::prelude::any::<String>(),
+        ],
+    ) {
+        let name = name.replace('\0', "");
+        let mut case = story();
+        case.machine.kernel_release = name.clone();
+        case.machine.settings.new_sysctl_file = format!("/etc/sysctl.d/{name}.conf").into();
+        case.machine.settings.new_modprobe_file = format!("/etc/modprobe.d/{name}").into();
+        for facts in case.facts.values_mut() {
+            facts.server = Some(name.clone());
+            facts.clients = vec![name.clone()];
+            facts.reuse = Some((name.clone(), vec![name.clone()]));
+            for objection in &mut facts.objections {
+                (objection.rule, objection.place, objection.text) = (name.clone(), name.clone(), name.clone());
+            }
+        }
+        let inside = NetnsCommands::inside(std::path::Path::new(&format!("/run/netns/{name}")), NetnsId::from_packed(7));
+        for prefix in [String::new(), inside.enter] {
+            case.netns_prefix = prefix.clone();
+            let mut report = advice(&case, None);
+            report.name = Some(name.clone());
+            let ids: Vec<&str> = report.items.iter().map(|item| item.id.as_str()).collect();
+            let script = harmless(&script(&report, &ids));
+            for shell in shells() {
+                let keep = ran(shell, &script, &["undo", "time_wait"]);
+                proptest::prop_assert!(keep.status.success(), "{:?}: {}", shell, String::from_utf8_lossy(&keep.stderr));
+                proptest::prop_assert!(keep.stderr.is_empty(), "{:?}: {}", shell, String::from_utf8_lossy(&keep.stderr));
+                let set = ["-w", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=120"].map(str::to_owned);
+                let expected: Vec<String> = if prefix.is_empty() {
+                    let file = format!("/etc/sysctl.d/{name}-time_wait.conf");
+                    let module = "/etc/modules-load.d/ctwatch-time_wait.conf".to_owned();
+                    set.into_iter().chain(["-f".to_owned(), file, "-f".to_owned(), module, String::new()]).collect()
+                } else {
+                    let enter = [format!("--net=/run/netns/{name}"), "sysctl".to_owned()];
+                    enter.into_iter().chain(set).chain([String::new()]).collect()
+                };
+                proptest::prop_assert_eq!(arguments(&keep.stdout), expected, "{:?}", shell);
+                // Titles and lists hold names, too.
+                let list = ran(shell, &script, &[]);
+                proptest::prop_assert_eq!(list.status.code(), Some(2));
+                proptest::prop_assert_eq!(list.stdout.iter().filter(|byte| **byte == b'\n').count(), ids.len());
+            }
+        }
+        proptest::prop_assert!(!std::path::Path::new("/tmp/ctwatch-was-here").exists());
+    }
 }

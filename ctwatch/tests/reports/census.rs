@@ -29,12 +29,26 @@ fn story() -> Vec<TableEntry> {
     for index in 0..5_481_u32 {
         let redis = entry("127.0.0.1", "127.0.0.1", TCP, 6379);
         let tcp_state = if index % 33 == 0 { 3 } else { 7 };
-        entries.push(TableEntry { tcp_state, assured: true, seen_reply: true, left: index % 120, ..redis });
+        entries.push(TableEntry {
+            tcp_state,
+            assured: true,
+            unevictable: true,
+            seen_reply: true,
+            left: index % 120,
+            ..redis
+        });
     }
     for index in 0..1_926_u32 {
         let client = format!("198.51.100.{}", index % 200);
         let web = entry(&client, "192.0.2.7", TCP, if index % 3 == 0 { 443 } else { 80 });
-        let established = TableEntry { tcp_state: 3, assured: true, seen_reply: true, left: 431_990, ..web };
+        let established = TableEntry {
+            tcp_state: 3,
+            assured: true,
+            unevictable: true,
+            seen_reply: true,
+            left: 431_990,
+            ..web
+        };
         entries.push(if index % 5 == 0 {
             TableEntry { tcp_state: 1, left: 100, ..web }
         } else {
@@ -48,6 +62,7 @@ fn story() -> Vec<TableEntry> {
     entries.push(TableEntry {
         sctp_state: 4,
         assured: true,
+        unevictable: true,
         ..entry("192.0.2.7", "203.0.113.2", 132, 38_412)
     });
     entries

@@ -125,6 +125,8 @@ fn usage_errors() {
         "advise --window 1s",
         "advise --times 0",
         "advise --what-if size=5",
+        "advise --keep 22/icmp",
+        "advise --keep 22/tcp/fwd",
         "advise --what-if max=lots",
         "advise --format yaml",
         "record",

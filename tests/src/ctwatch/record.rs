@@ -223,7 +223,7 @@ impl End {
 
     /// Packets lost to conntrack by any cause.
     pub fn packets_lost(&self) -> u64 {
-        ["table_full", "no_memory", "clash", "chain_too_long", "dying", "tcp_race", "other"]
+        ["table_full", "no_memory", "clash", "chain_too_long", "dying", "tcp_race", "expect_full", "other"]
             .iter()
             .map(|cause| self.counted(cause))
             .sum()

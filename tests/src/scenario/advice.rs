@@ -3,10 +3,10 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::module::without_conntrack;
@@ -29,6 +29,11 @@ const MAX: u64 = 200;
 const TIME_WAIT: u64 = 10;
 
 const WINDOW: &str = "30s";
+/// For what is known to be advised: the same flows come, only fewer of them are seen.
+const SHORT_WINDOW: &str = "10s";
+
+/// How long the table may take until it is full.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The fewest there can be: each is looked at about once a second, which takes what has expired out of it. With more, a
 /// full table waits for gc, which comes every 18 to 120 s, and a window may hold none of its bursts.
@@ -61,8 +66,15 @@ pub(super) fn followed_and_undone(_: &Guest) -> Result<Outcome> {
     let _time_wait = Setting::set(TIME_WAIT_PATH, TIME_WAIT)?;
     let _story = Story::up(MAX)?;
     let _buckets = Setting::set(sysctl::BUCKETS, BUCKETS)?;
+    let before = Counters::read()?;
     load(80);
-    thread::sleep(Duration::from_secs(20));
+    let until = Instant::now() + PATIENCE;
+    while Counters::read()?.since(&before).get("drop") == 0 {
+        ensure!(Instant::now() < until, "the table wasn't full within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(200));
+    }
+    // By then entries go as fast as they come.
+    thread::sleep(Duration::from_secs(5));
     let before = Counters::read()?;
     let advice = advise(&["--window", WINDOW])?;
     let mut checks = Checks::new();
@@ -89,7 +101,7 @@ pub(super) fn followed_and_undone(_: &Guest) -> Result<Outcome> {
     let folder = tempfile::tempdir().context("a folder for scripts")?;
     for id in ["max", "notrack-6379-tcp-lo"] {
         item(&advice, id)?;
-        let text = run(&["ctwatch", "advise", "--window", WINDOW, "--format", "sh", "--item", id])?;
+        let text = run(&["ctwatch", "advise", "--window", SHORT_WINDOW, "--format", "sh", "--item", id])?;
         let script = folder.path().join(format!("{id}.sh"));
         fs::write(&script, text).with_context(|| format!("writing the script for {id}"))?;
         let script = script.to_str().context("the script's path")?;

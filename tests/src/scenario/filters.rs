@@ -77,8 +77,11 @@ pub(super) fn filters_and_keys(_: &Guest) -> Result<Outcome> {
     for group in cases(&stage).chunks(4) {
         let watchers = group
             .iter()
-            .map(|case| Drops::start(&case.args.iter().map(String::as_str).collect::<Vec<_>>()))
+            .map(|case| Drops::spawn(&case.args.iter().map(String::as_str).collect::<Vec<_>>()))
             .collect::<Result<Vec<_>>>()?;
+        for watcher in &watchers {
+            watcher.wait_for_start()?;
+        }
         let before = (Counters::read()?, stage.second.counters()?);
         let losses = traffic(&stage)?;
         for watcher in &watchers {

@@ -64,15 +64,18 @@ fn compare(checks: &mut Checks, when: &str, drops: &Drops, netns: u64) -> Result
     Ok(())
 }
 
+/// How long a flow without an answer is kept, seconds.
+const UDP_TIMEOUT: u64 = 4;
+
 pub(super) fn equals_conntrack_l(_: &Guest) -> Result<Outcome> {
     // Short timeouts: a hundred thousand flows come and go within a minute.
     nftables::track()?;
     let _limit = Setting::set(sysctl::MAX, 60_000)?;
-    let _udp = Setting::set("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", 4)?;
+    let _udp = Setting::set("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", UDP_TIMEOUT)?;
     let netns = own_inode()?;
     // What was there before: a thousand entries that stay.
     Maker::open()?.create((0..1000).map(|index| Entry::nth(index, 6379, Some(TcpState::TimeWait), true)))?;
-    let drops = Drops::start(&[])?;
+    let drops = Drops::start(&["--interval", "300ms"])?;
     let mut checks = Checks::new();
     compare(&mut checks, "at the start", &drops, netns)?;
 
@@ -81,10 +84,11 @@ pub(super) fn equals_conntrack_l(_: &Guest) -> Result<Outcome> {
     let plan = Plan { fresh_source_every: 1, ..Plan::new(loopback(&[5301, 5302]), 12_500) };
     let sent = udp::send_on_every_cpu(&plan)?;
     checks.figure("flows", sent.total_accepted() + sent.total_refused());
-    // Whatever has timed out goes when gc comes by, or now: the listing itself reaps it.
+    // Whatever has timed out goes when gc comes by, or now: the listing itself reaps it. Before that it would only be long.
+    thread::sleep(Duration::from_secs(UDP_TIMEOUT));
     let until = Instant::now() + Duration::from_secs(30);
     while Instant::now() < until && listed()?.len() > 1 {
-        thread::sleep(Duration::from_secs(2));
+        thread::sleep(Duration::from_secs(1));
     }
     compare(&mut checks, "after the flows came and went", &drops, netns)?;
 

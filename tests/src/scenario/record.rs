@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const PORTS: [u16; 3] = [514, 6379, 9999];
 
 /// A running `ctwatch record`, killed when dropped.
-struct Recorder {
+pub(super) struct Recorder {
     child: Child,
     out: PathBuf,
     err: PathBuf,
@@ -41,7 +41,7 @@ struct Recorder {
 
 impl Recorder {
     /// Starts it and waits until it records.
-    fn start(folder: &Path, file: &Path, more: &[&str]) -> Result<Self> {
+    pub(super) fn start(folder: &Path, file: &Path, more: &[&str]) -> Result<Self> {
         let recorder = Self::spawn(folder, file, more)?;
         recorder.wait_for("recording", 1)?;
         Ok(recorder)
@@ -71,7 +71,7 @@ impl Recorder {
     }
 
     /// Waits until it has printed so many lines of this type.
-    fn wait_for(&self, kind: &str, count: usize) -> Result<()> {
+    pub(super) fn wait_for(&self, kind: &str, count: usize) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         while self.lines()?.iter().filter(|line| line["type"] == kind).count() < count {
             if Instant::now() > until {
@@ -82,12 +82,12 @@ impl Recorder {
         Ok(())
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    pub(super) fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).context("sending a signal")
     }
 
     /// Waits for its end: its exit code, and what it said.
-    fn end(&mut self) -> Result<(Option<i32>, Vec<Value>, String)> {
+    pub(super) fn end(&mut self) -> Result<(Option<i32>, Vec<Value>, String)> {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -341,7 +341,7 @@ pub(super) fn script_and_no_loss_of_its_own(_: &Guest) -> Result<Outcome> {
     let file = folder.path().join("storm.ctw");
     let mut recorder = Recorder::start(folder.path(), &file, &["--when", "drops>0", "--interval", "200ms"])?;
     let before = Counters::read()?;
-    let sent = udp::send_on_every_cpu(&Plan::new(loopback(&PORTS), 20_000))?;
+    let sent = udp::send_on_every_cpu(&Plan::new(loopback(&PORTS), 8000))?;
     thread::sleep(Duration::from_secs(2));
     let kernel = Counters::read()?.since(&before);
     recorder.signal(Signal::SIGINT)?;

@@ -222,10 +222,7 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
         checks.equal("backend", run.run.backend.name(), "kprobe");
         reasons.extend(run.end.map(|end| end.reason));
         names.extend(recording.names(run.id)?.into_values().filter_map(|names| names.name));
-        occasions.extend(recording.listings(run.id)?.into_iter().map(|one| match one.occasion {
-            SnapshotReason::Start => "start",
-            SnapshotReason::Trigger => "trigger",
-        }));
+        occasions.extend(recording.listings(run.id)?.into_iter().map(|one| one.occasion.name()));
         let losses = recording.losses(i64::MIN..=i64::MAX)?;
         named += losses
             .iter()

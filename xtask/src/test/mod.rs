@@ -106,7 +106,7 @@ fn parse_stage(text: &str) -> Result<Only, String> {
 }
 
 /// Which guests have the most to do.
-const LONGEST_FIRST: [Series; 5] = [Series::V5_10, Series::V7, Series::V6_1, Series::V6_12, Series::NoProcfs];
+const LONGEST_FIRST: [Series; 5] = [Series::V7, Series::V5_10, Series::V6_12, Series::V6_1, Series::NoProcfs];
 
 /// What became of a stage.
 struct Line {

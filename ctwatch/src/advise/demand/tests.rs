@@ -31,6 +31,7 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
                 entries: waiting,
                 idle,
                 per_s: rate,
+                assumed: false,
             },
             Residence {
                 phase: TimeoutKind::Established,
@@ -38,14 +39,17 @@ fn measured(rate: f64, talks: f64, time_wait: u32) -> Service {
                 entries: talking,
                 idle: talking_idle,
                 per_s: rate,
+                assumed: false,
             },
         ],
         pairs: None,
+        earlier: None,
+        basis: Default::default(),
     }
 }
 
 fn demand(services: Vec<Service>, max: u32) -> Demand {
-    Demand { services, max, ephemeral: Some(28_232), gc: Gc::default() }
+    Demand { services, max, ephemeral: Some(28_232), gc: Gc::default(), unevictable: None }
 }
 
 /// Entries without those that gc has yet to collect.
@@ -146,8 +150,14 @@ fn idle_connections_go_with_a_shorter_established_timeout_and_busy_ones_stay() {
     let mut idle = TimeoutHistogram::default();
     (0..900).for_each(|_| idle.add(50_000));
     (0..100).for_each(|_| idle.add(3));
-    let residence =
-        Residence { phase: TimeoutKind::Established, timeout: 432_000, entries: 1_000, idle, per_s: 0.1 };
+    let residence = Residence {
+        phase: TimeoutKind::Established,
+        timeout: 432_000,
+        entries: 1_000,
+        idle,
+        per_s: 0.1,
+        assumed: false,
+    };
     assert_eq!(residence.entries_with(432_000), 1_000.0);
     assert_eq!(residence.entries_with(7_440), 100.0);
 }

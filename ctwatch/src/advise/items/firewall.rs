@@ -3,6 +3,7 @@
 
 use super::{ChangeKind, Draft, Item, Level, NOT_PERSISTENT};
 use crate::advise::case::Case;
+use crate::advise::owners;
 use crate::advise::target::ServiceTarget;
 use crate::advise::whatif::Changes;
 
@@ -33,7 +34,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     match (&case.firewall.removal, case.firewall.objections.is_empty()) {
         (Some(commands), true) => {
             item.commands = commands.clone();
-            if !case.netns_prefix.is_empty() {
+            if !case.is_kept_at_boot {
                 item.notes.push(NOT_PERSISTENT.to_owned());
             }
             item.notes.push(
@@ -47,6 +48,10 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
         }
         _ => item.refused.clone_from(&case.firewall.objections),
     }
+    // A tracking rule's text begins with its place.
+    let places = rules.iter().filter_map(|rule| rule.split_once(": ").map(|(place, _)| place));
+    let blocking = item.refused.iter().map(|objection| objection.place.as_str());
+    item.notes.extend(owners::notes(places.chain(blocking)));
     if item.refused.is_empty() && item.commands.now.is_empty() {
         return Vec::new();
     }

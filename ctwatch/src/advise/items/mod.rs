@@ -6,6 +6,7 @@ mod notrack;
 mod reuse;
 mod size;
 mod timeouts;
+mod way_in;
 
 pub(crate) use timeouts::rfc;
 
@@ -17,6 +18,7 @@ use super::case::Case;
 use super::demand::{Outcome, Service};
 use super::whatif::Changes;
 use crate::firewall::{Commands, Objection};
+use crate::text::shell::quote;
 
 /// A table whose peaks exceed this fill has too little headroom.
 pub const TARGET_FILL: f64 = 0.8;
@@ -27,6 +29,8 @@ const MIN_SHARE: f64 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, PartialOrd, Ord)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
+    /// Keep a login reachable.
+    WayIn,
     /// Reuse connections.
     Reuse,
     /// Exempt flows from tracking.
@@ -123,7 +127,7 @@ impl Draft {
         let memory_bytes = (entries(&after) - entries(&before)) * case.entry_bytes() as i64;
         Item {
             at_times: case.demand.after(&Changes { times: case.times, ..change.clone() }),
-            solves: after.peak <= TARGET_FILL * limit(after.max),
+            solves: after.fits_for_certain() && after.peak <= TARGET_FILL * limit(after.max),
             id,
             kind,
             title,
@@ -164,17 +168,31 @@ fn limit(max: u32) -> f64 {
 /// The note on changes in another netns.
 const NOT_PERSISTENT: &str = "not persistent: whatever creates this netns must set it again";
 
+/// The note on what can't be set from here.
+const ONLY_THE_HOST: &str = "nf_conntrack_max and the buckets are one for all netns and read-only in all but the host's: \
+                             only its root can set them, there";
+
 /// All advice for this case, the best first.
 #[must_use]
 pub fn advise(case: &Case) -> Vec<Item> {
-    let mut items = reuse::items(case);
-    items.extend(notrack::items(case));
+    let mut items = way_in::items(case);
+    if case.demand.is_quiet() {
+        return items;
+    }
+    let is_kept = |item: &Item| case.ways_in.iter().any(|way| item.change.notrack == [way.target]);
+    let mut others = notrack::items(case);
+    others.retain(|item| items.is_empty() || !is_kept(item));
+    items.extend(reuse::items(case));
+    items.extend(others);
     items.extend(size::items(case));
     items.extend(timeouts::items(case));
     items.extend(firewall::items(case));
     items.sort_by(|a, b| {
         // Among equals, root causes come first: `ChangeKind` is in that order.
-        let rank = |item: &Item| (!item.refused.is_empty(), !item.solves, item.risk, item.kind);
+        // A way in comes before all: whoever is shut out can do nothing.
+        let rank = |item: &Item| {
+            (!item.refused.is_empty(), item.kind != ChangeKind::WayIn, !item.solves, item.risk, item.kind)
+        };
         rank(a).cmp(&rank(b)).then(a.after.peak.total_cmp(&b.after.peak)).then(a.id.cmp(&b.id))
     });
     items
@@ -194,8 +212,13 @@ pub struct Combination {
 /// The two items that achieve most together at the lowest risk.
 #[must_use]
 pub fn best_combination(case: &Case, items: &[Item]) -> Option<Combination> {
-    let usable: Vec<&Item> =
-        items.iter().filter(|item| item.refused.is_empty() && item.kind != ChangeKind::Firewall).collect();
+    let usable: Vec<&Item> = items
+        .iter()
+        .filter(|item| {
+            let is_a_remedy = !matches!(item.kind, ChangeKind::Firewall | ChangeKind::WayIn);
+            item.refused.is_empty() && is_a_remedy
+        })
+        .collect();
     let pairs = usable.iter().enumerate().flat_map(|(index, one)| {
         usable[index + 1..].iter().filter_map(move |other| {
             // Two ways to save the same entries add nothing.
@@ -223,13 +246,20 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
     let set = |value| format!("{prefix}sysctl -w {full}={value}");
     let mut commands = Commands { now: vec![set(value)], keep: Vec::new(), undo: vec![set(before)] };
     let settings = &case.machine.settings;
+    if name == "max" && case.is_away_from_host {
+        // The buckets are the host's, too.
+        let Commands { now, .. } = std::mem::take(&mut item.commands).and(commands);
+        item.settings.extend(now);
+        item.notes.push(ONLY_THE_HOST.to_owned());
+        return;
+    }
     if let Some(owner) = case.machine.owner_of(&full) {
         item.settings.extend(owner.instead(&full, u64::from(value)));
         item.notes.push(format!(
             "{} sets this sysctl {}: set the value in {}, or it will be overwritten",
             owner.evidence, owner.when, owner.configured_in
         ));
-    } else if prefix.is_empty() {
+    } else if if name == "max" { !case.is_away_from_host } else { case.is_kept_at_boot } {
         // A file per item, so that undoing one leaves the others.
         let file = file_for(&settings.new_sysctl_file, &item.id);
         commands.keep.push("mkdir -p /etc/sysctl.d".to_owned());
@@ -248,13 +278,13 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
     item.commands = std::mem::take(&mut item.commands).and(commands);
 }
 
-/// A sibling of this file named after an item: "99-ctwatch.conf" becomes "99-ctwatch-max.conf".
+/// A sibling of this file named after an item, as a word for the shell: "99-ctwatch.conf" becomes "99-ctwatch-max.conf".
 fn file_for(file: &Path, id: &str) -> String {
     let path = file.display().to_string();
-    match path.strip_suffix(".conf") {
+    quote(&match path.strip_suffix(".conf") {
         Some(stem) => format!("{stem}-{id}.conf"),
         None => format!("{path}-{id}"),
-    }
+    })
 }
 
 #[cfg(test)]

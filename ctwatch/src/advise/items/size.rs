@@ -6,6 +6,7 @@ use crate::advise::case::Case;
 use crate::advise::whatif::Changes;
 use crate::firewall::Commands;
 use crate::machine::table::Module;
+use crate::text::shell::quote;
 use crate::text::{mib, thousands};
 
 /// Room for this multiple of the present peak; rounding up to a power of two adds more.
@@ -34,7 +35,8 @@ fn item(case: &Case, max: u32) -> Item {
         kind: ChangeKind::Size,
         title: format!("raise nf_conntrack_max from {} to {max}, buckets to match", before.max),
         evidence: format!(
-            "the present load needs {} entries on average, {} just before garbage collection; the limit is {}",
+            "the present load needs {}{} entries on average, {} just before garbage collection; the limit is {}",
+            case.demand.basis().word(),
             thousands(before.needed as u64),
             thousands(before.peak as u64),
             thousands(before.max.into())
@@ -72,7 +74,7 @@ fn buckets(case: &Case, max: u32) -> Commands {
     let mut commands = Commands { now: vec![set(u64::from(max))], keep: Vec::new(), undo: vec![set(before)] };
     match table.module {
         Module::Loaded => {
-            let file = settings.new_modprobe_file.display();
+            let file = quote(&settings.new_modprobe_file.display().to_string());
             commands.keep.push("mkdir -p /etc/modprobe.d".to_owned());
             commands.keep.push(format!("echo options nf_conntrack hashsize={max} > {file}"));
             commands.undo.push(format!("rm -f {file}"));

@@ -19,6 +19,7 @@ fn service(port: u16, direction: Direction, rate: f64) -> Service {
         entries: (rate * 120.0) as u32,
         idle,
         per_s: rate,
+        assumed: false,
     };
     Service {
         proto: Protocol::TCP,
@@ -31,6 +32,8 @@ fn service(port: u16, direction: Direction, rate: f64) -> Service {
         backlog_factor: 1.0,
         residences: vec![time_wait],
         pairs: Some(1),
+        earlier: None,
+        basis: Default::default(),
     }
 }
 
@@ -68,11 +71,15 @@ fn story() -> Case {
             max: 65_536,
             ephemeral: None,
             gc: Gc::default(),
+            unevictable: None,
         },
         timeouts: [(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(),
         machine: machine(2 << 30),
         netns_prefix: String::new(),
+        is_away_from_host: false,
+        is_kept_at_boot: true,
         times: 2.0,
+        ways_in: Vec::new(),
         firewall: Firewall {
             tracking: vec!["ct state established accept".to_owned()],
             ..Firewall::default()
@@ -228,7 +235,8 @@ fn each_piece_is_kept_in_files_of_its_own() {
 
 #[test]
 fn the_limit_is_the_hosts_and_timeouts_are_the_netns_own() {
-    let case = Case { netns_prefix: "nsenter --net=/run/netns/blue ".to_owned(), ..story() };
+    let blue = "nsenter --net=/run/netns/blue ".to_owned();
+    let case = Case { netns_prefix: blue, is_kept_at_boot: false, ..story() };
     let items = advise(&case);
     let last = |id: &str| find(&items, id).commands.now.last().expect("a command").clone();
     assert_eq!(last("max"), "sysctl -w net.netfilter.nf_conntrack_max=262144");
@@ -258,4 +266,44 @@ fn behind_nat_timeouts_below_the_rfcs_say_so() {
     assert_eq!(find(&items, "fin_wait").risk, Level::Low);
     assert_eq!(rfc(TimeoutKind::Established), Some(("RFC 5382", 7440)));
     assert_eq!(rfc(TimeoutKind::TimeWait), None);
+}
+
+#[test]
+fn a_way_in_comes_first_where_the_table_is_full_and_only_if_nothing_needs_its_state() {
+    let mut case = story();
+    let ssh: ServiceTarget = "22/tcp/in".parse().expect("a target");
+    case.ways_in = vec![crate::advise::case::WayIn {
+        target: ssh,
+        who: Some("sshd (pid 812)".to_owned()),
+        is_asked_for: false,
+    }];
+    let commands = Commands { now: vec!["notrack 22".to_owned()], ..Commands::default() };
+    case.facts.insert(ssh, ServiceFacts { notrack: Some(commands), ..ServiceFacts::default() });
+    let items = advise(&case);
+    assert_eq!((items[0].id.as_str(), items[0].kind), ("keep-22-tcp-in", ChangeKind::WayIn));
+    assert!(items[0].evidence.contains("sshd (pid 812)") && items[0].commands.now == ["notrack 22"]);
+    assert!(
+        best_combination(&case, &items).is_some_and(|both| both.ids.iter().all(|id| !id.contains("keep")))
+    );
+
+    // Exempt already: nothing to do.
+    case.facts.get_mut(&ssh).expect("facts").untracked = true;
+    assert!(advise(&case).iter().all(|item| item.kind != ChangeKind::WayIn));
+    case.facts.get_mut(&ssh).expect("facts").untracked = false;
+
+    case.facts.get_mut(&ssh).expect("facts").objections = vec![Objection {
+        kind: ObjectionKind::NatRule,
+        place: String::new(),
+        rule: "tcp dport 22 dnat to 10.0.0.2".to_owned(),
+        text: "an untracked packet is not translated".to_owned(),
+        remedy: None,
+    }];
+    let item = advise(&case).into_iter().find(|item| item.kind == ChangeKind::WayIn).expect("it is refused");
+    assert!(item.commands.now.is_empty() && item.refused.len() == 1);
+
+    // With room to spare it is offered to those who ask for it.
+    case.demand.max = 1 << 24;
+    assert!(advise(&case).iter().all(|item| item.kind != ChangeKind::WayIn));
+    case.ways_in[0].is_asked_for = true;
+    assert!(advise(&case).iter().any(|item| item.kind == ChangeKind::WayIn));
 }

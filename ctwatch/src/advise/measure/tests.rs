@@ -12,7 +12,7 @@ use crate::advise::demand::Demand;
 use crate::advise::gc::Gc;
 use crate::advise::whatif::Changes;
 use crate::model::{Direction, SlotSample};
-use crate::model::{Packet, Protocol, Tuple};
+use crate::model::{Hook, Packet, Protocol, Tuple};
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK};
 
 const NETNS: NetnsId = NetnsId::from_packed(1);
@@ -34,7 +34,7 @@ struct Host {
 }
 
 /// As TCP does: after one, two, four seconds.
-const AGAIN: [f64; 3] = [1.0, 2.0, 4.0];
+const AGAIN: [f64; 6] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
 
 impl Host {
     fn new(max: usize) -> Self {
@@ -50,7 +50,7 @@ impl Host {
         }
     }
 
-    fn run(&mut self, until: f64, rate: f64, retries: usize, mut refusal: impl FnMut(u16)) {
+    fn run(&mut self, until: f64, rate: f64, retries: usize, mut refusal: impl FnMut(u16, f64)) {
         while self.now < until {
             self.now += 0.005;
             while self.entries.front().is_some_and(|(expires, _)| *expires <= self.now) {
@@ -70,7 +70,7 @@ impl Host {
                     self.inserts += 1;
                 } else {
                     self.refused += 1;
-                    refusal(port);
+                    refusal(port, self.now);
                     if tried < retries {
                         self.retries.push((self.now + AGAIN[tried], port, tried + 1));
                     }
@@ -88,7 +88,7 @@ impl Host {
         };
         Sample {
             counters_from: None,
-            time: jiff::Timestamp::UNIX_EPOCH,
+            time: at(self.now),
             interval_s,
             netns: Vec::new(),
             slots: vec![
@@ -121,7 +121,11 @@ impl Host {
     }
 }
 
-fn refusal(port: u16) -> Loss {
+fn at(seconds: f64) -> Timestamp {
+    Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_secs_f64(seconds)
+}
+
+fn refusal((port, time): (u16, f64)) -> Loss {
     let src = IpAddr::from(LOCALHOST);
     let packet = Packet {
         netns: NETNS,
@@ -130,7 +134,7 @@ fn refusal(port: u16) -> Loss {
         is_loopback: true,
         ..Packet::default()
     };
-    Loss::new(jiff::Timestamp::UNIX_EPOCH, Cause::TableFull, packet)
+    Loss::new(at(time), Cause::TableFull, packet)
 }
 
 /// Watches it for so many seconds, after so many.
@@ -146,13 +150,13 @@ fn watched_by(
     after: f64,
     window: f64,
 ) -> Vec<Service> {
-    host.run(after, rate, retries, |_| {});
+    host.run(after, rate, retries, |_, _| {});
     let mut measure = Measure::new(NETNS, window, [(TimeoutKind::TimeWait, TIME_WAIT)].into(), counts_flows);
     measure.sample(&host.sample(0.0));
     while host.now < after + window - 0.01 {
         let mut refused = Vec::new();
-        host.run(host.now + 1.0, rate, retries, |port| refused.push(port));
-        refused.into_iter().for_each(|port| measure.loss(&refusal(port)));
+        host.run(host.now + 1.0, rate, retries, |port, time| refused.push((port, time)));
+        refused.into_iter().for_each(|one| measure.loss(&refusal(one)));
         measure.sample(&host.sample(1.0));
     }
     host.dump(&mut measure);
@@ -180,7 +184,7 @@ proptest! {
         );
         // And so is the room it takes.
         let demand = Demand {
-            services: vec![service], max: max as u32, ephemeral: None, gc: Gc::default(),
+            services: vec![service], max: max as u32, ephemeral: None, gc: Gc::default(), unevictable: None,
         };
         let truth = rate * f64::from(TIME_WAIT);
         let needed = demand.after(&Changes::default()).needed;
@@ -210,4 +214,100 @@ fn a_port_that_never_gets_in_is_a_service_all_the_same() {
     let service = the_one(watched(&mut host, 100.0, 0, 5.0, 9.0));
     assert_eq!((service.entries, service.direction, service.admitted_per_s), (0, Direction::Loopback, 0.0));
     assert!((service.offered_per_s - 100.0).abs() < 5.0, "{}", service.offered_per_s);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_service_that_is_refused_altogether_needs_its_rate_times_its_first_timeout(
+        rate in 20.0..200.0f64, retries in prop::sample::select(vec![0_usize, 3, 6]), window in 12.0..40.0f64,
+    ) {
+        let service = the_one(watched(&mut Host::new(0), rate, retries, 140.0, window));
+        prop_assert!((service.offered_per_s / rate - 1.0).abs() < 0.15, "{} of {rate}", service.offered_per_s);
+        prop_assert_eq!(service.basis, Basis::Assumed);
+        let demand = Demand { services: vec![service], max: 10, ephemeral: None, gc: Gc::default(), unevictable: None };
+        let outcome = demand.after(&Changes::default());
+        // And up to a minute's worth until gc comes.
+        let truth = rate * 120.0;
+        prop_assert!(outcome.needed > truth * 0.85 && outcome.needed < truth * 1.15 + rate * 62.0);
+        prop_assert!(!outcome.fits_for_certain());
+        let larger = demand.after(&Changes { max: Some(1 << 30), ..Changes::default() });
+        prop_assert!(!larger.overflows() && !larger.fits_for_certain());
+    }
+}
+
+#[test]
+fn one_port_refused_altogether_in_one_direction_does_not_borrow_the_other_s_entries() {
+    // Let in from elsewhere, refused on the way out.
+    let mut measure = Measure::new(NETNS, 9.0, [(TimeoutKind::Udp, 30)].into(), true)
+        .of_netns(Locals::new(&[]), FirstTimeouts::default());
+    let slot = |kind: u8, count: u64| SlotSample {
+        key: SlotKey { netns: NETNS.packed(), port: 53, proto: 17, kind },
+        count,
+        deletes: 0,
+        failed: 0,
+    };
+    let mut sample = Host::new(0).sample(1.0);
+    let (mut inserts, mut refused) = (0, 0);
+    let out = |port: u16, time: f64| {
+        let (src, dst) = (IpAddr::from([127, 0, 0, 9]), IpAddr::from([10, 0, 0, 2]));
+        let tuple = Tuple { src, dst, sport: port, dport: 53 };
+        let packet = Packet {
+            netns: NETNS,
+            proto: Some(Protocol::UDP),
+            tuple: Some(tuple),
+            hook: Some(Hook::LocalOut),
+            ..Packet::default()
+        };
+        Loss::new(at(time), Cause::TableFull, packet)
+    };
+    for second in 0..=9_u16 {
+        sample.time = at(second.into());
+        sample.slots = vec![slot(KIND_FLOWS, inserts), slot(Cause::TableFull as u8, refused)];
+        measure.sample(&sample);
+        for index in (0..20).take_while(|_| second < 9) {
+            measure.loss(&out(1024 + second * 20 + index, f64::from(second) + 0.5));
+        }
+        (inserts, refused) = (inserts + 10, refused + 20);
+    }
+    for left in 0..30 {
+        for sport in 0..10 {
+            let src = IpAddr::from([10, 0, 0, 2]).into();
+            let entry = TableEntry { proto: 17, port: 53, left, src, sport, ..TableEntry::default() };
+            measure.entry(&entry, Direction::In);
+        }
+    }
+    let services = measure.services();
+    let of = |direction: Direction| {
+        services.iter().find(|one| one.direction == direction).unwrap_or_else(|| panic!("{services:?}"))
+    };
+    let (inward, outward) = (of(Direction::In), of(Direction::Out));
+    assert_eq!((inward.refused_per_s, inward.basis), (0.0, Basis::Measured));
+    assert!((inward.offered_per_s - 10.0).abs() < 0.1, "{inward:?}");
+    assert_eq!((outward.admitted_per_s, outward.basis, outward.pairs), (0.0, Basis::AtLeast, Some(1)));
+    assert!((outward.offered_per_s - 20.0).abs() < 0.5, "{outward:?}");
+    assert_eq!(outward.residences[0].timeout, 30);
+}
+
+#[test]
+fn what_is_left_of_a_burst_is_no_demand() {
+    let mut host = Host::new(1 << 20);
+    host.run(10.0, 200.0, 0, |_, _| {});
+    // Nothing comes any more.
+    host.next_flow = f64::INFINITY;
+    let mut measure = Measure::new(NETNS, 6.0, [(TimeoutKind::TimeWait, TIME_WAIT)].into(), true);
+    measure.sample(&host.sample(0.0));
+    for second in 11..=16 {
+        host.run(f64::from(second), 200.0, 0, |_, _| {});
+        measure.sample(&host.sample(1.0));
+    }
+    host.dump(&mut measure);
+    let service = the_one(measure.services());
+    assert_eq!(service.offered_per_s, 0.0);
+    assert!(service.entries >= 2_000, "{service:?}");
+    assert!(service.earlier.is_some_and(|entries| entries > 1_500.0), "{service:?}");
+    let demand =
+        Demand { services: vec![service], max: 100, ephemeral: None, gc: Gc::default(), unevictable: None };
+    assert_eq!(demand.after(&Changes::default()).needed, 0.0);
 }

@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::advise::report::report;
+use crate::firewall::{Dump, HostFacts, Note, Tools};
 use crate::listing::Listing as Listed;
 use crate::model::{Direction, TableEntry as Entry, TimeoutKind};
 use crate::record::Writer;
-use crate::record::rows::SnapshotReason;
+use crate::record::rules::{Packed, StoredRules};
 use crate::record::tick::Tick;
 use crate::record::writer::Batch;
 use crate::testing::{self, HOST, at, run, slot};
@@ -52,9 +53,18 @@ fn facts() -> MachineSnapshot {
 }
 
 fn write(path: &Path, listings: Vec<StoredListing>, facts: Vec<MachineSnapshot>) -> Recording {
+    write_with(path, listings, facts, Vec::new())
+}
+
+fn write_with(
+    path: &Path,
+    listings: Vec<StoredListing>,
+    facts: Vec<MachineSnapshot>,
+    rules: Vec<StoredRules>,
+) -> Recording {
     let mut writer = Writer::open(path, &run()).unwrap();
     let names = HashMap::from([(HOST, Names { name: Some("host".to_owned()), container: None })]);
-    writer.write(&Batch { names, listings, facts, ..Batch::default() }).unwrap();
+    writer.write(&Batch { names, listings, facts, rules, ..Batch::default() }).unwrap();
     for second in 1..=120 {
         writer.write(&Batch { tick: Some(tick(second)), ..Batch::default() }).unwrap();
     }
@@ -86,6 +96,8 @@ fn the_worst_window_gives_the_demand() {
     assert!((6_000.0..8_000.0).contains(&report.table.demand.needed), "{}", report.table.demand.needed);
     let notrack = report.items.iter().find(|item| item.id.starts_with("notrack")).unwrap();
     assert!(!notrack.refused.is_empty() && notrack.commands.now.is_empty(), "{notrack:?}");
+    assert_eq!(notrack.refused[0].rule, "unknown: recorded before rule sets were kept");
+    assert!(report.notes.iter().any(|note| note.contains("unknown: recorded before")), "{:?}", report.notes);
 }
 
 #[test]
@@ -114,4 +126,91 @@ fn a_quiet_recording_is_reckoned_with_where_it_was_listed() {
     assert_eq!(source.time, at(40).time);
     assert!((case.demand.services[0].admitted_per_s - 50.0).abs() < 0.1);
     assert_eq!(case.demand.services[0].refused_per_s, 0.0);
+}
+
+/// A host that doesn't forward.
+fn known_host() -> HostFacts {
+    HostFacts {
+        own_v4: Some(vec!["127.0.0.1".parse().unwrap()]),
+        own_v6: Some(vec!["::1".parse().unwrap()]),
+        forwards_v4: Some(false),
+        forwards_v6: Some(false),
+    }
+}
+
+/// A redirect of the asked port, or a rule that has nothing to do with it.
+fn rules(second: i64, redirects: bool, notes: Vec<Note>) -> StoredRules {
+    let expr = if redirects {
+        r#"[{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 6379}}, {"redirect": {"port": 7000}}]"#
+    } else {
+        r#"[{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 80}}, {"accept": null}]"#
+    };
+    let (kind, priority) = if redirects { ("nat", -100) } else { ("filter", 0) };
+    let nft_json = format!(
+        r#"{{"nftables": [{{"metainfo": {{"version": "1.0.6", "json_schema_version": 1}}}},
+        {{"table": {{"family": "ip", "name": "acme", "handle": 1}}}},
+        {{"chain": {{"family": "ip", "table": "acme", "name": "out", "handle": 1, "type": "{kind}", "hook": "output", "prio": {priority}, "policy": "accept"}}}},
+        {{"rule": {{"family": "ip", "table": "acme", "chain": "out", "handle": 2, "expr": {expr}}}}}]}}"#
+    );
+    let tools = Tools { nft: true, iptables: false, ip6tables: false };
+    let rules =
+        RuleSet { dump: Dump { nft_json, tools, host: known_host(), unread: notes, ..Dump::default() } };
+    let packed = Packed::new(&rules).unwrap();
+    let occasion = if second == 1 { SnapshotReason::Start } else { SnapshotReason::Changed };
+    StoredRules { netns: HOST, at: at(second), occasion, rules: Some(packed) }
+}
+
+fn advised(stored: Vec<StoredRules>) -> crate::advise::report::Advice {
+    let folder = tempfile::tempdir().unwrap();
+    let recording = write_with(&folder.path().join("a.ctw"), vec![listing(70)], vec![facts()], stored);
+    let (case, source) = case(&recording, "0.1.0", &question()).unwrap();
+    report(&case, source, None)
+}
+
+fn notrack(advice: &crate::advise::report::Advice) -> &crate::advise::items::Item {
+    advice.items.iter().find(|item| item.id.starts_with("notrack")).unwrap()
+}
+
+#[test]
+fn the_rules_in_force_then_are_judged_and_not_those_before_or_after() {
+    // The window ends between 74 and 90 s.
+    let refused = advised(vec![rules(1, false, vec![]), rules(60, true, vec![]), rules(100, false, vec![])]);
+    let item = notrack(&refused);
+    assert_eq!(item.refused[0].kind, ObjectionKind::NatRule, "{item:?}");
+    assert!(item.refused[0].place.contains("acme out") && item.commands.now.is_empty(), "{item:?}");
+    let told = |advice: &crate::advise::report::Advice, words: &str| {
+        advice.notes.iter().any(|note| note.contains(words))
+    };
+    assert!(told(&refused, "when they had changed"), "{:?}", refused.notes);
+    let allowed = advised(vec![rules(1, true, vec![]), rules(60, false, vec![])]);
+    let item = notrack(&allowed);
+    assert!(item.refused.is_empty() && item.commands.now[0].contains("6379"), "{item:?}");
+    let only_later = advised(vec![rules(110, false, vec![])]);
+    assert!(told(&only_later, "after this window"), "{:?}", only_later.notes);
+}
+
+#[test]
+fn what_could_not_be_read_or_is_not_there_any_more_is_unknown() {
+    let note = Note { tool: "iptables-save".to_owned(), text: "rules are unknown".to_owned() };
+    let advice = advised(vec![rules(1, false, vec![note])]);
+    assert!(advice.notes.iter().any(|note| note == "iptables-save: rules are unknown"), "{:?}", advice.notes);
+    let mut dropped = rules(1, false, vec![]);
+    dropped.rules = None;
+    let mut elsewhere = rules(1, false, vec![]);
+    elsewhere.netns = NetnsId::from_packed(7);
+    let mut damaged = rules(1, false, vec![]);
+    damaged.rules.as_mut().unwrap().size += 1;
+    let mut foreign = rules(1, false, vec![]);
+    foreign.rules = Some(Packed::new(&serde_json::json!({"dump": 1})).unwrap());
+    for (stored, why) in [
+        (dropped, "dropped to keep the recording small"),
+        (elsewhere, "of this netns were not recorded"),
+        (damaged, "not as long as its row says"),
+        (foreign, "another version"),
+    ] {
+        let advice = advised(vec![stored]);
+        let item = notrack(&advice);
+        assert!(item.commands.now.is_empty() && item.refused[0].kind == ObjectionKind::Unknown, "{item:?}");
+        assert!(item.refused[0].rule.contains(why), "{item:?}");
+    }
 }

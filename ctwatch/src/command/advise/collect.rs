@@ -6,21 +6,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::netns_commands::NetnsCommands;
-use crate::advise::case::{Case, Firewall as Rules, ServiceFacts};
+use crate::advise::case::{Case, ServiceFacts, WayIn};
 use crate::advise::demand::{Demand, Service};
 use crate::advise::dependency::{Dependency, propagate_demand};
+use crate::advise::facts;
 use crate::advise::gc::Gc;
 use crate::advise::measure::Measure;
+use crate::advise::netns_commands::NetnsCommands;
 use crate::advise::target::ServiceTarget;
 use crate::conntrack::census;
 use crate::error::Failure;
-use crate::firewall::{self, Firewall, Objection, ObjectionKind, Scope};
+use crate::firewall::{self, Firewall};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
-use crate::machine::{self, Host, Machine, Published, software};
+use crate::machine::management::{self, Login};
+use crate::machine::{self, Host, Machine, Writable, software};
 use crate::model::{Direction, Flow, HOST_NETNS, Loss, NetnsId, Protocol, Role};
-use crate::netns::Netns;
+use crate::netns::{self, InitialNetns, Netns};
 
 /// Services of which everything is looked up.
 const LOOKED_UP: usize = 12;
@@ -66,6 +68,7 @@ pub(super) struct Found {
     endpoints: BTreeMap<Port, Endpoint>,
     services: Vec<Service>,
     lookups_per_s: f64,
+    logins: Vec<Login>,
     pub notes: Vec<String>,
 }
 
@@ -99,7 +102,8 @@ pub(super) fn collect_facts(
             "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
         );
     }
-    Ok(Found { machine, firewall, endpoints, services, lookups_per_s, notes })
+    let logins = management::logins(host);
+    Ok(Found { machine, firewall, endpoints, services, lookups_per_s, logins, notes })
 }
 
 /// Packets that all devices of this netns have seen; those of lo count once.
@@ -116,18 +120,35 @@ fn packets_here() -> f64 {
 }
 
 /// Puts everything together.
-pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId, times: f64) -> Case {
-    let Found { machine, firewall, endpoints, mut services, lookups_per_s, .. } = found;
-    let inside = NetnsCommands::new(netns, own);
+pub(super) fn case(
+    found: Found,
+    measure: &Measure,
+    netns: &Netns,
+    own: NetnsId,
+    times: f64,
+    keep: &[ServiceTarget],
+) -> Case {
+    let roots = Roots::default();
+    let first = netns::id_of(&roots.proc("1/ns/net")).ok();
+    let is_away_from_host = match InitialNetns::look(&roots, own).known() {
+        Some(host) => host != own,
+        // Its own sysctls tell.
+        None => netns.id == own && found.machine.table.max_writable != Writable::Yes,
+    };
+    let Found { machine, firewall, endpoints, mut services, lookups_per_s, logins, .. } = found;
+    let inside = match netns.id == own {
+        true => NetnsCommands::here(first.is_none_or(|first| first == own)),
+        false => NetnsCommands::inside(&netns.path, netns.id),
+    };
     let uses = uses(&services, &endpoints);
     propagate_demand(&mut services, &uses);
+    let ways_in = ways_in(&logins, keep);
     let known: BTreeMap<ServiceTarget, ServiceFacts> = services
         .iter()
         .take(LOOKED_UP)
-        .map(|service| {
-            let target = service.target();
-            (target, known(&target, &machine, &firewall, &endpoints, &inside))
-        })
+        .map(Service::target)
+        .chain(ways_in.iter().map(|way| way.target))
+        .map(|target| (target, known(&target, &machine, &firewall, &endpoints, &inside)))
         .collect();
     let buckets = machine.table.buckets.unwrap_or(0);
     let demand = Demand {
@@ -139,16 +160,42 @@ pub(super) fn case(found: Found, measure: &Measure, netns: &Netns, own: NetnsId,
             every_s: machine.kernel_version.filter(|version| *version < (5, 15)).map(|_| 120.0),
             reaped_per_s: if buckets > 0 { lookups_per_s / buckets as f64 } else { 0.0 },
         },
+        unevictable: measure.unevictable(),
     };
     Case {
         demand,
         timeouts: *measure.timeouts(),
-        firewall: rules(&firewall, &machine, &known, &inside),
+        firewall: facts::rules(&firewall, &machine, &known, &inside),
         machine,
         times,
         netns_prefix: inside.enter,
+        ways_in,
+        is_away_from_host,
+        is_kept_at_boot: inside.is_kept_at_boot,
         facts: known,
     }
+}
+
+/// The ports asked for, else those of logins.
+fn ways_in(logins: &[Login], keep: &[ServiceTarget]) -> Vec<WayIn> {
+    let who = |target: &ServiceTarget| {
+        let login = logins.iter().find(|login| login.port == target.port && target.proto == Protocol::TCP);
+        login.map(|login| login.who.clone())
+    };
+    if keep.is_empty() {
+        let target = |login: &Login| ServiceTarget {
+            port: login.port,
+            proto: Protocol::TCP,
+            direction: Some(Direction::In),
+        };
+        let way = |login: &Login| WayIn {
+            target: target(login),
+            who: Some(login.who.clone()),
+            is_asked_for: false,
+        };
+        return logins.iter().map(way).collect();
+    }
+    keep.iter().map(|target| WayIn { target: *target, who: who(target), is_asked_for: true }).collect()
 }
 
 /// Which services are used by the server of which other one.
@@ -191,89 +238,6 @@ fn known(
             (hint.what, hint.settings)
         });
     }
-    let scope = match target.direction {
-        Some(Direction::Loopback) => Scope::Loopback,
-        Some(Direction::In) => Scope::Served,
-        Some(Direction::Out) => Scope::Outgoing,
-        Some(Direction::Forwarded) => {
-            // Never advised; but why not is worth a word where a container engine or a rule takes the port.
-            known.objections.extend(translations(target, firewall));
-            return known;
-        }
-        None => return known,
-    };
-    let exempt = firewall::ExemptTarget { proto: target.proto, port: target.port, scope };
-    for objection in firewall.objections(&exempt) {
-        if objection.kind == ObjectionKind::AlreadyUntracked {
-            known.untracked = true;
-        } else if objection.kind.forbids() {
-            known.objections.push(objection);
-        } else {
-            known.warnings.push(format!("{} ({})", objection.text, objection.located_rule()));
-        }
-    }
-    let published = machine.published.iter().filter(|published| {
-        published.port == target.port && Some(target.proto) == Protocol::from_name(&published.proto)
-    });
-    known.objections.extend(published.map(self::published));
-    if firewall.can_nft() || firewall.can_iptables() {
-        let commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
-        known.notrack = Some(inside.commands(commands));
-    }
+    facts::judge(&mut known, target, machine, firewall, inside);
     known
-}
-
-/// The rules that send a port elsewhere.
-fn translations(target: &ServiceTarget, firewall: &Firewall) -> impl Iterator<Item = Objection> {
-    let is_meant = |one: &firewall::Published| {
-        let (first, last) = one.ports;
-        // A rule without a port is behind another one that asks for it.
-        (first, last) != (0, u16::MAX)
-            && (first..=last).contains(&target.port)
-            && one.proto.is_none_or(|proto| Protocol(proto) == target.proto)
-    };
-    let found: Vec<_> = firewall.published().into_iter().filter(is_meant).collect();
-    let (port, proto) = (target.port, target.proto);
-    found.into_iter().map(move |firewall::Published { by, to, place, rule, .. }| Objection {
-        kind: ObjectionKind::PublishedPort,
-        rule,
-        place,
-        text: format!("{by} publishes {port}/{proto} to {to}: untracked packets aren't translated"),
-        remedy: None,
-    })
-}
-
-/// What the firewall as a whole says: whether it could do without state.
-fn rules(
-    firewall: &Firewall,
-    machine: &Machine,
-    known: &BTreeMap<ServiceTarget, ServiceFacts>,
-    inside: &NetnsCommands,
-) -> Rules {
-    let tracking = firewall.tracking_rules();
-    let (removal, mut objections) = match firewall.without_tracking() {
-        Ok(commands) => (Some(inside.commands(commands)), Vec::new()),
-        Err(objections) => (None, objections),
-    };
-    objections.extend(machine.published.iter().take(3).map(published));
-    // Helpers that the kernel assigns without a rule.
-    let by_sysctl = |one: &&Objection| one.place == "sysctl";
-    objections.extend(known.values().flat_map(|known| &known.objections).find(by_sysctl).cloned());
-    Rules {
-        nat: firewall.has_nat(),
-        tracking: tracking.into_iter().map(|one| format!("{}: {}", one.place, one.rule)).collect(),
-        removal,
-        objections,
-    }
-}
-
-fn published(published: &Published) -> Objection {
-    let Published { program, pid, proto, port, .. } = published;
-    Objection {
-        kind: ObjectionKind::PublishedPort,
-        rule: format!("{program} (pid {pid})"),
-        place: String::new(),
-        text: format!("{program} publishes {port}/{proto} for a container, whose packets may need NAT"),
-        remedy: None,
-    }
 }

@@ -156,6 +156,11 @@ pub fn read_timeouts() -> Timeouts {
     TimeoutKind::ALL.into_iter().filter_map(|kind| Some((kind, number(kind.sysctl())?))).collect()
 }
 
+/// Of these protocols and sysctls behind `nf_conntrack_`, those that this thread's netns has, and their values.
+pub fn read_first<T>(sysctls: &[(u8, &'static str, T)]) -> impl Iterator<Item = (u8, u32)> {
+    sysctls.iter().filter_map(|(proto, sysctl, _)| Some((*proto, number(sysctl)?)))
+}
+
 /// Entries in the table of the netns this thread is in, as the kernel counts them.
 #[must_use]
 pub fn entries_here() -> Option<u32> {

@@ -50,6 +50,7 @@ const CTA_TIMESTAMP_START: u16 = 1;
 /// enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h
 const IPS_SEEN_REPLY: u32 = 1 << 1;
 const IPS_ASSURED: u32 = 1 << 2;
+const IPS_OFFLOAD: u32 = 1 << 14;
 
 /// One netlink message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,7 @@ fn entry(attributes: &[u8], wanted: EntryFields) -> Option<TableEntry> {
                 let status = be32(value)?;
                 entry.assured = status & IPS_ASSURED != 0;
                 entry.seen_reply = status & IPS_SEEN_REPLY != 0;
+                entry.unevictable = status & (IPS_ASSURED | IPS_OFFLOAD) != 0;
             }
             CTA_TIMEOUT => entry.left = be32(value)?,
             CTA_ID => entry.id = be32(value)?,
@@ -341,6 +343,7 @@ pub(in crate::conntrack) mod tests {
             proto: 6,
             port: 6379,
             assured: true,
+            unevictable: true,
             seen_reply: true,
             tcp_state: 7,
             left: 118,

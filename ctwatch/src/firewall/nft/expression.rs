@@ -27,7 +27,7 @@ pub fn condition(body: &Value, sets: &Sets) -> Condition {
                 masked
             } else if right.get("set").is_some() || right.as_str().is_some_and(|text| text.starts_with('@')) {
                 match sets.elements(right) {
-                    Some(_) if sets.changes(right) => Condition::Unknown(Stays::Never, body.to_string()),
+                    Some(_) if sets.changes(right) => Condition::Unknown(Stays::Chance, body.to_string()),
                     Some(elements) => any(elements.iter().map(|element| subject.is(element))).negated(negate),
                     None => Condition::Unknown(Stays::Flow, body.to_string()),
                 }
@@ -167,7 +167,7 @@ impl Subject {
                 "skuid" | "skgid" | "cgroup" | "iifgroup" | "oifgroup" | "iiftype" | "oiftype" => {
                     other(Stays::Flow)
                 }
-                "time" | "day" | "hour" | "random" => other(Stays::Never),
+                "time" | "day" | "hour" | "random" => other(Stays::Chance),
                 _ => other(Stays::Packet),
             };
             (key, Vec::new())
@@ -182,7 +182,7 @@ impl Subject {
         } else if expression["fib"]["result"] == "type" {
             (address_type(&expression["fib"]).unwrap_or_else(|| other(Stays::Flow)), Vec::new())
         } else if expression.get("numgen").is_some() {
-            (other(Stays::Never), Vec::new())
+            (other(Stays::Chance), Vec::new())
         } else {
             let flow =
                 ["fib", "socket", "rt", "jhash", "osf"].iter().any(|name| expression.get(name).is_some());

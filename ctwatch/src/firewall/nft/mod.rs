@@ -21,13 +21,11 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
         #[serde(borrow)]
         nftables: Vec<&'a RawValue>,
     }
-    let parsed: Ruleset =
-        serde_json::from_str(json).context("reading the JSON of `nft -j list ruleset`")?;
+    let parsed: Ruleset = serde_json::from_str(json).context("reading the JSON of `nft -j list ruleset`")?;
     let words = Words::new(text);
     // Rules are many: each is read when its turn has come, and let go again.
-    let is_rule = |raw: &&RawValue| {
-        raw.get().trim_start_matches(['{', ' ', '\t', '\n', '\r']).starts_with("\"rule\"")
-    };
+    let is_rule =
+        |raw: &&RawValue| raw.get().trim_start_matches(['{', ' ', '\t', '\n', '\r']).starts_with("\"rule\"");
     let (rules, others): (Vec<&RawValue>, Vec<&RawValue>) = parsed.nftables.into_iter().partition(is_rule);
     let read = |raw: &RawValue| -> Result<Value> {
         serde_json::from_str(raw.get()).context("reading an object of `nft -j list ruleset`")
@@ -36,12 +34,18 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
     let mut sets: HashMap<String, Sets> = HashMap::new();
     let mut chains: HashMap<String, (usize, usize)> = HashMap::new();
     let mut without_hook = Vec::new();
+    // Tables whose chains aren't called.
+    let mut dormant: HashSet<usize> = HashSet::new();
     let mut with_hook = false;
     for raw in others {
         let object = read(raw)?;
         if let Some(table) = object.get("table") {
             // arp, bridge and netdev chains see no conntrack state of an IP packet: they treat both kinds alike.
             if let (Some(family), Some(name)) = (family(table), table["name"].as_str()) {
+                let is_dormant = list(&table["flags"]).iter().any(|flag| flag == "dormant");
+                if is_dormant || words.dormant.contains(&format!("{family} {name}")) {
+                    dormant.insert(tables.len());
+                }
                 tables.push(RuleTable {
                     tool: Tool::Nft,
                     family,
@@ -84,6 +88,9 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
             None => {}
         }
     }
+    for table in dormant {
+        tables[table].chains.iter_mut().for_each(|chain| chain.base = None);
+    }
     for raw in rules {
         let object = read(raw)?;
         let rule = &object["rule"];
@@ -92,8 +99,9 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
         }
         let table_key = format!("{} {}", word(rule, "family"), word(rule, "table"));
         let place = format!("{table_key} {}", word(rule, "chain"));
-        let (table, chain) =
-            *chains.get(&place).with_context(|| format!("a rule is in the chain {place}, which isn't there"))?;
+        let (table, chain) = *chains
+            .get(&place)
+            .with_context(|| format!("a rule is in the chain {place}, which isn't there"))?;
         let handle = rule["handle"].as_u64().unwrap_or(0);
         let text = words
             .rules
@@ -151,7 +159,9 @@ impl Sets {
 
     fn has_inside(&self, reference: &Value, names: &[&str]) -> bool {
         let set = self.named(reference).unwrap_or(reference);
-        names.iter().any(|name| has_key(&set["stmt"], name) || has_key(&set["elem"], name) || has_key(&set["set"], name))
+        names.iter().any(|name| {
+            has_key(&set["stmt"], name) || has_key(&set["elem"], name) || has_key(&set["set"], name)
+        })
     }
 }
 
@@ -235,9 +245,8 @@ fn read_base(line: &str) -> Result<Option<Base>> {
         let (_, rest) = text.split_once(&format!("{word} "))?;
         Some(rest.split(';').next().unwrap_or_default().trim().to_owned())
     };
-    let first = |text: Option<String>| -> Option<String> {
-        text?.split_whitespace().next().map(str::to_owned)
-    };
+    let first =
+        |text: Option<String>| -> Option<String> { text?.split_whitespace().next().map(str::to_owned) };
     let hook = first(after(line, "hook")).context("no hook")?;
     let Some(hook) = named_hook(&hook)? else { return Ok(None) };
     let priority = after(line, "priority").and_then(|text| named_priority(&text));
@@ -258,6 +267,8 @@ struct Words {
     bases: HashMap<String, String>,
     /// All chains.
     chains: HashSet<String>,
+    /// Tables that are switched off.
+    dormant: HashSet<String>,
 }
 
 impl Words {
@@ -274,6 +285,13 @@ impl Words {
             } else if let Some(name) = rule.strip_prefix("chain ").filter(|name| name.ends_with('{')) {
                 chain = format!("{table} {}", name.trim_end_matches('{').trim());
                 words.chains.insert(chain.clone());
+            } else if chain.is_empty()
+                && let Some(flags) = rule.strip_prefix("flags ")
+            {
+                // nft 1.0.6 prints the table's name in place of its flag in JSON.
+                if flags.split(',').any(|flag| flag.trim().trim_end_matches(';') == "dormant") {
+                    words.dormant.insert(table.clone());
+                }
             } else if rule.starts_with("type ") && rule.contains(" hook ") && !chain.is_empty() {
                 words.bases.insert(chain.clone(), rule.to_owned());
             } else if !rule.ends_with('{')
@@ -312,7 +330,8 @@ mod tests {
         assert!(parse(&json(""), "").is_err(), "is it a base chain?");
         let plain = parse(&json(""), "table ip t {\n\tchain c {\n\t}\n}\n").expect("the text says it");
         assert!(plain[0].chains[0].base.is_none());
-        let text = "table ip t {\n\tchain c {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
+        let text =
+            "table ip t {\n\tchain c {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
         let based = parse(&json(""), text).expect("the text says it");
         assert!(based[0].chains[0].base.as_ref().is_some_and(|base| base.drops));
     }

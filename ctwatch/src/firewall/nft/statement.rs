@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::expression::{self, Subject};
 use super::{Sets, has_key, list};
-use crate::firewall::ir::{Action, Condition, End, Field, Nat, Stays, Step, Target};
+use crate::firewall::ir::{Action, Condition, End, Family, Field, Nat, Stays, Step, Target};
 use crate::firewall::listing::EXTENSION;
 use crate::firewall::ranges::Ranges;
 
@@ -58,7 +58,7 @@ fn add(steps: &mut Vec<Step>, name: &str, body: &Value, sets: &Sets) {
 }
 
 fn changing(name: &str, body: &Value) -> Condition {
-    Condition::Unknown(Stays::Never, format!("{name} {body}"))
+    Condition::Unknown(Stays::Chance, format!("{name} {body}"))
 }
 
 fn verdict(name: &str, body: &Value) -> Option<Action> {
@@ -131,6 +131,17 @@ fn mangle(body: &Value) -> Option<Action> {
 }
 
 fn nat(steps: &mut Vec<Step>, name: &str, body: &Value, sets: &Sets) {
+    // In a table of both, `dnat ip to` leaves packets of IPv6 alone: nft_nat_inet_eval, net/netfilter/nft_nat.c, 6.12.
+    let of_address = || {
+        let address: std::net::IpAddr = body["addr"].as_str()?.parse().ok()?;
+        Some(if address.is_ipv4() { Family::V4 } else { Family::V6 })
+    };
+    let family = match body["family"].as_str() {
+        Some("ip") => Some(Family::V4),
+        Some("ip6") => Some(Family::V6),
+        _ => of_address(),
+    };
+    steps.extend(family.map(|family| Step::If(Condition::Family(family))));
     let kind = ["snat", "dnat", "masquerade", "redirect", "tproxy"].into_iter().find(|kind| *kind == name);
     for part in ["addr", "port"] {
         // A map for address or port: no element, no translation.
@@ -215,9 +226,9 @@ fn targets(body: &Value, sets: &Sets) -> (Target, Target) {
         (false, true) => Target::Kept,
         (false, false) => Target::Within(Ranges::of(set)),
     };
-    let unknown_map = ["addr", "port"].iter().any(|part| {
-        body[*part].get("map").is_some_and(|map| sets.elements(&map["data"]).is_none())
-    });
+    let unknown_map = ["addr", "port"]
+        .iter()
+        .any(|part| body[*part].get("map").is_some_and(|map| sets.elements(&map["data"]).is_none()));
     (of(any_address || unknown_map, addresses), of(any_port || unknown_map, ports))
 }
 

@@ -66,6 +66,8 @@ pub struct Breakdown<'a> {
     now_ns: u64,
     cells: AnyCells,
     matched: Sum,
+    /// Of all entries, whatever the filters say: those that early_drop leaves alone.
+    unevictable: u64,
 }
 
 enum AnyCells {
@@ -83,12 +85,13 @@ impl<'a> Breakdown<'a> {
             AnyCells::Narrow(Cells::new(NARROW))
         };
         let filters = !settings.filter.is_by_cause_only();
-        Self { settings, netns, locals, filters, now_ns, cells, matched: Sum::default() }
+        Self { settings, netns, locals, filters, now_ns, cells, matched: Sum::default(), unevictable: 0 }
     }
 
     /// Counts an entry.
     #[inline]
     pub fn add(&mut self, entry: &TableEntry) {
+        self.unevictable += u64::from(entry.unevictable);
         let direction =
             if self.settings.needs_locals() { self.locals.direction(entry) } else { Direction::Forwarded };
         if self.filters && !self.passes(entry, direction) {

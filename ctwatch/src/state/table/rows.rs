@@ -53,6 +53,7 @@ impl Breakdown<'_> {
     #[must_use]
     pub fn end(self, seen: ScanContext) -> TableResult {
         let (settings, netns, filters) = (self.settings, self.netns, self.filters);
+        let unevictable = self.unevictable;
         let (counted, matched) = self.finish();
         let (unlisted, reasons) = difference(&seen);
         let ScanContext {
@@ -78,6 +79,7 @@ impl Breakdown<'_> {
             max,
             fill: count.zip(max).and_then(|(count, max)| fill(count, max)),
             listed,
+            unevictable,
             matched: filters.then_some(matched.entries),
             duplicates,
             restarts,

@@ -1,8 +1,8 @@
 //! Advice for a terminal: what is wrong in two lines, which services need the table, then each item with its numbers.
 //! Commands are never wrapped: they are to be copied.
 
-use crate::advise::demand::Outcome;
-use crate::advise::items::{Item, Level};
+use crate::advise::demand::{Basis, Outcome};
+use crate::advise::items::{Item, Level, TARGET_FILL};
 use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
 use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, wrap};
 
@@ -18,7 +18,11 @@ pub(super) fn lines(report: &Advice, paint: Paint) -> Vec<String> {
     }
     if report.items.is_empty() {
         lines.push(String::new());
-        lines.push("nothing to advise: the table has room for the present load".to_owned());
+        lines.push(if report.table.earlier.is_some() {
+            "nothing to advise for now".to_owned()
+        } else {
+            "nothing to advise: the table has room for the present load".to_owned()
+        });
     }
     for (number, item) in report.items.iter().enumerate() {
         lines.extend(item_lines(number + 1, item, report.table.times, paint));
@@ -49,6 +53,7 @@ pub(super) fn lines(report: &Advice, paint: Paint) -> Vec<String> {
 fn head(report: &Advice, paint: Paint) -> Vec<String> {
     let TableDemand { count, max, refused_packets_per_s, offered_per_s, admitted_per_s, demand, .. } =
         &report.table;
+    let TableDemand { basis, earlier, at_times, times, .. } = &report.table;
     let name = report.name.clone().unwrap_or_else(|| report.netns.to_string());
     let style = if demand.overflows() { ALERT } else { PLAIN };
     let size = if *max == 0 { "no limit".to_owned() } else { format!("of {}", thousands((*max).into())) };
@@ -58,6 +63,13 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
         rate(*admitted_per_s),
         report.window_s
     )];
+    if let Some(unevictable) = report.table.unevictable.filter(|_| *count > 0) {
+        let text = format!(
+            "{} of them can't be evicted: a full table makes room of the others only",
+            thousands(unevictable.into())
+        );
+        lines.extend(wrap(&text, 0));
+    }
     if *refused_packets_per_s > 0.0 {
         let text = format!(
             "dropping {} packets/s; offered load is {} new flows/s",
@@ -66,8 +78,33 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
         );
         lines.extend(wrap(&text, 0).iter().map(|line| paint.on(ALERT, line)));
     }
+    if let Some(earlier) = earlier {
+        let who = if *offered_per_s > 0.0 {
+            "entries of services with few new flows"
+        } else {
+            "the entries that are there"
+        };
+        let text = format!(
+            "{who} came before these {:.0} s and go as their timeouts end; had they kept coming, they would need {} \
+             entries. For the time when they came: `ctwatch record`, then `ctwatch advise --recording`",
+            report.window_s,
+            thousands(earlier.round() as u64)
+        );
+        if *offered_per_s == 0.0 && *refused_packets_per_s == 0.0 {
+            lines.push(paint.on(OK, "nothing is wrong now: nothing new comes"));
+        }
+        lines.extend(wrap(&text, 0));
+    } else if *refused_packets_per_s == 0.0
+        && *max > 0
+        && at_times.fits_for_certain()
+        && at_times.peak <= TARGET_FILL * f64::from(*max)
+    {
+        lines
+            .push(paint.on(OK, &format!("nothing is wrong now: the table has room for {times} x this load")));
+    }
     let needs = format!(
-        "this load needs {} entries on average, {} just before garbage collection{}",
+        "this load needs {}{} entries on average, {} just before garbage collection{}",
+        basis.word(),
         thousands(demand.needed as u64),
         thousands(demand.peak as u64),
         match demand.full_at_times {
@@ -97,7 +134,13 @@ fn services(report: &Advice, paint: Paint) -> Vec<String> {
     );
     let mut lines = vec![String::new(), paint.on(FAINT, &header)];
     for service in &report.services {
-        let lifetime = service.lifetime_s.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds:.0} s"));
+        let sign = match (service.assumed_lifetime_s, service.basis) {
+            (None, _) => "",
+            (_, Basis::AtLeast) => "≥",
+            _ => "~",
+        };
+        let lifetime =
+            service.lifetime_s.map_or_else(|| "?".to_owned(), |seconds| format!("{sign}{seconds:.0} s"));
         let numbers = format!(
             "{:>9} {:>9}{} {:>8} {lifetime:>8}  ",
             thousands(service.entries.into()),
@@ -113,7 +156,12 @@ fn services(report: &Advice, paint: Paint) -> Vec<String> {
 
 fn description(service: &ServiceLine) -> String {
     let name = service.server.as_deref().or(service.service).unwrap_or_default();
-    let mut text = format!("{}/{} {} {name}", service.port, service.proto, service.direction.name());
+    let what = match (service.port, service.icmp_type, service.icmp_code) {
+        (_, Some(kind), Some(0)) => format!("type {kind}/{}", service.proto),
+        (_, Some(kind), Some(code)) => format!("type {kind} code {code}/{}", service.proto),
+        (port, ..) => format!("{}/{}", port.unwrap_or(0), service.proto),
+    };
+    let mut text = format!("{what} {} {name}", service.direction.name());
     if !service.clients.is_empty() {
         text += &format!(" from {}", service.clients.join(", "));
     }
@@ -152,7 +200,11 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
             rate(outcome.refused_per_s)
         );
     }
-    let fits = if outcome.overflows() { ", drops at the peak" } else { ", no drops" };
+    let fits = match (outcome.overflows(), outcome.fits_for_certain()) {
+        (true, _) => ", drops at the peak",
+        (false, true) => ", no drops",
+        (false, false) => ", enough if refused flows last as assumed",
+    };
     let room = match outcome.full_at_times {
         Some(times) if times >= 1.0 => format!("; full at {times:.1} x"),
         _ => String::new(),

@@ -49,12 +49,27 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
         for row in rows {
             lines.extend(columns.row(row, &report.by));
         }
+        lines.extend(evictable(table));
         lines.extend(discrepancy(table, paint));
         lines.extend(remarks(table));
     }
     lines.extend(without_rows(others));
     lines.extend(unlisted(report).iter().map(|line| paint.on(WARN, line)));
     lines
+}
+
+/// Of how many a full table could make room.
+fn evictable(table: &TableBreakdown) -> Vec<String> {
+    if table.listed == 0 {
+        return Vec::new();
+    }
+    let others = table.listed.saturating_sub(table.unevictable);
+    let text = format!(
+        "{} can't be evicted: a full table could make room of {} only",
+        thousands(table.unevictable),
+        thousands(others)
+    );
+    wrap(&text, 2)
 }
 
 fn name(table: &TableBreakdown) -> String {
