@@ -1,6 +1,6 @@
 //! End-to-end tests of ctwatch on real kernels: traffic, full tables and independent counts of what was lost.
-//! Nothing here may take a number from ctwatch's own code: every expectation is counted by another way. (`notrack` asks
-//! the library for its verdict, which is what is tested there.)
+//! Nothing here may take a number from ctwatch's own code: every expectation is counted by another way. (`notrack`,
+//! `cases` and `difference` ask the library for its verdict, which is what is tested there.)
 
 pub mod advice;
 pub mod bench;

@@ -68,6 +68,9 @@ enum Task {
         /// Only the one with this number, made as small as it gets
         #[arg(long, requires = "seed")]
         only: Option<u64>,
+        /// Tell which refusals were harmless
+        #[arg(long)]
+        harmless: bool,
         /// How many at once
         #[arg(long, default_value_t = 6)]
         jobs: usize,
@@ -126,7 +129,7 @@ fn main() -> ExitCode {
             };
             asker.and_then(|asker| cases(&names, &folder, asker, jobs, slowness))
         }
-        Task::Rules { count, seed, only, jobs } => rules(count, seed, only, jobs),
+        Task::Rules { count, seed, only, harmless, jobs } => rules(count, seed, only, harmless, jobs),
         Task::Load { url, rate, seconds, timeout, per_connection } => {
             load(&url, rate, seconds, timeout, per_connection).map(|()| 0)
         }
@@ -156,12 +159,12 @@ fn cases(names: &[String], folder: &Path, asker: Asker, jobs: usize, slowness: u
     Ok(u8::from(!wrong.is_empty()))
 }
 
-fn rules(count: u64, seed: Option<u64>, only: Option<u64>, jobs: usize) -> Result<u8> {
+fn rules(count: u64, seed: Option<u64>, only: Option<u64>, harmless: bool, jobs: usize) -> Result<u8> {
     lab::hide_files()?;
     sys::allow_open_files(65_536);
     let seed =
         seed.unwrap_or_else(|| u64::from(std::process::id()) ^ sys::monotonic().as_nanos() as u64 >> 10);
-    Ok(u8::from(!difference::run(&difference::Options { count, seed, only, jobs })?))
+    Ok(u8::from(!difference::run(&difference::Options { count, seed, only, harmless, jobs })?))
 }
 
 /// A program in the folder of this one, else on PATH.

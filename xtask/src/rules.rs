@@ -19,8 +19,11 @@ pub struct Args {
     /// Only the one with this number, made as small as it gets
     #[arg(long, requires = "seed")]
     only: Option<u64>,
+    /// Tell which refusals were harmless
+    #[arg(long)]
+    harmless: bool,
     /// Not random ones: those of tests/cases whose names begin so, all with \"\"
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["seed", "only", "count"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["seed", "only", "count", "harmless"])]
     cases: Option<String>,
 }
 
@@ -38,6 +41,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         for (option, value) in [("--seed", args.seed), ("--only", args.only)] {
             words.extend(value.into_iter().flat_map(|value| [option.to_owned(), value.to_string()]));
         }
+    }
+    if args.harmless {
+        words.push("--harmless".to_owned());
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     Ok(if test::on_host(&words)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -133,17 +133,21 @@ pub fn flows(asked: &Asked) -> Vec<Flow> {
             add("L", family.virtual_one, at, None);
             // From the asked port.
             add("L", family.lan, at, Some(port));
-            add("W", family.wan, at, Some(port));
-            add("V", family.client, at, Some(port));
+            // Not both ways between the same ends: one's question would be the other's answer.
+            let udp = proto == Proto::Udp;
+            if !(udp && at == port) {
+                add("W", family.wan, at, Some(port));
+                add("V", family.client, at, Some(port));
+            }
             add("L", family.outside, at, Some(port));
-            if proto == Proto::Udp {
+            if udp {
                 // A TCP client can't have the port of a server.
                 add("host", family.outside, at, Some(port));
-                add("host", family.client, at, Some(port));
+                if at != port {
+                    add("host", family.client, at, Some(port));
+                }
             }
         }
     }
-    // One client's port can't be two flows' to the same end, and TCP clients can't have a server's port either.
-    flows.retain(|flow| flow.from_port.is_none() || flow.who != "host" || proto == Proto::Udp);
     flows
 }

@@ -2,6 +2,7 @@
 //! after what the judge advises. What is advised may break no flow, open none, leave no entry of what it exempts, and its
 //! undo has to bring the rules back. What is refused is tried as well, to see how much of it was harmless.
 //!     ctwatch-tests rules --count 200 --seed 7      # as root, in netns of its own; prints the seed if none is given
+//!     ctwatch-tests rules --count 200 --seed 7 --harmless   # and which refusals were harmless
 //!     ctwatch-tests rules --seed 7 --only 42        # one set again, with each counterexample made as small as it gets
 
 mod grammar;
@@ -29,6 +30,8 @@ pub struct Options {
     pub seed: u64,
     /// This one alone.
     pub only: Option<u64>,
+    /// Tell which refusals were harmless.
+    pub harmless: bool,
     /// How many places at once.
     pub jobs: usize,
 }
@@ -36,7 +39,7 @@ pub struct Options {
 /// Runs them and prints each counterexample and the figures; true when there was no counterexample.
 pub fn run(options: &Options) -> Result<bool> {
     let began = Instant::now();
-    let Options { count, seed, only, jobs } = *options;
+    let Options { count, seed, only, harmless, jobs } = *options;
     println!("seed {seed}, {count} rule sets");
     let range = only.map_or(0..count, |index| index..index + 1);
     let (next, tally) = (AtomicU64::new(range.start), Mutex::new(Tally::default()));
@@ -62,6 +65,9 @@ pub fn run(options: &Options) -> Result<bool> {
                 }
                 for answer in found.iter().filter(|answer| answer.is_counterexample()) {
                     println!("COUNTEREXAMPLE --seed {seed} --only {index}: {answer}\n{}", answer.rules());
+                }
+                for answer in found.iter().filter(|answer| harmless && answer.is_refused_without_need()) {
+                    println!("HARMLESS --seed {seed} --only {index}: {answer}");
                 }
                 tally.lock().expect("no thread panics with the lock").add(refusals, &found);
                 if set.is_legacy() {

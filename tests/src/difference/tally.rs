@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ctwatch::firewall::ObjectionKind;
-
-use super::trial::{Answer, Harm, Verdict};
+use super::trial::{Answer, Harm, Verdict, is_unseen};
 
 /// So many reasons are printed.
 const REASONS: usize = 25;
@@ -50,7 +48,7 @@ impl Tally {
                     self.refused += 1;
                     let harmless = answer.is_harmless();
                     let unseen = objections.iter().any(|(kind, text)| is_unseen(*kind, text));
-                    self.refused_harmless += u64::from(harmless && !unseen);
+                    self.refused_harmless += u64::from(answer.is_refused_without_need());
                     self.refused_unseen += u64::from(harmless && unseen);
                     let mut kinds: Vec<_> = objections.iter().map(|(kind, _)| format!("{kind:?}")).collect();
                     let mut texts: Vec<_> =
@@ -82,12 +80,6 @@ impl Tally {
     pub fn counterexamples(&self) -> u64 {
         self.bad
     }
-}
-
-/// Whether the loss is one that a flow or two don't show.
-fn is_unseen(kind: ObjectionKind, text: &str) -> bool {
-    matches!(kind, ObjectionKind::ConnectionMark | ObjectionKind::Helper)
-        || (kind == ObjectionKind::OpensAccess && text.contains("limit"))
 }
 
 fn name(harm: &Harm) -> &'static str {

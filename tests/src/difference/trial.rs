@@ -92,6 +92,12 @@ impl Answer {
         self.harms.iter().all(|harm| matches!(harm, Harm::Undo(_)))
     }
 
+    /// Refused, though it would have been fine; a limit, a mark or a helper would be lost without a flow that shows it.
+    pub fn is_refused_without_need(&self) -> bool {
+        matches!(&self.verdict, Verdict::Refused(objections) if !objections.iter().any(|(kind, text)| is_unseen(*kind, text)))
+            && self.is_harmless()
+    }
+
     pub fn rules(&self) -> &RuleSet {
         &self.set
     }
@@ -118,6 +124,12 @@ impl fmt::Display for Answer {
         }
         Ok(())
     }
+}
+
+/// Whether the loss is one that a flow or two don't show.
+pub fn is_unseen(kind: ObjectionKind, text: &str) -> bool {
+    matches!(kind, ObjectionKind::ConnectionMark | ObjectionKind::Helper)
+        || ["limit", "ct count", "hashlimit"].iter().any(|word| text.contains(word))
 }
 
 /// Loads a random set; sets that the tools refuse are counted and made anew.

@@ -251,8 +251,11 @@ impl Flow {
         for _ in 0..self.questions {
             let mut text = [0; 128];
             match socket.send(b"?").and_then(|_| socket.recv(&mut text)) {
-                Ok(length) => answer = Some(String::from_utf8_lossy(&text[..length]).into_owned()),
-                Err(_) => return Ok(Seen { answer: None, from }),
+                // A question is no answer: somebody asks from the port that is asked here.
+                Ok(length) if text[..length] != *b"?" => {
+                    answer = Some(String::from_utf8_lossy(&text[..length]).into_owned());
+                }
+                _ => return Ok(Seen { answer: None, from }),
             }
         }
         Ok(Seen { answer, from })
