@@ -298,6 +298,7 @@ proptest::proptest! {
         let inside = NetnsCommands::inside(std::path::Path::new(&format!("/run/netns/{name}")), NetnsId::from_packed(7));
         for prefix in [String::new(), inside.enter] {
             case.netns_prefix = prefix.clone();
+            case.is_kept_at_boot = prefix.is_empty();
             let mut report = advice(&case, None);
             report.name = Some(name.clone());
             let ids: Vec<&str> = report.items.iter().map(|item| item.id.as_str()).collect();
