@@ -14,7 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("contract", &["model"]),
     ("listing", &["model"]),
     ("process", &["kernel"]),
-    ("firewall", &["model", "kernel"]),
+    ("firewall", &["text", "model", "kernel"]),
     ("netns", &["model", "kernel", "process"]),
     ("machine", &["model", "kernel", "process"]),
     ("state", &["model", "contract"]),

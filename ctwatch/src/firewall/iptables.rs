@@ -4,6 +4,7 @@
 use super::dump::Save;
 use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, RuleTable, Step, Target, Tool};
 use super::options;
+use crate::text::shell::quote;
 use std::collections::HashMap;
 
 /// The tables of one save.
@@ -36,7 +37,17 @@ pub fn parse(save: &Save) -> Vec<RuleTable> {
                 });
             } else if let Some(rule) = line.strip_prefix("-A ") {
                 let (name, rest) = rule.split_once(' ').unwrap_or((rule, ""));
-                let delete = format!("{program} -w -t {} -D {rule}", table.name);
+                // Word by word: a comment or a prefix may hold anything.
+                let is_option = |word: &str| {
+                    word == "!"
+                        || (word.starts_with('-')
+                            && word.bytes().all(|byte| byte == b'-' || byte.is_ascii_alphanumeric()))
+                };
+                let quoted: Vec<String> = words(rule)
+                    .into_iter()
+                    .map(|word| if is_option(&word) { word } else { quote(&word) })
+                    .collect();
+                let delete = format!("{program} -w -t {} -D {}", quote(&table.name), quoted.join(" "));
                 let rule = Rule { steps: steps(&words(rest)), text: line.to_owned(), delete: Some(delete) };
                 if let Some(chain) = chains.get(name) {
                     table.chains[*chain].rules.push(rule);
@@ -202,7 +213,7 @@ fn set_mark(text: &str) -> Action {
 
 #[cfg(test)]
 mod tests {
-    use super::{endpoint, words};
+    use super::{Save, endpoint, parse, words};
     use crate::firewall::ir::Target;
     use crate::firewall::ranges::Ranges;
 
@@ -216,6 +227,21 @@ mod tests {
         assert_eq!(endpoint("[2001:db8::1]:80").1, within(80, 80));
         assert_eq!(endpoint("2001:db8::1").1, Target::Kept);
         assert_eq!(endpoint("host:name"), (Target::Any, Target::Any));
+    }
+
+    #[test]
+    fn a_rules_own_words_reach_the_shell_as_words() {
+        let text = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT ! -i lo -m comment --comment \"a; reboot `id` $(id) 'x\" -j DROP\nCOMMIT\n";
+        let save =
+            Save { tool: "iptables-save".to_owned(), ipv6: false, legacy: true, text: text.to_owned() };
+        let tables = parse(&save);
+        let delete = tables[0].chains[0].rules[0].delete.as_deref();
+        assert_eq!(
+            delete,
+            Some(
+                "iptables -w -t filter -D INPUT ! -i lo -m comment --comment 'a; reboot `id` $(id) '\\''x' -j DROP"
+            )
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::commands::Commands;
 use super::ir::{Action, Condition, Rule, RuleTable, Step, Tool, state};
 use super::listing::{self, Listed};
+use super::nft;
 use super::{Objection, ObjectionKind};
 
 /// How the names of files begin that hold the rules as they were.
@@ -143,10 +144,10 @@ fn commands(tracking: &[(&RuleTable, Listed)]) -> Result<Commands, Objection> {
     };
     let mut deletes = Vec::new();
     for (table, listed) in tracking {
-        // What the shell would take for its own.
-        let is_plain = !listed.rule.contains(['$', '`', '\\', '\'']);
         match &listed.delete {
-            Some(delete) if table.tool == Tool::Nft || is_plain => deletes.push(delete.clone()),
+            Some(delete) if table.tool != Tool::Nft || nft::is_plain(&table.name) => {
+                deletes.push(delete.clone())
+            }
             _ => return Err(cannot(listed, "no command is known that removes this rule")),
         }
         if table.tool == Tool::Nft && listing::has_extensions(std::slice::from_ref(table)) {
