@@ -52,7 +52,7 @@ pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> 
         if case.translating.is_empty() {
             case.none_passes();
         }
-    } else if case.flows == case.exempt {
+    } else if case.flows == case.exempt && case.translating.is_empty() {
         // Whatever else speaks against it would do so today.
         case.found.clear();
         case.already();

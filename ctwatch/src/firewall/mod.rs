@@ -254,6 +254,15 @@ impl Firewall {
     /// # Errors
     /// Why they have to stay.
     pub fn without_tracking(&self) -> Result<Commands, Vec<Objection>> {
+        if let Some(note) = self.unread.first() {
+            return Err(vec![Objection {
+                kind: ObjectionKind::Unknown,
+                rule: String::new(),
+                place: note.tool.clone(),
+                text: format!("whether other rules depend on connection state is unknown: {}", note.text),
+                remedy: None,
+            }]);
+        }
         stateless::without_tracking(&self.tables)
     }
 

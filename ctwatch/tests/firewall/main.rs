@@ -228,8 +228,11 @@ fn the_advice_speaks_the_tool_whose_rules_are_in_force() {
 
 #[test]
 fn a_json_that_cant_be_read_is_a_note() {
-    let (_, notes) = Firewall::parse(&Dump { nft_json: "{".to_owned(), ..Dump::default() });
+    let (firewall, notes) = Firewall::parse(&Dump { nft_json: "{".to_owned(), ..Dump::default() });
     assert!(notes[0].text.contains("nft rules are unknown"), "{notes:?}");
+    assert_eq!(kinds(&firewall, Protocol::TCP, 6379, Scope::Loopback), [Unknown]);
+    let why = firewall.without_tracking().expect_err("what isn't read may need it");
+    assert_eq!(why[0].kind, Unknown);
 }
 
 #[test]
