@@ -73,6 +73,8 @@ pub struct Case {
     pub firewall: Firewall,
     /// By which ports people get in; their facts are among `facts`.
     pub ways_in: Vec<WayIn>,
+    /// Services that were asked about, whether flows of them were seen or not; their facts are among `facts`.
+    pub asked: Vec<ServiceTarget>,
     /// Of services, what is known.
     pub facts: BTreeMap<ServiceTarget, ServiceFacts>,
 }

@@ -499,6 +499,7 @@ fn assemble(
         netns_prefix: String::new(),
         is_away_from_host: false,
         is_kept_at_boot: is_host,
+        asked: Vec::new(),
         firewall,
         facts,
     }

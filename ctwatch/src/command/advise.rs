@@ -63,7 +63,8 @@ async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Ex
     let found = netns::run_inside(&netns, || collect_facts(&host, &netns, &mut measure, &senders))
         .with_context(|| format!("looking at {}", netns.name.as_deref().unwrap_or("the netns")))?;
     notes.extend(found.notes.iter().cloned());
-    let case = case(found, &measure, &netns, own, advise.times, &advise.keep);
+    let asked = advise.what_if.as_ref().map_or(&[][..], |changes| &changes.notrack);
+    let case = case(found, &measure, &netns, own, advise.times, &advise.keep, asked);
     let exempt =
         case.ways_in.iter().filter(|way| case.facts(&way.target).is_some_and(|facts| facts.untracked));
     notes.extend(

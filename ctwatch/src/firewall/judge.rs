@@ -262,8 +262,8 @@ impl Case<'_> {
                 }
             }
         }
-        // Of the mirror image only what others could use: anybody may send from that port.
-        if class.asked || way == Way::Served {
+        // Anybody elsewhere may send from that port; of this host's own only whoever does it in good faith counts.
+        if class.asked || way == Way::Served || class.expected {
             self.opens(walker, class, flow)?;
         }
         if way != Way::Loopback && class.asked {

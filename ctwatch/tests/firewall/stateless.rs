@@ -76,6 +76,10 @@ fn state_that_decides_what_passes_stays() {
     // The shell doesn't read it.
     let odd = "-A INPUT -m conntrack --ctstate NEW -m comment --comment \"$(reboot)\" -j ACCEPT";
     let commands = filter("iptables", "ACCEPT", &[odd]).without_tracking().expect("nothing needs state");
-    assert!(commands.now.iter().any(|line| line.contains("--comment '$(reboot)' -j ACCEPT")), "{:?}", commands.now);
+    assert!(
+        commands.now.iter().any(|line| line.contains("--comment '$(reboot)' -j ACCEPT")),
+        "{:?}",
+        commands.now
+    );
     assert_eq!(kinds("ACCEPT", &[SSH]), []);
 }

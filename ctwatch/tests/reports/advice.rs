@@ -128,6 +128,7 @@ fn story() -> Case {
         netns_prefix: String::new(),
         is_away_from_host: false,
         is_kept_at_boot: true,
+        asked: Vec::new(),
         firewall: Firewall {
             nat: true,
             tracking: vec!["inet filter input: ct state established accept".to_owned()],

@@ -3,13 +3,13 @@
 
 use super::{ChangeKind, Draft, Item, Level, NOT_PERSISTENT, major_services};
 use crate::advise::case::{Case, ServiceFacts};
-use crate::advise::demand::Service;
 use crate::advise::owners;
+use crate::advise::target::ServiceTarget;
 use crate::advise::whatif::Changes;
 use crate::model::Direction;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
-    major_services(case)
+    let mut items: Vec<Item> = major_services(case)
         .filter(|(service, _)| {
             service.proto.has_ports()
                 && service.port != 0
@@ -17,30 +17,42 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
                 && (service.direction != Direction::Forwarded
                     || case.facts(&service.target()).is_some_and(|facts| !facts.objections.is_empty()))
         })
-        .filter_map(|(service, part)| item(case, service, part))
-        .collect()
+        .filter_map(|(service, part)| {
+            item(
+                case,
+                service.target(),
+                format!("{} accounts for {:.0} % of the entries needed", service.target(), part * 100.0),
+            )
+        })
+        .collect();
+    for target in &case.asked {
+        let is_there = items.iter().any(|item| item.change.notrack.contains(target));
+        let has_way = !matches!(target.direction, None | Some(Direction::Forwarded));
+        if !is_there && has_way && target.proto.has_ports() && target.port != 0 {
+            let small = case.demand.services.iter().any(|service| service.target() == *target);
+            let evidence = if small { "needs few entries" } else { "was asked for; no entry of it was seen" };
+            items.extend(item(case, *target, format!("{target} {evidence}")));
+        }
+    }
+    items
 }
 
-fn item(case: &Case, service: &Service, part: f64) -> Option<Item> {
-    let target = service.target();
+fn item(case: &Case, target: ServiceTarget, evidence: String) -> Option<Item> {
     let facts = case.facts(&target).filter(|facts| !facts.untracked)?;
     let (risk, risk_text) = risk(target.direction);
     let mut item = Draft {
         id: format!("notrack-{}", super::super::slug(&target)),
         kind: ChangeKind::Notrack,
         title: format!("exempt {target} from tracking"),
-        evidence: format!(
-            "{target} accounts for {:.0} % of the entries needed, and no rule needs its state",
-            part * 100.0
-        ),
+        evidence,
         change: Changes { notrack: vec![target], ..Changes::default() },
         risk,
         risk_text: risk_text.to_owned(),
     }
     .on(case);
     judge(case, facts, &mut item);
-    if !item.refused.is_empty() {
-        item.evidence = format!("{target} accounts for {:.0} % of the entries needed", part * 100.0);
+    if item.refused.is_empty() {
+        item.evidence.push_str(", and no rule needs its state");
     }
     Some(item)
 }

@@ -78,6 +78,7 @@ fn story() -> Case {
         netns_prefix: String::new(),
         is_away_from_host: false,
         is_kept_at_boot: true,
+        asked: Vec::new(),
         times: 2.0,
         ways_in: Vec::new(),
         firewall: Firewall {

@@ -127,6 +127,7 @@ pub(super) fn case(
     own: NetnsId,
     times: f64,
     keep: &[ServiceTarget],
+    asked: &[ServiceTarget],
 ) -> Case {
     let roots = Roots::default();
     let first = netns::id_of(&roots.proc("1/ns/net")).ok();
@@ -148,6 +149,7 @@ pub(super) fn case(
         .take(LOOKED_UP)
         .map(Service::target)
         .chain(ways_in.iter().map(|way| way.target))
+        .chain(asked.iter().copied())
         .map(|target| (target, known(&target, &machine, &firewall, &endpoints, &inside)))
         .collect();
     let buckets = machine.table.buckets.unwrap_or(0);
@@ -172,6 +174,7 @@ pub(super) fn case(
         ways_in,
         is_away_from_host,
         is_kept_at_boot: inside.is_kept_at_boot,
+        asked: asked.to_vec(),
         facts: known,
     }
 }
