@@ -13,6 +13,8 @@ struct Seen<K> {
     kind: K,
     /// When it was first seen, seconds.
     first: f64,
+    /// And last.
+    last: f64,
     /// It was first seen after things had settled.
     settled: bool,
     /// It was seen a second time soon after, or got in.
@@ -48,8 +50,12 @@ impl<K: Copy + Eq + Hash> Distinct<K> {
         if hash.trailing_zeros() < self.level {
             return;
         }
-        let new = Seen { kind, first: at, settled, again: false };
-        self.seen.entry(hash).and_modify(|seen| seen.again |= at - seen.first <= soon).or_insert(new);
+        let new = Seen { kind, first: at, last: at, settled, again: false };
+        let seen_again = |seen: &mut Seen<K>| {
+            seen.again |= at - seen.first <= soon;
+            seen.last = seen.last.max(at);
+        };
+        self.seen.entry(hash).and_modify(seen_again).or_insert(new);
         while self.seen.len() > MOST {
             self.level += 1;
             self.seen.retain(|hash, _| hash.trailing_zeros() >= self.level);
@@ -76,6 +82,18 @@ impl<K: Copy + Eq + Hash> Distinct<K> {
             *(if seen.again { &mut found.again } else { &mut found.once }) += self.each();
         }
         found
+    }
+
+    /// Of those of this kind that were first seen before a time, and soon again: the part that was still seen so many seconds
+    /// after the first time. None if there are none.
+    pub fn persisting(&self, kind: &K, before: f64, after: f64) -> Option<f64> {
+        let (mut of, mut still) = (0_u32, 0_u32);
+        for seen in self.seen.values().filter(|seen| seen.kind == *kind && seen.again && seen.first < before)
+        {
+            of += 1;
+            still += u32::from(seen.last - seen.first >= after);
+        }
+        (of > 0).then(|| f64::from(still) / f64::from(of))
     }
 
     fn each(&self) -> f64 {
@@ -124,5 +142,12 @@ mod tests {
         assert_eq!(distinct.got_in(hash(6)), None);
         assert_eq!(distinct.first_seen(&(), 2.0, 9.0), FirstSeen { once: 2.0, again: 2.0 });
         assert_eq!(distinct.first_seen(&(), 9.0, 20.0), FirstSeen { once: 1.0, again: 0.0 });
+        distinct.add(hash(1), (), 5.0, true, 1.6);
+        assert_eq!(
+            distinct.persisting(&(), 9.0, 2.5),
+            Some(0.5),
+            "one of the two that came again is still there"
+        );
+        assert_eq!(distinct.persisting(&(), 1.0, 2.5), None);
     }
 }

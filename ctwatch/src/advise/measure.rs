@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::demand::{Basis, Residence, Service};
 use super::distinct::{Distinct, FirstSeen};
-use super::refused::{FirstTimeouts, RefusedFlows, new_flows};
+use super::refused::{FirstTimeouts, RefusedFlows, new_flows, shown_doublings, try_after};
 use crate::listing::{Listing, ServiceEntries};
 use crate::model::{
     Address, Direction, Flow, Locals, Loss, NetnsId, Protocol, Sample, SlotSample, TableEntry, TimeoutKind,
@@ -383,7 +383,13 @@ impl Measure {
             return self.refused.since_settled(&kind) / (self.last.at - settled_at);
         }
         let FirstSeen { once, again } = self.refused.first_seen(&kind, settled_at, until);
-        new_flows(once, again, settled_at, until)
+        let shown = shown_doublings(until);
+        let persists = |doublings: i32| {
+            let after = try_after(doublings.min(shown));
+            let before = until - after - FIRST_RETRY_S;
+            self.refused.persisting(&kind, before, after - 0.5).unwrap_or(1.0)
+        };
+        new_flows(once, again, settled_at, until, persists)
     }
 }
 

@@ -19,13 +19,26 @@ type Key = (u8, u16);
 
 /// How many of these flows are new, each second. Of those first seen between `from` and `until` seconds after the window
 /// began, `again` came a second time about a second later: new ones, whose clients try again. `once` did not: flows
-/// whose clients gave up, or old ones whose last try was before the window. As many of them are taken for old as there
-/// would be if all clients tried again to the end.
-pub(super) fn new_flows(once: f64, again: f64, from: f64, until: f64) -> f64 {
+/// whose clients gave up or got in, or old ones whose last try was before the window. As many of them are taken for old as
+/// there would be if new ones came at this rate before, too; `persists` says which part of them goes on until it waits so
+/// many doublings of a second.
+pub(super) fn new_flows(once: f64, again: f64, from: f64, until: f64, persists: impl Fn(i32) -> f64) -> f64 {
     let span = until - from;
-    let of_interval = |doublings: i32| (until.min(2_f64.powi(doublings)) - from).max(0.0);
+    let of_interval =
+        |doublings: i32| persists(doublings) * (until.min(2_f64.powi(doublings)) - from).max(0.0);
     let old = again / span * (0..=DOUBLINGS).map(of_interval).sum::<f64>();
     (again + (once - old).max(0.0)) / span
+}
+
+/// The most doublings that a window of so many seconds can show: a client waits 1, 2, 4 … seconds, and half of the window
+/// has to be left for those who begin.
+pub(super) fn shown_doublings(until: f64) -> i32 {
+    (1..=DOUBLINGS).take_while(|doublings| 2_f64.powi(doublings + 1) <= until / 2.0).last().unwrap_or(0)
+}
+
+/// When the try comes that a client has waited for through so many doublings, seconds after its first.
+pub(super) fn try_after(doublings: i32) -> f64 {
+    2_f64.powi(doublings + 1) - 1.0
 }
 
 /// Refused packets of one port in one direction.
@@ -178,15 +191,29 @@ mod tests {
         ) {
             let (from, until) = (window / 3.0, window - 1.6);
             let (once, again) = sightings(rate, if patient { 6 } else { 0 }, from, until);
-            let found = new_flows(once, again, from, until);
+            let found = new_flows(once, again, from, until, |_| 1.0);
             prop_assert!((found / rate - 1.0).abs() < 0.1, "{found} of {rate}");
+        }
+
+        #[test]
+        fn those_that_give_up_at_once_count_beside_those_that_try_a_few_times(
+            rate in 5.0..200.0f64, tries in 1..3_i32, window in 24.0..60.0f64,
+        ) {
+            let (from, until) = (window / 3.0, window - 1.6);
+            let (few, again) = sightings(rate, tries, from, until);
+            let (once, none) = sightings(rate, 0, from, until);
+            // A client that tries so many times doesn't wait for longer.
+            let persists = |doublings: i32| f64::from(u8::from(doublings.min(shown_doublings(until)) < tries));
+            let found = new_flows(few + once, again + none, from, until, persists);
+            prop_assert!((found / (2.0 * rate) - 1.0).abs() < 0.1, "{found} of {}", 2.0 * rate);
         }
 
         #[test]
         fn of_any_mix_it_is_between_those_that_try_again_and_all(
             once in 0.0..1e4f64, again in 0.0..1e4f64, from in 1.0..20.0f64, span in 1.0..40.0f64,
+            persists in 0.0..=1.0f64,
         ) {
-            let found = new_flows(once, again, from, from + span) * span;
+            let found = new_flows(once, again, from, from + span, |_| persists) * span;
             prop_assert!(found >= again - 1e-6 && found <= once + again + 1e-6);
         }
     }

@@ -29,6 +29,9 @@ pub struct Dump {
     /// This host's addresses, and whether it forwards.
     #[serde(default)]
     pub host: HostFacts,
+    /// `/proc/net/ip_vs`, if there are virtual services.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ipvs: String,
     /// Rules that couldn't be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<Note>,

@@ -139,14 +139,12 @@ fn action(name: &str, arguments: &[String]) -> Vec<Step> {
         "NOTRACK" => one(Action::Notrack),
         "CT" => {
             let has = |option: &str| arguments.iter().any(|word| word == option);
-            let zone = ["--zone", "--zone-orig", "--zone-reply"].into_iter().any(has);
             let mut steps = Vec::new();
-            steps.extend(has("--notrack").then_some(Step::Do(Action::Notrack)));
             steps.extend(
                 argument(arguments, "--helper").map(|name| Step::Do(Action::Helper(name.to_owned()))),
             );
-            steps.extend(zone.then_some(Step::Do(Action::Zone)));
-            if steps.is_empty() { one(Action::WriteConnection) } else { steps }
+            steps.push(Step::Do(if has("--notrack") { Action::Notrack } else { Action::Template }));
+            steps
         }
         "MARK" => {
             let set = argument(arguments, "--set-xmark").map(set_mark);

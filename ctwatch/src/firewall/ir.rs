@@ -210,9 +210,9 @@ pub enum Action {
     MarkFromConnection,
     /// Writes something into the conntrack entry: a mark, a label, a timeout.
     WriteConnection,
-    /// Assign a conntrack zone. Before conntrack that gives the packet a template, with which it is tracked whatever
-    /// NOTRACK said: nft_ct_set_zone_eval and nft_notrack_eval, net/netfilter/nft_ct.c, 6.12.
-    Zone,
+    /// Give the packet a template before conntrack sees it: a zone, a timeout, events to report. With one it is tracked whatever
+    /// NOTRACK said: nft_ct_set_zone_eval and nft_notrack_eval, net/netfilter/nft_ct.c, xt_ct_target, net/netfilter/xt_CT.c, 6.12.
+    Template,
     /// Its effect is unknown: it may drop the packet.
     Unknown(String),
 }

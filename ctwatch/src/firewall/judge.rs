@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::ipvs::VirtualService;
 use super::ir::{Family, Tool, state};
 use super::path::{At, Packet, Path, Space, Way};
 use super::ranges::Ranges;
@@ -61,6 +62,7 @@ pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> 
         case.half();
     }
     case.automatic_helper();
+    case.virtual_service();
     case.found.sort_by_key(|objection| objection.kind);
     let mut told = (None, 0);
     case.found.retain(|objection| {
@@ -375,9 +377,10 @@ impl Case<'_> {
     }
 
     fn side_effects(&mut self, path: &Path) {
-        if let Some(at) = &path.zone {
+        if let Some(at) = &path.template {
             self.add(ObjectionKind::Unknown, at, None, format!(
-                "this rule puts {} into a conntrack zone: with a zone's template a packet is tracked whatever NOTRACK says",
+                "this rule gives packets of {} a conntrack zone or another setting of conntrack's: with that a packet is tracked whatever \
+                 NOTRACK says",
                 self.target
             ));
         }
@@ -436,7 +439,9 @@ impl Case<'_> {
             self.target,
             self.by(&dropped.at)
         );
-        let remedy = (everyone_passes && class.asked).then(|| self.remedy(dropped));
+        // To accept whatever comes from a port would let anybody in who sends from it.
+        let lets_in_anybody = class.way == Way::Outgoing && !dropped.packet.request;
+        let remedy = (everyone_passes && class.asked && !lets_in_anybody).then(|| self.remedy(dropped));
         self.add(ObjectionKind::EstablishedOnly, &accepts, remedy, text);
     }
 
@@ -474,6 +479,26 @@ impl Case<'_> {
                 text: format!(
                     "the kernel assigns the {name} helper to {} by its port; that needs tracking",
                     self.target
+                ),
+                remedy: None,
+            });
+        }
+    }
+
+    /// IPVS translates without a rule: what it balances comes and goes by these ports.
+    fn virtual_service(&mut self) {
+        let target = self.target;
+        let is_meant = |service: &&VirtualService| {
+            service.proto.is_none_or(|proto| proto == target.proto)
+                && (service.ports.is_empty() || service.ports.contains(&target.port))
+        };
+        if let Some(service) = self.firewall.virtual_services.iter().find(is_meant) {
+            self.found.push(Objection {
+                kind: ObjectionKind::PublishedPort,
+                rule: service.text.clone(),
+                place: "ipvs".to_owned(),
+                text: format!(
+                    "IPVS balances {target}: its packets may need to be translated, which needs tracking"
                 ),
                 remedy: None,
             });

@@ -6,6 +6,7 @@ mod dump;
 mod host;
 mod index;
 mod iptables;
+mod ipvs;
 mod ir;
 mod judge;
 mod listing;
@@ -34,6 +35,7 @@ pub use stateless::SAVED;
 use crate::model::Protocol;
 use host::Host;
 use index::Index;
+use ipvs::VirtualService;
 use ir::{Action, RuleTable};
 
 /// All rules of a netns.
@@ -47,6 +49,7 @@ pub struct Firewall {
     /// nft could list its rules, be there any or none.
     nft_answers: bool,
     host: Host,
+    virtual_services: Vec<VirtualService>,
     /// What couldn't be read of the rules: nothing is advised then.
     unread: Vec<Note>,
     index: OnceLock<Index>,
@@ -192,6 +195,7 @@ impl Firewall {
             legacy,
             nft_answers: !dump.nft_json.trim().is_empty(),
             host: Host::new(&dump.host),
+            virtual_services: ipvs::parse(&dump.ipvs),
             unread: dump.unread.iter().chain(&notes).cloned().collect(),
             index: OnceLock::new(),
         };

@@ -134,8 +134,8 @@ pub struct Path {
     pub seen: Option<(Ranges, Ranges)>,
     /// A helper was assigned.
     pub helper: Option<(At, String)>,
-    /// A zone was assigned.
-    pub zone: Option<At>,
+    /// The packet got a template.
+    pub template: Option<At>,
     /// A program was asked.
     pub queued: Option<At>,
     /// Something happened that isn't understood.
@@ -186,7 +186,7 @@ impl Path {
             asked: None,
             seen: None,
             helper: None,
-            zone: None,
+            template: None,
             queued: None,
             unknown: None,
             mark_read: None,

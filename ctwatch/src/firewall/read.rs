@@ -51,6 +51,7 @@ fn dump(roots: &Roots) -> Dump {
     dump.local_ports = range
         .split_once(char::is_whitespace)
         .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)));
+    dump.ipvs = virtual_services(roots);
     // Where nf_tables isn't loaded there are no rules of nft and of iptables-nft, and asking would load it.
     if has_nf_tables(roots) {
         if tools.nft {
@@ -89,6 +90,16 @@ fn dump(roots: &Roots) -> Dump {
     }
     dump.unread = std::mem::take(notes);
     dump
+}
+
+/// The virtual services of IPVS, without what is counted of them.
+fn virtual_services(roots: &Roots) -> String {
+    let text = fs::read_to_string(roots.proc("thread-self/net/ip_vs")).unwrap_or_default();
+    let line = |line: &str| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        ["->", server, ..] => format!("  -> {server}\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
 }
 
 /// Which tables of nf_tables nothing has listed, where nft isn't installed.

@@ -89,7 +89,7 @@ fn needed(table: &RuleTable, rule: &Rule) -> Option<(ObjectionKind, String)> {
         | Action::Notrack
         | Action::SetMark { .. }
         | Action::MarkUnknown
-        | Action::Zone
+        | Action::Template
         | Action::Unknown(_) => {
             Some((ObjectionKind::Unknown, "what this rule does depends on connection state".to_owned()))
         }

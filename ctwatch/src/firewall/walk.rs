@@ -345,12 +345,13 @@ impl<'a> Walker<'a> {
             Action::Notrack => {
                 for path in &mut paths {
                     // It leaves a packet alone that has an entry: nft_notrack_eval, xt_ct_target, 6.12.
-                    path.exempt |= path.zone.is_none() && matches!(path.view(place), View::Known(_, false));
+                    path.exempt |=
+                        path.template.is_none() && matches!(path.view(place), View::Known(_, false));
                 }
             }
-            Action::Zone => {
+            Action::Template => {
                 for path in &mut paths {
-                    path.zone.get_or_insert(place.at);
+                    path.template.get_or_insert(place.at);
                 }
             }
             Action::Helper(name) => {

@@ -82,7 +82,11 @@ pub(super) fn judge(case: &Case, facts: &ServiceFacts, item: &mut Item) {
             item.risk = Level::Medium;
             item.notes.extend(facts.warnings.iter().cloned());
         }
-        item.notes.push("existing entries remain until they expire".to_owned());
+        item.notes.push(
+            "existing entries remain until they expire; established connections go on untracked, but one that a rule translated which is \
+             gone by now would be cut"
+                .to_owned(),
+        );
         if !case.is_kept_at_boot {
             item.notes.push(NOT_PERSISTENT.to_owned());
         }

@@ -103,7 +103,7 @@ fn verdict_map(steps: &mut Vec<Step>, body: &Value, sets: &Sets) {
 fn mangle(body: &Value) -> Option<Action> {
     let (key, value) = (&body["key"], &body["value"]);
     if let Some(ct) = key.get("ct") {
-        return Some(if ct["key"] == "zone" { Action::Zone } else { Action::WriteConnection });
+        return Some(if ct["key"] == "zone" { Action::Template } else { Action::WriteConnection });
     }
     if let Some(payload) = key.get("payload") {
         let is_harmless = payload["field"].as_str().is_some_and(|field| REWRITTEN.contains(&field));
