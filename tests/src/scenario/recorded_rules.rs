@@ -24,7 +24,7 @@ use crate::traffic::http::Load;
 const WINDOW: &str = "12s";
 /// One service is redirected, which forbids it; the other has no rule.
 const RULES: &str = "table ip lead {\n chain out {\n  type nat hook output priority -100;\n  tcp dport 8000 dnat to \
-                     127.0.0.1:80\n }\n}\ntable inet \"filter\" {\n chain in {\n  type filter hook input priority 0;\n  tcp dport 9 \
+                     127.0.0.1:80\n }\n}\ntable inet filter {\n chain in {\n  type filter hook input priority 0;\n  tcp dport 9 \
                      counter accept comment \"of acme\"\n }\n}\n";
 const OTHER_RULES: &str = "table inet later {\n chain in {\n  type filter hook input priority 0;\n  ct state new tcp dport 10 \
                            accept\n }\n}\n";
