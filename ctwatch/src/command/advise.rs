@@ -173,6 +173,8 @@ async fn watch(
     let options = |_, unasked: ProbeOptions| ProbeOptions {
         flows: unasked.kprobes,
         loss_events: true,
+        // When each packet was refused, and its ICMP type.
+        event_details: true,
         owners: true,
         ..unasked
     };

@@ -258,8 +258,8 @@ fn recordings() -> Result<Vec<PathBuf>> {
 
 fn held_to_its_caps(checks: &mut Checks) -> Result<()> {
     for (file, wanted) in [
-        ("memory.max", (128 << 20).to_string()),
-        ("memory.high", (96 << 20).to_string()),
+        ("memory.max", (384 << 20).to_string()),
+        ("memory.high", (320 << 20).to_string()),
         ("cpu.max", "25000 100000".to_owned()),
         ("pids.max", "16".to_owned()),
     ] {
