@@ -88,7 +88,11 @@ pub(super) fn kept(_: &Guest) -> Result<Outcome> {
     checks.that(items.iter().all(|item| item["id"] != "keep-6010-tcp-in"), "what listens on lo is no way in");
     let script = run(&["ctwatch", "advise", "--window", "3s", "--keep", "2222/tcp", "--format", "sh"])?;
     let before = run(&["nft", "-s", "list", "ruleset"])?;
-    let step = |step: &str| run(&["sh", "-c", &script, "script", step]).with_context(|| format!("`{step}`"));
+    let folder = tempfile::tempdir().context("a folder for the script")?;
+    let file = folder.path().join("keep-ssh.sh");
+    std::fs::write(&file, script).context("writing the script")?;
+    let file = file.to_str().context("the script's path")?;
+    let step = |step: &str| run(&["sh", file, step, "keep-2222-tcp-in"]).with_context(|| format!("`{step}`"));
     step("now")?;
     for address in [veth.v4.0, veth.v6.0] {
         checks.that(is_served(&blue, address, 2222)?, format!("{address}: shut out though it was kept"));
