@@ -130,7 +130,7 @@ pub(super) fn need_rate_times_timeout(_: &Guest) -> Result<Outcome> {
     let script = run(&["ctwatch", "advise", "--window", "6s", "--format", "sh", "--item", "max"])?;
     let folder = tempfile::tempdir().context("a folder for the script")?;
     let file = folder.path().join("max.sh");
-    std::fs::write(&file, script).context("writing the script")?;
+    fs::write(&file, script).context("writing the script")?;
     run(&["sh", file.to_str().context("the script's path")?, "now", "max"])?;
     // Retries of what was refused have passed by then.
     thread::sleep(Duration::from_secs(3));

@@ -90,7 +90,7 @@ pub(super) fn kept(_: &Guest) -> Result<Outcome> {
     let before = run(&["nft", "-s", "list", "ruleset"])?;
     let folder = tempfile::tempdir().context("a folder for the script")?;
     let file = folder.path().join("keep-ssh.sh");
-    std::fs::write(&file, script).context("writing the script")?;
+    fs::write(&file, script).context("writing the script")?;
     let file = file.to_str().context("the script's path")?;
     let step = |step: &str| run(&["sh", file, step, "keep-2222-tcp-in"]).with_context(|| format!("`{step}`"));
     step("now")?;
