@@ -296,7 +296,7 @@ impl Case<'_> {
     fn opens(&mut self, walker: &mut Walker<'_>, class: &Class, flow: &[Packet]) -> Result<(), TooMuch> {
         let after = walker.run(&untracked(class.way), flow, vec![class.start.clone()])?;
         for after in &after.passed {
-            let today = walker.run(&tracked(class.way), &flow[..1], vec![after.again()])?;
+            let today = walker.run(&tracked(class.way), flow, vec![after.again()])?;
             for (path, dropped) in &today.dropped {
                 // What goes by chance in both worlds is no different in one of them.
                 let may_pass = || today.passed.iter().any(|passed| passed.may_be_of_the_flow_of(path));
