@@ -34,9 +34,9 @@ const TIMEOUTS: [(&str, u64); 5] = [
     ("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_cookie_wait", 8),
 ];
 
-/// What comes: protocol, port or ICMP type, and how often a second.
-const FLOWS: [(&str, u64, f64); 5] =
-    [("udp", 5353, 12.0), ("udp", 5355, 8.0), ("tcp", 8081, 6.0), ("icmpv6", 128, 5.0), ("sctp", 7007, 5.0)];
+/// What comes: protocol, port, and how often a second.
+const FLOWS: [(&str, u64, f64); 4] =
+    [("udp", 5353, 12.0), ("udp", 5355, 8.0), ("tcp", 8081, 6.0), ("sctp", 7007, 5.0)];
 
 /// New flows of each kind at its rate, until told to end; refusals are no errors here.
 fn flows(over: &Arc<AtomicBool>) -> Result<()> {
@@ -59,10 +59,8 @@ fn flows(over: &Arc<AtomicBool>) -> Result<()> {
             drop(connection);
         });
     });
-    let icmp = Icmp::open(v6)?;
-    every(over, FLOWS[3].2, move |index| drop(icmp.echo(v6, index, 1)));
     let init = sctp::open(v4)?;
-    every(over, FLOWS[4].2, move |index| drop(sctp::init(&init, v4, 10_000 + index, 7007)));
+    every(over, FLOWS[3].2, move |index| drop(sctp::init(&init, v4, 10_000 + index, 7007)));
     Ok(())
 }
 
@@ -100,8 +98,7 @@ pub(super) fn need_rate_times_timeout(_: &Guest) -> Result<Outcome> {
     let mut checks = Checks::new();
     for (proto, port, rate) in FLOWS {
         let services = advice["services"].as_array().context("the advice has no services")?;
-        let key = if proto == "icmpv6" { "icmp_type" } else { "port" };
-        let service = services.iter().find(|one| one["proto"] == proto && one[key] == port);
+        let service = services.iter().find(|one| one["proto"] == proto && one["port"] == port);
         let Some(service) = service else {
             checks.that(false, format!("{port}/{proto} is no service: {services:#?}"));
             continue;

@@ -335,8 +335,10 @@ fn run_vm(
     Ok((status, out.text()))
 }
 
-/// So many random rule sets are judged in each run.
+/// So many random rule sets are judged in each run, always the same: a fault that a change brings in is told from luck.
+/// `cargo xtask rules` takes others.
 const RULE_SETS: &str = "100";
+const SEED: &str = "21";
 
 /// On this very kernel, in network namespaces of its own: the tracepoint backend, and the judge of rule sets as people have them and
 /// of random ones.
@@ -352,7 +354,7 @@ fn native() -> Result<Count> {
     let tasks: [(&str, &[&str]); 3] = [
         ("native", &["native"]),
         ("cases", &["cases", "--slowness", "3"]),
-        ("rules", &["rules", "--count", RULE_SETS]),
+        ("rules", &["rules", "--count", RULE_SETS, "--seed", SEED]),
     ];
     for (name, arguments) in tasks {
         if on_host(arguments)?.success() {
