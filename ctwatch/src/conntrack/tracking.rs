@@ -1,8 +1,6 @@
 //! Does anything make conntrack track in a netns? An empty table alone doesn't tell.
 //! Asked only where a table is empty; the kernel's list of hooks is read, no rule set is.
 
-use crate::conntrack::census::parse::attributes;
-
 use crate::kernel::netlink::{self, Next};
 
 /// NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET, include/uapi/linux/netfilter/nfnetlink_hook.h
@@ -62,7 +60,7 @@ fn look(datagram: &[u8]) -> Seen {
             netlink::ERROR => return Seen::Refusal,
             netlink::DONE => seen = Seen::End,
             HOOK_GET => {
-                let name = attributes(body.get(4..).unwrap_or_default())
+                let name = netlink::attributes(body.get(4..).unwrap_or_default())
                     .find(|(kind, _)| *kind == NFNLA_HOOK_FUNCTION_NAME)
                     .map_or(&[][..], |(_, name)| name);
                 // ipv4_conntrack_in and ipv6_conntrack_in (nf_conntrack_proto.c)

@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::ir::Family;
+use super::options;
 use super::ranges::Ranges;
-use super::words;
 
 /// The same as text, as a recording keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,8 @@ impl Host {
     /// Reads the texts; an address that can't be read makes all of its family unknown.
     pub fn new(facts: &HostFacts) -> Self {
         let own = |list: &Option<Vec<String>>| {
-            let networks: Option<Vec<Ranges>> = list.as_ref()?.iter().map(|text| network(text)).collect();
+            let networks: Option<Vec<Ranges>> =
+                list.as_ref()?.iter().map(|text| options::network(text)).collect();
             Some(Ranges::of(networks?.iter().flat_map(|set| set.intervals().iter().copied())))
         };
         Self {
@@ -53,14 +54,6 @@ impl Host {
     pub fn may_forward(&self, family: Family) -> bool {
         self.forwards[family as usize].unwrap_or(true)
     }
-}
-
-/// The addresses of "10.0.0.0/8" or "10.0.0.1".
-fn network(text: &str) -> Option<Ranges> {
-    let (address, bits) = text.split_once('/').unwrap_or((text, ""));
-    let address: std::net::IpAddr = address.parse().ok()?;
-    let widest = if address.is_ipv4() { 32 } else { 128 };
-    words::network(address, if bits.is_empty() { widest } else { bits.parse().ok()? })
 }
 
 /// The local networks in `/proc/net/fib_trie`: what `fib daddr type local` and addrtype ask for IPv4 (table local alone,

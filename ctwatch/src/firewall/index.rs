@@ -13,6 +13,10 @@ pub struct Index {
     pub tables: Vec<TableIndex>,
     /// Base chains in the order of their priorities: (table, chain).
     pub bases: Vec<(usize, usize)>,
+    /// Some rule assigns a helper.
+    pub helps: bool,
+    /// Some rule exempts packets.
+    pub exempts: bool,
 }
 
 /// One table.
@@ -74,7 +78,13 @@ impl Index {
             }
         }
         bases.sort_by_key(|(priority, ..)| *priority);
+        let steps = || {
+            let chains = tables.iter().flat_map(|table| &table.chains);
+            chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.steps).flat_map(actions)
+        };
         Self {
+            helps: steps().any(|action| matches!(action, Action::Helper(_))),
+            exempts: steps().any(|action| matches!(action, Action::Notrack)),
             tables: tables.iter().map(TableIndex::new).collect(),
             bases: bases.into_iter().map(|(_, table, chain)| (table, chain)).collect(),
         }

@@ -36,7 +36,7 @@ use crate::model::Protocol;
 use host::Host;
 use index::Index;
 use ipvs::VirtualService;
-use ir::{Action, RuleTable};
+use ir::RuleTable;
 
 /// All rules of a netns.
 #[derive(Clone, Debug, Default)]
@@ -230,9 +230,7 @@ impl Firewall {
 
     /// Whether connections may be there that a helper announced.
     fn has_helpers(&self) -> bool {
-        let helps = |action: &Action| matches!(action, Action::Helper(_));
-        let steps = self.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
-        self.automatic_helpers || steps.flat_map(|rule| &rule.steps).flat_map(index::actions).any(helps)
+        self.automatic_helpers || self.index().helps
     }
 
     /// Objections to exempting these flows; none means that it is safe as far as the rules tell.

@@ -483,10 +483,7 @@ impl Path {
     }
 
     fn device(self, out: bool, name: &str, place: &Place<'_>) -> (Vec<Self>, Vec<Self>) {
-        let fits = |device: &str| match name.strip_suffix('*') {
-            Some(start) => device.starts_with(start),
-            None => device == name,
-        };
+        let fits = |device: &str| is_named(device, name);
         let there = match place.base.hook {
             Hook::Prerouting | Hook::Input => !out,
             Hook::Output | Hook::Postrouting => out,
@@ -517,10 +514,7 @@ impl Path {
             let answer = *answer;
             return self.known(answer);
         }
-        let fits = |device: &str| match name.strip_suffix('*') {
-            Some(start) => device.starts_with(start),
-            None => device == name,
-        };
+        let fits = |device: &str| is_named(device, name);
         let is_exact = |name: &str| !name.ends_with('*');
         let mut known = self.devices.iter().filter(|((of, _), _)| *of == side);
         if let Some(((_, device), _)) = known.clone().find(|((_, device), is)| **is && is_exact(device)) {
@@ -564,6 +558,11 @@ impl Path {
         };
         Answer::Known(if here { local } else { elsewhere })
     }
+}
+
+/// Whether a device has this name, or begins so where the name ends with `*`.
+fn is_named(device: &str, name: &str) -> bool {
+    name.strip_suffix('*').map_or(device == name, |start| device.starts_with(start))
 }
 
 /// What a rule is told about a packet's connection.

@@ -7,7 +7,7 @@ use super::ir::{Family, Hook, Nat, Target};
 use super::path::{At, Packet, Path, Place, Space, Way};
 use super::ranges::Ranges;
 use super::walk::{Rules, TooMuch, Translations, Walker, World};
-use super::{ExemptTarget, Firewall, Scope, words};
+use super::{ExemptTarget, Firewall, Scope, options};
 use crate::model::Protocol;
 
 /// Ports that a client binds itself where a server trusts it for that: bindresvport(3), NFS, rsh.
@@ -47,8 +47,7 @@ pub fn loopback(family: Family) -> Ranges {
 }
 
 fn network(text: &str) -> Ranges {
-    let net: ipnet::IpNet = text.parse().expect("it is a network");
-    words::network(net.addr(), net.prefix_len()).expect("it is a network")
+    options::network(text).expect("it is a network")
 }
 
 fn every_port() -> Ranges {

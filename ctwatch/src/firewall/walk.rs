@@ -364,10 +364,8 @@ impl<'a> Walker<'a> {
             }
             Action::MarkUnknown => paths.iter_mut().for_each(|path| path.mark = None),
             Action::MarkFromConnection => {
-                for path in paths.iter_mut().filter(|path| path.view(place) != View::Known(0, false)) {
-                    if matches!(path.view(place), View::Known(_, false)) {
-                        continue;
-                    }
+                let has_entry = |path: &&mut Path| !matches!(path.view(place), View::Known(_, false));
+                for path in paths.iter_mut().filter(has_entry) {
                     path.mark_read.get_or_insert(place.at);
                     path.mark = None;
                 }

@@ -23,6 +23,9 @@ pub const ERROR: u16 = 2;
 /// NLMSG_DONE
 pub const DONE: u16 = 3;
 
+/// NLA_F_NESTED and NLA_F_NET_BYTEORDER are flags in an attribute's type.
+const NLA_TYPE_MASK: u16 = 0x3FFF;
+
 /// What to do after a datagram.
 pub enum Next {
     /// Read another.
@@ -145,4 +148,26 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, body))
     })
+}
+
+/// The attributes of a message's body, type and value.
+#[inline]
+pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    Attributes(bytes)
+}
+
+/// Attributes: type and value.
+struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = usize::from(u16::from_ne_bytes(self.0.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(self.0.get(2..4)?.try_into().ok()?) & NLA_TYPE_MASK;
+        let value = self.0.get(4..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    }
 }

@@ -87,17 +87,9 @@ fn add(datagram: &[u8], found: &mut Vec<Table>) -> Result<Next> {
     Ok(Next::Go)
 }
 
-fn name(mut attributes: &[u8]) -> Option<String> {
-    loop {
-        let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
-        let value = attributes.get(4..length)?;
-        if kind == NAME {
-            let text = value.strip_suffix(&[0]).unwrap_or(value);
-            return Some(String::from_utf8_lossy(text).into_owned());
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
+fn name(attributes: &[u8]) -> Option<String> {
+    let (_, value) = netlink::attributes(attributes).find(|(kind, _)| *kind == NAME)?;
+    Some(String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned())
 }
 
 /// The generation of the rules in the netns this thread is in, which every change raises; `None` where nf_tables is not a loaded module.
@@ -122,16 +114,8 @@ pub fn generation(roots: &Roots) -> Result<Option<u32>> {
 
 /// struct nfgenmsg, then attributes.
 fn generation_in(body: &[u8]) -> Option<u32> {
-    let mut rest = body.get(4..)?;
-    loop {
-        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
-        let value = rest.get(4..length)?;
-        if kind == GENERATION_ID {
-            return Some(u32::from_be_bytes(value.try_into().ok()?));
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
+    let (_, value) = netlink::attributes(body.get(4..)?).find(|(kind, _)| *kind == GENERATION_ID)?;
+    Some(u32::from_be_bytes(value.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! ctnetlink's answers, attribute by attribute: what a census needs of an entry, and nothing else.
 //! No allocation and no panic, whatever the bytes say.
 
+use crate::kernel::netlink;
 use crate::model::{Address, EntryFields, TableEntry};
 
 // include/uapi/linux/netlink.h
@@ -8,8 +9,6 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_OVERRUN: u16 = 4;
 const NLM_F_DUMP_INTR: u16 = 0x10;
-/// NLA_F_NESTED and NLA_F_NET_BYTEORDER are flags in an attribute's type.
-const NLA_TYPE_MASK: u16 = 0x3FFF;
 /// struct nlmsghdr
 const HEADER: usize = 16;
 /// struct nfgenmsg
@@ -116,7 +115,7 @@ impl Iterator for Messages<'_> {
 fn entry(attributes: &[u8], wanted: EntryFields) -> Option<TableEntry> {
     let mut entry = TableEntry::default();
     let mut has_tuple = false;
-    for (kind, value) in Attributes(attributes) {
+    for (kind, value) in netlink::attributes(attributes) {
         match kind {
             CTA_TUPLE_ORIG => {
                 has_tuple = tuple(value, &mut entry, wanted.addresses);
@@ -158,8 +157,10 @@ fn entry(attributes: &[u8], wanted: EntryFields) -> Option<TableEntry> {
 /// Source and destination of a tuple.
 fn addresses(tuple: &[u8]) -> (Address, Address) {
     let mut found = (Address::default(), Address::default());
-    let Some((_, ip)) = Attributes(tuple).find(|(kind, _)| *kind == CTA_TUPLE_IP) else { return found };
-    for (kind, value) in Attributes(ip) {
+    let Some((_, ip)) = netlink::attributes(tuple).find(|(kind, _)| *kind == CTA_TUPLE_IP) else {
+        return found;
+    };
+    for (kind, value) in netlink::attributes(ip) {
         match kind {
             CTA_IP_V4_SRC => found.0 = v4(value),
             CTA_IP_V4_DST => found.1 = v4(value),
@@ -181,13 +182,13 @@ fn v6(value: &[u8]) -> Address {
 }
 
 fn zone_of_tuple(tuple: &[u8], entry: &mut TableEntry) {
-    if let Some((_, value)) = Attributes(tuple).find(|(kind, _)| *kind == CTA_TUPLE_ZONE) {
+    if let Some((_, value)) = netlink::attributes(tuple).find(|(kind, _)| *kind == CTA_TUPLE_ZONE) {
         entry.zone = be16(value).unwrap_or(0);
     }
 }
 
 fn started(value: &[u8]) -> Option<u64> {
-    let (_, start) = Attributes(value).find(|(kind, _)| *kind == CTA_TIMESTAMP_START)?;
+    let (_, start) = netlink::attributes(value).find(|(kind, _)| *kind == CTA_TIMESTAMP_START)?;
     Some(u64::from_be_bytes(start.get(..8)?.try_into().ok()?))
 }
 
@@ -202,9 +203,11 @@ fn hash(bytes: &[u8]) -> u64 {
 
 /// Protocol, service port and, if it is wanted, source port; false without a protocol.
 fn tuple(value: &[u8], entry: &mut TableEntry, wants_source: bool) -> bool {
-    let Some(proto) = Attributes(value).find(|(kind, _)| *kind == CTA_TUPLE_PROTO) else { return false };
+    let Some(proto) = netlink::attributes(value).find(|(kind, _)| *kind == CTA_TUPLE_PROTO) else {
+        return false;
+    };
     let mut has_number = false;
-    for (kind, value) in Attributes(proto.1) {
+    for (kind, value) in netlink::attributes(proto.1) {
         let Some(first) = value.first().copied() else { continue };
         match kind {
             CTA_PROTO_NUM => {
@@ -226,9 +229,9 @@ fn tuple(value: &[u8], entry: &mut TableEntry, wants_source: bool) -> bool {
 /// States of TCP and of SCTP: an entry has one at most.
 fn states(value: &[u8]) -> (u8, u8) {
     let (mut tcp, mut sctp) = (0, 0);
-    for (kind, value) in Attributes(value) {
+    for (kind, value) in netlink::attributes(value) {
         let state = |wanted| {
-            let (_, state) = Attributes(value).find(|(kind, _)| *kind == wanted)?;
+            let (_, state) = netlink::attributes(value).find(|(kind, _)| *kind == wanted)?;
             state.first().copied()
         };
         match kind {
@@ -238,27 +241,6 @@ fn states(value: &[u8]) -> (u8, u8) {
         }
     }
     (tcp, sctp)
-}
-
-/// The attributes of a message's body, type and value.
-pub(in super::super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    Attributes(bytes)
-}
-
-/// Attributes: type and value.
-struct Attributes<'a>(&'a [u8]);
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        let length = usize::from(u16_at(self.0, 0)?);
-        let kind = u16_at(self.0, 2)? & NLA_TYPE_MASK;
-        let value = self.0.get(4..length)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    }
 }
 
 #[inline]

@@ -5,7 +5,6 @@ use anyhow::{Context, Result, bail, ensure};
 use ctwatch_common::classify::Counters;
 
 use super::Stat;
-use crate::conntrack::census::parse::attributes;
 use crate::kernel::netlink::{self, DONE, ERROR, Next};
 use crate::model::CounterSource;
 
@@ -49,7 +48,7 @@ fn add_cpus(datagram: &[u8], cpus: &mut Vec<Counters>) -> Result<Next> {
 fn counters(body: &[u8]) -> Result<Counters> {
     let all = body.get(NFGENMSG..).context("a CPU's statistics are cut short")?;
     let (mut drop, mut insert_failed, mut early_drop, mut chaintoolong) = (None, None, None, None);
-    for (kind, value) in attributes(all) {
+    for (kind, value) in netlink::attributes(all) {
         let place = match kind {
             DROP => &mut drop,
             INSERT_FAILED => &mut insert_failed,
@@ -74,7 +73,7 @@ fn entries(datagram: &[u8]) -> Result<u32> {
             return Err(netlink::refusal(body).into());
         }
         let all = body.get(NFGENMSG..).unwrap_or_default();
-        if let Some((_, value)) = attributes(all).find(|(kind, _)| *kind == GLOBAL_ENTRIES) {
+        if let Some((_, value)) = netlink::attributes(all).find(|(kind, _)| *kind == GLOBAL_ENTRIES) {
             return number(value);
         }
     }
