@@ -11,6 +11,7 @@ pub mod conntrack;
 pub mod contract;
 pub mod error;
 pub mod export;
+pub mod files;
 pub mod firewall;
 pub mod kernel;
 pub mod listing;

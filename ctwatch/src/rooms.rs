@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("stderr", &[]),
+    ("files", &[]),
     ("text", &[]),
     ("model", &[]),
     ("kernel", &[]),

@@ -1,0 +1,69 @@
+//! Files that somebody else may have put where ctwatch looks, as root: links, FIFOs, devices, files without an end.
+//! Nothing outside this room opens one by its name alone.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+/// Opens a regular file for reading. Anything else is refused without having been opened: a FIFO would wait for a
+/// writer, and a device may act on being opened.
+///
+/// # Errors
+/// If it can't be opened, or is no regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // O_PATH opens the name and not what it stands for.
+    let name = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;
+    if !name.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    File::options().read(true).custom_flags(flags).open(format!("/proc/self/fd/{}", name.as_raw_fd()))
+}
+
+/// A regular file's bytes.
+///
+/// # Errors
+/// As [`open_regular`]; if there are more than `most` bytes.
+pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[test]
+    fn a_fifo_a_device_and_a_folder_are_refused_and_nobody_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let link = folder.path().join("link");
+        symlink("/dev/zero", &link).unwrap();
+        for path in [fifo.as_path(), &link, folder.path(), Path::new("/dev/null")] {
+            let error = open_regular(path).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_its_bound_and_not_beyond() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "four").unwrap();
+        assert_eq!(read_regular(&file, 4).unwrap(), b"four");
+        let error = read_regular(&file, 3).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+}
