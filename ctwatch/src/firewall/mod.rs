@@ -15,6 +15,7 @@ mod options;
 mod path;
 mod ranges;
 mod read;
+mod run;
 mod stateless;
 mod translation;
 mod walk;
