@@ -11,6 +11,8 @@ use super::{CLOSE_WAIT, ESTABLISHED, Kind, MAX, Manager};
 use crate::process::handle::Process;
 use crate::text::shorten;
 
+/// Where it is configured, if by its command line alone.
+pub(super) const ITS_FLAGS: &str = "its flags";
 /// Letters of its arguments that are shown.
 const ARGUMENTS_SHOWN: usize = 300;
 /// Files beside config.yaml that are read.
@@ -145,7 +147,7 @@ pub(super) fn of_process(process: &Process, name: &str, cpus: Option<u32>) -> Op
             });
             (config, path.to_owned())
         }
-        None => (Config::by_flags(&arguments), "its flags".to_owned()),
+        None => (Config::by_flags(&arguments), ITS_FLAGS.to_owned()),
     };
     Some(manager(Kind::KubeProxy, evidence, pid, config, cpus, configured_in))
 }
@@ -236,7 +238,7 @@ pub(super) fn instead(kind: Kind, configured_in: &str, sysctl: &str, value: u64)
     };
     let flags = settings.iter().map(|(_, flag, value)| format!("{flag}={value}"));
     let (mut lines, restart): (Vec<String>, &str) = match kind {
-        Kind::KubeProxy if configured_in == "its flags" => {
+        Kind::KubeProxy if configured_in == ITS_FLAGS => {
             (flags.map(|flag| format!("--{flag}")).collect(), "restart kube-proxy with these flags")
         }
         Kind::KubeProxy => {

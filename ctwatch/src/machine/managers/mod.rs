@@ -60,23 +60,36 @@ pub const ESTABLISHED: &str = "net.netfilter.nf_conntrack_tcp_timeout_establishe
 pub const CLOSE_WAIT: &str = "net.netfilter.nf_conntrack_tcp_timeout_close_wait";
 
 impl Manager {
+    /// Where its settings are, as a word to be shown and typed: a recording may hold anything there.
+    fn place(&self) -> &str {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_.-@+:".contains(&byte);
+        let is_path = self.configured_in.starts_with('/') && self.configured_in.bytes().all(is_plain);
+        match self.configured_in.as_str() {
+            known @ (kube_proxy::ITS_FLAGS | THE_CLUSTER) => known,
+            path if is_path => path,
+            // A relative path, or one with blanks: as it was written on its command line.
+            _ => "its configuration file",
+        }
+    }
+
     /// The lines that set a sysctl through the manager; empty if it doesn't set that one.
     #[must_use]
     pub fn instead(&self, sysctl: &str, value: u64) -> Vec<String> {
         match self.kind {
             Kind::KubeProxy | Kind::K3s | Kind::Rke2 | Kind::MicroK8s => {
-                kube_proxy::instead(self.kind, &self.configured_in, sysctl, value)
+                kube_proxy::instead(self.kind, self.place(), sysctl, value)
             }
             Kind::Tuned if self.sets.contains_key(sysctl) => {
                 profiles::tuned_instead(&self.evidence, sysctl, value)
             }
-            Kind::Ufw if self.sets.contains_key(sysctl) => {
-                profiles::ufw_instead(&self.configured_in, sysctl, value)
-            }
+            Kind::Ufw if self.sets.contains_key(sysctl) => profiles::ufw_instead(self.place(), sysctl, value),
             Kind::Tuned | Kind::Ufw | Kind::Kubelet => Vec::new(),
         }
     }
 }
+
+/// Where pods are told what to do.
+const THE_CLUSTER: &str = "the cluster's DaemonSets";
 
 /// Processes that set sysctls, as the kernel cuts their names.
 const CLAIMS: [(Claim, Kind); 10] = [
@@ -132,7 +145,7 @@ fn of_kubelet(pid: u32) -> Manager {
         sets: BTreeMap::new(),
         overwrites: false,
         when: "never itself, but a privileged pod may, and a kube-proxy that starts later will".to_owned(),
-        configured_in: "the cluster's DaemonSets".to_owned(),
+        configured_in: THE_CLUSTER.to_owned(),
     }
 }
 
