@@ -149,6 +149,28 @@ mod tests {
     }
 
     #[test]
+    fn who_only_calls_itself_sshd_opens_no_way_in() {
+        use crate::process::claim::Doubt;
+        let table = HEAD.to_owned() + &listens("00000000", 2222, 11);
+        let mut fixture = Fixture::of(&[
+            ("proc/thread-self/net/tcp", table.as_str()),
+            ("proc/812/comm", "sshd\n"),
+            ("proc/812/fd/3", "-> socket:[11]"),
+            // It holds nothing, so nothing is said of it.
+            ("proc/813/comm", "sshd\n"),
+        ]);
+        fixture.host.judge = |_, _| Err(Doubt::User(1000));
+        let (logins, notes) = logins(&fixture.host);
+        assert_eq!(logins, []);
+        assert_eq!(
+            notes,
+            [
+                "a process calls itself sshd (pid 812) and is not believed, so what it says is left out: it runs as uid 1000"
+            ]
+        );
+    }
+
+    #[test]
     fn a_host_without_one_has_none() {
         assert_eq!(found(&[("proc/900/comm", "nginx\n")]), []);
     }

@@ -170,6 +170,19 @@ mod tests {
     }
 
     #[test]
+    fn a_crowd_that_is_not_believed_owns_nothing_and_is_said_in_few_words() {
+        use crate::process::claim::Doubt;
+        let names: Vec<String> = (100..160).map(|pid| format!("proc/{pid}/comm")).collect();
+        let files: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "kube-proxy\n")).collect();
+        let mut fixture = Fixture::of(&files);
+        fixture.host.judge = |_, _| Err(Doubt::Powerless);
+        let mut notes = Notes::default();
+        assert_eq!(read(&fixture.host, Some(4), &mut notes), []);
+        assert_eq!(notes.0.len(), 4, "{:?}", notes.0);
+        assert!(notes.0[3].starts_with("57 more processes call themselves kube-proxy"), "{:?}", notes.0);
+    }
+
+    #[test]
     fn with_a_kube_proxy_the_kubelet_is_no_news() {
         let fixture = Fixture::of(&[
             ("proc/900/comm", "kubelet\n"),
