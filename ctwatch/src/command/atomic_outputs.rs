@@ -1,9 +1,10 @@
 //! New files that get their names when all of them are complete, so that half a file never looks like a whole one.
 //! Nothing that is there is written over. A draft is `NAME.partial`; one that was begun and not published is removed.
+//! As root, only where nobody else could put another file in a draft's place.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::unistd::geteuid;
 
 use super::event_loop;
 use super::live::Shutdown;
 use crate::error::Failure;
+use crate::files::open_regular;
+use crate::files::place::{self, Sharing};
 
 /// Those of one command.
 #[derive(Debug, Default)]
@@ -31,9 +35,10 @@ struct Draft {
 }
 
 impl AtomicOutputs {
-    /// Makes a folder for files to come, where there is none.
+    /// Makes a folder for files to come, where there is none; only its owner may look into it.
     pub fn folder(&mut self, path: &Path) -> Result<()> {
-        match fs::create_dir(path) {
+        let path = &place_of(path)?;
+        match DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => self.folder = Some(path.to_owned()),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => {
@@ -45,6 +50,7 @@ impl AtomicOutputs {
 
     /// Begins a file that will have this name; only its owner may read it, as a recording.
     pub fn file(&mut self, name: &Path) -> Result<File> {
+        let name = &place_of(name)?;
         // Also where it leads nowhere: a link that is there is the user's.
         if name.symlink_metadata().is_ok() {
             return Err(in_the_way(name).into());
@@ -66,7 +72,7 @@ impl AtomicOutputs {
     pub fn publish(mut self) -> Result<()> {
         for Draft { at, .. } in &self.files {
             // Any descriptor of a file brings all that was written to the disk.
-            File::open(at)
+            open_regular(at)
                 .and_then(|file| file.sync_all())
                 .with_context(|| format!("writing {}", at.display()))?;
         }
@@ -89,11 +95,21 @@ impl Drop for AtomicOutputs {
     }
 }
 
+/// The path of something new. Root's must not be made where another user could replace it before it gets its name; a user's
+/// own files are his to put where he likes.
+fn place_of(path: &Path) -> Result<PathBuf> {
+    if !geteuid().is_root() {
+        return Ok(path.to_owned());
+    }
+    let place = place::new_file(path, Sharing::Allowed);
+    place.map_err(|error| Failure::usage(format!("-o {}: {error}", path.display())).into())
+}
+
 /// Unless something else has got the name meanwhile.
 fn rename(from: &Path, to: &Path) -> Result<()> {
     let renamed = match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
         // Not every file system can do this in one step.
-        Err(Errno::EINVAL) if !to.exists() => fs::rename(from, to),
+        Err(Errno::EINVAL) if to.symlink_metadata().is_err() => fs::rename(from, to),
         Err(Errno::EEXIST | Errno::EINVAL) => return Err(in_the_way(to).into()),
         renamed => renamed.map_err(io::Error::from),
     };
