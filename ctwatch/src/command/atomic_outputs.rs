@@ -6,16 +6,13 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::unistd::geteuid;
 
-use super::event_loop;
-use super::live::Shutdown;
 use crate::error::Failure;
 use crate::files::open_regular;
 use crate::files::place::{self, Sharing};
@@ -28,10 +25,28 @@ pub(super) struct AtomicOutputs {
     folder: Option<PathBuf>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Draft {
     at: PathBuf,
     name: PathBuf,
+}
+
+/// What there is to be removed by one who can't wait for its owner: drafts, and the folder made for them.
+static BEGUN: Mutex<(Vec<PathBuf>, Option<PathBuf>)> = Mutex::new((Vec::new(), None));
+
+fn begun() -> MutexGuard<'static, (Vec<PathBuf>, Option<PathBuf>)> {
+    BEGUN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes all drafts of the process, whose owner is stuck. Files that are getting their names get all of them first.
+pub(super) fn remove_drafts() {
+    let (files, folder) = &mut *begun();
+    for at in files.drain(..) {
+        let _ = fs::remove_file(at);
+    }
+    if let Some(folder) = folder.take() {
+        let _ = fs::remove_dir(folder);
+    }
 }
 
 impl AtomicOutputs {
@@ -39,7 +54,10 @@ impl AtomicOutputs {
     pub fn folder(&mut self, path: &Path) -> Result<()> {
         let path = &place_of(path)?;
         match DirBuilder::new().mode(0o700).create(path) {
-            Ok(()) => self.folder = Some(path.to_owned()),
+            Ok(()) => {
+                self.folder = Some(path.to_owned());
+                begun().1 = self.folder.clone();
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => {
                 return Err(error).with_context(|| format!("creating the folder {}", path.display()));
@@ -60,6 +78,7 @@ impl AtomicOutputs {
         let at = PathBuf::from(at);
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&at) {
             Ok(file) => {
+                begun().0.push(at.clone());
                 self.files.push(Draft { at, name: name.to_owned() });
                 Ok(file)
             }
@@ -76,10 +95,13 @@ impl AtomicOutputs {
                 .and_then(|file| file.sync_all())
                 .with_context(|| format!("writing {}", at.display()))?;
         }
+        let mut begun = begun();
         for Draft { at, name } in self.files.drain(..) {
+            begun.0.retain(|known| *known != at);
             rename(&at, &name).inspect_err(|_| drop(fs::remove_file(&at)))?;
         }
         self.folder = None;
+        begun.1 = None;
         Ok(())
     }
 }
@@ -121,22 +143,6 @@ fn in_the_way(path: &Path) -> Failure {
     Failure::usage(format!(
         "-o: {path} is there already, and nothing is written over: remove it, or give another name"
     ))
-}
-
-/// Whether SIGINT or SIGTERM came: from here on they don't end the process, which has drafts to remove.
-pub(super) fn interrupted() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let raised = Arc::clone(&flag);
-    let events = event_loop()?;
-    let mut shutdown = events.block_on(async { Shutdown::new() })?;
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            events.block_on(shutdown.wait());
-            raised.store(true, Ordering::Relaxed);
-        })
-        .context("starting a thread that waits for signals")?;
-    Ok(flag)
 }
 
 #[cfg(test)]

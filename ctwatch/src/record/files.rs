@@ -6,7 +6,7 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::files::place;
+use crate::files::place::{self, Sharing};
 
 /// What SQLite creates next to a database.
 const ENDINGS: [&str; 2] = ["-wal", "-shm"];
@@ -40,6 +40,11 @@ pub(super) fn is_new(path: &Path) -> Result<bool> {
         }
     }
     Ok(looked_at(path)?.is_none_or(|metadata| metadata.len() == 0 && wal(path).is_none()))
+}
+
+/// Whether a recording and what is next to it are our own or root's, in a folder where nobody else can change that.
+pub(super) fn are_trusted(path: &Path) -> bool {
+    place::file(path, Sharing::Refused).is_ok_and(|path| is_new(&path).is_ok())
 }
 
 /// What has this name, if it is a file of our own; nothing if nothing has it.
