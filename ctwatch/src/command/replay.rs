@@ -109,7 +109,7 @@ impl Player {
             }
             let (at, mono_us) = *self.began.get_or_insert((Instant::now(), step.mono_us));
             let since = Duration::from_micros(u64::try_from(step.mono_us - mono_us).unwrap_or(0));
-            called = pause(shutdown, speed.scaled(since).map(|since| at + since)).await;
+            called = pause(shutdown, speed.scaled(since).and_then(|since| at.checked_add(since))).await;
             if called {
                 break;
             }

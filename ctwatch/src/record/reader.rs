@@ -84,6 +84,19 @@ pub(super) fn slot(row: &Row<'_>) -> rusqlite::Result<(i64, SlotKey)> {
     Ok((row.get(SLOT.id)?, key))
 }
 
+/// Which of the large things there are, each of which is read by itself: a table's listing, a machine's facts, a rule set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Its number in the file.
+    pub id: i64,
+    /// Whose it is; of a machine, which has many, nobody's.
+    pub netns: Option<NetnsId>,
+    /// When it was taken.
+    pub at: WallMono,
+    /// Of a listing: it was interrupted. Of a rule set: it was dropped to keep the file small.
+    pub is_incomplete: bool,
+}
+
 impl Recording {
     /// Opens a recording.
     ///
@@ -178,12 +191,107 @@ impl Recording {
         Ok(losses.into_iter().filter_map(|(tick, _, loss)| Some((tick, loss?))).collect())
     }
 
+    /// As [`Recording::losses`], one by one.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn each_loss(
+        &self,
+        numbers: std::ops::RangeInclusive<i64>,
+        mut take: impl FnMut(&Loss),
+    ) -> Result<()> {
+        self.all(&event::SELECT, [*numbers.start(), *numbers.end()], |row| {
+            if let (_, _, Some(loss)) = event::read(row)? {
+                take(&loss);
+            }
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Which tables were listed in a run.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn listing_heads(&self, run: i64) -> Result<Vec<Head>> {
+        self.heads("listing", "interrupted", run)
+    }
+
+    /// Which rule sets a run has, of each netns in the order they were in force.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn rules_heads(&self, run: i64) -> Result<Vec<Head>> {
+        self.heads("rules", "rules IS NULL", run)
+    }
+
+    /// Which snapshots of the machine a run has.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn machine_heads(&self, run: i64) -> Result<Vec<Head>> {
+        self.heads("machine", "0", run)
+    }
+
+    fn heads(&self, table: &'static str, is_incomplete: &str, run: i64) -> Result<Vec<Head>> {
+        let [first, last] = self.span(table, run)?;
+        if first > last {
+            return Ok(Vec::new());
+        }
+        let netns = if table == "machine" { "NULL" } else { "(SELECT number FROM netns n WHERE n.id = one.netns)" };
+        let sql = format!(
+            "SELECT id, {netns}, wall_us, mono_us, {is_incomplete} FROM {table} one WHERE run = ?1 AND id BETWEEN ?2 AND ?3 \
+             ORDER BY id"
+        );
+        self.all(&sql, [run, first, last], |row| {
+            let id = row.get(0)?;
+            let Some(at) = WallMono::from_columns(row.get(2)?, row.get(3)?) else {
+                return corrupt_row(table, id);
+            };
+            let netns = row.get::<_, Option<u32>>(1)?.map(NetnsId::from_packed);
+            Ok(Head { id, netns, at, is_incomplete: row.get(4)? })
+        })
+    }
+
+    /// A table's listing.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn listing(&self, run: i64, head: &Head) -> Result<StoredListing> {
+        let found = listing::read(&self.connection, run, [head.id; 2]);
+        self.one(found, "listing", head)
+    }
+
+    /// A rule set.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn rule_set(&self, run: i64, head: &Head) -> Result<StoredRules> {
+        let found = rules::read(&self.connection, run, [head.id; 2]);
+        self.one(found, "rules", head)
+    }
+
+    /// A snapshot of the machine.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn machine(&self, run: i64, head: &Head) -> Result<MachineSnapshot> {
+        let found = machine(&self.connection, run, [head.id; 2]);
+        self.one(found, "machine", head)
+    }
+
+    fn one<T>(&self, found: Result<Vec<T>, ReadError>, table: &str, head: &Head) -> Result<T> {
+        let found = found.map_err(|error| error.into_fault(&self.path))?.pop();
+        found.ok_or_else(|| self.damaged(format!("{table} {} can't be read", head.id)).into())
+    }
+
     /// The tables listed entry by entry in a run.
     ///
     /// # Errors
     /// See [`Recording::runs`].
     pub fn listings(&self, run: i64) -> Result<Vec<StoredListing>> {
-        Ok(listing::read(&self.connection, run, self.span("listing", run)?).map_err(|error| error.into_fault(&self.path))?)
+        let found = listing::read(&self.connection, run, self.span("listing", run)?);
+        Ok(found.map_err(|error| error.into_fault(&self.path))?)
     }
 
     /// The rule sets of a run, of each netns in the order they were in force. None where the recorder was one that didn't
@@ -192,7 +300,8 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn rules(&self, run: i64) -> Result<Vec<StoredRules>> {
-        Ok(rules::read(&self.connection, run, self.span("rules", run)?).map_err(|error| error.into_fault(&self.path))?)
+        let found = rules::read(&self.connection, run, self.span("rules", run)?);
+        Ok(found.map_err(|error| error.into_fault(&self.path))?)
     }
 
     /// The settings of other namespaces than the recorder's when first seen, and every change to them.
@@ -200,7 +309,8 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn netns_settings(&self, run: i64) -> Result<Vec<NetnsSetting>> {
-        Ok(rules::read_settings(&self.connection, run, self.span("netns_setting", run)?).map_err(|error| error.into_fault(&self.path))?)
+        let found = rules::read_settings(&self.connection, run, self.span("netns_setting", run)?);
+        Ok(found.map_err(|error| error.into_fault(&self.path))?)
     }
 
     /// The notices of a run.
@@ -243,15 +353,8 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn machines(&self, run: i64) -> Result<Vec<MachineSnapshot>> {
-        self.of_run_with(MachineColumns::SELECT, "machine", run, limits::FACTS, |row| {
-            let id = row.get(MACHINE.id)?;
-            let at = WallMono::from_columns(row.get(MACHINE.wall_us)?, row.get(MACHINE.mono_us)?);
-            let reason = SnapshotReason::from_name(&row.get::<_, String>(MACHINE.reason)?);
-            let Some((at, reason)) = at.zip(reason) else { return corrupt_row("machine", id) };
-            let snapshot = MachineSnapshot { at, occasion: reason, json: row.get(MACHINE.facts)? };
-            let holds = snapshot.checksum(run) == row.get::<_, u32>(MACHINE.crc)?;
-            if holds { Ok(snapshot) } else { corrupt_row("machine", id) }
-        })
+        Ok(machine(&self.connection, run, self.span("machine", run)?)
+            .map_err(|error| error.into_fault(&self.path))?)
     }
 
     /// The incidents of a run, with their numbers.
@@ -295,12 +398,18 @@ impl Recording {
         }
         for run in self.runs()? {
             self.names(run.id)?;
-            self.listings(run.id)?;
+            for head in self.listing_heads(run.id)? {
+                self.listing(run.id, &head)?;
+            }
             self.notices(run.id)?;
             self.settings(run.id)?;
-            self.rules(run.id)?;
+            for head in self.rules_heads(run.id)? {
+                self.rule_set(run.id, &head)?;
+            }
             self.netns_settings(run.id)?;
-            self.machines(run.id)?;
+            for head in self.machine_heads(run.id)? {
+                self.machine(run.id, &head)?;
+            }
             self.incidents(run.id)?;
             for tick in self.ticks(&run, i64::MIN..=i64::MAX)? {
                 let tick = tick?;
@@ -318,22 +427,9 @@ impl Recording {
         run: i64,
         read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
     ) -> Result<Vec<T>> {
-        self.of_run_with(select, table, run, limits::TEXT, read)
-    }
-
-    /// As `of_run`, with texts up to this length.
-    fn of_run_with<T>(
-        &self,
-        select: &str,
-        table: &'static str,
-        run: i64,
-        longest: usize,
-        read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
-    ) -> Result<Vec<T>> {
         let sql = format!("{select} WHERE run = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id");
         let [first, last] = self.span(table, run)?;
-        let rows = each_of(&self.connection, &sql, [run, first, last], longest, read);
-        Ok(rows.map_err(|error| error.into_fault(&self.path))?)
+        self.all(&sql, [run, first, last], read)
     }
 
     /// Where the rows of a run are in one of the tables whose rows have a number and a run; slots have a netns of a run.
@@ -383,6 +479,24 @@ impl Recording {
     fn damaged(&self, what: impl Into<String>) -> Fault {
         Fault::Damaged(self.path.clone(), what.into())
     }
+}
+
+/// Reads snapshots of the machine.
+fn machine(
+    connection: &Connection,
+    run: i64,
+    [first, last]: RowSpan,
+) -> Result<Vec<MachineSnapshot>, ReadError> {
+    let sql = format!("{} WHERE run = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id", MachineColumns::SELECT);
+    each_of(connection, &sql, [run, first, last], limits::FACTS, |row| {
+        let id = row.get(MACHINE.id)?;
+        let at = WallMono::from_columns(row.get(MACHINE.wall_us)?, row.get(MACHINE.mono_us)?);
+        let reason = SnapshotReason::from_name(&row.get::<_, String>(MACHINE.reason)?);
+        let Some((at, reason)) = at.zip(reason) else { return corrupt_row("machine", id) };
+        let snapshot = MachineSnapshot { at, occasion: reason, json: row.get(MACHINE.facts)? };
+        let holds = snapshot.checksum(run) == row.get::<_, u32>(MACHINE.crc)?;
+        if holds { Ok(snapshot) } else { corrupt_row("machine", id) }
+    })
 }
 
 /// Every row of a query. Texts are no longer than [`limits::TEXT`], and all together no more than is held at once.
