@@ -199,7 +199,7 @@ pub fn file(path: &Path, sharing: Sharing) -> Result<PathBuf> {
     ensure_apart(&folder, sharing)?;
     match name {
         Some(name) => Ok(folder.path.join(name)),
-        None => Err(Error::new(ErrorKind::IsADirectory, "it is a folder")),
+        None => Err(Error::new(ErrorKind::IsADirectory, "it is a folder, not a regular file")),
     }
 }
 

@@ -120,7 +120,7 @@ pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i
     // The netns's number follows the census's own columns.
     const NETNS_NUMBER: usize = CensusColumns::NAMES.len();
     let sql = format!(
-        "SELECT {}, n.number FROM census c JOIN netns n ON n.id = c.netns WHERE c.tick BETWEEN ?1 AND ?2 \
+        "SELECT {}, n.number FROM census c CROSS JOIN netns n ON n.id = c.netns WHERE c.tick BETWEEN ?1 AND ?2 \
          ORDER BY c.tick, c.id",
         CensusColumns::of("c")
     );

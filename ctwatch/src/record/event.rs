@@ -21,7 +21,7 @@ use crate::model::{
 pub(super) static SELECT: LazyLock<String> = LazyLock::new(|| {
     let (event, owner) = (EventColumns::of("e"), OwnerColumns::of("o"));
     format!(
-        "SELECT {event}, {owner}, n.number FROM event e JOIN netns n ON n.id = e.netns \
+        "SELECT {event}, {owner}, n.number FROM event e CROSS JOIN netns n ON n.id = e.netns \
          LEFT JOIN owner o ON o.id = e.owner WHERE e.tick BETWEEN ?1 AND ?2 ORDER BY e.tick, e.place"
     )
 });

@@ -34,9 +34,9 @@ const HEAP: i64 = 128 << 20;
 /// Steps of SQLite's virtual machine between two looks at what was used.
 const LOOK_EVERY: i32 = 4096;
 /// Steps that any file may take.
-const STEPS: u64 = 20_000_000;
-/// Steps for each byte of the file. See `a_day_of_ticks_takes_few_steps` in tests/hostile.
-const STEPS_PER_BYTE: u64 = 64;
+const STEPS: u64 = 5_000_000;
+/// Steps for each byte of the file: a report takes 0.65, which is most of all readers.
+const STEPS_PER_BYTE: u64 = 16;
 
 static STOPPED: AtomicBool = AtomicBool::new(false);
 

@@ -73,7 +73,7 @@ pub(super) fn read(
     // The netns's number follows the listing's own columns.
     const NETNS_NUMBER: usize = ListingColumns::NAMES.len();
     let sql = format!(
-        "SELECT {}, n.number FROM listing l JOIN netns n ON n.id = l.netns WHERE l.run = ?1 \
+        "SELECT {}, n.number FROM listing l CROSS JOIN netns n ON n.id = l.netns WHERE l.run = ?1 \
          AND l.id BETWEEN ?2 AND ?3 ORDER BY l.id",
         ListingColumns::of("l")
     );

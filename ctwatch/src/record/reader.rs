@@ -63,10 +63,11 @@ pub struct RecordedRun {
     pub end: Option<RunEnd>,
 }
 
-/// Selects the slots of a run, each with its netns's number after its own columns.
+/// Selects the slots of a run, each with its netns's number after its own columns. Here as elsewhere the order of the tables
+/// is given (CROSS JOIN) and no index on `run` is taken (`+`): each row is looked at once, whatever the file holds.
 pub(super) fn slots_of_run() -> String {
     let slot = SlotColumns::of("s");
-    format!("SELECT {slot}, n.number FROM slot s JOIN netns n ON n.id = s.netns WHERE n.run = ?1")
+    format!("SELECT {slot}, n.number FROM slot s CROSS JOIN netns n ON n.id = s.netns WHERE +n.run = ?1")
 }
 
 /// A slot's number in the file and its key, from a row of [`slots_of_run`].
@@ -427,7 +428,7 @@ impl Recording {
         run: i64,
         read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
     ) -> Result<Vec<T>> {
-        let sql = format!("{select} WHERE run = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id");
+        let sql = format!("{select} WHERE +run = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id");
         let [first, last] = self.span(table, run)?;
         self.all(&sql, [run, first, last], read)
     }

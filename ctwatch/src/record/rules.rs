@@ -151,7 +151,7 @@ pub(super) fn read(connection: &Connection, run: i64, span: RowSpan) -> Result<V
     const NETNS_NUMBER: usize = RulesColumns::NAMES.len();
     let columns = RulesColumns::of("r");
     let sql = format!(
-        "SELECT {columns}, n.number, length(r.rules) FROM rules r JOIN netns n ON n.id = r.netns WHERE r.run = ?1 \
+        "SELECT {columns}, n.number, length(r.rules) FROM rules r CROSS JOIN netns n ON n.id = r.netns WHERE r.run = ?1 \
          AND r.id BETWEEN ?2 AND ?3 ORDER BY r.id"
     );
     each(connection, &sql, [run, first, last], |row| {
@@ -209,7 +209,7 @@ pub(super) fn read_settings(
     const NETNS_NUMBER: usize = NetnsSettingColumns::NAMES.len();
     let columns = NetnsSettingColumns::of("s");
     let sql = format!(
-        "SELECT {columns}, n.number FROM netns_setting s JOIN netns n ON n.id = s.netns WHERE s.run = ?1 \
+        "SELECT {columns}, n.number FROM netns_setting s CROSS JOIN netns n ON n.id = s.netns WHERE s.run = ?1 \
          AND s.id BETWEEN ?2 AND ?3 ORDER BY s.id"
     );
     each(connection, &sql, [run, first, last], |row| {

@@ -100,7 +100,7 @@ pub fn change(path: &Path, what: &str) {
         "a long listing" => long(&format!("UPDATE listing_phase SET idle = {TEXT}")),
         "a long rule set" => long("UPDATE rules SET rules = zeroblob(?1) WHERE id = 1"),
         "a long incident" => long(&format!("UPDATE incident SET measured = {TEXT}")),
-        "a long event" => long(&format!("UPDATE event SET device = {TEXT} WHERE tick = 3")),
+        "a long event" => long(&format!("UPDATE event SET device = {TEXT} WHERE tick = 25")),
         "many tables" => {
             for number in 0..20_000 {
                 connection.execute_batch(&format!("CREATE TABLE t{number} (a)")).unwrap();
@@ -111,8 +111,8 @@ pub fn change(path: &Path, what: &str) {
              0, 0, 0, 0, 0, 1, crc FROM n, run WHERE run.id = 1",
             300_000,
         ),
-        "many notices" => many("INSERT INTO notice SELECT i, 1, 1, 1, 'a', 'b', 1 FROM n", 3_000_000),
-        "many names" => many("INSERT INTO netns SELECT i, 1, i, 1, 1, 'a', NULL, 1 FROM n", 1_000_000),
+        "many notices" => many("INSERT INTO notice SELECT i, 1, 1, 1, 'a', 'b', 1 FROM n", 1_000_000),
+        "many names" => many("INSERT INTO netns SELECT i, 1, i, 1, 1, 'a', NULL, 1 FROM n", 200_000),
         "deep JSON" => {
             connection.execute("UPDATE run SET hooks = ?1", ["[".repeat(60_000)]).unwrap();
         }

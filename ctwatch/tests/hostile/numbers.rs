@@ -160,10 +160,9 @@ fn changes() -> Vec<(String, Change)> {
 fn census(number: i64) -> Census {
     let entries = number as u32;
     let mut detail = PortDetail::new(6, Some(6379));
-    detail.mix.tcp[3] = entries;
     detail.mix.tcp[7] = entries;
     detail.mix.assured = entries;
-    detail.refreshed = TimeoutHistogram::from_sparse(&[(0, entries), (1, entries)]).unwrap();
+    detail.refreshed = TimeoutHistogram::from_sparse(&[(1, entries)]).unwrap();
     detail.expiring = detail.refreshed.clone();
     let key = |port| CensusKey { proto: 6, port, entries, assured: entries, time_wait: entries };
     Census {

@@ -16,18 +16,16 @@ use nix::unistd::mkfifo;
 use super::figures::{Ran, readers, recorder, run};
 use super::made::{PROGRAMS, SCRIPTS, change};
 use super::numbers::base;
-use super::synthetic::{HOST, all_of, at, incident, write};
+use super::synthetic::{HOST, all_of, at, rules};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MOST_KIB: i64 = 300 << 10;
 
 /// A recording with everything in it.
 fn whole(path: &Path) {
-    let mut writer = write(path, 60);
-    let mut batch = Batch { incidents: vec![incident(30)], ..Batch::default() };
-    batch.listings = vec![super::synthetic::listing(31)];
-    writer.write(&batch).unwrap();
-    drop(writer);
+    base(path)
+        .write(&Batch { rules: vec![rules(4, SnapshotReason::Start)], ..Batch::default() })
+        .unwrap();
 }
 
 /// Holds for any file, whatever becomes of it.
@@ -187,9 +185,9 @@ fn make_rules(path: &Path, what: &str) {
         "a bomb that says less" => (serde_json::json!("0".repeat(40 << 20)), Some(100)),
         _ => (serde_json::json!("0".repeat(40 << 20)), Some(1 << 60)),
     };
-    let mut rules = Packed::new(&content).unwrap();
-    rules.size = size.unwrap_or(rules.size);
-    let stored = StoredRules { netns: HOST, at: at(1), occasion: SnapshotReason::Start, rules: Some(rules) };
+    let mut packed = Packed::new(&content).unwrap();
+    packed.size = size.unwrap_or(packed.size);
+    let stored = StoredRules { netns: HOST, at: at(1), occasion: SnapshotReason::Start, rules: Some(packed) };
     base(path).write(&Batch { rules: vec![stored], ..Batch::default() }).unwrap();
 }
 

@@ -137,7 +137,7 @@ impl Numbers {
         let [[first, last], of_netns] = spans;
         let sql = format!("{} AND s.id BETWEEN ?2 AND ?3", slots_of_run());
         let slots = each(connection, &sql, [run, first, last], |row| Ok(slot(row)?))?;
-        let sql = format!("{} WHERE run = ?1 AND id BETWEEN ?2 AND ?3", NetnsColumns::SELECT);
+        let sql = format!("{} WHERE +run = ?1 AND id BETWEEN ?2 AND ?3", NetnsColumns::SELECT);
         let [first, last] = of_netns;
         let netns = each(connection, &sql, [run, first, last], |row| {
             Ok((row.get(NETNS.id)?, NetnsId::from_packed(row.get(NETNS.number)?)))
@@ -154,7 +154,7 @@ impl Numbers {
         limit: usize,
     ) -> Result<Vec<(Stored, u32)>, ReadError> {
         let sql =
-            format!("{} WHERE id BETWEEN ?1 AND ?2 AND run = ?3 ORDER BY id LIMIT ?4", TickColumns::SELECT);
+            format!("{} WHERE id BETWEEN ?1 AND ?2 AND +run = ?3 ORDER BY id LIMIT ?4", TickColumns::SELECT);
         let mut batch = each(connection, &sql, params![from, to, self.run, limit as i64], tick)?;
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(batch) };
         let (span, first) = ([first.0.id, last.0.id], first.0.first);
@@ -278,7 +278,8 @@ fn tick(row: &Row<'_>) -> Result<(Stored, u32), ReadError> {
     let Some(time) = limits::time(wall_us).filter(|_| limits::is_clock(mono_us)) else {
         return corrupt_row("tick", id);
     };
-    if !limits::is_tick(first) || !limits::is_tick(id) || first > id {
+    let events_seen: i64 = row.get(TICK.events_seen)?;
+    if !limits::is_tick(first) || !limits::is_tick(id) || first > id || events_seen < 0 {
         return corrupt_row("tick", id);
     }
     let tick = Tick {
@@ -291,7 +292,7 @@ fn tick(row: &Row<'_>) -> Result<(Stored, u32), ReadError> {
             row.get(TICK.unexplained_insert_failed)?,
             row.get(TICK.unexplained_chaintoolong)?,
         ],
-        events_seen: row.get::<_, i64>(TICK.events_seen)?.cast_unsigned(),
+        events_seen: events_seen.cast_unsigned(),
         ..Tick::quiet(time, mono_us, row.get(TICK.interval_us)?)
     };
     Ok((Stored { id, first, level: row.get(TICK.level)?, tick }, row.get(TICK.crc)?))
