@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("conntrack", &["model", "kernel", "netns"]),
     ("probe", &["stderr", "model", "kernel", "netns"]),
     ("owner", &["model", "kernel", "process", "netns"]),
-    ("record", &["error", "model", "kernel", "contract", "listing", "state"]),
+    ("record", &["error", "files", "model", "kernel", "contract", "listing", "state"]),
     ("watch", &["model", "kernel", "netns", "conntrack", "probe", "owner"]),
     ("advise", &["text", "model", "contract", "listing", "firewall", "machine", "record"]),
     ("export", &["model", "contract", "state", "record"]),
@@ -34,6 +34,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "error",
             "stderr",
+            "files",
             "text",
             "model",
             "kernel",

@@ -5,6 +5,7 @@ pub mod patience;
 pub mod process_root;
 pub mod programs;
 pub mod root_owned;
+pub mod place;
 
 use std::fs::File;
 use std::io::{self, Read as _};
