@@ -41,6 +41,8 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     let names = runs.iter().map(|run| recording.names(run.id)).collect::<Result<Vec<_>>>()?;
     known_netns(&arguments.netns, &names)?;
     let mut shutdown = Shutdown::new()?;
+    // It waits for whoever reads, as nothing goes on meanwhile.
+    shutdown.end_within(Duration::from_secs(1));
     let mut before = None;
     for (run, names) in runs.iter().zip(&names) {
         // It may hold nothing of the span.
@@ -49,7 +51,11 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
         }
         let netns = selected(&arguments.netns, names);
         let settings = settings(arguments, run, netns.clone());
-        let shown = Shown { view: view(arguments.format, &config.look, netns), state: State::new(settings) };
+        let shown = Shown {
+            view: view(arguments.format, &config.look, netns),
+            state: State::new(settings),
+            output: None,
+        };
         let mut player = Player { shown, began: None, elapsed_s: 0.0, last: run.run.started.time };
         let wants_losses = player.shown.state.wants_events();
         let replay = Replay::new(&recording, run, span, wants_losses)?;
