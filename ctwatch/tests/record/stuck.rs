@@ -98,7 +98,7 @@ fn a_signal_ends_each_command_whose_reader_has_stopped() {
         ("record", [&["record", "-o", &new], &waits[..]].concat(), true),
         ("replay", vec!["replay", &recording, "--speed", "max"], true),
         ("report", vec!["report", &recording], false),
-        ("export", vec!["export", &recording, "--format", "ndjson"], false),
+        ("export", vec!["export", &recording, "--to", "ndjson"], false),
         ("check", vec!["check", "--proc-root", &proc], false),
     ];
     for (name, arguments, catches) in &commands {

@@ -88,8 +88,8 @@ impl Running {
         command.stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
         let mut child = command.spawn()?;
         // Our ends of the pipes are nobody else's.
-        let stdin = child.stdin.take().filter(|stdin| dont_block(stdin));
-        let output = Some(output).filter(|output| dont_block(output));
+        let stdin = child.stdin.take().filter(dont_block);
+        let output = Some(output).filter(dont_block);
         let group = Pid::from_raw(child.id().cast_signed());
         let json = format!("{json}\n").into_bytes();
         Ok(Self { child, group, stdin, json, output, printed: Printed::new(|line| stderr::line(line)) })
