@@ -73,7 +73,7 @@ unsafe fn shared<'a>(place: *const u64) -> &'a AtomicU64 {
 /// # Safety
 /// As of [`shared`], for all of `T`.
 unsafe fn copy<T: Copy>(from: *const T) -> T {
-    const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() == 8) };
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
     let mut copy = MaybeUninit::<T>::uninit();
     for word in 0..size_of::<T>() / 8 {
         // SAFETY: the caller's, and inside the copy.
@@ -91,7 +91,7 @@ unsafe fn copy<T: Copy>(from: *const T) -> T {
 /// # Safety
 /// As of [`copy`].
 unsafe fn zero<T: Copy>(place: *mut T) {
-    const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() == 8) };
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
     for word in 0..size_of::<T>() / 8 {
         // SAFETY: the caller's.
         unsafe { shared(place.cast::<u64>().add(word)).store(0, Ordering::Relaxed) };
