@@ -22,7 +22,11 @@ impl Capabilities {
     /// Those of this process; none if /proc doesn't tell.
     #[must_use]
     pub fn effective(roots: &Roots) -> Option<Self> {
-        let status = std::fs::read_to_string(roots.proc("self/status")).ok()?;
+        Self::parse(&std::fs::read_to_string(roots.proc("self/status")).ok()?)
+    }
+
+    /// From a process's status file.
+    pub(crate) fn parse(status: &str) -> Option<Self> {
         let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
         u64::from_str_radix(line.trim(), 16).ok().map(Self)
     }

@@ -122,6 +122,14 @@ fn seconds(text: &str) -> Option<u64> {
     (!text.is_empty() && total.is_finite() && total >= 0.0).then_some(total as u64)
 }
 
+/// What a text says, whichever of its readers gets it.
+pub(crate) fn of_text(text: &str) -> BTreeMap<String, u64> {
+    let flags: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
+    let listed = Config::by_flags(&yaml_list(text, "kube-proxy-arg"));
+    let configs = [Config::by_configuration(text), Config::by_flags(&flags), listed];
+    configs.iter().flat_map(|config| config.sets(Some(8), CAP)).collect()
+}
+
 /// A process kube-proxy, or `hyperkube kube-proxy`.
 pub(super) fn of_process(
     host: &Host,
