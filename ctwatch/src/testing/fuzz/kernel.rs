@@ -40,6 +40,10 @@ pub(super) fn ring_record(bytes: &[u8]) {
         match decode::decode(record) {
             None | Some(FromKernel::Pusher { .. }) => {}
             Some(FromKernel::NetnsGone { netns, counters }) => {
+                // Each is a sum over CPUs whose own has 32 bits.
+                let whole = counters.as_array().map(|count| count % (1 << 44));
+                let [drop, early_drop, insert_failed, chaintoolong] = whole;
+                let counters = KernelCounters { drop, early_drop, insert_failed, chaintoolong };
                 let (before, after) = (counters, counters);
                 sample.netns.push(NetnsSample { id: netns, before, after, ..netns_sample() });
             }
