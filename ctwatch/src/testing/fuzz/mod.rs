@@ -28,8 +28,8 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "nft", run: rules::nft, rounds: 250 },
     Target { name: "iptables", run: rules::iptables, rounds: 250 },
     Target { name: "kube_proxy", run: rules::kube_proxy, rounds: 6000 },
-    Target { name: "recording", run: recording::bytes, rounds: 150 },
-    Target { name: "recorded", run: recording::values, rounds: 100 },
+    Target { name: "recording", run: recording::bytes, rounds: 40 },
+    Target { name: "recorded", run: recording::values, rounds: 40 },
     Target { name: "filter", run: words::filter, rounds: 400 },
 ];
 
