@@ -107,16 +107,4 @@ macro_rules! targets {
     };
 }
 
-targets![
-    ring_record,
-    proc,
-    kallsyms,
-    btf,
-    ctnetlink,
-    nft,
-    iptables,
-    kube_proxy,
-    recording,
-    recorded,
-    filter,
-];
+targets![ring_record, proc, kallsyms, btf, ctnetlink, nft, iptables, kube_proxy, recording, recorded, filter,];

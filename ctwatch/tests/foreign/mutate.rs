@@ -79,7 +79,9 @@ impl Mutator {
 
     /// Another number in place of the next one that is written out.
     fn exchange_number(&mut self, bytes: &mut Vec<u8>, at: usize) {
-        let Some(from) = bytes[at..].iter().position(u8::is_ascii_digit).map(|found| at + found) else { return };
+        let Some(from) = bytes[at..].iter().position(u8::is_ascii_digit).map(|found| at + found) else {
+            return;
+        };
         let digits = bytes[from..].iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let edge = EDGES[self.below(EDGES.len())];
         bytes.splice(from..from + digits, edge.bytes());

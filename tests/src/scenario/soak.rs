@@ -133,7 +133,11 @@ struct Kernel {
 /// Runs for so many minutes; true if all held. What it saw goes to stdout round by round.
 pub fn run(minutes: u64) -> Result<bool> {
     let rounds = usize::try_from(minutes * 60 / ROUND.as_secs())?;
-    ensure!(rounds >= WARM_UP + LEAST, "{} minutes at least, the first {WARM_UP} to warm up", WARM_UP + LEAST);
+    ensure!(
+        rounds >= WARM_UP + LEAST,
+        "{} minutes at least, the first {WARM_UP} to warm up",
+        WARM_UP + LEAST
+    );
     let limit = super::prepare()?;
     sys::allow_open_files(65_536);
     let folder = TempDir::new()?;
@@ -276,7 +280,8 @@ mod tests {
 
     #[test]
     fn what_only_goes_up_and_down_does_not_grow() {
-        let flat = rounds(|n| Use { rss: 20_000.0 + 300.0 * (n * 1.7).sin(), fds: 31.0, cpu: 90.0 + n % 3.0 });
+        let flat =
+            rounds(|n| Use { rss: 20_000.0 + 300.0 * (n * 1.7).sin(), fds: 31.0, cpu: 90.0 + n % 3.0 });
         assert_eq!(faults("x", &flat, &BOUNDS), [""; 0]);
         assert_eq!(growth([5.0, 5.0].into_iter()), 0.0);
         assert_eq!(growth([1.0, 2.0, 3.0].into_iter()), 2.0);

@@ -134,7 +134,8 @@ pub(super) fn proc(bytes: &[u8]) {
 
 /// The kernel's types with which symbols are tried, and the other way round.
 static KNOWN_TYPES: LazyLock<Btf> = LazyLock::new(|| {
-    Btf::parse(include_bytes!("../../../../tests/fuzz/corpus/btf/6.12-what-is-read").to_vec()).expect("well-formed")
+    Btf::parse(include_bytes!("../../../../tests/fuzz/corpus/btf/6.12-what-is-read").to_vec())
+        .expect("well-formed")
 });
 static KNOWN_SYMBOLS: LazyLock<Symbols> = LazyLock::new(|| {
     Symbols::parse(&include_bytes!("../../../../tests/fuzz/corpus/kallsyms/6.12")[..]).expect("well-formed")

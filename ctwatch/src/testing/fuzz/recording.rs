@@ -91,7 +91,11 @@ fn read(file: &Path) {
     advise(&recording);
     drop(recording);
     report(file);
-    assert_eq!(is_sound, Recording::open(file).is_ok_and(|again| again.verify().is_ok()), "reading changed it");
+    assert_eq!(
+        is_sound,
+        Recording::open(file).is_ok_and(|again| again.verify().is_ok()),
+        "reading changed it"
+    );
 }
 
 fn csv() -> Csv<io::Sink> {
@@ -316,7 +320,8 @@ fn rules(from: &mut Source<'_>) -> Option<StoredRules> {
     let rules = match from.below(3) {
         0 => Packed::new(&from.text()).ok(),
         1 => {
-            let save = serde_json::json!({ "tool": "iptables-save", "ipv6": false, "legacy": false, "text": save });
+            let save =
+                serde_json::json!({ "tool": "iptables-save", "ipv6": false, "legacy": false, "text": save });
             Packed::new(&serde_json::json!({ "dump": { "saves": [save] } })).ok()
         }
         _ => Some(Packed { size: from.unsigned(), bytes: from.text().into_bytes() }),
@@ -416,7 +421,11 @@ fn tick(from: &mut Source<'_>, number: i64) -> Tick {
 }
 
 fn key(from: &mut Source<'_>, kind: u8) -> SlotKey {
-    if from.flag() { slot(6379, kind) } else { SlotKey { netns: netns(from).packed(), port: port(from), proto: protocol(from), kind } }
+    if from.flag() {
+        slot(6379, kind)
+    } else {
+        SlotKey { netns: netns(from).packed(), port: port(from), proto: protocol(from), kind }
+    }
 }
 
 fn census(from: &mut Source<'_>) -> Census {
@@ -451,12 +460,7 @@ fn address(from: &mut Source<'_>, v6: bool) -> IpAddr {
 }
 
 fn tuple(from: &mut Source<'_>, v6: bool) -> Tuple {
-    Tuple {
-        src: address(from, v6),
-        dst: address(from, v6),
-        sport: from.small() as u16,
-        dport: port(from),
-    }
+    Tuple { src: address(from, v6), dst: address(from, v6), sport: from.small() as u16, dport: port(from) }
 }
 
 fn loss(from: &mut Source<'_>) -> Loss {
@@ -500,4 +504,3 @@ fn loss(from: &mut Source<'_>) -> Loss {
     });
     loss
 }
-

@@ -55,7 +55,12 @@ fn judge(dump: &Dump) {
             drop(firewall.notrack_commands(&target, tool));
         }
     }
-    drop((firewall.untracked(), firewall.tracking_rules(), firewall.without_tracking(), firewall.published()));
+    drop((
+        firewall.untracked(),
+        firewall.tracking_rules(),
+        firewall.without_tracking(),
+        firewall.published(),
+    ));
     let _ = (firewall.has_nat(), firewall.preferred_tool());
 }
 
