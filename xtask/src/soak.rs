@@ -19,7 +19,7 @@ pub struct Args {
     /// Kernel series
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Series,
-    /// How long, the first three to warm up
+    /// How long, the first eight to warm up
     #[arg(long, default_value_t = 60)]
     minutes: u64,
 }

@@ -76,9 +76,14 @@ fn corpus_and_mutations(name: &str) {
         run(target, file, input);
     }
     let mut mutator = Mutator::new(name);
-    for round in 0..target.rounds {
+    for round in 0..target.rounds * times() {
         run(target, &format!("round {round}"), &mutator.next(&inputs));
     }
+}
+
+/// `FOREIGN_TIMES=100 cargo test --test foreign` tries so many times more mutations.
+fn times() -> u32 {
+    std::env::var("FOREIGN_TIMES").map_or(1, |times| times.parse().expect("FOREIGN_TIMES is a number"))
 }
 
 macro_rules! targets {
