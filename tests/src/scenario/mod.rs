@@ -35,6 +35,7 @@ mod readers;
 mod record;
 mod recorded_rules;
 mod scan;
+pub mod soak;
 mod stateless;
 mod storm;
 mod story;
