@@ -20,6 +20,7 @@ use super::{VERSION, event_loop};
 use crate::cli::{Config, RecordConfig};
 use crate::contract::{Notice, Start};
 use crate::error::{Exit, Failure};
+use crate::foreign::{Foreign, Shown as _, harmless, to_json, write_json};
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample, WallMono};
 use crate::probe::diagnostics;
@@ -82,7 +83,7 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Ex
         shutdown.after(record.duration);
     }
     session.watch.start_census();
-    ready(&format!("recording into {}", record.output.display()));
+    ready(&format!("recording into {}", record.output.shown()));
     let reason = recording.follow(&mut session, &mut shutdown).await;
     let closed = match reason {
         Ok(reason) => recording.end(reason),
@@ -117,7 +118,9 @@ fn check_triggers(record: &RecordConfig, backend: Backend) -> Result<Option<Stri
 
 /// For a supervisor that waits for it (systemd's Type=notify) and shows the status; without one it is nothing.
 fn ready(status: &str) {
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)]);
+    // A line break would begin another assignment.
+    let status = harmless(status);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
 }
 
 /// A recording that is being made.
@@ -225,8 +228,8 @@ impl<'a> Recording<'a> {
         for (fired, incident) in self.recorder.numbered(WallMono::now().mono_us) {
             let Fired { condition, tick, at, measured } = fired;
             let line =
-                Line::Incident { time: at.time, file: absolute(file), incident, condition, tick, measured };
-            let json = serde_json::to_string(&line)?;
+                Line::Incident { time: at.time, file: shown_whole(file), incident, condition, tick, measured };
+            let json = to_json(&line)?;
             say(&line)?;
             if let Err(text) = self.commands.start(json) {
                 self.tell("exec_failed", &text);
@@ -268,9 +271,9 @@ impl<'a> Recording<'a> {
     fn say_open(&self) -> Result<()> {
         say(&Line::Recording {
             time: self.run.started.time,
-            file: absolute(&self.record.output),
+            file: shown_whole(&self.record.output),
             schema: SCHEMA,
-            version: VERSION.to_owned(),
+            version: VERSION.into(),
             backend: self.start.backend,
             backend_reason: self.start.backend_reason.clone(),
         })
@@ -280,10 +283,10 @@ impl<'a> Recording<'a> {
         let end = self.recorder.state().end(Timestamp::now());
         say(&Line::Recorded {
             time: end.time,
-            file: absolute(file),
+            file: shown_whole(file),
             reason: reason.name(),
             bytes: std::fs::metadata(file).map_or(0, |metadata| metadata.len()),
-            wal: files::wal(file).map(|wal| absolute(&wal)),
+            wal: files::wal(file).map(|wal| shown_whole(&wal)),
             incidents: self.recorder.incidents(),
             duration_s: (end.duration_s * 1000.0).round() / 1000.0,
             counted: end.counted,
@@ -312,7 +315,7 @@ impl LiveSink for Recording<'_> {
     }
 
     fn notice(&mut self, notice: &Notice) -> Result<()> {
-        self.tell(notice.code, &notice.text);
+        self.tell(notice.code, &notice.text.sentence());
         Ok(())
     }
 
@@ -344,7 +347,10 @@ fn open(record: &RecordConfig, run: &Run, lock: &Arc<Lock>) -> Result<(WriterThr
 }
 
 fn described(record: &RecordConfig, roots: &Roots, start: &Start, backend: Backend) -> Run {
-    let line = |path: &str| std::fs::read_to_string(roots.proc(path)).ok().map(|text| text.trim().to_owned());
+    let line = |path: &str| {
+        let bytes = std::fs::read(roots.proc(path)).ok()?;
+        Some(Foreign::from_bytes(bytes.trim_ascii()))
+    };
     Run {
         started: WallMono::now(),
         boot_id: line("sys/kernel/random/boot_id"),
@@ -378,13 +384,18 @@ fn aside(output: &Path, now: Timestamp) -> PathBuf {
     first.or_else(|| (2..1000).map(|n| named(&format!("-{n}"))).find(free)).unwrap_or_else(|| named(""))
 }
 
+fn shown_whole(path: &Path) -> Foreign {
+    absolute(path).shown()
+}
+
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Whoever reads stdout may have gone: that is no reason to stop recording.
 fn say(line: &Line) -> Result<()> {
-    let mut text = serde_json::to_vec(line)?;
+    let mut text = Vec::new();
+    write_json(&mut text, line)?;
     text.push(b'\n');
     let mut out = std::io::stdout().lock();
     if let Err(error) = out.write_all(&text).and_then(|()| out.flush()) {

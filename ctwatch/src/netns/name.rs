@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Netns;
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 use crate::model::NetnsId;
 use crate::process::cgroup;
@@ -19,7 +20,7 @@ pub(super) struct NetnsNamer(BTreeMap<NetnsId, Candidate>);
 #[derive(Debug, Default)]
 struct Candidate {
     asked: u8,
-    found: Option<(CgroupKind, String)>,
+    found: Option<(CgroupKind, Foreign)>,
 }
 
 impl NetnsNamer {
@@ -31,7 +32,7 @@ impl NetnsNamer {
         }
         dweller.asked += 1;
         let path = cgroup::of_process(&Roots::default(), pid);
-        dweller.prefer(path.as_deref().unwrap_or_default());
+        dweller.prefer(path.as_ref().map(Foreign::raw).unwrap_or_default());
     }
 
     pub fn name(self, namespaces: &mut BTreeMap<NetnsId, Netns>) {

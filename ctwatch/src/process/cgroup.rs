@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::container;
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 
 /// Directories remembered; more than any host has.
@@ -22,7 +23,7 @@ const SHARE: u32 = 20;
 #[derive(Debug)]
 pub struct Cgroups {
     roots: Roots,
-    paths: HashMap<u64, String>,
+    paths: HashMap<u64, Foreign>,
     next_walk: Option<Instant>,
 }
 
@@ -34,7 +35,7 @@ impl Cgroups {
     }
 
     /// The path of a cgroup below the root of the hierarchy; `None` if it isn't known at present.
-    pub fn path(&mut self, id: u64, now: Instant) -> Option<&str> {
+    pub fn path(&mut self, id: u64, now: Instant) -> Option<&Foreign> {
         if id == 0 {
             return None;
         }
@@ -43,7 +44,7 @@ impl Cgroups {
             let now_then = Instant::now();
             self.next_walk = Some(now_then + BETWEEN_WALKS.max((now_then - now) * SHARE));
         }
-        self.paths.get(&id).map(String::as_str)
+        self.paths.get(&id)
     }
 
     /// Reads the whole tree anew: ids of cgroups that are gone go with it.
@@ -51,12 +52,12 @@ impl Cgroups {
         self.paths.clear();
         let Some(root) = unified(&self.roots) else { return };
         if let Ok(metadata) = std::fs::metadata(&root) {
-            self.paths.insert(metadata.ino(), "/".to_owned());
+            self.paths.insert(metadata.ino(), "/".into());
         }
-        self.walk_below(&root, "", DEPTH);
+        self.walk_below(&root, &Foreign::default(), DEPTH);
     }
 
-    fn walk_below(&mut self, folder: &Path, path: &str, depth: usize) {
+    fn walk_below(&mut self, folder: &Path, path: &Foreign, depth: usize) {
         let Ok(entries) = std::fs::read_dir(folder) else { return };
         for entry in entries.flatten() {
             // The kernel tells type and inode number along with the name: no look-up per file.
@@ -64,7 +65,7 @@ impl Cgroups {
                 continue;
             }
             let name = entry.file_name();
-            let below = format!("{path}/{}", name.to_string_lossy());
+            let below = Foreign::from(format!("{}/{}", path.raw(), Foreign::from(&*name).raw()));
             if depth > 1 {
                 self.walk_below(&entry.path(), &below, depth - 1);
             }
@@ -83,9 +84,10 @@ fn unified(roots: &Roots) -> Option<PathBuf> {
 
 /// The cgroup that says most about a process, over all hierarchies it is in.
 #[must_use]
-pub fn of_process(roots: &Roots, pid: u32) -> Option<String> {
-    let text = std::fs::read_to_string(roots.proc(format!("{pid}/cgroup"))).ok()?;
-    most_telling(&text).map(str::to_owned)
+pub fn of_process(roots: &Roots, pid: u32) -> Option<Foreign> {
+    // Its maker chose its name, of any bytes.
+    let text = Foreign::from_bytes(&std::fs::read(roots.proc(format!("{pid}/cgroup"))).ok()?);
+    most_telling(text.raw()).map(Foreign::from)
 }
 
 /// Of the lines of /proc/PID/cgroup ("hierarchy:controllers:path"): a container's, else a unit's, else any but the root.
@@ -125,8 +127,8 @@ mod tests {
             let redis = make(&root, "system.slice/redis.service");
             let mut cgroups = Cgroups::new(&roots(temporary.path()));
             let now = Instant::now();
-            assert_eq!(cgroups.path(redis, now), Some("/system.slice/redis.service"));
-            assert_eq!(cgroups.path(fs::metadata(&root).unwrap().ino(), now), Some("/"));
+            assert_eq!(cgroups.path(redis, now).map(Foreign::raw), Some("/system.slice/redis.service"));
+            assert_eq!(cgroups.path(fs::metadata(&root).unwrap().ino(), now).map(Foreign::raw), Some("/"));
             assert_eq!(cgroups.path(0, now), None);
         }
     }
@@ -143,7 +145,7 @@ mod tests {
         assert_eq!(cgroups.path(u64::MAX, now), None);
         let late = make(&root, "late");
         assert_eq!(cgroups.path(late, now), None, "it has just looked");
-        assert_eq!(cgroups.path(late, now + Duration::from_secs(60)), Some("/late"));
+        assert_eq!(cgroups.path(late, now + Duration::from_secs(60)).map(Foreign::raw), Some("/late"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use rusqlite::{Connection, Row, ToSql};
 use super::columns::{EVENT, EventColumns, OwnerColumns};
 use super::digest::Digest;
 use super::open::{ReadError, corrupt_row};
+use crate::foreign::Foreign;
 use crate::model::{
     Device, EntryState, Flow, Hook, Loss, Name, NetnsId, Owner, Packet, ProcessId, Protocol, Role, Sender,
     Tuple,
@@ -240,7 +241,9 @@ impl EventRow {
                 let name = text(*name);
                 digest.int(i64::from(*pid)).optional_text(name.as_deref()).int(*role as i64);
             }
-            digest.optional_text(cgroup.as_deref()).optional_text(container.as_deref());
+            digest
+                .optional_text(cgroup.as_ref().map(Foreign::raw))
+                .optional_text(container.as_ref().map(Foreign::raw));
             digest.int(i64::from(*unattributable));
         }
         digest.finish()

@@ -8,6 +8,7 @@ use rusqlite::{Connection, Row, ToSql};
 use super::columns::{RUN, RunColumns};
 use super::open::{ReadError, corrupt_row};
 use super::rows::Run;
+use crate::foreign::Foreign;
 use crate::model::{Backend, KernelCounters, WallMono};
 
 /// Writes the start of a run, and returns its number.
@@ -94,8 +95,8 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, i64, Run), ReadError> {
     if holds { Ok((id, first_tick, run)) } else { corrupt_row("run", id) }
 }
 
-fn hooks(text: &str) -> Option<Vec<(String, String)>> {
+fn hooks(text: &str) -> Option<Vec<(Foreign, Foreign)>> {
     let hooks: Vec<serde_json::Value> = serde_json::from_str(text).ok()?;
-    let of = |hook: &serde_json::Value, name: &str| Some(hook.get(name)?.as_str()?.to_owned());
+    let of = |hook: &serde_json::Value, name: &str| Some(hook.get(name)?.as_str()?.into());
     hooks.iter().map(|hook| Some((of(hook, "function")?, of(hook, "kind")?))).collect()
 }

@@ -36,14 +36,14 @@ impl Sysctls {
         for (name, value) in &now {
             let before = self.seen.get(name);
             if before != Some(value) {
-                let (value, before) = (Some(value.clone()), before.cloned());
-                changes.push(Setting { at, name: name.clone(), value, before });
+                let (value, before) = (Some(value.as_str().into()), before.map(|before| before.as_str().into()));
+                changes.push(Setting { at, name: name.as_str().into(), value, before });
             }
         }
         for (name, before) in &self.seen {
             if !now.contains_key(name) {
-                let before = Some(before.clone());
-                changes.push(Setting { at, name: name.clone(), value: None, before });
+                let before = Some(before.as_str().into());
+                changes.push(Setting { at, name: name.as_str().into(), value: None, before });
             }
         }
         self.seen = now;

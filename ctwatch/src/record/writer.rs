@@ -264,7 +264,7 @@ fn connect(path: &Path) -> Result<Connection> {
 fn make(path: &Path, run: &Run) -> Result<()> {
     let draft = files::draft(path).with_context(|| format!("creating {}", path.display()))?;
     let laid_out = connect(&draft).and_then(|mut connection| {
-        schema::lay_out(&mut connection, &run.version, &Timestamp::now().to_string())?;
+        schema::lay_out(&mut connection, run.version.raw(), &Timestamp::now().to_string())?;
         connection.close().map_err(|(_, error)| error.into())
     });
     laid_out

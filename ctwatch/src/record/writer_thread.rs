@@ -137,7 +137,7 @@ fn send_numbers(writer: &mut Writer, incidents: &[Incident], numbers: &Sender<In
     for Incident { condition, tick, .. } in incidents {
         let sql = "SELECT id FROM incident WHERE run = ?1 AND condition = ?2 AND tick = ?3";
         if let Ok(number) = connection.query_row(sql, params![run, condition, tick], |row| row.get(0)) {
-            let _ = numbers.send(IncidentNumber { condition: condition.clone(), tick: *tick, number });
+            let _ = numbers.send(IncidentNumber { condition: condition.raw().to_owned(), tick: *tick, number });
         }
     }
 }

@@ -17,7 +17,7 @@ const WAY_BACK: &str = include_str!("way_back.sh");
 /// # Errors
 /// Writing failed.
 pub fn write(mut out: impl Write, report: &Advice, items: &[&Item]) -> io::Result<()> {
-    let name = report.name.as_deref().unwrap_or("an unnamed netns");
+    let name = report.name.as_ref().map_or_else(|| "an unnamed netns".to_owned(), ToString::to_string);
     writeln!(out, "#!/bin/sh")?;
     comment(
         &mut out,

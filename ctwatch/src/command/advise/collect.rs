@@ -97,7 +97,7 @@ pub(super) fn collect_facts(
     let (firewall, _, firewall_notes) = firewall::read(&host.roots);
     let mut notes = machine.notes.clone();
     notes.extend(firewall_notes.into_iter().map(|note| format!("{}: {}", note.tool, note.text)));
-    if netns.name.as_deref() != Some(HOST_NETNS) && machine.table.initial_netns == Some(false) {
+    if netns.name.as_ref().is_none_or(|name| *name != HOST_NETNS) && machine.table.initial_netns == Some(false) {
         notes.push(
             "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
         );

@@ -4,7 +4,7 @@
 use crate::advise::demand::{Basis, Outcome};
 use crate::advise::items::{Item, Level, TARGET_FILL};
 use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
-use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, wrap};
+use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, width, wrap};
 
 const INDENT: usize = 4;
 /// Column where the text beside a label starts.
@@ -54,7 +54,7 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
     let TableDemand { count, max, refused_packets_per_s, offered_per_s, admitted_per_s, demand, .. } =
         &report.table;
     let TableDemand { basis, earlier, at_times, times, .. } = &report.table;
-    let name = report.name.clone().unwrap_or_else(|| report.netns.to_string());
+    let name = report.name.as_ref().map_or_else(|| report.netns.to_string(), ToString::to_string);
     let style = if demand.overflows() { ALERT } else { PLAIN };
     let size = if *max == 0 { "no limit".to_owned() } else { format!("of {}", thousands((*max).into())) };
     let mut lines = vec![format!(
@@ -148,8 +148,8 @@ fn services(report: &Advice, paint: Paint) -> Vec<String> {
             what_if(&service.then.map_or_else(String::new, |then| thousands(then.round() as u64))),
             rate(service.offered_per_s),
         );
-        let left = COLUMNS - numbers.chars().count();
-        lines.push(numbers + &shorten(&description(service), left));
+        let room = COLUMNS.saturating_sub(width(&numbers));
+        lines.push(numbers + &shorten(&description(service), room));
     }
     lines
 }
