@@ -19,7 +19,7 @@ use super::report::Source;
 use super::rule_set::RuleSet;
 use super::target::ServiceTarget;
 use crate::firewall::{Firewall as Judge, Objection, ObjectionKind};
-use crate::foreign::Foreign;
+use crate::foreign::{Foreign, Shown as _};
 use crate::machine::{self, Machine};
 use crate::model::{HOST_NETNS, Loss, NetnsId, is_home_netns};
 use crate::record::Recording;
@@ -62,7 +62,7 @@ pub enum Which {
 /// # Errors
 /// The recording is damaged, or lacks what advice needs; the error says what and how to record it.
 pub fn case(recording: &Recording, version: &'static str, question: &Question) -> Result<(Case, Source)> {
-    let file = recording.path().display();
+    let file = recording.path().shown();
     let doing = || format!("advising from {file}");
     let found = Contents::read(recording, question).with_context(doing)?;
     let worst = worst(recording, &found, question).with_context(doing)?;
@@ -208,9 +208,9 @@ impl Which {
     fn is(&self, id: NetnsId, names: Option<&HashMap<NetnsId, Names>>) -> bool {
         match self {
             Self::Inode(inode) => id.inode() == *inode,
-            Self::Name(wanted) => {
-                names.and_then(|names| names.get(&id)?.name.as_ref()).is_some_and(|name| name.is_called(wanted))
-            }
+            Self::Name(wanted) => names
+                .and_then(|names| names.get(&id)?.name.as_ref())
+                .is_some_and(|name| name.is_called(wanted)),
         }
     }
 }

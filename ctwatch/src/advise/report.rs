@@ -111,9 +111,9 @@ pub struct ServiceLine {
     /// The direction of its flows.
     pub direction: Direction,
     /// The software that serves it here.
-    pub server: Option<String>,
+    pub server: Option<Foreign>,
     /// The software here that uses it.
-    pub clients: Vec<String>,
+    pub clients: Vec<Foreign>,
     /// Entries when looked at.
     pub entries: u32,
     /// Flows that got in each second.

@@ -61,7 +61,9 @@ async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Ex
     };
     let host = Host { roots, ..Host::default() };
     let found = netns::run_inside(&netns, || collect_facts(&host, &netns, &mut measure, &senders))
-        .with_context(|| format!("looking at {}", netns.name.as_ref().map_or("the netns".to_owned(), ToString::to_string)))?;
+        .with_context(|| {
+            format!("looking at {}", netns.name.as_ref().map_or("the netns".to_owned(), ToString::to_string))
+        })?;
     notes.extend(found.notes.iter().cloned());
     let asked = advise.what_if.as_ref().map_or(&[][..], |changes| &changes.notrack);
     let case = case(found, &measure, &netns, own, advise.times, &advise.keep, asked);

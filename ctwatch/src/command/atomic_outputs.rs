@@ -15,6 +15,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use super::event_loop;
 use super::live::Shutdown;
 use crate::error::Failure;
+use crate::foreign::Shown as _;
 
 /// Those of one command.
 #[derive(Debug, Default)]
@@ -37,7 +38,7 @@ impl AtomicOutputs {
             Ok(()) => self.folder = Some(path.to_owned()),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => {
-                return Err(error).with_context(|| format!("creating the folder {}", path.display()));
+                return Err(error).with_context(|| format!("creating the folder {}", path.shown()));
             }
         }
         Ok(())
@@ -58,7 +59,7 @@ impl AtomicOutputs {
                 Ok(file)
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(in_the_way(&at).into()),
-            Err(error) => Err(error).with_context(|| format!("creating {}", at.display())),
+            Err(error) => Err(error).with_context(|| format!("creating {}", at.shown())),
         }
     }
 
@@ -68,7 +69,7 @@ impl AtomicOutputs {
             // Any descriptor of a file brings all that was written to the disk.
             File::open(at)
                 .and_then(|file| file.sync_all())
-                .with_context(|| format!("writing {}", at.display()))?;
+                .with_context(|| format!("writing {}", at.shown()))?;
         }
         for Draft { at, name } in self.files.drain(..) {
             rename(&at, &name).inspect_err(|_| drop(fs::remove_file(&at)))?;
@@ -97,11 +98,11 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
         Err(Errno::EEXIST | Errno::EINVAL) => return Err(in_the_way(to).into()),
         renamed => renamed.map_err(io::Error::from),
     };
-    renamed.with_context(|| format!("renaming {} to {}", from.display(), to.display()))
+    renamed.with_context(|| format!("renaming {} to {}", from.shown(), to.shown()))
 }
 
 fn in_the_way(path: &Path) -> Failure {
-    let path = path.display();
+    let path = path.shown();
     Failure::usage(format!(
         "-o: {path} is there already, and nothing is written over: remove it, or give another name"
     ))

@@ -40,7 +40,7 @@ use snapshot::SnapshotQueue;
 pub fn run(config: &Config, record: &RecordConfig) -> Result<Exit> {
     let roots = config.roots();
     let output = files::resolve(&record.output)
-        .with_context(|| format!("following the links of {}", record.output.display()))?;
+        .with_context(|| format!("following the links of {}", record.output.shown()))?;
     let record = RecordConfig { output, ..record.clone() };
     event_loop()?.block_on(keep(config, &record, roots))
 }
@@ -196,7 +196,7 @@ impl<'a> Recording<'a> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.say_incidents(output)?,
             Err(error) => {
                 return Err(error)
-                    .with_context(|| format!("renaming {} to {}", output.display(), aside.display()));
+                    .with_context(|| format!("renaming {} to {}", output.shown(), aside.shown()));
             }
         }
         self.run = Run { started: WallMono::now(), continues: true, ..self.run.clone() };
@@ -227,8 +227,14 @@ impl<'a> Recording<'a> {
     fn say_incidents(&mut self, file: &Path) -> Result<()> {
         for (fired, incident) in self.recorder.numbered(WallMono::now().mono_us) {
             let Fired { condition, tick, at, measured } = fired;
-            let line =
-                Line::Incident { time: at.time, file: shown_whole(file), incident, condition, tick, measured };
+            let line = Line::Incident {
+                time: at.time,
+                file: shown_whole(file),
+                incident,
+                condition,
+                tick,
+                measured,
+            };
             let json = to_json(&line)?;
             say(&line)?;
             if let Err(text) = self.commands.start(json) {
@@ -374,11 +380,16 @@ fn described(record: &RecordConfig, roots: &Roots, start: &Start, backend: Backe
 
 /// The name a file gets when the next one begins: host.ctw → host-20261126T220500Z.ctw
 fn aside(output: &Path, now: Timestamp) -> PathBuf {
-    let stem = output.file_stem().unwrap_or_default().to_string_lossy();
-    let ending =
-        output.extension().map_or_else(String::new, |ending| format!(".{}", ending.to_string_lossy()));
     let time = now.strftime("%Y%m%dT%H%M%SZ");
-    let named = |more: &str| output.with_file_name(format!("{stem}-{time}{more}{ending}"));
+    let named = |more: &str| {
+        let mut name = output.file_stem().unwrap_or_default().to_owned();
+        name.push(format!("-{time}{more}"));
+        if let Some(ending) = output.extension() {
+            name.push(".");
+            name.push(ending);
+        }
+        output.with_file_name(name)
+    };
     let free = |path: &PathBuf| !path.exists();
     let first = Some(named("")).filter(free);
     first.or_else(|| (2..1000).map(|n| named(&format!("-{n}"))).find(free)).unwrap_or_else(|| named(""))

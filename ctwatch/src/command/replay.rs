@@ -15,6 +15,7 @@ use super::{event_loop, view};
 use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
+use crate::foreign::Shown as _;
 use crate::model::{HOST_NETNS, NetnsId};
 use crate::record::Recording;
 use crate::record::reader::RecordedRun;
@@ -36,7 +37,7 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
             let span = Span::of(arguments.from, arguments.to, bounds, &config.look.time_zone);
             span.map_err(Failure::usage)?
         }
-        None => bail!("replaying {}: it contains no runs", arguments.file.display()),
+        None => bail!("replaying {}: it contains no runs", arguments.file.shown()),
     };
     let names = runs.iter().map(|run| recording.names(run.id)).collect::<Result<Vec<_>>>()?;
     known_netns(&arguments.netns, &names)?;

@@ -125,7 +125,11 @@ impl Run<'_> {
             for notice in self.recording.notices(id)? {
                 if span.contains(notice.at.time) {
                     // The text may contain names.
-                    let text = choice.anonymizer.is_none().then_some(notice.text).map_or(Value::Null, Value::Sentence);
+                    let text = choice
+                        .anonymizer
+                        .is_none()
+                        .then_some(notice.text)
+                        .map_or(Value::Null, Value::Sentence);
                     sink.row(ExportTable::Notices, &row![id, notice.at.time, notice.code, text])?;
                 }
             }

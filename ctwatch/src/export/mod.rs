@@ -9,9 +9,9 @@ mod table;
 
 use std::path::PathBuf;
 
+use crate::foreign::Foreign;
 use anyhow::Result;
 use jiff::Timestamp;
-use crate::foreign::Foreign;
 
 pub use csv::Csv;
 pub use fill::{Choice, export};

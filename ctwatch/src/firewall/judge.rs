@@ -620,7 +620,8 @@ impl Case<'_> {
             },
             |rule| chain.rules[rule].text.clone(),
         );
-        let objection = Objection { kind, rule: rule.into(), place: table.place(&chain.name).into(), text, remedy };
+        let objection =
+            Objection { kind, rule: rule.into(), place: table.place(&chain.name).into(), text, remedy };
         if !self.found.contains(&objection) {
             self.found.push(objection);
         }

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use super::dump::{Dump, Save, Tools};
 use super::host::{HostFacts, local_v4, local_v6};
 use super::{Firewall, Note};
+use crate::foreign::Foreign;
 use crate::kernel;
 use crate::kernel::nf_tables::Family;
 use crate::kernel::roots::Roots;
@@ -187,7 +188,7 @@ fn save(tool: &str, plain: &str, ipv6: bool, legacy: bool, dump: &mut Dump, note
 
 fn is_nf_tables(tool: &str) -> bool {
     let said = find(tool).and_then(|program| output(&program, &["--version"]).ok());
-    said.is_some_and(|output| String::from_utf8_lossy(&output.stdout).contains("nf_tables"))
+    said.is_some_and(|output| Foreign::from_bytes(&output.stdout).raw().contains("nf_tables"))
 }
 
 fn has_nf_tables(roots: &Roots) -> bool {
@@ -205,15 +206,11 @@ fn run(tool: &str, arguments: &[&str], what: &str, notes: &mut Vec<Note>) -> Opt
         return None;
     };
     match output(&program, arguments) {
-        Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) if output.status.success() => Some(Foreign::from_bytes(&output.stdout).into_raw()),
         Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let said = said
-                .lines()
-                .find(|line| !line.starts_with('#'))
-                .unwrap_or("no error message")
-                .trim()
-                .to_owned();
+            let said = Foreign::from_bytes(&output.stderr);
+            let said = said.raw().lines().find(|line| !line.starts_with('#'));
+            let said = Foreign::from(said.unwrap_or("no error message").trim());
             note(format!("{tool} failed, so {what} are unknown (root needed?): {said}"));
             None
         }

@@ -31,7 +31,11 @@ pub fn without_tracking(tables: &[RuleTable]) -> Result<Commands, Vec<Objection>
                 found.extend(needed(table, rule).map(objection));
                 tracking.push((
                     table,
-                    Listed { place: place.clone(), rule: rule.text.as_str().into(), delete: rule.delete.clone() },
+                    Listed {
+                        place: place.clone(),
+                        rule: rule.text.as_str().into(),
+                        delete: rule.delete.clone(),
+                    },
                 ));
             }
         }

@@ -24,6 +24,12 @@ fn stand_in(byte: u8) -> char {
     char::from_u32(0x10_ff00 | u32::from(byte)).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
+/// What a character of such text was.
+#[must_use]
+pub fn bytes_of(letter: char) -> Vec<u8> {
+    byte(letter).map_or_else(|| letter.encode_utf8(&mut [0; 4]).as_bytes().to_vec(), |byte| vec![byte])
+}
+
 /// The byte that a character stands for.
 pub(super) fn byte(letter: char) -> Option<u8> {
     STAND_INS.contains(&letter).then_some(letter as u32 as u8)

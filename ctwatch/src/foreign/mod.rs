@@ -15,6 +15,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use bytes::bytes_of;
 pub use escape::{harmless, harmless_painted};
 pub use json::{to_json, write_json};
 pub use signs::{columns, is_hidden};
@@ -158,6 +159,12 @@ impl<'de> Deserialize<'de> for Foreign {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self::from)
     }
+}
+
+/// Several names in a row: "nginx, php-fpm".
+#[must_use]
+pub fn joined(names: &[Foreign]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Paths are text from outside, too.

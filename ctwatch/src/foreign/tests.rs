@@ -4,9 +4,48 @@ use proptest::prelude::*;
 /// Text as somebody makes it who means harm.
 fn hostile() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
-        "\u{1b}[2J", "\u{1b}[31m", "\u{1b}]0;x\u{7}", "\u{9b}31m", "\n", "\r", "\t", "\u{7f}", "\\", "\\n", "\\x1b", "\\u{202e}",
-        "\u{202e}", "\u{2066}", "\u{200b}", "\u{feff}", "\u{2028}", "\u{e0041}", "\u{301}", "\u{10ffff}", "\u{10ff80}", "é",
-        "日本", "🦀", "=", "+1", "-", "@", "＝", ";", "|", "\"", "'", " ", ",", "a", "{", "}", "[", "x1b", "…", "\0",
+        "\u{1b}[2J",
+        "\u{1b}[31m",
+        "\u{1b}]0;x\u{7}",
+        "\u{9b}31m",
+        "\n",
+        "\r",
+        "\t",
+        "\u{7f}",
+        "\\",
+        "\\n",
+        "\\x1b",
+        "\\u{202e}",
+        "\u{202e}",
+        "\u{2066}",
+        "\u{200b}",
+        "\u{feff}",
+        "\u{2028}",
+        "\u{e0041}",
+        "\u{301}",
+        "\u{10ffff}",
+        "\u{10ff80}",
+        "é",
+        "日本",
+        "🦀",
+        "=",
+        "+1",
+        "-",
+        "@",
+        "＝",
+        ";",
+        "|",
+        "\"",
+        "'",
+        " ",
+        ",",
+        "a",
+        "{",
+        "}",
+        "[",
+        "x1b",
+        "…",
+        "\0",
     ]);
     let pieces = prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat());
     prop_oneof![pieces, any::<String>()]
@@ -133,7 +172,9 @@ proptest! {
 
 #[test]
 fn names_as_people_give_them_stay_as_they_are() {
-    for name in ["nginx", "web 1", "getty@tty1.service", "データベース", "Größe", "café", "e\u{301}", "пример", "🦀"] {
+    for name in
+        ["nginx", "web 1", "getty@tty1.service", "データベース", "Größe", "café", "e\u{301}", "пример", "🦀"]
+    {
         assert_eq!(Foreign::from(name).to_string(), name);
     }
 }
@@ -148,14 +189,20 @@ fn escapes_are_these() {
         ("\u{202e}gnp.exe".as_bytes(), "\\u{202e}gnp.exe"),
         ("\u{9b}31m\u{85}".as_bytes(), "\\u{9b}31m\\u{85}"),
         ("\u{301}a\u{301}\u{301}\u{301}\u{301}".as_bytes(), "\\u{301}a\u{301}\u{301}\u{301}\\u{301}"),
-        ("a\u{200b}\u{feff}\u{e0041}\u{2028}\u{a0}".as_bytes(), "a\\u{200b}\\u{feff}\\u{e0041}\\u{2028}\\u{a0}"),
+        (
+            "a\u{200b}\u{feff}\u{e0041}\u{2028}\u{a0}".as_bytes(),
+            "a\\u{200b}\\u{feff}\\u{e0041}\\u{2028}\\u{a0}",
+        ),
         ("\u{10ffff}".as_bytes(), "\\xf4\\x8f\\xbf\\xbf"),
     ];
     for (bytes, shown) in cases {
         assert_eq!(Foreign::from_bytes(bytes).to_string(), *shown);
     }
     assert_eq!(format!("{:?}", Foreign::from("a\"\n")), "\"a\\\"\\n\"");
-    assert_eq!(Foreign::from(String::from_utf8(vec![b'a'; 2_000]).unwrap()).to_string().len(), 511 + "…".len());
+    assert_eq!(
+        Foreign::from(String::from_utf8(vec![b'a'; 2_000]).unwrap()).to_string().len(),
+        511 + "…".len()
+    );
 }
 
 #[test]

@@ -8,10 +8,12 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 
+use crate::foreign::Foreign;
+
 /// A file's text without the blanks around it.
 pub(super) fn text(path: &Path) -> Option<String> {
     // Not every file of /etc is UTF-8, and one odd byte in a comment must not hide the rest.
-    Some(String::from_utf8_lossy(&std::fs::read(path).ok()?).trim().to_owned())
+    Some(Foreign::from_bytes(std::fs::read(path).ok()?.trim_ascii()).into_raw())
 }
 
 /// A file that holds one value.

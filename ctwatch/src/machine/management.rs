@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Host;
+use crate::foreign::Foreign;
 use crate::model::Protocol;
 use crate::process::{procfs, sockets};
 
@@ -39,7 +40,7 @@ pub fn logins(host: &Host) -> Vec<Login> {
     pids.sort_unstable();
     for pid in pids {
         let Some(name) = procfs::name(roots, pid) else { continue };
-        let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+        let name = Foreign::from_bytes(&name).raw().trim_end_matches('\0').to_owned();
         let is_server = SERVERS.contains(&name.as_str());
         if !is_server && pid != 1 {
             continue;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::software;
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 use crate::model::Protocol;
 use crate::process::{procfs, sockets};
@@ -36,7 +37,7 @@ pub(super) fn read(roots: &Roots) -> Vec<Published> {
     let mut found = Vec::new();
     for pid in procfs::processes(roots) {
         let Some(name) = procfs::name(roots, pid) else { continue };
-        let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+        let name = Foreign::from_bytes(&name).raw().trim_end_matches('\0').to_owned();
         if name == "docker-proxy" {
             found.extend(of_docker_proxy(pid, &software::arguments(roots, pid)));
         } else if FORWARDERS.contains(&name.as_str()) {

@@ -8,6 +8,7 @@ use std::io::Read;
 use serde::{Deserialize, Serialize};
 
 use super::file;
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 
 /// What a process is. As text it is a plain lower-case name.
@@ -199,7 +200,7 @@ impl From<String> for Software {
 
 impl fmt::Display for Software {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        fmt::Display::fmt(&Foreign::from(self.name()), f)
     }
 }
 
@@ -234,7 +235,7 @@ pub fn identify(roots: &Roots, pid: u32) -> Option<Program> {
 #[must_use]
 pub fn arguments(roots: &Roots, pid: u32) -> Vec<String> {
     let Ok(text) = std::fs::read(roots.proc(format!("{pid}/cmdline"))) else { return Vec::new() };
-    let words = text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    let words = text.split(|byte| *byte == 0).map(|word| Foreign::from_bytes(word).into_raw());
     let mut words: Vec<String> = words.collect();
     // Programs that write their title over their arguments leave a tail of zeros.
     while words.last().is_some_and(String::is_empty) {
@@ -255,7 +256,7 @@ pub fn option<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
 /// Lua comes as a module of nginx's, or with a library of LuaJIT.
 fn has_lua(roots: &Roots, pid: u32) -> bool {
     let maps = std::fs::read(roots.proc(format!("{pid}/maps"))).unwrap_or_default();
-    let maps = String::from_utf8_lossy(&maps);
+    let maps = Foreign::from_bytes(&maps).into_raw();
     maps.contains("ngx_http_lua_module") || maps.contains("libluajit")
 }
 

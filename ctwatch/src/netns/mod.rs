@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::foreign::Foreign;
+use crate::foreign::{Foreign, Shown as _};
 use crate::kernel::roots::Roots;
 use crate::model::NetnsId;
 
@@ -35,7 +35,7 @@ pub struct Netns {
 
 /// The netns a file leads into.
 pub fn id_of(path: &Path) -> Result<NetnsId> {
-    let inode = std::fs::metadata(path).with_context(|| format!("looking up {}", path.display()))?.ino();
+    let inode = std::fs::metadata(path).with_context(|| format!("looking up {}", path.shown()))?.ino();
     Ok(NetnsId::from_inode(u32::try_from(inode).context("a netns inode number does not fit 32 bits")?))
 }
 
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let id = NetnsId::from_inode(1);
-        let netns = Netns { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()), container: None };
+        let netns = Netns { id, path: PathBuf::from("/x"), name: Some("blue".into()), container: None };
         let error = find(&BTreeMap::from([(id, netns)]), "red").expect_err("red is unknown").to_string();
         assert!(error.contains("\"red\"") && error.contains("blue"), "{error}");
     }

@@ -78,15 +78,18 @@ mod tests {
         let netns = |name: Option<&str>| Netns {
             id,
             path: PathBuf::from("/x"),
-            name: name.map(str::to_owned),
+            name: name.map(Into::into),
             container: None,
         };
         for (name, expected) in [(None, "docker:abababababab"), (Some("blue"), "blue")] {
             let mut namespaces = BTreeMap::from([(id, netns(name))]);
             let found = dweller.found.clone();
             NetnsNamer(BTreeMap::from([(id, Candidate { asked: 3, found })])).name(&mut namespaces);
-            assert_eq!(namespaces[&id].name.as_deref(), Some(expected));
-            assert_eq!(namespaces[&id].container.as_deref(), Some("docker:abababababab"));
+            assert_eq!(namespaces[&id].name.as_ref().map(|text| text.raw()), Some(expected));
+            assert_eq!(
+                namespaces[&id].container.as_ref().map(|text| text.raw()),
+                Some("docker:abababababab")
+            );
         }
     }
 }

@@ -113,7 +113,8 @@ impl OwnerResolver {
             self.senders.clear();
         }
         let cgroup = self.cgroup_of(sender);
-        let container = cgroup.as_ref().and_then(|path| container::of_path(path.raw())).map(|container| container.name);
+        let container =
+            cgroup.as_ref().and_then(|path| container::of_path(path.raw())).map(|container| container.name);
         let process = ProcessId { pid: sender.pid, name: sender.name, role: Role::Sender };
         let until = now + if cgroup.is_some() { FRESH } else { FRESH_IF_INCOMPLETE };
         let who = Arc::new(Owner { process: Some(process), cgroup, container, unattributable: false });
@@ -210,7 +211,10 @@ mod tests {
         assert_eq!(who.container.as_ref().map(Foreign::raw), Some("unit:redis.service"));
         let another = Sender { name: Name::new(b"cron"), ..owner(0, 77) };
         let who = owners.of(&loss(Hook::LocalOut, Some(another)), &BTreeMap::new());
-        assert_eq!((who.cgroup.as_ref().map(Foreign::raw), who.container.as_ref().map(Foreign::raw)), (None, None));
+        assert_eq!(
+            (who.cgroup.as_ref().map(Foreign::raw), who.container.as_ref().map(Foreign::raw)),
+            (None, None)
+        );
         assert_eq!(who.process.unwrap().pid, 77);
     }
 

@@ -75,7 +75,8 @@ impl Document {
                     Block::Table(one) | Block::Plots(one) => table(one),
                     // A command has as many lines as it has.
                     Block::Code(commands) => {
-                        let lines = |text: &str| text.split('\n').map(harmless).collect::<Vec<_>>().join("\n");
+                        let lines =
+                            |text: &str| text.split('\n').map(harmless).collect::<Vec<_>>().join("\n");
                         commands.iter_mut().for_each(|command| *command = lines(command));
                     }
                 }

@@ -205,7 +205,7 @@ fn choose(path: &Path, incidents: &[(i64, i64, Incident)], number: i64) -> Resul
         .map(|(_, number, one)| format!("{number} ({}, {:.0})", one.condition, one.at.time))
         .collect();
     let known = if known.is_empty() { "it has no incidents".to_owned() } else { known.join(", ") };
-    let path = path.display();
+    let path = path.shown();
     Err(Failure::usage(format!("--incident {number}: {path} has no such incident; {known}")).into())
 }
 

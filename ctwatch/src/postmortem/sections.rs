@@ -16,8 +16,12 @@ const MOMENTS: usize = 12;
 
 pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {
     let clock = Clock::of(zone, host);
-    let mut lead =
-        vec![format!("{}, kernel {}, {} backend", host.file, or(host.kernel_release.as_ref()), or(host.backend.as_ref()))];
+    let mut lead = vec![format!(
+        "{}, kernel {}, {} backend",
+        host.file,
+        or(host.kernel_release.as_ref()),
+        or(host.backend.as_ref())
+    )];
     let Some(span) = host.span else {
         return Chapter { title: host.title().to_string(), lead, sections: Vec::new() };
     };
@@ -342,9 +346,8 @@ fn changed(host: &Host, clock: &Clock) -> Vec<Block> {
     if host.changes.is_empty() {
         blocks.push(Block::Text("No conntrack setting changed.".to_owned()));
     } else {
-        let value = |value: &Option<Foreign>| {
-            value.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)
-        };
+        let value =
+            |value: &Option<Foreign>| value.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
         let rows = host.changes.iter().enumerate().map(|(index, one)| {
             vec![
                 format!("#{}", index + 1),

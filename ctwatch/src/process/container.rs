@@ -56,7 +56,11 @@ pub fn of_path(path: &str) -> Option<Container> {
     // The innermost container: they nest (kind, docker in docker).
     let container = (0..parts.len()).rev().find_map(|at| of_part(&parts, at));
     if let Some(name) = container {
-        return Some(Container { name: name.into(), pod: pod(&parts).map(Foreign::from), kind: CgroupKind::Container });
+        return Some(Container {
+            name: name.into(),
+            pod: pod(&parts).map(Foreign::from),
+            kind: CgroupKind::Container,
+        });
     }
     let of_kind = |name: String, kind| Some(Container { name: name.into(), pod: None, kind });
     if let Some(uid) = parts.iter().find_map(|part| part.strip_prefix("user-")?.strip_suffix(".slice")) {
@@ -185,11 +189,18 @@ mod tests {
             ),
         ] {
             let container = of_path(&path.replace("ID", ID)).expect(&path);
-            assert_eq!((container.name.raw(), container.pod.as_ref().map(Foreign::raw)), (expected, Some(POD)), "{path}");
+            assert_eq!(
+                (container.name.raw(), container.pod.as_ref().map(Foreign::raw)),
+                (expected, Some(POD)),
+                "{path}"
+            );
             assert_eq!(container.netns_name(), format!("pod:{POD}"));
         }
         let statically = format!("/kubepods/burstable/pod0123456789abcdef0123456789abcdef/{ID}");
-        assert_eq!(of_path(&statically).unwrap().pod.as_deref(), Some("0123456789abcdef0123456789abcdef"));
+        assert_eq!(
+            of_path(&statically).unwrap().pod.as_ref().map(|text| text.raw()),
+            Some("0123456789abcdef0123456789abcdef")
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use super::files::sidecar_path;
 use super::full::DiskFull;
 use crate::error::Failure;
+use crate::foreign::Shown as _;
 
 /// Bytes reserved in the lock file, so that the end of the run can be written to a full disk.
 const RESERVED: usize = 256 << 10;
@@ -32,19 +33,19 @@ impl Lock {
         loop {
             let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.with_context(|| {
-                format!("creating {}: the recording's directory must exist and be writable", path.display())
+                format!("creating {}: the recording's directory must exist and be writable", path.shown())
             })?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     return Err(Failure::usage(format!(
                         "recording to {}: another ctwatch is recording to this file; choose another one with -o",
-                        recording.display()
+                        recording.shown()
                     ))
                     .into());
                 }
                 Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("locking {}", path.display()));
+                    return Err(error).with_context(|| format!("locking {}", path.shown()));
                 }
             }
             // Its previous holder may have removed the file between our opening and our locking it.
@@ -64,9 +65,7 @@ impl Lock {
         let loaded = self.file.write_all(&vec![0; RESERVED]).and_then(|()| self.file.sync_data());
         loaded.map_err(|error| match error.kind() {
             ErrorKind::StorageFull => DiskFull::at_the_start(recording).into(),
-            _ => {
-                anyhow::Error::from(error).context(format!("reserving space next to {}", recording.display()))
-            }
+            _ => anyhow::Error::from(error).context(format!("reserving space next to {}", recording.shown())),
         })
     }
 

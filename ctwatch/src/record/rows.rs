@@ -62,7 +62,9 @@ impl Run {
         } = self;
         let mut digest = Digest::default();
         digest.instant(started);
-        digest.optional_text(boot_id.as_ref().map(Foreign::raw)).optional_text(host.as_ref().map(Foreign::raw));
+        digest
+            .optional_text(boot_id.as_ref().map(Foreign::raw))
+            .optional_text(host.as_ref().map(Foreign::raw));
         digest
             .text(version.raw())
             .text(kernel_release.raw())
@@ -305,5 +307,8 @@ pub(super) fn netns_checksum(run: i64, id: NetnsId, names: &Names) -> u32 {
     let Names { name, container } = names;
     let mut digest = Digest::default();
     digest.int(run).int(i64::from(id.packed()));
-    digest.optional_text(name.as_ref().map(Foreign::raw)).optional_text(container.as_ref().map(Foreign::raw)).finish()
+    digest
+        .optional_text(name.as_ref().map(Foreign::raw))
+        .optional_text(container.as_ref().map(Foreign::raw))
+        .finish()
 }

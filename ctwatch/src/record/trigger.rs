@@ -223,7 +223,7 @@ mod tests {
     fn tick(fill: f64, lost: u64, full_in_s: Option<f64>) -> Tick {
         let table = TableStatus {
             netns: NetnsId::from_packed(1),
-            name: Some("host".to_owned()),
+            name: Some("host".into()),
             container: None,
             count: Some(90),
             max: Some(100),

@@ -107,8 +107,7 @@ impl RowBuilder<'_> {
         }
         match self.by {
             By::Netns => {
-                row.name =
-                    Some(self.namespaces.name_of(NetnsId::from_packed(fields.netns)).cloned())
+                row.name = Some(self.namespaces.name_of(NetnsId::from_packed(fields.netns)).cloned())
             }
             By::Process => row.process = Some(fields.process().map(|process| Process::from(&process))),
             By::Container => {

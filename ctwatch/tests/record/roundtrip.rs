@@ -40,7 +40,7 @@ fn everything_comes_back_as_it_was_written() {
         assert_eq!((number, format!("{kept:?}")), (second, format!("{written:?}")));
     }
     let names = recording.names(1).unwrap();
-    assert_eq!(names.values().next().unwrap().name.as_deref(), Some("host51"));
+    assert_eq!(names.values().next().unwrap().name.as_ref().map(|text| text.raw()), Some("host51"));
     assert_eq!(recording.listings(1).unwrap()[0].census.services().count(), 1);
     let listed = |second| {
         format!("{:?}", listing(second).census.services().map(|(k, v)| (*k, v.pairs())).collect::<Vec<_>>())
@@ -56,12 +56,12 @@ fn everything_comes_back_as_it_was_written() {
         ),
         listed(1)
     );
-    assert_eq!(recording.settings(1).unwrap()[1].before.as_deref(), Some("1"));
+    assert_eq!(recording.settings(1).unwrap()[1].before.as_ref().map(|text| text.raw()), Some("1"));
     let kept: Vec<_> = [1, 26, 51].map(|second| rules(second, SnapshotReason::Start)).into();
     assert_eq!(recording.rules(1).unwrap(), kept);
     assert!(kept[0].rules.as_ref().unwrap().unpack().unwrap().contains("203.0.113.9"));
     let settings = recording.netns_settings(1).unwrap();
-    assert_eq!((settings.len(), settings[0].setting.value.as_deref()), (3, Some("2")));
+    assert_eq!((settings.len(), settings[0].setting.value.as_ref().map(|text| text.raw())), (3, Some("2")));
     assert_eq!(recording.notices(1).unwrap().len(), 3);
     assert_eq!(recording.machines(1).unwrap().len(), 3);
     assert_eq!(recording.incidents(1).unwrap(), [(1, ceased)]);

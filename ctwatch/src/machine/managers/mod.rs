@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Host, software};
+use crate::foreign::Foreign;
 use crate::process::procfs;
 
 /// Who sets sysctls.
@@ -82,7 +83,7 @@ pub(super) fn read(host: &Host, cpus: Option<u32>) -> Vec<Manager> {
     let mut kubelet = None;
     for pid in procfs::processes(&host.roots) {
         let Some(name) = procfs::name(&host.roots, pid) else { continue };
-        let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+        let name = Foreign::from_bytes(&name).raw().trim_end_matches('\0').to_owned();
         let arguments = || software::arguments(&host.roots, pid);
         match name.as_str() {
             "kube-proxy" | "hyperkube" => {

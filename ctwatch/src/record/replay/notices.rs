@@ -42,12 +42,17 @@ impl ReplayNotices {
             let Some(before) = setting.before else { continue };
             let now = setting.value.as_ref().map_or_else(|| "no such setting".to_owned(), Foreign::to_string);
             let text = format!("{} was {before} and is now {now}", setting.name);
-            recorded
-                .push((setting.at.mono_us, Notice { time: setting.at.time, code: "setting_changed", text: text.into() }));
+            recorded.push((
+                setting.at.mono_us,
+                Notice { time: setting.at.time, code: "setting_changed", text: text.into() },
+            ));
         }
         for (number, incident) in recording.incidents(run.id)? {
             let text = format!("incident {number}: {}", incident.condition);
-            recorded.push((incident.at.mono_us, Notice { time: incident.at.time, code: "incident", text: text.into() }));
+            recorded.push((
+                incident.at.mono_us,
+                Notice { time: incident.at.time, code: "incident", text: text.into() },
+            ));
         }
         recorded.sort_by_key(|(mono_us, _)| *mono_us);
         Ok(Self {

@@ -4,7 +4,10 @@
 use crate::advise::demand::{Basis, Outcome};
 use crate::advise::items::{Item, Level, TARGET_FILL};
 use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
-use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, width, wrap};
+use crate::foreign::joined;
+use crate::text::{
+    ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, width, wrap,
+};
 
 const INDENT: usize = 4;
 /// Column where the text beside a label starts.
@@ -155,7 +158,8 @@ fn services(report: &Advice, paint: Paint) -> Vec<String> {
 }
 
 fn description(service: &ServiceLine) -> String {
-    let name = service.server.as_deref().or(service.service).unwrap_or_default();
+    let server = service.server.as_ref().map(ToString::to_string);
+    let name = server.as_deref().or(service.service).unwrap_or_default();
     let what = match (service.port, service.icmp_type, service.icmp_code) {
         (_, Some(kind), Some(0)) => format!("type {kind}/{}", service.proto),
         (_, Some(kind), Some(code)) => format!("type {kind} code {code}/{}", service.proto),
@@ -163,7 +167,7 @@ fn description(service: &ServiceLine) -> String {
     };
     let mut text = format!("{what} {} {name}", service.direction.name());
     if !service.clients.is_empty() {
-        text += &format!(" from {}", service.clients.join(", "));
+        text += &format!(" from {}", joined(&service.clients));
     }
     if let Some(mostly) = service.mostly {
         text += &format!(", {:.0} % {}", mostly.share * 100.0, mostly.state);

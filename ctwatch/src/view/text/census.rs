@@ -5,7 +5,8 @@ use crate::contract::breakdown::{Reason, Row, TableBreakdown, TableReport};
 use crate::foreign::Foreign;
 use crate::model::is_home_netns;
 use crate::text::{
-    ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, left, percent, short_duration, shorten, thousands, took, width, wrap,
+    ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, left, percent, short_duration, shorten, thousands, took,
+    width, wrap,
 };
 
 /// Widths of the columns; the key gets what they leave of 80.

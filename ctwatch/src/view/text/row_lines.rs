@@ -138,7 +138,9 @@ fn what(by: By, row: &Row, netns_name: &str) -> String {
         By::Cause => String::new(),
         By::Netns => netns_name.to_owned(),
         By::Process => row.process.iter().flatten().next().map_or_else(|| UNKNOWN.to_owned(), process),
-        By::Container => row.container.iter().flatten().next().map_or_else(|| UNKNOWN.to_owned(), ToString::to_string),
+        By::Container => {
+            row.container.iter().flatten().next().map_or_else(|| UNKNOWN.to_owned(), ToString::to_string)
+        }
     }
 }
 

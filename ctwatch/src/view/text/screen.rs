@@ -40,7 +40,9 @@ mod tests {
 
     #[test]
     fn only_our_colours_get_through() {
-        for (color, shown) in [(true, "\u{1b}[31mx\u{1b}[0m\\x1b[2J\n"), (false, "\\x1b[31mx\\x1b[0m\\x1b[2J\n")] {
+        for (color, shown) in
+            [(true, "\u{1b}[31mx\u{1b}[0m\\x1b[2J\n"), (false, "\\x1b[31mx\\x1b[0m\\x1b[2J\n")]
+        {
             let mut out = Vec::new();
             writeln!(Screen::new(&mut out, color), "\u{1b}[31mx\u{1b}[0m\u{1b}[2J").unwrap();
             assert_eq!(String::from_utf8(out).unwrap(), shown);

@@ -142,7 +142,7 @@ mod tests {
         ) {
             let table = TableStatus {
                 netns: NetnsId::from_packed(4_026_532_299),
-                name,
+                name: name.map(Into::into),
                 container: None,
                 count,
                 max,
