@@ -178,6 +178,7 @@ impl Run<'_> {
             }
             let packed = stored.rules.as_ref();
             let text = packed.filter(|_| !anonymous).map(Packed::unpack).transpose()?;
+            let text = text.map_or(Value::Null, |text| Value::Json(text.into()));
             let (time, reason, netns) = (stored.at.time, stored.occasion.name(), stored.netns);
             let bytes = packed.map(|packed| packed.size);
             let row = row![id, time, reason, netns.inode(), self.name(netns), bytes, text];

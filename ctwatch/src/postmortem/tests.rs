@@ -347,7 +347,7 @@ fn what_a_process_is_called_stays_text() {
     assert!(!shown(Format::Text).contains('\u{1b}'));
     assert!(!shown(Format::Html).contains("<b>") && !shown(Format::Html).contains("<script"));
     assert!(
-        shown(Format::Markdown).contains("&lt;b&gt;\\|\\\\x1b\\[2J&amp;\\* (sender)"),
+        shown(Format::Markdown).contains("&lt;b>\\|\\\\x1b\\[2J&amp;\\* (sender)"),
         "{}",
         shown(Format::Markdown)
     );
