@@ -1,8 +1,9 @@
 //! What was written comes back as it was.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 
-use ctwatch::model::Name;
+use ctwatch::model::{Name, Owner, ProcessId};
 use ctwatch::record::rows::{EndReason, RunEnd, SnapshotReason};
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
@@ -162,4 +163,24 @@ fn a_file_from_before_rules_were_kept_is_read_and_goes_on_with_them() {
     recording.verify().unwrap();
     assert!(recording.rules(1).unwrap().is_empty());
     assert_eq!(recording.rules(2).unwrap(), [rules(1, SnapshotReason::Start)]);
+}
+
+#[test]
+fn a_name_comes_back_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = Writer::open(&path, &run()).unwrap();
+    // The kernel cuts names in the middle of a letter.
+    let (process, device) = (Name::new(b"dienst-gr\xc3"), Name::new("v\u{1b}\\th".as_bytes()));
+    let mut loss = loss(1);
+    loss.packet.device.name = Some(device);
+    let owner = loss.owner.as_deref().cloned().unwrap();
+    let process = ProcessId { name: process, ..owner.process.unwrap() };
+    loss.owner = Some(Arc::new(Owner { process: Some(process), ..owner }));
+    writer.write(&Batch { tick: Some(tick(1)), events: vec![(loss, true)], ..Batch::default() }).unwrap();
+    drop(writer);
+    let kept = Recording::open(&path).unwrap().losses(1..=1).unwrap().remove(0).1;
+    assert_eq!(kept.packet.device.name, Some(device));
+    assert_eq!(kept.owner.unwrap().process, Some(process));
+    assert_eq!(process.name.to_string(), "dienst-gr\\xc3");
 }
