@@ -134,6 +134,28 @@ mod tests {
     }
 
     #[test]
+    fn a_name_of_any_bytes_hides_nobody() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let temporary = tempfile::tempdir().unwrap();
+        let roots = roots(temporary.path());
+        let root = temporary.path().join("sys/fs/cgroup");
+        let name = b"evil\xff\x1b[2J.service";
+        let folder = root.join(std::ffi::OsStr::from_bytes(name));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(root.join("cgroup.procs"), "").unwrap();
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        fs::create_dir_all(roots.proc("7")).unwrap();
+        fs::write(roots.proc("7/cgroup"), [&b"0::/"[..], name, b"\n"].concat()).unwrap();
+        let shown = "/evil\\xff\\x1b[2J.service";
+        let id = fs::metadata(folder).unwrap().ino();
+        assert_eq!(Cgroups::new(&roots).path(id, Instant::now()).unwrap().to_string(), shown);
+        let path = of_process(&roots, 7).unwrap();
+        assert_eq!(path.to_string(), shown);
+        let container = container::of_path(path.raw()).unwrap();
+        assert_eq!(container.name.to_string(), "unit:evil\\xff\\x1b[2J.service");
+    }
+
+    #[test]
     fn a_cgroup_that_came_later_is_found_but_not_at_any_price() {
         let temporary = tempfile::tempdir().unwrap();
         let root = temporary.path().join("sys/fs/cgroup");
