@@ -70,7 +70,7 @@ impl Foreign {
     /// Whether somebody who types this means it: what can't be typed is typed as it is shown.
     #[must_use]
     pub fn is_called(&self, typed: &str) -> bool {
-        *self == *typed || self.to_string() == typed
+        *self == *typed || self.within(LONGEST) == *typed
     }
 
     /// What is shown of it if there are so many columns.

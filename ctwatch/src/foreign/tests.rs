@@ -103,7 +103,7 @@ proptest! {
         let [a, b] = [&one, &other].map(|bytes| Foreign::from_bytes(bytes));
         prop_assert!(!acts_on_a_terminal(&a.to_string()));
         prop_assert_eq!(a == b, one == other);
-        prop_assert_eq!(a.to_string() == b.to_string(), one == other);
+        prop_assert_eq!(a.within(usize::MAX) == b.within(usize::MAX), one == other);
     }
 
     #[test]

@@ -174,7 +174,7 @@ impl EventRow {
             is_loopback: has(flag::LOOPBACK),
             hook: Hook::from_number(self.hook),
             device: Device {
-                name: self.device.as_deref().map(|name| named(name)),
+                name: self.device.as_deref().map(named),
                 ifindex: self.ifindex,
                 is_output: has(flag::OUT),
             },
