@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::container;
-use crate::foreign::Foreign;
+use crate::foreign::{Foreign, Shown as _};
 use crate::kernel::roots::Roots;
 
 /// Directories remembered; more than any host has.
 const LIMIT: usize = 1 << 16;
+/// Letters of their paths remembered; an average of 256 each.
+const LETTERS: usize = 16 << 20;
+/// A longer path is nobody's: users name the cgroups they are given as they please. A pod's has some 200 letters.
+const LONGEST: usize = 1 << 10;
 /// Levels of the tree that are looked at.
 const DEPTH: usize = 24;
 /// The shortest time between two walks.
@@ -24,6 +28,8 @@ const SHARE: u32 = 20;
 pub struct Cgroups {
     roots: Roots,
     paths: HashMap<u64, Foreign>,
+    /// Of all paths together.
+    letters: usize,
     next_walk: Option<Instant>,
 }
 
@@ -31,7 +37,7 @@ impl Cgroups {
     /// Nothing read yet.
     #[must_use]
     pub fn new(roots: &Roots) -> Self {
-        Self { roots: roots.clone(), paths: HashMap::new(), next_walk: None }
+        Self { roots: roots.clone(), paths: HashMap::new(), letters: 0, next_walk: None }
     }
 
     /// The path of a cgroup below the root of the hierarchy; `None` if it isn't known at present.
@@ -50,6 +56,7 @@ impl Cgroups {
     /// Reads the whole tree anew: ids of cgroups that are gone go with it.
     fn walk(&mut self) {
         self.paths.clear();
+        self.letters = 0;
         let Some(root) = unified(&self.roots) else { return };
         if let Ok(metadata) = std::fs::metadata(&root) {
             self.paths.insert(metadata.ino(), "/".into());
@@ -61,11 +68,18 @@ impl Cgroups {
         let Ok(entries) = std::fs::read_dir(folder) else { return };
         for entry in entries.flatten() {
             // The kernel tells type and inode number along with the name: no look-up per file.
-            if self.paths.len() >= LIMIT || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if self.paths.len() >= LIMIT
+                || self.letters >= LETTERS
+                || !entry.file_type().is_ok_and(|kind| kind.is_dir())
+            {
                 continue;
             }
             let name = entry.file_name();
-            let below = Foreign::from(format!("{}/{}", path.raw(), Foreign::from(&*name).raw()));
+            let below = Foreign::from(format!("{}/{}", path.raw(), name.shown().raw()));
+            if below.raw().len() > LONGEST {
+                continue;
+            }
+            self.letters += below.raw().len();
             if depth > 1 {
                 self.walk_below(&entry.path(), &below, depth - 1);
             }
@@ -87,7 +101,7 @@ fn unified(roots: &Roots) -> Option<PathBuf> {
 pub fn of_process(roots: &Roots, pid: u32) -> Option<Foreign> {
     // Its maker chose its name, of any bytes.
     let text = Foreign::from_bytes(&std::fs::read(roots.proc(format!("{pid}/cgroup"))).ok()?);
-    most_telling(text.raw()).map(Foreign::from)
+    most_telling(text.raw()).filter(|path| path.len() <= LONGEST).map(Foreign::from)
 }
 
 /// Of the lines of /proc/PID/cgroup ("hierarchy:controllers:path"): a container's, else a unit's, else any but the root.
@@ -168,6 +182,21 @@ mod tests {
         let late = make(&root, "late");
         assert_eq!(cgroups.path(late, now), None, "it has just looked");
         assert_eq!(cgroups.path(late, now + Duration::from_secs(60)).map(Foreign::raw), Some("/late"));
+    }
+
+    #[test]
+    fn names_without_an_end_are_not_kept() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().join("sys/fs/cgroup");
+        let long = make(&root, &["x".repeat(250).as_str(); 5].join("/"));
+        fs::write(root.join("cgroup.procs"), "").unwrap();
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        let mut cgroups = Cgroups::new(&roots(temporary.path()));
+        assert_eq!(cgroups.path(long, Instant::now()), None);
+        assert!(cgroups.letters <= 4 * LONGEST && cgroups.paths.len() == 5, "{}", cgroups.letters);
+        fs::create_dir_all(temporary.path().join("proc/7")).unwrap();
+        fs::write(temporary.path().join("proc/7/cgroup"), format!("0::/{}\n", "x".repeat(LONGEST))).unwrap();
+        assert_eq!(of_process(&roots(temporary.path()), 7), None);
     }
 
     #[test]

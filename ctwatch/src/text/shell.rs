@@ -21,6 +21,12 @@ pub fn quote(text: &str) -> String {
     if word.is_empty() { breaks } else { format!("\"$(printf '{}')\"{breaks}", for_printf(word)) }
 }
 
+/// The text on one line without anything that acts on a terminal: for a comment, or to be shown.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    harmless(text).into_owned()
+}
+
 /// A format of printf that prints this and stands between single quotes.
 fn for_printf(text: &str) -> String {
     let mut format = String::with_capacity(text.len());
