@@ -8,6 +8,7 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 
+use crate::foreign::Foreign;
 use crate::model::LAST_US;
 
 /// The longest text of a row but for those that say so.
@@ -103,7 +104,7 @@ pub(super) const fn is_clock(us: i64) -> bool {
 }
 
 /// Whether a name, where there is one, is no longer than any.
-pub(super) fn is_name(name: Option<&str>) -> bool {
+pub(super) fn is_name(name: Option<&Foreign>) -> bool {
     name.is_none_or(|name| name.len() <= NAME)
 }
 

@@ -27,7 +27,7 @@ const TIMES: [Timestamp; 3] = [Timestamp::MIN, Timestamp::UNIX_EPOCH, Timestamp:
 
 /// Losses, arrivals, and all that advice asks for.
 fn batches() -> Vec<Batch> {
-    let names = HashMap::from([(HOST, Names { name: Some("host".to_owned()), container: None })]);
+    let names = HashMap::from([(HOST, Names { name: Some("host".into()), container: None })]);
     let machine = Machine { kernel_release: "6.12.1".to_owned(), ..Machine::default() };
     let json = serde_json::to_string(&machine).unwrap();
     let mut first =

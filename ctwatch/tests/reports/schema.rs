@@ -139,8 +139,8 @@ fn records() -> Vec<Value> {
         }
     }
     let mut handicapped = start(Backend::Kprobe);
-    handicapped.hooks[0].missing = Some("Invalid argument".to_owned());
-    handicapped.hooks[0].costs = Some("evictions are not counted".to_owned());
+    handicapped.hooks[0].missing = Some("Invalid argument".into());
+    handicapped.hooks[0].costs = Some("evictions are not counted".into());
     view.start(&handicapped).unwrap();
     let mut state_with_occupants = state(By::Port);
     view.tick(&state_with_occupants.sample(&storm_with_occupants(1))).unwrap();

@@ -95,19 +95,19 @@ impl LiveSession {
             |one: &MissingHook| format!("no hook on {} ({}): {}", one.function, one.reason, one.costs);
         let notes: Vec<String> =
             missing.iter().map(costs).chain(notes.iter().cloned()).chain(self.reason.clone()).collect();
-        let hook = |one: &Attachment| Hook::attached(one.function.clone(), one.kind.name().to_owned());
+        let hook = |one: &Attachment| Hook::attached(one.function.as_str().into(), one.kind.name().into());
         let no_hook = |one: &MissingHook| Hook {
-            missing: Some(one.reason.clone()),
-            costs: Some(one.costs.clone()),
-            ..Hook::attached(one.function.clone(), one.kind.name().to_owned())
+            missing: Some(one.reason.as_str().into()),
+            costs: Some(one.costs.as_str().into()),
+            ..Hook::attached(one.function.as_str().into(), one.kind.name().into())
         };
         Start {
             schema: SCHEMA,
-            version: VERSION.to_owned(),
+            version: VERSION.into(),
             time: Timestamp::now(),
-            kernel_release: roots.release(),
+            kernel_release: roots.release().into(),
             backend: self.backend.name(),
-            backend_reason: (!notes.is_empty()).then(|| notes.join("; ")),
+            backend_reason: (!notes.is_empty()).then(|| notes.join("; ").into()),
             hooks: attachments.iter().map(hook).chain(missing.iter().map(no_hook)).collect(),
             since_boot: *since_boot,
             kernel_counters_from: *counters_from,
