@@ -29,6 +29,7 @@ pub fn ctwatch() -> Command {
 }
 
 /// Runs it.
+#[allow(clippy::zombie_processes, reason = "wait4 takes its end, and its usage with it")]
 pub fn run(mut command: Command) -> Ran {
     let shown = format!("{command:?}");
     let began = Instant::now();
