@@ -6,6 +6,7 @@ mod atomic_outputs;
 pub mod check;
 pub mod drops;
 pub mod export;
+mod interruption;
 mod live;
 mod netns_spec;
 pub mod preflight;

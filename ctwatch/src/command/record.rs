@@ -20,6 +20,7 @@ use super::{VERSION, event_loop};
 use crate::cli::{Config, RecordConfig};
 use crate::contract::{Notice, Start};
 use crate::error::{Exit, Failure};
+use crate::files::place::{self, Sharing};
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample, WallMono};
 use crate::probe::diagnostics;
@@ -38,8 +39,8 @@ use snapshot::SnapshotQueue;
 /// Runs it.
 pub fn run(config: &Config, record: &RecordConfig) -> Result<Exit> {
     let roots = config.roots();
-    let output = files::resolve(&record.output)
-        .with_context(|| format!("following the links of {}", record.output.display()))?;
+    let output = place::file(&record.output, Sharing::Refused)
+        .map_err(|error| Failure::usage(format!("recording to {}: {error}", record.output.display())))?;
     let record = RecordConfig { output, ..record.clone() };
     event_loop()?.block_on(keep(config, &record, roots))
 }
@@ -373,7 +374,7 @@ fn aside(output: &Path, now: Timestamp) -> PathBuf {
         output.extension().map_or_else(String::new, |ending| format!(".{}", ending.to_string_lossy()));
     let time = now.strftime("%Y%m%dT%H%M%SZ");
     let named = |more: &str| output.with_file_name(format!("{stem}-{time}{more}{ending}"));
-    let free = |path: &PathBuf| !path.exists();
+    let free = |path: &PathBuf| path.symlink_metadata().is_err();
     let first = Some(named("")).filter(free);
     first.or_else(|| (2..1000).map(|n| named(&format!("-{n}"))).find(free)).unwrap_or_else(|| named(""))
 }

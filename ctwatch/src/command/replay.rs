@@ -10,13 +10,14 @@ use tokio::time::{Instant, sleep_until};
 
 use super::drops::Shown;
 use super::live::LiveSink as _;
+use super::interruption::interrupted;
 use super::live::Shutdown;
 use super::{event_loop, view};
 use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
 use crate::model::{HOST_NETNS, NetnsId};
-use crate::record::Recording;
+use crate::record::{Fault, Recording};
 use crate::record::reader::RecordedRun;
 use crate::record::replay::Replay;
 use crate::record::rows::Names;
@@ -25,10 +26,12 @@ use crate::state::{State, StateConfig};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
+    interrupted(Exit::Done)?;
     event_loop()?.block_on(replay(config, arguments))
 }
 
 async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
+    let mut shutdown = Shutdown::new()?;
     let recording = Recording::open(&arguments.file)?;
     let runs = recording.runs()?;
     let span = match recording.bounds(&runs)? {
@@ -40,7 +43,6 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     };
     let names = runs.iter().map(|run| recording.names(run.id)).collect::<Result<Vec<_>>>()?;
     known_netns(&arguments.netns, &names)?;
-    let mut shutdown = Shutdown::new()?;
     let mut before = None;
     for (run, names) in runs.iter().zip(&names) {
         // It may hold nothing of the span.
@@ -83,7 +85,16 @@ impl Player {
         shutdown: &mut Shutdown,
     ) -> Result<bool> {
         let mut called = false;
-        while let Some(step) = replay.step()? {
+        loop {
+            let step = match replay.step() {
+                Ok(Some(step)) => step,
+                Ok(None) => break,
+                Err(error) if is_stopped(&error) => {
+                    called = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             self.last = step.sample.time;
             if !step.is_shown {
                 self.shown.state.advance(&step.sample);
@@ -98,7 +109,7 @@ impl Player {
             }
             let (at, mono_us) = *self.began.get_or_insert((Instant::now(), step.mono_us));
             let since = Duration::from_micros(u64::try_from(step.mono_us - mono_us).unwrap_or(0));
-            called = pause(shutdown, speed.scaled(since).map(|since| at + since)).await;
+            called = pause(shutdown, speed.scaled(since).and_then(|since| at.checked_add(since))).await;
             if called {
                 break;
             }
@@ -160,6 +171,11 @@ impl Player {
         }
         Ok(())
     }
+}
+
+/// A signal came while it read.
+fn is_stopped(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<Fault>(), Some(Fault::Stopped(_)))
 }
 
 /// Waits until then, or only looks; returns whether the run is to end.

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::Writer;
 use super::open::ReadError;
-use super::reader::{Numbers, Stored, each};
+use super::reader::{ANY_ROW, Numbers, Stored, each};
 use super::rules;
 use super::tick::Tick;
 use super::writer::dictionary::Dictionary;
@@ -89,7 +89,7 @@ impl Retention {
         let (path, connection) = writer.parts();
         self.try_step(connection, run, known_owners, now).map_err(|error| match error {
             ReadError::Sql(error) => anyhow::Error::from(error),
-            ReadError::Corrupt(_) => error.into_fault(path).into(),
+            ReadError::Corrupt(_) | ReadError::Stopped => error.into_fault(path).into(),
         })
     }
 
@@ -220,7 +220,7 @@ impl Retention {
         })?;
         let claimed =
             |tick: &Stored| incidents.iter().any(|(from, to)| tick.id >= *from && tick.first <= *to);
-        let numbers = Numbers::of(connection, run)?;
+        let numbers = Numbers::of(connection, run, [ANY_ROW; 2])?;
         // A sum is extended, not followed by another one.
         let from = if level == SUM { sum_before(connection, run, from)?.unwrap_or(from) } else { from };
         let mut ticks = Vec::new();

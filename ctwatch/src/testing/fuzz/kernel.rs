@@ -106,7 +106,7 @@ fn sample() -> Sample {
 pub(super) fn proc(bytes: &[u8]) {
     let text = &*String::from_utf8_lossy(bytes);
     drop(stat::procfs::parse(text));
-    let _ = (capabilities::Capabilities::parse(text), cpus::parse(text), release::release_number(text));
+    let _ = (capabilities::Capabilities::in_status(text), cpus::parse(text), release::release_number(text));
     for line in text.lines() {
         let _ = (sockets::socket(line), sockets::connected(line), sockets::endpoint(line));
         drop(container::of_path(line).map(|container| container.netns_name()));
