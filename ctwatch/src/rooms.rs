@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 /// Bottom first: a room, and what it may import.
 const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
-    ("stderr", &[]),
+    ("outlet", &[]),
     ("files", &[]),
     ("text", &[]),
     ("model", &[]),
     ("kernel", &[]),
+    ("stderr", &["outlet"]),
     ("contract", &["model"]),
     ("listing", &["model"]),
     ("process", &["files", "kernel"]),
@@ -33,6 +34,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "command",
         &[
             "error",
+            "outlet",
             "stderr",
             "files",
             "text",

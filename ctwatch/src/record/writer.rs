@@ -238,6 +238,12 @@ impl Writer {
 }
 
 impl Writer {
+    /// For [`super::Retention`], which dropped numbers of namespaces or slots: they may be needed again.
+    pub(super) fn reload_dictionary(&mut self) -> rusqlite::Result<()> {
+        self.dictionary = Dictionary::load(&self.connection, self.run)?;
+        Ok(())
+    }
+
     /// For [`super::Retention`]: owners from this number on may be referenced again.
     pub(super) fn known_owners(&self) -> i64 {
         self.dictionary.known_owners()
@@ -254,9 +260,8 @@ fn is_new(path: &Path) -> Result<bool> {
 }
 
 fn connect(path: &Path) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection =
         Connection::open_with_flags(path, flags).with_context(|| format!("opening {}", path.display()))?;
     limits::distrust(&connection)?;
