@@ -193,8 +193,7 @@ impl Contents {
             names.insert(run.id, recording.names(run.id)?);
         }
         if let Some(which) = &question.netns {
-            listings
-                .retain(|(run, one)| one.netns.is_some_and(|netns| which.is(netns, names.get(run))));
+            listings.retain(|(run, one)| one.netns.is_some_and(|netns| which.is(netns, names.get(run))));
         }
         if listings.is_empty() {
             bail!(

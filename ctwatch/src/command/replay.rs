@@ -9,19 +9,19 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::drops::Shown;
-use super::live::LiveSink as _;
 use super::interruption::interrupted;
+use super::live::LiveSink as _;
 use super::live::Shutdown;
 use super::{event_loop, view};
 use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
 use crate::model::{HOST_NETNS, NetnsId};
-use crate::record::{Fault, Recording};
 use crate::record::reader::RecordedRun;
 use crate::record::replay::Replay;
 use crate::record::rows::Names;
 use crate::record::span::Span;
+use crate::record::{Fault, Recording};
 use crate::state::{State, StateConfig};
 
 /// Runs it.

@@ -71,9 +71,11 @@ struct Folder {
 
 impl Folder {
     fn root(trusted: &Trusted) -> Result<Self> {
-        let fd = File::from(
-            nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?,
-        );
+        let fd = File::from(nix::fcntl::open(
+            "/",
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?);
         Self::checked(fd, PathBuf::from("/"), trusted)
     }
 
@@ -232,7 +234,10 @@ pub fn own(about: &Metadata) -> Result<()> {
         return Err(Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
     }
     if !trusted.owns(about) {
-        return denied(format!("it belongs to user {}, who may change it: make a copy of your own", about.uid()));
+        return denied(format!(
+            "it belongs to user {}, who may change it: make a copy of your own",
+            about.uid()
+        ));
     }
     if trusted.leaves_to_others(about) {
         return denied(format!("others may write to it (mode {:04o})", about.mode() & 0o7777));

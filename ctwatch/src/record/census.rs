@@ -158,7 +158,8 @@ pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i
 /// Whether a table can have had so many entries: an int counts them. So no sum of parts overflows.
 fn fits(census: &Census) -> bool {
     let Census { keys, details, bases, .. } = census;
-    let of = |histogram: &TimeoutHistogram| histogram.sparse().map(|(_, entries)| u64::from(entries)).sum::<u64>();
+    let of =
+        |histogram: &TimeoutHistogram| histogram.sparse().map(|(_, entries)| u64::from(entries)).sum::<u64>();
     let parts = [
         keys.iter().map(|key| u64::from(key.entries)).sum::<u64>(),
         keys.iter().map(|key| u64::from(key.assured)).sum(),
@@ -167,7 +168,8 @@ fn fits(census: &Census) -> bool {
         details.iter().map(|one| u64::from(one.mix.assured)).sum(),
         details.iter().map(|one| of(&one.refreshed) + of(&one.expiring)).sum(),
     ];
-    parts.into_iter().all(|sum| sum <= u64::from(u32::MAX)) && bases.iter().all(|one| limits::is_count(one.entries))
+    parts.into_iter().all(|sum| sum <= u64::from(u32::MAX))
+        && bases.iter().all(|one| limits::is_count(one.entries))
 }
 
 fn read_keys(connection: &Connection, id: i64, census: &mut Census) -> Result<(), ReadError> {

@@ -93,9 +93,9 @@ fn is_plain_table(name: &str, sql: &str) -> bool {
     let is_name = !name.is_empty() && name.chars().all(is_word) && !name.starts_with("sqlite_");
     let mut words = sql.split(|c: char| !is_word(c)).filter(|word| !word.is_empty());
     is_name
-        && sql.strip_prefix("CREATE TABLE ").is_some_and(|rest| {
-            rest.strip_prefix(name).is_some_and(|rest| rest.starts_with(['(', ' ']))
-        })
+        && sql
+            .strip_prefix("CREATE TABLE ")
+            .is_some_and(|rest| rest.strip_prefix(name).is_some_and(|rest| rest.starts_with(['(', ' '])))
         && sql.chars().all(|c| is_word(c) || matches!(c, ' ' | ',' | '(' | ')'))
         && !words.any(|word| RUNS.contains(&word.to_ascii_lowercase().as_str()))
 }
@@ -155,7 +155,12 @@ mod tests {
     #[test]
     fn what_we_lay_out_is_known() {
         examine(&laid_out()).unwrap();
-        assert!(KNOWN.len() > 20 && KNOWN["tick"].always && !KNOWN["rules"].always && KNOWN["fills"].kind == "view");
+        assert!(
+            KNOWN.len() > 20
+                && KNOWN["tick"].always
+                && !KNOWN["rules"].always
+                && KNOWN["fills"].kind == "view"
+        );
     }
 
     #[test]

@@ -99,7 +99,8 @@ pub(super) fn read(
             interrupted: row.get(LISTING.interrupted)?,
             census: Listing::restored(timeouts, row.get(LISTING.look_s)?, services),
         };
-        let holds = checksum(&listing) == row.get::<_, u32>(LISTING.crc)? && limits::is_clock(listing.took_us);
+        let holds =
+            checksum(&listing) == row.get::<_, u32>(LISTING.crc)? && limits::is_clock(listing.took_us);
         if holds { Ok(listing) } else { corrupt_row("listing", id) }
     })
 }

@@ -167,9 +167,10 @@ pub(super) fn fault(path: &Path, error: &rusqlite::Error) -> Fault {
         Some(ErrorCode::DatabaseCorrupt) | None => Fault::Damaged(path.to_owned(), error.to_string()),
         Some(ErrorCode::SystemIoFailure) => Fault::Damaged(path.to_owned(), error.to_string()),
         Some(ErrorCode::OperationInterrupted) if limits::is_stopped() => Fault::Stopped(path.to_owned()),
-        Some(ErrorCode::OperationInterrupted) => {
-            Fault::Damaged(path.to_owned(), "reading it takes more steps than a file of its size can need".to_owned())
-        }
+        Some(ErrorCode::OperationInterrupted) => Fault::Damaged(
+            path.to_owned(),
+            "reading it takes more steps than a file of its size can need".to_owned(),
+        ),
         Some(ErrorCode::OutOfMemory) => {
             Fault::Damaged(path.to_owned(), "reading it takes more memory than any recording does".to_owned())
         }

@@ -239,7 +239,8 @@ impl Recording {
         if first > last {
             return Ok(Vec::new());
         }
-        let netns = if table == "machine" { "NULL" } else { "(SELECT number FROM netns n WHERE n.id = one.netns)" };
+        let netns =
+            if table == "machine" { "NULL" } else { "(SELECT number FROM netns n WHERE n.id = one.netns)" };
         let sql = format!(
             "SELECT id, {netns}, wall_us, mono_us, {is_incomplete} FROM {table} one WHERE run = ?1 AND id BETWEEN ?2 AND ?3 \
              ORDER BY id"

@@ -86,7 +86,10 @@ impl Packed {
         let (size, bytes) = (encoder.total_in(), encoder.finish()?);
         ensure!(size <= MAX_SIZE, "{size} bytes are more than a recording keeps of a rule set ({MAX_SIZE})");
         let packed = bytes.len();
-        ensure!(packed <= limits::PACKED, "{packed} bytes, compressed, are more than a recording keeps of a rule set");
+        ensure!(
+            packed <= limits::PACKED,
+            "{packed} bytes, compressed, are more than a recording keeps of a rule set"
+        );
         Ok(Self { size, bytes })
     }
 

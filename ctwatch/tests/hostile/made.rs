@@ -27,16 +27,8 @@ pub const SCRIPTS: &[(&str, &str, &str)] = &[
         "\"setting\"",
     ),
     ("a view more", "CREATE VIEW more AS SELECT randomblob(1000000000)", "\"more\""),
-    (
-        "a trigger",
-        "CREATE TRIGGER more AFTER INSERT ON run BEGIN DELETE FROM tick; END",
-        "trigger",
-    ),
-    (
-        "a generated column",
-        "ALTER TABLE notice ADD COLUMN more AS (hex(zeroblob(100000000)))",
-        "\"notice\"",
-    ),
+    ("a trigger", "CREATE TRIGGER more AFTER INSERT ON run BEGIN DELETE FROM tick; END", "trigger"),
+    ("a generated column", "ALTER TABLE notice ADD COLUMN more AS (hex(zeroblob(100000000)))", "\"notice\""),
     ("a column more", "ALTER TABLE tick ADD COLUMN more TEXT", "\"tick\""),
     ("a default that runs", "CREATE TABLE more (a DEFAULT (randomblob(1000000)))", "\"more\""),
     ("a check", "CREATE TABLE more (a CHECK (abs(a) > 1))", "\"more\""),
@@ -44,13 +36,13 @@ pub const SCRIPTS: &[(&str, &str, &str)] = &[
     ("a partial index", "CREATE INDEX more ON tick (id) WHERE id > 1", "index"),
     ("a virtual table", "CREATE VIRTUAL TABLE more USING fts5(a)", "more"),
     ("statistics that mislead", "ANALYZE; UPDATE sqlite_stat1 SET stat = '1 1'", "sqlite_stat"),
-    ("a table without its key", "DROP TABLE tick_loss; CREATE TABLE tick_loss (tick, slot, losses)", "tick_loss"),
-    ("a table less", "DROP TABLE census", "no table census"),
     (
-        "text for numbers",
-        "UPDATE tick SET wall_us = 'long ago' WHERE id = 3",
-        "damaged",
+        "a table without its key",
+        "DROP TABLE tick_loss; CREATE TABLE tick_loss (tick, slot, losses)",
+        "tick_loss",
     ),
+    ("a table less", "DROP TABLE census", "no table census"),
+    ("text for numbers", "UPDATE tick SET wall_us = 'long ago' WHERE id = 3", "damaged"),
     ("a number that is none", "UPDATE tick SET interval_us = 9e999 WHERE id = 3", "damaged"),
     ("text that is none", "UPDATE run SET host = CAST(x'FFFE' AS TEXT)", "damaged"),
 ];
@@ -79,7 +71,9 @@ pub const PROGRAMS: &[(&str, &str)] = &[
 /// Changes a recording into one of [`PROGRAMS`].
 pub fn change(path: &Path, what: &str) {
     let connection = Connection::open(path).unwrap();
-    connection.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA foreign_keys = OFF").unwrap();
+    connection
+        .execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA foreign_keys = OFF")
+        .unwrap();
     let long = |sql: &str| {
         let changed = connection.execute(sql, [LONG as i64]).unwrap();
         assert!(changed > 0, "{what}");
@@ -117,7 +111,9 @@ pub fn change(path: &Path, what: &str) {
             connection.execute("UPDATE run SET hooks = ?1", ["[".repeat(60_000)]).unwrap();
         }
         "wide JSON" => {
-            connection.execute("UPDATE run SET hooks = ?1", [format!("[{}0]", "0,".repeat(1 << 20))]).unwrap();
+            connection
+                .execute("UPDATE run SET hooks = ?1", [format!("[{}0]", "0,".repeat(1 << 20))])
+                .unwrap();
         }
         "wide facts" => {
             let facts = format!("{{\"notes\":[{}\"\"]}}", "\"\",".repeat(1 << 20));

@@ -30,7 +30,8 @@ fn batches() -> Vec<Batch> {
     let names = HashMap::from([(HOST, Names { name: Some("host".to_owned()), container: None })]);
     let machine = Machine { kernel_release: "6.12.1".to_owned(), ..Machine::default() };
     let json = serde_json::to_string(&machine).unwrap();
-    let mut first = Batch { names, listings: vec![listing(2)], incidents: vec![incident(20)], ..Batch::default() };
+    let mut first =
+        Batch { names, listings: vec![listing(2)], incidents: vec![incident(20)], ..Batch::default() };
     first.facts = vec![MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json }];
     first.notices = vec![Notice { at: at(3), code: "events_lost".to_owned(), text: "a word".to_owned() }];
     first.settings = vec![Setting {
@@ -115,7 +116,8 @@ fn changes() -> Vec<(String, Change)> {
     of_tick!("tick.max", |tick, number| tick.netns[0].max = Some(number as u32));
     of_tick!("census", |tick, number| tick.censuses = vec![census(number)]);
     number!("listing.took", |_run, batches, number| batches[0].listings[0].took_us = number);
-    number!("listing.entries", |_run, batches, number| batches[0].listings[0].entries = number.cast_unsigned());
+    number!("listing.entries", |_run, batches, number| batches[0].listings[0].entries =
+        number.cast_unsigned());
     number!("listing.services", |_run, batches, number| batches[0].listings[0].census = services(number));
     number!("listing.mono", |_run, batches, number| batches[0].listings[0].at.mono_us = number);
     number!("incident.tick", |_run, batches, number| batches[0].incidents[0].tick = number);
@@ -201,7 +203,10 @@ fn numbers_beyond_all_counters_and_times_beyond_all_clocks_overflow_nothing() {
         drop(writer);
         for (name, command) in readers(&path) {
             // The others show what these two reckon with.
-            if !matches!(name, "report --format html" | "replay --speed max" | "export ndjson" | "advise" | "replay") {
+            if !matches!(
+                name,
+                "report --format html" | "replay --speed max" | "export ndjson" | "advise" | "replay"
+            ) {
                 continue;
             }
             let ran = run(command);
@@ -226,7 +231,8 @@ fn numbers_of_a_machine_that_there_is_not_overflow_nothing() {
     machine["table"]["max"] = 3000.into();
     machine["table"]["count"] = 3000.into();
     machine["table"]["buckets"] = 3000.into();
-    machine["ephemeral_ports"] = serde_json::json!({"low": 1, "high": 9, "reserved": 3, "tw_reuse": 2, "timestamps": true});
+    machine["ephemeral_ports"] =
+        serde_json::json!({"low": 1, "high": 9, "reserved": 3, "tw_reuse": 2, "timestamps": true});
     let places = places(&machine, String::new());
     assert!(places.len() > 8, "{places:?}");
     for place in places {
@@ -240,7 +246,9 @@ fn numbers_of_a_machine_that_there_is_not_overflow_nothing() {
                 writer.write(batch).unwrap();
             }
             drop(writer);
-            for (name, command) in readers(&path).into_iter().filter(|(name, _)| matches!(*name, "report" | "advise")) {
+            for (name, command) in
+                readers(&path).into_iter().filter(|(name, _)| matches!(*name, "report" | "advise"))
+            {
                 let ran = run(command);
                 let bad = ran.error.contains("panicked") || !matches!(ran.status.code(), Some(0 | 1));
                 assert!(!bad, "{name}, {place} = {number}: {ran:?}");

@@ -113,7 +113,10 @@ fn folders_that_another_user_may_swap_are_refused_on_the_way() {
             command.args(arguments).arg(&recording).arg("-o").arg(at.join("out"));
             refused(&run(command), folder);
         }
-        assert_eq!(fs::read_dir(&at).unwrap().filter(|one| one.as_ref().unwrap().file_name() != "below").count(), 0);
+        assert_eq!(
+            fs::read_dir(&at).unwrap().filter(|one| one.as_ref().unwrap().file_name() != "below").count(),
+            0
+        );
     }
     assert_eq!(fs::read_dir(victim.at("mine")).unwrap().count(), 0);
 }
@@ -127,13 +130,12 @@ fn outputs_in_a_folder_like_tmp_meet_nothing_that_was_planted() {
     fs::create_dir(victim.at("shared")).unwrap();
     fs::set_permissions(victim.at("shared"), Permissions::from_mode(0o1777)).unwrap();
     let commands = |out: &Path| {
-        [&["report"][..], &["export", "--to", "ndjson"], &["export", "--to", "parquet", "--table", "losses"]].map(
-            |arguments| {
+        [&["report"][..], &["export", "--to", "ndjson"], &["export", "--to", "parquet", "--table", "losses"]]
+            .map(|arguments| {
                 let mut command = ctwatch();
                 command.args(arguments).arg(&recording).arg("-o").arg(out);
                 command
-            },
-        )
+            })
     };
     for ending in ["", ".partial"] {
         for plant in PLANTS {

@@ -23,9 +23,7 @@ const MOST_KIB: i64 = 300 << 10;
 
 /// A recording with everything in it.
 fn whole(path: &Path) {
-    base(path)
-        .write(&Batch { rules: vec![rules(4, SnapshotReason::Start)], ..Batch::default() })
-        .unwrap();
+    base(path).write(&Batch { rules: vec![rules(4, SnapshotReason::Start)], ..Batch::default() }).unwrap();
 }
 
 /// Holds for any file, whatever becomes of it.
@@ -172,10 +170,9 @@ const RULE_SETS: [&str; 7] = [
 ];
 
 fn make_rules(path: &Path, what: &str) {
-    let list = |inner: &str| serde_json::json!({"dump": {"nft_json": format!("{{\"nftables\": [{inner}]}}")}});
-    let save = |text: String| {
-        serde_json::json!({"dump": {"saves": [{"tool": "iptables-save", "ipv6": false, "legacy": true, "text": text}]}})
-    };
+    let list =
+        |inner: &str| serde_json::json!({"dump": {"nft_json": format!("{{\"nftables\": [{inner}]}}")}});
+    let save = |text: String| serde_json::json!({"dump": {"saves": [{"tool": "iptables-save", "ipv6": false, "legacy": true, "text": text}]}});
     let (content, size) = match what {
         "zeros" => (list(&"0,".repeat(20 << 20)), None),
         "a wide rule" => (list(&format!("{{\"rule\": [{}0]}}", "0,".repeat(20 << 20))), None),

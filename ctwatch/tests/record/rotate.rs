@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
-use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::files::place::{self, Sharing};
+use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::{Lock, Recording, Writer, files};
 
 use super::synthetic::{at, batch, run, write};

@@ -331,8 +331,10 @@ pub(super) fn script_and_no_loss_of_its_own(_: &Guest) -> Result<Outcome> {
         // Each in a folder of its own, which is gone if nothing is in it.
         let below = fs::read_dir(folder.path())?.flatten().filter(|entry| entry.path().is_dir());
         let files: Vec<_> = below.flat_map(|entry| fs::read_dir(entry.path())).flatten().flatten().collect();
-        let kept =
-            files.iter().filter(|entry| entry.path().extension().is_some_and(|ending| ending == "ctw")).count();
+        let kept = files
+            .iter()
+            .filter(|entry| entry.path().extension().is_some_and(|ending| ending == "ctw"))
+            .count();
         ensure!(kept == files.len(), "other files are left: {files:?}");
         Ok((status.code(), kept))
     };
