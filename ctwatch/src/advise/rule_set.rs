@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::firewall::{Dump, Firewall, Note};
+use crate::firewall::{Dump, Firewall, Note, is_save, is_table};
 use crate::record::rules::Packed;
 
 /// Rules, chains and sets that are judged, and lines of a tool's text: a host with 20,000 rules has a tenth of them.
@@ -71,17 +71,34 @@ impl RuleSet {
             }
         }
         for save in &self.dump.saves {
-            check_name(&save.tool)?;
+            // It becomes a command.
+            ensure!(
+                is_save(&save.tool),
+                "a recorded rule set is of a tool that no recorder runs: {:?}",
+                start(&save.tool)
+            );
             for line in save.text.lines() {
                 let name = match line.split_at_checked(1) {
                     Some(("*" | ":", rest)) => rest.split(' ').next(),
                     _ => line.strip_prefix("-A ").and_then(|rest| rest.split(' ').next()),
                 };
                 name.map_or(Ok(()), check_name)?;
+                if let Some(table) = line.strip_prefix('*') {
+                    ensure!(
+                        is_table(table.trim()),
+                        "a recorded rule set has a table that iptables doesn't know: {:?}",
+                        start(table)
+                    );
+                }
             }
         }
         Ok(())
     }
+}
+
+/// As much of a text as an error shows.
+fn start(text: &str) -> String {
+    text.chars().take(80).collect()
 }
 
 /// Counts the parts of a list of objects, `{"nftables": [{…}, …]}`, and what is in each, without reading them.
@@ -122,7 +139,7 @@ fn check_name(name: &str) -> Result<()> {
     ensure!(
         name.len() <= 256 && name.bytes().all(is_plain) && !name.starts_with('-'),
         "a recorded rule set has a name that no tool makes: {:?}",
-        name.chars().take(80).collect::<String>()
+        start(name)
     );
     Ok(())
 }
@@ -174,14 +191,18 @@ mod tests {
                 }
             }
         }
-        let mut rules = named("filter", "input");
-        rules.dump.saves.push(Save {
-            tool: "x;reboot".to_owned(),
-            ipv6: false,
-            legacy: false,
-            text: String::new(),
-        });
-        assert!(unpacked(&rules).is_err());
+        for (tool, text) in [
+            ("x;reboot", ""),
+            ("/tmp/iptables-save", ""),
+            ("sh", ""),
+            ("iptables-save", "*../../etc/cron.d/x\n"),
+            ("iptables-save", "*mine\n"),
+        ] {
+            let mut rules = named("filter", "input");
+            let (tool, text) = (tool.to_owned(), text.to_owned());
+            rules.dump.saves.push(Save { tool, ipv6: false, legacy: false, text });
+            assert!(unpacked(&rules).is_err(), "{rules:?}");
+        }
     }
 
     #[test]
