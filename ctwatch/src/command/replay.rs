@@ -32,6 +32,8 @@ pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
 
 async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     let mut shutdown = Shutdown::new()?;
+    // It waits for whoever reads, as nothing goes on meanwhile.
+    shutdown.end_within(Duration::from_secs(1));
     let recording = Recording::open(&arguments.file)?;
     let runs = recording.runs()?;
     let span = match recording.bounds(&runs)? {
@@ -51,7 +53,11 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
         }
         let netns = selected(&arguments.netns, names);
         let settings = settings(arguments, run, netns.clone());
-        let shown = Shown { view: view(arguments.format, &config.look, netns), state: State::new(settings) };
+        let shown = Shown {
+            view: view(arguments.format, &config.look, netns),
+            state: State::new(settings),
+            output: None,
+        };
         let mut player = Player { shown, began: None, elapsed_s: 0.0, last: run.run.started.time };
         let wants_losses = player.shown.state.wants_events();
         let replay = Replay::new(&recording, run, span, wants_losses)?;
@@ -108,7 +114,8 @@ impl Player {
                 self.start(run, before, step.sample.time, step.sample.interval_s)?;
             }
             let (at, mono_us) = *self.began.get_or_insert((Instant::now(), step.mono_us));
-            let since = Duration::from_micros(u64::try_from(step.mono_us - mono_us).unwrap_or(0));
+            let since =
+                Duration::from_micros(u64::try_from(step.mono_us.saturating_sub(mono_us)).unwrap_or(0));
             called = pause(shutdown, speed.scaled(since).and_then(|since| at.checked_add(since))).await;
             if called {
                 break;

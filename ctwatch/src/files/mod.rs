@@ -2,10 +2,10 @@
 //! Nothing outside this room opens one by its name alone.
 
 pub mod patience;
+pub mod place;
 pub mod process_root;
 pub mod programs;
 pub mod root_owned;
-pub mod place;
 
 use std::fs::File;
 use std::io::{self, Read as _};

@@ -3,10 +3,10 @@
 
 mod commands;
 mod dump;
-mod host;
+pub(crate) mod host;
 mod index;
 mod iptables;
-mod ipvs;
+pub(crate) mod ipvs;
 mod ir;
 mod judge;
 mod listing;
@@ -157,8 +157,8 @@ impl Objection {
 }
 
 impl Firewall {
-    /// Reads what the tools printed. Notes say what couldn't be understood; as long as there is one, every exemption has
-    /// an objection.
+    /// Reads what the tools printed. Notes say what couldn't be understood; where it is all that a tool says, every exemption
+    /// has an objection.
     #[must_use]
     pub fn parse(dump: &Dump) -> (Self, Vec<Note>) {
         let mut notes = Vec::new();

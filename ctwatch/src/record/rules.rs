@@ -251,8 +251,8 @@ pub(super) fn shrink(connection: &Connection, budget: u64) -> rusqlite::Result<b
         // In force from its own time to that of the next one of its netns.
         let oldest = "SELECT r.id FROM rules r WHERE r.rules IS NOT NULL \
              AND EXISTS (SELECT 1 FROM rules n WHERE n.netns = r.netns AND n.id > r.id) \
-             ORDER BY EXISTS (SELECT 1 FROM incident i WHERE i.run = r.run AND i.wall_us BETWEEN r.wall_us AND \
-               (SELECT min(n.wall_us) FROM rules n WHERE n.netns = r.netns AND n.id > r.id)), r.id LIMIT 1";
+             ORDER BY EXISTS (SELECT 1 FROM incident i WHERE i.run = r.run AND i.mono_us BETWEEN r.mono_us AND \
+               (SELECT min(n.mono_us) FROM rules n WHERE n.netns = r.netns AND n.id > r.id)), r.id LIMIT 1";
         let id: Option<i64> =
             connection.prepare_cached(oldest)?.query_row([], |row| row.get(0)).optional()?;
         let Some(id) = id else { break };

@@ -238,6 +238,12 @@ impl Writer {
 }
 
 impl Writer {
+    /// For [`super::Retention`], which dropped numbers of namespaces or slots: they may be needed again.
+    pub(super) fn reload_dictionary(&mut self) -> rusqlite::Result<()> {
+        self.dictionary = Dictionary::load(&self.connection, self.run)?;
+        Ok(())
+    }
+
     /// For [`super::Retention`]: owners from this number on may be referenced again.
     pub(super) fn known_owners(&self) -> i64 {
         self.dictionary.known_owners()

@@ -82,8 +82,13 @@ impl Recorder {
         Ok(())
     }
 
+    /// The process, for whoever looks at what it takes.
+    pub(super) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
     pub(super) fn signal(&self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).context("sending a signal")
+        kill(self.pid(), signal).context("sending a signal")
     }
 
     /// Waits for its end: its exit code, and what it said.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::ebpf::{self, Check};
 use crate::progress::{self, Steps};
 use crate::vm::{GuestFile, Series, Status, Vm};
-use crate::{apt, browser, dist, sh, verify, workspace};
+use crate::{apt, browser, deny, dist, sh, verify, workspace};
 use summary::summarize;
 
 mod count;
@@ -52,6 +52,7 @@ enum Stage {
     Verify,
     Guest(Series),
     Native,
+    Deny,
 }
 
 /// What `--only` accepts: a stage, or all guests.
@@ -61,7 +62,7 @@ enum Only {
     Guests,
 }
 
-const STAGES: [Stage; 14] = [
+const STAGES: [Stage; 15] = [
     Stage::Fmt,
     Stage::Clippy,
     Stage::Unit,
@@ -76,6 +77,7 @@ const STAGES: [Stage; 14] = [
     Stage::Guest(Series::V7),
     Stage::Guest(Series::NoProcfs),
     Stage::Native,
+    Stage::Deny,
 ];
 
 impl Stage {
@@ -104,6 +106,7 @@ impl Stage {
             Stage::Verify => "verify".to_owned(),
             Stage::Guest(series) => format!("vm-{series}"),
             Stage::Native => "native".to_owned(),
+            Stage::Deny => "deny".to_owned(),
         }
     }
 }
@@ -188,6 +191,7 @@ fn run_stage(
         Stage::Verify => dist::ctwatch().and_then(verify::verify).map(Count::one),
         Stage::Guest(series) => scenarios(series, args.scenario.as_deref(), out, err),
         Stage::Native => native(),
+        Stage::Deny => deny::check().map(Count::one),
     };
     let count = result.unwrap_or_else(|error| {
         progress::say(&format!("{error:#}"));

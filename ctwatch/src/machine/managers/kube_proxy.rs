@@ -129,6 +129,15 @@ fn seconds(text: &str) -> Option<u64> {
     (!text.is_empty() && total.is_finite() && total >= 0.0).then_some(total as u64)
 }
 
+/// What a text says, whichever of its readers gets it.
+pub(crate) fn of_text(text: &str) -> BTreeMap<String, u64> {
+    let flags: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
+    let listed = Yaml::read(text).map(|yaml| arguments_for_kube_proxy(&yaml)).unwrap_or_default();
+    let configured = Config::by_configuration(text).unwrap_or_default();
+    let configs = [configured, Config::by_flags(&flags), Config::by_flags(&listed)];
+    configs.iter().flat_map(|config| config.sets(Some(8), CAP)).collect()
+}
+
 /// A process kube-proxy, or `hyperkube kube-proxy`.
 pub(super) fn of_process(process: &Process, name: &str, cpus: Option<u32>) -> Option<Manager> {
     let (pid, arguments) = (process.pid, process.arguments());
