@@ -8,6 +8,7 @@ use crate::fixtures::{
     check, events, loss, losses_with_owners, notice, quiet, scan, settings, start, state, storm_beyond_reach,
     storm_with_occupants, storm_with_unknown_ports, time,
 };
+use ctwatch::contract::End;
 use ctwatch::model::{Backend, Hook};
 use ctwatch::state::{By, State, StateConfig};
 use ctwatch::view::View;
@@ -154,7 +155,8 @@ fn records() -> Vec<Value> {
     view.tick(&state(By::Port).sample(&unnamed)).unwrap();
     let mut beyond_reach = state(By::Port);
     view.tick(&beyond_reach.sample(&storm_beyond_reach(1))).unwrap();
-    view.end(&beyond_reach.end(time(2_000))).unwrap();
+    // Nobody read some of it in time.
+    view.end(&End { unwritten_lines: 7, ..beyond_reach.end(time(2_000)) }).unwrap();
     for event in events() {
         view.event(&event).unwrap();
     }
