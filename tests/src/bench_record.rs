@@ -61,7 +61,7 @@ pub fn run(folder: &Path) -> Result<bool> {
 fn record(path: &Path) -> Result<Host> {
     let start = Timestamp::now() - SignedDuration::from_secs(SECONDS as i64);
     let started = WallMono { time: start, mono_us: 0 };
-    let run = Run { started, host: Some("bench".to_owned()), ..testing::run() };
+    let run = Run { started, host: Some("bench".into()), ..testing::run() };
     let limits = RetentionLimits {
         keep: Duration::from_secs(7 * SECONDS),
         max_size: 500_000_000,
@@ -114,7 +114,12 @@ impl Host {
             losses: vec![0; 20],
             lost: 0,
             random: 88_172_645_463_325_252,
-            who: Arc::new(Owner { process: Some(process), cgroup, container, unattributable: false }),
+            who: Arc::new(Owner {
+                process: Some(process),
+                cgroup: cgroup.map(Into::into),
+                container: container.map(Into::into),
+                unattributable: false,
+            }),
         }
     }
 
@@ -180,7 +185,7 @@ impl Host {
             interval_s: 1.0,
             netns: vec![NetnsSample {
                 id: HOST,
-                name: Some("host".to_owned()),
+                name: Some("host".into()),
                 container: None,
                 count: Some(count),
                 max: Some(262_144),
