@@ -114,7 +114,12 @@ impl Host {
             losses: vec![0; 20],
             lost: 0,
             random: 88_172_645_463_325_252,
-            who: Arc::new(Owner { process: Some(process), cgroup, container, unattributable: false }),
+            who: Arc::new(Owner {
+                process: Some(process),
+                cgroup: cgroup.map(Into::into),
+                container: container.map(Into::into),
+                unattributable: false,
+            }),
         }
     }
 

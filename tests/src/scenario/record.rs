@@ -250,7 +250,7 @@ fn what_is_around(file: &Path, checks: &mut Checks) -> Result<()> {
     let changed: Vec<_> = settings.iter().filter(|setting| setting.before.is_some()).collect();
     checks.that(
         changed.iter().any(|one| {
-            one.name.to_string().ends_with("nf_conntrack_udp_timeout")
+            one.name.raw().ends_with("nf_conntrack_udp_timeout")
                 && one.value.as_ref().is_some_and(|value| *value == "31")
         }),
         format!("changes seen: {changed:?}"),
