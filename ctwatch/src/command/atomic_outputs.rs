@@ -125,7 +125,7 @@ fn place_of(path: &Path) -> Result<PathBuf> {
         return Ok(path.to_owned());
     }
     let place = place::new_file(path, Sharing::Allowed);
-    place.map_err(|error| Failure::usage(format!("-o {}: {error}", path.display())).into())
+    place.map_err(|error| Failure::usage(format!("-o {}: {error}", path.shown())).into())
 }
 
 /// Unless something else has got the name meanwhile.

@@ -45,8 +45,7 @@ pub struct Foreign(Box<str>);
 impl Foreign {
     /// Its length in bytes, as it came.
     #[must_use]
-    #[allow(clippy::len_without_is_empty, reason = "whether it is empty is nobody's question")]
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.0.len()
     }
 

@@ -105,7 +105,7 @@ pub(super) const fn is_clock(us: i64) -> bool {
 
 /// Whether a name, where there is one, is no longer than any.
 pub(super) fn is_name(name: Option<&Foreign>) -> bool {
-    name.is_none_or(|name| name.len() <= NAME)
+    name.is_none_or(|name| name.size() <= NAME)
 }
 
 /// Whether a tick can have this number.

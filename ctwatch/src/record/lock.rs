@@ -50,7 +50,7 @@ impl Lock {
                     path.shown()
                 )),
             })?;
-            let about = file.metadata().with_context(|| format!("looking at {}", path.display()))?;
+            let about = file.metadata().with_context(|| format!("looking at {}", path.shown()))?;
             if about.nlink() > 0 {
                 place::own(&about).map_err(|error| no_lock_file(&path, &error.to_string()))?;
             }
@@ -107,7 +107,7 @@ fn is_reserve(file: &File) -> Result<bool> {
 }
 
 fn no_lock_file(path: &Path, why: &str) -> anyhow::Error {
-    let path = path.display();
+    let path = path.shown();
     Failure::usage(format!(
         "{path} is in the way of a recorder's lock file ({why}): look at it, and remove it or record elsewhere"
     ))

@@ -64,7 +64,7 @@ impl fmt::Display for Fault {
                 path.shown(),
                 path.shown()
             ),
-            Self::Stopped(path) => write!(f, "reading {}: interrupted", path.display()),
+            Self::Stopped(path) => write!(f, "reading {}: interrupted", path.shown()),
         }
     }
 }

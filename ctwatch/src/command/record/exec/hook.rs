@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
+use crate::foreign::Foreign;
 use crate::stderr;
 
 /// How long it may run.
@@ -189,7 +190,7 @@ impl Printed {
     fn pass_on(&mut self) {
         let line = std::mem::take(&mut self.line);
         self.passed_on += line.len() + 1;
-        (self.to)(&printable(&String::from_utf8_lossy(&line)));
+        (self.to)(&Foreign::from_bytes(&line).to_string());
     }
 
     fn finish(&mut self) {
@@ -200,18 +201,6 @@ impl Printed {
             (self.to)(&format!("--exec: {} more bytes of its output are left out", self.left_out));
         }
     }
-}
-
-/// Without what a terminal would obey.
-fn printable(line: &str) -> String {
-    line.chars().fold(String::with_capacity(line.len()), |mut text, c| {
-        if c.is_control() && c != '\t' {
-            let _ = write!(text, "{}", c.escape_default());
-        } else {
-            text.push(c);
-        }
-        text
-    })
 }
 
 #[cfg(test)]
@@ -303,6 +292,5 @@ mod tests {
         }
         assert!(printed.passed_on <= OUTPUT + 1, "{}", printed.passed_on);
         assert!(printed.left_out > 900_000, "{}", printed.left_out);
-        assert_eq!(printable("a\tb\x1b[2Jc\u{9b}"), "a\tb\\u{1b}[2Jc\\u{9b}");
     }
 }
