@@ -24,6 +24,10 @@ use crate::watch::{StartInfo, Watch, WatchConfig};
 /// How often to see whether conntrack has been loaded.
 const MODULE_POLL: Duration = Duration::from_millis(250);
 
+/// How long attaching may go on after a signal: there is nothing yet that an end at once could harm. A signal makes the kernel
+/// give up a program it verifies (`bpf_check`, kernel/bpf/verifier.c: EAGAIN), and loading it anew, with a log, takes long.
+const ATTACHING: Duration = Duration::from_secs(1);
+
 /// What to attach, and how.
 pub(in crate::command) struct AttachRequest<'a> {
     /// Where /proc and /sys are.
@@ -49,6 +53,18 @@ impl LiveSession {
     /// Chooses a backend, waits for conntrack and attaches; `None` if the run was ended before. `options` says what is
     /// wanted of a backend's programs, starting from all they do unasked; `waiting` is told that conntrack isn't there.
     pub async fn attach(
+        request: AttachRequest<'_>,
+        options: impl Fn(Backend, ProbeOptions) -> ProbeOptions,
+        waiting: impl FnOnce(&Notice) -> Result<()>,
+        shutdown: &mut Shutdown,
+    ) -> Result<Option<Self>> {
+        let patience = shutdown.end_within(ATTACHING);
+        let attached = Self::attach_in_time(request, options, waiting, shutdown).await;
+        shutdown.end_within(patience);
+        attached
+    }
+
+    async fn attach_in_time(
         request: AttachRequest<'_>,
         options: impl Fn(Backend, ProbeOptions) -> ProbeOptions,
         waiting: impl FnOnce(&Notice) -> Result<()>,
