@@ -1,7 +1,6 @@
 //! One run of the command: started with a clean environment in a process group of its own, which ends with it.
 //! Nothing here waits for the command without a limit, and all that was started is reaped.
 
-use std::fmt::Write as _;
 use std::io::{ErrorKind, PipeReader, Read as _, Write as _, pipe};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
