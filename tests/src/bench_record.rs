@@ -1,6 +1,7 @@
 //! What a recording costs: 24 hours of a busy host with a storm in the middle, recorded as fast as it goes.
 //! The samples are made up; all behind them is what `ctwatch record` runs.
 
+use ctwatch::foreign::Foreign;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -106,20 +107,15 @@ struct Host {
 impl Host {
     fn new(start: Timestamp) -> Self {
         let process = ProcessId { pid: 812, name: Name::new(b"nginx"), role: Role::Sender };
-        let cgroup = Some("/system.slice/nginx.service".into());
-        let container = Some("unit:nginx.service".into());
+        let cgroup = Some(Foreign::from("/system.slice/nginx.service"));
+        let container = Some(Foreign::from("unit:nginx.service"));
         Self {
             start,
             flows: vec![[0; 2]; usize::from(PORTS)],
             losses: vec![0; 20],
             lost: 0,
             random: 88_172_645_463_325_252,
-            who: Arc::new(Owner {
-                process: Some(process),
-                cgroup: cgroup.map(Into::into),
-                container: container.map(Into::into),
-                unattributable: false,
-            }),
+            who: Arc::new(Owner { process: Some(process), cgroup, container, unattributable: false }),
         }
     }
 

@@ -122,6 +122,7 @@ pub fn from_command_line() -> Config {
         }
         // clap repeats arguments as they are.
         stderr::line(error.render());
+        stderr::settle();
         std::process::exit(error.exit_code())
     })
 }

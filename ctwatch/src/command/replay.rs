@@ -27,7 +27,8 @@ use crate::state::{State, StateConfig};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
-    interrupted(Exit::Done)?;
+    // What is left of it by then, nobody read.
+    interrupted(Exit::Failed)?;
     event_loop()?.block_on(replay(config, arguments))
 }
 

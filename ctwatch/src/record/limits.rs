@@ -62,7 +62,7 @@ pub(super) fn distrust(connection: &Connection) -> rusqlite::Result<()> {
         (Limit::SQLITE_LIMIT_SQL_LENGTH, 64 << 10),
         (Limit::SQLITE_LIMIT_COLUMN, 100),
         (Limit::SQLITE_LIMIT_EXPR_DEPTH, 50),
-        (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 3),
+        (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 8),
         (Limit::SQLITE_LIMIT_VDBE_OP, 25_000),
         (Limit::SQLITE_LIMIT_FUNCTION_ARG, 8),
         (Limit::SQLITE_LIMIT_ATTACHED, 0),
