@@ -10,16 +10,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, bail, ensure};
 
 use super::atomic_outputs::{AtomicOutputs, interrupted};
+use super::confine;
 use crate::cli::{Config, ExportConfig, ExportFormat};
 use crate::error::{Exit, Failure};
 use crate::export::{Choice, Csv, ExportTable, Ndjson, OutputTarget, Parquet, Sink, Value, export};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::Span;
+use crate::sandbox::{Files, Work};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ExportConfig) -> Result<Exit> {
     let target = target(arguments)?;
+    confine(config, Work::Reads, &Files::read([&arguments.file]).write(arguments.output.as_deref()));
     let recording = Recording::open(&arguments.file)?;
     let Some(bounds) = recording.bounds(&recording.runs()?)? else {
         bail!("exporting {}: it contains no runs", arguments.file.display());

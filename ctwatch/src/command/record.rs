@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use super::live::{
     self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, StopReason, TickOutcome,
 };
-use super::{VERSION, event_loop};
+use super::{VERSION, confine, event_loop};
 use crate::cli::{Config, RecordConfig};
 use crate::contract::{Notice, Start};
 use crate::error::{Exit, Failure};
@@ -29,6 +29,7 @@ use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{EndReason, Run, SnapshotReason};
 use crate::record::writer_thread::WriterThread;
 use crate::record::{DiskFull, Lock, RetentionLimits, SCHEMA, Writer, files};
+use crate::sandbox::{Files, Work};
 use crate::state::StateConfig;
 use crate::{netns, stderr};
 use exec::Commands;
@@ -41,6 +42,7 @@ pub fn run(config: &Config, record: &RecordConfig) -> Result<Exit> {
     let output = files::resolve(&record.output)
         .with_context(|| format!("following the links of {}", record.output.display()))?;
     let record = RecordConfig { output, ..record.clone() };
+    confine(config, Work::RunsPrograms, &Files::keep(&record.output));
     event_loop()?.block_on(keep(config, &record, roots))
 }
 

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::drops::Shown;
 use super::live::LiveSink as _;
 use super::live::Shutdown;
-use super::{event_loop, view};
+use super::{confine, event_loop, view};
 use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
@@ -21,10 +21,12 @@ use crate::record::reader::RecordedRun;
 use crate::record::replay::Replay;
 use crate::record::rows::Names;
 use crate::record::span::Span;
+use crate::sandbox::{Files, Work};
 use crate::state::{State, StateConfig};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
+    confine(config, Work::Reads, &Files::read([&arguments.file]));
     event_loop()?.block_on(replay(config, arguments))
 }
 
