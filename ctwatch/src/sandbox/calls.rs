@@ -258,7 +258,8 @@ pub(super) fn is_supported() -> bool {
 
 fn programs(work: Work) -> Made<Vec<BpfProgram>> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-    let filter = |rules, otherwise, matching| SeccompFilter::new(rules, otherwise, matching, arch)?.try_into();
+    let filter =
+        |rules, otherwise, matching| SeccompFilter::new(rules, otherwise, matching, arch)?.try_into();
     if work == Work::RunsPrograms {
         return Ok(vec![
             filter(forbidden()?, SeccompAction::Allow, NOT_PERMITTED)?,
@@ -296,10 +297,7 @@ fn allowed(work: Work) -> Made<Rules> {
         #[cfg(target_arch = "x86_64")]
         rules.insert(libc::SYS_setrlimit, Vec::new());
         rules.insert(libc::SYS_setns, vec![is(1, libc::CLONE_NEWNET.into())?]);
-        rules.insert(
-            libc::SYS_socket,
-            vec![is(0, libc::AF_NETLINK.into())?, is(0, libc::AF_UNIX.into())?],
-        );
+        rules.insert(libc::SYS_socket, vec![is(0, libc::AF_NETLINK.into())?, is(0, libc::AF_UNIX.into())?]);
     }
     Ok(rules)
 }
@@ -309,7 +307,8 @@ fn forbidden() -> Made<Rules> {
     let mut rules: Rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
     // Into namespaces of the network, and no others.
     let not_net = SeccompCmpOp::Ne;
-    rules.insert(libc::SYS_setns, vec![rule(1, SeccompCmpArgLen::Dword, not_net, libc::CLONE_NEWNET.into())?]);
+    rules
+        .insert(libc::SYS_setns, vec![rule(1, SeccompCmpArgLen::Dword, not_net, libc::CLONE_NEWNET.into())?]);
     let mut makes_one = Vec::new();
     for bit in 0..31 {
         let flag: c_long = 1 << bit;

@@ -1,12 +1,14 @@
 //! A Landlock domain that sees a command's files and nothing else: no other file, no TCP port, no other process.
 //! What a kernel knows of it is taken, and what it doesn't know is left out.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
-    RulesetCreated, RulesetCreatedAttr as _, RulesetStatus, Scope, make_bitflags,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr as _, RulesetCreated,
+    RulesetCreatedAttr as _, RulesetStatus, Scope, make_bitflags,
 };
 
 use super::Files;
@@ -53,9 +55,12 @@ fn allow(
     path: &Path,
     access: BitFlags<AccessFs>,
 ) -> Result<RulesetCreated, landlock::RulesetError> {
-    match PathFd::new(path) {
-        Ok(opened) => rules.add_rule(PathBeneath::new(opened, access)),
-        Err(_) => Ok(rules),
+    // Links were followed where they may be. One beside a recording is none of its files: SQLite follows none there.
+    let opened = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path);
+    let is_link = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_symlink());
+    match opened.ok().filter(|file| !is_link(file)) {
+        Some(file) => rules.add_rule(PathBeneath::new(file, access)),
+        None => Ok(rules),
     }
 }
 
@@ -70,7 +75,9 @@ pub(super) fn version() -> io::Result<i32> {
     }
     let error = io::Error::last_os_error();
     Err(match error.raw_os_error() {
-        Some(libc::ENOSYS) => io::Error::other("not in this kernel: CONFIG_SECURITY_LANDLOCK, Linux 5.13 or later"),
+        Some(libc::ENOSYS) => {
+            io::Error::other("not in this kernel: CONFIG_SECURITY_LANDLOCK, Linux 5.13 or later")
+        }
         Some(libc::EOPNOTSUPP) => io::Error::other("turned off: it is not in the list of `lsm=`"),
         _ => error,
     })
@@ -97,13 +104,17 @@ mod tests {
             fs::write(at(file), "x").unwrap();
         }
         std::os::unix::fs::symlink("in/a.ctw", at("link")).unwrap();
-        let files = Files::read([&at("link")]).write(Some(&at("out/new")));
-        let paths = move |name: &str| top.path().join(name);
+        // What somebody else laid beside a recording leads nowhere.
+        std::os::unix::fs::symlink("/etc/passwd", at("in/c.ctw-wal")).unwrap();
+        fs::write(at("in/c.ctw"), "x").unwrap();
+        let files = Files::read([&at("link"), &at("in/c.ctw")]).write(Some(&at("out/new")));
+        let folder = top.path().to_owned();
+        let paths = move |name: &str| folder.join(name);
         std::thread::spawn(move || {
             confine(&files).unwrap();
             let is_readable = |name: &str| fs::read(paths(name)).is_ok();
             assert!(["in/a.ctw", "in/a.ctw-wal", "link"].map(is_readable) == [true; 3]);
-            assert!(!is_readable("in/b.ctw"));
+            assert!(!is_readable("in/b.ctw") && !is_readable("in/c.ctw-wal"));
             assert!(fs::read("/etc/hostname").is_err() && fs::read_dir("/").is_err());
             assert!(fs::write(paths("in/a.ctw"), "y").is_err());
             assert!(fs::OpenOptions::new().write(true).open(paths("in/a.ctw-shm")).is_ok());
@@ -113,8 +124,6 @@ mod tests {
             fs::remove_file(paths("out/new")).unwrap();
             assert!(std::os::unix::fs::symlink("x", paths("out/x")).is_err());
             assert!(std::process::Command::new("/bin/true").status().is_err());
-            // Who removes the temporary folder is outside.
-            std::mem::forget(paths);
         })
         .join()
         .unwrap();

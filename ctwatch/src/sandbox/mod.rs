@@ -36,7 +36,10 @@ pub struct Files {
 impl Files {
     /// Reads these recordings.
     pub fn read<P: AsRef<Path>>(recordings: impl IntoIterator<Item = P>) -> Self {
-        Self { inputs: recordings.into_iter().map(|one| one.as_ref().to_owned()).collect(), ..Self::default() }
+        Self {
+            inputs: recordings.into_iter().map(|one| one.as_ref().to_owned()).collect(),
+            ..Self::default()
+        }
     }
 
     /// Makes this recording, or goes on with it.

@@ -95,10 +95,7 @@ pub(super) fn to_reach(read: &[PathBuf], written: &[PathBuf], folders: &[PathBuf
     let Ok(sets) = get() else { return Vec::new() };
     // The question is what this thread may do without: the effective set is put back at once.
     let without = bits(&[Capability::DacOverride, Capability::DacReadSearch]);
-    let lowered = [0, 1].map(|half| Half {
-        effective: sets[half].effective & !without[half],
-        ..sets[half]
-    });
+    let lowered = [0, 1].map(|half| Half { effective: sets[half].effective & !without[half], ..sets[half] });
     if lowered == sets || set(&lowered).is_err() {
         return Vec::new();
     }
@@ -121,9 +118,8 @@ fn is_refused(path: &Path, mode: i32) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
     // libc's faccessat may ask for the real user, for whom the permitted set counts.
     // SAFETY: the pointer is to a live string with its end.
-    let done = unsafe {
-        libc::syscall(libc::SYS_faccessat2, libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS)
-    };
+    let done =
+        unsafe { libc::syscall(libc::SYS_faccessat2, libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) };
     done != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EACCES)
 }
 
