@@ -187,6 +187,9 @@ pub struct Control {
     pub sync_id: u64,
     /// Losses in namespaces for which there was no room: told by what the moment itself proves.
     pub crowded: u64,
+    /// Namespaces that went and whose inode number found no room for another generation: the next one with that number is
+    /// taken for the same.
+    pub unnumbered: u64,
     /// Where else than in `nf_hook_slow` refused packets are freed. User space writes it.
     pub doors: [Door; DOORS],
 }
@@ -205,6 +208,7 @@ impl Control {
         orig_ax: 0,
         sync_id: 0,
         crowded: 0,
+        unnumbered: 0,
         doors: [Door::NONE; DOORS],
     };
 }

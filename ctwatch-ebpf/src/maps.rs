@@ -49,7 +49,8 @@ pub static CROWD: PerCpuArray<NetCpu> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static LATE_BASES: HashMap<u64, Counters> = HashMap::with_max_entries(1, 0);
 
-/// The generation of an inode number: how many netns had it and are gone.
+/// The generation of an inode number: how many netns had it and are gone. One that finds no room keeps its number, and that
+/// is counted: whatever made room would be the number of another netns, which may be there.
 #[map]
 pub static GENERATIONS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, 0);
 
@@ -132,9 +133,10 @@ pub static NOBODY: Victims = Victims {
         REMEMBERED],
 };
 
-/// Victims by the stack of their context (its aligned base).
+/// Victims by the stack of their context (its aligned base). Every task in whose context an entry was ever deleted has one,
+/// and nothing tells that the task is gone: the least recently used make room.
 #[map]
-pub static VICTIMS: HashMap<u64, Victims> = HashMap::with_max_entries(1024, 0);
+pub static VICTIMS: LruHashMap<u64, Victims> = LruHashMap::with_max_entries(1024, 0);
 
 /// What an entry probe keeps for the return probe.
 #[repr(C)]
@@ -167,9 +169,9 @@ pub struct Inserting {
     pub reserved: u8,
 }
 
-/// Inserts by ctnetlink, and clashes, by stack pointer at entry.
+/// Inserts by ctnetlink, and clashes, by stack pointer at entry. One stays behind where the kernel skipped the return probe.
 #[map]
-pub static INSERTING: HashMap<u64, Inserting> = HashMap::with_max_entries(1024, 0);
+pub static INSERTING: LruHashMap<u64, Inserting> = LruHashMap::with_max_entries(1024, 0);
 
 /// An entry that lost a clash and with it its packet, which may be freed on another CPU than the one that counted it.
 #[repr(C)]

@@ -18,6 +18,7 @@ pub mod listing;
 pub mod machine;
 pub mod model;
 pub mod netns;
+pub mod outlet;
 pub mod owner;
 pub mod postmortem;
 pub mod probe;

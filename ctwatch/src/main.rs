@@ -28,5 +28,6 @@ fn main() -> ExitCode {
         }
         error::exit(&error)
     });
+    stderr::settle();
     ExitCode::from(exit as u8)
 }

@@ -7,23 +7,24 @@ use std::path::{Path, PathBuf};
 /// Bottom first: a room, and what it may import.
 const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
-    ("stderr", &[]),
+    ("outlet", &[]),
     ("files", &[]),
     ("text", &[]),
     ("model", &[]),
     ("kernel", &[]),
+    ("stderr", &["outlet"]),
     ("contract", &["model"]),
     ("listing", &["model"]),
-    ("process", &["kernel"]),
+    ("process", &["files", "kernel"]),
     ("sandbox", &["kernel"]),
-    ("firewall", &["text", "model", "kernel"]),
+    ("firewall", &["files", "text", "model", "kernel"]),
     ("netns", &["model", "kernel", "process"]),
-    ("machine", &["model", "kernel", "process"]),
+    ("machine", &["files", "text", "model", "kernel", "process"]),
     ("state", &["model", "contract"]),
     ("conntrack", &["model", "kernel", "netns"]),
     ("probe", &["stderr", "model", "kernel", "netns"]),
     ("owner", &["model", "kernel", "process", "netns"]),
-    ("record", &["error", "model", "kernel", "contract", "listing", "state"]),
+    ("record", &["error", "files", "model", "kernel", "contract", "listing", "state"]),
     ("watch", &["model", "kernel", "netns", "conntrack", "probe", "owner"]),
     ("advise", &["text", "model", "contract", "listing", "firewall", "machine", "record"]),
     ("export", &["model", "contract", "state", "record"]),
@@ -34,7 +35,9 @@ const ROOMS: &[(&str, &[&str])] = &[
         "command",
         &[
             "error",
+            "outlet",
             "stderr",
+            "files",
             "text",
             "model",
             "kernel",
@@ -156,7 +159,9 @@ fn sources() -> Vec<Source> {
             let below = path.strip_prefix(&root).unwrap().to_owned();
             let is_code = below.extension().is_some_and(|extension| extension == "rs");
             if !is_code
-                || ["lib.rs", "main.rs", "rooms.rs", "testing.rs"].iter().any(|name| below == Path::new(name))
+                || ["lib.rs", "main.rs", "rooms.rs", "testing.rs", "testing"]
+                    .iter()
+                    .any(|name| below.starts_with(name))
             {
                 continue;
             }

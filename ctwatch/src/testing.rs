@@ -1,6 +1,8 @@
 //! Made-up data that unit tests, integration tests and benchmarks start from: a run, a tick and a loss.
 //! Nothing in ctwatch itself may use it.
 
+pub mod fuzz;
+
 use std::net::IpAddr;
 
 use ctwatch_common::{Cause, slot};

@@ -35,6 +35,11 @@ enum Task {
         #[arg(long, hide = true)]
         one: Option<String>,
     },
+    /// record, drops and advise at work under changing load, and whether they grow; only in a throw-away VM
+    Soak {
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+    },
     /// Run the tracepoint backend on this host in a private netns; touches no sysctl
     Native,
     /// Ask about the rule sets of tests/cases on this host in private netns, and try the answers with real flows
@@ -120,6 +125,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Guest { kernel, only, list, one } => guest(&kernel, &only, list, one.as_deref()),
+        Task::Soak { minutes } => scenario::soak::run(minutes).map(|held| u8::from(!held)),
         Task::Native => native::run().map(|()| 0),
         Task::Cases { names, folder, library, by_hand, jobs, slowness } => {
             let asker = match (library, by_hand) {

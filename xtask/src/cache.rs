@@ -4,11 +4,12 @@
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::progress;
+use crate::{progress, sh};
 
 /// The cache folder: `$CTWATCH_CACHE`, else `$XDG_CACHE_HOME/ctwatch`, else `~/.cache/ctwatch`.
 pub fn dir() -> Result<PathBuf> {
@@ -66,6 +67,30 @@ pub fn ensure(name: &str, entry: &Path, update: bool, fill: impl FnOnce(&Path) -
         }
         result => result,
     }
+}
+
+/// A program that cargo installs, built the first time without optimization: it runs for seconds, and waits longer to be built.
+pub fn cargo_program(name: &str, version: &str, options: &[&str]) -> Result<PathBuf> {
+    let root = dir()?.join(format!("{name}-{version}"));
+    ensure(name, &root, false, |dir| {
+        progress::say(&format!("building {name} {version}, once (a minute or two)"));
+        let target = tempfile::tempdir().context("creating a temporary folder")?;
+        let mut command = Command::new("cargo");
+        sh::run(
+            sh::without_toolchain(&mut command)
+                .args(["install", name, "--locked", "--version", version, "--profile", "dev"])
+                .args(["--config", "profile.dev.debug=false"])
+                .args(options)
+                .arg("--root")
+                .arg(dir)
+                .current_dir(target.path())
+                .env("CARGO_TARGET_DIR", target.path()),
+        )
+        .with_context(|| format!("building {name}"))
+    })?;
+    let program = root.join("bin").join(name);
+    ensure!(program.is_file(), "{} holds no {name}: remove the folder and try again", root.display());
+    Ok(program)
 }
 
 /// Makes the folder `entry` appear in one step: `fill` writes into a temporary neighbour, which is then renamed.

@@ -9,12 +9,15 @@ mod bench;
 mod browser;
 mod cache;
 mod demo;
+mod deny;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod kernels;
 mod progress;
 mod rules;
 mod sh;
+mod soak;
 mod test;
 mod verify;
 mod vm;
@@ -49,6 +52,10 @@ enum Task {
     Rules(rules::Args),
     /// Measure what ctwatch costs
     Bench(bench::Args),
+    /// Fuzz what reads foreign bytes, and tell the figures
+    Fuzz(fuzz::Args),
+    /// Record, drops and advise at work in a guest for an hour, under load and while namespaces come and go
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +70,8 @@ fn main() -> ExitCode {
         Task::Kernels(args) => kernels::run(&args),
         Task::Rules(args) => rules::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::Soak(args) => soak::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -48,6 +48,14 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     }
 }
 
+/// From here on, what this thread starts leaves the CPUs to others that want them.
+pub fn give_way() {
+    // SAFETY: the call takes numbers only. On Linux it is about the thread, whose children inherit it.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 5);
+    }
+}
+
 /// Runs `command` to its end with this process's own stdin, stdout and stderr.
 pub fn run(command: &mut Command) -> Result<()> {
     let status =

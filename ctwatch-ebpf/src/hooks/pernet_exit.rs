@@ -3,7 +3,7 @@
 
 use crate::config::config;
 use crate::emit;
-use crate::maps::{ANY, GENERATIONS, NETS, OFFSETS};
+use crate::maps::{ANY, GENERATIONS, NETS, OFFSETS, add, control};
 use crate::netns;
 use crate::packet::blank;
 use crate::read::read;
@@ -92,7 +92,12 @@ pub extern "C" fn gone(net: u64) -> u64 {
         event.src = core::mem::transmute::<[u64; 2], [u8; 16]>([sums[0], sums[1]]);
         event.dst = core::mem::transmute::<[u64; 2], [u8; 16]>([sums[2], sums[3]]);
     }
-    let _ = GENERATIONS.insert(inum, generation + 1, ANY);
+    if GENERATIONS.insert(inum, generation + 1, ANY).is_err()
+        && let Some(control) = control()
+    {
+        // SAFETY: a pointer into the control page.
+        unsafe { add(&raw mut (*control).unnumbered, 1) };
+    }
     let _ = NETS.remove(net);
     emit::push(event);
     0

@@ -23,9 +23,9 @@ use crate::machine::{self, Machine};
 use crate::model::{HOST_NETNS, Loss, NetnsId, is_home_netns};
 use crate::record::Recording;
 use crate::record::delta_decoder::DeltaDecoder;
-use crate::record::reader::{RecordedRun, Stored};
+use crate::record::reader::{Head, RecordedRun, Stored};
 use crate::record::rows::Names;
-use crate::record::rows::{MachineSnapshot, SnapshotReason, StoredListing};
+use crate::record::rows::{SnapshotReason, StoredListing};
 
 /// Services of which something is said besides their numbers.
 const NAMED: usize = 12;
@@ -66,24 +66,25 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
     let found = Contents::read(recording, question).with_context(doing)?;
     let worst = worst(recording, &found, question).with_context(doing)?;
     let listing = nearest(
-        found.listings.iter().filter(|(_, one)| one.netns == worst.netns),
+        found.listings.iter().filter(|(_, one)| one.netns == Some(worst.netns)),
         |(_, one)| one.at.time,
         worst.to,
-    )
-    .map(|(_, listing)| listing);
+    );
     let Some(listing) = listing else {
         bail!(
             "{}: the recording has no table listing of that netns; choose another one with --netns",
             doing()
         );
     };
-    let Some(facts) = nearest(found.facts.iter(), |facts| facts.at.time, worst.to) else {
+    let Some((of, facts)) = nearest(found.facts.iter(), |(_, facts)| facts.at.time, worst.to) else {
         bail!(
             "{}: the recording has no machine snapshot, which `ctwatch record` takes when it starts and when a trigger \
              fires: record again",
             doing()
         );
     };
+    let listing = &recording.listing(listing.0, &listing.1).with_context(doing)?;
+    let facts = recording.machine(*of, facts).with_context(doing)?;
     let mut machine: Machine = serde_json::from_str(&facts.json).with_context(|| {
         format!(
             "{}: its machine snapshot is from another version of ctwatch: use the version that recorded it",
@@ -123,15 +124,16 @@ struct RulesThen {
 /// The rules that were in force when the window ended; if they were first read after it, those. `Err` says why there are
 /// none to judge by.
 fn rules_then(recording: &Recording, worst: &PeakWindow) -> Result<Result<RulesThen, String>> {
-    let all = recording.rules(worst.run.id)?;
+    let all = recording.rules_heads(worst.run.id)?;
     if all.is_empty() {
         return Ok(Err("recorded before rule sets were kept".to_owned()));
     }
-    let own: Vec<_> = all.into_iter().filter(|one| one.netns == worst.netns).collect();
+    let own: Vec<_> = all.into_iter().filter(|one| one.netns == Some(worst.netns)).collect();
     let then = own.iter().rfind(|one| one.at.time <= worst.to).or(own.first());
     let Some(then) = then else {
         return Ok(Err("the rules of this netns were not recorded".to_owned()));
     };
+    let then = recording.rule_set(worst.run.id, then)?;
     let Some(packed) = &then.rules else {
         return Ok(Err(format!("those of {:.0} were dropped to keep the recording small", then.at.time)));
     };
@@ -169,8 +171,9 @@ fn ports_then(recording: &Recording, worst: &PeakWindow) -> Result<Option<machin
 /// What a recording holds besides ticks.
 struct Contents {
     runs: Vec<RecordedRun>,
-    listings: Vec<(i64, StoredListing)>,
-    facts: Vec<MachineSnapshot>,
+    /// Each with its run.
+    listings: Vec<(i64, Head)>,
+    facts: Vec<(i64, Head)>,
     /// The span of the last incident.
     incident: Option<RangeInclusive<i64>>,
     names: HashMap<i64, HashMap<NetnsId, Names>>,
@@ -182,15 +185,15 @@ impl Contents {
         let (mut listings, mut facts, mut incident, mut names) =
             (Vec::new(), Vec::new(), None, HashMap::new());
         for run in &runs {
-            listings.extend(recording.listings(run.id)?.into_iter().map(|listing| (run.id, listing)));
-            facts.extend(recording.machines(run.id)?);
+            listings.extend(recording.listing_heads(run.id)?.into_iter().map(|head| (run.id, head)));
+            facts.extend(recording.machine_heads(run.id)?.into_iter().map(|head| (run.id, head)));
             let within = |tick: i64| question.ticks.contains(&tick);
             let last = recording.incidents(run.id)?.into_iter().rfind(|(_, one)| within(one.tick));
             incident = last.map(|(_, one)| one.detail_from..=one.detail_to).or(incident);
             names.insert(run.id, recording.names(run.id)?);
         }
         if let Some(which) = &question.netns {
-            listings.retain(|(run, listing)| which.is(listing.netns, names.get(run)));
+            listings.retain(|(run, one)| one.netns.is_some_and(|netns| which.is(netns, names.get(run))));
         }
         if listings.is_empty() {
             bail!(
@@ -232,7 +235,7 @@ fn worst(recording: &Recording, found: &Contents, question: &Question) -> Result
     let mut best: Option<PeakWindow> = None;
     for run in &found.runs {
         let listed: Vec<NetnsId> =
-            found.listings.iter().filter(|(of, _)| *of == run.id).map(|(_, one)| one.netns).collect();
+            found.listings.iter().filter(|(of, _)| *of == run.id).filter_map(|(_, one)| one.netns).collect();
         if listed.is_empty() {
             continue;
         }
@@ -338,10 +341,11 @@ impl<'a> SlidingWindow<'a> {
         run: &RecordedRun,
         found: &Contents,
     ) -> Result<Option<PeakWindow>> {
-        let Some((_, listing)) = found.listings.iter().rfind(|(of, _)| *of == run.id) else {
+        let last = found.listings.iter().rfind(|(of, _)| *of == run.id);
+        let Some((listing, netns)) = last.and_then(|(_, listing)| Some((listing, listing.netns?))) else {
             return Ok(None);
         };
-        let listed = [listing.netns];
+        let listed = [netns];
         let mut sliding = SlidingWindow::new(self.window_s, &listed);
         let mut window = None;
         for stored in recording.ticks(run, i64::MIN..=i64::MAX)? {
@@ -351,7 +355,7 @@ impl<'a> SlidingWindow<'a> {
                 break;
             }
             sliding.add(&stored, true);
-            window = Some(sliding.window(run, found, listing.netns, 0, &stored));
+            window = Some(sliding.window(run, found, netns, 0, &stored));
         }
         Ok(window)
     }
@@ -371,11 +375,10 @@ fn replay(
 ) -> Result<(Measure, bool)> {
     let timeouts = *listing.census.timeouts();
     let mut measure = Measure::new(worst.netns, window_s, timeouts, worst.run.run.counts_flows);
-    let losses = recording.losses(worst.ticks.clone())?;
     let is_refusal = |loss: &Loss| loss.cause == Cause::TableFull && loss.packet.netns == worst.netns;
-    let kept = losses.iter().filter(|(_, loss)| is_refusal(loss)).count();
-    let sampled = (kept as i64) < worst.refused;
-    let mut losses = losses.into_iter().peekable();
+    let mut kept = 0;
+    recording.each_loss(worst.ticks.clone(), |loss| kept += i64::from(is_refusal(loss)))?;
+    let sampled = kept < worst.refused;
     let mut decoder = DeltaDecoder::default();
     let names = HashMap::new();
     let mut before = None;
@@ -391,9 +394,7 @@ fn replay(
         } else if measure.is_new() {
             measure.sample(&DeltaDecoder::default().sample(&stored.tick, &names));
         }
-        while let Some((_, loss)) = losses.next_if(|(tick, _)| *tick <= stored.id) {
-            measure.loss(&loss);
-        }
+        recording.each_loss(stored.first..=stored.id, |loss| measure.loss(loss))?;
         let mut sample = decoder.sample(&stored.tick, &names);
         // Tuples that were not kept are as good as lost.
         sample.lost_events[Cause::TableFull as usize] += u64::from(sampled);

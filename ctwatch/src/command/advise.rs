@@ -61,6 +61,8 @@ async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Ex
     else {
         return Ok(Exit::Done);
     };
+    // What comes now is read and written in one go, and may wait for programs, /proc and the reader.
+    shutdown.end_within(Duration::ZERO);
     let host = Host { roots, ..Host::default() };
     let found = netns::run_inside(&netns, || collect_facts(&host, &netns, &mut measure, &senders))
         .with_context(|| format!("looking at {}", netns.name.as_deref().unwrap_or("the netns")))?;

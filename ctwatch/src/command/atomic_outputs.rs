@@ -1,20 +1,21 @@
 //! New files that get their names when all of them are complete, so that half a file never looks like a whole one.
 //! Nothing that is there is written over. A draft is `NAME.partial`; one that was begun and not published is removed.
+//! As root, only where nobody else could put another file in a draft's place.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::unistd::geteuid;
 
-use super::event_loop;
-use super::live::Shutdown;
 use crate::error::Failure;
+use crate::files::open_regular;
+use crate::files::place::{self, Sharing};
 
 /// Those of one command.
 #[derive(Debug, Default)]
@@ -24,17 +25,39 @@ pub(super) struct AtomicOutputs {
     folder: Option<PathBuf>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Draft {
     at: PathBuf,
     name: PathBuf,
 }
 
+/// What there is to be removed by one who can't wait for its owner: drafts, and the folder made for them.
+static BEGUN: Mutex<(Vec<PathBuf>, Option<PathBuf>)> = Mutex::new((Vec::new(), None));
+
+fn begun() -> MutexGuard<'static, (Vec<PathBuf>, Option<PathBuf>)> {
+    BEGUN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes all drafts of the process, whose owner is stuck. Files that are getting their names get all of them first.
+pub(super) fn remove_drafts() {
+    let (files, folder) = &mut *begun();
+    for at in files.drain(..) {
+        let _ = fs::remove_file(at);
+    }
+    if let Some(folder) = folder.take() {
+        let _ = fs::remove_dir(folder);
+    }
+}
+
 impl AtomicOutputs {
-    /// Makes a folder for files to come, where there is none.
+    /// Makes a folder for files to come, where there is none; only its owner may look into it.
     pub fn folder(&mut self, path: &Path) -> Result<()> {
-        match fs::create_dir(path) {
-            Ok(()) => self.folder = Some(path.to_owned()),
+        let path = &place_of(path)?;
+        match DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => {
+                self.folder = Some(path.to_owned());
+                begun().1 = self.folder.clone();
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => {
                 return Err(error).with_context(|| format!("creating the folder {}", path.display()));
@@ -45,6 +68,7 @@ impl AtomicOutputs {
 
     /// Begins a file that will have this name; only its owner may read it, as a recording.
     pub fn file(&mut self, name: &Path) -> Result<File> {
+        let name = &place_of(name)?;
         // Also where it leads nowhere: a link that is there is the user's.
         if name.symlink_metadata().is_ok() {
             return Err(in_the_way(name).into());
@@ -54,6 +78,7 @@ impl AtomicOutputs {
         let at = PathBuf::from(at);
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&at) {
             Ok(file) => {
+                begun().0.push(at.clone());
                 self.files.push(Draft { at, name: name.to_owned() });
                 Ok(file)
             }
@@ -66,14 +91,17 @@ impl AtomicOutputs {
     pub fn publish(mut self) -> Result<()> {
         for Draft { at, .. } in &self.files {
             // Any descriptor of a file brings all that was written to the disk.
-            File::open(at)
+            open_regular(at)
                 .and_then(|file| file.sync_all())
                 .with_context(|| format!("writing {}", at.display()))?;
         }
+        let mut begun = begun();
         for Draft { at, name } in self.files.drain(..) {
+            begun.0.retain(|known| *known != at);
             rename(&at, &name).inspect_err(|_| drop(fs::remove_file(&at)))?;
         }
         self.folder = None;
+        begun.1 = None;
         Ok(())
     }
 }
@@ -89,11 +117,21 @@ impl Drop for AtomicOutputs {
     }
 }
 
+/// The path of something new. Root's must not be made where another user could replace it before it gets its name; a user's
+/// own files are his to put where he likes.
+fn place_of(path: &Path) -> Result<PathBuf> {
+    if !geteuid().is_root() {
+        return Ok(path.to_owned());
+    }
+    let place = place::new_file(path, Sharing::Allowed);
+    place.map_err(|error| Failure::usage(format!("-o {}: {error}", path.display())).into())
+}
+
 /// Unless something else has got the name meanwhile.
 fn rename(from: &Path, to: &Path) -> Result<()> {
     let renamed = match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
         // Not every file system can do this in one step.
-        Err(Errno::EINVAL) if !to.exists() => fs::rename(from, to),
+        Err(Errno::EINVAL) if to.symlink_metadata().is_err() => fs::rename(from, to),
         Err(Errno::EEXIST | Errno::EINVAL) => return Err(in_the_way(to).into()),
         renamed => renamed.map_err(io::Error::from),
     };
@@ -105,22 +143,6 @@ fn in_the_way(path: &Path) -> Failure {
     Failure::usage(format!(
         "-o: {path} is there already, and nothing is written over: remove it, or give another name"
     ))
-}
-
-/// Whether SIGINT or SIGTERM came: from here on they don't end the process, which has drafts to remove.
-pub(super) fn interrupted() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let raised = Arc::clone(&flag);
-    let events = event_loop()?;
-    let mut shutdown = events.block_on(async { Shutdown::new() })?;
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            events.block_on(shutdown.wait());
-            raised.store(true, Ordering::Relaxed);
-        })
-        .context("starting a thread that waits for signals")?;
-    Ok(flag)
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use anyhow::Result;
 use jiff::Timestamp;
 
 use super::live::{self, AttachRequest, LiveLoop, LiveSession, LiveSink, Shutdown, TickOutcome};
-use super::{confine, event_loop, netns_spec, view};
+use super::output::Output;
+use super::{confine, event_loop, netns_spec, view_on};
 use crate::cli::{BackendChoice, Config, DropsConfig, TableFullBy};
-use crate::contract::Notice;
+use crate::contract::{End, Notice};
 use crate::error::Exit;
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Insert, Loss, Sample};
@@ -28,7 +29,8 @@ pub fn run(config: &Config, drops: &DropsConfig) -> Result<Exit> {
 async fn stream(config: &Config, drops: &DropsConfig, roots: Roots) -> Result<Exit> {
     // Wrong usage is told before anything waits or is loaded.
     let wanted_netns = netns_spec::resolve(&drops.netns)?;
-    let mut view = view(drops.format, &config.look, wanted_netns.clone());
+    let (out, output) = Output::open()?;
+    let mut view = view_on(out, drops.format, &config.look, wanted_netns.clone());
     let mut shutdown = Shutdown::new()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     let config_of = |backend| drops.settings(backend, wanted_netns.clone());
@@ -45,15 +47,15 @@ async fn stream(config: &Config, drops: &DropsConfig, roots: Roots) -> Result<Ex
     };
     let waiting = |notice: &Notice| Ok(view.notice(notice)?);
     let Some(mut session) = LiveSession::attach(request, options, waiting, &mut shutdown).await? else {
-        return Ok(Exit::Done);
+        return output.finish().map(|()| Exit::Done);
     };
     view.start(&session.start_record(&roots))?;
-    let mut shown = Shown { state: State::new(config_of(session.backend)), view };
+    let mut shown = Shown { state: State::new(config_of(session.backend)), view, output: Some(output) };
     shutdown.after(drops.duration);
     session.watch.start_census();
     LiveLoop::default().run(&mut session.watch, &mut shown, &mut shutdown, drops.interval).await?;
     live::finish(&mut session.watch, &mut shown)?;
-    shown.view.end(&shown.state.end(Timestamp::now()))?;
+    shown.end(&shown.state.end(Timestamp::now()))?;
     Ok(Exit::Done)
 }
 
@@ -61,6 +63,20 @@ async fn stream(config: &Config, drops: &DropsConfig, roots: Roots) -> Result<Ex
 pub(super) struct Shown {
     pub state: State,
     pub view: Box<dyn View>,
+    /// Where nobody waits for the reader.
+    pub output: Option<Output>,
+}
+
+impl Shown {
+    /// The summary, which waits a while for its reader.
+    pub fn end(&mut self, end: &End) -> Result<()> {
+        let Some(output) = &mut self.output else { return Ok(self.view.end(end)?) };
+        if let Some(notice) = output.last_words() {
+            self.view.notice(&notice)?;
+        }
+        self.view.end(&End { unwritten_lines: output.left_out(), ..end.clone() })?;
+        output.finish()
+    }
 }
 
 impl LiveSink for Shown {
@@ -79,6 +95,9 @@ impl LiveSink for Shown {
     }
 
     fn sample(&mut self, sample: &Sample) -> Result<TickOutcome> {
+        if let Some(notice) = self.output.as_mut().and_then(Output::news) {
+            self.view.notice(&notice)?;
+        }
         let tick = self.state.sample(sample);
         self.view.tick(&tick)?;
         Ok(TickOutcome { unexplained: tick.unexplained, lost_events: tick.lost_events })
@@ -90,5 +109,10 @@ impl LiveSink for Shown {
 
     fn flush(&mut self) -> Result<()> {
         Ok(self.view.flush()?)
+    }
+
+    fn poll(&mut self) -> Result<()> {
+        // A reader who went is noticed.
+        self.flush()
     }
 }

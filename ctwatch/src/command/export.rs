@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail};
 
-use super::atomic_outputs::{AtomicOutputs, interrupted};
+use super::atomic_outputs::AtomicOutputs;
 use super::confine;
+use super::interruption::interrupted;
 use crate::cli::{Config, ExportConfig, ExportFormat};
 use crate::error::{Exit, Failure};
 use crate::export::{Choice, Csv, ExportTable, Ndjson, OutputTarget, Parquet, Sink, Value, export};
@@ -35,12 +36,18 @@ pub fn run(config: &Config, arguments: &ExportConfig) -> Result<Exit> {
         export(&recording, choice, sink(arguments, &target, &mut AtomicOutputs::default())?.as_mut())?;
         return Ok(Exit::Done);
     }
-    let interrupted = interrupted()?;
+    let interrupted = interrupted(Exit::Failed)?;
     let mut drafts = AtomicOutputs::default();
     let sink = sink(arguments, &target, &mut drafts)?;
-    export(&recording, choice, &mut Interruptible { sink, interrupted })?;
+    let mut sink = Interruptible { sink, interrupted };
+    // Whatever it is that stopped.
+    export(&recording, choice, &mut sink).map_err(|error| if sink.is_over() { over() } else { error })?;
     drafts.publish()?;
     Ok(Exit::Done)
+}
+
+fn over() -> anyhow::Error {
+    anyhow!("export interrupted; incomplete files were removed")
 }
 
 /// Ends with an error once it was interrupted.
@@ -50,12 +57,12 @@ struct Interruptible {
 }
 
 impl Interruptible {
+    fn is_over(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
     fn goes_on(&self) -> Result<()> {
-        ensure!(
-            !self.interrupted.load(Ordering::Relaxed),
-            "export interrupted; incomplete files were removed"
-        );
-        Ok(())
+        if self.is_over() { Err(over()) } else { Ok(()) }
     }
 }
 

@@ -6,15 +6,17 @@ mod atomic_outputs;
 pub mod check;
 pub mod drops;
 pub mod export;
+mod interruption;
 mod live;
 mod netns_spec;
+mod output;
 pub mod preflight;
 pub mod record;
 pub mod replay;
 pub mod report;
 pub mod table;
 
-use std::io::stdout;
+use std::io::{Write, stdout};
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
@@ -48,8 +50,18 @@ fn event_loop() -> Result<Runtime> {
 
 /// The view of a format, on stdout. A netns that was asked for gets its line even when nothing happens there.
 fn view(format: Format, look: &TextOptions, selected: Option<Vec<NetnsId>>) -> Box<dyn View> {
+    view_on(stdout(), format, look, selected)
+}
+
+/// The same, on whatever takes it.
+fn view_on(
+    out: impl Write + 'static,
+    format: Format,
+    look: &TextOptions,
+    selected: Option<Vec<NetnsId>>,
+) -> Box<dyn View> {
     match format {
-        Format::Json => Box::new(JsonView::new(stdout())),
-        Format::Text => Box::new(TextView::new(stdout(), look.clone()).selecting(selected)),
+        Format::Json => Box::new(JsonView::new(out)),
+        Format::Text => Box::new(TextView::new(out, look.clone()).selecting(selected)),
     }
 }

@@ -8,7 +8,8 @@ mod snapshot;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -16,12 +17,15 @@ use jiff::Timestamp;
 use super::live::{
     self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, StopReason, TickOutcome,
 };
+use super::output::Output;
 use super::{VERSION, confine, event_loop};
 use crate::cli::{Config, RecordConfig};
 use crate::contract::{Notice, Start};
 use crate::error::{Exit, Failure};
+use crate::files::place::{self, Sharing};
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample, WallMono};
+use crate::outlet::Outlet;
 use crate::probe::diagnostics;
 use crate::probe::plan::ProbeOptions;
 use crate::record::lines::Line;
@@ -36,11 +40,16 @@ use exec::Commands;
 use rules::{News, RuleWatch};
 use snapshot::SnapshotQueue;
 
+/// How long the end may take once a signal came: the disk may be slow, and it may not answer at all.
+const DISK: Duration = Duration::from_secs(30);
+/// How long a supervisor may take to hear something.
+const SUPERVISOR: Duration = Duration::from_secs(1);
+
 /// Runs it.
 pub fn run(config: &Config, record: &RecordConfig) -> Result<Exit> {
     let roots = config.roots();
-    let output = files::resolve(&record.output)
-        .with_context(|| format!("following the links of {}", record.output.display()))?;
+    let output = place::file(&record.output, Sharing::Refused)
+        .map_err(|error| Failure::usage(format!("recording to {}: {error}", record.output.display())))?;
     let record = RecordConfig { output, ..record.clone() };
     confine(config, Work::RunsPrograms, &Files::keep(&record.output));
     event_loop()?.block_on(keep(config, &record, roots))
@@ -52,6 +61,7 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Ex
     Writer::check(&record.output)?;
     lock.reserve_space(&record.output)?;
     let mut shutdown = Shutdown::with_reopen_on_hangup()?;
+    shutdown.end_within(DISK);
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     // A host may load conntrack never, and then this is all the time there is.
     shutdown.after(record.duration);
@@ -87,12 +97,19 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Ex
     ready(&format!("recording into {}", record.output.display()));
     let reason = recording.follow(&mut session, &mut shutdown).await;
     let closed = match reason {
-        Ok(reason) => recording.end(reason),
+        Ok(reason) => recording.end(reason, &mut shutdown).await,
         // What writing failed of is known to the one who wrote.
-        Err(error) if error.is::<DiskFull>() => recording.end(EndReason::DiskFull).and(Err(error)),
-        Err(error) => recording.end(EndReason::Failed).and(Err(error)),
+        Err(error) if error.is::<DiskFull>() => {
+            recording.end(EndReason::DiskFull, &mut shutdown).await.and(Err(error))
+        }
+        Err(error) => recording.end(EndReason::Failed, &mut shutdown).await.and(Err(error)),
     };
     closed?;
+    match recording.output.finish() {
+        // A reader who went has been told of on stderr, and took nothing from the recording.
+        Err(error) if error.is::<std::io::Error>() => {}
+        finished => finished?,
+    }
     Ok(if record.once && recording.recorder.incidents() == 0 { Exit::NoIncident } else { Exit::Done })
 }
 
@@ -119,7 +136,23 @@ fn check_triggers(record: &RecordConfig, backend: Backend) -> Result<Option<Stri
 
 /// For a supervisor that waits for it (systemd's Type=notify) and shows the status; without one it is nothing.
 fn ready(status: &str) {
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)]);
+    let status = status.to_owned();
+    notify(move || {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
+    });
+}
+
+/// Tells the supervisor something, and waits for it only so long: its socket may be full.
+fn notify(tell: impl FnOnce() + Send + 'static) {
+    let (sender, told) = channel();
+    let thread = std::thread::Builder::new().name("notify".to_owned()).stack_size(128 << 10);
+    let begun = thread.spawn(move || {
+        tell();
+        let _ = sender.send(());
+    });
+    if begun.is_ok() && told.recv_timeout(SUPERVISOR).is_err() {
+        stderr::line("the supervisor doesn't take notifications: its socket is full");
+    }
 }
 
 /// A recording that is being made.
@@ -133,6 +166,8 @@ struct Recording<'a> {
     rules: RuleWatch,
     commands: Commands,
     own: NetnsId,
+    out: Outlet,
+    output: Output,
 }
 
 impl<'a> Recording<'a> {
@@ -154,7 +189,9 @@ impl<'a> Recording<'a> {
         let recorder = Recorder::new(plan, settings, roots, writer, next_tick);
         let commands = Commands::new(record.exec.clone());
         let rules = RuleWatch::new(roots, own);
-        let recording = Self { record, recorder, run, start, lock, snapshots, rules, commands, own };
+        let (out, output) = Output::open()?;
+        let mut recording =
+            Self { record, recorder, run, start, lock, snapshots, rules, commands, own, out, output };
         recording.say_open()?;
         Ok(recording)
     }
@@ -176,7 +213,7 @@ impl<'a> Recording<'a> {
                 Ended::Done => break EndReason::Once,
             }
         };
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        notify(|| drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping])));
         live::finish(&mut session.watch, self)?;
         Ok(reason)
     }
@@ -206,13 +243,14 @@ impl<'a> Recording<'a> {
         self.say_open()
     }
 
-    fn end(&mut self, reason: EndReason) -> Result<()> {
+    async fn end(&mut self, reason: EndReason, shutdown: &mut Shutdown) -> Result<()> {
+        let until = Instant::now() + Commands::patience(reason);
         // They may read the file, and it is closed best while nobody does.
-        self.commands.wait(|text| stderr::line(text));
+        self.commands.wait(until, shutdown, |text| stderr::line(text)).await;
         let finished = self.recorder.finish(reason);
         // Incidents of the last moment.
         let said = self.say_incidents(&self.record.output);
-        self.commands.wait(|text| stderr::line(text));
+        self.commands.wait(until, shutdown, |text| stderr::line(text)).await;
         let reason = match &finished {
             Ok(()) => reason,
             Err(error) if error.is::<DiskFull>() => EndReason::DiskFull,
@@ -229,7 +267,7 @@ impl<'a> Recording<'a> {
             let line =
                 Line::Incident { time: at.time, file: absolute(file), incident, condition, tick, measured };
             let json = serde_json::to_string(&line)?;
-            say(&line)?;
+            self.say(&line)?;
             if let Err(text) = self.commands.start(json) {
                 self.tell("exec_failed", &text);
             }
@@ -267,8 +305,8 @@ impl<'a> Recording<'a> {
         self.recorder.notice(WallMono::now(), code, text);
     }
 
-    fn say_open(&self) -> Result<()> {
-        say(&Line::Recording {
+    fn say_open(&mut self) -> Result<()> {
+        self.say(&Line::Recording {
             time: self.run.started.time,
             file: absolute(&self.record.output),
             schema: SCHEMA,
@@ -278,9 +316,10 @@ impl<'a> Recording<'a> {
         })
     }
 
-    fn say_closed(&self, file: &Path, reason: EndReason) -> Result<()> {
+    fn say_closed(&mut self, file: &Path, reason: EndReason) -> Result<()> {
         let end = self.recorder.state().end(Timestamp::now());
-        say(&Line::Recorded {
+        let _ = self.output.last_words();
+        self.say(&Line::Recorded {
             time: end.time,
             file: absolute(file),
             reason: reason.name(),
@@ -292,7 +331,18 @@ impl<'a> Recording<'a> {
             kernel_counters: end.kernel_counters,
             lost_events: end.lost_events,
             unexplained: end.unexplained,
+            unwritten_lines: self.output.left_out(),
         })
+    }
+
+    /// Whoever reads stdout may have gone or have stopped reading: that is no reason to stop recording, or to wait.
+    fn say(&mut self, line: &Line) -> Result<()> {
+        let mut text = serde_json::to_vec(line)?;
+        text.push(b'\n');
+        if let Err(error) = self.out.write_all(&text).and_then(|()| self.out.flush()) {
+            stderr::line(format_args!("writing to stdout: {error}"));
+        }
+        Ok(())
     }
 }
 
@@ -305,6 +355,9 @@ impl LiveSink for Recording<'_> {
 
     fn sample(&mut self, sample: &Sample) -> Result<TickOutcome> {
         self.collect()?;
+        if let Some(notice) = self.output.news() {
+            self.tell(notice.code, &format!("stdout: {}", notice.text));
+        }
         let outcome = self.recorder.sample(sample, WallMono::now().mono_us)?;
         for fired in outcome.fired {
             self.snapshots.start(fired.measured.netns, SnapshotReason::Trigger)?;
@@ -375,24 +428,13 @@ fn aside(output: &Path, now: Timestamp) -> PathBuf {
         output.extension().map_or_else(String::new, |ending| format!(".{}", ending.to_string_lossy()));
     let time = now.strftime("%Y%m%dT%H%M%SZ");
     let named = |more: &str| output.with_file_name(format!("{stem}-{time}{more}{ending}"));
-    let free = |path: &PathBuf| !path.exists();
+    let free = |path: &PathBuf| path.symlink_metadata().is_err();
     let first = Some(named("")).filter(free);
     first.or_else(|| (2..1000).map(|n| named(&format!("-{n}"))).find(free)).unwrap_or_else(|| named(""))
 }
 
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-/// Whoever reads stdout may have gone: that is no reason to stop recording.
-fn say(line: &Line) -> Result<()> {
-    let mut text = serde_json::to_vec(line)?;
-    text.push(b'\n');
-    let mut out = std::io::stdout().lock();
-    if let Err(error) = out.write_all(&text).and_then(|()| out.flush()) {
-        stderr::line(format_args!("writing to stdout: {error}"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::drops::Shown;
+use super::interruption::interrupted;
 use super::live::LiveSink as _;
 use super::live::Shutdown;
 use super::{confine, event_loop, view};
@@ -16,21 +17,25 @@ use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
 use crate::model::{HOST_NETNS, NetnsId};
-use crate::record::Recording;
 use crate::record::reader::RecordedRun;
 use crate::record::replay::Replay;
 use crate::record::rows::Names;
 use crate::record::span::Span;
+use crate::record::{Fault, Recording};
 use crate::sandbox::{Files, Work};
 use crate::state::{State, StateConfig};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     confine(config, Work::Reads, &Files::read([&arguments.file]));
+    interrupted(Exit::Done)?;
     event_loop()?.block_on(replay(config, arguments))
 }
 
 async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
+    let mut shutdown = Shutdown::new()?;
+    // It waits for whoever reads, as nothing goes on meanwhile.
+    shutdown.end_within(Duration::from_secs(1));
     let recording = Recording::open(&arguments.file)?;
     let runs = recording.runs()?;
     let span = match recording.bounds(&runs)? {
@@ -42,7 +47,6 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     };
     let names = runs.iter().map(|run| recording.names(run.id)).collect::<Result<Vec<_>>>()?;
     known_netns(&arguments.netns, &names)?;
-    let mut shutdown = Shutdown::new()?;
     let mut before = None;
     for (run, names) in runs.iter().zip(&names) {
         // It may hold nothing of the span.
@@ -51,7 +55,11 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
         }
         let netns = selected(&arguments.netns, names);
         let settings = settings(arguments, run, netns.clone());
-        let shown = Shown { view: view(arguments.format, &config.look, netns), state: State::new(settings) };
+        let shown = Shown {
+            view: view(arguments.format, &config.look, netns),
+            state: State::new(settings),
+            output: None,
+        };
         let mut player = Player { shown, began: None, elapsed_s: 0.0, last: run.run.started.time };
         let wants_losses = player.shown.state.wants_events();
         let replay = Replay::new(&recording, run, span, wants_losses)?;
@@ -85,7 +93,16 @@ impl Player {
         shutdown: &mut Shutdown,
     ) -> Result<bool> {
         let mut called = false;
-        while let Some(step) = replay.step()? {
+        loop {
+            let step = match replay.step() {
+                Ok(Some(step)) => step,
+                Ok(None) => break,
+                Err(error) if is_stopped(&error) => {
+                    called = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             self.last = step.sample.time;
             if !step.is_shown {
                 self.shown.state.advance(&step.sample);
@@ -99,8 +116,9 @@ impl Player {
                 self.start(run, before, step.sample.time, step.sample.interval_s)?;
             }
             let (at, mono_us) = *self.began.get_or_insert((Instant::now(), step.mono_us));
-            let since = Duration::from_micros(u64::try_from(step.mono_us - mono_us).unwrap_or(0));
-            called = pause(shutdown, speed.scaled(since).map(|since| at + since)).await;
+            let since =
+                Duration::from_micros(u64::try_from(step.mono_us.saturating_sub(mono_us)).unwrap_or(0));
+            called = pause(shutdown, speed.scaled(since).and_then(|since| at.checked_add(since))).await;
             if called {
                 break;
             }
@@ -162,6 +180,11 @@ impl Player {
         }
         Ok(())
     }
+}
+
+/// A signal came while it read.
+fn is_stopped(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<Fault>(), Some(Fault::Stopped(_)))
 }
 
 /// Waits until then, or only looks; returns whether the run is to end.

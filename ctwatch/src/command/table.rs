@@ -47,6 +47,8 @@ async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
     };
     let mut view = view(table.format, &config.look, None);
     let mut shutdown = Shutdown::new()?;
+    // It waits for whoever reads, as nothing goes on meanwhile.
+    shutdown.end_within(Duration::from_secs(1));
     loop {
         let started = Instant::now();
         let one = look.clone();

@@ -46,14 +46,14 @@ fn hooked(family: u8) -> Option<bool> {
 
 /// What a datagram held.
 #[derive(Debug, PartialEq, Eq)]
-enum Seen {
+pub(crate) enum Seen {
     Hook,
     Others,
     End,
     Refusal,
 }
 
-fn look(datagram: &[u8]) -> Seen {
+pub(crate) fn look(datagram: &[u8]) -> Seen {
     let mut seen = Seen::Others;
     for (kind, body) in netlink::messages(datagram) {
         match kind {

@@ -17,8 +17,8 @@ mod serialize;
 mod table;
 
 pub use event::{DropEvent, Entry, Event, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View};
-use serialize::{counter_source, is_zero, optional_cause, unit};
-pub(crate) use serialize::{is_false, millis, rounded_millis};
+use serialize::{counter_source, optional_cause, unit};
+pub(crate) use serialize::{is_false, is_zero, millis, rounded_millis};
 pub use table::{Occupant, Occupied, TableStatus, fill};
 
 /// The number of the contract.
@@ -141,6 +141,9 @@ pub struct End {
     /// Who occupied, in the end, the tables that lost something or were at least half full.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub occupied: Vec<Occupied>,
+    /// Lines left out before this one, as nobody read them in time.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unwritten_lines: u64,
 }
 
 /// Losses of one key.

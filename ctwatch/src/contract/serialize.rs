@@ -37,7 +37,7 @@ pub(super) fn unit<S: Serializer>(unit: &Unit, serializer: S) -> Result<S::Ok, S
     serializer.serialize_str(unit.name())
 }
 
-pub(super) fn is_zero(value: &u64) -> bool {
+pub(crate) fn is_zero(value: &u64) -> bool {
     *value == 0
 }
 

@@ -130,8 +130,9 @@ impl Run<'_> {
             }
         }
         if choice.wants(ExportTable::Machine) {
-            for facts in self.recording.machines(id)? {
-                if span.contains(facts.at.time) {
+            for head in self.recording.machine_heads(id)? {
+                if span.contains(head.at.time) {
+                    let facts = self.recording.machine(id, &head)?;
                     sink.row(
                         ExportTable::Machine,
                         &row![id, facts.at.time, facts.occasion.name(), facts.json],
@@ -162,15 +163,19 @@ impl Run<'_> {
     /// Rules are full of addresses and names: without them, that there were some is what is left.
     fn rules(&self, span: Span, anonymous: bool, sink: &mut dyn Sink) -> Result<()> {
         let id = self.recorded.id;
-        let all = self.recording.rules(id)?;
-        for (index, stored) in all.iter().enumerate() {
-            let next = all[index + 1..].iter().find(|next| next.netns == stored.netns);
+        let all = self.recording.rules_heads(id)?;
+        // When the next ones of the same netns were read, found from the end.
+        let mut later = HashMap::new();
+        let mut next: Vec<_> = all.iter().rev().map(|head| later.insert(head.netns, head.at.time)).collect();
+        next.reverse();
+        for (head, next) in all.iter().zip(next) {
             // The last from before apply until they change.
             let is_before = |time| !span.contains(time) && !span.is_after(time);
-            let applies = is_before(stored.at.time) && next.is_none_or(|next| !is_before(next.at.time));
-            if !span.contains(stored.at.time) && !applies {
+            let applies = is_before(head.at.time) && next.is_none_or(|next| !is_before(next));
+            if !span.contains(head.at.time) && !applies {
                 continue;
             }
+            let stored = self.recording.rule_set(id, head)?;
             let packed = stored.rules.as_ref();
             let text = packed.filter(|_| !anonymous).map(Packed::unpack).transpose()?;
             let (time, reason, netns) = (stored.at.time, stored.occasion.name(), stored.netns);
@@ -207,10 +212,11 @@ impl Run<'_> {
 
     fn listings(&self, span: Span, sink: &mut dyn Sink) -> Result<()> {
         let id = self.recorded.id;
-        for listing in self.recording.listings(id)? {
-            if !span.contains(listing.at.time) {
+        for head in self.recording.listing_heads(id)? {
+            if !span.contains(head.at.time) {
                 continue;
             }
+            let listing = self.recording.listing(id, &head)?;
             for ((proto, port, direction), collected) in listing.census.services() {
                 for (phase, seen) in &collected.phases {
                     let proto = Protocol(*proto);

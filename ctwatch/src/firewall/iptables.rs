@@ -7,6 +7,51 @@ use super::options;
 use crate::text::shell::quote;
 use std::collections::HashMap;
 
+/// The tables that iptables knows, of either variant.
+const TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+/// What lists them. What its name is without "-save" becomes a command.
+const SAVES: [&str; 6] = [
+    "iptables-save",
+    "ip6tables-save",
+    "iptables-nft-save",
+    "ip6tables-nft-save",
+    "iptables-legacy-save",
+    "ip6tables-legacy-save",
+];
+
+/// Whether a tool of iptables' prints a table by this name.
+#[must_use]
+pub fn is_table(name: &str) -> bool {
+    TABLES.contains(&name)
+}
+
+/// Whether this is a tool of iptables' that prints tables.
+#[must_use]
+pub fn is_save(tool: &str) -> bool {
+    SAVES.contains(&tool)
+}
+
+/// Whether a word can be part of a command that people read before they run it, and paste.
+fn is_visible(word: &str) -> bool {
+    let changes_direction =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !word.chars().any(|c| c.is_control() || changes_direction(c) || matches!(c, '\u{2028}' | '\u{2029}'))
+}
+
+/// Whether a word is no option of a rule's, but one of iptables itself: `--modprobe`, which runs what it names, or another command.
+/// No save has one.
+fn is_iptables_own(word: &str) -> bool {
+    const OF_RULES: [&str; 10] = ["-", "-s", "-d", "-i", "-o", "-p", "-f", "-m", "-j", "-g"];
+    match word.strip_prefix("--") {
+        // Any beginning of an option will do.
+        Some(option) => {
+            let name = option.split('=').next().unwrap_or_default();
+            !name.is_empty() && "modprobe".starts_with(name)
+        }
+        None => word.starts_with('-') && !OF_RULES.contains(&word),
+    }
+}
+
 /// The tables of one save.
 #[must_use]
 pub fn parse(save: &Save) -> Vec<RuleTable> {
@@ -43,12 +88,20 @@ pub fn parse(save: &Save) -> Vec<RuleTable> {
                         || (word.starts_with('-')
                             && word.bytes().all(|byte| byte == b'-' || byte.is_ascii_alphanumeric()))
                 };
-                let quoted: Vec<String> = words(rule)
+                let plain = words(rule);
+                let has_own = plain.iter().any(|word| is_iptables_own(word));
+                let quoted: Vec<String> = plain
                     .into_iter()
                     .map(|word| if is_option(&word) { word } else { quote(&word) })
                     .collect();
                 let delete = format!("{program} -w -t {} -D {}", quote(&table.name), quoted.join(" "));
-                let rule = Rule { steps: steps(&words(rest)), text: line.to_owned(), delete: Some(delete) };
+                let can_be_typed =
+                    !has_own && is_save(&save.tool) && is_table(&table.name) && is_visible(&delete);
+                let rule = Rule {
+                    steps: steps(&words(rest)),
+                    text: line.to_owned(),
+                    delete: can_be_typed.then_some(delete),
+                };
                 if let Some(chain) = chains.get(name) {
                     table.chains[*chain].rules.push(rule);
                 }
@@ -249,5 +302,29 @@ mod tests {
             ["-m", "comment", "--comment", "web \"front\" \\ x", "-j", "ACCEPT"]
         );
         assert_eq!(words(r#"--log-prefix "" -j LOG"#), ["--log-prefix", "", "-j", "LOG"]);
+    }
+
+    #[test]
+    fn a_rule_that_no_tool_prints_makes_no_command() {
+        let delete = |tool: &str, table: &str, rule: &str| {
+            let text = format!("*{table}\n:INPUT ACCEPT [0:0]\n-A INPUT {rule}\nCOMMIT\n");
+            let save = Save { tool: tool.to_owned(), ipv6: false, legacy: false, text };
+            parse(&save)[0].chains[0].rules[0].delete.clone()
+        };
+        assert!(delete("iptables-save", "filter", "-s 192.0.2.1/32 -m mark --mark 0x1 -j ACCEPT").is_some());
+        for (tool, table, rule) in [
+            ("/tmp/iptables-save", "filter", "-j ACCEPT"),
+            ("sh-save", "filter", "-j ACCEPT"),
+            ("iptables-save", "../../etc/passwd", "-j ACCEPT"),
+            ("iptables-save", "filter", "-j ACCEPT --modprobe=/tmp/x"),
+            ("iptables-save", "filter", "-j ACCEPT --mo /tmp/x"),
+            ("iptables-save", "filter", "-j ACCEPT -M /tmp/x"),
+            ("iptables-save", "filter", "-j ACCEPT -nM/tmp/x"),
+            ("iptables-save", "filter", "-j ACCEPT -t nat"),
+            ("iptables-save", "filter", "-m comment --comment \"a\u{1b}[2Jb\" -j ACCEPT"),
+            ("iptables-save", "filter", "-m comment --comment \"a\u{202e}b\" -j ACCEPT"),
+        ] {
+            assert_eq!(delete(tool, table, rule), None, "{tool} {table} {rule}");
+        }
     }
 }

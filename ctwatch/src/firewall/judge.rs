@@ -441,7 +441,8 @@ impl Case<'_> {
         );
         // To accept whatever comes from a port would let anybody in who sends from it.
         let lets_in_anybody = class.way == Way::Outgoing && !dropped.packet.request;
-        let remedy = (everyone_passes && class.asked && !lets_in_anybody).then(|| self.remedy(dropped));
+        let remedy =
+            (everyone_passes && class.asked && !lets_in_anybody).then(|| self.remedy(dropped)).flatten();
         self.add(ObjectionKind::EstablishedOnly, &accepts, remedy, text);
     }
 
@@ -572,9 +573,13 @@ impl Case<'_> {
     }
 
     /// Accepts what passes today anyway, at the top of the chain that would drop it.
-    fn remedy(&self, dropped: &Dropped) -> String {
+    /// None where a name can't be part of a command: whoever owns a netns may give a chain any name.
+    fn remedy(&self, dropped: &Dropped) -> Option<String> {
         let table = &self.firewall.tables[dropped.at.table];
         let chain = &table.chains[dropped.at.base].name;
+        if !super::nft::is_plain(&table.name) || !super::nft::is_plain(chain) {
+            return None;
+        }
         let base = table.chains[dropped.at.base].base.as_ref();
         let into = base
             .is_some_and(|base| matches!(base.hook, super::ir::Hook::Prerouting | super::ir::Hook::Input));
@@ -582,7 +587,7 @@ impl Case<'_> {
         let end = if dropped.packet.request { "dport" } else { "sport" };
         let proto = self.target.proto;
         let port = self.target.port;
-        match table.tool {
+        Some(match table.tool {
             Tool::Nft => {
                 let device = match (loopback, into) {
                     (true, true) => "iif lo ",
@@ -604,7 +609,7 @@ impl Case<'_> {
                     table.name
                 )
             }
-        }
+        })
     }
 
     fn add(&mut self, kind: ObjectionKind, at: &At, remedy: Option<String>, text: String) {

@@ -3,10 +3,10 @@
 
 mod commands;
 mod dump;
-mod host;
+pub(crate) mod host;
 mod index;
 mod iptables;
-mod ipvs;
+pub(crate) mod ipvs;
 mod ir;
 mod judge;
 mod listing;
@@ -15,6 +15,7 @@ mod options;
 mod path;
 mod ranges;
 mod read;
+mod run;
 mod stateless;
 mod translation;
 mod walk;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use commands::Commands;
 pub use dump::{Dump, Save, Tools};
 pub use host::HostFacts;
+pub use iptables::{is_save, is_table};
 pub use ir::Tool;
 pub use listing::{Listed, Published};
 pub use read::{list, read};
@@ -155,8 +157,8 @@ impl Objection {
 }
 
 impl Firewall {
-    /// Reads what the tools printed. Notes say what couldn't be understood; as long as there is one, every exemption has
-    /// an objection.
+    /// Reads what the tools printed. Notes say what couldn't be understood; where it is all that a tool says, every exemption
+    /// has an objection.
     #[must_use]
     pub fn parse(dump: &Dump) -> (Self, Vec<Note>) {
         let mut notes = Vec::new();
@@ -211,9 +213,9 @@ impl Firewall {
 
     /// The iptables of each family that is in use here: where there are legacy rules, that variant.
     fn iptables_programs(&self) -> Vec<String> {
+        let is_legacy = |name: &str| matches!(name, "iptables-legacy" | "ip6tables-legacy");
         let of = |tool: Tool, name: &str| {
-            let legacy =
-                self.tables.iter().find(|table| table.tool == tool && table.program.contains("legacy"));
+            let legacy = self.tables.iter().find(|table| table.tool == tool && is_legacy(&table.program));
             legacy.map_or_else(|| name.to_owned(), |table| table.program.clone())
         };
         let mut programs = vec![of(Tool::Iptables, "iptables")];

@@ -3,27 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, bail};
 
 use super::dump::{Dump, Save, Tools};
 use super::host::{HostFacts, local_v4, local_v6};
+use super::run::output;
 use super::{Firewall, Note};
+use crate::files::programs::{Found, Programs};
 use crate::kernel;
 use crate::kernel::nf_tables::Family;
 use crate::kernel::roots::Roots;
-
-/// A tool that takes longer is stopped: 40,000 rules take nft a second.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// A tool that prints more is stopped: 40,000 rules are 40 MB of JSON.
-const LONGEST: u64 = 256 << 20;
 
 /// Reads all rules of the calling thread's netns. What can't be read is a note.
 #[must_use]
@@ -42,7 +30,8 @@ pub fn list(roots: &Roots) -> Dump {
 
 fn dump(roots: &Roots) -> Dump {
     let notes = &mut Vec::new();
-    let found = |tool: &str| find(tool).is_some();
+    let programs = &Programs::of_path();
+    let found = |tool: &str| programs.find(tool).program().is_some();
     let tools = Tools { nft: found("nft"), iptables: found("iptables"), ip6tables: found("ip6tables") };
     let mut dump = Dump { tools, host: host(roots), ..Dump::default() };
     let automatic = fs::read_to_string(roots.proc("sys/net/netfilter/nf_conntrack_helper"));
@@ -55,7 +44,8 @@ fn dump(roots: &Roots) -> Dump {
     // Where nf_tables isn't loaded there are no rules of nft and of iptables-nft, and asking would load it.
     if has_nf_tables(roots) {
         if tools.nft {
-            dump.nft_json = run("nft", &["-j", "list", "ruleset"], "nft rules", notes).unwrap_or_default();
+            dump.nft_json =
+                run(programs, "nft", &["-j", "list", "ruleset"], "nft rules", notes).unwrap_or_default();
             if dump.nft_json.trim().is_empty() && notes.is_empty() {
                 // Even an empty rule set has its frame in JSON.
                 notes.push(Note {
@@ -65,17 +55,18 @@ fn dump(roots: &Roots) -> Dump {
             }
             if !dump.nft_json.is_empty() {
                 // Words only, unless the JSON lacks something: that is found out where it is read.
-                let text = run("nft", &["-s", "-a", "list", "ruleset"], "nft rules", &mut Vec::new());
+                let text =
+                    run(programs, "nft", &["-s", "-a", "list", "ruleset"], "nft rules", &mut Vec::new());
                 dump.nft_text = text.unwrap_or_default();
             }
         }
         for (tool, plain, ipv6) in
             [("iptables-nft-save", "iptables-save", false), ("ip6tables-nft-save", "ip6tables-save", true)]
         {
-            save(tool, plain, ipv6, false, &mut dump, notes);
+            save(programs, Wanted { tool, plain, ipv6, legacy: false }, &mut dump, notes);
         }
         if !tools.nft {
-            without_nft(&dump, notes);
+            without_nft(programs, &dump, notes);
         }
     }
     // The legacy tools only list tables named here, and so load none: for_each_table, iptables/iptables-save.c, 1.8.
@@ -85,7 +76,7 @@ fn dump(roots: &Roots) -> Dump {
     ] {
         let names = fs::read_to_string(roots.proc("thread-self/net").join(names)).unwrap_or_default();
         if !names.trim().is_empty() {
-            save(tool, plain, ipv6, true, &mut dump, notes);
+            save(programs, Wanted { tool, plain, ipv6, legacy: true }, &mut dump, notes);
         }
     }
     dump.unread = std::mem::take(notes);
@@ -103,7 +94,8 @@ fn virtual_services(roots: &Roots) -> String {
 }
 
 /// Which tables of nf_tables nothing has listed, where nft isn't installed.
-fn without_nft(dump: &Dump, notes: &mut Vec<Note>) {
+fn without_nft(programs: &Programs, dump: &Dump, notes: &mut Vec<Note>) {
+    let why = why_not("nft", &programs.find("nft"));
     let listed: BTreeSet<(bool, &str)> = dump
         .saves
         .iter()
@@ -124,13 +116,10 @@ fn without_nft(dump: &Dump, notes: &mut Vec<Note>) {
                 .map(|table| format!("{} {}", table.family, table.name.escape_default()))
                 .collect();
             if !unlisted.is_empty() {
-                note(format!(
-                    "nft is not installed: the rules of {} are unknown; install nftables",
-                    unlisted.join(", ")
-                ));
+                note(format!("{why}: the rules of {} are unknown; install nftables", unlisted.join(", ")));
             }
         }
-        Err(error) => note(format!("nft is not installed: nft rules are unknown ({error:#})")),
+        Err(error) => note(format!("{why}: nft rules are unknown ({error:#})")),
     }
 }
 
@@ -162,31 +151,45 @@ fn host(roots: &Roots) -> HostFacts {
     }
 }
 
+/// One iptables-save, and what it is called where it has no name of its own for its variant.
+struct Wanted {
+    tool: &'static str,
+    plain: &'static str,
+    ipv6: bool,
+    legacy: bool,
+}
+
 /// Runs one iptables-save. A tool without a name of its own for the variant is taken if it is of that variant.
-fn save(tool: &str, plain: &str, ipv6: bool, legacy: bool, dump: &mut Dump, notes: &mut Vec<Note>) {
+fn save(programs: &Programs, wanted: Wanted, dump: &mut Dump, notes: &mut Vec<Note>) {
+    let Wanted { tool, plain, ipv6, legacy } = wanted;
     let family = if ipv6 { "IPv6" } else { "IPv4" };
     let variant = if legacy { "legacy iptables" } else { "iptables-nft" };
-    let tool = if find(tool).is_some() {
+    let found = |tool: &str| programs.find(tool).program().is_some();
+    let tool = if found(tool) {
         tool
-    } else if find(plain).is_some() && is_nf_tables(plain) != legacy {
+    } else if found(plain) && is_nf_tables(programs, plain) != legacy {
         plain
     } else {
         // Rules of iptables-nft show in nft's list, and a note comes from there if they are opaque.
         if legacy {
             notes.push(Note {
                 tool: tool.to_owned(),
-                text: format!("{variant} has {family} rules, but {tool} is not installed: they are unknown"),
+                text: format!(
+                    "{variant} has {family} rules, but {}: they are unknown",
+                    why_not(tool, &programs.find(tool))
+                ),
             });
         }
         return;
     };
-    if let Some(text) = run(tool, &[], &format!("{family} rules of {variant}"), notes) {
+    if let Some(text) = run(programs, tool, &[], &format!("{family} rules of {variant}"), notes) {
         dump.saves.push(Save { tool: tool.to_owned(), ipv6, legacy, text });
     }
 }
 
-fn is_nf_tables(tool: &str) -> bool {
-    let said = find(tool).and_then(|program| output(&program, &["--version"]).ok());
+fn is_nf_tables(programs: &Programs, tool: &str) -> bool {
+    let program = programs.find(tool).program();
+    let said = program.and_then(|program| output(&program, &["--version"], &programs.path()).ok());
     said.is_some_and(|output| String::from_utf8_lossy(&output.stdout).contains("nf_tables"))
 }
 
@@ -197,14 +200,33 @@ fn has_nf_tables(roots: &Roots) -> bool {
             .is_ok_and(|text| text.lines().any(|line| line.ends_with(" nft_do_chain")))
 }
 
+/// Why a program isn't run.
+fn why_not(tool: &str, found: &Found) -> String {
+    match found {
+        Found::NotTrusted { path, why } => {
+            format!("{} is not run, since others than root may have put it there ({why})", path.display())
+        }
+        Found::Program(_) | Found::Missing => format!("{tool} is not installed"),
+    }
+}
+
 /// What the program printed; a note if it couldn't.
-fn run(tool: &str, arguments: &[&str], what: &str, notes: &mut Vec<Note>) -> Option<String> {
+fn run(
+    programs: &Programs,
+    tool: &str,
+    arguments: &[&str],
+    what: &str,
+    notes: &mut Vec<Note>,
+) -> Option<String> {
     let mut note = |text: String| notes.push(Note { tool: tool.to_owned(), text });
-    let Some(program) = find(tool) else {
-        note(format!("{tool} is not installed: {what} are unknown"));
-        return None;
+    let program = match programs.find(tool) {
+        Found::Program(program) => program,
+        not_run => {
+            note(format!("{}: {what} are unknown", why_not(tool, &not_run)));
+            return None;
+        }
     };
-    match output(&program, arguments) {
+    match output(&program, arguments, &programs.path()) {
         Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
@@ -221,103 +243,5 @@ fn run(tool: &str, arguments: &[&str], what: &str, notes: &mut Vec<Note>) -> Opt
             note(format!("{tool} can't be run, so {what} are unknown: {error:#}"));
             None
         }
-    }
-}
-
-/// Runs it to its end, within limits.
-fn output(program: &Path, arguments: &[&str]) -> Result<Output> {
-    limited(program, arguments, PATIENCE, LONGEST)
-}
-
-fn limited(program: &Path, arguments: &[&str], patience: Duration, longest: u64) -> Result<Output> {
-    let mut command = Command::new(program);
-    command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own: what it starts is stopped with it.
-    command.process_group(0);
-    let mut child = command.spawn().context("starting it")?;
-    let group = child.id();
-    let (done, news) = mpsc::channel();
-    let collect = |from: Option<Box<dyn Read + Send>>, longest: u64| {
-        let done = done.clone();
-        thread::spawn(move || {
-            let mut text = Vec::new();
-            if let Some(from) = from {
-                // What couldn't be read is missing, and the status says why.
-                let _ = from.take(longest + 1).read_to_end(&mut text);
-            }
-            let _ = done.send(text.len() as u64 > longest);
-            text
-        })
-    };
-    let stdout = collect(child.stdout.take().map(|from| Box::new(from) as _), longest);
-    let stderr = collect(child.stderr.take().map(|from| Box::new(from) as _), 1 << 16);
-    let until = Instant::now() + patience;
-    let mut stopped = None;
-    for _ in 0..2 {
-        match news.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(false) => {}
-            Ok(true) => stopped = Some(format!("it printed more than {} MB and was stopped", longest >> 20)),
-            Err(_) => stopped = Some(format!("it took longer than {patience:?} and was stopped")),
-        }
-        if stopped.is_some() {
-            break;
-        }
-    }
-    while stopped.is_none() && child.try_wait().context("waiting for it")?.is_none() {
-        if Instant::now() > until {
-            stopped = Some(format!("it took longer than {patience:?} and was stopped"));
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-    if let Some(why) = stopped {
-        // SAFETY: no memory is involved; the group is that of a child that hasn't been waited for.
-        unsafe { libc::kill(-(group as i32), libc::SIGKILL) };
-        child.wait().context("waiting for it")?;
-        bail!("{why}");
-    }
-    let status = child.wait().context("waiting for it")?;
-    let text = |thread: thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
-    Ok(Output { status, stdout: text(stdout), stderr: text(stderr) })
-}
-
-/// Where a tool is: on PATH, or where administrators' tools live though a unit's PATH may lack it.
-fn find(tool: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders =
-        std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from));
-    folders.map(|folder| folder.join(tool)).find(|file| is_program(file))
-}
-
-fn is_program(file: &Path) -> bool {
-    file.is_file()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sh(script: &str, longest: u64) -> Result<Output> {
-        limited(Path::new("/bin/sh"), &["-c", script], Duration::from_millis(600), longest)
-    }
-
-    #[test]
-    fn a_tool_that_hangs_or_prints_without_end_is_cut_off() {
-        let started = Instant::now();
-        let hangs = sh("sleep 60", 1 << 20).expect_err("it hangs");
-        assert!(format!("{hangs:#}").contains("took longer"), "{hangs:#}");
-        let child_hangs = sh("sleep 60 & exit 0", 1 << 20).expect_err("its child holds the pipe");
-        assert!(format!("{child_hangs:#}").contains("took longer"), "{child_hangs:#}");
-        let endless = sh("while :; do echo rule; done", 1 << 20).expect_err("it never ends");
-        assert!(format!("{endless:#}").contains("more than 1 MB"), "{endless:#}");
-        assert!(started.elapsed() < Duration::from_secs(20));
-    }
-
-    #[test]
-    fn what_a_tool_prints_is_read_to_the_end() {
-        let output = sh("seq 100000; echo no >&2; exit 3", 1 << 20).expect("it ends");
-        assert_eq!(output.status.code(), Some(3));
-        assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 100_000);
-        assert_eq!(output.stderr, b"no\n");
     }
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use super::commands::Commands;
 use super::ir::{Action, Condition, Rule, RuleTable, Step, Tool, state};
 use super::listing::{self, Listed};
-use super::nft;
-use super::{Objection, ObjectionKind};
+use super::{Objection, ObjectionKind, iptables, nft};
+use crate::text::shell::one_line;
 
 /// How the names of files begin that hold the rules as they were.
 pub const SAVED: &str = "/run/ctwatch-firewall";
@@ -133,6 +133,16 @@ fn is_invalid(condition: &Condition) -> bool {
     }
 }
 
+/// Whether a table, and what lists it, is called as the tools call theirs.
+fn has_plain_names(table: &RuleTable) -> bool {
+    match table.tool {
+        Tool::Nft => nft::is_plain(&table.name) && nft::is_plain(table.family),
+        Tool::Iptables | Tool::Ip6tables => {
+            iptables::is_table(&table.name) && iptables::is_save(&format!("{}-save", table.program))
+        }
+    }
+}
+
 /// Saves the tables, takes the rules away, and puts the tables' rules back.
 fn commands(tracking: &[(&RuleTable, Listed)]) -> Result<Commands, Objection> {
     let cannot = |listed: &Listed, text: &str| Objection {
@@ -145,9 +155,8 @@ fn commands(tracking: &[(&RuleTable, Listed)]) -> Result<Commands, Objection> {
     let mut deletes = Vec::new();
     for (table, listed) in tracking {
         match &listed.delete {
-            Some(delete) if table.tool != Tool::Nft || nft::is_plain(&table.name) => {
-                deletes.push(delete.clone())
-            }
+            // The names of tables and programs become names of files, too.
+            Some(delete) if has_plain_names(table) => deletes.push(delete.clone()),
             _ => return Err(cannot(listed, "no command is known that removes this rule")),
         }
         if table.tool == Tool::Nft && listing::has_extensions(std::slice::from_ref(table)) {
@@ -190,7 +199,9 @@ fn commands(tracking: &[(&RuleTable, Listed)]) -> Result<Commands, Objection> {
     }
     now.extend(deletes);
     let mut keep = vec!["# remove these rules from the file that loads them at boot (/etc/nftables.conf, /etc/iptables/rules.v4 …):".to_owned()];
-    keep.extend(tracking.iter().map(|(_, listed)| format!("#   {}: {}", listed.place, listed.rule)));
+    keep.extend(
+        tracking.iter().map(|(_, listed)| one_line(&format!("#   {}: {}", listed.place, listed.rule))),
+    );
     keep.push(
         "echo 'not persistent yet: remove these rules from the file that loads them at boot' >&2".to_owned(),
     );

@@ -46,6 +46,14 @@ pub struct Btf {
 /// What the arguments of the tracepoint kfree_skb are called.
 const TRACEPOINT: &str = "btf_trace_kfree_skb";
 
+/// Anonymous structs and unions in one another: those of struct sk_buff are four deep (6.12). Types that contain themselves have no
+/// end.
+const DEEPEST: u32 = 8;
+/// Anonymous members that are looked into for one name.
+const MOST: u32 = 4096;
+/// A function with more arguments is none that ctwatch hooks.
+const MOST_ARGUMENTS: usize = 16;
+
 /// One type's record.
 #[derive(Clone, Copy)]
 struct Record {
@@ -140,6 +148,10 @@ impl Btf {
 
     /// A member's byte offset and type, looked for in anonymous structs and unions too.
     fn member(&self, of: Record, name: &str) -> Option<(u32, u32)> {
+        self.member_within(of, name, DEEPEST, &mut { MOST })
+    }
+
+    fn member_within(&self, of: Record, name: &str, depth: u32, left: &mut u32) -> Option<(u32, u32)> {
         for index in 0..of.vlen {
             let at = of.at + 12 + index * 12;
             let member_name = word(&self.bytes, at).ok()?;
@@ -147,11 +159,13 @@ impl Btf {
             let offset = word(&self.bytes, at + 8).ok()?;
             let bits = if of.bitfields { offset & 0x00ff_ffff } else { offset };
             if member_name == 0 {
+                *left = left.checked_sub(1)?;
                 let inner = self.resolve(member_type)?;
                 if (inner.kind == kind::STRUCT || inner.kind == kind::UNION)
-                    && let Some((deeper, found)) = self.member(inner, name)
+                    && depth > 0
+                    && let Some((deeper, found)) = self.member_within(inner, name, depth - 1, left)
                 {
-                    return Some((bits / 8 + deeper, found));
+                    return Some(((bits / 8).checked_add(deeper)?, found));
                 }
             } else if self.has_name(member_name, name) {
                 return Some((bits / 8, member_type));
@@ -186,7 +200,7 @@ impl Btf {
                 return None;
             }
             let (at, member_type) = self.member(record, name)?;
-            offset += at;
+            offset = u32::checked_add(offset, at)?;
             record = self.resolve(member_type)?;
         }
         Some((offset, record))
@@ -243,7 +257,7 @@ impl Functions<'_> {
 
     fn arguments_of(&self, prototype: u32) -> Option<Vec<String>> {
         let (those, record) = self.record(prototype)?;
-        if record.kind != kind::FUNC_PROTO || (record.vlen == 0) {
+        if record.kind != kind::FUNC_PROTO || record.vlen == 0 || record.vlen > MOST_ARGUMENTS {
             return None;
         }
         let one = |index: usize| self.text(word(&those.bytes, record.at + 12 + index * 8 + 4).ok()?, 0);
@@ -420,6 +434,17 @@ pub(crate) mod tests {
         assert_eq!(btf.size("outer"), Some(24));
         assert_eq!((btf.field_size("outer", "dev"), btf.field_size("outer", "ns")), (Some(4), Some(8)));
         assert_eq!(btf.field_size("outer", "nothing"), None);
+    }
+
+    #[test]
+    fn types_that_contain_themselves_have_an_end() {
+        let mut builder = Builder::new();
+        builder.aggregate(kind::STRUCT, "", 8, &[("", 1, 0), ("", 1, 8)]); // 1, in itself twice
+        builder.aggregate(kind::STRUCT, "sk_buff", 8, &[("", 1, 0), ("dev", 1, u32::MAX)]); // 2
+        builder.aggregate(kind::STRUCT, "outer", 8, &[("", 2, u32::MAX), ("inner", 2, u32::MAX)]); // 3
+        let btf = builder.build();
+        assert_eq!(btf.offset("outer", "nothing"), None);
+        assert_eq!(btf.offset("sk_buff", "dev"), Some(u32::MAX / 8));
     }
 
     #[test]

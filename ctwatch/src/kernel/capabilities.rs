@@ -27,7 +27,12 @@ impl Capabilities {
     /// Those of this process; none if /proc doesn't tell.
     #[must_use]
     pub fn effective(roots: &Roots) -> Option<Self> {
-        let status = std::fs::read_to_string(roots.proc("self/status")).ok()?;
+        Self::in_status(&std::fs::read_to_string(roots.proc("self/status")).ok()?)
+    }
+
+    /// Those that a file /proc/PID/status tells.
+    #[must_use]
+    pub fn in_status(status: &str) -> Option<Self> {
         let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
         u64::from_str_radix(line.trim(), 16).ok().map(Self)
     }

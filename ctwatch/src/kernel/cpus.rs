@@ -22,7 +22,7 @@ fn read(sys: &Path, list: &str) -> Result<Vec<u32>> {
 }
 
 /// "0-3,5"
-fn parse(list: &str) -> Option<Vec<u32>> {
+pub(crate) fn parse(list: &str) -> Option<Vec<u32>> {
     let mut cpus = Vec::new();
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

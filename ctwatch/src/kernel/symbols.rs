@@ -122,7 +122,7 @@ impl Symbols {
         for symbol in symbols.found.values_mut() {
             // Of addresses that came earlier, one may be nearer.
             let end = if symbol.end > symbol.address { symbol.end } else { u64::MAX };
-            let nearer = unsorted.iter().filter(|address| (symbol.address + 1..end).contains(address));
+            let nearer = unsorted.iter().filter(|address| **address > symbol.address && **address < end);
             symbol.end = nearer.min().copied().unwrap_or(symbol.end);
         }
         Ok(symbols)
@@ -261,6 +261,12 @@ ffffffffc0001600 t nf_ct_delete_from_lists\t[nf_conntrack]
         assert!(found.data("nf_conntrack_max").is_some());
         let found = symbols("ffffffffc0001000 t nf_conntrack_max\t[nf_conntrack]\n");
         assert!(found.data("nf_conntrack_max").is_none() && found.get("nf_conntrack_max").is_some());
+    }
+
+    #[test]
+    fn a_function_at_the_end_of_all_addresses_has_no_end() {
+        let found = symbols("ffffffffffffffff t early_drop\n");
+        assert_eq!(found.get("early_drop").map(|symbol| symbol.end), Some(u64::MAX));
     }
 
     #[test]

@@ -8,10 +8,15 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 
-/// A file's text without the blanks around it.
+use crate::files::read_regular;
+
+/// No file of settings is that long; a link may lead to any file.
+const MOST: u64 = 1 << 20;
+
+/// A regular file's text without the blanks around it.
 pub(super) fn text(path: &Path) -> Option<String> {
     // Not every file of /etc is UTF-8, and one odd byte in a comment must not hide the rest.
-    Some(String::from_utf8_lossy(&std::fs::read(path).ok()?).trim().to_owned())
+    Some(String::from_utf8_lossy(&read_regular(path, MOST).ok()?).trim().to_owned())
 }
 
 /// A file that holds one value.

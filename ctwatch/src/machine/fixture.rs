@@ -16,7 +16,8 @@ pub(super) struct Fixture {
 }
 
 impl Fixture {
-    /// These paths with these texts; a text "-> target" makes a link.
+    /// These paths with these texts; a text "-> target" makes a link. Processes have the same root, unless another one is given,
+    /// and are believed what they say.
     pub(super) fn of(files: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -27,8 +28,13 @@ impl Fixture {
                 None => fs::write(path, text).unwrap(),
             }
         }
+        for entry in fs::read_dir(folder.path().join("proc")).into_iter().flatten().flatten() {
+            // Where there is a root already, or it is no folder.
+            let _ = symlink("../..", entry.path().join("root"));
+        }
         let roots = Roots { proc: folder.path().join("proc"), sys: folder.path().join("sys") };
-        Self { host: Host { roots, root: folder.path().to_owned() }, _folder: folder }
+        let host = Host { roots, root: folder.path().to_owned(), judge: |_, _| Ok(()) };
+        Self { host, _folder: folder }
     }
 
     /// From a file that holds many: "== path" and its text, or "=> path target" for a link.

@@ -4,12 +4,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::Host;
+use super::doubts::Doubts;
+use super::{Host, Notes, file};
 use crate::model::Protocol;
+use crate::process::claim::Claim;
 use crate::process::{procfs, sockets};
 
 /// What serves logins, as the kernel cuts its name.
-const SERVERS: [&str; 3] = ["sshd", "dropbear", "tinysshd"];
+const SERVERS: [Claim; 3] = [
+    Claim::of_root("sshd", &["sshd"]),
+    Claim::of_root("dropbear", &["dropbear"]),
+    Claim::of_root("tinysshd", &["tinysshd"]),
+];
 /// Where a socket that systemd holds is for sshd (ssh.socket), unless a unit says otherwise.
 const USUAL_PORT: u16 = 22;
 
@@ -22,9 +28,10 @@ pub struct Login {
     pub who: String,
 }
 
-/// The ports of this thread's netns by which people log in from elsewhere, by port.
+/// The ports of this thread's netns by which people log in from elsewhere, by port; and notes on who only says it serves logins.
 #[must_use]
-pub fn logins(host: &Host) -> Vec<Login> {
+pub fn logins(host: &Host) -> (Vec<Login>, Vec<String>) {
+    let (mut doubts, mut notes) = (Doubts::new(), Notes::default());
     let roots = &host.roots;
     let folder = roots.proc("thread-self/net");
     let mut listening: BTreeMap<u64, u16> = BTreeMap::new();
@@ -40,13 +47,19 @@ pub fn logins(host: &Host) -> Vec<Login> {
     for pid in pids {
         let Some(name) = procfs::name(roots, pid) else { continue };
         let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
-        let is_server = SERVERS.contains(&name.as_str());
-        if !is_server && pid != 1 {
+        let server = SERVERS.iter().find(|known| known.name == name);
+        if server.is_none() && pid != 1 {
             continue;
         }
-        for inode in procfs::sockets_of(roots, pid) {
-            let Some(port) = listening.get(&inode) else { continue };
-            if is_server {
+        let ports: Vec<u16> =
+            procfs::sockets_of(roots, pid).filter_map(|inode| listening.get(&inode).copied()).collect();
+        // Only who listens is asked: sshd has a process for each login.
+        let is_believed = |claim| doubts.ask(host, pid, claim, |_| Some(())).is_some();
+        if ports.is_empty() || !server.is_none_or(is_believed) {
+            continue;
+        }
+        for port in &ports {
+            if server.is_some() {
                 // Who starts it for each connection holds the same socket.
                 found.insert(*port, format!("{name} (pid {pid})"));
             } else if *port == USUAL_PORT || is_of_a_socket_unit(host, *port) {
@@ -54,7 +67,8 @@ pub fn logins(host: &Host) -> Vec<Login> {
             }
         }
     }
-    found.into_iter().map(|(port, who)| Login { port, who }).collect()
+    doubts.tell(&mut notes);
+    (found.into_iter().map(|(port, who)| Login { port, who }).collect(), notes.0)
 }
 
 /// Whether ssh.socket or what changes it names this port.
@@ -71,8 +85,8 @@ fn is_of_a_socket_unit(host: &Host, port: u16) -> bool {
     files.iter().any(|file| names_port(file, port))
 }
 
-fn names_port(file: &Path, port: u16) -> bool {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
+fn names_port(path: &Path, port: u16) -> bool {
+    let text = file::text(path).unwrap_or_default();
     text.lines().filter_map(|line| line.trim().strip_prefix("ListenStream=")).any(|at| {
         // "2222", "0.0.0.0:2222", "[::]:2222"
         at.trim().rsplit(':').next().and_then(|last| last.parse().ok()) == Some(port)
@@ -93,7 +107,7 @@ mod tests {
     }
 
     fn found(files: &[(&str, &str)]) -> Vec<(u16, String)> {
-        logins(&Fixture::of(files).host).into_iter().map(|login| (login.port, login.who)).collect()
+        logins(&Fixture::of(files).host).0.into_iter().map(|login| (login.port, login.who)).collect()
     }
 
     #[test]
@@ -132,6 +146,28 @@ mod tests {
         ];
         let ports: Vec<u16> = found(&files).into_iter().map(|(port, _)| port).collect();
         assert_eq!(ports, [22, 2022]);
+    }
+
+    #[test]
+    fn who_only_calls_itself_sshd_opens_no_way_in() {
+        use crate::process::claim::Doubt;
+        let table = HEAD.to_owned() + &listens("00000000", 2222, 11);
+        let mut fixture = Fixture::of(&[
+            ("proc/thread-self/net/tcp", table.as_str()),
+            ("proc/812/comm", "sshd\n"),
+            ("proc/812/fd/3", "-> socket:[11]"),
+            // It holds nothing, so nothing is said of it.
+            ("proc/813/comm", "sshd\n"),
+        ]);
+        fixture.host.judge = |_, _| Err(Doubt::User(1000));
+        let (logins, notes) = logins(&fixture.host);
+        assert_eq!(logins, []);
+        assert_eq!(
+            notes,
+            [
+                "a process calls itself sshd (pid 812) and is not believed, so what it says is left out: it runs as uid 1000"
+            ]
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What `ctwatch advise` has to know of the host: memory, table, timeouts, who sets them, what serves a port.
 //! Nothing here changes or judges anything, and nothing fails: what can't be read is unknown, with a note.
 
+mod doubts;
 pub mod endpoint;
 mod file;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub mod settings;
 pub mod software;
 pub mod table;
 pub mod timeouts;
+mod yaml;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
+use crate::process::claim::{self, Judge};
 pub use file::Writable;
 pub use managers::Manager;
 pub use ports::EphemeralPorts;
@@ -37,11 +40,13 @@ pub struct Host {
     pub roots: Roots,
     /// Usually /; in a container, where the host's file system is mounted.
     pub root: PathBuf,
+    /// Decides whether a process may be what it calls itself.
+    pub judge: Judge,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { roots: Roots::default(), root: PathBuf::from("/") }
+        Self { roots: Roots::default(), root: PathBuf::from("/"), judge: claim::is_believed }
     }
 }
 
@@ -125,7 +130,7 @@ pub fn read(host: &Host) -> Machine {
     if timeouts.is_empty() && table.module != table::Module::Absent {
         notes.add("can't read any timeout of this netns from /proc/sys/net/netfilter");
     }
-    let managers = managers::read(host, cpus);
+    let managers = managers::read(host, cpus, &mut notes);
     Machine {
         kernel_release,
         kernel_version,
@@ -136,7 +141,7 @@ pub fn read(host: &Host) -> Machine {
         ephemeral_ports: ports::read(roots),
         settings: settings::read(host, &mut notes),
         managers,
-        published: published::read(roots),
+        published: published::read(host, &mut notes),
         is_openwrt: host.root.join("etc/openwrt_release").exists(),
         table,
         notes: notes.0,

@@ -79,7 +79,7 @@ fn count_within(list: &str, range: RangeInclusive<u16>) -> u32 {
 }
 
 /// CPUs in a list like "0-3,5".
-pub(super) fn cpus(list: &str) -> Option<u32> {
+pub(crate) fn cpus(list: &str) -> Option<u32> {
     let count = count_within(list, 0..=u16::MAX);
     (count > 0).then_some(count)
 }

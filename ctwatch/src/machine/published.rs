@@ -5,9 +5,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::software;
+use super::doubts::Doubts;
+use super::{Host, Notes, software};
 use crate::kernel::roots::Roots;
 use crate::model::Protocol;
+use crate::process::claim::Claim;
 use crate::process::{procfs, sockets};
 
 /// A published port.
@@ -27,22 +29,44 @@ pub struct Published {
     pub to: Option<(IpAddr, u16)>,
 }
 
-/// Programs that listen for rootless containers, as the kernel cuts their names.
-const FORWARDERS: [&str; 7] =
-    ["rootlesskit", "rootlessport", "rootlessport-ch", "slirp4netns", "pasta", "pasta.avx2", "gvproxy"];
+const DOCKER_PROXY: Claim = Claim::of_root("docker-proxy", &["docker-proxy"]);
 
-/// All ports that programs of this host publish.
-pub(super) fn read(roots: &Roots) -> Vec<Published> {
+const fn forwarder(name: &'static str, programs: &'static [&'static str]) -> Claim {
+    Claim { name, programs, is_users: true }
+}
+
+/// Programs that listen for rootless containers, as the kernel cuts their names.
+const FORWARDERS: [Claim; 7] = [
+    forwarder("rootlesskit", &["rootlesskit"]),
+    forwarder("rootlessport", &["rootlessport"]),
+    forwarder("rootlessport-ch", &["rootlessport"]),
+    forwarder("slirp4netns", &["slirp4netns"]),
+    forwarder("pasta", &["pasta", "passt"]),
+    forwarder("pasta.avx2", &["pasta", "passt"]),
+    forwarder("gvproxy", &["gvproxy"]),
+];
+
+/// All ports that programs of this host publish in this thread's netns.
+pub(super) fn read(host: &Host, notes: &mut Notes) -> Vec<Published> {
+    let roots = &host.roots;
+    let mut doubts = Doubts::new();
     let mut found = Vec::new();
     for pid in procfs::processes(roots) {
         let Some(name) = procfs::name(roots, pid) else { continue };
         let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
-        if name == "docker-proxy" {
-            found.extend(of_docker_proxy(pid, &software::arguments(roots, pid)));
-        } else if FORWARDERS.contains(&name.as_str()) {
-            found.extend(of_forwarder(roots, pid, &name));
+        if name == DOCKER_PROXY.name {
+            let said = doubts.ask(host, pid, &DOCKER_PROXY, |process| {
+                Some(of_docker_proxy(process.pid, &process.arguments()))
+            });
+            found.extend(said.flatten());
+        } else if let Some(claim) = FORWARDERS.iter().find(|known| known.name == name) {
+            let ports = of_forwarder(roots, pid, claim.name);
+            if !ports.is_empty() && doubts.ask(host, pid, claim, |_| Some(())).is_some() {
+                found.extend(ports);
+            }
         }
     }
+    doubts.tell(notes);
     found.sort_by_key(|published| (published.port, published.pid, published.proto.clone()));
     found
 }
@@ -62,12 +86,12 @@ fn of_docker_proxy(pid: u32, arguments: &[String]) -> Option<Published> {
     })
 }
 
-/// Their ports come and go while they run, so only their sockets tell.
+/// Their ports come and go while they run, so only their sockets tell: those of this netns, whatever others they have.
 fn of_forwarder(roots: &Roots, pid: u32, name: &str) -> Vec<Published> {
     let held: Vec<u64> = procfs::sockets_of(roots, pid).collect();
     let mut found = Vec::new();
     for (proto, Protocol(number)) in [("tcp", Protocol::TCP), ("udp", Protocol::UDP)] {
-        sockets::each_listening(&roots.proc(format!("{pid}/net")), number, |address, port, inode| {
+        sockets::each_listening(&roots.proc("thread-self/net"), number, |address, port, inode| {
             // Control sockets on loopback are no published ports, but published ports may be there too.
             if held.contains(&inode) {
                 found.push(Published {
@@ -106,7 +130,7 @@ mod tests {
             port: 8080,
             to: Some(("172.17.0.2".parse().unwrap(), 80)),
         };
-        assert_eq!(read(&fixture.host.roots), [expected]);
+        assert_eq!(read(&fixture.host, &mut Notes::default()), [expected]);
     }
 
     #[test]
@@ -115,9 +139,10 @@ mod tests {
         let fixture = Fixture::of(&[
             ("proc/50/comm", "rootlessport\n"),
             ("proc/50/fd/9", "-> socket:[4711]"),
-            ("proc/50/net/tcp", tcp),
+            ("proc/thread-self/net/tcp", tcp),
+            ("proc/50/net/tcp", tcp.replace(":1F90", ":1F91").as_str()),
         ]);
-        let found = read(&fixture.host.roots);
+        let found = read(&fixture.host, &mut Notes::default());
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!((found[0].port, found[0].proto.as_str(), found[0].to), (8080, "tcp", None));
     }

@@ -2,13 +2,11 @@
 //! An unknown name is passed on unchanged; versions are not determined.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 
 use serde::{Deserialize, Serialize};
 
-use super::file;
 use crate::kernel::roots::Roots;
+use crate::process::handle::Process;
 
 /// What a process is. As text it is a plain lower-case name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -214,33 +212,26 @@ pub struct Program {
     pub software: Software,
 }
 
-/// What the process with this number is.
+/// What the process with this number is. One whose files don't answer is known by its name alone.
 #[must_use]
 pub fn identify(roots: &Roots, pid: u32) -> Option<Program> {
-    let file = |name: &str| roots.proc(format!("{pid}/{name}"));
-    let name = file::text(&file("comm"))?;
-    let program = std::fs::read_link(file("exe")).ok();
-    let program = program.as_deref().and_then(std::path::Path::to_str);
-    let mut software = Software::of(&name, program, &arguments(roots, pid));
-    if software == Nginx && has_lua(roots, pid) {
-        software = NginxLua;
-    } else if matches!(software, Other(_)) && is_go(roots, pid) == Some(true) {
-        software = Go;
-    }
-    Some(Program { pid, name, software })
-}
-
-/// The arguments a process was started with, its own name first.
-#[must_use]
-pub fn arguments(roots: &Roots, pid: u32) -> Vec<String> {
-    let Ok(text) = std::fs::read(roots.proc(format!("{pid}/cmdline"))) else { return Vec::new() };
-    let words = text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-    let mut words: Vec<String> = words.collect();
-    // Programs that write their title over their arguments leave a tail of zeros.
-    while words.last().is_some_and(String::is_empty) {
-        words.pop();
-    }
-    words
+    let known = Process::look(roots, pid, |process| {
+        let name = process.name()?;
+        let program = process.program();
+        let program = program.as_deref().and_then(std::path::Path::to_str);
+        let mut software = Software::of(&name, program, &process.arguments());
+        if software == Nginx && has_lua(process) {
+            software = NginxLua;
+        } else if matches!(software, Other(_)) && is_go(process) == Some(true) {
+            software = Go;
+        }
+        Some(Program { pid: process.pid, name, software })
+    });
+    known.unwrap_or_else(|_| {
+        let name = Process::open(roots, pid).ok()?.name()?;
+        let software = Software::of(&name, None, &[]);
+        Some(Program { pid, name, software })
+    })
 }
 
 /// The value of an option among arguments: "-name value", "--name value" or "--name=value".
@@ -253,18 +244,17 @@ pub fn option<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
 }
 
 /// Lua comes as a module of nginx's, or with a library of LuaJIT.
-fn has_lua(roots: &Roots, pid: u32) -> bool {
-    let maps = std::fs::read(roots.proc(format!("{pid}/maps"))).unwrap_or_default();
+fn has_lua(process: &Process) -> bool {
+    let maps = process.maps();
     let maps = String::from_utf8_lossy(&maps);
     maps.contains("ngx_http_lua_module") || maps.contains("libluajit")
 }
 
 /// The linker of Go writes a note with the build's id in front of everything else.
-fn is_go(roots: &Roots, pid: u32) -> Option<bool> {
+fn is_go(process: &Process) -> Option<bool> {
     /// Where the go command itself looks for it.
     const FRONT: u64 = 32 << 10;
-    let mut front = Vec::new();
-    File::open(roots.proc(format!("{pid}/exe"))).ok()?.take(FRONT).read_to_end(&mut front).ok()?;
+    let front = process.program_beginning(FRONT).ok()?;
     let mark = b"Go build ID: \"";
     Some(front.windows(mark.len()).any(|bytes| bytes == mark))
 }

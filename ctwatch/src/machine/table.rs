@@ -90,7 +90,7 @@ impl EntrySize {
     /// Bytes of an entry at most, without its part of the hash table.
     #[must_use]
     pub fn most(&self) -> u64 {
-        self.object + self.extensions
+        self.object.saturating_add(self.extensions)
     }
 
     /// Bytes of so many entries, at least and at most, in a table of so many buckets.

@@ -39,6 +39,9 @@ pub fn monotonic_ns() -> i64 {
         .map_or(0, |time| time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec()))
 }
 
+/// A kernel's clocks are 64 bits of nanoseconds, which are over in April 2262: no later time is one, and no longer span.
+pub const LAST_US: i64 = i64::MAX / 1000;
+
 /// One instant by two clocks: a step of the wall clock shows as a difference between the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WallMono {
@@ -55,9 +58,11 @@ impl WallMono {
         Self { time: Timestamp::now(), mono_us: monotonic_ns() / 1000 }
     }
 
-    /// From a row's two columns; nothing if the first is no time.
+    /// From a row's two columns; nothing if one is no time that a kernel's clock can show.
     #[must_use]
     pub fn from_columns(wall_us: i64, mono_us: i64) -> Option<Self> {
-        Some(Self { time: Timestamp::from_microsecond(wall_us).ok()?, mono_us })
+        let is_time = |us: i64| (0..=LAST_US).contains(&us);
+        let time = Timestamp::from_microsecond(wall_us).ok()?;
+        (is_time(wall_us) && is_time(mono_us)).then_some(Self { time, mono_us })
     }
 }

@@ -130,9 +130,11 @@ pub(super) fn host(
     }
     let states = match &scan.worst {
         Some(moment) => {
-            let listings = scanned.get(moment.run as usize - 1).map(|run| recording.listings(*run));
-            let listings = listings.transpose()?.unwrap_or_default();
-            nearest(moment.states.as_deref(), &listings, moment.netns, moment.time)
+            let run = scanned.get(moment.run as usize - 1).copied();
+            let listings = run.map(|run| recording.listing_heads(run)).transpose()?.unwrap_or_default();
+            nearest(moment.states.as_deref(), &listings, moment.netns, moment.time, |head| {
+                recording.listing(run.unwrap_or_default(), head)
+            })?
         }
         None => None,
     };

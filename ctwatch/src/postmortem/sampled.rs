@@ -17,7 +17,7 @@ use crate::record::anonymize::Anonymizer;
 /// Rows of each table.
 const ROWS: usize = 8;
 /// Ticks whose events are read at once.
-const AT_ONCE: usize = 1024;
+const AT_ONCE: usize = 256;
 
 type Sums<K> = HashMap<K, (f64, u64)>;
 

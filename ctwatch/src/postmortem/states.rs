@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 
+use anyhow::Result;
 use jiff::Timestamp;
 
 use crate::model::{Census, NetnsId, ServicePort, TimeoutKind};
+use crate::record::reader::Head;
 use crate::record::rows::StoredListing;
 
 /// All entries of a service, and those of them in TIME_WAIT.
@@ -93,16 +95,24 @@ impl States {
 /// The nearest to this moment: this one, or a listing of the same table.
 pub(super) fn nearest(
     known: Option<&States>,
-    listings: &[StoredListing],
+    listings: &[Head],
     netns: NetnsId,
     time: Timestamp,
-) -> Option<States> {
-    let of_table = || listings.iter().filter(|listing| listing.netns == netns);
+    read: impl FnOnce(&Head) -> Result<StoredListing>,
+) -> Result<Option<States>> {
+    let of_table = || listings.iter().filter(|listing| listing.netns == Some(netns));
     // One that was interrupted may have seen entries twice, or not at all.
-    let all_interrupted = known.is_none() && of_table().all(|listing| listing.interrupted);
-    let listed = of_table().filter(|listing| all_interrupted || !listing.interrupted);
-    let all = known.cloned().into_iter().chain(listed.map(States::of_listing));
-    let mut found = all.min_by(|a, b| a.distance_s(time).total_cmp(&b.distance_s(time)))?;
+    let all_interrupted = known.is_none() && of_table().all(|listing| listing.is_incomplete);
+    let distance_s = |head: &&Head| head.at.time.duration_since(time).as_secs_f64().abs();
+    let listed = of_table()
+        .filter(|listing| all_interrupted || !listing.is_incomplete)
+        .min_by(|a, b| distance_s(a).total_cmp(&distance_s(b)));
+    let listed = listed.filter(|head| known.is_none_or(|known| distance_s(head) < known.distance_s(time)));
+    let mut found = match (listed, known) {
+        (Some(head), _) => States::of_listing(&read(head)?),
+        (None, Some(known)) => known.clone(),
+        (None, None) => return Ok(None),
+    };
     found.assured = found.assured.or_else(|| known?.assured);
-    Some(found)
+    Ok(Some(found))
 }

@@ -3,7 +3,7 @@
 
 pub mod attach;
 mod banks;
-mod decode;
+pub(crate) mod decode;
 pub mod diagnostics;
 pub mod doors;
 mod grace;

@@ -41,11 +41,18 @@ pub fn load(config: &Config, sizes: MapSizes, log_level: u8) -> Result<Ebpf> {
         .map_max_entries("NETS", sizes.netns)
         .map_max_entries("LATE_BASES", sizes.late_bases.max(1))
         .map_max_entries("OFFSETS", config.cpus.clamp(1, MAX_CPUS))
+        .map_max_entries("VICTIMS", victims(config.cpus))
         .map_max_entries("EVENTS", ring_bytes(config))
         // One page unless someone reads it.
         .map_max_entries("AYA_LOGS", if log_level == 0 { 4096 } else { 1 << 17 })
         .load(OBJECT)
         .context("creating the eBPF maps")
+}
+
+/// Each CPU of an LRU map takes up to 128 of its free entries for itself (kernel/bpf/bpf_lru_list.c): with enough of them none
+/// that is in use has to make room.
+fn victims(cpus: u32) -> u32 {
+    cpus.saturating_mul(64).clamp(1024, 16_384)
 }
 
 /// The ring is mapped twice over, all of it resident. Without events it carries no more than the ends of namespaces.

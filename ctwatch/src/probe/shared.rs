@@ -1,10 +1,11 @@
 //! The maps that are shared memory: exact counters and the control page. Reading them makes no system call.
-//! Unsafe lives here: three mappings, volatile access to integers that the kernel adds to.
+//! Unsafe lives here: three mappings, atomic access to integers that the kernel adds to.
 
+use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -53,10 +54,49 @@ impl Drop for Mapping {
     }
 }
 
-// SAFETY: the memory is shared with the kernel anyway; all access is volatile.
+// SAFETY: the memory is shared with the kernel anyway; all access is atomic.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
+
+/// An integer that programs change meanwhile.
+///
+/// # Safety
+/// `place` must be inside a mapping that outlives the result.
+unsafe fn shared<'a>(place: *const u64) -> &'a AtomicU64 {
+    // SAFETY: the caller's; fields of these layouts are aligned, and nobody but atomics accesses them here.
+    unsafe { AtomicU64::from_ptr(place.cast_mut()) }
+}
+
+/// A copy of something that is made of u64 alone: each of them whole, though not all of the same instant.
+///
+/// # Safety
+/// As of [`shared`], for all of `T`.
+unsafe fn copy<T: Copy>(from: *const T) -> T {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
+    let mut copy = MaybeUninit::<T>::uninit();
+    for word in 0..size_of::<T>() / 8 {
+        // SAFETY: the caller's, and inside the copy.
+        unsafe {
+            let value = shared(from.cast::<u64>().add(word)).load(Ordering::Relaxed);
+            copy.as_mut_ptr().cast::<u64>().add(word).write(value);
+        }
+    }
+    // SAFETY: every word was written, and any value of an integer is one.
+    unsafe { copy.assume_init() }
+}
+
+/// Clears something that is made of u64 alone.
+///
+/// # Safety
+/// As of [`copy`].
+unsafe fn zero<T: Copy>(place: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
+    for word in 0..size_of::<T>() / 8 {
+        // SAFETY: the caller's.
+        unsafe { shared(place.cast::<u64>().add(word)).store(0, Ordering::Relaxed) };
+    }
+}
 
 /// What programs and user space tell each other.
 struct ControlPage(Mapping);
@@ -64,12 +104,12 @@ struct ControlPage(Mapping);
 impl ControlPage {
     fn read(&self) -> Control {
         // SAFETY: inside the mapping, integers only.
-        unsafe { self.0.start.as_ptr().cast::<Control>().read_volatile() }
+        unsafe { copy(self.0.start.as_ptr().cast::<Control>()) }
     }
 
     fn set(&self, place: impl FnOnce(*mut Control) -> *mut u64, value: u64) {
         // SAFETY: `place` picks a field of the mapped control page.
-        unsafe { place(self.0.start.as_ptr().cast::<Control>()).write_volatile(value) }
+        unsafe { shared(place(self.0.start.as_ptr().cast::<Control>())).store(value, Ordering::Relaxed) }
     }
 }
 
@@ -115,7 +155,7 @@ impl Memory for Slots {
 
     fn room(&self, kind: Kind) -> RoomState {
         // SAFETY: inside the mapping, integers only.
-        unsafe { self.state(kind).read_volatile() }
+        unsafe { copy(self.state(kind)) }
     }
 
     fn activate(&self, kind: Kind, bank: usize) {
@@ -123,7 +163,7 @@ impl Memory for Slots {
         fence(Ordering::Release);
         let first = bank as u64 * u64::from(self.slots(kind));
         // SAFETY: inside the mapping.
-        unsafe { (&raw mut (*self.state(kind)).active).write_volatile(first) }
+        unsafe { shared(&raw const (*self.state(kind)).active).store(first, Ordering::Relaxed) }
     }
 
     fn slot(&self, kind: Kind, index: u32) -> Counts {
@@ -131,16 +171,12 @@ impl Memory for Slots {
         unsafe {
             match kind {
                 Kind::Losses => {
-                    let slot = self.loss(index);
-                    let key = (&raw const (*slot).key).read_volatile();
-                    (key, [(&raw const (*slot).count).read_volatile(), 0, 0])
+                    let LossSlot { key, count } = copy(self.loss(index));
+                    (key, [count, 0, 0])
                 }
                 Kind::Flows => {
-                    let slot = self.flow(index);
-                    let key = (&raw const (*slot).key).read_volatile();
-                    let counts =
-                        [&raw const (*slot).inserts, &raw const (*slot).deletes, &raw const (*slot).failed];
-                    (key, counts.map(|count| count.read_volatile()))
+                    let FlowSlot { key, inserts, deletes, failed } = copy(self.flow(index));
+                    (key, [inserts, deletes, failed])
                 }
             }
         }
@@ -150,15 +186,15 @@ impl Memory for Slots {
         // SAFETY: inside the mapping.
         unsafe {
             match kind {
-                Kind::Losses => self.loss(index).write_volatile(LossSlot::default()),
-                Kind::Flows => self.flow(index).write_volatile(FlowSlot::default()),
+                Kind::Losses => zero(self.loss(index)),
+                Kind::Flows => zero(self.flow(index)),
             }
         }
     }
 
     fn clear_claimed(&self, kind: Kind, bank: usize) {
         // SAFETY: inside the mapping; the bank's number is checked.
-        unsafe { (&raw mut (*self.state(kind)).claimed[bank]).write_volatile(0) }
+        unsafe { shared(&raw const (*self.state(kind)).claimed[bank]).store(0, Ordering::Relaxed) }
     }
 }
 
@@ -262,6 +298,12 @@ impl Shared {
     #[must_use]
     pub fn crowded(&self) -> u64 {
         self.control().crowded
+    }
+
+    /// Namespaces whose inode number found no room for another generation.
+    #[must_use]
+    pub fn unnumbered(&self) -> u64 {
+        self.control().unnumbered
     }
 
     /// All counters. What keys without a slot had counted is handed over once.

@@ -11,6 +11,10 @@ use crate::kernel::roots::Roots;
 
 /// Directories remembered; more than any host has.
 const LIMIT: usize = 1 << 16;
+/// Letters of their paths remembered; an average of 256 each.
+const LETTERS: usize = 16 << 20;
+/// A longer path is nobody's: users name the cgroups they are given as they please. A pod's has some 200 letters.
+const LONGEST: usize = 1 << 10;
 /// Levels of the tree that are looked at.
 const DEPTH: usize = 24;
 /// The shortest time between two walks.
@@ -23,6 +27,8 @@ const SHARE: u32 = 20;
 pub struct Cgroups {
     roots: Roots,
     paths: HashMap<u64, String>,
+    /// Of all paths together.
+    letters: usize,
     next_walk: Option<Instant>,
 }
 
@@ -30,7 +36,7 @@ impl Cgroups {
     /// Nothing read yet.
     #[must_use]
     pub fn new(roots: &Roots) -> Self {
-        Self { roots: roots.clone(), paths: HashMap::new(), next_walk: None }
+        Self { roots: roots.clone(), paths: HashMap::new(), letters: 0, next_walk: None }
     }
 
     /// The path of a cgroup below the root of the hierarchy; `None` if it isn't known at present.
@@ -49,6 +55,7 @@ impl Cgroups {
     /// Reads the whole tree anew: ids of cgroups that are gone go with it.
     fn walk(&mut self) {
         self.paths.clear();
+        self.letters = 0;
         let Some(root) = unified(&self.roots) else { return };
         if let Ok(metadata) = std::fs::metadata(&root) {
             self.paths.insert(metadata.ino(), "/".to_owned());
@@ -60,11 +67,18 @@ impl Cgroups {
         let Ok(entries) = std::fs::read_dir(folder) else { return };
         for entry in entries.flatten() {
             // The kernel tells type and inode number along with the name: no look-up per file.
-            if self.paths.len() >= LIMIT || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if self.paths.len() >= LIMIT
+                || self.letters >= LETTERS
+                || !entry.file_type().is_ok_and(|kind| kind.is_dir())
+            {
                 continue;
             }
             let name = entry.file_name();
             let below = format!("{path}/{}", name.to_string_lossy());
+            if below.len() > LONGEST {
+                continue;
+            }
+            self.letters += below.len();
             if depth > 1 {
                 self.walk_below(&entry.path(), &below, depth - 1);
             }
@@ -85,7 +99,7 @@ fn unified(roots: &Roots) -> Option<PathBuf> {
 #[must_use]
 pub fn of_process(roots: &Roots, pid: u32) -> Option<String> {
     let text = std::fs::read_to_string(roots.proc(format!("{pid}/cgroup"))).ok()?;
-    most_telling(&text).map(str::to_owned)
+    most_telling(&text).filter(|path| path.len() <= LONGEST).map(str::to_owned)
 }
 
 /// Of the lines of /proc/PID/cgroup ("hierarchy:controllers:path"): a container's, else a unit's, else any but the root.
@@ -144,6 +158,21 @@ mod tests {
         let late = make(&root, "late");
         assert_eq!(cgroups.path(late, now), None, "it has just looked");
         assert_eq!(cgroups.path(late, now + Duration::from_secs(60)), Some("/late"));
+    }
+
+    #[test]
+    fn names_without_an_end_are_not_kept() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().join("sys/fs/cgroup");
+        let long = make(&root, &["x".repeat(250).as_str(); 5].join("/"));
+        fs::write(root.join("cgroup.procs"), "").unwrap();
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        let mut cgroups = Cgroups::new(&roots(temporary.path()));
+        assert_eq!(cgroups.path(long, Instant::now()), None);
+        assert!(cgroups.letters <= 4 * LONGEST && cgroups.paths.len() == 5, "{}", cgroups.letters);
+        fs::create_dir_all(temporary.path().join("proc/7")).unwrap();
+        fs::write(temporary.path().join("proc/7/cgroup"), format!("0::/{}\n", "x".repeat(LONGEST))).unwrap();
+        assert_eq!(of_process(&roots(temporary.path()), 7), None);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! Hearsay from processes that may lie: names are only shown, numbers only looked up.
 
 pub mod cgroup;
+pub mod claim;
 pub mod container;
+pub mod handle;
 pub mod procfs;
 pub mod sockets;

@@ -64,16 +64,18 @@ pub fn holders(roots: &Roots, sockets: &[u64], netns: &[u64]) -> HashMap<u64, u3
     found
 }
 
-/// The numbers of all processes, in no order.
+/// The numbers of all processes, in no order; of as many as a host is not likely to have.
 #[must_use]
 pub fn processes(roots: &Roots) -> Vec<u32> {
+    const MOST: usize = 1 << 18;
     let Ok(entries) = std::fs::read_dir(&roots.proc) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(MOST).collect()
 }
 
-/// The sockets a process holds.
+/// The sockets a process holds, among its first files: those it listens on came before its connections.
 pub fn sockets_of(roots: &Roots, pid: u32) -> impl Iterator<Item = u64> + use<> {
-    let files = std::fs::read_dir(roots.proc(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    const MOST: usize = 1 << 16;
+    let files = std::fs::read_dir(roots.proc(format!("{pid}/fd"))).into_iter().flatten().flatten().take(MOST);
     files.filter_map(|file| socket_of(&file.path()))
 }
 

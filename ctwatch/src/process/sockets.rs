@@ -100,7 +100,7 @@ pub fn each_connected(folder: &Path, proto: u8, mut each: impl FnMut(Connected))
     }
 }
 
-fn connected(line: &str) -> Option<Connected> {
+pub(crate) fn connected(line: &str) -> Option<Connected> {
     let (peer, peer_port) = line.split_ascii_whitespace().nth(2)?.split_once(':')?;
     let peer_port = u16::from_str_radix(peer_port, 16).ok()?;
     let own = (peer_port != 0).then(|| socket(line)).flatten()?;
@@ -147,7 +147,7 @@ fn each_line(file: &Path, mut each: impl FnMut(&str) -> bool) {
     }
 }
 
-struct Socket {
+pub(crate) struct Socket {
     address: IpAddr,
     port: u16,
     state: u8,
@@ -155,7 +155,7 @@ struct Socket {
 }
 
 /// "  0: 0100007F:18EB 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0  0 12345 …"
-fn socket(line: &str) -> Option<Socket> {
+pub(crate) fn socket(line: &str) -> Option<Socket> {
     let mut words = line.split_ascii_whitespace();
     let (address, port) = words.nth(1)?.split_once(':')?;
     let state = words.nth(1)?;
@@ -185,7 +185,7 @@ fn address(hex: &str) -> Option<IpAddr> {
 }
 
 /// " ENDPT SOCK STY SST HBKT LPORT UID INODE LADDRS": port and inode number (net/sctp/proc.c).
-fn endpoint(line: &str) -> Option<(u16, u64)> {
+pub(crate) fn endpoint(line: &str) -> Option<(u16, u64)> {
     let mut words = line.split_ascii_whitespace();
     let port = words.nth(5)?.parse().ok()?;
     Some((port, words.nth(1)?.parse().ok()?))

@@ -10,7 +10,8 @@ use super::columns::{
     CENSUS, CENSUS_DETAIL, CENSUS_KEY, CensusColumns, CensusDetailColumns, CensusKeyColumns,
 };
 use super::digest::Digest;
-use super::open::{ReadError, corrupt_row};
+use super::limits;
+use super::open::{ReadError, corrupt_row, too_much};
 use super::reader::each;
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
 use crate::model::{
@@ -21,6 +22,9 @@ use crate::model::{
 const KEYS: usize = 2048;
 /// Ports whose states and timeouts are kept individually; those of the others are summed by protocol.
 const DETAILS: usize = 16;
+
+/// Those of a file that is read, with room for other versions: there are 256 protocols.
+const MOST_DETAILS: usize = 1024;
 
 /// Writes a census.
 pub(super) fn insert(
@@ -116,10 +120,11 @@ pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i
     // The netns's number follows the census's own columns.
     const NETNS_NUMBER: usize = CensusColumns::NAMES.len();
     let sql = format!(
-        "SELECT {}, n.number FROM census c JOIN netns n ON n.id = c.netns WHERE c.tick BETWEEN ?1 AND ?2 \
+        "SELECT {}, n.number FROM census c CROSS JOIN netns n ON n.id = c.netns WHERE c.tick BETWEEN ?1 AND ?2 \
          ORDER BY c.tick, c.id",
         CensusColumns::of("c")
     );
+    let mut held = 0;
     each(connection, &sql, [from, to], |row| {
         let (id, tick): (i64, i64) = (row.get(CENSUS.id)?, row.get(CENSUS.tick)?);
         let Some(timeouts) = timeouts_from(&row.get::<_, String>(CENSUS.timeouts)?) else {
@@ -133,8 +138,15 @@ pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i
             ..Census::default()
         };
         read_keys(connection, id, &mut census)?;
-        if !read_details(connection, id, &mut census)? {
+        let are_details = read_details(connection, id, &mut census)?;
+        if !are_details || !fits(&census) {
             return corrupt_row("census", id);
+        }
+        held += census.keys.len() * size_of::<CensusKey>()
+            + census.bases.len() * size_of::<FlowOffset>()
+            + census.details.len() * size_of::<PortDetail>();
+        if held > limits::HELD {
+            return too_much("censuses");
         }
         let census = ordered(census);
         let omitted = row.get::<_, u32>(CENSUS.omitted)? as usize;
@@ -143,11 +155,26 @@ pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i
     })
 }
 
-fn read_keys(connection: &Connection, id: i64, census: &mut Census) -> rusqlite::Result<()> {
+/// Whether a table can have had so many entries: an int counts them. So no sum of parts overflows.
+fn fits(census: &Census) -> bool {
+    let Census { keys, details, bases, .. } = census;
+    let of =
+        |histogram: &TimeoutHistogram| histogram.sparse().map(|(_, entries)| u64::from(entries)).sum::<u64>();
+    let parts = [
+        keys.iter().map(|key| u64::from(key.entries)).sum::<u64>(),
+        keys.iter().map(|key| u64::from(key.assured)).sum(),
+        keys.iter().map(|key| u64::from(key.time_wait)).sum(),
+        details.iter().map(|one| one.mix.tcp.iter().map(|entries| u64::from(*entries)).sum::<u64>()).sum(),
+        details.iter().map(|one| u64::from(one.mix.assured)).sum(),
+        details.iter().map(|one| of(&one.refreshed) + of(&one.expiring)).sum(),
+    ];
+    parts.into_iter().all(|sum| sum <= u64::from(u32::MAX))
+        && bases.iter().all(|one| limits::is_count(one.entries))
+}
+
+fn read_keys(connection: &Connection, id: i64, census: &mut Census) -> Result<(), ReadError> {
     let sql = format!("{} WHERE census = ?1", CensusKeyColumns::SELECT);
-    let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query([id])?;
-    while let Some(row) = rows.next()? {
+    each(connection, &sql, [id], |row| {
         let (proto, port) = (row.get(CENSUS_KEY.proto)?, row.get(CENSUS_KEY.port)?);
         if let Some(entries) = row.get(CENSUS_KEY.entries)? {
             let (assured, time_wait) = (row.get(CENSUS_KEY.assured)?, row.get(CENSUS_KEY.time_wait)?);
@@ -156,15 +183,18 @@ fn read_keys(connection: &Connection, id: i64, census: &mut Census) -> rusqlite:
         if let Some(entries) = row.get(CENSUS_KEY.base)? {
             census.bases.push(FlowOffset { proto, port, entries });
         }
-    }
+        Ok(())
+    })?;
     Ok(())
 }
 
-fn read_details(connection: &Connection, id: i64, census: &mut Census) -> rusqlite::Result<bool> {
+/// Whether all of them are such.
+fn read_details(connection: &Connection, id: i64, census: &mut Census) -> Result<bool, ReadError> {
     let sql = format!("{} WHERE census = ?1", CensusDetailColumns::SELECT);
-    let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query([id])?;
-    while let Some(row) = rows.next()? {
+    let read = each(connection, &sql, [id], |row| {
+        if census.details.len() >= MOST_DETAILS {
+            return too_much("ports in a census");
+        }
         let port = u16::try_from(row.get::<_, i64>(CENSUS_DETAIL.port)?).ok();
         let mut detail = PortDetail::new(row.get(CENSUS_DETAIL.proto)?, port);
         detail.mix.assured = row.get(CENSUS_DETAIL.assured)?;
@@ -181,8 +211,9 @@ fn read_details(connection: &Connection, id: i64, census: &mut Census) -> rusqli
             _ => return Ok(false),
         }
         census.details.push(detail);
-    }
-    Ok(true)
+        Ok(true)
+    })?;
+    Ok(!read.contains(&false))
 }
 
 fn checksum(tick: i64, census: &Census, omitted: usize) -> u32 {

@@ -10,6 +10,7 @@ use rusqlite::{Connection, Row, ToSql};
 
 use super::columns::{EVENT, EventColumns, OwnerColumns};
 use super::digest::Digest;
+use super::limits;
 use super::open::{ReadError, corrupt_row};
 use crate::model::{
     Device, EntryState, Flow, Hook, Loss, Name, NetnsId, Owner, Packet, ProcessId, Protocol, Role, Sender,
@@ -20,7 +21,7 @@ use crate::model::{
 pub(super) static SELECT: LazyLock<String> = LazyLock::new(|| {
     let (event, owner) = (EventColumns::of("e"), OwnerColumns::of("o"));
     format!(
-        "SELECT {event}, {owner}, n.number FROM event e JOIN netns n ON n.id = e.netns \
+        "SELECT {event}, {owner}, n.number FROM event e CROSS JOIN netns n ON n.id = e.netns \
          LEFT JOIN owner o ON o.id = e.owner WHERE e.tick BETWEEN ?1 AND ?2 ORDER BY e.tick, e.place"
     )
 });
@@ -342,7 +343,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, bool, Option<Loss>), ReadError
         jiffies_per_s: row.get(EVENT.jiffies_per_s)?,
         by: pushed_out_by(row)?,
     };
-    let Ok(time) = Timestamp::from_microsecond(row.get(EVENT.wall_us)?) else {
+    let Some(time) = limits::time(row.get(EVENT.wall_us)?) else {
         return corrupt_row("event of tick", tick);
     };
     let owner = owner(row)?.map(Arc::new);

@@ -1,15 +1,17 @@
 //! The files of a recording: the database, and the -wal and -shm that SQLite keeps next to it. A new recording gets its name
 //! only once it is complete, and the files move together: a -wal next to the wrong database destroys that database.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::files::place::{self, Sharing};
+
 /// What SQLite creates next to a database.
 const ENDINGS: [&str; 2] = ["-wal", "-shm"];
-/// How many symbolic links in a row are followed: as many as the kernel does.
-const LINKS: usize = 40;
+/// What SQLite would undo changes from before it reads anything. We never make one.
+const JOURNAL: &str = "-journal";
 
 /// The path of a file next to this one: the same name with something appended.
 pub(super) fn sidecar_path(path: &Path, ending: &str) -> PathBuf {
@@ -25,31 +27,34 @@ pub fn wal(path: &Path) -> Option<PathBuf> {
     fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0).then_some(wal)
 }
 
-/// Follows symbolic links, so that a file has one lock whatever link it is reached by.
-///
-/// # Errors
-/// The links form a loop, or can't be read.
-pub fn resolve(path: &Path) -> Result<PathBuf> {
-    let mut path = path.to_owned();
-    for _ in 0..LINKS {
-        match fs::symlink_metadata(&path) {
-            Ok(metadata) if metadata.is_symlink() => {
-                let target = fs::read_link(&path)?;
-                path = path.parent().unwrap_or(Path::new("")).join(target);
-            }
-            // A file, or the name of one yet to be created.
-            _ => return Ok(path),
+/// Whether a recording has yet to be created there: there is nothing, or an empty file. What has the name of one of its
+/// files has to be ours. Its folder has been looked at ([`place::file`]), so it stays so.
+pub(super) fn is_new(path: &Path) -> Result<bool> {
+    for ending in ENDINGS {
+        looked_at(&sidecar_path(path, ending))?;
+    }
+    for name in [path, &sidecar_path(path, "-new")] {
+        if looked_at(&sidecar_path(name, JOURNAL))?.is_some() {
+            let text = format!("{}{JOURNAL} is in the way: no recorder makes such a file", name.display());
+            return Err(Error::new(ErrorKind::InvalidInput, text));
         }
     }
-    Err(Error::from_raw_os_error(libc::ELOOP))
+    Ok(looked_at(path)?.is_none_or(|metadata| metadata.len() == 0 && wal(path).is_none()))
 }
 
-/// Whether a recording has yet to be created there: there is nothing, or an empty file.
-pub(super) fn is_new(path: &Path) -> Result<bool> {
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => Ok(metadata.len() == 0 && wal(path).is_none()),
-        Ok(_) => Err(Error::new(ErrorKind::InvalidInput, "not a regular file")),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+/// Whether a recording and what is next to it are our own or root's, in a folder where nobody else can change that.
+pub(super) fn are_trusted(path: &Path) -> bool {
+    place::file(path, Sharing::Refused).is_ok_and(|path| is_new(&path).is_ok())
+}
+
+/// What has this name, if it is a file of our own; nothing if nothing has it.
+fn looked_at(path: &Path) -> Result<Option<Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(about) => match place::own(&about) {
+            Ok(()) => Ok(Some(about)),
+            Err(error) => Err(Error::new(error.kind(), format!("{}: {error}", path.display()))),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -114,22 +119,7 @@ fn sync_folder(path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
-
     use super::*;
-
-    #[test]
-    fn links_are_followed_to_a_file_or_to_the_name_of_one_yet_to_be_created() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        symlink("b.ctw", at("a.ctw")).unwrap();
-        symlink(at("c.ctw"), at("b.ctw")).unwrap();
-        assert_eq!(resolve(&at("a.ctw")).unwrap(), at("c.ctw"));
-        fs::write(at("c.ctw"), "").unwrap();
-        assert_eq!(resolve(&at("a.ctw")).unwrap(), at("c.ctw"));
-        symlink("round.ctw", at("round.ctw")).unwrap();
-        assert!(resolve(&at("round.ctw")).is_err());
-    }
 
     #[test]
     fn only_a_regular_file_can_become_a_recording() {
@@ -137,5 +127,23 @@ mod tests {
         assert!(is_new(&folder.path().join("a.ctw")).unwrap());
         assert!(is_new(Path::new("/dev/null")).is_err());
         assert!(is_new(folder.path()).is_err());
+    }
+
+    #[test]
+    fn what_has_the_name_of_one_of_its_files_has_to_be_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("mine"), "words").unwrap();
+        for name in ["a.ctw", "a.ctw-wal", "a.ctw-shm", "a.ctw-journal", "a.ctw-new-journal"] {
+            for target in ["mine", "nowhere"] {
+                std::os::unix::fs::symlink(at(target), at(name)).unwrap();
+                assert!(is_new(&at("a.ctw")).is_err(), "{name}");
+                fs::remove_file(at(name)).unwrap();
+            }
+            fs::hard_link(at("mine"), at(name)).unwrap();
+            assert!(is_new(&at("a.ctw")).is_err(), "{name}");
+            fs::remove_file(at(name)).unwrap();
+        }
+        assert!(is_new(&at("a.ctw")).unwrap());
     }
 }

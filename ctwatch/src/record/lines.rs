@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::trigger::Measured;
-use crate::contract::{Counted, Unexplained, millis};
+use crate::contract::{Counted, Unexplained, is_zero, millis};
 use crate::model::KernelCounters;
 
 /// One line.
@@ -72,5 +72,8 @@ pub enum Line {
         lost_events: u64,
         /// What the kernel counted and ctwatch did not.
         unexplained: Unexplained,
+        /// Lines that were not written to stdout before this one, as nobody read them in time.
+        #[serde(skip_serializing_if = "is_zero")]
+        unwritten_lines: u64,
     },
 }

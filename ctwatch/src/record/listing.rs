@@ -8,8 +8,9 @@ use rusqlite::{Connection, ToSql};
 
 use super::columns::{LISTING, LISTING_PHASE, ListingColumns, ListingPhaseColumns};
 use super::digest::Digest;
-use super::open::{ReadError, corrupt_row};
-use super::reader::each;
+use super::limits;
+use super::open::{ReadError, corrupt_row, too_much};
+use super::reader::{RowSpan, each};
 use super::rows::{SnapshotReason, StoredListing};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
 use crate::listing::{Listing, ServiceEntries, TimeoutBucket};
@@ -63,14 +64,20 @@ pub(super) fn insert(
 }
 
 /// Reads the listings of a run.
-pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredListing>, ReadError> {
+pub(super) fn read(
+    connection: &Connection,
+    run: i64,
+    [first, last]: RowSpan,
+) -> Result<Vec<StoredListing>, ReadError> {
+    let mut held = 0;
     // The netns's number follows the listing's own columns.
     const NETNS_NUMBER: usize = ListingColumns::NAMES.len();
     let sql = format!(
-        "SELECT {}, n.number FROM listing l JOIN netns n ON n.id = l.netns WHERE l.run = ?1 ORDER BY l.id",
+        "SELECT {}, n.number FROM listing l CROSS JOIN netns n ON n.id = l.netns WHERE l.run = ?1 \
+         AND l.id BETWEEN ?2 AND ?3 ORDER BY l.id",
         ListingColumns::of("l")
     );
-    each(connection, &sql, [run], |row| {
+    each(connection, &sql, [run, first, last], |row| {
         let id: i64 = row.get(LISTING.id)?;
         let (Some(reason), Some(at), Some(timeouts)) = (
             SnapshotReason::from_name(&row.get::<_, String>(LISTING.reason)?),
@@ -79,7 +86,7 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredListin
         ) else {
             return corrupt_row("listing", id);
         };
-        let Some(services) = read_services(connection, id)? else {
+        let Some(services) = read_services(connection, id, &mut held)? else {
             return corrupt_row("listing", id);
         };
         let listing = StoredListing {
@@ -87,12 +94,13 @@ pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredListin
             occasion: reason,
             at,
             took_us: row.get(LISTING.took_us)?,
-            entries: row.get::<_, i64>(LISTING.entries)?.cast_unsigned(),
-            duplicates: row.get::<_, i64>(LISTING.duplicates)?.cast_unsigned(),
+            entries: u64::from(row.get::<_, u32>(LISTING.entries)?),
+            duplicates: u64::from(row.get::<_, u32>(LISTING.duplicates)?),
             interrupted: row.get(LISTING.interrupted)?,
             census: Listing::restored(timeouts, row.get(LISTING.look_s)?, services),
         };
-        let holds = checksum(&listing) == row.get::<_, u32>(LISTING.crc)?;
+        let holds =
+            checksum(&listing) == row.get::<_, u32>(LISTING.crc)? && limits::is_clock(listing.took_us);
         if holds { Ok(listing) } else { corrupt_row("listing", id) }
     })
 }
@@ -102,19 +110,19 @@ type ByTimeout = (BTreeMap<TimeoutKind, TimeoutBucket>, Option<u32>);
 
 type Services = HashMap<(u8, u16, Direction), ServiceEntries>;
 
-fn read_services(connection: &Connection, id: i64) -> rusqlite::Result<Option<Services>> {
+/// Nothing if one of them is none.
+fn read_services(connection: &Connection, id: i64, held: &mut usize) -> Result<Option<Services>, ReadError> {
     let sql = format!("{} WHERE listing = ?1", ListingPhaseColumns::SELECT);
-    let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query([id])?;
     let mut phases: HashMap<(u8, u16, Direction), ByTimeout> = HashMap::new();
-    while let Some(row) = rows.next()? {
+    let mut all = 0_u64;
+    let read = each(connection, &sql, [id], |row| {
         let sparse = sparse_from(&row.get::<_, String>(LISTING_PHASE.idle)?);
         let (Some(direction), Some(phase), Some(idle)) = (
             Direction::from_name(&row.get::<_, String>(LISTING_PHASE.direction)?),
             TimeoutKind::from_name(&row.get::<_, String>(LISTING_PHASE.phase)?),
             sparse.and_then(|sparse| TimeoutHistogram::from_sparse(&sparse)),
         ) else {
-            return Ok(None);
+            return Ok(false);
         };
         let bucket = TimeoutBucket {
             timeout: row.get(LISTING_PHASE.timeout)?,
@@ -122,10 +130,21 @@ fn read_services(connection: &Connection, id: i64) -> rusqlite::Result<Option<Se
             entered: row.get(LISTING_PHASE.entered)?,
             idle,
         };
+        // A table has no more entries than an int can count.
+        let idle_entries: u64 = bucket.idle.sparse().map(|(_, entries)| u64::from(entries)).sum();
+        all += u64::from(bucket.entries).max(u64::from(bucket.entered)).max(idle_entries);
+        *held += size_of::<TimeoutBucket>() + size_of::<ServiceEntries>();
+        if *held > limits::HELD {
+            return too_much("table listings");
+        }
         let key = (row.get(LISTING_PHASE.proto)?, row.get(LISTING_PHASE.port)?, direction);
         let service = phases.entry(key).or_default();
         service.0.insert(phase, bucket);
         service.1 = row.get(LISTING_PHASE.pairs)?;
+        Ok(true)
+    })?;
+    if read.contains(&false) || all > u64::from(u32::MAX) {
+        return Ok(None);
     }
     let restored = |(key, (phases, pairs))| (key, ServiceEntries::restored(phases, pairs));
     Ok(Some(phases.into_iter().map(restored).collect()))

@@ -2,7 +2,7 @@
 //! Not SQLite's locks: readers must not be shut out, and those are lost when any descriptor of the file is closed.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use super::files::sidecar_path;
 use super::full::DiskFull;
 use crate::error::Failure;
+use crate::files::place;
 
 /// Bytes reserved in the lock file, so that the end of the run can be written to a full disk.
 const RESERVED: usize = 256 << 10;
@@ -23,17 +24,35 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes it.
+    /// Takes it. The recording's folder has been looked at ([`place::file`]).
     ///
     /// # Errors
-    /// Another recorder holds it, or nothing can be written there.
+    /// Another recorder holds it, nothing can be written there, or what has its name is no lock file.
     pub fn take(recording: &Path) -> Result<Self> {
         let path = sidecar_path(recording, "-lock");
         loop {
-            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-            let file = file.with_context(|| {
-                format!("creating {}: the recording's directory must exist and be writable", path.display())
+            // A link is not followed, and a FIFO doesn't wait for its other end.
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(flags)
+                .open(&path);
+            let file = file.map_err(|error| match error.raw_os_error() {
+                Some(libc::ELOOP) => no_lock_file(&path, "it is a link"),
+                Some(libc::ENXIO) => no_lock_file(&path, "it is not a regular file"),
+                _ => anyhow::Error::from(error).context(format!(
+                    "creating {}: the recording's directory must exist and be writable",
+                    path.display()
+                )),
             })?;
+            let about = file.metadata().with_context(|| format!("looking at {}", path.display()))?;
+            if about.nlink() > 0 {
+                place::own(&about).map_err(|error| no_lock_file(&path, &error.to_string()))?;
+            }
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
@@ -49,9 +68,13 @@ impl Lock {
             }
             // Its previous holder may have removed the file between our opening and our locking it.
             if file.metadata().ok().map(|ours| ours.ino())
-                == std::fs::metadata(&path).ok().map(|there| there.ino())
+                == std::fs::symlink_metadata(&path).ok().map(|there| there.ino())
             {
-                return Ok(Self { file, path });
+                return if is_reserve(&file)? {
+                    Ok(Self { file, path })
+                } else {
+                    Err(no_lock_file(&path, "something is written in it"))
+                };
             }
         }
     }
@@ -76,6 +99,22 @@ impl Lock {
     }
 }
 
+/// Whether there is nothing in it but what a recorder that was killed had reserved.
+fn is_reserve(file: &File) -> Result<bool> {
+    let mut bytes = Vec::new();
+    file.take(RESERVED as u64 + 1).read_to_end(&mut bytes).context("reading a lock file")?;
+    (&*file).rewind().context("reading a lock file")?;
+    Ok(bytes.len() <= RESERVED && bytes.iter().all(|byte| *byte == 0))
+}
+
+fn no_lock_file(path: &Path, why: &str) -> anyhow::Error {
+    let path = path.display();
+    Failure::usage(format!(
+        "{path} is in the way of a recorder's lock file ({why}): look at it, and remove it or record elsewhere"
+    ))
+    .into()
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
@@ -96,5 +135,32 @@ mod tests {
         drop(first);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
         drop(Lock::take(&path).unwrap());
+    }
+
+    #[test]
+    fn what_has_the_name_of_a_lock_file_and_is_none_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let refused = |lock: &str| {
+            let error = Lock::take(&at("a.ctw")).unwrap_err().to_string();
+            assert!(error.contains("is in the way"), "{lock}: {error}");
+            std::fs::remove_file(at("a.ctw-lock")).unwrap();
+        };
+        std::fs::write(at("mine"), "words").unwrap();
+        std::os::unix::fs::symlink(at("mine"), at("a.ctw-lock")).unwrap();
+        refused("a link");
+        std::os::unix::fs::symlink(at("nowhere"), at("a.ctw-lock")).unwrap();
+        refused("a dangling link");
+        std::fs::hard_link(at("mine"), at("a.ctw-lock")).unwrap();
+        refused("a hard link");
+        nix::unistd::mkfifo(&at("a.ctw-lock"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        refused("a FIFO");
+        std::fs::write(at("a.ctw-lock"), "words").unwrap();
+        refused("a file with words");
+        assert_eq!(std::fs::read(at("mine")).unwrap(), b"words");
+        assert!(!at("nowhere").exists());
+        // What a recorder that was killed leaves is no obstacle.
+        std::fs::write(at("a.ctw-lock"), vec![0; RESERVED]).unwrap();
+        drop(Lock::take(&at("a.ctw")).unwrap());
     }
 }

@@ -10,6 +10,8 @@ mod digest;
 mod event;
 pub mod files;
 pub mod full;
+mod layout;
+mod limits;
 pub mod lines;
 mod listing;
 mod lock;
@@ -32,6 +34,7 @@ pub mod writer;
 pub mod writer_thread;
 
 pub use full::DiskFull;
+pub use limits::stop_reading;
 pub use lock::Lock;
 pub use open::Fault;
 pub use reader::Recording;

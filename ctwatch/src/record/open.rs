@@ -2,7 +2,6 @@
 //! Nothing here trusts the file, and nothing here writes to it.
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -10,8 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::files::wal;
-use super::{APPLICATION_ID, SCHEMA, schema};
+use super::files::{self, wal};
+use super::{APPLICATION_ID, SCHEMA, layout, limits};
+use crate::files::open_regular;
 
 /// What is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub enum Fault {
     Truncated(PathBuf, u64, u64),
     /// Its content is not what was written.
     Damaged(PathBuf, String),
+    /// Reading it was to end ([`limits::stop_reading`]).
+    Stopped(PathBuf),
 }
 
 impl fmt::Display for Fault {
@@ -61,6 +63,7 @@ impl fmt::Display for Fault {
                 path.display(),
                 path.display()
             ),
+            Self::Stopped(path) => write!(f, "reading {}: interrupted", path.display()),
         }
     }
 }
@@ -72,6 +75,7 @@ impl std::error::Error for Fault {}
 pub(super) enum ReadError {
     Sql(rusqlite::Error),
     Corrupt(String),
+    Stopped,
 }
 
 impl From<rusqlite::Error> for ReadError {
@@ -86,6 +90,7 @@ impl ReadError {
         match self {
             Self::Sql(error) => fault(path, &error),
             Self::Corrupt(what) => Fault::Damaged(path.to_owned(), what),
+            Self::Stopped => Fault::Stopped(path.to_owned()),
         }
     }
 }
@@ -95,22 +100,36 @@ pub(super) fn corrupt_row<T>(table: &str, id: i64) -> Result<T, ReadError> {
     Err(ReadError::Corrupt(format!("{table} {id}: checksum mismatch")))
 }
 
+/// The error for more rows, or larger ones, than a recorder writes.
+pub(super) fn too_much<T>(what: &str) -> Result<T, ReadError> {
+    Err(ReadError::Corrupt(format!("it has more {what} than a recorder writes")))
+}
+
 /// Opens a file for reading, even if its directory is read-only.
 pub(super) fn connect(path: &Path) -> Result<Connection> {
     examine_head(path)?;
     examine_size(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |about| about.len());
+    let size = bytes(path) + wal(path).map_or(0, |wal| bytes(&wal));
+    let probed = |connection| probed(connection, size);
     let connection = if wal(path).is_some() {
         // A recorder is running or was killed: what is only in the -wal counts.
-        match Connection::open_with_flags(path, flags).and_then(probed) {
-            // In a read-only directory the index that readers of a -wal share can't be created.
-            Err(error) if error.sqlite_error_code() != Some(ErrorCode::NotADatabase) => {
-                Connection::open_with_flags_and_vfs(path, flags, c"unix-none").and_then(|connection| {
-                    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-                    probed(connection)
-                })
+        let alone = |vfs| {
+            Connection::open_with_flags_and_vfs(path, flags, vfs).and_then(|connection| {
+                connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+                probed(connection)
+            })
+        };
+        if files::are_trusted(path) {
+            match Connection::open_with_flags(path, flags).and_then(probed) {
+                // In a read-only directory the index that readers of a -wal share can't be created.
+                Err(error) if is_about_the_index(&error) => alone(c"unix-none"),
+                opened => opened,
             }
-            opened => opened,
+        } else {
+            // An index that somebody else made, or could change meanwhile, is not used, and none is made next to it.
+            alone(c"unix-none")
         }
     } else {
         // Nobody writes: the file can be read without creating others, and none are left behind.
@@ -119,7 +138,21 @@ pub(super) fn connect(path: &Path) -> Result<Connection> {
     };
     let connection = connection.map_err(|error| fault(path, &error))?;
     examine_marks(path, &connection)?;
+    layout::examine(&connection).map_err(|error| error.into_fault(path))?;
     Ok(connection)
+}
+
+/// Whether the index of a -wal may have been what failed.
+fn is_about_the_index(error: &rusqlite::Error) -> bool {
+    !matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::NotADatabase
+                | ErrorCode::OperationInterrupted
+                | ErrorCode::OutOfMemory
+                | ErrorCode::TooBig
+        )
+    )
 }
 
 /// Whether a file is a recording that this ctwatch can continue.
@@ -133,13 +166,25 @@ pub(super) fn fault(path: &Path, error: &rusqlite::Error) -> Fault {
         Some(ErrorCode::NotADatabase) => Fault::NotARecording(path.to_owned()),
         Some(ErrorCode::DatabaseCorrupt) | None => Fault::Damaged(path.to_owned(), error.to_string()),
         Some(ErrorCode::SystemIoFailure) => Fault::Damaged(path.to_owned(), error.to_string()),
+        Some(ErrorCode::OperationInterrupted) if limits::is_stopped() => Fault::Stopped(path.to_owned()),
+        Some(ErrorCode::OperationInterrupted) => Fault::Damaged(
+            path.to_owned(),
+            "reading it takes more steps than a file of its size can need".to_owned(),
+        ),
+        Some(ErrorCode::OutOfMemory) => {
+            Fault::Damaged(path.to_owned(), "reading it takes more memory than any recording does".to_owned())
+        }
+        Some(ErrorCode::TooBig) => {
+            Fault::Damaged(path.to_owned(), "a value is longer than any that a recorder writes".to_owned())
+        }
         Some(_) => Fault::Unreadable(path.to_owned(), error.to_string()),
     }
 }
 
-fn probed(connection: Connection) -> rusqlite::Result<Connection> {
+fn probed(mut connection: Connection, size: u64) -> rusqlite::Result<Connection> {
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
-    schema::distrust(&connection)?;
+    limits::distrust(&connection)?;
+    limits::watch(&mut connection, size)?;
     connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))?;
     Ok(connection)
 }
@@ -159,7 +204,7 @@ fn head(path: &Path) -> Result<[u8; HEAD], Fault> {
         _ => Fault::Unreadable(path.to_owned(), error.to_string()),
     };
     let mut head = [0; HEAD];
-    File::open(path).and_then(|mut file| file.read_exact(&mut head)).map_err(unreadable)?;
+    open_regular(path).and_then(|mut file| file.read_exact(&mut head)).map_err(unreadable)?;
     Ok(head)
 }
 

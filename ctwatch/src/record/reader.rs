@@ -4,35 +4,49 @@
 mod bounds;
 mod ticks;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
-use jiff::Timestamp;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
 use super::columns::{
     INCIDENT, IncidentColumns, MACHINE, MachineColumns, NETNS, NOTICE, NetnsColumns, NoticeColumns, RUN_END,
     RunEndColumns, SETTING, SLOT, SettingColumns, SlotColumns,
 };
-use super::open::{self, Fault, ReadError, corrupt_row};
+use super::open::{self, Fault, ReadError, corrupt_row, too_much};
 use super::rows::{
     EndReason, Incident, MachineSnapshot, Names, NetnsSetting, Notice, Run, RunEnd, Setting, SnapshotReason,
     StoredListing, netns_checksum,
 };
 use super::rules::{self, StoredRules};
-use super::{event, listing, run};
+use super::{event, limits, listing, run};
 use crate::model::{Loss, NetnsId, WallMono};
 pub(super) use ticks::Numbers;
 pub use ticks::{Stored, Ticks};
+
+/// What a row takes at least that goes elsewhere than into the list of rows.
+const LEAST: usize = 32;
 
 /// A recording open for reading, as it was when it was opened. It may be written to meanwhile.
 #[derive(Debug)]
 pub struct Recording {
     connection: Connection,
     path: PathBuf,
+    /// By table: the numbers of each run's rows.
+    spans: RefCell<HashMap<&'static str, HashMap<i64, RowSpan>>>,
 }
+
+/// The lowest and the highest number that rows of a run have. They are written run by run, so that there are no others
+/// between them, and reading all runs takes as long as the rows are many.
+pub(super) type RowSpan = [i64; 2];
+
+/// Rows of any number.
+pub(super) const ANY_ROW: RowSpan = [i64::MIN, i64::MAX];
 
 /// A run and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,14 +57,17 @@ pub struct RecordedRun {
     pub run: Run,
     /// The number of its first tick.
     pub first_tick: i64,
+    /// No tick of it has a higher number.
+    pub(super) last_possible: i64,
     /// How it ended; `None` if it is still running, or the recorder or the host stopped.
     pub end: Option<RunEnd>,
 }
 
-/// Selects the slots of a run, each with its netns's number after its own columns.
+/// Selects the slots of a run, each with its netns's number after its own columns. Here as elsewhere the order of the tables
+/// is given (CROSS JOIN) and no index on `run` is taken (`+`): each row is looked at once, whatever the file holds.
 pub(super) fn slots_of_run() -> String {
     let slot = SlotColumns::of("s");
-    format!("SELECT {slot}, n.number FROM slot s JOIN netns n ON n.id = s.netns WHERE n.run = ?1")
+    format!("SELECT {slot}, n.number FROM slot s CROSS JOIN netns n ON n.id = s.netns WHERE +n.run = ?1")
 }
 
 /// A slot's number in the file and its key, from a row of [`slots_of_run`].
@@ -68,6 +85,19 @@ pub(super) fn slot(row: &Row<'_>) -> rusqlite::Result<(i64, SlotKey)> {
     Ok((row.get(SLOT.id)?, key))
 }
 
+/// Which of the large things there are, each of which is read by itself: a table's listing, a machine's facts, a rule set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Its number in the file.
+    pub id: i64,
+    /// Whose it is; of a machine, which has many, nobody's.
+    pub netns: Option<NetnsId>,
+    /// When it was taken.
+    pub at: WallMono,
+    /// Of a listing: it was interrupted. Of a rule set: it was dropped to keep the file small.
+    pub is_incomplete: bool,
+}
+
 impl Recording {
     /// Opens a recording.
     ///
@@ -79,7 +109,7 @@ impl Recording {
         let began = connection.execute_batch("BEGIN; SELECT count(*) FROM meta");
         began.map_err(|error| open::fault(path, &error))?;
         connection.set_prepared_statement_cache_capacity(32);
-        Ok(Self { connection, path: path.to_owned() })
+        Ok(Self { connection, path: path.to_owned(), spans: RefCell::default() })
     }
 
     /// The file.
@@ -95,8 +125,19 @@ impl Recording {
     pub fn runs(&self) -> Result<Vec<RecordedRun>> {
         let mut runs = self.all(&run::all(), [], |row| {
             let (id, first_tick, run) = run::read(row)?;
-            Ok(RecordedRun { id, run, first_tick, end: None })
+            Ok(RecordedRun { id, run, first_tick, last_possible: i64::MAX, end: None })
         })?;
+        if runs.len() > limits::RUNS {
+            return Err(self.damaged("it has more runs than a recorder writes").into());
+        }
+        // Ticks are numbered through all runs.
+        for next in (1..runs.len()).rev() {
+            let Some(last) = runs[next].first_tick.checked_sub(1) else { continue };
+            if last < runs[next - 1].first_tick - 1 {
+                return Err(self.damaged("the ticks of its runs are not in order").into());
+            }
+            runs[next - 1].last_possible = last;
+        }
         for run in &mut runs {
             run.end = self.run_end(run.id)?;
         }
@@ -111,7 +152,7 @@ impl Recording {
             let last_tick = row.get(RUN_END.last_tick)?;
             let Some((at, reason)) = at.zip(reason) else { return corrupt_row("the end of run", run) };
             let end = RunEnd { at, reason, last_tick };
-            let holds = end.checksum(run) == row.get::<_, u32>(RUN_END.crc)?;
+            let holds = end.checksum(run) == row.get::<_, u32>(RUN_END.crc)? && limits::is_tick(last_tick);
             if holds { Ok(end) } else { corrupt_row("the end of run", run) }
         })?;
         Ok(ends.pop())
@@ -122,12 +163,12 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn names(&self, run: i64) -> Result<HashMap<NetnsId, Names>> {
-        let sql = format!("{} WHERE run = ?1", NetnsColumns::SELECT);
-        let names = self.all(&sql, [run], |row| {
+        let names = self.of_run(NetnsColumns::SELECT, "netns", run, |row| {
             let id = NetnsId::from_packed(row.get(NETNS.number)?);
             let names = Names { name: row.get(NETNS.name)?, container: row.get(NETNS.container)? };
             let (inode, life): (u32, u32) = (row.get(NETNS.inode)?, row.get(NETNS.life)?);
             let holds = netns_checksum(run, id, &names) == row.get::<_, u32>(NETNS.crc)?
+                && [&names.name, &names.container].into_iter().all(|name| limits::is_name(name.as_deref()))
                 && (id.inode(), id.generation()) == (inode, life);
             if holds { Ok((id, names)) } else { corrupt_row("netns", i64::from(id.packed())) }
         })?;
@@ -151,12 +192,108 @@ impl Recording {
         Ok(losses.into_iter().filter_map(|(tick, _, loss)| Some((tick, loss?))).collect())
     }
 
+    /// As [`Recording::losses`], one by one.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn each_loss(
+        &self,
+        numbers: std::ops::RangeInclusive<i64>,
+        mut take: impl FnMut(&Loss),
+    ) -> Result<()> {
+        self.all(&event::SELECT, [*numbers.start(), *numbers.end()], |row| {
+            if let (_, _, Some(loss)) = event::read(row)? {
+                take(&loss);
+            }
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Which tables were listed in a run.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn listing_heads(&self, run: i64) -> Result<Vec<Head>> {
+        self.heads("listing", "interrupted", run)
+    }
+
+    /// Which rule sets a run has, of each netns in the order they were in force.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn rules_heads(&self, run: i64) -> Result<Vec<Head>> {
+        self.heads("rules", "rules IS NULL", run)
+    }
+
+    /// Which snapshots of the machine a run has.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn machine_heads(&self, run: i64) -> Result<Vec<Head>> {
+        self.heads("machine", "0", run)
+    }
+
+    fn heads(&self, table: &'static str, is_incomplete: &str, run: i64) -> Result<Vec<Head>> {
+        let [first, last] = self.span(table, run)?;
+        if first > last {
+            return Ok(Vec::new());
+        }
+        let netns =
+            if table == "machine" { "NULL" } else { "(SELECT number FROM netns n WHERE n.id = one.netns)" };
+        let sql = format!(
+            "SELECT id, {netns}, wall_us, mono_us, {is_incomplete} FROM {table} one WHERE run = ?1 AND id BETWEEN ?2 AND ?3 \
+             ORDER BY id"
+        );
+        self.all(&sql, [run, first, last], |row| {
+            let id = row.get(0)?;
+            let Some(at) = WallMono::from_columns(row.get(2)?, row.get(3)?) else {
+                return corrupt_row(table, id);
+            };
+            let netns = row.get::<_, Option<u32>>(1)?.map(NetnsId::from_packed);
+            Ok(Head { id, netns, at, is_incomplete: row.get(4)? })
+        })
+    }
+
+    /// A table's listing.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn listing(&self, run: i64, head: &Head) -> Result<StoredListing> {
+        let found = listing::read(&self.connection, run, [head.id; 2]);
+        self.one(found, "listing", head)
+    }
+
+    /// A rule set.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn rule_set(&self, run: i64, head: &Head) -> Result<StoredRules> {
+        let found = rules::read(&self.connection, run, [head.id; 2]);
+        self.one(found, "rules", head)
+    }
+
+    /// A snapshot of the machine.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn machine(&self, run: i64, head: &Head) -> Result<MachineSnapshot> {
+        let found = machine(&self.connection, run, [head.id; 2]);
+        self.one(found, "machine", head)
+    }
+
+    fn one<T>(&self, found: Result<Vec<T>, ReadError>, table: &str, head: &Head) -> Result<T> {
+        let found = found.map_err(|error| error.into_fault(&self.path))?.pop();
+        found.ok_or_else(|| self.damaged(format!("{table} {} can't be read", head.id)).into())
+    }
+
     /// The tables listed entry by entry in a run.
     ///
     /// # Errors
     /// See [`Recording::runs`].
     pub fn listings(&self, run: i64) -> Result<Vec<StoredListing>> {
-        Ok(listing::read(&self.connection, run).map_err(|error| error.into_fault(&self.path))?)
+        let found = listing::read(&self.connection, run, self.span("listing", run)?);
+        Ok(found.map_err(|error| error.into_fault(&self.path))?)
     }
 
     /// The rule sets of a run, of each netns in the order they were in force. None where the recorder was one that didn't
@@ -165,7 +302,8 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn rules(&self, run: i64) -> Result<Vec<StoredRules>> {
-        Ok(rules::read(&self.connection, run).map_err(|error| error.into_fault(&self.path))?)
+        let found = rules::read(&self.connection, run, self.span("rules", run)?);
+        Ok(found.map_err(|error| error.into_fault(&self.path))?)
     }
 
     /// The settings of other namespaces than the recorder's when first seen, and every change to them.
@@ -173,7 +311,8 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn netns_settings(&self, run: i64) -> Result<Vec<NetnsSetting>> {
-        Ok(rules::read_settings(&self.connection, run).map_err(|error| error.into_fault(&self.path))?)
+        let found = rules::read_settings(&self.connection, run, self.span("netns_setting", run)?);
+        Ok(found.map_err(|error| error.into_fault(&self.path))?)
     }
 
     /// The notices of a run.
@@ -181,7 +320,7 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn notices(&self, run: i64) -> Result<Vec<Notice>> {
-        self.of_run(NoticeColumns::SELECT, run, |row| {
+        self.of_run(NoticeColumns::SELECT, "notice", run, |row| {
             let id = row.get(NOTICE.id)?;
             let at = WallMono::from_columns(row.get(NOTICE.wall_us)?, row.get(NOTICE.mono_us)?);
             let Some(at) = at else { return corrupt_row("notice", id) };
@@ -196,7 +335,7 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn settings(&self, run: i64) -> Result<Vec<Setting>> {
-        self.of_run(SettingColumns::SELECT, run, |row| {
+        self.of_run(SettingColumns::SELECT, "setting", run, |row| {
             let id = row.get(SETTING.id)?;
             let at = WallMono::from_columns(row.get(SETTING.wall_us)?, row.get(SETTING.mono_us)?);
             let Some(at) = at else { return corrupt_row("setting", id) };
@@ -216,15 +355,8 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn machines(&self, run: i64) -> Result<Vec<MachineSnapshot>> {
-        self.of_run(MachineColumns::SELECT, run, |row| {
-            let id = row.get(MACHINE.id)?;
-            let at = WallMono::from_columns(row.get(MACHINE.wall_us)?, row.get(MACHINE.mono_us)?);
-            let reason = SnapshotReason::from_name(&row.get::<_, String>(MACHINE.reason)?);
-            let Some((at, reason)) = at.zip(reason) else { return corrupt_row("machine", id) };
-            let snapshot = MachineSnapshot { at, occasion: reason, json: row.get(MACHINE.facts)? };
-            let holds = snapshot.checksum(run) == row.get::<_, u32>(MACHINE.crc)?;
-            if holds { Ok(snapshot) } else { corrupt_row("machine", id) }
-        })
+        Ok(machine(&self.connection, run, self.span("machine", run)?)
+            .map_err(|error| error.into_fault(&self.path))?)
     }
 
     /// The incidents of a run, with their numbers.
@@ -232,11 +364,17 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn incidents(&self, run: i64) -> Result<Vec<(i64, Incident)>> {
-        self.of_run(IncidentColumns::SELECT, run, |row| {
+        self.of_run(IncidentColumns::SELECT, "incident", run, |row| {
             let id: i64 = row.get(INCIDENT.id)?;
             let at = WallMono::from_columns(row.get(INCIDENT.wall_us)?, row.get(INCIDENT.mono_us)?);
             let Some(at) = at else { return corrupt_row("incident", id) };
             let ceased: Option<i64> = row.get(INCIDENT.ceased_us)?;
+            let ticks = [INCIDENT.tick, INCIDENT.detail_from, INCIDENT.detail_to];
+            for tick in ticks {
+                if !limits::is_tick(row.get(tick)?) {
+                    return corrupt_row("incident", id);
+                }
+            }
             let incident = Incident {
                 at,
                 condition: row.get(INCIDENT.condition)?,
@@ -244,7 +382,7 @@ impl Recording {
                 measured: row.get(INCIDENT.measured)?,
                 detail_from: row.get(INCIDENT.detail_from)?,
                 detail_to: row.get(INCIDENT.detail_to)?,
-                ceased: ceased.and_then(|us| Timestamp::from_microsecond(us).ok()),
+                ceased: ceased.and_then(limits::time),
             };
             let holds = incident.checksum(run) == row.get::<_, u32>(INCIDENT.crc)?;
             if holds { Ok((id, incident)) } else { corrupt_row("incident", id) }
@@ -262,12 +400,18 @@ impl Recording {
         }
         for run in self.runs()? {
             self.names(run.id)?;
-            self.listings(run.id)?;
+            for head in self.listing_heads(run.id)? {
+                self.listing(run.id, &head)?;
+            }
             self.notices(run.id)?;
             self.settings(run.id)?;
-            self.rules(run.id)?;
+            for head in self.rules_heads(run.id)? {
+                self.rule_set(run.id, &head)?;
+            }
             self.netns_settings(run.id)?;
-            self.machines(run.id)?;
+            for head in self.machine_heads(run.id)? {
+                self.machine(run.id, &head)?;
+            }
             self.incidents(run.id)?;
             for tick in self.ticks(&run, i64::MIN..=i64::MAX)? {
                 let tick = tick?;
@@ -281,10 +425,48 @@ impl Recording {
     fn of_run<T>(
         &self,
         select: &str,
+        table: &'static str,
         run: i64,
         read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
     ) -> Result<Vec<T>> {
-        self.all(&format!("{select} WHERE run = ?1 ORDER BY id"), [run], read)
+        let sql = format!("{select} WHERE +run = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id");
+        let [first, last] = self.span(table, run)?;
+        self.all(&sql, [run, first, last], read)
+    }
+
+    /// Where the rows of a run are in one of the tables whose rows have a number and a run; slots have a netns of a run.
+    pub(super) fn span(&self, table: &'static str, run: i64) -> Result<RowSpan> {
+        const NONE: RowSpan = [0, -1];
+        let mut spans = self.spans.borrow_mut();
+        let known = match spans.entry(table) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => {
+                let found = self.read_spans(table).map_err(|error| error.into_fault(&self.path))?;
+                free.insert(found)
+            }
+        };
+        Ok(known.get(&run).copied().unwrap_or(NONE))
+    }
+
+    fn read_spans(&self, table: &str) -> Result<HashMap<i64, RowSpan>, ReadError> {
+        let mut spans: HashMap<i64, RowSpan> = HashMap::new();
+        let sql = match table {
+            "slot" => "SELECT s.id, n.run FROM slot s CROSS JOIN netns n ON n.id = s.netns".to_owned(),
+            // A file from before they were thought of has none.
+            "rules" | "netns_setting" if !rules::has_table(&self.connection, table)? => return Ok(spans),
+            _ => format!("SELECT id, run FROM {table}"),
+        };
+        let mut statement = self.connection.prepare(&sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (id, run): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let [first, last] = spans.entry(run).or_insert([id, id]);
+            (*first, *last) = ((*first).min(id), (*last).max(id));
+            if spans.len() > limits::RUNS {
+                return too_much("runs");
+            }
+        }
+        Ok(spans)
     }
 
     fn all<T, P: rusqlite::Params>(
@@ -301,17 +483,62 @@ impl Recording {
     }
 }
 
-/// Every row of a query.
+/// Reads snapshots of the machine.
+fn machine(
+    connection: &Connection,
+    run: i64,
+    [first, last]: RowSpan,
+) -> Result<Vec<MachineSnapshot>, ReadError> {
+    let sql = format!("{} WHERE run = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id", MachineColumns::SELECT);
+    each_of(connection, &sql, [run, first, last], limits::FACTS, |row| {
+        let id = row.get(MACHINE.id)?;
+        let at = WallMono::from_columns(row.get(MACHINE.wall_us)?, row.get(MACHINE.mono_us)?);
+        let reason = SnapshotReason::from_name(&row.get::<_, String>(MACHINE.reason)?);
+        let Some((at, reason)) = at.zip(reason) else { return corrupt_row("machine", id) };
+        let snapshot = MachineSnapshot { at, occasion: reason, json: row.get(MACHINE.facts)? };
+        let holds = snapshot.checksum(run) == row.get::<_, u32>(MACHINE.crc)?;
+        if holds { Ok(snapshot) } else { corrupt_row("machine", id) }
+    })
+}
+
+/// Every row of a query. Texts are no longer than [`limits::TEXT`], and all together no more than is held at once.
 pub(super) fn each<T, P: rusqlite::Params>(
     connection: &Connection,
     sql: &str,
     parameters: P,
+    read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
+) -> Result<Vec<T>, ReadError> {
+    each_of(connection, sql, parameters, limits::TEXT, read)
+}
+
+/// As [`each`], with texts up to this length.
+fn each_of<T, P: rusqlite::Params>(
+    connection: &Connection,
+    sql: &str,
+    parameters: P,
+    longest: usize,
     mut read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
 ) -> Result<Vec<T>, ReadError> {
     let mut statement = connection.prepare_cached(sql)?;
+    let columns = statement.column_count();
     let mut rows = statement.query(parameters)?;
     let mut found = Vec::new();
+    let mut held = 0;
     while let Some(row) = rows.next()? {
+        if limits::is_stopped() {
+            return Err(ReadError::Stopped);
+        }
+        for column in 0..columns {
+            held += match row.get_ref(column)? {
+                ValueRef::Text(text) if text.len() > longest => return too_much("text in one row"),
+                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len(),
+                ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => 0,
+            };
+        }
+        held += size_of::<T>().max(LEAST);
+        if held > limits::HELD {
+            return too_much("rows of a kind");
+        }
         found.push(read(row)?);
     }
     Ok(found)

@@ -1,7 +1,7 @@
 //! Assembles what is recorded each tick, and decides when an incident begins and ends.
 //! Fed by a watch or anything that looks like one; writes through the writer thread only.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -197,6 +197,11 @@ impl Recorder {
                 self.pending.names.insert(netns.id, names.clone());
                 self.names.insert(netns.id, names);
             }
+        }
+        // Of those that went nothing more is told.
+        if self.names.len() > 2 * sample.netns.len() + 64 {
+            let there: HashSet<NetnsId> = sample.netns.iter().map(|netns| netns.id).collect();
+            self.names.retain(|id, _| there.contains(id));
         }
     }
 

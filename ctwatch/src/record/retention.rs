@@ -1,19 +1,23 @@
 //! Keeps a recording small: the oldest ticks are downsampled step by step, and finally merged into one sum.
 //! Totals stay exact, incidents keep their detail longest, and freed space is returned to the file system.
 
+mod ages;
+mod fold;
+
 use std::time::Duration;
 
 use anyhow::Result;
-use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::Writer;
 use super::open::ReadError;
-use super::reader::{Numbers, Stored, each};
+use super::reader::{ANY_ROW, Numbers, Stored, each};
+use super::rows::Names;
 use super::rules;
 use super::tick::Tick;
 use super::writer::dictionary::Dictionary;
 use super::writer::{TickRow, insert_tick};
+use ages::Ages;
 
 /// Ticks handled in one step: some tens of milliseconds.
 const STEP: usize = 600;
@@ -27,6 +31,12 @@ const PAGES: usize = 1024;
 const CHECK_EVERY: u32 = 8;
 /// Steps between two searches for unreferenced owners: each reads all events.
 const OWNERS_EVERY: u32 = 32;
+/// Steps between two searches for namespaces and slots that nothing refers to, and for notices beyond the most that are kept.
+const NAMES_EVERY: u32 = 1024;
+/// Fewer namespaces and slots than this can stay.
+const WORTH_A_SEARCH: i64 = 1024;
+/// Notices, and changes of settings, that are kept: the latest.
+const NOTICES: i64 = 4096;
 /// Rule sets take at most this part of the file.
 const RULES_SHARE: u64 = 8;
 /// Seconds per tick at levels 1 to 3.
@@ -57,6 +67,9 @@ pub struct Retention {
     unchecked: u32,
     /// Steps until the next search for unreferenced owners.
     owners_in: u32,
+    /// Steps until the next search for unreferenced names.
+    names_in: u32,
+    ages: Option<Ages>,
     busy: bool,
 }
 
@@ -71,14 +84,23 @@ impl Retention {
     /// For a file that was just opened.
     #[must_use]
     pub fn new(limits: RetentionLimits) -> Self {
-        Self { limits, cursors: [0; SUM as usize], swept: 0, unchecked: 0, owners_in: 0, busy: false }
+        Self {
+            limits,
+            cursors: [0; SUM as usize],
+            swept: 0,
+            unchecked: 0,
+            owners_in: 0,
+            names_in: 0,
+            ages: None,
+            busy: false,
+        }
     }
 
-    /// Does one step after a tick, if one is due.
+    /// Does one step after a tick, if one is due. `now_us` is by CLOCK_MONOTONIC.
     ///
     /// # Errors
     /// The file can't be written or is damaged.
-    pub fn step(&mut self, writer: &mut Writer, now: Timestamp) -> Result<()> {
+    pub fn step(&mut self, writer: &mut Writer, now_us: i64) -> Result<()> {
         self.unchecked += 1;
         if !self.busy && self.unchecked < CHECK_EVERY {
             return Ok(());
@@ -87,10 +109,15 @@ impl Retention {
         let run = writer.run();
         let known_owners = writer.known_owners();
         let (path, connection) = writer.parts();
-        self.try_step(connection, run, known_owners, now).map_err(|error| match error {
-            ReadError::Sql(error) => anyhow::Error::from(error),
-            ReadError::Corrupt(_) => error.into_fault(path).into(),
-        })
+        let forgotten =
+            self.try_step(connection, run, known_owners, now_us).map_err(|error| match error {
+                ReadError::Sql(error) => anyhow::Error::from(error),
+                ReadError::Corrupt(_) | ReadError::Stopped => error.into_fault(path).into(),
+            })?;
+        if forgotten {
+            writer.reload_dictionary()?;
+        }
+        Ok(())
     }
 
     fn try_step(
@@ -98,30 +125,43 @@ impl Retention {
         connection: &mut Connection,
         run: i64,
         known_owners: i64,
-        now: Timestamp,
-    ) -> Result<(), ReadError> {
-        self.sweep_detail(connection, now)?;
-        let old = now.as_microsecond() - self.limits.keep.as_micros() as i64;
-        let mut worked = self.sum_up_old(connection, old)? == Step::Done;
-        worked |= drop_old_run(connection, run, old)?;
+        now_us: i64,
+    ) -> Result<bool, ReadError> {
+        let ages = match self.ages.take() {
+            Some(ages) => ages,
+            None => Ages::read(connection, run)?,
+        };
+        self.sweep_detail(connection, &ages, now_us)?;
+        let keep_us = micros(self.limits.keep);
+        let before = |run| ages.cutoff(run, now_us, keep_us);
+        let mut worked = self.sum_up_old(connection, before)? == Step::Done;
+        worked |= drop_old_run(connection, run, before)?;
+        worked |= drop_old_notices(connection, run, before(run))?;
+        let forgotten = self.forget_names(connection, run)?;
         worked |= rules::shrink(connection, self.limits.max_size / RULES_SHARE)?;
         if size(connection)? > self.limits.max_size {
             worked |=
                 self.drop_owners(connection, known_owners)? || self.shrink(connection, run)? == Step::Done;
         }
         self.busy = worked;
+        self.ages = Some(ages);
         give_back(connection)?;
-        Ok(())
+        Ok(forgotten)
     }
 
     /// Drops detail that no incident claimed in time.
-    fn sweep_detail(&mut self, connection: &Connection, now: Timestamp) -> Result<(), ReadError> {
-        let until = now.as_microsecond() - self.limits.detail.as_micros() as i64;
-        let to: Option<i64> = connection
-            .prepare_cached(
-                "SELECT max(id) FROM (SELECT id FROM tick WHERE id >= ?1 AND wall_us < ?2 LIMIT 600)",
-            )?
-            .query_row([self.swept, until], |row| row.get(0))?;
+    fn sweep_detail(&mut self, connection: &Connection, ages: &Ages, now_us: i64) -> Result<(), ReadError> {
+        let detail_us = micros(self.limits.detail);
+        let mut statement = connection
+            .prepare_cached("SELECT id, run, mono_us FROM tick WHERE id >= ?1 ORDER BY id LIMIT 600")?;
+        let mut rows = statement.query([self.swept])?;
+        let mut to = None;
+        while let Some(row) = rows.next()? {
+            if row.get::<_, i64>(2)? >= ages.cutoff(row.get(1)?, now_us, detail_us) {
+                break;
+            }
+            to = Some(row.get::<_, i64>(0)?);
+        }
         let Some(to) = to else { return Ok(()) };
         connection
             .prepare_cached(
@@ -147,8 +187,50 @@ impl Retention {
         Ok(dropped > 0)
     }
 
+    /// Drops namespaces and slots that nothing refers to any more, and notices that are too many. Returns whether numbers
+    /// were dropped that the writer may know.
+    fn forget_names(&mut self, connection: &mut Connection, run: i64) -> Result<bool, ReadError> {
+        let due = self.names_in == 0;
+        self.names_in = if due { NAMES_EVERY } else { self.names_in - 1 };
+        if !due {
+            return Ok(false);
+        }
+        for sql in [
+            "DELETE FROM notice WHERE id <= (SELECT id FROM notice ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+            // The first reading of each stays.
+            "DELETE FROM setting WHERE before IS NOT NULL AND id <= (SELECT id FROM setting ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+        ] {
+            connection.prepare_cached(sql)?.execute([NOTICES])?;
+        }
+        let names: i64 = connection
+            .prepare_cached(
+                "SELECT (SELECT count(*) FROM slot) + (SELECT count(*) FROM netns WHERE run = ?1)",
+            )?
+            .query_row([run], |row| row.get(0))?;
+        if names < WORTH_A_SEARCH {
+            return Ok(false);
+        }
+        let transaction = connection.transaction()?;
+        let mut dropped = transaction.execute(
+            "DELETE FROM slot WHERE id NOT IN (SELECT slot FROM tick_loss UNION SELECT slot FROM tick_flow)",
+            [],
+        )?;
+        dropped += transaction.execute(
+            "DELETE FROM netns WHERE id NOT IN (SELECT netns FROM tick_netns UNION SELECT netns FROM slot \
+             UNION SELECT netns FROM event UNION SELECT netns FROM census UNION SELECT netns FROM listing \
+             UNION SELECT netns FROM rules UNION SELECT netns FROM netns_setting)",
+            [],
+        )?;
+        transaction.commit()?;
+        Ok(dropped > 0)
+    }
+
     /// Merges what is older than `--keep`, except around incidents.
-    fn sum_up_old(&self, connection: &mut Connection, old: i64) -> Result<Step, ReadError> {
+    fn sum_up_old(
+        &self,
+        connection: &mut Connection,
+        before: impl Fn(i64) -> i64,
+    ) -> Result<Step, ReadError> {
         let oldest = "SELECT id, run FROM tick WHERE level < 4 AND NOT EXISTS \
              (SELECT 1 FROM incident i WHERE tick.id >= i.detail_from AND tick.first <= i.detail_to) ORDER BY id LIMIT 1";
         // Sums come before everything else: this search is short.
@@ -159,9 +241,9 @@ impl Retention {
         let Some((from, run)) = found else { return Ok(Step::Exhausted) };
         let to: Option<i64> = connection
             .prepare_cached(
-                "SELECT max(id) FROM (SELECT id FROM tick WHERE id >= ?1 AND wall_us < ?2 AND run = ?3 LIMIT 600)",
+                "SELECT max(id) FROM (SELECT id FROM tick WHERE id >= ?1 AND mono_us < ?2 AND run = ?3 LIMIT 600)",
             )?
-            .query_row([from, old, run], |row| row.get(0))?;
+            .query_row([from, before(run), run], |row| row.get(0))?;
         match to {
             Some(to) => self.downsample(connection, run, from, to, SUM).map(|_| Step::Done),
             None => Ok(Step::Exhausted),
@@ -220,7 +302,7 @@ impl Retention {
         })?;
         let claimed =
             |tick: &Stored| incidents.iter().any(|(from, to)| tick.id >= *from && tick.first <= *to);
-        let numbers = Numbers::of(connection, run)?;
+        let numbers = Numbers::of(connection, run, [ANY_ROW; 2])?;
         // A sum is extended, not followed by another one.
         let from = if level == SUM { sum_before(connection, run, from)?.unwrap_or(from) } else { from };
         let mut ticks = Vec::new();
@@ -258,10 +340,14 @@ impl Retention {
     }
 }
 
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
 /// Drops snapshots taken by triggers before the first incident of a run that is left.
 fn drop_snapshots(connection: &Connection, run: i64) -> Result<(), ReadError> {
-    let before = "run = ?1 AND reason = 'trigger' AND wall_us < \
-         (SELECT ifnull(min(wall_us), 9223372036854775807) FROM incident WHERE run = ?1)";
+    let before = "run = ?1 AND reason = 'trigger' AND mono_us < \
+         (SELECT ifnull(min(mono_us), 9223372036854775807) FROM incident WHERE run = ?1)";
     for sql in [
         format!("DELETE FROM listing_phase WHERE listing IN (SELECT id FROM listing WHERE {before})"),
         format!("DELETE FROM listing WHERE {before}"),
@@ -306,6 +392,15 @@ fn replace(
         for tick in ticks {
             sum.append(tick);
         }
+        if level == SUM {
+            for netns in fold::fold(&mut sum) {
+                drop_censuses_of(transaction, &place, dictionary.netns(transaction, netns)?)?;
+            }
+            if sum.netns.iter().any(|netns| netns.id == fold::GONE) {
+                let names = Names { name: Some("gone".to_owned()), container: None };
+                dictionary.name(transaction, &[(fold::GONE, names)].into())?;
+            }
+        }
         insert_tick(transaction, &place, &sum, dictionary)?;
     }
     drop_samples(transaction, &place)?;
@@ -325,6 +420,22 @@ fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Re
     Ok(())
 }
 
+/// Drops what was in the table of a netns that is gone.
+fn drop_censuses_of(transaction: &Transaction<'_>, place: &TickRow, netns: i64) -> Result<(), ReadError> {
+    let sql = "SELECT id FROM census WHERE netns = ?1 AND tick BETWEEN ?2 AND ?3";
+    let gone = each(transaction, sql, [netns, place.first, place.id], |row| Ok(row.get::<_, i64>(0)?))?;
+    gone.into_iter().try_for_each(|id| drop_census(transaction, id))
+}
+
+fn drop_census(transaction: &Transaction<'_>, id: i64) -> Result<(), ReadError> {
+    for table in ["census_key", "census_detail"] {
+        let sql = format!("DELETE FROM {table} WHERE census = ?1");
+        transaction.prepare_cached(&sql)?.execute([id])?;
+    }
+    transaction.prepare_cached("DELETE FROM census WHERE id = ?1")?.execute([id])?;
+    Ok(())
+}
+
 /// Keeps, for each netns, the last census and the last one that set flow offsets: these apply to what follows.
 fn drop_censuses(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), ReadError> {
     let gone = each(
@@ -336,23 +447,29 @@ fn drop_censuses(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), R
         [place.first, place.id],
         |row| Ok(row.get::<_, i64>(0)?),
     )?;
-    for id in gone {
-        for table in ["census_key", "census_detail"] {
-            let sql = format!("DELETE FROM {table} WHERE census = ?1");
-            transaction.prepare_cached(&sql)?.execute([id])?;
-        }
-        transaction.prepare_cached("DELETE FROM census WHERE id = ?1")?.execute([id])?;
-    }
-    Ok(())
+    gone.into_iter().try_for_each(|id| drop_census(transaction, id))
+}
+
+/// Drops notices of the current run that are older than `--keep`, as its ticks are by then.
+fn drop_old_notices(connection: &Connection, run: i64, before_us: i64) -> Result<bool, ReadError> {
+    let sql = "DELETE FROM notice WHERE id IN \
+         (SELECT id FROM notice WHERE run = ?1 AND mono_us < ?2 ORDER BY id LIMIT 600)";
+    Ok(connection.prepare_cached(sql)?.execute([run, before_us])? > 0)
 }
 
 /// Drops a run of which only sums older than `--keep` are left.
-fn drop_old_run(connection: &mut Connection, current: i64, old: i64) -> Result<bool, ReadError> {
-    let sql = "SELECT r.id FROM run r WHERE r.id <> ?1 AND NOT EXISTS (SELECT 1 FROM tick t WHERE t.run = r.id \
-         AND (t.level < 4 OR t.wall_us >= ?2)) AND r.started_us < ?2 ORDER BY r.id LIMIT 1";
-    let run: Option<i64> =
-        connection.prepare_cached(sql)?.query_row([current, old], |row| row.get(0)).optional()?;
-    let Some(run) = run else { return Ok(false) };
+fn drop_old_run(
+    connection: &mut Connection,
+    current: i64,
+    before: impl Fn(i64) -> i64,
+) -> Result<bool, ReadError> {
+    // Where each of its sums ends is kept by the last one.
+    let sql = "SELECT r.id, max(r.started_mono_us, ifnull((SELECT max(t.mono_us) FROM tick t WHERE t.run = r.id), 0)) FROM run r \
+         WHERE r.id <> ?1 AND NOT EXISTS (SELECT 1 FROM tick t WHERE t.run = r.id AND t.level < 4) ORDER BY r.id";
+    let summed = each(connection, sql, [current], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+    let Some((run, _)) = summed.into_iter().find(|(run, last_us)| *last_us < before(*run)) else {
+        return Ok(false);
+    };
     let transaction = connection.transaction()?;
     let ticks = "(SELECT id FROM tick WHERE run = ?1)";
     let netns = "(SELECT id FROM netns WHERE run = ?1)";

@@ -14,15 +14,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::columns::{NETNS_SETTING, NetnsSettingColumns, RULES, RulesColumns};
 use super::digest::Digest;
+use super::limits;
 use super::open::{ReadError, corrupt_row};
-use super::reader::each;
+use super::reader::{RowSpan, each};
 use super::rows::{NetnsSetting, Setting, SnapshotReason};
 use crate::model::{NetnsId, WallMono};
 
 /// A longer rule set is not kept: 20,000 rules take a third of it.
 pub const MAX_SIZE: u64 = 48 << 20;
-/// What that is compressed to at most; a file with more in a row is not ours.
-const MAX_PACKED: i64 = 32 << 20;
 
 /// A rule set, compressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +85,11 @@ impl Packed {
         encoder.try_finish()?;
         let (size, bytes) = (encoder.total_in(), encoder.finish()?);
         ensure!(size <= MAX_SIZE, "{size} bytes are more than a recording keeps of a rule set ({MAX_SIZE})");
+        let packed = bytes.len();
+        ensure!(
+            packed <= limits::PACKED,
+            "{packed} bytes, compressed, are more than a recording keeps of a rule set"
+        );
         Ok(Self { size, bytes })
     }
 
@@ -141,23 +145,24 @@ pub(super) fn insert(
 }
 
 /// Reads the rule sets of a run. None at all where the file is from before they were kept.
-pub(super) fn read(connection: &Connection, run: i64) -> Result<Vec<StoredRules>, ReadError> {
+pub(super) fn read(connection: &Connection, run: i64, span: RowSpan) -> Result<Vec<StoredRules>, ReadError> {
     if !has_table(connection, "rules")? {
         return Ok(Vec::new());
     }
+    let [first, last] = span;
     // The netns's number follows the row's own columns.
     const NETNS_NUMBER: usize = RulesColumns::NAMES.len();
     let columns = RulesColumns::of("r");
     let sql = format!(
-        "SELECT {columns}, n.number, length(r.rules) FROM rules r JOIN netns n ON n.id = r.netns WHERE r.run = ?1 \
-         ORDER BY r.id"
+        "SELECT {columns}, n.number, length(r.rules) FROM rules r CROSS JOIN netns n ON n.id = r.netns WHERE r.run = ?1 \
+         AND r.id BETWEEN ?2 AND ?3 ORDER BY r.id"
     );
-    each(connection, &sql, [run], |row| {
+    each(connection, &sql, [run, first, last], |row| {
         let id: i64 = row.get(RULES.id)?;
         let at = WallMono::from_columns(row.get(RULES.wall_us)?, row.get(RULES.mono_us)?);
         let occasion = SnapshotReason::from_name(&row.get::<_, String>(RULES.reason)?);
         let (Some(at), Some(occasion)) = (at, occasion) else { return corrupt_row("rules", id) };
-        if row.get::<_, Option<i64>>(NETNS_NUMBER + 1)?.is_some_and(|length| length > MAX_PACKED) {
+        if row.get::<_, Option<i64>>(NETNS_NUMBER + 1)?.is_some_and(|length| length > limits::PACKED as i64) {
             return corrupt_row("rules", id);
         }
         let (size, content): (i64, u32) = (row.get(RULES.size)?, row.get(RULES.rules_crc)?);
@@ -195,16 +200,22 @@ pub(super) fn insert_setting(
 }
 
 /// Reads the settings of other namespaces in a run.
-pub(super) fn read_settings(connection: &Connection, run: i64) -> Result<Vec<NetnsSetting>, ReadError> {
+pub(super) fn read_settings(
+    connection: &Connection,
+    run: i64,
+    span: RowSpan,
+) -> Result<Vec<NetnsSetting>, ReadError> {
     if !has_table(connection, "netns_setting")? {
         return Ok(Vec::new());
     }
+    let [first, last] = span;
     const NETNS_NUMBER: usize = NetnsSettingColumns::NAMES.len();
     let columns = NetnsSettingColumns::of("s");
     let sql = format!(
-        "SELECT {columns}, n.number FROM netns_setting s JOIN netns n ON n.id = s.netns WHERE s.run = ?1 ORDER BY s.id"
+        "SELECT {columns}, n.number FROM netns_setting s CROSS JOIN netns n ON n.id = s.netns WHERE s.run = ?1 \
+         AND s.id BETWEEN ?2 AND ?3 ORDER BY s.id"
     );
-    each(connection, &sql, [run], |row| {
+    each(connection, &sql, [run, first, last], |row| {
         let id = row.get(NETNS_SETTING.id)?;
         let at = WallMono::from_columns(row.get(NETNS_SETTING.wall_us)?, row.get(NETNS_SETTING.mono_us)?);
         let Some(at) = at else { return corrupt_row("netns_setting", id) };
@@ -240,8 +251,8 @@ pub(super) fn shrink(connection: &Connection, budget: u64) -> rusqlite::Result<b
         // In force from its own time to that of the next one of its netns.
         let oldest = "SELECT r.id FROM rules r WHERE r.rules IS NOT NULL \
              AND EXISTS (SELECT 1 FROM rules n WHERE n.netns = r.netns AND n.id > r.id) \
-             ORDER BY EXISTS (SELECT 1 FROM incident i WHERE i.run = r.run AND i.wall_us BETWEEN r.wall_us AND \
-               (SELECT min(n.wall_us) FROM rules n WHERE n.netns = r.netns AND n.id > r.id)), r.id LIMIT 1";
+             ORDER BY EXISTS (SELECT 1 FROM incident i WHERE i.run = r.run AND i.mono_us BETWEEN r.mono_us AND \
+               (SELECT min(n.mono_us) FROM rules n WHERE n.netns = r.netns AND n.id > r.id)), r.id LIMIT 1";
         let id: Option<i64> =
             connection.prepare_cached(oldest)?.query_row([], |row| row.get(0)).optional()?;
         let Some(id) = id else { break };

@@ -6,6 +6,7 @@ use rusqlite::types::Null;
 use rusqlite::{Connection, Row, ToSql};
 
 use super::columns::{RUN, RunColumns};
+use super::limits;
 use super::open::{ReadError, corrupt_row};
 use super::rows::Run;
 use crate::model::{Backend, KernelCounters, WallMono};
@@ -90,12 +91,22 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, i64, Run), ReadError> {
         },
         continues: row.get(RUN.continues)?,
     };
-    let holds = run.checksum(first_tick) == row.get::<_, u32>(RUN.crc)?;
+    let names = [run.boot_id.as_deref(), run.host.as_deref(), Some(&run.version), Some(&run.kernel_release)];
+    let counters = run.since_boot.as_array().map(u64::cast_signed);
+    let holds = run.checksum(first_tick) == row.get::<_, u32>(RUN.crc)?
+        && names.into_iter().all(limits::is_name)
+        && limits::is_clock(run.interval_us)
+        && limits::is_tick(first_tick)
+        && counters.into_iter().all(|counter| counter >= 0);
     if holds { Ok((id, first_tick, run)) } else { corrupt_row("run", id) }
 }
 
 fn hooks(text: &str) -> Option<Vec<(String, String)>> {
-    let hooks: Vec<serde_json::Value> = serde_json::from_str(text).ok()?;
-    let of = |hook: &serde_json::Value, name: &str| Some(hook.get(name)?.as_str()?.to_owned());
-    hooks.iter().map(|hook| Some((of(hook, "function")?, of(hook, "kind")?))).collect()
+    #[derive(serde::Deserialize)]
+    struct Hook {
+        function: String,
+        kind: String,
+    }
+    let hooks: Vec<Hook> = serde_json::from_str(text).ok()?;
+    Some(hooks.into_iter().map(|Hook { function, kind }| (function, kind)).collect())
 }

@@ -6,9 +6,9 @@ use rusqlite::{Connection, Result, params};
 
 use super::{APPLICATION_ID, SCHEMA};
 
-const TABLES: &str = include_str!("schema.sql");
+pub(super) const TABLES: &str = include_str!("schema.sql");
 /// Tables that came later.
-const LATER: &str = include_str!("schema_rules.sql");
+pub(super) const LATER: &str = include_str!("schema_rules.sql");
 
 /// Lays out an empty file that nobody else uses yet.
 pub(super) fn lay_out(connection: &mut Connection, version: &str, created: &str) -> Result<()> {
@@ -35,10 +35,4 @@ pub(super) fn lay_out(connection: &mut Connection, version: &str, created: &str)
 /// Gives a file that an older ctwatch began the tables it lacks.
 pub(super) fn complete(connection: &Connection) -> Result<()> {
     connection.execute_batch(LATER)
-}
-
-/// A file from elsewhere may contain anything: its schema must run no code, and damaged pages are to be noticed early.
-pub(super) fn distrust(connection: &Connection) -> Result<()> {
-    connection.pragma_update(None, "trusted_schema", false)?;
-    connection.pragma_update(None, "cell_size_check", true)
 }

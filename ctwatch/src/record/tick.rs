@@ -156,6 +156,17 @@ impl Tick {
         digest.finish()
     }
 
+    /// All that moved in it, and what its censuses add to that.
+    pub(super) fn moved(&self) -> impl Iterator<Item = i64> + '_ {
+        let netns = self.netns.iter().flat_map(|one| one.kernel.into_iter().chain(one.width));
+        let losses = self.losses.iter().map(|(_, count)| *count);
+        let flows = self.flows.iter().flat_map(|(_, counts)| *counts);
+        let bases = self.censuses.iter().flat_map(|census| census.bases.iter().map(|base| base.entries));
+        let by_cause = self.overflow.into_iter().chain(self.lost_events);
+        let rest = [self.ambiguous, self.flows_overflow, self.events_seen.cast_signed()];
+        netns.chain(losses).chain(flows).chain(bases).chain(by_cause).chain(rest).chain(self.unexplained)
+    }
+
     /// Appends a later tick: the two become one that spans both.
     pub fn append(&mut self, later: Tick) {
         self.time = later.time;

@@ -22,7 +22,7 @@ use super::rows::{
 };
 use super::rules::{self, StoredRules};
 use super::tick::{NetnsTick, Tick};
-use super::{Fault, census, event, files, listing, open, run, schema};
+use super::{Fault, census, event, files, layout, limits, listing, open, run, schema};
 use crate::model::{Loss, NetnsId};
 use dictionary::Dictionary;
 
@@ -96,6 +96,7 @@ impl Writer {
 
     fn begin(path: &Path, run: &Run) -> Result<Self> {
         let connection = connect(path)?;
+        layout::examine(&connection).map_err(|error| error.into_fault(path))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
@@ -237,6 +238,12 @@ impl Writer {
 }
 
 impl Writer {
+    /// For [`super::Retention`], which dropped numbers of namespaces or slots: they may be needed again.
+    pub(super) fn reload_dictionary(&mut self) -> rusqlite::Result<()> {
+        self.dictionary = Dictionary::load(&self.connection, self.run)?;
+        Ok(())
+    }
+
     /// For [`super::Retention`]: owners from this number on may be referenced again.
     pub(super) fn known_owners(&self) -> i64 {
         self.dictionary.known_owners()
@@ -253,10 +260,11 @@ fn is_new(path: &Path) -> Result<bool> {
 }
 
 fn connect(path: &Path) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection =
         Connection::open_with_flags(path, flags).with_context(|| format!("opening {}", path.display()))?;
-    schema::distrust(&connection)?;
+    limits::distrust(&connection)?;
     Ok(connection)
 }
 

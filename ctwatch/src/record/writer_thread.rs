@@ -117,7 +117,7 @@ fn write_all(
                     send_numbers(&mut writer, &batch.incidents, numbers);
                 }
                 if let (Ok(()), Some(tick)) = (&written, &batch.tick) {
-                    written = retention.step(&mut writer, tick.time);
+                    written = retention.step(&mut writer, tick.mono_us);
                 }
                 written
             }

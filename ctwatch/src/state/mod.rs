@@ -267,6 +267,7 @@ impl State {
             overflow: Counted(self.overflow).any(),
             summed_up: Counted(rest.map(|sum| sum.total)).any(),
             occupied: self.occupied.clone(),
+            unwritten_lines: 0,
         }
     }
 

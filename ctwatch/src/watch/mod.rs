@@ -105,6 +105,7 @@ pub struct Watch {
     restarted: bool,
     last_sample: Instant,
     crowding_told: bool,
+    unnumbered_told: bool,
 }
 
 /// What each CPU had counted in a netns when its watch began; `None` for a CPU that was offline.
@@ -126,6 +127,7 @@ impl Watch {
             restarted: false,
             last_sample: Instant::now(),
             crowding_told: false,
+            unnumbered_told: false,
         };
         let start = watch.attach(kernel)?;
         Ok((watch, start))
@@ -313,6 +315,12 @@ impl Watch {
     pub fn take_crowding(&mut self) -> bool {
         let crowded = self.probe.as_ref().is_some_and(|probe| probe.shared.crowded() > 0);
         crowded && !std::mem::replace(&mut self.crowding_told, true)
+    }
+
+    /// Whether namespaces can't be told apart any more from earlier ones with the same inode number; said once.
+    pub fn take_unnumbered(&mut self) -> bool {
+        let unnumbered = self.probe.as_ref().is_some_and(|probe| probe.shared.unnumbered() > 0);
+        unnumbered && !std::mem::replace(&mut self.unnumbered_told, true)
     }
 
     /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just

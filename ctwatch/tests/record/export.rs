@@ -267,7 +267,7 @@ fn nothing_is_written_over_and_wrong_usage_says_what_is_right() {
     says(&[file], 2, "--to");
     says(&[file, "--to", "csv", "--table", "tuples"], 2, "arrivals");
     says(&[file, "--to", "csv", "--table", "ticks", "--from", "+1h"], 2, "the recording covers");
-    says(&["/dev/null", "--to", "ndjson"], 1, "not a ctwatch recording");
+    says(&["/dev/null", "--to", "ndjson"], 1, "not a regular file");
 }
 
 #[test]

@@ -10,4 +10,5 @@ mod replay;
 mod retention;
 mod rotate;
 mod roundtrip;
+mod stuck;
 mod synthetic;

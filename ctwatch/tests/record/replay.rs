@@ -334,7 +334,7 @@ fn wrong_usage_and_wrong_files_are_told_apart() {
     says(&[file, "--from", "soon"], 2, "+10m");
     says(&[file, "--speed", "0"], 2, "max");
     says(&["/nonexistent.ctw"], 1, "no such file");
-    says(&["/dev/null"], 1, "not a ctwatch recording");
+    says(&["/dev/null"], 1, "not a regular file");
 }
 
 #[test]

@@ -5,12 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ctwatch::model::Owner;
+use ctwatch::model::{NetnsId, Owner, WallMono};
+use ctwatch::record::rows::{Names, Notice, Run};
+use ctwatch::record::tick::{NetnsTick, Presence, Tick};
 use ctwatch::record::writer::Batch;
-use ctwatch::record::{Recording, Retention, RetentionLimits};
-use ctwatch_common::slot::SlotKey;
+use ctwatch::record::{Recording, Retention, RetentionLimits, Writer};
+use ctwatch::testing::slot;
+use ctwatch_common::slot::{KIND_LOOPBACK, SlotKey};
 
-use super::synthetic::{at, batch, incident, write};
+use super::synthetic::{at, batch, incident, run, write};
 
 const NEVER: RetentionLimits = RetentionLimits {
     keep: Duration::from_secs(1 << 31),
@@ -62,7 +65,7 @@ fn record(limits: RetentionLimits, seconds: i64) -> (tempfile::TempDir, std::pat
             batch.incidents = vec![incident(1000)];
         }
         writer.write(&batch).unwrap();
-        retention.step(&mut writer, at(second).time).unwrap();
+        retention.step(&mut writer, at(second).mono_us).unwrap();
     }
     drop(writer);
     (folder, path)
@@ -98,7 +101,7 @@ fn what_is_too_old_becomes_a_sum_and_an_old_run_goes() {
     let mut retention = Retention::new(keep);
     for second in 0..200 {
         writer.write(&Batch::default()).unwrap();
-        retention.step(&mut writer, at(100_000 + second).time).unwrap();
+        retention.step(&mut writer, at(100_000 + second).mono_us).unwrap();
     }
     drop(writer);
     let recording = Recording::open(&kept).unwrap();
@@ -147,7 +150,7 @@ fn processes_that_are_named_no_more_make_room_before_an_incident_does() {
             })
             .collect();
         writer.write(&batch).unwrap();
-        retention.step(&mut writer, at(second).time).unwrap();
+        retention.step(&mut writer, at(second).mono_us).unwrap();
     }
     drop(writer);
     let count = |sql: &str| {
@@ -189,7 +192,7 @@ fn the_oldest_rules_go_first_and_those_of_an_incident_and_the_newest_stay() {
             batch.incidents = vec![incident(20)];
         }
         writer.write(&batch).unwrap();
-        retention.step(&mut writer, at(second).time).unwrap();
+        retention.step(&mut writer, at(second).mono_us).unwrap();
     }
     drop(writer);
     let recording = Recording::open(&path).unwrap();
@@ -198,4 +201,189 @@ fn the_oldest_rules_go_first_and_those_of_an_incident_and_the_newest_stay() {
     // Read at 1, 9, 17 (in force at the incident), 25, … 57.
     assert_eq!(kept, [false, false, true, false, false, true, true, true]);
     assert_eq!(recording.rules(1).unwrap()[0].occasion, Start);
+}
+
+/// The wall clock of a second: set ahead by 400 days a third of the way, and then back by 400 days from where it was.
+fn stepped(second: i64) -> jiff::Timestamp {
+    let by = match second {
+        ..1000 => 0,
+        1000..2000 => 400 * 24,
+        _ => -400 * 24,
+    };
+    at(second).time + jiff::SignedDuration::from_hours(by)
+}
+
+fn record_with_steps(limits: RetentionLimits, seconds: i64) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let mut retention = Retention::new(limits);
+    for second in 1..=seconds {
+        let mut batch = batch(second);
+        batch.tick.as_mut().unwrap().time = stepped(second);
+        if second == 1000 {
+            batch.incidents = vec![incident(1000)];
+        }
+        writer.write(&batch).unwrap();
+        retention.step(&mut writer, at(second).mono_us).unwrap();
+    }
+    drop(writer);
+    (folder, path)
+}
+
+#[test]
+fn a_wall_clock_that_is_set_makes_nothing_older_and_breaks_no_order() {
+    for limits in [
+        NEVER,
+        RetentionLimits { keep: Duration::from_secs(600), ..NEVER },
+        RetentionLimits { detail: Duration::from_secs(60), ..NEVER },
+        RetentionLimits { max_size: 1 << 20, ..NEVER },
+    ] {
+        let (_straight, straight) = record(limits, 3000);
+        let (_stepped, stepped) = record_with_steps(limits, 3000);
+        let ticks = |path: &Path| {
+            let recording = Recording::open(path).unwrap();
+            recording.verify().unwrap();
+            let run = recording.runs().unwrap().remove(0);
+            let ticks: Vec<_> =
+                recording.ticks(&run, i64::MIN..=i64::MAX).unwrap().map(Result::unwrap).collect();
+            let detail: Vec<i64> =
+                recording.losses(1..=3000).unwrap().into_iter().map(|(tick, _)| tick).collect();
+            (ticks.iter().map(|one| (one.id, one.level, one.tick.mono_us)).collect::<Vec<_>>(), detail)
+        };
+        let (kept, detail) = ticks(&stepped);
+        assert!(kept.is_sorted_by_key(|(_, _, mono_us)| *mono_us));
+        assert_eq!((kept, detail), ticks(&straight), "{limits:?}");
+        assert_eq!(totals(&straight), totals(&stepped));
+    }
+}
+
+#[test]
+fn readers_take_a_recording_whose_clock_was_set() {
+    let (_folder, path) = record_with_steps(NEVER, 2200);
+    for arguments in [
+        &["replay", "--speed", "max", "--format", "json"][..],
+        &["replay", "--speed", "max", "--from", "+1m"],
+        &["report"],
+        &["report", "--format", "html"],
+        &["export", "--to", "ndjson"],
+    ] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_ctwatch"))
+            .args(&arguments[..1])
+            .arg(&path)
+            .args(&arguments[1..])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{arguments:?}: {said}");
+        if arguments.contains(&"json") {
+            let lines: Vec<serde_json::Value> = String::from_utf8_lossy(&output.stdout)
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect();
+            let ticks = lines.iter().filter(|line| line["type"] == "tick");
+            assert_eq!(ticks.count(), 2200);
+            assert_eq!(lines.iter().filter(|line| line["code"] == "clock_stepped").count(), 2);
+            let end = lines.last().unwrap();
+            assert_eq!(end["duration_s"], 2200.0);
+        }
+    }
+}
+
+/// The first run is a day long and of another boot, and the clock was set while it went on.
+#[test]
+fn a_run_of_another_boot_is_as_old_as_it_is() {
+    for (off, is_gone) in [(0, false), (2, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.ctw");
+        let keep = RetentionLimits { keep: Duration::from_secs(3600), ..NEVER };
+        let mut writer = write(&path, 0);
+        for second in 1..=2500 {
+            let mut batch = batch(second);
+            batch.tick.as_mut().unwrap().time = stepped(second);
+            writer.write(&batch).unwrap();
+        }
+        drop(writer);
+        let started =
+            WallMono { time: stepped(2500) + jiff::SignedDuration::from_hours(off), mono_us: 5_000_000 };
+        let run = Run { boot_id: Some("another".to_owned()), started, ..run() };
+        let mut writer = Writer::open(&path, &run).unwrap();
+        let mut retention = Retention::new(keep);
+        for second in 1..100 {
+            let mono_us = started.mono_us + second * 1_000_000;
+            let tick = Tick::quiet(started.time, mono_us, 1_000_000);
+            writer.write(&Batch { tick: Some(tick), ..Batch::default() }).unwrap();
+            retention.step(&mut writer, mono_us).unwrap();
+        }
+        drop(writer);
+        let runs = Recording::open(&path).unwrap().runs().unwrap();
+        assert_eq!(runs.len(), if is_gone { 1 } else { 2 }, "off for {off} h");
+        if !is_gone {
+            assert_eq!(ticks_by_level(&path).keys().copied().collect::<Vec<_>>(), [0]);
+        }
+    }
+}
+
+/// Containers come and go, each with a port of its own, and notices come all the time.
+#[test]
+fn what_comes_and_goes_leaves_a_file_that_does_not_grow() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let mut retention = Retention::new(RetentionLimits { keep: Duration::from_secs(150), ..NEVER });
+    let (mut lost, mut moved) = (0, 0);
+    let mut sizes = Vec::new();
+    for second in 1..=5400i64 {
+        let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
+        let netns = |second: i64| NetnsId::from_packed(4_026_540_000 + second as u32);
+        let there = |presence| NetnsTick {
+            id: netns(second),
+            presence,
+            count: Some(7),
+            peak: Some(7),
+            max: Some(100),
+            kernel: [3, 0, 0, 0],
+            ..NetnsTick::default()
+        };
+        tick.netns = vec![
+            NetnsTick { id: netns(second - 1), presence: Presence::Absent, ..NetnsTick::default() },
+            there(Presence::Present),
+        ];
+        let key = SlotKey {
+            netns: netns(second).packed(),
+            port: (second % 60_000) as u16,
+            ..slot(1, 1 | KIND_LOOPBACK)
+        };
+        tick.losses = vec![(key, 3)];
+        (lost, moved) = (lost + 3, moved + 3);
+        let names = Names { name: Some(format!("container-{second}")), container: None };
+        let notice = Notice { at: at(second), code: "exec_failed".to_owned(), text: "x".repeat(200) };
+        let batch = Batch {
+            tick: Some(tick),
+            names: [(netns(second), names)].into(),
+            notices: vec![notice; 3],
+            ..Batch::default()
+        };
+        writer.write(&batch).unwrap();
+        retention.step(&mut writer, at(second).mono_us).unwrap();
+        if second % 1800 == 0 {
+            sizes.push(std::fs::metadata(&path).unwrap().len());
+        }
+    }
+    drop(writer);
+    let recording = Recording::open(&path).unwrap();
+    recording.verify().unwrap();
+    let run = recording.runs().unwrap().remove(0);
+    let ticks: Vec<_> = recording.ticks(&run, i64::MIN..=i64::MAX).unwrap().map(Result::unwrap).collect();
+    let total = |of: &dyn Fn(&Tick) -> i64| ticks.iter().map(|one| of(&one.tick)).sum::<i64>();
+    let losses = total(&|tick| tick.losses.iter().map(|(_, losses)| losses).sum::<i64>());
+    let overflow = total(&|tick| tick.overflow.iter().sum());
+    assert_eq!(losses + overflow, lost, "totals stay exact");
+    assert!(overflow > 0, "of ports used once only so many keep a row");
+    assert_eq!(total(&|tick| tick.netns.iter().map(|netns| netns.kernel[0]).sum()), moved);
+    let names = recording.names(run.id).unwrap();
+    assert!(names.len() < 2600, "{} namespaces", names.len());
+    let notices = recording.notices(run.id).unwrap().len();
+    assert!(notices < 4096 + 3 * 400, "{notices} notices");
+    assert!(sizes[2] < sizes[1] + (1 << 18), "{sizes:?}");
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
+use ctwatch::files::place::{self, Sharing};
 use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::{Lock, Recording, Writer, files};
 
@@ -108,7 +109,7 @@ fn a_link_leads_to_the_lock_of_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let (file, link) = (folder.path().join("host.ctw"), folder.path().join("link.ctw"));
     symlink("host.ctw", &link).unwrap();
-    let _lock = Lock::take(&files::resolve(&file).unwrap()).unwrap();
-    let refused = Lock::take(&files::resolve(&link).unwrap()).unwrap_err().to_string();
+    let _lock = Lock::take(&place::file(&file, Sharing::Refused).unwrap()).unwrap();
+    let refused = Lock::take(&place::file(&link, Sharing::Refused).unwrap()).unwrap_err().to_string();
     assert!(refused.contains("another ctwatch is recording"), "{refused}");
 }

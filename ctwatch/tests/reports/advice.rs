@@ -310,7 +310,8 @@ proptest::proptest! {
                 proptest::prop_assert!(keep.stderr.is_empty(), "{:?}: {}", shell, String::from_utf8_lossy(&keep.stderr));
                 let set = ["-w", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=120"].map(str::to_owned);
                 let expected: Vec<String> = if prefix.is_empty() {
-                    let file = format!("/etc/sysctl.d/{name}-time_wait.conf");
+                    // Not even as one word: it is not this name that decides what is written.
+                    let file = "/etc/sysctl.d/99-ctwatch-time_wait.conf".to_owned();
                     let module = "/etc/modules-load.d/ctwatch-time_wait.conf".to_owned();
                     set.into_iter().chain(["-f".to_owned(), file, "-f".to_owned(), module, String::new()]).collect()
                 } else {

@@ -39,8 +39,8 @@ const SECRETS: [&str; 10] = [
 fn secretive(machine: Machine) -> Machine {
     let mut machine = machine;
     machine.notes = vec!["/etc/acme.conf is odd".to_owned()];
-    machine.settings.new_sysctl_file = "/etc/sysctl.d/99-acme.conf".into();
-    machine.settings.new_modprobe_file = "/etc/modprobe.d/99-acme.conf".into();
+    machine.settings.new_sysctl_file = "/etc/sysctl.d/99-acme.conf-ctwatch.conf".into();
+    machine.settings.new_modprobe_file = "/etc/modprobe.d/99-acme.conf-ctwatch.conf".into();
     machine.managers = vec![Manager {
         kind: Kind::KubeProxy,
         evidence: "acme-proxy (pid 812)".to_owned(),

@@ -428,6 +428,7 @@ pub fn recording_lines() -> Vec<Line> {
             kernel_counters: end.kernel_counters,
             lost_events: 0,
             unexplained: end.unexplained,
+            unwritten_lines: 7,
         },
     ]
 }

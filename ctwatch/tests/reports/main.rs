@@ -6,5 +6,6 @@ mod anonymous;
 mod census;
 mod fixtures;
 mod goldens;
+mod hostile;
 mod postmortem;
 mod schema;

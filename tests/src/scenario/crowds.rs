@@ -92,7 +92,7 @@ fn many(name: &str) -> Result<Vec<Netns>> {
 }
 
 /// Makes and destroys so many namespaces.
-fn come_and_go(lives: usize) -> Result<()> {
+pub(super) fn come_and_go(lives: usize) -> Result<()> {
     thread::scope(|scope| {
         let makers: Vec<_> = (0..AT_ONCE)
             .map(|_| {
@@ -154,7 +154,7 @@ pub(super) fn churn(_: &Guest) -> Result<Outcome> {
     Ok(Outcome::Passed(checks.finish()?))
 }
 
-fn rss_kb(pid: nix::unistd::Pid) -> Result<u64> {
+pub(super) fn rss_kb(pid: nix::unistd::Pid) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).context("ctwatch's status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
     line.split_whitespace().next().context("a number")?.parse().context("VmRSS")
@@ -168,7 +168,7 @@ fn quiet_cpu(pid: nix::unistd::Pid) -> Result<u64> {
     Ok(cpu_ticks(pid)? - before)
 }
 
-fn cpu_ticks(pid: nix::unistd::Pid) -> Result<u64> {
+pub(super) fn cpu_ticks(pid: nix::unistd::Pid) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).context("ctwatch's stat")?;
     let (_, rest) = text.rsplit_once(')').context("a name in brackets")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();

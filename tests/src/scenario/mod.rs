@@ -35,9 +35,11 @@ mod readers;
 mod record;
 mod recorded_rules;
 mod scan;
+pub mod soak;
 mod stateless;
 mod storm;
 mod story;
+mod stuck;
 mod systemd;
 mod tuples;
 mod usage;
@@ -243,6 +245,10 @@ const SCENARIOS: &[Scenario] = &[
         300,
         ALL_AND_NO_PROCFS,
     ),
+    // Where the kernel's own counters judge what a stuck reader or a set clock cost.
+    Scenario("a_storm_that_nobody_reads_is_counted", stuck::storm_nobody_reads, 300, OLDEST_AND_NEWEST),
+    Scenario("signals_are_heard_by_whoever_is_stuck", stuck::signals_are_heard, 400, ON_6_12),
+    Scenario("a_clock_that_is_set_thins_nothing", stuck::clock_is_set, 300, ON_6_12),
     // Which function calls the helpers differs from kernel to kernel.
     Scenario("expectations_full_are_told_from_the_firewall", expectations::full, 240, ALL),
     // gc expires and evicts in another way since 5.16, and what is forecast waits for it.

@@ -2,7 +2,6 @@
 //! NOTRACK and a firewall without state are refused, with the engine's name.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{self, Child, Command};
 use std::sync::Arc;
@@ -120,7 +119,7 @@ fn judge(checks: &mut Checks, advice: &Value, id: &str, why: &str) {
     checks.equal(&format!("{id}: commands"), item["commands"]["now"].as_array().map(Vec::len), Some(0));
 }
 
-/// docker's proxy: its name and arguments are docker's, its work is socat's.
+/// docker's proxy: its name and arguments are docker's, its program is a shell of root's by that name, its work is socat's.
 struct Proxy(Child);
 
 impl Proxy {
@@ -128,11 +127,13 @@ impl Proxy {
         let folder = format!("/run/ctwatch-published-{}", process::id());
         fs::create_dir_all(&folder)?;
         let file = format!("{folder}/docker-proxy");
-        fs::write(&file, "#!/bin/bash\nsocat TCP-LISTEN:6379,fork,reuseaddr TCP:172.17.0.2:6379\n")?;
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+        fs::copy("/bin/bash", &file).context("copying a shell")?;
+        // The shell stays, since there is something to do after it.
+        let work = "socat TCP-LISTEN:6379,fork,reuseaddr TCP:172.17.0.2:6379; :";
         let arguments =
             "-proto tcp -host-ip 0.0.0.0 -host-port 6379 -container-ip 172.17.0.2 -container-port 6379";
         let child = Command::new(&file)
+            .args(["-c", work])
             .args(arguments.split(' '))
             .process_group(0)
             .spawn()

@@ -82,8 +82,13 @@ impl Recorder {
         Ok(())
     }
 
+    /// The process, for whoever looks at what it takes.
+    pub(super) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
     pub(super) fn signal(&self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).context("sending a signal")
+        kill(self.pid(), signal).context("sending a signal")
     }
 
     /// Waits for its end: its exit code, and what it said.
@@ -328,9 +333,14 @@ pub(super) fn script_and_no_loss_of_its_own(_: &Guest) -> Result<Outcome> {
             .stdout(Stdio::null())
             .status()
             .context("running capture.sh")?;
-        let files = fs::read_dir(folder.path())?.flatten();
-        let kept =
-            files.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "ctw")).count();
+        // Each in a folder of its own, which is gone if nothing is in it.
+        let below = fs::read_dir(folder.path())?.flatten().filter(|entry| entry.path().is_dir());
+        let files: Vec<_> = below.flat_map(|entry| fs::read_dir(entry.path())).flatten().flatten().collect();
+        let kept = files
+            .iter()
+            .filter(|entry| entry.path().extension().is_some_and(|ending| ending == "ctw"))
+            .count();
+        ensure!(kept == files.len(), "other files are left: {files:?}");
         Ok((status.code(), kept))
     };
     checks.equal("capture.sh without an incident", capture("2s", "drops>0")?, (Some(4), 0));

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::ebpf::{self, Check};
 use crate::progress::{self, Steps};
 use crate::vm::{GuestFile, Series, Status, Vm};
-use crate::{apt, browser, dist, sh, verify, workspace};
+use crate::{apt, browser, deny, dist, sh, verify, workspace};
 use summary::summarize;
 
 mod count;
@@ -52,6 +52,7 @@ enum Stage {
     Verify,
     Guest(Series),
     Native,
+    Deny,
 }
 
 /// What `--only` accepts: a stage, or all guests.
@@ -61,7 +62,7 @@ enum Only {
     Guests,
 }
 
-const STAGES: [Stage; 14] = [
+const STAGES: [Stage; 15] = [
     Stage::Fmt,
     Stage::Clippy,
     Stage::Unit,
@@ -76,9 +77,23 @@ const STAGES: [Stage; 14] = [
     Stage::Guest(Series::V7),
     Stage::Guest(Series::NoProcfs),
     Stage::Native,
+    Stage::Deny,
 ];
 
 impl Stage {
+    /// The guest it runs in.
+    fn series(self) -> Option<Series> {
+        match self {
+            Stage::Guest(series) => Some(series),
+            _ => None,
+        }
+    }
+
+    /// Whether it needs the static binaries alone, and may run beside others of its kind.
+    fn runs_ctwatch(self) -> bool {
+        matches!(self, Stage::Guest(_) | Stage::Native)
+    }
+
     fn name(self) -> String {
         match self {
             Stage::Fmt => "fmt".to_owned(),
@@ -91,6 +106,7 @@ impl Stage {
             Stage::Verify => "verify".to_owned(),
             Stage::Guest(series) => format!("vm-{series}"),
             Stage::Native => "native".to_owned(),
+            Stage::Deny => "deny".to_owned(),
         }
     }
 }
@@ -126,33 +142,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 || (matches!(stage, Stage::Guest(_)) && args.only.contains(&Only::Guests))
         })
         .collect();
-    let guests: Vec<Series> = wanted
-        .iter()
-        .filter_map(|stage| match stage {
-            Stage::Guest(series) => Some(*series),
-            _ => None,
-        })
-        .collect();
-    // What the guests need comes meanwhile: downloads wait for others, and the static binaries' last minutes take one CPU
-    // alone.
+    let (beside, host): (Vec<Stage>, Vec<Stage>) = wanted.iter().partition(|stage| stage.runs_ctwatch());
+    let guests: Vec<Series> = beside.iter().filter_map(|stage| stage.series()).collect();
+    // What the guests need comes meanwhile.
     thread::spawn(move || fetch_ahead(&guests));
-    if wanted.contains(&Stage::Dist) && wanted.len() > 1 {
-        // What is told of a failure here is told again by the stage, which tries it once more.
-        thread::spawn(|| drop(dist::both()));
-    }
-    let steps = Steps::of(wanted.len());
-    let mut lines = Vec::new();
-    let mut at = 0;
-    while at < wanted.len() {
-        let guests = wanted[at..].iter().take_while(|stage| matches!(stage, Stage::Guest(_))).count();
-        if guests > 1 && args.jobs > 1 {
-            lines.extend(run_at_once(&wanted[at..at + guests], args, &steps));
-            at += guests;
-        } else {
-            lines.push(run_stage(wanted[at], args, &steps, &mut io::stdout(), &mut io::stderr()));
-            at += 1;
-        }
-    }
+    let mut lines = run_stages(&host, &beside, args, &Steps::of(wanted.len()));
+    lines.sort_by_key(|line| wanted.iter().position(|stage| *stage == line.stage));
     let held = summarize(&lines, began.elapsed());
     let idle = |line: &Line| matches!(line.stage, Stage::Guest(_)) && line.count.ran.is_empty();
     if args.scenario.is_some() && held && lines.iter().all(idle) {
@@ -196,6 +191,7 @@ fn run_stage(
         Stage::Verify => dist::ctwatch().and_then(verify::verify).map(Count::one),
         Stage::Guest(series) => scenarios(series, args.scenario.as_deref(), out, err),
         Stage::Native => native(),
+        Stage::Deny => deny::check().map(Count::one),
     };
     let count = result.unwrap_or_else(|error| {
         progress::say(&format!("{error:#}"));
@@ -204,31 +200,53 @@ fn run_stage(
     Line { stage, count, took: started.elapsed() }
 }
 
-/// Runs guests side by side; each line says which one it is from.
-fn run_at_once(stages: &[Stage], args: &Args, steps: &Steps) -> Vec<Line> {
-    let mut order: Vec<Stage> = stages.to_vec();
-    // The longest first, or it runs alone at the end.
-    order.sort_by_key(|stage| LONGEST_FIRST.iter().position(|series| *stage == Stage::Guest(*series)));
+/// The host's stages one after the other; beside them, as soon as the static binaries are there, one of those that run
+/// ctwatch, and `--jobs` of them at a time when the host has nothing else to do.
+fn run_stages(host: &[Stage], beside: &[Stage], args: &Args, steps: &Steps) -> Vec<Line> {
+    let mut order = beside.to_vec();
+    // The longest first, or it runs alone at the end. The shortest is no guest.
+    order.sort_by_key(|stage| {
+        LONGEST_FIRST.iter().position(|series| stage.series() == Some(*series)).unwrap_or(usize::MAX)
+    });
     let queue = Mutex::new(order.into_iter());
     let done = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..args.jobs.min(stages.len()) {
+    let work = || {
+        loop {
+            let next = queue.lock().expect("no thread panics with the lock").next();
+            let Some(stage) = next else { return };
+            let name = stage.name();
+            let mut out = Prefixed::new(&name, io::stdout());
+            let mut err = Prefixed::new(&name, io::stderr());
+            let line = run_stage(stage, args, steps, &mut out, &mut err);
+            done.lock().expect("no thread panics with the lock").push(line);
+        }
+    };
+    let jobs = args.jobs.min(beside.len());
+    let early = jobs.min(1) * usize::from(args.jobs > 1 || host.is_empty());
+    let mut lines = thread::scope(|scope| {
+        let on_host = scope.spawn(|| {
+            if early != 0 {
+                sh::give_way();
+            }
+            let run = |stage: &Stage| run_stage(*stage, args, steps, &mut io::stdout(), &mut io::stderr());
+            host.iter().map(run).collect::<Vec<Line>>()
+        });
+        if early != 0 || host.contains(&Stage::Dist) {
+            // The last minutes of the static binaries take one CPU alone. What is told of a failure here is told again by
+            // the stage, which tries it once more.
             scope.spawn(|| {
-                loop {
-                    let next = queue.lock().expect("no thread panics with the lock").next();
-                    let Some(stage) = next else { return };
-                    let name = stage.name();
-                    let mut out = Prefixed::new(&name, io::stdout());
-                    let mut err = Prefixed::new(&name, io::stderr());
-                    let line = run_stage(stage, args, steps, &mut out, &mut err);
-                    done.lock().expect("no thread panics with the lock").push(line);
-                }
+                let _ = dist::both();
+                (0..early).for_each(|_| work());
             });
         }
+        let lines = on_host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        for _ in early..jobs {
+            scope.spawn(work);
+        }
+        lines
     });
-    let mut done = done.into_inner().expect("no thread panics with the lock");
-    done.sort_by_key(|line: &Line| stages.iter().position(|stage| *stage == line.stage));
-    done
+    lines.extend(done.into_inner().expect("no thread panics with the lock"));
+    lines
 }
 
 fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Count> {

@@ -261,7 +261,7 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
         ));
     } else if if name == "max" { !case.is_away_from_host } else { case.is_kept_at_boot } {
         // A file per item, so that undoing one leaves the others.
-        let file = file_for(&settings.new_sysctl_file, &item.id);
+        let file = file_for(&settings.sysctl_file(), &item.id);
         commands.keep.push("mkdir -p /etc/sysctl.d".to_owned());
         commands.keep.push(format!("echo '{full} = {value}' > {file}"));
         commands.undo.push(format!("rm -f {file}"));

@@ -74,7 +74,7 @@ fn buckets(case: &Case, max: u32) -> Commands {
     let mut commands = Commands { now: vec![set(u64::from(max))], keep: Vec::new(), undo: vec![set(before)] };
     match table.module {
         Module::Loaded => {
-            let file = quote(&settings.new_modprobe_file.display().to_string());
+            let file = quote(&settings.modprobe_file().display().to_string());
             commands.keep.push("mkdir -p /etc/modprobe.d".to_owned());
             commands.keep.push(format!("echo options nf_conntrack hashsize={max} > {file}"));
             commands.undo.push(format!("rm -f {file}"));

@@ -6,6 +6,7 @@ use crate::firewall::{Dump, HostFacts, Note, Tools};
 use crate::listing::Listing as Listed;
 use crate::model::{Direction, TableEntry as Entry, TimeoutKind};
 use crate::record::Writer;
+use crate::record::rows::MachineSnapshot;
 use crate::record::rules::{Packed, StoredRules};
 use crate::record::tick::Tick;
 use crate::record::writer::Batch;

@@ -102,7 +102,8 @@ pub(super) fn collect_facts(
             "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
         );
     }
-    let logins = management::logins(host);
+    let (logins, doubts) = management::logins(host);
+    notes.extend(doubts);
     Ok(Found { machine, firewall, endpoints, services, lookups_per_s, logins, notes })
 }
 

@@ -90,6 +90,9 @@ impl LiveLoop {
         if watch.take_crowding() {
             sink.notice(&notices::netns_crowded())?;
         }
+        if watch.take_unnumbered() {
+            sink.notice(&notices::netns_unnumbered())?;
+        }
         if let Some(reason) = watch.take_census_error() {
             sink.notice(&notices::no_census(&reason))?;
         }

@@ -48,6 +48,16 @@ pub(super) fn netns_crowded() -> Notice {
     }
 }
 
+pub(super) fn netns_unnumbered() -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "netns_unnumbered",
+        text: "more inode numbers of netns were used again than there is room for: of those beyond, a netns may be counted \
+               together with an earlier one of the same number; totals per port stay exact"
+            .to_owned(),
+    }
+}
+
 pub(super) fn no_census(reason: &str) -> Notice {
     Notice {
         time: Timestamp::now(),

@@ -3,7 +3,7 @@
 
 pub mod parse;
 mod recent;
-mod tally;
+pub(crate) mod tally;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

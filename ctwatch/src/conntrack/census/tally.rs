@@ -14,7 +14,7 @@ const WORTH_A_DETAIL: u32 = 16;
 const NONE: u32 = 0;
 
 /// What was counted so far.
-pub(super) struct Tally {
+pub(crate) struct Tally {
     /// Per protocol: the place of each port in `keys`, plus 1. Untouched pages cost nothing.
     index: Vec<Vec<u32>>,
     keys: Vec<Counted>,

@@ -34,7 +34,7 @@ pub(super) fn read_here() -> Result<Stat> {
 }
 
 /// Adds the CPUs of one datagram. The kernel names all possible CPUs in their order.
-fn add_cpus(datagram: &[u8], cpus: &mut Vec<Counters>) -> Result<Next> {
+pub(crate) fn add_cpus(datagram: &[u8], cpus: &mut Vec<Counters>) -> Result<Next> {
     for (kind, body) in netlink::messages(datagram) {
         match kind {
             DONE => return Ok(Next::Stop),
@@ -67,7 +67,7 @@ fn counters(body: &[u8]) -> Result<Counters> {
     })
 }
 
-fn entries(datagram: &[u8]) -> Result<u32> {
+pub(crate) fn entries(datagram: &[u8]) -> Result<u32> {
     for (kind, body) in netlink::messages(datagram) {
         if kind == ERROR {
             return Err(netlink::refusal(body).into());

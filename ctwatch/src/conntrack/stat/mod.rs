@@ -2,8 +2,8 @@
 //! The limit is read in each netns: today it is one number for all, and the smaller of two where a netns has its own.
 //! From /proc where the kernel has the file, else over ctnetlink: the same numbers (struct ip_conntrack_stat), 5.10 to 7.3.
 
-mod ctnetlink;
-mod procfs;
+pub(crate) mod ctnetlink;
+pub(crate) mod procfs;
 
 use anyhow::{Context, Result, bail};
 use ctwatch_common::classify::Counters;

@@ -13,7 +13,7 @@ use crate::model::CounterSource;
 const FILE: &str = "/proc/thread-self/net/stat/nf_conntrack";
 
 /// Parses the file's text.
-fn parse(text: &str) -> Result<Stat> {
+pub(crate) fn parse(text: &str) -> Result<Stat> {
     let mut lines = text.lines();
     let header: Vec<&str> = lines.next().context("it is empty")?.split_ascii_whitespace().collect();
     let column = |name: &str| header.iter().position(|title| *title == name);

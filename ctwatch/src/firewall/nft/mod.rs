@@ -111,17 +111,18 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
         let none = Sets::default();
         let steps = statement::steps(&rule["expr"], sets.get(&table_key).unwrap_or(&none));
         // Whoever owns a netns may give a table any name; nft would take a part of it for a command.
-        let delete =
-            (handle > 0 && is_plain(&place)).then(|| format!("nft delete rule {place} handle {handle}"));
+        let names = [word(rule, "family"), word(rule, "table"), word(rule, "chain")];
+        let delete = (handle > 0 && names.into_iter().all(is_plain))
+            .then(|| format!("nft delete rule {place} handle {handle}"));
         tables[table].chains[chain].rules.push(Rule { steps, text, delete });
     }
     Ok(tables)
 }
 
-/// Whether the shell and nft take these words for names: `string` in src/scanner.l of nftables 1.1.
-pub fn is_plain(names: &str) -> bool {
-    names.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" _/.-".contains(&byte))
-        && !names.contains(" -")
+/// Whether the shell and nft take this word for a name: `string` in src/scanner.l of nftables 1.1.
+pub fn is_plain(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_/.-".contains(&byte);
+    !name.is_empty() && !name.starts_with('-') && name.bytes().all(is_plain)
 }
 
 /// The items of a list. Some versions print a list of one as that one.

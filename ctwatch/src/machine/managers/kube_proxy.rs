@@ -2,9 +2,21 @@
 //! Its configuration is read from this host; the cluster is not queried.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use super::super::{Host, file, software};
+use super::super::software;
+use super::super::yaml::Yaml;
 use super::{CLOSE_WAIT, ESTABLISHED, Kind, MAX, Manager};
+use crate::process::handle::Process;
+use crate::text::shorten;
+
+/// Where it is configured, if by its command line alone.
+pub(super) const ITS_FLAGS: &str = "its flags";
+/// Letters of its arguments that are shown.
+const ARGUMENTS_SHOWN: usize = 300;
+/// Files beside config.yaml that are read.
+const FILES: usize = 64;
 
 /// kube-proxy's configuration; what isn't configured has these defaults (pkg/proxy/apis/config/v1alpha1/defaults.go).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,27 +86,22 @@ impl Config {
     }
 
     /// The section `conntrack` of a KubeProxyConfiguration.
-    fn by_configuration(text: &str) -> Self {
+    fn by_configuration(text: &str) -> Result<Self, String> {
         let mut config = Self::default();
-        let mut inside = false;
-        for line in text.lines() {
-            let line = line.split(" #").next().unwrap_or(line);
-            if !line.starts_with([' ', '\t']) {
-                inside = line.trim_end() == "conntrack:";
-            } else if let Some((key, value)) = line.trim().split_once(':').filter(|_| inside) {
-                let flag = match key {
-                    "maxPerCore" => "conntrack-max-per-core",
-                    "min" => "conntrack-min",
-                    "tcpEstablishedTimeout" => "conntrack-tcp-timeout-established",
-                    "tcpCloseWaitTimeout" => "conntrack-tcp-timeout-close-wait",
-                    _ => continue,
-                };
-                if value.trim() != "null" {
-                    config.set(flag, value);
-                }
+        let read = Yaml::read(text)?;
+        for (key, flag) in [
+            ("maxPerCore", "conntrack-max-per-core"),
+            ("min", "conntrack-min"),
+            ("tcpEstablishedTimeout", "conntrack-tcp-timeout-established"),
+            ("tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait"),
+        ] {
+            // What is null has its default.
+            let value = read.get("conntrack").and_then(|conntrack| conntrack.get(key)).and_then(Yaml::text);
+            if let Some(value) = value {
+                config.set(flag, value);
             }
         }
-        config
+        Ok(config)
     }
 }
 
@@ -122,46 +129,66 @@ fn seconds(text: &str) -> Option<u64> {
     (!text.is_empty() && total.is_finite() && total >= 0.0).then_some(total as u64)
 }
 
+/// What a text says, whichever of its readers gets it.
+pub(crate) fn of_text(text: &str) -> BTreeMap<String, u64> {
+    let flags: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
+    let listed = Yaml::read(text).map(|yaml| arguments_for_kube_proxy(&yaml)).unwrap_or_default();
+    let configured = Config::by_configuration(text).unwrap_or_default();
+    let configs = [configured, Config::by_flags(&flags), Config::by_flags(&listed)];
+    configs.iter().flat_map(|config| config.sets(Some(8), CAP)).collect()
+}
+
 /// A process kube-proxy, or `hyperkube kube-proxy`.
-pub(super) fn of_process(
-    host: &Host,
-    pid: u32,
-    name: &str,
-    arguments: &[String],
-    cpus: Option<u32>,
-) -> Option<Manager> {
+pub(super) fn of_process(process: &Process, name: &str, cpus: Option<u32>) -> Option<Manager> {
+    let (pid, arguments) = (process.pid, process.arguments());
     if name == "hyperkube" && !arguments.iter().any(|word| word == "kube-proxy" || word == "proxy") {
         return None;
     }
-    let (config, configured_in) = match software::option(arguments, "config") {
-        // Its file system may be a container's. A configuration file overrides the flags.
+    let mut evidence = format!("kube-proxy (pid {pid}): {}", shorten(&arguments.join(" "), ARGUMENTS_SHOWN));
+    let (config, configured_in) = match software::option(&arguments, "config") {
+        // A configuration file overrides the flags.
         Some(path) => {
-            let seen = host.roots.proc(format!("{pid}/root")).join(path.trim_start_matches('/'));
-            let text = file::text(&seen).or_else(|| file::text(&host.file(path.trim_start_matches('/'))));
-            (text.map_or_else(Config::default, |text| Config::by_configuration(&text)), path.to_owned())
+            let text = process.configuration(Path::new(path)).map_err(|error| error.to_string());
+            let config = text.and_then(|text| Config::by_configuration(&text)).unwrap_or_else(|why| {
+                evidence +=
+                    &format!("; its configuration can't be read ({why}), so its defaults are assumed");
+                Config::default()
+            });
+            (config, path.to_owned())
         }
-        None => (Config::by_flags(arguments), "its flags".to_owned()),
+        None => (Config::by_flags(&arguments), ITS_FLAGS.to_owned()),
     };
-    let evidence = format!("kube-proxy (pid {pid}): {}", arguments.join(" "));
     Some(manager(Kind::KubeProxy, evidence, pid, config, cpus, configured_in))
 }
 
 /// K3s and RKE2 set them for the kube-proxy inside, from `kube-proxy-arg` on the command line or in config.yaml.
-pub(super) fn of_rancher(
-    host: &Host,
-    kind: Kind,
-    pid: u32,
-    arguments: &[String],
-    cpus: Option<u32>,
-) -> Manager {
+pub(super) fn of_rancher(process: &Process, kind: Kind, cpus: Option<u32>) -> Manager {
+    let (pid, arguments) = (process.pid, process.arguments());
     let name = if kind == Kind::K3s { "k3s" } else { "rke2" };
-    let file = format!("/etc/rancher/{name}/config.yaml");
-    let path = software::option(arguments, "config").unwrap_or(&file).to_owned();
+    let mut evidence = format!("{name} (pid {pid})");
+    let main = format!("/etc/rancher/{name}/config.yaml");
+    let given = software::option(&arguments, "config");
+    let path = given.unwrap_or(&main).to_owned();
+    let folder = PathBuf::from(format!("/etc/rancher/{name}/config.yaml.d"));
+    let names = process.root().and_then(|root| root.names(&folder)).unwrap_or_default();
+    let is_yaml = |name: &std::ffi::OsString| name.as_encoded_bytes().ends_with(b".yaml");
+    let more = names.into_iter().filter(is_yaml).take(FILES).map(|name| folder.join(name));
     let mut flags = Vec::new();
-    let mut files = file::files(&host.file(&format!("etc/rancher/{name}/config.yaml.d")), ".yaml");
-    files.sort();
-    for file in [host.file(path.trim_start_matches('/'))].iter().chain(&files) {
-        flags.extend(yaml_list(&file::text(file).unwrap_or_default(), "kube-proxy-arg"));
+    for file in std::iter::once(PathBuf::from(&path)).chain(more) {
+        let read = match process.configuration(&file) {
+            Ok(text) => Yaml::read(&text),
+            // Not everybody has one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && given.is_none() => continue,
+            Err(error) => Err(error.to_string()),
+        };
+        match read {
+            Ok(yaml) => flags.extend(arguments_for_kube_proxy(&yaml)),
+            Err(why) => {
+                let file = file.display().to_string();
+                evidence +=
+                    &format!("; {} can't be read ({why}), so defaults are assumed", file.escape_debug());
+            }
+        }
     }
     for (at, word) in arguments.iter().enumerate() {
         match word.trim_start_matches('-').split_once('=') {
@@ -170,16 +197,25 @@ pub(super) fn of_rancher(
             _ => {}
         }
     }
-    let evidence = format!("{name} (pid {pid})");
     manager(kind, evidence, pid, Config::by_flags(&flags), cpus, path)
 }
 
+/// The list `kube-proxy-arg`, and what "kube-proxy-arg+" adds to it.
+fn arguments_for_kube_proxy(yaml: &Yaml) -> Vec<String> {
+    let lists = ["kube-proxy-arg", "kube-proxy-arg+"].map(|key| yaml.get(key).map(Yaml::words));
+    lists.into_iter().flatten().flatten().collect()
+}
+
 /// MicroK8s keeps the flags of its services in files.
-pub(super) fn of_microk8s(host: &Host, pid: u32, cpus: Option<u32>) -> Manager {
+pub(super) fn of_microk8s(process: &Process, cpus: Option<u32>) -> Manager {
     const FLAGS: &str = "/var/snap/microk8s/current/args/kube-proxy";
-    let text = file::text(&host.file(FLAGS.trim_start_matches('/'))).unwrap_or_default();
+    let pid = process.pid;
+    let mut evidence = format!("kubelite of MicroK8s (pid {pid})");
+    let text = process.configuration(Path::new(FLAGS)).unwrap_or_else(|error| {
+        evidence += &format!("; its flags can't be read ({error}), so defaults are assumed");
+        String::new()
+    });
     let flags: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
-    let evidence = format!("kubelite of MicroK8s (pid {pid})");
     manager(Kind::MicroK8s, evidence, pid, Config::by_flags(&flags), cpus, FLAGS.to_owned())
 }
 
@@ -197,30 +233,6 @@ fn manager(
     Manager { kind, evidence, pid: Some(pid), sets, overwrites, when: WHEN.to_owned(), configured_in }
 }
 
-/// The items of a list in YAML, "key: [a, b]" or one a line, or the single value; also after "key+:".
-fn yaml_list(text: &str, key: &str) -> Vec<String> {
-    let plain = |item: &str| item.trim().trim_matches(['"', '\'']).to_owned();
-    let mut items = Vec::new();
-    let mut inside = false;
-    for line in text.lines() {
-        let trimmed = line.trim();
-        if let Some(item) = trimmed.strip_prefix("- ").filter(|_| inside) {
-            items.push(plain(item));
-            continue;
-        }
-        if trimmed.is_empty() || trimmed.starts_with('#') {
-            continue;
-        }
-        let Some((found, value)) = line.split_once(':') else { continue };
-        inside = found.trim_end_matches('+') == key;
-        if inside && !value.trim().is_empty() {
-            let value = value.trim().trim_start_matches('[').trim_end_matches(']');
-            items.extend(value.split(',').map(plain));
-        }
-    }
-    items
-}
-
 /// The lines that make kube-proxy give a sysctl this value.
 pub(super) fn instead(kind: Kind, configured_in: &str, sysctl: &str, value: u64) -> Vec<String> {
     // min counts where it is more than the limit per core times cores, so a limit of 1 per core makes it exact.
@@ -235,7 +247,7 @@ pub(super) fn instead(kind: Kind, configured_in: &str, sysctl: &str, value: u64)
     };
     let flags = settings.iter().map(|(_, flag, value)| format!("{flag}={value}"));
     let (mut lines, restart): (Vec<String>, &str) = match kind {
-        Kind::KubeProxy if configured_in == "its flags" => {
+        Kind::KubeProxy if configured_in == ITS_FLAGS => {
             (flags.map(|flag| format!("--{flag}")).collect(), "restart kube-proxy with these flags")
         }
         Kind::KubeProxy => {
@@ -270,13 +282,14 @@ pub(super) fn instead(kind: Kind, configured_in: &str, sysctl: &str, value: u64)
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::Notes;
     use super::super::super::fixture::Fixture;
     use super::*;
     use proptest::prelude::*;
 
     fn sets(files: &[(&str, &str)], cpus: u32) -> Vec<(Kind, BTreeMap<String, u64>)> {
         let fixture = Fixture::of(files);
-        let found = super::super::read(&fixture.host, Some(cpus));
+        let found = super::super::read(&fixture.host, Some(cpus), &mut Notes::default());
         found.into_iter().map(|manager| (manager.kind, manager.sets)).collect()
     }
 
@@ -340,24 +353,48 @@ mod tests {
         assert_eq!(lines[..2], ["--conntrack-max-per-core=1", "--conntrack-min=1500000"]);
         assert_eq!(Config::by_flags(&lines).sets(Some(64), CAP)[MAX], 1_500_000);
         let lines = instead(Kind::KubeProxy, "/var/lib/kube-proxy/config.conf", ESTABLISHED, 7440);
-        assert_eq!(Config::by_configuration(&lines[1..].join("\n")).established, 7440);
+        // The last line is what makes it count.
+        let said = lines[1..lines.len() - 1].join("\n");
+        assert_eq!(Config::by_configuration(&said).unwrap().established, 7440);
         let lines = instead(Kind::K3s, "/etc/rancher/k3s/config.yaml", CLOSE_WAIT, 60);
-        assert_eq!(
-            yaml_list(&lines[1..].join("\n"), "kube-proxy-arg"),
-            ["conntrack-tcp-timeout-close-wait=60s"]
-        );
+        let said = Yaml::read(&lines[1..lines.len() - 1].join("\n")).unwrap();
+        assert_eq!(arguments_for_kube_proxy(&said), ["conntrack-tcp-timeout-close-wait=60s"]);
         let other = "net.netfilter.nf_conntrack_tcp_timeout_time_wait";
         assert!(instead(Kind::KubeProxy, "its flags", other, 30).is_empty(), "it has no say in that");
     }
 
     #[test]
     fn lists_in_yaml_come_in_three_shapes() {
-        for text in
-            ["a: [x=1, \"y=2\"]\nb: z", "a:\n- x=1\n- 'y=2'\nb:\n- z", "c: 1\na+:\n  - x=1\n  - y=2\n"]
-        {
-            assert_eq!(yaml_list(text, "a"), ["x=1", "y=2"], "{text}");
+        for text in [
+            "kube-proxy-arg: [x=1, \"y=2\"]\nb: z",
+            "kube-proxy-arg:\n- x=1\n- 'y=2'\nb:\n- z",
+            "c: 1\nkube-proxy-arg+:\n  - x=1\n  - y=2\n",
+        ] {
+            assert_eq!(arguments_for_kube_proxy(&Yaml::read(text).unwrap()), ["x=1", "y=2"], "{text}");
         }
-        assert_eq!(yaml_list("a: x=1", "a"), ["x=1"]);
+        assert_eq!(arguments_for_kube_proxy(&Yaml::read("kube-proxy-arg: x=1").unwrap()), ["x=1"]);
+    }
+
+    #[test]
+    fn a_configuration_that_is_no_file_or_no_yaml_is_said_to_be_unknown() {
+        let found = |files: &[(&str, &str)]| {
+            let cmdline = ("proc/12/cmdline", "kube-proxy\0--config=/etc/proxy.yaml\0");
+            let files = [&[("proc/12/comm", "kube-proxy\n"), cmdline], files].concat();
+            super::super::read(&Fixture::of(&files).host, Some(2), &mut Notes::default()).remove(0)
+        };
+        let long = "a: b\n".repeat(1 << 18);
+        for (files, why) in [
+            (&[][..], "No such file"),
+            (&[("etc/proxy.yaml", "-> /dev/zero")], "No such file"),
+            (&[("etc/proxy.yaml/x", "")], "not a regular file"),
+            (&[("etc/proxy.yaml", long.as_str())], "larger than"),
+            (&[("etc/proxy.yaml", "conntrack: [\n")], "can't be read"),
+        ] {
+            let found = found(files);
+            assert!(found.evidence.contains(why), "{}", found.evidence);
+            assert_eq!(found.sets, of(Some(131_072), 86_400, 3600), "its defaults");
+        }
+        assert!(!found(&[("etc/proxy.yaml", "conntrack: {min: 7}")]).evidence.contains("can't be read"));
     }
 
     proptest! {
@@ -369,7 +406,7 @@ mod tests {
 
         #[test]
         fn any_text_is_read_without_a_panic(text: String) {
-            let _ = (seconds(&text), yaml_list(&text, "a"), Config::by_configuration(&text));
+            let _ = (seconds(&text), Config::by_configuration(&text));
             Config::by_flags(&text.lines().map(str::to_owned).collect::<Vec<_>>());
         }
     }

@@ -88,6 +88,9 @@ fn numbers(lines: &str) -> impl Iterator<Item = (String, u64)> {
 /// A profile on top of the active one.
 pub(super) fn tuned_instead(evidence: &str, sysctl: &str, value: u64) -> Vec<String> {
     let active = evidence.rsplit("profile ").next().unwrap_or_default();
+    // Names of folders; a recording may hold anything there.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.- ".contains(&byte);
+    let active = if active.bytes().all(is_plain) { active } else { "the active profile" };
     vec![
         "in /etc/tuned/profiles/conntrack/tuned.conf (where there is no such folder: /etc/tuned/conntrack/tuned.conf):"
             .to_owned(),

@@ -5,7 +5,7 @@ pub mod modprobe;
 pub mod sysctl_d;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,30 @@ pub struct BootSettings {
     pub set_again_on_load: Option<PathBuf>,
     /// Whether systemd sets sysctls here. It doesn't read /etc/sysctl.conf, sysctl(8) does.
     pub systemd: bool,
+}
+
+impl BootSettings {
+    /// The file of sysctls for what is advised. Facts may be those of a recording, which is not to choose what is written to.
+    #[must_use]
+    pub fn sysctl_file(&self) -> PathBuf {
+        checked(&self.new_sysctl_file, "/etc/sysctl.d")
+    }
+
+    /// The file of modprobe's options for what is advised, likewise.
+    #[must_use]
+    pub fn modprobe_file(&self) -> PathBuf {
+        checked(&self.new_modprobe_file, "/etc/modprobe.d")
+    }
+}
+
+/// A file in this folder as [`name_after`] names them, or else the usual one.
+fn checked(file: &Path, folder: &str) -> PathBuf {
+    let name = file.strip_prefix(folder).ok().and_then(Path::to_str);
+    let name = name.filter(|name| {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@+".contains(&byte);
+        name.ends_with("ctwatch.conf") && name.len() <= 128 && name.bytes().all(is_plain)
+    });
+    Path::new(folder).join(name.unwrap_or("99-ctwatch.conf"))
 }
 
 /// One setting and the files that set it.
@@ -206,6 +230,25 @@ mod tests {
         assert_eq!(settings.new_sysctl_file, PathBuf::from("/etc/sysctl.d/99-ctwatch.conf"));
         assert_eq!(settings.new_modprobe_file, PathBuf::from("/etc/modprobe.d/99-ctwatch.conf"));
         assert_eq!(settings.loaded_at_boot, None);
+    }
+
+    #[test]
+    fn only_files_of_ours_are_written_to() {
+        for (file, expected) in [
+            ("/etc/sysctl.d/99-zz-ctwatch.conf", "/etc/sysctl.d/99-zz-ctwatch.conf"),
+            ("/etc/sysctl.d/zzz.conf-ctwatch.conf", "/etc/sysctl.d/zzz.conf-ctwatch.conf"),
+            ("/etc/passwd", "/etc/sysctl.d/99-ctwatch.conf"),
+            ("/etc/sysctl.d/../passwd/ctwatch.conf", "/etc/sysctl.d/99-ctwatch.conf"),
+            ("/etc/sysctl.d/x/ctwatch.conf", "/etc/sysctl.d/99-ctwatch.conf"),
+            ("/etc/sysctl.d/$(id)ctwatch.conf", "/etc/sysctl.d/99-ctwatch.conf"),
+            ("/etc/sysctl.d/99-vendor.conf", "/etc/sysctl.d/99-ctwatch.conf"),
+            ("/etc/modprobe.d/ctwatch.conf", "/etc/sysctl.d/99-ctwatch.conf"),
+            ("", "/etc/sysctl.d/99-ctwatch.conf"),
+        ] {
+            let settings = BootSettings { new_sysctl_file: file.into(), ..BootSettings::default() };
+            assert_eq!(settings.sysctl_file(), PathBuf::from(expected), "{file}");
+            assert_eq!(settings.modprobe_file(), PathBuf::from("/etc/modprobe.d/99-ctwatch.conf"));
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub(super) fn assignments(host: &Host, files: &[(Option<String>, PathBuf)]) -> V
 }
 
 /// Key, value and line number of the lines that set something of conntrack's.
-pub(in super::super) fn conntrack_lines(text: &str) -> Vec<(String, String, usize)> {
+pub(crate) fn conntrack_lines(text: &str) -> Vec<(String, String, usize)> {
     let mut found = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();

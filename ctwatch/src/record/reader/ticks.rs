@@ -7,17 +7,17 @@ use std::ops::RangeInclusive;
 use anyhow::Result;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
-use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
-use super::{RecordedRun, Recording, each, slot, slots_of_run};
+use super::{RecordedRun, Recording, RowSpan, each, slot, slots_of_run};
 use crate::model::NetnsId;
 use crate::record::census;
 use crate::record::columns::{
     NETNS, NetnsColumns, TICK, TICK_CAUSE, TICK_FLOW, TICK_LOSS, TICK_NETNS, TickCauseColumns, TickColumns,
     TickFlowColumns, TickLossColumns, TickNetnsColumns,
 };
-use crate::record::open::ReadError;
+use crate::record::limits::{self, Totals};
+use crate::record::open::{ReadError, corrupt_row};
 use crate::record::tick::{NetnsTick, Presence, Tick};
 
 /// Ticks read at once.
@@ -49,6 +49,7 @@ pub struct Ticks<'a> {
     from: i64,
     to: i64,
     done: bool,
+    totals: Totals,
 }
 
 impl<'a> Ticks<'a> {
@@ -58,7 +59,8 @@ impl<'a> Ticks<'a> {
         numbers: RangeInclusive<i64>,
     ) -> Result<Self> {
         let (from, to) = numbers.into_inner();
-        let numbers = Numbers::of(&recording.connection, run.id);
+        let spans = [recording.span("slot", run.id)?, recording.span("netns", run.id)?];
+        let numbers = Numbers::of(&recording.connection, run.id, spans);
         let numbers = numbers.map_err(|error| error.into_fault(recording.path()))?;
         let last = run.end.map(|end| end.last_tick).filter(|last| *last <= to);
         Ok(Self {
@@ -67,9 +69,10 @@ impl<'a> Ticks<'a> {
             ready: VecDeque::new(),
             expected: (from <= run.first_tick).then_some(run.first_tick),
             last,
-            from,
-            to,
+            from: from.max(run.first_tick),
+            to: to.min(run.last_possible),
             done: false,
+            totals: Totals::default(),
         })
     }
 
@@ -79,6 +82,9 @@ impl<'a> Ticks<'a> {
         let batch = batch.map_err(|error| error.into_fault(recording.path()))?;
         self.done = batch.len() < BATCH;
         for (stored, crc) in batch {
+            if !self.totals.add(stored.tick.moved(), stored.tick.interval_us) {
+                return Err(self.damaged(format!("tick {}: numbers that no counter reaches", stored.id)));
+            }
             if self.expected.is_some_and(|expected| expected != stored.first) {
                 return Err(self.damaged(format!("ticks before {} are missing", stored.id)));
             }
@@ -126,11 +132,14 @@ pub(in crate::record) struct Numbers {
 }
 
 impl Numbers {
-    /// Reads them.
-    pub fn of(connection: &Connection, run: i64) -> Result<Self, ReadError> {
-        let slots = each(connection, &slots_of_run(), [run], |row| Ok(slot(row)?))?;
-        let sql = format!("{} WHERE run = ?1", NetnsColumns::SELECT);
-        let netns = each(connection, &sql, [run], |row| {
+    /// Reads them, of slots and namespaces where they are.
+    pub fn of(connection: &Connection, run: i64, spans: [RowSpan; 2]) -> Result<Self, ReadError> {
+        let [[first, last], of_netns] = spans;
+        let sql = format!("{} AND s.id BETWEEN ?2 AND ?3", slots_of_run());
+        let slots = each(connection, &sql, [run, first, last], |row| Ok(slot(row)?))?;
+        let sql = format!("{} WHERE +run = ?1 AND id BETWEEN ?2 AND ?3", NetnsColumns::SELECT);
+        let [first, last] = of_netns;
+        let netns = each(connection, &sql, [run, first, last], |row| {
             Ok((row.get(NETNS.id)?, NetnsId::from_packed(row.get(NETNS.number)?)))
         })?;
         Ok(Self { run, slots: Lookup::new(slots), netns: Lookup::new(netns) })
@@ -145,7 +154,7 @@ impl Numbers {
         limit: usize,
     ) -> Result<Vec<(Stored, u32)>, ReadError> {
         let sql =
-            format!("{} WHERE id BETWEEN ?1 AND ?2 AND run = ?3 ORDER BY id LIMIT ?4", TickColumns::SELECT);
+            format!("{} WHERE id BETWEEN ?1 AND ?2 AND +run = ?3 ORDER BY id LIMIT ?4", TickColumns::SELECT);
         let mut batch = each(connection, &sql, params![from, to, self.run, limit as i64], tick)?;
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(batch) };
         let (span, first) = ([first.0.id, last.0.id], first.0.first);
@@ -237,11 +246,13 @@ struct Lookup<T> {
 impl<T: Copy> Lookup<T> {
     fn new(pairs: Vec<(i64, T)>) -> Self {
         // A number far from the others is damaged: rows that refer to it are dangling.
-        let most = 65_536 + 16 * pairs.len();
+        let most = 65_536 + 2 * pairs.len();
         let first = pairs.iter().map(|(number, _)| *number).min().unwrap_or(0);
         let mut items = Vec::new();
         for (number, what) in pairs {
-            let Ok(place) = usize::try_from(number - first) else { continue };
+            let Some(place) = number.checked_sub(first).and_then(|place| usize::try_from(place).ok()) else {
+                continue;
+            };
             if place < most {
                 items.resize(items.len().max(place + 1), None);
                 items[place] = Some(what);
@@ -263,7 +274,14 @@ fn dangling(tick: i64) -> ReadError {
 
 fn tick(row: &Row<'_>) -> Result<(Stored, u32), ReadError> {
     let id = row.get(TICK.id)?;
-    let time = Timestamp::from_microsecond(row.get(TICK.wall_us)?).map_err(|_| dangling(id))?;
+    let (wall_us, mono_us, first) = (row.get(TICK.wall_us)?, row.get(TICK.mono_us)?, row.get(TICK.first)?);
+    let Some(time) = limits::time(wall_us).filter(|_| limits::is_clock(mono_us)) else {
+        return corrupt_row("tick", id);
+    };
+    let events_seen: i64 = row.get(TICK.events_seen)?;
+    if !limits::is_tick(first) || !limits::is_tick(id) || first > id || events_seen < 0 {
+        return corrupt_row("tick", id);
+    }
     let tick = Tick {
         restarted: row.get(TICK.restarted)?,
         ambiguous: row.get(TICK.ambiguous)?,
@@ -274,10 +292,10 @@ fn tick(row: &Row<'_>) -> Result<(Stored, u32), ReadError> {
             row.get(TICK.unexplained_insert_failed)?,
             row.get(TICK.unexplained_chaintoolong)?,
         ],
-        events_seen: row.get::<_, i64>(TICK.events_seen)?.cast_unsigned(),
-        ..Tick::quiet(time, row.get(TICK.mono_us)?, row.get(TICK.interval_us)?)
+        events_seen: events_seen.cast_unsigned(),
+        ..Tick::quiet(time, mono_us, row.get(TICK.interval_us)?)
     };
-    Ok((Stored { id, first: row.get(TICK.first)?, level: row.get(TICK.level)?, tick }, row.get(TICK.crc)?))
+    Ok((Stored { id, first, level: row.get(TICK.level)?, tick }, row.get(TICK.crc)?))
 }
 
 fn netns_tick(row: &Row<'_>, id: NetnsId) -> Result<NetnsTick, ReadError> {

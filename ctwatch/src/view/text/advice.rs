@@ -4,6 +4,7 @@
 use crate::advise::demand::{Basis, Outcome};
 use crate::advise::items::{Item, Level, TARGET_FILL};
 use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
+use crate::text::shell::one_line;
 use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, wrap};
 
 const INDENT: usize = 4;
@@ -236,7 +237,7 @@ fn item_lines(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<Strin
         let text = format!("{}: {}", objection.text, objection.located_rule());
         lines.extend(labelled("blocked", &text).iter().map(|line| paint.on(WARN, line)));
         if let Some(remedy) = &objection.remedy {
-            lines.push(verbatim("unblock", remedy));
+            lines.push(verbatim("unblock", &one_line(remedy)));
         }
     }
     lines.extend(labelled("effect", &outcome(&item.after)));
@@ -263,7 +264,7 @@ fn item_lines(number: usize, item: &Item, times: f64, paint: Paint) -> Vec<Strin
         );
     }
     for (index, setting) in item.settings.iter().enumerate() {
-        lines.push(verbatim(if index == 0 { "set" } else { "" }, setting));
+        lines.push(verbatim(if index == 0 { "set" } else { "" }, &one_line(setting)));
     }
     for note in &item.notes {
         lines.extend(labelled("note", note));

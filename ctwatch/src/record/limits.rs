@@ -1,0 +1,173 @@
+//! What reading a recording may cost at most, and what its numbers may be. It may come from anybody: none of its values is
+//! used to reckon with, or to reserve memory, before it was found to be one that a recorder can write.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
+
+use crate::model::LAST_US;
+
+/// The longest text of a row but for those that say so.
+pub(super) const TEXT: usize = 64 << 10;
+/// A machine's facts as JSON.
+pub(super) const FACTS: usize = 4 << 20;
+/// The longest name: of a host, a netns, a container, a version.
+pub(super) const NAME: usize = 4 << 10;
+/// What a rule set is compressed to at most.
+pub(super) const PACKED: usize = 32 << 20;
+/// What all rows that are held at once may take.
+pub(super) const HELD: usize = 64 << 20;
+/// Runs of a file: one that is restarted every ten seconds makes as many in a week.
+pub(super) const RUNS: usize = (64 << 10) - 1;
+/// A number of a tick.
+const TICK: i64 = 1 << 53;
+/// All that moved in a run: ten million times a second for half a year. As many runs as there may be don't overflow a sum.
+const MOVED: i64 = 1 << 47;
+/// What all ticks of a run may last, so that sums over runs fit, too: 35 years.
+const LASTED_US: i64 = 1 << 50;
+
+/// Memory that SQLite may take. Its own cache is 2 MB, and a rule set passes through twice.
+const HEAP: i64 = 128 << 20;
+/// Steps of SQLite's virtual machine between two looks at what was used.
+const LOOK_EVERY: i32 = 4096;
+/// Steps that any file may take.
+const STEPS: u64 = 5_000_000;
+/// Steps for each byte of the file: a report takes 0.65, which is most of all readers.
+const STEPS_PER_BYTE: u64 = 16;
+
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// Every reading of a recording in this process ends with [`super::Fault::Stopped`] from here on.
+pub fn stop_reading() {
+    STOPPED.store(true, Ordering::Relaxed);
+}
+
+/// Whether it was to end.
+pub(super) fn is_stopped() -> bool {
+    STOPPED.load(Ordering::Relaxed)
+}
+
+/// Nothing in a file runs: no view, trigger or function of its schema; and no value is longer than any that we write.
+pub(super) fn distrust(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    for (limit, most) in [
+        (Limit::SQLITE_LIMIT_LENGTH, PACKED as i32 + (1 << 20)),
+        (Limit::SQLITE_LIMIT_SQL_LENGTH, 64 << 10),
+        (Limit::SQLITE_LIMIT_COLUMN, 100),
+        (Limit::SQLITE_LIMIT_EXPR_DEPTH, 50),
+        (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 3),
+        (Limit::SQLITE_LIMIT_VDBE_OP, 25_000),
+        (Limit::SQLITE_LIMIT_FUNCTION_ARG, 8),
+        (Limit::SQLITE_LIMIT_ATTACHED, 0),
+        (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 64),
+        (Limit::SQLITE_LIMIT_VARIABLE_NUMBER, 64),
+        (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 1),
+        (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
+    ] {
+        connection.set_limit(limit, most)?;
+    }
+    // Damaged pages are to be noticed early.
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    // Mapped pages of a file that somebody shortens meanwhile would be a SIGBUS.
+    connection.pragma_update(None, "mmap_size", 0)
+}
+
+/// Ends what takes more steps than a file of so many bytes can need, and everything once reading is to stop.
+pub(super) fn watch(connection: &mut Connection, bytes: u64) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "hard_heap_limit", HEAP)?;
+    let mut left = (STEPS + bytes.saturating_mul(STEPS_PER_BYTE)) / LOOK_EVERY as u64;
+    connection.progress_handler(
+        LOOK_EVERY,
+        Some(move || {
+            left = left.saturating_sub(1);
+            left == 0 || is_stopped()
+        }),
+    )
+}
+
+/// A wall clock's time in microseconds, if a kernel's clock can show it.
+pub(super) fn time(us: i64) -> Option<Timestamp> {
+    is_clock(us).then(|| Timestamp::from_microsecond(us).ok())?
+}
+
+/// Whether a kernel's clock can show this time, or so long a span.
+pub(super) const fn is_clock(us: i64) -> bool {
+    us >= 0 && us <= LAST_US
+}
+
+/// Whether a name, where there is one, is no longer than any.
+pub(super) fn is_name(name: Option<&str>) -> bool {
+    name.is_none_or(|name| name.len() <= NAME)
+}
+
+/// Whether a tick can have this number.
+pub(super) const fn is_tick(number: i64) -> bool {
+    number >= 0 && number <= TICK
+}
+
+/// Whether a counter can have moved so far.
+pub(super) const fn is_count(count: i64) -> bool {
+    count.unsigned_abs() <= MOVED.unsigned_abs()
+}
+
+/// What the ticks of a run add up to: sums of theirs stay far from where an integer ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    moved: i64,
+    lasted_us: i64,
+}
+
+impl Totals {
+    /// Adds what moved in a tick, and its length; false if it is more than there can be.
+    pub fn add(&mut self, counts: impl IntoIterator<Item = i64>, lasted_us: i64) -> bool {
+        for count in counts {
+            if !is_count(count) {
+                return false;
+            }
+            // Neither is more than 2^48.
+            self.moved += count.abs();
+            if self.moved > MOVED {
+                return false;
+            }
+        }
+        if !is_clock(lasted_us) {
+            return false;
+        }
+        self.lasted_us = self.lasted_us.saturating_add(lasted_us);
+        self.lasted_us <= LASTED_US
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_one_that_a_kernel_can_show() {
+        assert_eq!(time(0), Some(Timestamp::UNIX_EPOCH));
+        assert_eq!(time(LAST_US).unwrap().to_string(), "2262-04-11T23:47:16.854775Z");
+        for bad in [-1, i64::MIN, LAST_US + 1, i64::MAX] {
+            assert_eq!(time(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn sums_stop_far_from_where_an_integer_ends() {
+        let mut totals = Totals::default();
+        assert!(totals.add([MOVED - 1, -1, 0], LASTED_US) && !totals.add([1], 0));
+        for bad in [i64::MIN, i64::MAX, MOVED + 1, -MOVED - 1] {
+            assert!(!Totals::default().add([bad], 0), "{bad}");
+        }
+        for bad in [i64::MIN, -1, LASTED_US + 1, i64::MAX] {
+            assert!(!Totals::default().add([], bad), "{bad}");
+        }
+        assert!(MOVED.checked_mul(RUNS as i64).is_some() && LASTED_US.checked_mul(4096).is_some());
+    }
+}

@@ -1,0 +1,209 @@
+//! Every reader, given recordings that were made to take its host's memory or time: each ends with an error of one line,
+//! within a second and 300 MB.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use ctwatch::record::rows::SnapshotReason;
+use ctwatch::record::rules::{Packed, StoredRules};
+use ctwatch::record::writer::Batch;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use super::figures::{Ran, readers, recorder, run};
+use super::made::{PROGRAMS, SCRIPTS, change};
+use super::numbers::base;
+use super::synthetic::{HOST, all_of, at, rules};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MOST_KIB: i64 = 300 << 10;
+
+/// A recording with everything in it.
+fn whole(path: &Path) {
+    base(path).write(&Batch { rules: vec![rules(4, SnapshotReason::Start)], ..Batch::default() }).unwrap();
+}
+
+/// Holds for any file, whatever becomes of it.
+fn is_bounded(ran: &Ran, what: &str) {
+    assert!(ran.cpu < SECOND, "{what}: {:?} of CPU, {ran:?}", ran.cpu);
+    assert!(ran.kib < MOST_KIB, "{what}: {} KiB, {ran:?}", ran.kib);
+    assert!(matches!(ran.status.code(), Some(0..=2)), "{what}: {ran:?}");
+    assert!(!ran.error.contains("panicked"), "{what}: {ran:?}");
+}
+
+/// By every reader, and by a recorder that would go on in it.
+fn refused_by_all(path: &Path, what: &str, said: &str, proc: &Path) {
+    let mut all = readers(path);
+    all.push(("record", recorder(path, proc)));
+    for (name, command) in all {
+        let ran = run(command);
+        let what = format!("{name}, {what}");
+        is_bounded(&ran, &what);
+        let is_recorder = name == "record";
+        if !is_recorder || said != "damaged" {
+            assert!(ran.status.code() != Some(0), "{what}: {ran:?}");
+            assert!(ran.error.contains(said), "{what}: {ran:?}");
+        }
+    }
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let proc = folder.path().join("proc");
+    (folder, proc)
+}
+
+#[test]
+fn a_schema_that_runs_something_is_refused_before_it_does() {
+    let (folder, proc) = folder();
+    let whole_one = folder.path().join("whole.ctw");
+    whole(&whole_one);
+    all_of(&whole_one).unwrap();
+    for (name, command) in readers(&whole_one) {
+        assert!(run(command).status.success(), "{name}: what it is made from is fine");
+    }
+    for (what, script, said) in SCRIPTS {
+        let path = folder.path().join("a.ctw");
+        fs::copy(&whole_one, &path).unwrap();
+        rusqlite::Connection::open(&path).unwrap().execute_batch(script).unwrap_or_else(|error| {
+            panic!("{what}: {error}");
+        });
+        refused_by_all(&path, what, said, &proc);
+    }
+}
+
+/// Makes one of the large files in a process of its own: this one's memory would be counted as that of those it starts.
+#[test]
+fn maker() {
+    if let (Some(path), Some(what)) = (std::env::var_os("HOSTILE_PATH"), std::env::var_os("HOSTILE_WHAT")) {
+        match what.to_str().unwrap() {
+            what if RULE_SETS.contains(&what) => make_rules(Path::new(&path), what),
+            what => change(Path::new(&path), what),
+        }
+    }
+}
+
+fn made(path: &Path, what: &str) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "recordings::maker"]).env("HOSTILE_PATH", path).env("HOSTILE_WHAT", what);
+    let ran = run(command);
+    assert!(ran.status.success() && ran.out.contains("1 passed"), "{what}: {ran:?}");
+}
+
+#[test]
+fn large_values_many_rows_and_pages_read_again_take_no_more_than_others() {
+    let (folder, proc) = folder();
+    let whole_one = folder.path().join("whole.ctw");
+    whole(&whole_one);
+    for (what, said) in PROGRAMS {
+        let path = folder.path().join("a.ctw");
+        fs::copy(&whole_one, &path).unwrap();
+        made(&path, what);
+        let mut worst = (Duration::ZERO, 0);
+        let mut refusals = 0;
+        for (name, command) in readers(&path) {
+            let ran = run(command);
+            let what = format!("{name}, {what}");
+            is_bounded(&ran, &what);
+            worst = (worst.0.max(ran.cpu), worst.1.max(ran.kib));
+            refusals += usize::from(ran.status.code() != Some(0));
+            if ran.status.code() != Some(0) {
+                assert!(ran.error.contains(said), "{what}: {ran:?}");
+            }
+        }
+        assert!(refusals > 0, "{what}: nobody noticed");
+        is_bounded(&run(recorder(&path, &proc)), &format!("record, {what}"));
+        println!("{what}: at most {:?} of CPU and {} MiB; {refusals} refuse it", worst.0, worst.1 >> 10);
+    }
+}
+
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    let (folder, proc) = folder();
+    let at = |name: &str| folder.path().join(name);
+    mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
+    std::os::unix::fs::symlink(at("fifo"), at("link")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", at("zero")).unwrap();
+    drop(UnixListener::bind(at("socket")).unwrap());
+    for name in ["fifo", "link", "zero", "socket", "proc"] {
+        fs::create_dir_all(&proc).unwrap();
+        refused_by_all(&at(name), name, "regular file", &at("other-proc"));
+    }
+}
+
+#[test]
+fn half_a_file_and_a_compressed_one_are_no_recordings() {
+    let (folder, proc) = folder();
+    let path = folder.path().join("a.ctw");
+    whole(&path);
+    let bytes = fs::read(&path).unwrap();
+    let other = folder.path().join("b.ctw");
+    let of_part = |part: usize| bytes[..bytes.len() * part / 7].to_vec();
+    let mut compressed = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut compressed, &bytes).unwrap();
+    let mut gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\x03".to_vec();
+    gzip.extend(compressed.finish().unwrap());
+    for (what, bytes, said) in [
+        ("a part", of_part(1), "truncated"),
+        ("another part", of_part(6), "truncated"),
+        ("compressed", gzip, "not a ctwatch recording"),
+        ("a head alone", bytes[..100].to_vec(), "truncated"),
+        ("zeros", vec![0; 1 << 20], "not a ctwatch recording"),
+    ] {
+        fs::write(&other, bytes).unwrap();
+        refused_by_all(&other, what, said, &proc);
+    }
+}
+
+/// Rule sets that are small in the file: zeros, rules of nothing, lines of nothing.
+const RULE_SETS: [&str; 7] = [
+    "zeros",
+    "a wide rule",
+    "chains without rules",
+    "rules of nothing",
+    "notes",
+    "a bomb that says less",
+    "a bomb that says more",
+];
+
+fn make_rules(path: &Path, what: &str) {
+    let list =
+        |inner: &str| serde_json::json!({"dump": {"nft_json": format!("{{\"nftables\": [{inner}]}}")}});
+    let save = |text: String| serde_json::json!({"dump": {"saves": [{"tool": "iptables-save", "ipv6": false, "legacy": true, "text": text}]}});
+    let (content, size) = match what {
+        "zeros" => (list(&"0,".repeat(20 << 20)), None),
+        "a wide rule" => (list(&format!("{{\"rule\": [{}0]}}", "0,".repeat(20 << 20))), None),
+        "chains without rules" => (save(":a - [0:0]\n".repeat(3 << 20)), None),
+        "rules of nothing" => (save(format!("*raw\n{}", "-A a\n".repeat(7 << 20))), None),
+        "notes" => (serde_json::json!({"dump": {"nft_text": "\n".repeat(20 << 20)}}), None),
+        "a bomb that says less" => (serde_json::json!("0".repeat(40 << 20)), Some(100)),
+        _ => (serde_json::json!("0".repeat(40 << 20)), Some(1 << 60)),
+    };
+    let mut packed = Packed::new(&content).unwrap();
+    packed.size = size.unwrap_or(packed.size);
+    let stored = StoredRules { netns: HOST, at: at(1), occasion: SnapshotReason::Start, rules: Some(packed) };
+    base(path).write(&Batch { rules: vec![stored], ..Batch::default() }).unwrap();
+}
+
+#[test]
+fn a_rule_set_that_grows_is_cut_off() {
+    // Nothing is optimized here, and what unpacks them takes ten times as long for it.
+    let slower = if cfg!(debug_assertions) { 10 } else { 1 };
+    let (folder, _) = folder();
+    for what in RULE_SETS {
+        let path = folder.path().join("a.ctw");
+        made(&path, what);
+        let mut worst = (Duration::ZERO, 0);
+        for (name, command) in readers(&path) {
+            let ran = run(command);
+            let what = format!("{name}, {what}");
+            is_bounded(&Ran { cpu: ran.cpu / slower, ..ran.clone() }, &what);
+            worst = (worst.0.max(ran.cpu), worst.1.max(ran.kib));
+        }
+        println!("{what}: at most {:?} of CPU and {} MiB", worst.0, worst.1 >> 10);
+        fs::remove_file(path).unwrap();
+    }
+}
