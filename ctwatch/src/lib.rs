@@ -13,6 +13,7 @@ pub mod error;
 pub mod export;
 pub mod files;
 pub mod firewall;
+pub mod foreign;
 pub mod kernel;
 pub mod listing;
 pub mod machine;

@@ -6,34 +6,53 @@ use std::path::{Path, PathBuf};
 
 /// Bottom first: a room, and what it may import.
 const ROOMS: &[(&str, &[&str])] = &[
+    ("foreign", &[]),
     ("error", &[]),
     ("outlet", &[]),
-    ("files", &[]),
-    ("text", &[]),
-    ("model", &[]),
-    ("kernel", &[]),
-    ("stderr", &["outlet"]),
-    ("contract", &["model"]),
+    ("files", &["foreign"]),
+    ("text", &["foreign"]),
+    ("model", &["foreign"]),
+    ("kernel", &["foreign"]),
+    ("stderr", &["foreign", "outlet"]),
+    ("contract", &["foreign", "model"]),
     ("listing", &["model"]),
-    ("process", &["files", "kernel"]),
+    ("process", &["foreign", "files", "kernel"]),
     ("sandbox", &["kernel"]),
-    ("firewall", &["files", "text", "model", "kernel"]),
-    ("netns", &["model", "kernel", "process"]),
-    ("machine", &["files", "text", "model", "kernel", "process"]),
-    ("state", &["model", "contract"]),
+    ("firewall", &["foreign", "files", "text", "model", "kernel"]),
+    ("netns", &["foreign", "model", "kernel", "process"]),
+    ("machine", &["foreign", "files", "text", "model", "kernel", "process"]),
+    ("state", &["foreign", "model", "contract"]),
     ("conntrack", &["model", "kernel", "netns"]),
-    ("probe", &["stderr", "model", "kernel", "netns"]),
-    ("owner", &["model", "kernel", "process", "netns"]),
-    ("record", &["error", "files", "model", "kernel", "contract", "listing", "state"]),
+    ("probe", &["foreign", "stderr", "model", "kernel", "netns"]),
+    ("owner", &["foreign", "model", "kernel", "process", "netns"]),
+    ("record", &["foreign", "error", "files", "model", "kernel", "contract", "listing", "state"]),
     ("watch", &["model", "kernel", "netns", "conntrack", "probe", "owner"]),
-    ("advise", &["text", "model", "contract", "listing", "firewall", "machine", "record"]),
-    ("export", &["model", "contract", "state", "record"]),
-    ("view", &["text", "model", "contract", "state", "advise"]),
-    ("postmortem", &["error", "text", "model", "contract", "firewall", "record", "advise", "view"]),
-    ("cli", &["text", "model", "kernel", "state", "record", "advise", "export", "postmortem"]),
+    ("advise", &["foreign", "text", "model", "contract", "listing", "firewall", "machine", "record"]),
+    ("export", &["foreign", "model", "contract", "state", "record"]),
+    ("view", &["foreign", "text", "model", "contract", "state", "advise"]),
+    (
+        "postmortem",
+        &["foreign", "error", "text", "model", "contract", "firewall", "record", "advise", "view"],
+    ),
+    (
+        "cli",
+        &[
+            "foreign",
+            "stderr",
+            "text",
+            "model",
+            "kernel",
+            "state",
+            "record",
+            "advise",
+            "export",
+            "postmortem",
+        ],
+    ),
     (
         "command",
         &[
+            "foreign",
             "error",
             "outlet",
             "stderr",
@@ -63,12 +82,15 @@ const ROOMS: &[(&str, &[&str])] = &[
 
 /// ctwatch-common is below all rooms.
 const GROUND_FLOOR: usize = 2;
+/// Rooms beside it: what everybody needs, whatever they do.
+const BASEMENT: &[&str] = &["foreign"];
 
 fn floors() -> BTreeMap<&'static str, usize> {
     let mut floors = BTreeMap::new();
     for (room, imports) in ROOMS {
         let floor = imports.iter().map(|import| floors[import] + 1).max();
-        floors.insert(*room, floor.unwrap_or(GROUND_FLOOR));
+        let ground = if BASEMENT.contains(room) { GROUND_FLOOR - 1 } else { GROUND_FLOOR };
+        floors.insert(*room, floor.unwrap_or(ground));
     }
     floors
 }
@@ -261,6 +283,11 @@ fn what_only_one_room_may_do_is_done_there_alone() {
                 faults.push(format!("{at}: clap is cli's alone"));
             }
             let is_clock = source.path == Path::new("model/clock.rs");
+            if room != "foreign" && (has(".display()") || has("from_utf8_lossy") || has("to_string_lossy")) {
+                faults.push(format!(
+                    "{at}: text from outside is crate::foreign's: `shown()`, `Foreign::from_bytes`"
+                ));
+            }
             if pure.contains(&room.as_str()) && !is_clock && (has("std::fs") || has("Instant::now")) {
                 faults.push(format!("{at}: {room} does no I/O and reads no clock"));
             }

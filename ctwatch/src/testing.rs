@@ -30,9 +30,9 @@ pub fn run() -> Run {
     Run {
         started: at(0),
         boot_id: None,
-        host: Some("web1".to_owned()),
-        version: "0.1.0".to_owned(),
-        kernel_release: "6.12.1".to_owned(),
+        host: Some("web1".into()),
+        version: "0.1.0".into(),
+        kernel_release: "6.12.1".into(),
         backend: Backend::Kprobe,
         backend_reason: None,
         interval_us: 1_000_000,

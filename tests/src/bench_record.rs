@@ -1,6 +1,7 @@
 //! What a recording costs: 24 hours of a busy host with a storm in the middle, recorded as fast as it goes.
 //! The samples are made up; all behind them is what `ctwatch record` runs.
 
+use ctwatch::foreign::Foreign;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -61,7 +62,7 @@ pub fn run(folder: &Path) -> Result<bool> {
 fn record(path: &Path) -> Result<Host> {
     let start = Timestamp::now() - SignedDuration::from_secs(SECONDS as i64);
     let started = WallMono { time: start, mono_us: 0 };
-    let run = Run { started, host: Some("bench".to_owned()), ..testing::run() };
+    let run = Run { started, host: Some("bench".into()), ..testing::run() };
     let limits = RetentionLimits {
         keep: Duration::from_secs(7 * SECONDS),
         max_size: 500_000_000,
@@ -106,8 +107,8 @@ struct Host {
 impl Host {
     fn new(start: Timestamp) -> Self {
         let process = ProcessId { pid: 812, name: Name::new(b"nginx"), role: Role::Sender };
-        let cgroup = Some("/system.slice/nginx.service".to_owned());
-        let container = Some("unit:nginx.service".to_owned());
+        let cgroup = Some(Foreign::from("/system.slice/nginx.service"));
+        let container = Some(Foreign::from("unit:nginx.service"));
         Self {
             start,
             flows: vec![[0; 2]; usize::from(PORTS)],
@@ -180,7 +181,7 @@ impl Host {
             interval_s: 1.0,
             netns: vec![NetnsSample {
                 id: HOST,
-                name: Some("host".to_owned()),
+                name: Some("host".into()),
                 container: None,
                 count: Some(count),
                 max: Some(262_144),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::demand::Demand;
 use super::target::ServiceTarget;
 use crate::firewall::{Commands, Objection};
+use crate::foreign::Foreign;
 use crate::machine::Machine;
 use crate::model::Timeouts;
 
@@ -13,9 +14,9 @@ use crate::model::Timeouts;
 #[derive(Clone, Debug, Default)]
 pub struct ServiceFacts {
     /// The software that serves it.
-    pub server: Option<String>,
+    pub server: Option<Foreign>,
     /// The software that uses it from this host.
-    pub clients: Vec<String>,
+    pub clients: Vec<Foreign>,
     /// How its connections can be reused: in a sentence, and the settings.
     pub reuse: Option<(String, Vec<String>)>,
     /// Why it must not be exempted.

@@ -7,6 +7,7 @@ use super::case::{Firewall as Rules, ServiceFacts};
 use super::netns_commands::NetnsCommands;
 use super::target::ServiceTarget;
 use crate::firewall::{self, Commands, Firewall, Objection, ObjectionKind, Scope};
+use crate::foreign::Foreign;
 use crate::machine::{Machine, Published};
 use crate::model::{Direction, Protocol};
 
@@ -112,8 +113,8 @@ fn published(published: &Published) -> Objection {
     let Published { program, pid, proto, port, .. } = published;
     Objection {
         kind: ObjectionKind::PublishedPort,
-        rule: format!("{program} (pid {pid})"),
-        place: String::new(),
+        rule: format!("{program} (pid {pid})").into(),
+        place: Foreign::default(),
         text: format!("{program} publishes {port}/{proto} for a container, whose packets may need NAT"),
         remedy: None,
     }

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::firewall::{self, Commands};
+use crate::foreign::Shown as _;
 use crate::model::NetnsId;
 use crate::text::shell::quote;
 
@@ -28,7 +29,7 @@ impl NetnsCommands {
     /// In the netns that this file leads into.
     #[must_use]
     pub fn inside(path: &Path, netns: NetnsId) -> Self {
-        let enter = format!("nsenter --net={} ", quote(&path.display().to_string()));
+        let enter = format!("nsenter --net={} ", quote(path.shown().raw()));
         Self { is_kept_at_boot: false, enter, elsewhere: Some(netns) }
     }
 

@@ -19,6 +19,7 @@ use super::report::Source;
 use super::rule_set::RuleSet;
 use super::target::ServiceTarget;
 use crate::firewall::{Firewall as Judge, Objection, ObjectionKind};
+use crate::foreign::{Foreign, Shown as _};
 use crate::machine::{self, Machine};
 use crate::model::{HOST_NETNS, Loss, NetnsId, is_home_netns};
 use crate::record::Recording;
@@ -61,7 +62,7 @@ pub enum Which {
 /// # Errors
 /// The recording is damaged, or lacks what advice needs; the error says what and how to record it.
 pub fn case(recording: &Recording, version: &'static str, question: &Question) -> Result<(Case, Source)> {
-    let file = recording.path().display();
+    let file = recording.path().shown();
     let doing = || format!("advising from {file}");
     let found = Contents::read(recording, question).with_context(doing)?;
     let worst = worst(recording, &found, question).with_context(doing)?;
@@ -163,7 +164,7 @@ fn ports_then(recording: &Recording, worst: &PeakWindow) -> Result<Option<machin
         let of = settings.iter().filter(|one| one.netns == worst.netns && one.setting.name == full);
         let mut of: Vec<_> = of.collect();
         let then = of.iter().rposition(|one| one.setting.at.time <= worst.to).unwrap_or(0);
-        (!of.is_empty()).then(|| of.swap_remove(then).setting.value.clone())?
+        (!of.is_empty()).then(|| of.swap_remove(then).setting.value.clone().map(Foreign::into_raw))?
     };
     Ok(machine::ports::from_sysctls(value))
 }
@@ -210,9 +211,9 @@ impl Which {
     fn is(&self, id: NetnsId, names: Option<&HashMap<NetnsId, Names>>) -> bool {
         match self {
             Self::Inode(inode) => id.inode() == *inode,
-            Self::Name(wanted) => {
-                names.and_then(|names| names.get(&id)?.name.as_ref()).is_some_and(|name| name == wanted)
-            }
+            Self::Name(wanted) => names
+                .and_then(|names| names.get(&id)?.name.as_ref())
+                .is_some_and(|name| name.is_called(wanted)),
         }
     }
 }
@@ -222,7 +223,7 @@ impl Which {
 struct PeakWindow {
     run: RecordedRun,
     netns: NetnsId,
-    name: Option<String>,
+    name: Option<Foreign>,
     from: Timestamp,
     to: Timestamp,
     ticks: RangeInclusive<i64>,
@@ -439,7 +440,7 @@ fn source(
             "flows were not counted: arrival rates are estimated from the timeouts of the entries".to_owned(),
         );
     }
-    if worst.name.as_deref().is_some_and(|name| name != HOST_NETNS) {
+    if worst.name.as_ref().is_some_and(|name| *name != HOST_NETNS) {
         notes.push(
             "run the commands inside that netns (nsenter, ip netns exec), but those for nf_conntrack_max and hashsize on the \
              host: only its root can set them"
@@ -466,7 +467,7 @@ fn assemble(
     rules: &Result<RulesThen, String>,
     times: f64,
 ) -> Case {
-    let is_host = worst.name.is_none() || is_home_netns(worst.name.as_deref());
+    let is_host = worst.name.is_none() || is_home_netns(worst.name.as_ref());
     let inside = if is_host { NetnsCommands::here(true) } else { NetnsCommands::entered(worst.netns) };
     let mut facts: BTreeMap<ServiceTarget, ServiceFacts> = BTreeMap::new();
     for service in services.iter().take(NAMED) {
@@ -510,8 +511,8 @@ fn assemble(
 fn unknown_facts(why: &str) -> ServiceFacts {
     let objection = Objection {
         kind: ObjectionKind::Unknown,
-        rule: format!("unknown: {why}"),
-        place: String::new(),
+        rule: format!("unknown: {why}").into(),
+        place: Foreign::default(),
         text: "unknown whether NAT or a stateful rule needs these flows tracked".to_owned(),
         remedy: Some("sudo ctwatch advise".to_owned()),
     };

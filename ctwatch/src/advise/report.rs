@@ -9,6 +9,7 @@ use super::demand::{Basis, Outcome, Service};
 use super::items::{self, Combination, Item};
 use super::target::ServiceTarget;
 use super::whatif::Changes;
+use crate::foreign::Foreign;
 use crate::model::{Direction, NetnsId, Protocol, TimeoutKind, service as service_name};
 
 /// Services named one by one.
@@ -30,7 +31,7 @@ pub struct Advice {
     /// The netns.
     pub netns: NetnsId,
     /// What it is called; null if it has no name.
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// How long was measured, seconds.
     #[serde(serialize_with = "rounded")]
     pub window_s: f64,
@@ -110,9 +111,9 @@ pub struct ServiceLine {
     /// The direction of its flows.
     pub direction: Direction,
     /// The software that serves it here.
-    pub server: Option<String>,
+    pub server: Option<Foreign>,
     /// The software here that uses it.
-    pub clients: Vec<String>,
+    pub clients: Vec<Foreign>,
     /// Entries when looked at.
     pub entries: u32,
     /// Flows that got in each second.
@@ -179,7 +180,7 @@ pub struct Source {
     /// The netns.
     pub netns: NetnsId,
     /// What it is called.
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// Length of the window, seconds.
     pub window_s: f64,
     /// How flows were counted.

@@ -12,7 +12,7 @@ mod replay;
 mod report;
 mod table;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
@@ -20,7 +20,9 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 use jiff::tz::TimeZone;
 
+use crate::foreign::harmless;
 use crate::kernel::roots::Roots;
+use crate::stderr;
 use crate::text::TextOptions;
 pub use advise::{AdviceFormat, AdviseConfig};
 pub use check::CheckConfig;
@@ -114,7 +116,20 @@ pub enum Command {
 /// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).
 #[must_use]
 pub fn from_command_line() -> Config {
-    Config::resolve(Cli::parse()).unwrap_or_else(|error| error.exit())
+    parse(std::env::args_os()).unwrap_or_else(|error| {
+        if !error.use_stderr() || !std::env::args_os().any(|argument| acts(&argument)) {
+            error.exit()
+        }
+        // clap repeats arguments as they are.
+        stderr::line(error.render());
+        stderr::settle();
+        std::process::exit(error.exit_code())
+    })
+}
+
+/// Whether a terminal would do something with this argument.
+fn acts(argument: &OsStr) -> bool {
+    argument.to_str().is_none_or(|text| harmless(text) != text)
 }
 
 /// The configuration these arguments mean (the first one is the program's name).

@@ -65,7 +65,9 @@ async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Ex
     shutdown.end_within(Duration::ZERO);
     let host = Host { roots, ..Host::default() };
     let found = netns::run_inside(&netns, || collect_facts(&host, &netns, &mut measure, &senders))
-        .with_context(|| format!("looking at {}", netns.name.as_deref().unwrap_or("the netns")))?;
+        .with_context(|| {
+            format!("looking at {}", netns.name.as_ref().map_or("the netns".to_owned(), ToString::to_string))
+        })?;
     notes.extend(found.notes.iter().cloned());
     let asked = advise.what_if.as_ref().map_or(&[][..], |changes| &changes.notrack);
     let case = case(found, &measure, &netns, own, advise.times, &advise.keep, asked);
@@ -156,7 +158,7 @@ impl LiveSink for Measuring {
     }
 
     fn notice(&mut self, notice: &Notice) -> Result<()> {
-        self.notes.push(notice.text.clone());
+        self.notes.push(notice.text.sentence().into_owned());
         Ok(())
     }
 

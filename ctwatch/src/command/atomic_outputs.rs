@@ -16,6 +16,7 @@ use nix::unistd::geteuid;
 use crate::error::Failure;
 use crate::files::open_regular;
 use crate::files::place::{self, Sharing};
+use crate::foreign::Shown as _;
 
 /// Those of one command.
 #[derive(Debug, Default)]
@@ -38,15 +39,17 @@ fn begun() -> MutexGuard<'static, (Vec<PathBuf>, Option<PathBuf>)> {
     BEGUN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes all drafts of the process, whose owner is stuck. Files that are getting their names get all of them first.
-pub(super) fn remove_drafts() {
+/// Removes all drafts of the process, whose owner is stuck, and tells whether there were any. Files that are getting their names get all of them first.
+pub(super) fn remove_drafts() -> bool {
     let (files, folder) = &mut *begun();
+    let some = !files.is_empty() || folder.is_some();
     for at in files.drain(..) {
         let _ = fs::remove_file(at);
     }
     if let Some(folder) = folder.take() {
         let _ = fs::remove_dir(folder);
     }
+    some
 }
 
 impl AtomicOutputs {
@@ -60,7 +63,7 @@ impl AtomicOutputs {
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => {
-                return Err(error).with_context(|| format!("creating the folder {}", path.display()));
+                return Err(error).with_context(|| format!("creating the folder {}", path.shown()));
             }
         }
         Ok(())
@@ -83,7 +86,7 @@ impl AtomicOutputs {
                 Ok(file)
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(in_the_way(&at).into()),
-            Err(error) => Err(error).with_context(|| format!("creating {}", at.display())),
+            Err(error) => Err(error).with_context(|| format!("creating {}", at.shown())),
         }
     }
 
@@ -93,7 +96,7 @@ impl AtomicOutputs {
             // Any descriptor of a file brings all that was written to the disk.
             open_regular(at)
                 .and_then(|file| file.sync_all())
-                .with_context(|| format!("writing {}", at.display()))?;
+                .with_context(|| format!("writing {}", at.shown()))?;
         }
         let mut begun = begun();
         for Draft { at, name } in self.files.drain(..) {
@@ -124,7 +127,7 @@ fn place_of(path: &Path) -> Result<PathBuf> {
         return Ok(path.to_owned());
     }
     let place = place::new_file(path, Sharing::Allowed);
-    place.map_err(|error| Failure::usage(format!("-o {}: {error}", path.display())).into())
+    place.map_err(|error| Failure::usage(format!("-o {}: {error}", path.shown())).into())
 }
 
 /// Unless something else has got the name meanwhile.
@@ -135,11 +138,11 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
         Err(Errno::EEXIST | Errno::EINVAL) => return Err(in_the_way(to).into()),
         renamed => renamed.map_err(io::Error::from),
     };
-    renamed.with_context(|| format!("renaming {} to {}", from.display(), to.display()))
+    renamed.with_context(|| format!("renaming {} to {}", from.shown(), to.shown()))
 }
 
 fn in_the_way(path: &Path) -> Failure {
-    let path = path.display();
+    let path = path.shown();
     Failure::usage(format!(
         "-o: {path} is there already, and nothing is written over: remove it, or give another name"
     ))

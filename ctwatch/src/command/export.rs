@@ -15,6 +15,7 @@ use super::interruption::interrupted;
 use crate::cli::{Config, ExportConfig, ExportFormat};
 use crate::error::{Exit, Failure};
 use crate::export::{Choice, Csv, ExportTable, Ndjson, OutputTarget, Parquet, Sink, Value, export};
+use crate::foreign::Shown as _;
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::Span;
@@ -26,7 +27,7 @@ pub fn run(config: &Config, arguments: &ExportConfig) -> Result<Exit> {
     confine(config, Work::Reads, &Files::read([&arguments.file]).write(arguments.output.as_deref()));
     let recording = Recording::open(&arguments.file)?;
     let Some(bounds) = recording.bounds(&recording.runs()?)? else {
-        bail!("exporting {}: it contains no runs", arguments.file.display());
+        bail!("exporting {}: it contains no runs", arguments.file.shown());
     };
     let span =
         Span::of(arguments.from, arguments.to, bounds, &config.look.time_zone).map_err(Failure::usage)?;
@@ -87,7 +88,7 @@ fn target(arguments: &ExportConfig) -> Result<OutputTarget> {
             Err(Failure::usage(format!(
                 "-o: {} is there already and no folder, and several tables need one: name a folder, or one of them with \
                  --table",
-                path.display()
+                path.shown()
             ))
             .into())
         }

@@ -31,9 +31,9 @@ pub(super) fn interrupted(exit: Exit) -> Result<Arc<AtomicBool>> {
             raised.store(true, Ordering::Relaxed);
             stop_reading();
             std::thread::sleep(GRACE);
-            remove_drafts();
-            if exit != Exit::Done {
+            if remove_drafts() {
                 stderr::line("interrupted; incomplete files were removed");
+                stderr::settle();
             }
             std::process::exit(exit as i32);
         })

@@ -59,7 +59,8 @@ impl Output {
             code: "output_left_out",
             text: format!(
                 "{missing} lines are missing here, as nobody read them in time; counting went on, and totals are exact"
-            ),
+            )
+            .into(),
         })
     }
 

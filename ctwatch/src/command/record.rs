@@ -23,6 +23,7 @@ use crate::cli::{Config, RecordConfig};
 use crate::contract::{Notice, Start};
 use crate::error::{Exit, Failure};
 use crate::files::place::{self, Sharing};
+use crate::foreign::{Foreign, Shown as _, harmless, to_json};
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Loss, NetnsId, Sample, WallMono};
 use crate::outlet::Outlet;
@@ -49,7 +50,7 @@ const SUPERVISOR: Duration = Duration::from_secs(1);
 pub fn run(config: &Config, record: &RecordConfig) -> Result<Exit> {
     let roots = config.roots();
     let output = place::file(&record.output, Sharing::Refused)
-        .map_err(|error| Failure::usage(format!("recording to {}: {error}", record.output.display())))?;
+        .map_err(|error| Failure::usage(format!("recording to {}: {error}", record.output.shown())))?;
     let record = RecordConfig { output, ..record.clone() };
     confine(config, Work::RunsPrograms, &Files::keep(&record.output));
     event_loop()?.block_on(keep(config, &record, roots))
@@ -94,7 +95,7 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Ex
         shutdown.after(record.duration);
     }
     session.watch.start_census();
-    ready(&format!("recording into {}", record.output.display()));
+    ready(&format!("recording into {}", record.output.shown()));
     let reason = recording.follow(&mut session, &mut shutdown).await;
     let closed = match reason {
         Ok(reason) => recording.end(reason, &mut shutdown).await,
@@ -136,7 +137,8 @@ fn check_triggers(record: &RecordConfig, backend: Backend) -> Result<Option<Stri
 
 /// For a supervisor that waits for it (systemd's Type=notify) and shows the status; without one it is nothing.
 fn ready(status: &str) {
-    let status = status.to_owned();
+    // A line break would begin another assignment.
+    let status = harmless(status).into_owned();
     notify(move || {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
     });
@@ -232,7 +234,7 @@ impl<'a> Recording<'a> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.say_incidents(output)?,
             Err(error) => {
                 return Err(error)
-                    .with_context(|| format!("renaming {} to {}", output.display(), aside.display()));
+                    .with_context(|| format!("renaming {} to {}", output.shown(), aside.shown()));
             }
         }
         self.run = Run { started: WallMono::now(), continues: true, ..self.run.clone() };
@@ -264,9 +266,15 @@ impl<'a> Recording<'a> {
     fn say_incidents(&mut self, file: &Path) -> Result<()> {
         for (fired, incident) in self.recorder.numbered(WallMono::now().mono_us) {
             let Fired { condition, tick, at, measured } = fired;
-            let line =
-                Line::Incident { time: at.time, file: absolute(file), incident, condition, tick, measured };
-            let json = serde_json::to_string(&line)?;
+            let line = Line::Incident {
+                time: at.time,
+                file: shown_whole(file),
+                incident,
+                condition,
+                tick,
+                measured,
+            };
+            let json = to_json(&line)?;
             self.say(&line)?;
             if let Err(text) = self.commands.start(json) {
                 self.tell("exec_failed", &text);
@@ -308,9 +316,9 @@ impl<'a> Recording<'a> {
     fn say_open(&mut self) -> Result<()> {
         self.say(&Line::Recording {
             time: self.run.started.time,
-            file: absolute(&self.record.output),
+            file: shown_whole(&self.record.output),
             schema: SCHEMA,
-            version: VERSION.to_owned(),
+            version: VERSION.into(),
             backend: self.start.backend,
             backend_reason: self.start.backend_reason.clone(),
         })
@@ -321,10 +329,10 @@ impl<'a> Recording<'a> {
         let _ = self.output.last_words();
         self.say(&Line::Recorded {
             time: end.time,
-            file: absolute(file),
+            file: shown_whole(file),
             reason: reason.name(),
             bytes: std::fs::metadata(file).map_or(0, |metadata| metadata.len()),
-            wal: files::wal(file).map(|wal| absolute(&wal)),
+            wal: files::wal(file).map(|wal| shown_whole(&wal)),
             incidents: self.recorder.incidents(),
             duration_s: (end.duration_s * 1000.0).round() / 1000.0,
             counted: end.counted,
@@ -367,7 +375,7 @@ impl LiveSink for Recording<'_> {
     }
 
     fn notice(&mut self, notice: &Notice) -> Result<()> {
-        self.tell(notice.code, &notice.text);
+        self.tell(notice.code, &notice.text.sentence());
         Ok(())
     }
 
@@ -399,7 +407,10 @@ fn open(record: &RecordConfig, run: &Run, lock: &Arc<Lock>) -> Result<(WriterThr
 }
 
 fn described(record: &RecordConfig, roots: &Roots, start: &Start, backend: Backend) -> Run {
-    let line = |path: &str| std::fs::read_to_string(roots.proc(path)).ok().map(|text| text.trim().to_owned());
+    let line = |path: &str| {
+        let bytes = std::fs::read(roots.proc(path)).ok()?;
+        Some(Foreign::from_bytes(bytes.trim_ascii()))
+    };
     Run {
         started: WallMono::now(),
         boot_id: line("sys/kernel/random/boot_id"),
@@ -423,14 +434,23 @@ fn described(record: &RecordConfig, roots: &Roots, start: &Start, backend: Backe
 
 /// The name a file gets when the next one begins: host.ctw → host-20261126T220500Z.ctw
 fn aside(output: &Path, now: Timestamp) -> PathBuf {
-    let stem = output.file_stem().unwrap_or_default().to_string_lossy();
-    let ending =
-        output.extension().map_or_else(String::new, |ending| format!(".{}", ending.to_string_lossy()));
     let time = now.strftime("%Y%m%dT%H%M%SZ");
-    let named = |more: &str| output.with_file_name(format!("{stem}-{time}{more}{ending}"));
+    let named = |more: &str| {
+        let mut name = output.file_stem().unwrap_or_default().to_owned();
+        name.push(format!("-{time}{more}"));
+        if let Some(ending) = output.extension() {
+            name.push(".");
+            name.push(ending);
+        }
+        output.with_file_name(name)
+    };
     let free = |path: &PathBuf| path.symlink_metadata().is_err();
     let first = Some(named("")).filter(free);
     first.or_else(|| (2..1000).map(|n| named(&format!("-{n}"))).find(free)).unwrap_or_else(|| named(""))
+}
+
+fn shown_whole(path: &Path) -> Foreign {
+    absolute(path).shown()
 }
 
 fn absolute(path: &Path) -> PathBuf {

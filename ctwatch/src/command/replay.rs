@@ -16,6 +16,7 @@ use super::{confine, event_loop, view};
 use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
+use crate::foreign::Shown as _;
 use crate::model::{HOST_NETNS, NetnsId};
 use crate::record::reader::RecordedRun;
 use crate::record::replay::Replay;
@@ -28,7 +29,8 @@ use crate::state::{State, StateConfig};
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     confine(config, Work::Reads, &Files::read([&arguments.file]));
-    interrupted(Exit::Done)?;
+    // What is left of it by then, nobody read.
+    interrupted(Exit::Failed)?;
     event_loop()?.block_on(replay(config, arguments))
 }
 
@@ -43,7 +45,7 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
             let span = Span::of(arguments.from, arguments.to, bounds, &config.look.time_zone);
             span.map_err(Failure::usage)?
         }
-        None => bail!("replaying {}: it contains no runs", arguments.file.display()),
+        None => bail!("replaying {}: it contains no runs", arguments.file.shown()),
     };
     let names = runs.iter().map(|run| recording.names(run.id)).collect::<Result<Vec<_>>>()?;
     known_netns(&arguments.netns, &names)?;
@@ -168,15 +170,15 @@ impl Player {
         })?;
         let host = run.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
         let text = format!("replaying run {id}{host}, started {:.0}", run.started.time);
-        self.shown.notice(&Notice { time: run.started.time, code: "replay", text })?;
+        self.shown.notice(&Notice { time: run.started.time, code: "replay", text: text.into() })?;
         if let Some(before) = before.filter(|before| *before < run.started.time) {
             let text = format!("not recorded: {before:.0} to {:.0}", run.started.time);
-            self.shown.notice(&Notice { time: run.started.time, code: "gap", text })?;
+            self.shown.notice(&Notice { time: run.started.time, code: "gap", text: text.into() })?;
         }
         let began = first.as_microsecond() - (interval_s * 1e6) as i64;
         if began > run.started.time.as_microsecond() + 2 * run.interval_us.max(1_000_000) {
             let text = format!("totals count from {first:.0}, not from the start of the run");
-            self.shown.notice(&Notice { time: first, code: "span", text })?;
+            self.shown.notice(&Notice { time: first, code: "span", text: text.into() })?;
         }
         Ok(())
     }
@@ -236,13 +238,13 @@ fn known_netns(wanted: &[NetnsSpec], runs: &[HashMap<NetnsId, Names>]) -> Result
 }
 
 fn called(id: NetnsId, names: &Names) -> String {
-    names.name.clone().unwrap_or_else(|| id.inode().to_string())
+    names.name.as_ref().map_or_else(|| id.inode().to_string(), ToString::to_string)
 }
 
 fn is(spec: &NetnsSpec, id: NetnsId, names: &Names) -> bool {
     match spec {
-        NetnsSpec::Host => names.name.as_deref() == Some(HOST_NETNS),
-        NetnsSpec::Name(name) => names.name.as_ref() == Some(name),
+        NetnsSpec::Host => names.name.as_ref().is_some_and(|name| *name == HOST_NETNS),
+        NetnsSpec::Name(name) => names.name.as_ref().is_some_and(|own| own.is_called(name)),
         NetnsSpec::Inode(wanted) => wanted.inode() == id.inode(),
         NetnsSpec::Pid(_) => false,
     }

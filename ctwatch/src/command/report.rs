@@ -11,6 +11,7 @@ use super::interruption::interrupted;
 use super::{VERSION, confine};
 use crate::cli::{Config, ReportConfig};
 use crate::error::Exit;
+use crate::foreign::Shown as _;
 use crate::postmortem::{gather, render};
 use crate::sandbox::{Files, Work};
 
@@ -29,7 +30,7 @@ pub fn run(config: &Config, arguments: &ReportConfig) -> Result<Exit> {
 
 /// Into a file that isn't there yet and that only its owner may read: it holds addresses.
 fn write(path: &Path, text: &str) -> Result<()> {
-    let doing = || format!("writing the report to {}", path.display());
+    let doing = || format!("writing the report to {}", path.shown());
     interrupted(Exit::Failed)?;
     let mut drafts = AtomicOutputs::default();
     drafts.file(path)?.write_all(text.as_bytes()).with_context(doing)?;

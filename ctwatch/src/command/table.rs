@@ -112,7 +112,7 @@ impl Look {
                 Err(error) => skipped.push(Skipped {
                     netns: netns.id,
                     name: netns.name.clone(),
-                    reason: format!("{error:#}"),
+                    reason: format!("{error:#}").into(),
                 }),
             }
         }
@@ -171,7 +171,7 @@ fn unable(error: &Error) -> Error {
 }
 
 fn named(netns: &Netns) -> String {
-    netns.name.clone().unwrap_or_else(|| netns.id.to_string())
+    netns.name.as_ref().map_or_else(|| netns.id.to_string(), ToString::to_string)
 }
 
 fn now_ns() -> u64 {

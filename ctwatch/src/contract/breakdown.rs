@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{is_false, millis, rounded_millis};
+use crate::foreign::Foreign;
 use crate::model::{Direction, NetnsId, Protocol};
 
 /// Who fills which table.
@@ -42,10 +43,10 @@ pub struct TableBreakdown {
     /// Its inode number.
     pub netns: NetnsId,
     /// "host", a name from /run/netns, that of its container, or null.
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// The container, pod or unit that lives in it, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<String>,
+    pub container: Option<Foreign>,
     /// Entries, as the kernel counted them after the listing.
     pub count: Option<u32>,
     /// The same before it.
@@ -110,10 +111,10 @@ pub struct Row {
     pub netns: NetnsId,
     /// What the netns is called (rows by netns); null if it has no name.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<Option<String>>,
+    pub name: Option<Option<Foreign>>,
     /// What lives in the netns (rows by container); null if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<Option<String>>,
+    pub container: Option<Option<Foreign>>,
     /// The protocol.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proto: Option<Protocol>,
@@ -177,9 +178,9 @@ pub struct Skipped {
     /// Its inode number.
     pub netns: NetnsId,
     /// What it is called.
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// Why.
-    pub reason: String,
+    pub reason: Foreign,
 }
 
 // serde passes fields by reference.

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Certainty;
 use super::serialize::{cause, is_false, micros};
+use crate::foreign::Foreign;
 use crate::model::{NetnsId, ProcessId, Protocol, Role};
 
 /// A single packet, with `--events`.
@@ -58,10 +59,10 @@ pub struct DropEvent {
     pub hook: Option<&'static str>,
     /// The device it came in by, null if unknown.
     #[serde(rename = "in")]
-    pub input: Option<String>,
+    pub input: Option<Foreign>,
     /// The device it was to go out of, null if unknown.
     #[serde(rename = "out")]
-    pub output: Option<String>,
+    pub output: Option<Foreign>,
     /// Entries in the table.
     pub count: Option<u32>,
     /// nf_conntrack_max
@@ -73,9 +74,9 @@ pub struct DropEvent {
     /// Whose packet it was, where that is certain.
     pub process: Option<Process>,
     /// Path of that process's cgroup, null if unknown.
-    pub cgroup: Option<String>,
+    pub cgroup: Option<Foreign>,
     /// Its container or systemd unit; where the process is unknown, what lives in the netns. Null if unknown.
-    pub container: Option<String>,
+    pub container: Option<Foreign>,
     /// Length of the packet, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<u32>,
@@ -193,13 +194,13 @@ pub struct Process {
     /// Its id in the host's pid namespace.
     pub pid: u32,
     /// Its name.
-    pub name: String,
+    pub name: Foreign,
     /// What it had to do with the packet.
     pub role: Role,
 }
 
 impl From<&ProcessId> for Process {
     fn from(process: &ProcessId) -> Self {
-        Self { pid: process.pid, name: process.name.to_string(), role: process.role }
+        Self { pid: process.pid, name: process.name.into(), role: process.role }
     }
 }

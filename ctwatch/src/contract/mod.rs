@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
+use crate::foreign::Foreign;
 use crate::model::{CounterSource, KernelCounters, NetnsId, Protocol};
 
 pub mod breakdown;
@@ -30,16 +31,16 @@ pub struct Start {
     /// [`SCHEMA`]
     pub schema: u32,
     /// Version of ctwatch.
-    pub version: String,
+    pub version: Foreign,
     /// When watching began.
     #[serde(serialize_with = "millis")]
     pub time: Timestamp,
     /// `uname -r`
-    pub kernel_release: String,
+    pub kernel_release: Foreign,
     /// "kprobe", "tracepoint" or "counters"
     pub backend: &'static str,
     /// Why this backend and no better one.
-    pub backend_reason: Option<String>,
+    pub backend_reason: Option<Foreign>,
     /// Where the programs sit.
     pub hooks: Vec<Hook>,
     /// What the kernel counted before ctwatch came.
@@ -54,21 +55,21 @@ pub struct Start {
 #[derive(Clone, Debug, Serialize)]
 pub struct Hook {
     /// Kernel function or tracepoint.
-    pub function: String,
+    pub function: Foreign,
     /// "kprobe", "kretprobe", "raw_tracepoint", …
-    pub kind: String,
+    pub kind: Foreign,
     /// Why nothing is attached there, if nothing is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub missing: Option<String>,
+    pub missing: Option<Foreign>,
     /// What isn't seen without it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub costs: Option<String>,
+    pub costs: Option<Foreign>,
 }
 
 impl Hook {
     /// One that has its program.
     #[must_use]
-    pub const fn attached(function: String, kind: String) -> Self {
+    pub const fn attached(function: Foreign, kind: Foreign) -> Self {
         Self { function, kind, missing: None, costs: None }
     }
 }
@@ -154,13 +155,13 @@ pub struct Row {
     pub netns: Option<NetnsId>,
     /// What the netns is called (rows by netns); null if it has no name.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<Option<String>>,
+    pub name: Option<Option<Foreign>>,
     /// Whose packets they were (rows by process); null if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Option<Process>>,
     /// In which container or unit that was (rows by container); null if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<Option<String>>,
+    pub container: Option<Option<Foreign>>,
     /// The protocol.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proto: Option<Protocol>,
@@ -352,7 +353,7 @@ pub struct Notice {
     /// For scripts: "waiting_for_conntrack", "reattached", "events_lost", …
     pub code: &'static str,
     /// For people.
-    pub text: String,
+    pub text: Foreign,
 }
 
 /// Whether ctwatch can run here.

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::Unexplained;
 use super::serialize::is_false;
+use crate::foreign::Foreign;
 use crate::model::{NetnsId, Protocol};
 
 /// The table of one netns.
@@ -13,10 +14,10 @@ pub struct TableStatus {
     /// Its inode number.
     pub netns: NetnsId,
     /// "host" (the initial netns), a name from /run/netns, that of its container, "this netns", or null.
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// The container, pod or unit that lives in it, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<String>,
+    pub container: Option<Foreign>,
     /// Entries.
     pub count: Option<u32>,
     /// nf_conntrack_max
@@ -61,7 +62,7 @@ pub struct Occupied {
     /// See [`TableStatus::netns`].
     pub netns: NetnsId,
     /// See [`TableStatus::name`].
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// See [`TableStatus::occupants`].
     pub occupants: Vec<Occupant>,
     /// See [`TableStatus::occupancy_exact`].

@@ -1,4 +1,4 @@
-//! RFC 4180 with a header; unknown values are empty.
+//! RFC 4180 with a header; unknown values are empty. Text is escaped, and no cell is a formula for a spreadsheet.
 //! One file per table, since each has its own columns.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,7 @@ use std::io::Write;
 use anyhow::Result;
 
 use super::{ExportTable, Sink, Value};
+use crate::foreign::{json_cell, sentence_cell};
 
 /// Writes CSV.
 pub struct Csv<W: Write>(BTreeMap<ExportTable, csv::Writer<W>>);
@@ -41,7 +42,9 @@ fn text(value: &Value) -> String {
         Value::Int(value) => value.to_string(),
         Value::Float(value) => value.to_string(),
         Value::Bool(value) => value.to_string(),
-        Value::Text(value) => value.clone(),
+        Value::Text(value) => value.cell(),
+        Value::Sentence(value) => sentence_cell(value.raw()),
+        Value::Json(value) => json_cell(value.raw()),
         Value::Time(value) => format!("{value:.6}"),
     }
 }

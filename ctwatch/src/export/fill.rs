@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::{ExportTable, Sink, Value};
 use crate::contract::fill;
+use crate::foreign::Foreign;
 use crate::model::{Census, NetnsId, Protocol, service};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
@@ -111,7 +112,7 @@ impl Run<'_> {
                         one.at.time,
                         one.condition,
                         one.tick,
-                        one.measured,
+                        Value::Json(one.measured.into()),
                         from,
                         to,
                         one.ceased
@@ -124,7 +125,11 @@ impl Run<'_> {
             for notice in self.recording.notices(id)? {
                 if span.contains(notice.at.time) {
                     // The text may contain names.
-                    let text = choice.anonymizer.is_none().then_some(notice.text);
+                    let text = choice
+                        .anonymizer
+                        .is_none()
+                        .then_some(notice.text)
+                        .map_or(Value::Null, Value::Sentence);
                     sink.row(ExportTable::Notices, &row![id, notice.at.time, notice.code, text])?;
                 }
             }
@@ -135,7 +140,7 @@ impl Run<'_> {
                     let facts = self.recording.machine(id, &head)?;
                     sink.row(
                         ExportTable::Machine,
-                        &row![id, facts.at.time, facts.occasion.name(), facts.json],
+                        &row![id, facts.at.time, facts.occasion.name(), Value::Json(facts.json.into())],
                     )?;
                 }
             }
@@ -178,6 +183,7 @@ impl Run<'_> {
             let stored = self.recording.rule_set(id, head)?;
             let packed = stored.rules.as_ref();
             let text = packed.filter(|_| !anonymous).map(Packed::unpack).transpose()?;
+            let text = text.map_or(Value::Null, |text| Value::Json(text.into()));
             let (time, reason, netns) = (stored.at.time, stored.occasion.name(), stored.netns);
             let bytes = packed.map(|packed| packed.size);
             let row = row![id, time, reason, netns.inode(), self.name(netns), bytes, text];
@@ -346,7 +352,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn name(&self, netns: NetnsId) -> Option<String> {
+    fn name(&self, netns: NetnsId) -> Option<Foreign> {
         self.names.get(&netns).and_then(|names| names.name.clone())
     }
 

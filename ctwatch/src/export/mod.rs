@@ -9,6 +9,7 @@ mod table;
 
 use std::path::PathBuf;
 
+use crate::foreign::Foreign;
 use anyhow::Result;
 use jiff::Timestamp;
 
@@ -29,8 +30,12 @@ pub enum Value {
     Float(f64),
     /// Yes or no.
     Bool(bool),
-    /// Text.
-    Text(String),
+    /// Text from outside; words of ctwatch's own are as harmless in it.
+    Text(Foreign),
+    /// A sentence in which names are escaped.
+    Sentence(Foreign),
+    /// JSON.
+    Json(Foreign),
     /// A point in time.
     Time(Timestamp),
 }
@@ -110,12 +115,18 @@ impl From<u8> for Value {
 
 impl From<&str> for Value {
     fn from(value: &str) -> Self {
-        Self::Text(value.to_owned())
+        Self::Text(value.into())
     }
 }
 
 impl From<String> for Value {
     fn from(value: String) -> Self {
+        Self::Text(value.into())
+    }
+}
+
+impl From<Foreign> for Value {
+    fn from(value: Foreign) -> Self {
         Self::Text(value)
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 use super::{ExportTable, Sink, Value};
+use crate::foreign::write_json;
 
 /// Writes NDJSON.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Serialize for Value {
             Self::Int(value) => serializer.serialize_i64(*value),
             Self::Float(value) => serializer.serialize_f64(*value),
             Self::Bool(value) => serializer.serialize_bool(*value),
-            Self::Text(value) => serializer.serialize_str(value),
+            Self::Text(value) | Self::Sentence(value) | Self::Json(value) => value.serialize(serializer),
             Self::Time(value) => serializer.collect_str(&format_args!("{value:.6}")),
         }
     }
@@ -48,7 +49,7 @@ impl Serialize for Value {
 
 impl<W: Write> Sink for Ndjson<W> {
     fn row(&mut self, table: ExportTable, values: &[Value]) -> Result<()> {
-        serde_json::to_writer(&mut self.0, &Row(table, values)).map_err(io::Error::from)?;
+        write_json(&mut self.0, &Row(table, values)).map_err(io::Error::from)?;
         Ok(self.0.write_all(b"\n")?)
     }
 

@@ -101,8 +101,8 @@ impl Cells {
                 known.push(*value);
                 true
             }
-            (Known::Texts(known), Value::Text(value)) => {
-                known.push(ByteArray::from(value.as_str()));
+            (Known::Texts(known), Value::Text(value) | Value::Sentence(value) | Value::Json(value)) => {
+                known.push(ByteArray::from(value.raw()));
                 true
             }
             _ => false,

@@ -11,6 +11,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use crate::foreign::Shown as _;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
@@ -84,7 +85,7 @@ impl Folder {
         if !trusted.owns(&about) {
             let text = format!(
                 "the folder {} belongs to user {}, who could put another file there: take a folder of your own",
-                path.display(),
+                path.shown(),
                 about.uid()
             );
             return Err(Error::new(ErrorKind::PermissionDenied, text));
@@ -94,7 +95,7 @@ impl Folder {
             let text = format!(
                 "others may write to the folder {} (mode {:04o}) and could put another file there: take a folder of \
                  your own",
-                path.display(),
+                path.shown(),
                 about.mode() & 0o7777
             );
             return Err(Error::new(ErrorKind::PermissionDenied, text));
@@ -135,7 +136,7 @@ fn walk(path: &Path, trusted: &Trusted) -> Result<(Folder, Option<OsString>)> {
             if rest.is_empty() {
                 return Ok((folder, Some(name)));
             }
-            let text = format!("there is no folder {}", folder.path.join(name).display());
+            let text = format!("there is no folder {}", folder.path.join(name).shown());
             return Err(Error::new(ErrorKind::NotFound, text));
         };
         let about = found.metadata()?;
@@ -143,7 +144,7 @@ fn walk(path: &Path, trusted: &Trusted) -> Result<(Folder, Option<OsString>)> {
             if !trusted.owns(&about) {
                 let text = format!(
                     "{} is a link that user {} made: it is not followed",
-                    folder.path.join(name).display(),
+                    folder.path.join(name).shown(),
                     about.uid()
                 );
                 return Err(Error::new(ErrorKind::PermissionDenied, text));
@@ -186,7 +187,7 @@ fn ensure_apart(folder: &Folder, sharing: Sharing) -> Result<()> {
     }
     let text = format!(
         "others may make files in {}, too: take a folder of your own (`mktemp -d` makes one)",
-        folder.path.display()
+        folder.path.shown()
     );
     Err(Error::new(ErrorKind::PermissionDenied, text))
 }
@@ -216,7 +217,7 @@ pub fn new_file(path: &Path, sharing: Sharing) -> Result<PathBuf> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (found, missing) = walk(folder, &Trusted::here())?;
     if missing.is_some() {
-        let text = format!("there is no folder {}", folder.display());
+        let text = format!("there is no folder {}", folder.shown());
         return Err(Error::new(ErrorKind::NotFound, text));
     }
     ensure_apart(&found, sharing)?;

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path};
 
+use crate::foreign::Shown as _;
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
 
@@ -91,7 +92,7 @@ pub fn root_owned(root: impl AsFd, path: &Path) -> io::Result<File> {
 fn check(name: &File, part: &OsStr, before: Standing) -> io::Result<Standing> {
     let metadata = name.metadata()?;
     let kind = metadata.file_type();
-    let refused = |why: &str| Err(invalid(format!("{} {why}", part.to_string_lossy().escape_debug())));
+    let refused = |why: &str| Err(invalid(format!("{} {why}", part.shown())));
     if before == Standing::Shared && !kind.is_dir() {
         return refused("is in a folder that others than root may write to");
     }

@@ -96,7 +96,7 @@ pub fn parse(save: &Save) -> Vec<RuleTable> {
                     .collect();
                 let delete = format!("{program} -w -t {} -D {}", quote(&table.name), quoted.join(" "));
                 let can_be_typed =
-                    !has_own && is_save(&save.tool) && is_table(&table.name) && is_visible(&delete);
+                    !has_own && is_save(&save.tool) && is_table(&table.name) && is_visible(line);
                 let rule = Rule {
                     steps: steps(&words(rest)),
                     text: line.to_owned(),

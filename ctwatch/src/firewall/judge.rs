@@ -10,6 +10,7 @@ use super::ranges::Ranges;
 use super::translation::{self, Asked, Caught};
 use super::walk::{Dropped, TooMuch, Walker, World};
 use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, listing};
+use crate::foreign::Foreign;
 use crate::model::Protocol;
 
 /// Ports that get a helper automatically where the kernel assigns helpers by port: nf_conntrack_*.c's defaults, 6.1.
@@ -475,8 +476,8 @@ impl Case<'_> {
         if let Some((.., name)) = known.filter(|_| self.firewall.automatic_helpers) {
             self.found.push(Objection {
                 kind: ObjectionKind::Helper,
-                rule: "net.netfilter.nf_conntrack_helper = 1".to_owned(),
-                place: "sysctl".to_owned(),
+                rule: "net.netfilter.nf_conntrack_helper = 1".into(),
+                place: "sysctl".into(),
                 text: format!(
                     "the kernel assigns the {name} helper to {} by its port; that needs tracking",
                     self.target
@@ -496,8 +497,8 @@ impl Case<'_> {
         if let Some(service) = self.firewall.virtual_services.iter().find(is_meant) {
             self.found.push(Objection {
                 kind: ObjectionKind::PublishedPort,
-                rule: service.text.clone(),
-                place: "ipvs".to_owned(),
+                rule: service.text.as_str().into(),
+                place: "ipvs".into(),
                 text: format!(
                     "IPVS balances {target}: its packets may need to be translated, which needs tracking"
                 ),
@@ -511,8 +512,8 @@ impl Case<'_> {
         let target = self.target;
         self.found.extend(self.firewall.unread.iter().map(|note| Objection {
             kind: ObjectionKind::Unknown,
-            rule: String::new(),
-            place: note.tool.clone(),
+            rule: Foreign::default(),
+            place: note.tool.clone().into(),
             text: format!("whether a rule needs {target} tracked is unknown: {}", note.text),
             remedy: None,
         }));
@@ -522,8 +523,8 @@ impl Case<'_> {
         if !self.found.iter().any(|objection| objection.kind.forbids()) {
             self.found.push(Objection {
                 kind: ObjectionKind::Unknown,
-                rule: String::new(),
-                place: String::new(),
+                rule: Foreign::default(),
+                place: Foreign::default(),
                 text: format!(
                     "no rule lets {} pass as far as they are understood, so what they do to these flows isn't known",
                     self.target
@@ -540,8 +541,8 @@ impl Case<'_> {
             listed.iter().take(TOLD).map(|listed| format!("{}: {}", listed.place, listed.rule)).collect();
         self.found.push(Objection {
             kind: ObjectionKind::HalfUntracked,
-            rule: rules.join("; "),
-            place: String::new(),
+            rule: rules.join("; ").into(),
+            place: Foreign::default(),
             text: format!(
                 "a part of {} is exempt already: the packets of the other part make entries or are invalid; the commands add what is missing",
                 self.target
@@ -553,8 +554,8 @@ impl Case<'_> {
     fn too_much(&mut self) {
         self.found.push(Objection {
             kind: ObjectionKind::Unknown,
-            rule: String::new(),
-            place: String::new(),
+            rule: Foreign::default(),
+            place: Foreign::default(),
             text: format!("the rules have too many branches to be judged for {}", self.target),
             remedy: None,
         });
@@ -624,7 +625,8 @@ impl Case<'_> {
             },
             |rule| chain.rules[rule].text.clone(),
         );
-        let objection = Objection { kind, rule, place: table.place(&chain.name), text, remedy };
+        let objection =
+            Objection { kind, rule: rule.into(), place: table.place(&chain.name).into(), text, remedy };
         if !self.found.contains(&objection) {
             self.found.push(objection);
         }

@@ -4,14 +4,15 @@
 use serde::{Deserialize, Serialize};
 
 use super::ir::{Action, Condition, End, Field, Rule, RuleTable, Step};
+use crate::foreign::Foreign;
 
 /// A rule and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// "inet filter input", "iptables raw OUTPUT".
-    pub place: String,
+    pub place: Foreign,
     /// The rule as its tool prints it.
-    pub rule: String,
+    pub rule: Foreign,
     /// The command that removes it, where one is known.
     pub delete: Option<String>,
 }
@@ -24,13 +25,13 @@ pub struct Published {
     /// First and last port; 0 and 65535 if the rule doesn't say.
     pub ports: (u16, u16),
     /// Where to, as the rule has it.
-    pub to: String,
+    pub to: Foreign,
     /// "docker", "kube-proxy", "podman", "CNI", "nat rule".
-    pub by: String,
+    pub by: Foreign,
     /// "iptables nat DOCKER".
-    pub place: String,
+    pub place: Foreign,
     /// The rule as its tool prints it.
-    pub rule: String,
+    pub rule: Foreign,
 }
 
 /// Every rule for which `wanted` holds.
@@ -40,8 +41,8 @@ fn listed(tables: &[RuleTable], wanted: impl Fn(&Rule) -> bool) -> Vec<Listed> {
         for chain in &table.chains {
             let rules = chain.rules.iter().filter(|rule| wanted(rule));
             found.extend(rules.map(|rule| Listed {
-                place: table.place(&chain.name),
-                rule: rule.text.clone(),
+                place: table.place(&chain.name).into(),
+                rule: rule.text.as_str().into(),
                 delete: rule.delete.clone(),
             }));
         }
@@ -123,10 +124,10 @@ pub fn published(tables: &[RuleTable]) -> Vec<Published> {
                     found.push(Published {
                         proto,
                         ports: (port(low), port(high)),
-                        to: nat.to.clone().unwrap_or_default(),
-                        by: by(&table.name, &chain.name).unwrap_or("nat rule").to_owned(),
-                        place: table.place(&chain.name),
-                        rule: rule.text.clone(),
+                        to: nat.to.clone().unwrap_or_default().into(),
+                        by: by(&table.name, &chain.name).unwrap_or("nat rule").into(),
+                        place: table.place(&chain.name).into(),
+                        rule: rule.text.as_str().into(),
                     });
                 }
             }

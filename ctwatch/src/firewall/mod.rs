@@ -34,6 +34,7 @@ pub use listing::{Listed, Published};
 pub use read::{list, read};
 pub use stateless::SAVED;
 
+use crate::foreign::Foreign;
 use crate::model::Protocol;
 use host::Host;
 use index::Index;
@@ -135,9 +136,9 @@ pub struct Objection {
     /// Its kind.
     pub kind: ObjectionKind,
     /// The rule behind it, as its tool prints it.
-    pub rule: String,
+    pub rule: Foreign,
     /// Table and chain of that rule.
-    pub place: String,
+    pub place: Foreign,
     /// What would break, in a sentence.
     pub text: String,
     /// A command that removes the objection without letting in more than today.
@@ -149,8 +150,8 @@ impl Objection {
     /// The rule with its place in front: "inet filter input: ct state established accept".
     #[must_use]
     pub fn located_rule(&self) -> String {
-        match (self.place.as_str(), self.rule.as_str()) {
-            ("", only) | (only, "") => only.to_owned(),
+        match (&self.place, &self.rule) {
+            (none, only) | (only, none) if none.is_empty() => only.to_string(),
             (place, rule) => format!("{place}: {rule}"),
         }
     }
@@ -261,8 +262,8 @@ impl Firewall {
         if let Some(note) = self.unread.first() {
             return Err(vec![Objection {
                 kind: ObjectionKind::Unknown,
-                rule: String::new(),
-                place: note.tool.clone(),
+                rule: Foreign::default(),
+                place: note.tool.clone().into(),
                 text: format!("whether other rules depend on connection state is unknown: {}", note.text),
                 remedy: None,
             }]);

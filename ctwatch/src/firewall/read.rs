@@ -9,6 +9,7 @@ use super::host::{HostFacts, local_v4, local_v6};
 use super::run::output;
 use super::{Firewall, Note};
 use crate::files::programs::{Found, Programs};
+use crate::foreign::{Foreign, Shown as _};
 use crate::kernel;
 use crate::kernel::nf_tables::Family;
 use crate::kernel::roots::Roots;
@@ -190,7 +191,7 @@ fn save(programs: &Programs, wanted: Wanted, dump: &mut Dump, notes: &mut Vec<No
 fn is_nf_tables(programs: &Programs, tool: &str) -> bool {
     let program = programs.find(tool).program();
     let said = program.and_then(|program| output(&program, &["--version"], &programs.path()).ok());
-    said.is_some_and(|output| String::from_utf8_lossy(&output.stdout).contains("nf_tables"))
+    said.is_some_and(|output| Foreign::from_bytes(&output.stdout).raw().contains("nf_tables"))
 }
 
 fn has_nf_tables(roots: &Roots) -> bool {
@@ -204,7 +205,7 @@ fn has_nf_tables(roots: &Roots) -> bool {
 fn why_not(tool: &str, found: &Found) -> String {
     match found {
         Found::NotTrusted { path, why } => {
-            format!("{} is not run, since others than root may have put it there ({why})", path.display())
+            format!("{} is not run, since others than root may have put it there ({why})", path.shown())
         }
         Found::Program(_) | Found::Missing => format!("{tool} is not installed"),
     }
@@ -227,15 +228,11 @@ fn run(
         }
     };
     match output(&program, arguments, &programs.path()) {
-        Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) if output.status.success() => Some(Foreign::from_bytes(&output.stdout).into_raw()),
         Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let said = said
-                .lines()
-                .find(|line| !line.starts_with('#'))
-                .unwrap_or("no error message")
-                .trim()
-                .to_owned();
+            let said = Foreign::from_bytes(&output.stderr);
+            let said = said.raw().lines().find(|line| !line.starts_with('#'));
+            let said = Foreign::from(said.unwrap_or("no error message").trim());
             note(format!("{tool} failed, so {what} are unknown (root needed?): {said}"));
             None
         }

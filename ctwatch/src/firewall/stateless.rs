@@ -7,6 +7,7 @@ use super::commands::Commands;
 use super::ir::{Action, Condition, Rule, RuleTable, Step, Tool, state};
 use super::listing::{self, Listed};
 use super::{Objection, ObjectionKind, iptables, nft};
+use crate::foreign::Foreign;
 use crate::text::shell::one_line;
 
 /// How the names of files begin that hold the rules as they were.
@@ -19,10 +20,10 @@ pub fn without_tracking(tables: &[RuleTable]) -> Result<Commands, Vec<Objection>
     for table in tables {
         for chain in &table.chains {
             for rule in chain.rules.iter().filter(|rule| listing::tracks(rule)) {
-                let place = table.place(&chain.name);
+                let place = Foreign::from(table.place(&chain.name));
                 let objection = |(kind, text): (ObjectionKind, String)| Objection {
                     kind,
-                    rule: rule.text.clone(),
+                    rule: rule.text.as_str().into(),
                     place: place.clone(),
                     text,
                     remedy: None,
@@ -30,7 +31,11 @@ pub fn without_tracking(tables: &[RuleTable]) -> Result<Commands, Vec<Objection>
                 found.extend(needed(table, rule).map(objection));
                 tracking.push((
                     table,
-                    Listed { place: place.clone(), rule: rule.text.clone(), delete: rule.delete.clone() },
+                    Listed {
+                        place: place.clone(),
+                        rule: rule.text.as_str().into(),
+                        delete: rule.delete.clone(),
+                    },
                 ));
             }
         }

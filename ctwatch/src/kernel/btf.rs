@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::foreign::{Foreign, Shown as _};
 use anyhow::{Context, Result, bail, ensure};
 
 const MAGIC: u16 = 0xeb9f;
@@ -70,8 +71,8 @@ impl Btf {
     /// Reads and indexes a BTF file.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes =
-            std::fs::read(path).with_context(|| format!("reading the kernel's BTF, {}", path.display()))?;
-        Self::parse(bytes).with_context(|| format!("parsing the kernel's BTF, {}", path.display()))
+            std::fs::read(path).with_context(|| format!("reading the kernel's BTF, {}", path.shown()))?;
+        Self::parse(bytes).with_context(|| format!("parsing the kernel's BTF, {}", path.shown()))
     }
 
     /// Indexes BTF already in memory.
@@ -313,7 +314,7 @@ impl Functions<'_> {
     }
 
     fn name(&self, offset: u32) -> Option<String> {
-        self.string(offset).map(|name| String::from_utf8_lossy(name).into_owned())
+        self.string(offset).map(|name| Foreign::from_bytes(name).into_raw())
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::foreign::Shown as _;
 use anyhow::{Context, Result};
 
 /// Numbers of the CPUs that are online.
@@ -17,8 +18,8 @@ pub fn possible(sys: &Path) -> Result<Vec<u32>> {
 
 fn read(sys: &Path, list: &str) -> Result<Vec<u32>> {
     let file = sys.join("devices/system/cpu").join(list);
-    let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-    parse(text.trim()).with_context(|| format!("parsing {}: {text:?}", file.display()))
+    let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.shown()))?;
+    parse(text.trim()).with_context(|| format!("parsing {}: {text:?}", file.shown()))
 }
 
 /// "0-3,5"

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::netlink::{self, Next};
 use super::roots::Roots;
+use crate::foreign::Foreign;
 
 /// NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, include/uapi/linux/netfilter/nf_tables.h, 6.12.
 const GET_TABLE: u16 = 10 << 8 | 1;
@@ -89,7 +90,7 @@ fn add(datagram: &[u8], found: &mut Vec<Table>) -> Result<Next> {
 
 fn name(attributes: &[u8]) -> Option<String> {
     let (_, value) = netlink::attributes(attributes).find(|(kind, _)| *kind == NAME)?;
-    Some(String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned())
+    Some(Foreign::from_bytes(value.strip_suffix(&[0]).unwrap_or(value)).into_raw())
 }
 
 /// The generation of the rules in the netns this thread is in, which every change raises; `None` where nf_tables is not a loaded module.

@@ -1,6 +1,7 @@
 //! Addresses and exact names of the kernel functions ctwatch hooks, from /proc/kallsyms.
 //! A function may carry a compiler's suffix (.constprop.0, .isra.0, .part.0): only the known ones are accepted.
 
+use crate::foreign::Shown as _;
 use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -65,9 +66,9 @@ pub struct Symbols {
 impl Symbols {
     /// Reads a kallsyms file.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        let file = std::fs::File::open(path).with_context(|| format!("opening {}", path.shown()))?;
         Self::parse(BufReader::with_capacity(1 << 16, file))
-            .with_context(|| format!("reading {}", path.display()))
+            .with_context(|| format!("reading {}", path.shown()))
     }
 
     /// Reads kallsyms text.

@@ -9,6 +9,7 @@ use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 
 use crate::files::read_regular;
+use crate::foreign::Foreign;
 
 /// No file of settings is that long; a link may lead to any file.
 const MOST: u64 = 1 << 20;
@@ -16,7 +17,7 @@ const MOST: u64 = 1 << 20;
 /// A regular file's text without the blanks around it.
 pub(super) fn text(path: &Path) -> Option<String> {
     // Not every file of /etc is UTF-8, and one odd byte in a comment must not hide the rest.
-    Some(String::from_utf8_lossy(&read_regular(path, MOST).ok()?).trim().to_owned())
+    Some(Foreign::from_bytes(&read_regular(path, MOST).ok()?).raw().trim().to_owned())
 }
 
 /// A file that holds one value.

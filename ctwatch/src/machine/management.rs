@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::doubts::Doubts;
 use super::{Host, Notes, file};
+use crate::foreign::Foreign;
 use crate::model::Protocol;
 use crate::process::claim::Claim;
 use crate::process::{procfs, sockets};
@@ -46,7 +47,7 @@ pub fn logins(host: &Host) -> (Vec<Login>, Vec<String>) {
     pids.sort_unstable();
     for pid in pids {
         let Some(name) = procfs::name(roots, pid) else { continue };
-        let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+        let name = Foreign::from_bytes(&name).raw().trim_end_matches('\0').to_owned();
         let server = SERVERS.iter().find(|known| known.name == name);
         if server.is_none() && pid != 1 {
             continue;

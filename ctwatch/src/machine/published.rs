@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::doubts::Doubts;
 use super::{Host, Notes, software};
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 use crate::model::Protocol;
 use crate::process::claim::Claim;
@@ -53,7 +54,7 @@ pub(super) fn read(host: &Host, notes: &mut Notes) -> Vec<Published> {
     let mut found = Vec::new();
     for pid in procfs::processes(roots) {
         let Some(name) = procfs::name(roots, pid) else { continue };
-        let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+        let name = Foreign::from_bytes(&name).raw().trim_end_matches('\0').to_owned();
         if name == DOCKER_PROXY.name {
             let said = doubts.ask(host, pid, &DOCKER_PROXY, |process| {
                 Some(of_docker_proxy(process.pid, &process.arguments()))

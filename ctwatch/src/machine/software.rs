@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 use crate::process::handle::Process;
 
@@ -197,7 +198,7 @@ impl From<String> for Software {
 
 impl fmt::Display for Software {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        fmt::Display::fmt(&Foreign::from(self.name()), f)
     }
 }
 
@@ -246,7 +247,7 @@ pub fn option<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
 /// Lua comes as a module of nginx's, or with a library of LuaJIT.
 fn has_lua(process: &Process) -> bool {
     let maps = process.maps();
-    let maps = String::from_utf8_lossy(&maps);
+    let maps = Foreign::from_bytes(&maps).into_raw();
     maps.contains("ngx_http_lua_module") || maps.contains("libluajit")
 }
 

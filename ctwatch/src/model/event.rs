@@ -8,6 +8,7 @@ use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
 use super::{CounterSource, EntryState, Flow, FlowSample, KernelCounters, NetnsId, Owner, Packet, Sender};
+use crate::foreign::Foreign;
 
 /// One record of the ring buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,9 +87,9 @@ pub struct NetnsSample {
     /// Its inode number.
     pub id: NetnsId,
     /// "host", a name from /run/netns, that of its container, or none.
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// The container or pod that lives in it.
-    pub container: Option<String>,
+    pub container: Option<Foreign>,
     /// Entries in its table.
     pub count: Option<u32>,
     /// nf_conntrack_max (global; 0 means unlimited).

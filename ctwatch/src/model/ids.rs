@@ -6,6 +6,7 @@ use std::fmt;
 use ctwatch_common::netns;
 
 use super::Name;
+use crate::foreign::Foreign;
 
 /// What the initial netns is called, and no other.
 pub const HOST_NETNS: &str = "host";
@@ -14,8 +15,8 @@ pub const THIS_NETNS: &str = "this netns";
 
 /// Whether this is the name of the netns that a user sees first: the host's, or the own one.
 #[must_use]
-pub fn is_home_netns(name: Option<&str>) -> bool {
-    matches!(name, Some(HOST_NETNS | THIS_NETNS))
+pub fn is_home_netns(name: Option<&Foreign>) -> bool {
+    matches!(name.map(Foreign::raw), Some(HOST_NETNS | THIS_NETNS))
 }
 
 /// A network namespace: its inode number, and how many namespaces had that number before it since ctwatch started.
@@ -109,9 +110,9 @@ pub struct Owner {
     /// The process; `None` if it is unknown or there is none on this host.
     pub process: Option<ProcessId>,
     /// Path of the process's cgroup.
-    pub cgroup: Option<String>,
+    pub cgroup: Option<Foreign>,
     /// The container or unit of the process; that of the netns where the process is unknown.
-    pub container: Option<String>,
+    pub container: Option<Foreign>,
     /// Without a process: it may be any process's, so no process's count is complete.
     pub unattributable: bool,
 }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ctwatch_common::event::hook;
 
 use super::{NetnsId, Protocol};
+use crate::foreign::Foreign;
 
 /// A name as the kernel keeps it: of a process (TASK_COMM_LEN) or a device (IFNAMSIZ), at most 15 bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,15 +49,22 @@ impl Name {
     }
 }
 
+/// Whoever it belongs to chose it.
+impl From<Name> for Foreign {
+    fn from(name: Name) -> Self {
+        Self::from_bytes(name.bytes())
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&String::from_utf8_lossy(self.bytes()))
+        fmt::Display::fmt(&Foreign::from(*self), f)
     }
 }
 
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&String::from_utf8_lossy(self.bytes()), f)
+        fmt::Debug::fmt(&Foreign::from(*self), f)
     }
 }
 

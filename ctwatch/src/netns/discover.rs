@@ -75,7 +75,7 @@ impl NetnsFinder {
         let own = PathBuf::from("/proc/self/ns/net");
         let own_id = id_of(&own)?;
         let unnamed = |id: NetnsId, path: PathBuf| {
-            let name = (Some(id) == initial).then(|| HOST_NETNS.to_owned());
+            let name = (Some(id) == initial).then(|| HOST_NETNS.into());
             Netns { id, path, name, container: None }
         };
         let first = PathBuf::from("/proc/1/ns/net");
@@ -93,7 +93,7 @@ impl NetnsFinder {
             let Ok(id) = u32::try_from(metadata.ino()).map(NetnsId::from_inode) else { continue };
             let netns = namespaces.entry(id).or_insert_with(|| unnamed(id, entry.path()));
             if netns.name.is_none() {
-                netns.name = Some(entry.file_name().to_string_lossy().into_owned());
+                netns.name = Some(entry.file_name().as_os_str().into());
                 netns.path = entry.path();
             }
         }
@@ -102,13 +102,13 @@ impl NetnsFinder {
         for (pid, id) in &self.homes {
             let netns = namespaces.entry(*id).or_insert_with(|| unnamed(*id, path_of(*pid)));
             let settled = !thorough && *asked_before.entry(*id).or_insert_with(|| self.keep_container(netns));
-            if !settled && netns.name.as_deref() != Some(HOST_NETNS) {
+            if !settled && netns.name.as_ref().is_none_or(|name| *name != HOST_NETNS) {
                 dwellers.add_process(*id, *pid);
             }
         }
         dwellers.name(&mut namespaces);
         if let Some(own) = namespaces.get_mut(&own_id) {
-            own.name.get_or_insert_with(|| THIS_NETNS.to_owned());
+            own.name.get_or_insert_with(|| THIS_NETNS.into());
         }
         Ok(namespaces)
     }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
 use super::{Netns, id_of};
+use crate::foreign::Shown as _;
 
 /// Runs something on a thread of its own, which may change its netns; the rest of the process never does.
 pub fn on_netns_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
@@ -38,10 +39,10 @@ pub fn enter(netns: &Netns) -> Result<()> {
         return Ok(());
     }
     let file =
-        File::open(&netns.path).with_context(|| format!("opening the netns {}", netns.path.display()))?;
+        File::open(&netns.path).with_context(|| format!("opening the netns {}", netns.path.shown()))?;
     let found = file.metadata().context("looking up an open netns")?.ino();
-    ensure!(found == u64::from(netns.id.inode()), "{} leads to another netns by now", netns.path.display());
+    ensure!(found == u64::from(netns.id.inode()), "{} leads to another netns by now", netns.path.shown());
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| {
-        format!("entering the netns {} (this needs CAP_SYS_ADMIN: run as root)", netns.path.display())
+        format!("entering the netns {} (this needs CAP_SYS_ADMIN: run as root)", netns.path.shown())
     })
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::foreign::{Foreign, Shown as _};
 use crate::kernel::roots::Roots;
 use crate::model::NetnsId;
 
@@ -27,14 +28,14 @@ pub struct Netns {
     /// A file that leads into it.
     pub path: PathBuf,
     /// [`crate::model::HOST_NETNS`], the name its maker gave it, that of the container that lives in it, or [`crate::model::THIS_NETNS`].
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// The container or pod that lives in it; else the systemd unit.
-    pub container: Option<String>,
+    pub container: Option<Foreign>,
 }
 
 /// The netns a file leads into.
 pub fn id_of(path: &Path) -> Result<NetnsId> {
-    let inode = std::fs::metadata(path).with_context(|| format!("looking up {}", path.display()))?.ino();
+    let inode = std::fs::metadata(path).with_context(|| format!("looking up {}", path.shown()))?.ino();
     Ok(NetnsId::from_inode(u32::try_from(inode).context("a netns inode number does not fit 32 bits")?))
 }
 
@@ -59,11 +60,13 @@ pub fn host() -> Result<NetnsId> {
 
 /// Finds the netns a user named: a name, an inode number, or a process.
 pub fn find(namespaces: &BTreeMap<NetnsId, Netns>, name: &str) -> Result<NetnsId> {
-    if let Some(netns) = namespaces.values().find(|netns| netns.name.as_deref() == Some(name)) {
+    let named = || namespaces.values().filter_map(|netns| Some((netns, netns.name.as_ref()?)));
+    let exactly = named().find(|(_, own)| **own == name);
+    if let Some((netns, _)) = exactly.or_else(|| named().find(|(_, own)| own.is_called(name))) {
         return Ok(netns.id);
     }
-    let known: Vec<_> = namespaces.values().filter_map(|netns| netns.name.as_deref()).collect();
-    bail!("there is no netns named {name:?}; known names: {}", known.join(", "))
+    let known: Vec<String> = named().map(|(_, name)| name.to_string()).collect();
+    bail!("there is no netns named {:?}; known names: {}", Foreign::from(name), known.join(", "))
 }
 
 #[cfg(test)]
@@ -79,7 +82,7 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let id = NetnsId::from_inode(1);
-        let netns = Netns { id, path: PathBuf::from("/x"), name: Some("blue".to_owned()), container: None };
+        let netns = Netns { id, path: PathBuf::from("/x"), name: Some("blue".into()), container: None };
         let error = find(&BTreeMap::from([(id, netns)]), "red").expect_err("red is unknown").to_string();
         assert!(error.contains("\"red\"") && error.contains("blue"), "{error}");
     }

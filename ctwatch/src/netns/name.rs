@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Netns;
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 use crate::model::NetnsId;
 use crate::process::cgroup;
@@ -19,7 +20,7 @@ pub(super) struct NetnsNamer(BTreeMap<NetnsId, Candidate>);
 #[derive(Debug, Default)]
 struct Candidate {
     asked: u8,
-    found: Option<(CgroupKind, String)>,
+    found: Option<(CgroupKind, Foreign)>,
 }
 
 impl NetnsNamer {
@@ -31,7 +32,7 @@ impl NetnsNamer {
         }
         dweller.asked += 1;
         let path = cgroup::of_process(&Roots::default(), pid);
-        dweller.prefer(path.as_deref().unwrap_or_default());
+        dweller.prefer(path.as_ref().map(Foreign::raw).unwrap_or_default());
     }
 
     pub fn name(self, namespaces: &mut BTreeMap<NetnsId, Netns>) {
@@ -77,15 +78,18 @@ mod tests {
         let netns = |name: Option<&str>| Netns {
             id,
             path: PathBuf::from("/x"),
-            name: name.map(str::to_owned),
+            name: name.map(Into::into),
             container: None,
         };
         for (name, expected) in [(None, "docker:abababababab"), (Some("blue"), "blue")] {
             let mut namespaces = BTreeMap::from([(id, netns(name))]);
             let found = dweller.found.clone();
             NetnsNamer(BTreeMap::from([(id, Candidate { asked: 3, found })])).name(&mut namespaces);
-            assert_eq!(namespaces[&id].name.as_deref(), Some(expected));
-            assert_eq!(namespaces[&id].container.as_deref(), Some("docker:abababababab"));
+            assert_eq!(namespaces[&id].name.as_ref().map(|text| text.raw()), Some(expected));
+            assert_eq!(
+                namespaces[&id].container.as_ref().map(|text| text.raw()),
+                Some("docker:abababababab")
+            );
         }
     }
 }

@@ -196,7 +196,8 @@ fn who(roots: &Roots, pid: Option<u32>) -> Owner {
         Some(ProcessId { pid, name: Name::from_padded(procfs::name(roots, pid)?), role: Role::Listener })
     });
     let cgroup = process.and_then(|process| cgroup::of_process(roots, process.pid));
-    let container = cgroup.as_deref().and_then(container::of_path).map(|container| container.name);
+    let container =
+        cgroup.as_ref().and_then(|path| container::of_path(path.raw())).map(|container| container.name);
     Owner { process, cgroup, container, unattributable: false }
 }
 

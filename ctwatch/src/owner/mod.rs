@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 use crate::model::{Hook, Loss, NetnsId, Owner, Packet, ProcessId, Protocol, Role, Sender};
 use crate::netns::Netns;
@@ -112,7 +113,8 @@ impl OwnerResolver {
             self.senders.clear();
         }
         let cgroup = self.cgroup_of(sender);
-        let container = cgroup.as_deref().and_then(container::of_path).map(|container| container.name);
+        let container =
+            cgroup.as_ref().and_then(|path| container::of_path(path.raw())).map(|container| container.name);
         let process = ProcessId { pid: sender.pid, name: sender.name, role: Role::Sender };
         let until = now + if cgroup.is_some() { FRESH } else { FRESH_IF_INCOMPLETE };
         let who = Arc::new(Owner { process: Some(process), cgroup, container, unattributable: false });
@@ -121,9 +123,9 @@ impl OwnerResolver {
     }
 
     /// By the id the kernel gave; by /proc where that says nothing, as it does under cgroup v1.
-    fn cgroup_of(&mut self, sender: &Sender) -> Option<String> {
-        let path = self.cgroups.path(sender.cgroup, self.now).map(str::to_owned);
-        if path.as_deref().is_some_and(|path| path != "/") {
+    fn cgroup_of(&mut self, sender: &Sender) -> Option<Foreign> {
+        let path = self.cgroups.path(sender.cgroup, self.now).cloned();
+        if path.as_ref().is_some_and(|path| *path != "/") {
             return path;
         }
         if self.looks >= LOOKS_PER_S {
@@ -195,7 +197,7 @@ mod tests {
         let who = owners.of(&loss(Hook::LocalOut, Some(owner(id, 5))), &BTreeMap::new());
         let process = who.process.unwrap();
         assert_eq!((process.pid, process.role), (5, Role::Sender));
-        assert_eq!(who.container.as_deref(), Some("docker:3f2a9c0b1d2e"));
+        assert_eq!(who.container.as_ref().map(Foreign::raw), Some("docker:3f2a9c0b1d2e"));
         let again = owners.of(&loss(Hook::LocalOut, Some(owner(id, 5))), &BTreeMap::new());
         assert!(Arc::ptr_eq(&who, &again), "it was looked up once");
     }
@@ -205,11 +207,14 @@ mod tests {
         let (_folder, roots, _) = host();
         let mut owners = OwnerResolver::new(&roots);
         let who = owners.of(&loss(Hook::LocalOut, Some(owner(0, 77))), &BTreeMap::new());
-        assert_eq!(who.cgroup.as_deref(), Some("/system.slice/redis.service"));
-        assert_eq!(who.container.as_deref(), Some("unit:redis.service"));
+        assert_eq!(who.cgroup.as_ref().map(Foreign::raw), Some("/system.slice/redis.service"));
+        assert_eq!(who.container.as_ref().map(Foreign::raw), Some("unit:redis.service"));
         let another = Sender { name: Name::new(b"cron"), ..owner(0, 77) };
         let who = owners.of(&loss(Hook::LocalOut, Some(another)), &BTreeMap::new());
-        assert_eq!((who.cgroup.as_deref(), who.container.as_deref()), (None, None));
+        assert_eq!(
+            (who.cgroup.as_ref().map(Foreign::raw), who.container.as_ref().map(Foreign::raw)),
+            (None, None)
+        );
         assert_eq!(who.process.unwrap().pid, 77);
     }
 
@@ -227,11 +232,11 @@ mod tests {
     fn where_nobody_is_known_the_netns_s_container_is() {
         let (_folder, roots, _) = host();
         let mut owners = OwnerResolver::new(&roots);
-        let container = Some("pod:1234".to_owned());
+        let container = Some(Foreign::from("pod:1234"));
         let place = Netns { id: NETNS, path: PathBuf::from("/x"), name: container.clone(), container };
         let who = owners.of(&loss(Hook::LocalOut, None), &BTreeMap::from([(NETNS, place)]));
         assert_eq!(
-            (who.process, who.container.as_deref(), who.unattributable),
+            (who.process, who.container.as_ref().map(Foreign::raw), who.unattributable),
             (None, Some("pod:1234"), true)
         );
         let who = owners.of(&loss(Hook::Forward, None), &BTreeMap::new());

@@ -7,6 +7,7 @@ use crate::advise::items::{ChangeKind, Item};
 use crate::advise::recorded::{Question, case};
 use crate::advise::report::{Advice, report};
 use crate::firewall::{Commands, ObjectionKind};
+use crate::foreign::Foreign;
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 
@@ -26,7 +27,7 @@ pub(super) fn of(
         (Ok((case, source)), None) => (Some(report(&case, source, None)), None),
         (Ok((case, source)), Some(anonymizer)) => {
             let mut advice = report(&case, source, None);
-            advice.name = advice.name.map(|name| anonymizer.netns(&name));
+            advice.name = advice.name.map(|name| anonymizer.netns(name.raw()).into());
             // They name files of the host, and so does what takes those away again.
             for item in &mut advice.items {
                 item.commands.keep.clear();
@@ -49,8 +50,8 @@ fn without_rules(item: &mut Item) {
     item.refused.dedup_by_key(|objection| objection.kind);
     for objection in &mut item.refused {
         objection.text = in_general(objection.kind).to_owned();
-        objection.rule = "left out of an anonymized report".to_owned();
-        objection.place.clear();
+        objection.rule = "left out of an anonymized report".into();
+        objection.place = Foreign::default();
         objection.remedy = None;
     }
     if item.kind == ChangeKind::Firewall {

@@ -1,10 +1,13 @@
 //! The postmortem as titles, sentences and tables: the same words for text, Markdown and HTML.
 //! No layout: each format has its own file for that.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::model::Host;
+use crate::foreign::harmless;
 
 /// What a format has to lay out.
 #[derive(Debug)]
@@ -52,6 +55,41 @@ pub(super) struct TextTable {
 pub(super) struct Column {
     pub name: &'static str,
     pub right: bool,
+}
+
+impl Document {
+    /// Nothing in it acts on a terminal, nor hides from whoever reads it: the net below the escapes of names.
+    pub fn harmless(mut self) -> Self {
+        let all = |texts: &mut Vec<String>| texts.iter_mut().for_each(make_harmless);
+        let table = |table: &mut TextTable| table.rows.iter_mut().flatten().for_each(make_harmless);
+        make_harmless(&mut self.title);
+        all(&mut self.headlines);
+        self.comparison.iter_mut().for_each(table);
+        for host in &mut self.hosts {
+            make_harmless(&mut host.title);
+            all(&mut host.lead);
+            for block in host.sections.iter_mut().flat_map(|section| &mut section.blocks) {
+                match block {
+                    Block::Text(text) => make_harmless(text),
+                    Block::List(texts) => all(texts),
+                    Block::Table(one) | Block::Plots(one) => table(one),
+                    // A command has as many lines as it has.
+                    Block::Code(commands) => {
+                        let lines =
+                            |text: &str| text.split('\n').map(harmless).collect::<Vec<_>>().join("\n");
+                        commands.iter_mut().for_each(|command| *command = lines(command));
+                    }
+                }
+            }
+        }
+        self
+    }
+}
+
+fn make_harmless(text: &mut String) {
+    if let Cow::Owned(other) = harmless(text) {
+        *text = other;
+    }
 }
 
 impl TextTable {

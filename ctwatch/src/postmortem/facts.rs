@@ -13,6 +13,7 @@ use super::headline::{Facts, Losing, NEAR_S, Occupancy, Service};
 use super::model::{Certainty, Gap, Worst};
 use super::scan::TickScan;
 use super::states::States;
+use crate::foreign::Foreign;
 use crate::model::{KernelCounters, NetnsId, ServicePort};
 
 /// A gap that ends so shortly before something touches it, seconds.
@@ -107,7 +108,7 @@ fn services(scan: &TickScan, unit: Unit) -> Vec<(Service, u64)> {
 }
 
 /// The namespaces that lost something, by name, most first.
-fn netns(scan: &TickScan, names: &AllNames) -> Vec<String> {
+fn netns(scan: &TickScan, names: &AllNames) -> Vec<Foreign> {
     let mut sums: HashMap<NetnsId, i64> = HashMap::new();
     for (key, losses) in &scan.losses {
         if !matches!(key.decode(), Some(SlotKind::Loss { cause, .. }) if cause != Cause::Invalid) {

@@ -21,6 +21,7 @@ use super::states::{States, nearest};
 use super::{Request, advice, facts::facts, sampled};
 use crate::contract::{Agreements, Counted, Unexplained};
 use crate::error::Failure;
+use crate::foreign::{Foreign, Shown as _};
 use crate::model::{Backend, KernelCounters, NetnsId, ServicePort};
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
@@ -120,12 +121,12 @@ pub(super) fn host(
     let unexplained = Unexplained { drop, early_drop, insert_failed, chaintoolong };
     let (theirs, ours) = (kernel_counters.as_array(), in_kernel_terms.as_array());
     let unheard = std::array::from_fn(|counter| scan.unheard && ours[counter] > theirs[counter]);
-    let (mut file, mut host) = (path.display().to_string(), describes.and_then(|run| run.run.host.clone()));
+    let (mut file, mut host) = (path.shown(), describes.and_then(|run| run.run.host.clone()));
     if let Some(anonymizer) = anonymizer {
-        file = "recording".to_owned();
-        host = host.map(|host| anonymizer.host(&host));
+        file = "recording".into();
+        host = host.map(|host| anonymizer.host(host.raw()).into());
         for notice in &mut certainty.notices {
-            notice.text = "text left out".to_owned();
+            notice.text = "text left out".into();
         }
     }
     let states = match &scan.worst {
@@ -206,7 +207,7 @@ fn choose(path: &Path, incidents: &[(i64, i64, Incident)], number: i64) -> Resul
         .map(|(_, number, one)| format!("{number} ({}, {:.0})", one.condition, one.at.time))
         .collect();
     let known = if known.is_empty() { "it has no incidents".to_owned() } else { known.join(", ") };
-    let path = path.display();
+    let path = path.shown();
     Err(Failure::usage(format!("--incident {number}: {path} has no such incident; {known}")).into())
 }
 
@@ -428,9 +429,9 @@ fn arrivals(scan: &TickScan) -> Vec<Arrivals> {
     rows
 }
 
-pub(super) fn name(names: &AllNames, id: NetnsId) -> String {
+pub(super) fn name(names: &AllNames, id: NetnsId) -> Foreign {
     let known = names.get(&id).and_then(|names| names.name.clone());
-    known.unwrap_or_else(|| id.to_string())
+    known.unwrap_or_else(|| id.to_string().into())
 }
 
 pub(super) fn unsigned(value: i64) -> u64 {

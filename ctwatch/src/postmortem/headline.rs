@@ -6,6 +6,7 @@ use ctwatch_common::cause::Unit;
 use jiff::{SignedDuration, Timestamp};
 
 use super::document::Clock;
+use crate::foreign::Foreign;
 use crate::model::{KernelCounters, ServicePort};
 use crate::text::{duration, percent, thousands};
 
@@ -33,7 +34,7 @@ pub(super) struct Facts {
     /// Entries evicted by service, most first.
     pub entries: Vec<(Service, u64)>,
     /// The namespaces that lost something, that with most losses first.
-    pub netns: Vec<String>,
+    pub netns: Vec<Foreign>,
     /// Causes are inferred.
     pub inferred: bool,
     /// Packets and entries that the kernel counted and ctwatch didn't.
@@ -45,7 +46,7 @@ pub(super) struct Facts {
     /// Time that was not recorded, from the first loss to the last, or in all of the span if nothing was lost.
     pub gaps_s: f64,
     /// The highest fill, and in which netns.
-    pub peak: Option<(f64, String)>,
+    pub peak: Option<(f64, Foreign)>,
     pub occupancy: Occupancy,
 }
 
@@ -87,7 +88,7 @@ pub(super) enum Occupancy {
     ListedFarAway { distance_s: f64 },
     Known {
         /// The table's netns.
-        netns: String,
+        netns: Foreign,
         /// Who held most entries, and their part of the table.
         port: ServicePort,
         share: f64,
@@ -189,7 +190,7 @@ impl Facts {
         let (packets, entries) = (self.lost(Unit::Packets), self.lost(Unit::Entries));
         let place = match self.netns.as_slice() {
             [] => String::new(),
-            [one] if one == "host" => String::new(),
+            [one] if *one == "host" => String::new(),
             [one] => format!(" in network namespace {one}"),
             [most, ..] => format!(" in {} network namespaces (most of them in {most})", self.netns.len()),
         };

@@ -27,6 +27,7 @@ use jiff::tz::TimeZone;
 use self::document::{Clock, Document, TextTable};
 use self::model::Host;
 use crate::error::Failure;
+use crate::foreign::{Foreign, to_json};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::{Moment, Span};
@@ -98,7 +99,7 @@ fn span(request: &Request, zone: &TimeZone) -> Result<Span> {
 /// A template can't be written.
 pub fn render(report: &Postmortem, format: Format, zone: &TimeZone) -> Result<String> {
     Ok(match format {
-        Format::Json => serde_json::to_string(report)? + "\n",
+        Format::Json => to_json(report)? + "\n",
         Format::Text => text::render(&document(report, zone)),
         Format::Markdown => markdown::render(&document(report, zone)),
         Format::Html => html::render(report, &document(report, zone), zone)?,
@@ -113,6 +114,7 @@ fn document(report: &Postmortem, zone: &TimeZone) -> Document {
         comparison,
         hosts: report.hosts.iter().map(|host| sections::chapter(host, zone)).collect(),
     }
+    .harmless()
 }
 
 /// One for each host, with its name if there are several.
@@ -161,9 +163,9 @@ fn names(hosts: &[Host]) -> Vec<String> {
         let alike = || hosts.iter().filter(|other| other.title() == host.title());
         let is_one = |part: fn(&Host) -> &str| alike().filter(|other| part(other) == part(host)).count() == 1;
         match &host.host {
-            _ if alike().count() == 1 => host.title(),
-            Some(called) if is_one(file_name) => format!("{called} ({})", file_name(host)),
-            Some(called) if is_one(|host| &host.file) => format!("{called} ({})", host.file),
+            _ if alike().count() == 1 => host.title().to_string(),
+            Some(called) if is_one(file_name) => format!("{called} ({})", Foreign::from(file_name(host))),
+            Some(called) if is_one(|host| host.file.raw()) => format!("{called} ({})", host.file),
             _ => format!("{} ({})", host.title(), index + 1),
         }
     };
@@ -171,7 +173,8 @@ fn names(hosts: &[Host]) -> Vec<String> {
 }
 
 fn file_name(host: &Host) -> &str {
-    host.file.rsplit('/').next().unwrap_or(&host.file)
+    let file = host.file.raw();
+    file.rsplit('/').next().unwrap_or(file)
 }
 
 #[cfg(test)]

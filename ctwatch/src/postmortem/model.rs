@@ -9,6 +9,7 @@ use super::headline::Facts;
 use super::series::Point;
 use crate::advise::report::Advice;
 use crate::contract::{Agreements, Counted, Unexplained, millis, rounded_millis as rounded};
+use crate::foreign::Foreign;
 use crate::model::{KernelCounters, ServicePort};
 
 /// The report.
@@ -29,9 +30,9 @@ pub(super) struct Host {
     pub headline: String,
     #[serde(skip)]
     pub facts: Facts,
-    pub file: String,
-    pub host: Option<String>,
-    pub kernel_release: Option<String>,
+    pub file: Foreign,
+    pub host: Option<Foreign>,
+    pub kernel_release: Option<Foreign>,
     pub backend: Option<String>,
     /// What was looked at; null if no tick is in it.
     pub span: Option<Span>,
@@ -68,8 +69,8 @@ pub(super) struct Host {
 
 impl Host {
     /// What it is called: by its name, else by the recording's.
-    pub fn title(&self) -> String {
-        self.host.clone().unwrap_or_else(|| self.file.clone())
+    pub fn title(&self) -> &Foreign {
+        self.host.as_ref().unwrap_or(&self.file)
     }
 }
 
@@ -88,7 +89,7 @@ pub(super) struct Span {
 #[derive(Debug, Serialize)]
 pub(super) struct IncidentLine {
     pub number: i64,
-    pub condition: String,
+    pub condition: Foreign,
     #[serde(serialize_with = "millis")]
     pub time: Timestamp,
     #[serde(serialize_with = "optional_millis")]
@@ -133,7 +134,7 @@ impl Story {
 pub(super) struct Fill {
     #[serde(serialize_with = "millis")]
     pub time: Timestamp,
-    pub netns: String,
+    pub netns: Foreign,
     pub count: u32,
     pub max: u32,
     #[serde(serialize_with = "rounded")]
@@ -152,7 +153,7 @@ pub(super) struct Victims {
 
 #[derive(Debug, Serialize)]
 pub(super) struct VictimPort {
-    pub netns: String,
+    pub netns: Foreign,
     /// Null where the tuple was missed.
     pub port: Option<ServicePort>,
     pub service: Option<&'static str>,
@@ -178,7 +179,7 @@ pub(super) struct Estimate {
 pub(super) struct Worst {
     #[serde(serialize_with = "millis")]
     pub time: Timestamp,
-    pub netns: String,
+    pub netns: Foreign,
     pub count: Option<u32>,
     pub max: Option<u32>,
     #[serde(serialize_with = "rounded")]
@@ -237,9 +238,9 @@ pub(super) struct Band {
 pub(super) struct Change {
     #[serde(serialize_with = "millis")]
     pub time: Timestamp,
-    pub name: String,
-    pub before: Option<String>,
-    pub value: Option<String>,
+    pub name: Foreign,
+    pub before: Option<Foreign>,
+    pub value: Option<Foreign>,
 }
 
 #[derive(Debug, Serialize)]
@@ -302,8 +303,8 @@ pub(super) struct Step {
 pub(super) struct NoticeLine {
     #[serde(serialize_with = "millis")]
     pub time: Timestamp,
-    pub code: String,
-    pub text: String,
+    pub code: Foreign,
+    pub text: Foreign,
 }
 
 /// Causes in their order, of which something was counted.

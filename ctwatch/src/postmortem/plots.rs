@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::document::Clock;
 use super::model::{Change, Host};
 use super::series::{Point, PortOrNone};
+use crate::foreign::Foreign;
 use crate::text::{percent, thousands};
 
 /// Services with a colour of their own; report.html says which.
@@ -376,9 +377,11 @@ fn clustered(marks: &[(usize, f64)]) -> Vec<Label> {
 }
 
 fn named(marks: &[(usize, f64, &Change)], clock: &Clock) -> Vec<String> {
-    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
+    let value =
+        |value: &Option<Foreign>| value.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
     let one = |(number, _, change): &(usize, f64, &Change)| {
-        let name = change.name.strip_prefix("net.netfilter.").unwrap_or(&change.name);
+        let name = change.name.raw();
+        let name = Foreign::from(name.strip_prefix("net.netfilter.").unwrap_or(name));
         let (before, after) = (value(&change.before), value(&change.value));
         format!("#{number} {}: {name} from {before} to {after}", clock.time(change.time))
     };

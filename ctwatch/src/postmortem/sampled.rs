@@ -102,7 +102,7 @@ fn process(who: Option<&Owner>) -> String {
         Role::Sender => "sender",
         Role::Listener => "listener",
     };
-    match who.and_then(|who| who.container.as_deref()) {
+    match who.and_then(|who| who.container.as_ref()) {
         Some(container) => format!("{name} ({role}, {container})"),
         None => format!("{name} ({role})"),
     }

@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use super::document::{Block, Chapter, Clock, Section, TextTable};
 use super::model::{Change, Estimate, Host, Occupant, Unevictable, Worst, causes};
 use super::trust::{data_quality, prevention, reconciliation};
+use crate::foreign::Foreign;
 use crate::model::ServicePort;
 use crate::text::{duration, percent, rate, thousands};
 
@@ -15,10 +16,14 @@ const MOMENTS: usize = 12;
 
 pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {
     let clock = Clock::of(zone, host);
-    let mut lead =
-        vec![format!("{}, kernel {}, {} backend", host.file, or(&host.kernel_release), or(&host.backend))];
+    let mut lead = vec![format!(
+        "{}, kernel {}, {} backend",
+        host.file,
+        or(host.kernel_release.as_ref()),
+        or(host.backend.as_ref())
+    )];
     let Some(span) = host.span else {
-        return Chapter { title: host.title(), lead, sections: Vec::new() };
+        return Chapter { title: host.title().to_string(), lead, sections: Vec::new() };
     };
     lead.push(format!(
         "{} to {}, {} watched",
@@ -42,11 +47,11 @@ pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {
         Section { title: "Prevention", blocks: prevention(host) },
         Section { title: "Data quality", blocks: data_quality(host, &clock) },
     ]);
-    Chapter { title: host.title(), lead, sections }
+    Chapter { title: host.title().to_string(), lead, sections }
 }
 
-fn or(text: &Option<String>) -> &str {
-    text.as_deref().unwrap_or("unknown")
+fn or(text: Option<&impl ToString>) -> String {
+    text.map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }
 
 fn summary(host: &Host, clock: &Clock) -> Vec<Block> {
@@ -186,7 +191,7 @@ fn victims(host: &Host) -> Vec<Block> {
                     Some(true) => "loopback".to_owned(),
                     _ => String::new(),
                 },
-                row.netns.clone(),
+                row.netns.to_string(),
                 row.cause.to_owned(),
             ]
         })
@@ -341,12 +346,13 @@ fn changed(host: &Host, clock: &Clock) -> Vec<Block> {
     if host.changes.is_empty() {
         blocks.push(Block::Text("No conntrack setting changed.".to_owned()));
     } else {
-        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
+        let value =
+            |value: &Option<Foreign>| value.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
         let rows = host.changes.iter().enumerate().map(|(index, one)| {
             vec![
                 format!("#{}", index + 1),
                 clock.time(one.time),
-                one.name.clone(),
+                one.name.to_string(),
                 value(&one.before),
                 value(&one.value),
             ]

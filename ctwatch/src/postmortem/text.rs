@@ -2,7 +2,8 @@
 //! Commands are never broken: they are to be copied.
 
 use super::document::{Block, Column, Document, TextTable};
-use crate::text::{COLUMNS, shorten, width, wrap};
+use crate::foreign::harmless;
+use crate::text::{COLUMNS, left, right, shorten, width, wrap};
 
 pub(super) fn render(document: &Document) -> String {
     let mut lines = vec![document.title.clone(), String::new()];
@@ -26,7 +27,7 @@ pub(super) fn render(document: &Document) -> String {
             }
         }
     }
-    let clean = |line: String| line.replace(char::is_control, "?").trim_end().to_owned();
+    let clean = |line: String| harmless(&line).trim_end().to_owned();
     lines.into_iter().map(|line| clean(line) + "\n").collect()
 }
 
@@ -87,7 +88,7 @@ fn columns<'a>(
         .collect();
     let line = |cells: Vec<&str>| {
         let padded = cells.iter().zip(columns).zip(&widths).map(|((cell, column), width)| {
-            if column.right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+            if column.right { right(cell, *width) } else { left(cell, *width) }
         });
         let text = format!("{:indent$}{}", "", padded.collect::<Vec<_>>().join("  "));
         text.trim_end().to_owned()

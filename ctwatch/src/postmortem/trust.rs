@@ -124,7 +124,7 @@ pub(super) fn data_quality(host: &Host, clock: &Clock) -> Vec<Block> {
         certainty.unfinished_runs.iter().chain(&certainty.broken_runs).map(|text| format!("{text}.")),
     );
     for notice in certainty.notices.iter().take(NAMED) {
-        list.push(format!("{}: {} ({})", clock.time(notice.time), notice.text, notice.code));
+        list.push(format!("{}: {} ({})", clock.time(notice.time), notice.text.sentence(), notice.code));
     }
     if list.is_empty() {
         list.push("Counts are exact: no event was missed, and the recording has no gaps.".to_owned());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::container;
+use crate::foreign::{Foreign, Shown as _};
 use crate::kernel::roots::Roots;
 
 /// Directories remembered; more than any host has.
@@ -26,7 +27,7 @@ const SHARE: u32 = 20;
 #[derive(Debug)]
 pub struct Cgroups {
     roots: Roots,
-    paths: HashMap<u64, String>,
+    paths: HashMap<u64, Foreign>,
     /// Of all paths together.
     letters: usize,
     next_walk: Option<Instant>,
@@ -40,7 +41,7 @@ impl Cgroups {
     }
 
     /// The path of a cgroup below the root of the hierarchy; `None` if it isn't known at present.
-    pub fn path(&mut self, id: u64, now: Instant) -> Option<&str> {
+    pub fn path(&mut self, id: u64, now: Instant) -> Option<&Foreign> {
         if id == 0 {
             return None;
         }
@@ -49,7 +50,7 @@ impl Cgroups {
             let now_then = Instant::now();
             self.next_walk = Some(now_then + BETWEEN_WALKS.max((now_then - now) * SHARE));
         }
-        self.paths.get(&id).map(String::as_str)
+        self.paths.get(&id)
     }
 
     /// Reads the whole tree anew: ids of cgroups that are gone go with it.
@@ -58,12 +59,12 @@ impl Cgroups {
         self.letters = 0;
         let Some(root) = unified(&self.roots) else { return };
         if let Ok(metadata) = std::fs::metadata(&root) {
-            self.paths.insert(metadata.ino(), "/".to_owned());
+            self.paths.insert(metadata.ino(), "/".into());
         }
-        self.walk_below(&root, "", DEPTH);
+        self.walk_below(&root, &Foreign::default(), DEPTH);
     }
 
-    fn walk_below(&mut self, folder: &Path, path: &str, depth: usize) {
+    fn walk_below(&mut self, folder: &Path, path: &Foreign, depth: usize) {
         let Ok(entries) = std::fs::read_dir(folder) else { return };
         for entry in entries.flatten() {
             // The kernel tells type and inode number along with the name: no look-up per file.
@@ -74,11 +75,11 @@ impl Cgroups {
                 continue;
             }
             let name = entry.file_name();
-            let below = format!("{path}/{}", name.to_string_lossy());
-            if below.len() > LONGEST {
+            let below = Foreign::from(format!("{}/{}", path.raw(), name.shown().raw()));
+            if below.raw().len() > LONGEST {
                 continue;
             }
-            self.letters += below.len();
+            self.letters += below.raw().len();
             if depth > 1 {
                 self.walk_below(&entry.path(), &below, depth - 1);
             }
@@ -97,9 +98,10 @@ fn unified(roots: &Roots) -> Option<PathBuf> {
 
 /// The cgroup that says most about a process, over all hierarchies it is in.
 #[must_use]
-pub fn of_process(roots: &Roots, pid: u32) -> Option<String> {
-    let text = std::fs::read_to_string(roots.proc(format!("{pid}/cgroup"))).ok()?;
-    most_telling(&text).filter(|path| path.len() <= LONGEST).map(str::to_owned)
+pub fn of_process(roots: &Roots, pid: u32) -> Option<Foreign> {
+    // Its maker chose its name, of any bytes.
+    let text = Foreign::from_bytes(&std::fs::read(roots.proc(format!("{pid}/cgroup"))).ok()?);
+    most_telling(text.raw()).filter(|path| path.len() <= LONGEST).map(Foreign::from)
 }
 
 /// Of the lines of /proc/PID/cgroup ("hierarchy:controllers:path"): a container's, else a unit's, else any but the root.
@@ -139,10 +141,32 @@ mod tests {
             let redis = make(&root, "system.slice/redis.service");
             let mut cgroups = Cgroups::new(&roots(temporary.path()));
             let now = Instant::now();
-            assert_eq!(cgroups.path(redis, now), Some("/system.slice/redis.service"));
-            assert_eq!(cgroups.path(fs::metadata(&root).unwrap().ino(), now), Some("/"));
+            assert_eq!(cgroups.path(redis, now).map(Foreign::raw), Some("/system.slice/redis.service"));
+            assert_eq!(cgroups.path(fs::metadata(&root).unwrap().ino(), now).map(Foreign::raw), Some("/"));
             assert_eq!(cgroups.path(0, now), None);
         }
+    }
+
+    #[test]
+    fn a_name_of_any_bytes_hides_nobody() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let temporary = tempfile::tempdir().unwrap();
+        let roots = roots(temporary.path());
+        let root = temporary.path().join("sys/fs/cgroup");
+        let name = b"evil\xff\x1b[2J.service";
+        let folder = root.join(std::ffi::OsStr::from_bytes(name));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(root.join("cgroup.procs"), "").unwrap();
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        fs::create_dir_all(roots.proc("7")).unwrap();
+        fs::write(roots.proc("7/cgroup"), [&b"0::/"[..], name, b"\n"].concat()).unwrap();
+        let shown = "/evil\\xff\\x1b[2J.service";
+        let id = fs::metadata(folder).unwrap().ino();
+        assert_eq!(Cgroups::new(&roots).path(id, Instant::now()).unwrap().to_string(), shown);
+        let path = of_process(&roots, 7).unwrap();
+        assert_eq!(path.to_string(), shown);
+        let container = container::of_path(path.raw()).unwrap();
+        assert_eq!(container.name.to_string(), "unit:evil\\xff\\x1b[2J.service");
     }
 
     #[test]
@@ -157,7 +181,7 @@ mod tests {
         assert_eq!(cgroups.path(u64::MAX, now), None);
         let late = make(&root, "late");
         assert_eq!(cgroups.path(late, now), None, "it has just looked");
-        assert_eq!(cgroups.path(late, now + Duration::from_secs(60)), Some("/late"));
+        assert_eq!(cgroups.path(late, now + Duration::from_secs(60)).map(Foreign::raw), Some("/late"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::handle::Process;
 use crate::files::root_owned::root_owned;
+use crate::foreign::Shown as _;
 use crate::kernel::capabilities::{Capabilities, Capability};
 
 /// Where /proc/PID/ns/user leads in the initial user namespace: PROC_USER_INIT_INO, include/linux/proc_ns.h, the same from 3.8
@@ -110,9 +111,9 @@ fn of_root(process: &Process, programs: &[&str]) -> Result<(), Doubt> {
         None => (bytes, false),
     };
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = path.file_name().unwrap_or_default().shown().into_raw();
     if !programs.iter().any(|program| is_called(&name, program)) {
-        return Err(Doubt::Program(format!("its program is {}", path.display().to_string().escape_debug())));
+        return Err(Doubt::Program(format!("its program is {}", path.shown())));
     }
     let file = process.program_file().and_then(|file| file.metadata()).map_err(hidden)?;
     if file.uid() != 0 || file.mode() & 0o002 != 0 || (file.mode() & 0o020 != 0 && file.gid() != 0) {
@@ -133,7 +134,7 @@ fn of_root(process: &Process, programs: &[&str]) -> Result<(), Doubt> {
             ours.and_then(|root| of_root(&root)).map_err(|_| why)
         })
         .map_err(|why| {
-            let path = path.display().to_string();
+            let path = path.shown().to_string();
             Doubt::Program(format!("its program {} is not root's alone: {why}", path.escape_debug()))
         })
 }

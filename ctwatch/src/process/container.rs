@@ -1,6 +1,8 @@
 //! From a cgroup's path to what people call it: a container, a systemd unit, somebody's session.
 //! Pure: paths as runtimes make them; a path nobody is known to make has no name.
 
+use crate::foreign::Foreign;
+
 /// What kind of thing a cgroup belongs to, the more telling ones first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CgroupKind {
@@ -16,9 +18,9 @@ pub enum CgroupKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
     /// "docker:3f2a9c0b1d2e", "unit:redis.service", "user:1000"
-    pub name: String,
+    pub name: Foreign,
     /// Uid of the Kubernetes pod it is part of.
-    pub pod: Option<String>,
+    pub pod: Option<Foreign>,
     /// What it is.
     pub kind: CgroupKind,
 }
@@ -26,8 +28,8 @@ pub struct Container {
 impl Container {
     /// What the netns of its processes is called: all containers of a pod share one.
     #[must_use]
-    pub fn netns_name(&self) -> String {
-        self.pod.as_ref().map_or_else(|| self.name.clone(), |pod| format!("pod:{pod}"))
+    pub fn netns_name(&self) -> Foreign {
+        self.pod.as_ref().map_or_else(|| self.name.clone(), |pod| format!("pod:{}", pod.raw()).into())
     }
 }
 
@@ -54,9 +56,13 @@ pub fn of_path(path: &str) -> Option<Container> {
     // The innermost container: they nest (kind, docker in docker).
     let container = (0..parts.len()).rev().find_map(|at| of_part(&parts, at));
     if let Some(name) = container {
-        return Some(Container { name, pod: pod(&parts), kind: CgroupKind::Container });
+        return Some(Container {
+            name: name.into(),
+            pod: pod(&parts).map(Foreign::from),
+            kind: CgroupKind::Container,
+        });
     }
-    let of_kind = |name, kind| Some(Container { name, pod: None, kind });
+    let of_kind = |name: String, kind| Some(Container { name: name.into(), pod: None, kind });
     if let Some(uid) = parts.iter().find_map(|part| part.strip_prefix("user-")?.strip_suffix(".slice")) {
         return of_kind(format!("user:{uid}"), CgroupKind::Session);
     }
@@ -137,13 +143,13 @@ mod tests {
     const ID: &str = "3f2a9c0b1d2e4f5061728394a5b6c7d8e9fa0b1c2d3e4f5061728394a5b6c7d8";
     const POD: &str = "4c8f1e2d-0a1b-4c3d-8e5f-a1b2c3d4e5f6";
 
-    fn name(path: &str) -> Option<String> {
+    fn name(path: &str) -> Option<Foreign> {
         of_path(&path.replace("ID", ID)).map(|container| container.name)
     }
 
     #[track_caller]
     fn is(path: &str, expected: &str) {
-        assert_eq!(name(path).as_deref(), Some(expected), "{path}");
+        assert_eq!(name(path).as_ref().map(Foreign::raw), Some(expected), "{path}");
     }
 
     #[test]
@@ -183,11 +189,18 @@ mod tests {
             ),
         ] {
             let container = of_path(&path.replace("ID", ID)).expect(&path);
-            assert_eq!((container.name.as_str(), container.pod.as_deref()), (expected, Some(POD)), "{path}");
+            assert_eq!(
+                (container.name.raw(), container.pod.as_ref().map(Foreign::raw)),
+                (expected, Some(POD)),
+                "{path}"
+            );
             assert_eq!(container.netns_name(), format!("pod:{POD}"));
         }
         let statically = format!("/kubepods/burstable/pod0123456789abcdef0123456789abcdef/{ID}");
-        assert_eq!(of_path(&statically).unwrap().pod.as_deref(), Some("0123456789abcdef0123456789abcdef"));
+        assert_eq!(
+            of_path(&statically).unwrap().pod.as_ref().map(|text| text.raw()),
+            Some("0123456789abcdef0123456789abcdef")
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::files::patience::{Unanswered, within};
 use crate::files::process_root::{ProcessFolder, ProcessRoot};
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 
 /// A name has 15 letters.
@@ -54,7 +55,7 @@ impl Process {
     #[must_use]
     pub fn name(&self) -> Option<String> {
         let name = self.folder.read("comm", NAME).ok()?;
-        Some(String::from_utf8_lossy(name.trim_ascii_end()).into_owned())
+        Some(Foreign::from_bytes(name.trim_ascii_end()).into_raw())
     }
 
     /// The arguments it was started with, its own name first, as far as they go within a megabyte.
@@ -62,7 +63,7 @@ impl Process {
     pub fn arguments(&self) -> Vec<String> {
         let Ok(text) = self.folder.read("cmdline", ARGUMENTS) else { return Vec::new() };
         let words = text.split(|byte| *byte == 0).take(WORDS);
-        let mut words: Vec<String> = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        let mut words: Vec<String> = words.map(|word| Foreign::from_bytes(word).into_raw()).collect();
         // Programs that write their title over their arguments leave a tail of zeros.
         while words.last().is_some_and(String::is_empty) {
             words.pop();
@@ -72,7 +73,7 @@ impl Process {
 
     /// What the kernel says of it: ids, capabilities.
     pub(super) fn status(&self) -> io::Result<String> {
-        Ok(String::from_utf8_lossy(&self.folder.read("status", LISTS)?).into_owned())
+        Ok(Foreign::from_bytes(&self.folder.read("status", LISTS)?).into_raw())
     }
 
     /// Where one of its links leads, in words.
@@ -121,7 +122,7 @@ impl Process {
         /// No file of settings is that long.
         const MOST: u64 = 1 << 20;
         // One odd byte in a comment must not hide the rest.
-        Ok(String::from_utf8_lossy(&self.root()?.read(path, MOST)?).into_owned())
+        Ok(Foreign::from_bytes(&self.root()?.read(path, MOST)?).into_raw())
     }
 }
 

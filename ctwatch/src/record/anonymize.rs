@@ -154,7 +154,7 @@ impl Anonymizer {
 
     /// A replacement for the name of a network namespace; those that each host has identify nobody.
     pub fn netns(&mut self, name: &str) -> String {
-        if is_home_netns(Some(name)) {
+        if is_home_netns(Some(&name.into())) {
             name.to_owned()
         } else {
             format!("netns-{}", self.netns.of(name.to_owned()))
@@ -178,14 +178,14 @@ impl Anonymizer {
 
     /// Replaces what identifies the host of a run.
     pub fn run(&mut self, run: &mut Run) {
-        run.host = run.host.take().map(|host| self.host(&host));
+        run.host = run.host.take().map(|host| self.host(host.raw()).into());
         run.boot_id = None;
     }
 
     /// Replaces the names of a netns.
     pub fn names(&mut self, names: &mut Names) {
-        names.name = names.name.take().map(|name| self.netns(&name));
-        names.container = names.container.take().map(|name| self.container(&name));
+        names.name = names.name.take().map(|name| self.netns(name.raw()).into());
+        names.container = names.container.take().map(|name| self.container(name.raw()).into());
     }
 
     /// Replaces what identifies anybody in a loss.
@@ -217,8 +217,8 @@ impl Anonymizer {
         });
         Owner {
             process,
-            cgroup: cgroup.as_ref().map(|path| self.cgroup(path)),
-            container: container.as_ref().map(|name| self.container(name)),
+            cgroup: cgroup.as_ref().map(|path| self.cgroup(path.raw()).into()),
+            container: container.as_ref().map(|name| self.container(name.raw()).into()),
             unattributable: *unattributable,
         }
     }

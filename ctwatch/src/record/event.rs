@@ -12,6 +12,7 @@ use super::columns::{EVENT, EventColumns, OwnerColumns};
 use super::digest::Digest;
 use super::limits;
 use super::open::{ReadError, corrupt_row};
+use crate::foreign::{Foreign, bytes_of};
 use crate::model::{
     Device, EntryState, Flow, Hook, Loss, Name, NetnsId, Owner, Packet, ProcessId, Protocol, Role, Sender,
     Tuple,
@@ -174,7 +175,7 @@ impl EventRow {
             is_loopback: has(flag::LOOPBACK),
             hook: Hook::from_number(self.hook),
             device: Device {
-                name: self.device.as_deref().map(|name| Name::new(name.as_bytes())),
+                name: self.device.as_deref().map(named),
                 ifindex: self.ifindex,
                 is_output: has(flag::OUT),
             },
@@ -191,7 +192,7 @@ impl EventRow {
         let sender = has(flag::OWNER).then(|| Sender {
             cgroup: self.sender_cgroup,
             pid: self.sender_pid,
-            name: Name::new(self.sender_name.as_deref().unwrap_or_default().as_bytes()),
+            name: named(self.sender_name.as_deref().unwrap_or_default()),
         });
         let pushed_out_by = self.by.as_ref().and_then(|by| {
             Some(Flow {
@@ -241,7 +242,9 @@ impl EventRow {
                 let name = text(*name);
                 digest.int(i64::from(*pid)).optional_text(name.as_deref()).int(*role as i64);
             }
-            digest.optional_text(cgroup.as_deref()).optional_text(container.as_deref());
+            digest
+                .optional_text(cgroup.as_ref().map(Foreign::raw))
+                .optional_text(container.as_ref().map(Foreign::raw));
             digest.int(i64::from(*unattributable));
         }
         digest.finish()
@@ -373,7 +376,7 @@ fn owner(row: &Row<'_>) -> rusqlite::Result<Option<Owner>> {
         _ => Role::Sender,
     };
     let pid: Option<u32> = row.get(OWNER.pid)?;
-    let name = Name::new(row.get::<_, Option<String>>(OWNER.name)?.unwrap_or_default().as_bytes());
+    let name = named(&row.get::<_, Option<String>>(OWNER.name)?.unwrap_or_default());
     Ok(Some(Owner {
         process: pid.map(|pid| ProcessId { pid, name, role }),
         cgroup: row.get(OWNER.cgroup)?,
@@ -384,11 +387,12 @@ fn owner(row: &Row<'_>) -> rusqlite::Result<Option<Owner>> {
 
 /// A name without trailing NULs; `None` if it is empty.
 pub(super) fn text(name: Name) -> Option<String> {
-    let name = name.bytes();
-    // One character per byte, so that the name keeps its length: a replacement character would take three bytes.
-    let plain = |byte: &u8| if byte.is_ascii() { char::from(*byte) } else { '?' };
-    let text = str::from_utf8(name).map_or_else(|_| name.iter().map(plain).collect(), str::to_owned);
-    (!name.is_empty()).then_some(text)
+    (!name.bytes().is_empty()).then(|| Foreign::from(name).into_raw())
+}
+
+/// The name that this was.
+fn named(text: &str) -> Name {
+    Name::new(&text.chars().flat_map(bytes_of).collect::<Vec<u8>>())
 }
 
 /// Which netns a loss happened in.

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::files::place::{self, Sharing};
+use crate::foreign::Shown as _;
 
 /// What SQLite creates next to a database.
 const ENDINGS: [&str; 2] = ["-wal", "-shm"];
@@ -35,7 +36,7 @@ pub(super) fn is_new(path: &Path) -> Result<bool> {
     }
     for name in [path, &sidecar_path(path, "-new")] {
         if looked_at(&sidecar_path(name, JOURNAL))?.is_some() {
-            let text = format!("{}{JOURNAL} is in the way: no recorder makes such a file", name.display());
+            let text = format!("{}{JOURNAL} is in the way: no recorder makes such a file", name.shown());
             return Err(Error::new(ErrorKind::InvalidInput, text));
         }
     }
@@ -52,7 +53,7 @@ fn looked_at(path: &Path) -> Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {
         Ok(about) => match place::own(&about) {
             Ok(()) => Ok(Some(about)),
-            Err(error) => Err(Error::new(error.kind(), format!("{}: {error}", path.display()))),
+            Err(error) => Err(Error::new(error.kind(), format!("{}: {error}", path.shown()))),
         },
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -1,5 +1,6 @@
 //! A full disk: how to recognize it, and what to tell the user. No other error may be mistaken for it.
 
+use crate::foreign::Shown as _;
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
@@ -28,7 +29,7 @@ impl DiskFull {
 
 impl fmt::Display for DiskFull {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display();
+        let path = self.path.shown();
         if self.begun {
             write!(
                 f,

@@ -8,6 +8,7 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 
+use crate::foreign::Foreign;
 use crate::model::LAST_US;
 
 /// The longest text of a row but for those that say so.
@@ -61,7 +62,7 @@ pub(super) fn distrust(connection: &Connection) -> rusqlite::Result<()> {
         (Limit::SQLITE_LIMIT_SQL_LENGTH, 64 << 10),
         (Limit::SQLITE_LIMIT_COLUMN, 100),
         (Limit::SQLITE_LIMIT_EXPR_DEPTH, 50),
-        (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 3),
+        (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 8),
         (Limit::SQLITE_LIMIT_VDBE_OP, 25_000),
         (Limit::SQLITE_LIMIT_FUNCTION_ARG, 8),
         (Limit::SQLITE_LIMIT_ATTACHED, 0),
@@ -103,8 +104,8 @@ pub(super) const fn is_clock(us: i64) -> bool {
 }
 
 /// Whether a name, where there is one, is no longer than any.
-pub(super) fn is_name(name: Option<&str>) -> bool {
-    name.is_none_or(|name| name.len() <= NAME)
+pub(super) fn is_name(name: Option<&Foreign>) -> bool {
+    name.is_none_or(|name| name.size() <= NAME)
 }
 
 /// Whether a tick can have this number.

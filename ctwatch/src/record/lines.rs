@@ -1,13 +1,12 @@
 //! The lines `ctwatch record` prints and passes to the command it runs: the contract of docs/schema/.
 //! Within one schema number fields are only added, never renamed or given another meaning.
 
-use std::path::PathBuf;
-
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::trigger::Measured;
 use crate::contract::{Counted, Unexplained, is_zero, millis};
+use crate::foreign::Foreign;
 use crate::model::KernelCounters;
 
 /// One line.
@@ -20,15 +19,15 @@ pub enum Line {
         #[serde(serialize_with = "millis")]
         time: Timestamp,
         /// The file.
-        file: PathBuf,
+        file: Foreign,
         /// The file's schema.
         schema: i64,
         /// Version of ctwatch.
-        version: String,
+        version: Foreign,
         /// The backend.
         backend: &'static str,
         /// Why this one, and what it can't see.
-        backend_reason: Option<String>,
+        backend_reason: Option<Foreign>,
     },
     /// A trigger fired.
     Incident {
@@ -36,7 +35,7 @@ pub enum Line {
         #[serde(serialize_with = "millis")]
         time: Timestamp,
         /// The file.
-        file: PathBuf,
+        file: Foreign,
         /// The N of `ctwatch report FILE --incident N`; `None` if the incident isn't in the file.
         incident: Option<i64>,
         /// As given with `--when`.
@@ -52,14 +51,14 @@ pub enum Line {
         #[serde(serialize_with = "millis")]
         time: Timestamp,
         /// The file.
-        file: PathBuf,
+        file: Foreign,
         /// Why.
         reason: &'static str,
         /// The file's size.
         bytes: u64,
         /// The -wal with the last part of the recording, left because somebody is reading it: copy both.
         #[serde(skip_serializing_if = "Option::is_none")]
-        wal: Option<PathBuf>,
+        wal: Option<Foreign>,
         /// Incidents since recording began, over all files; the same goes for the fields below.
         incidents: u64,
         /// Seconds recorded.

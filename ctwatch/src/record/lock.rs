@@ -12,6 +12,7 @@ use super::files::sidecar_path;
 use super::full::DiskFull;
 use crate::error::Failure;
 use crate::files::place;
+use crate::foreign::Shown as _;
 
 /// Bytes reserved in the lock file, so that the end of the run can be written to a full disk.
 const RESERVED: usize = 256 << 10;
@@ -46,10 +47,10 @@ impl Lock {
                 Some(libc::ENXIO) => no_lock_file(&path, "it is not a regular file"),
                 _ => anyhow::Error::from(error).context(format!(
                     "creating {}: the recording's directory must exist and be writable",
-                    path.display()
+                    path.shown()
                 )),
             })?;
-            let about = file.metadata().with_context(|| format!("looking at {}", path.display()))?;
+            let about = file.metadata().with_context(|| format!("looking at {}", path.shown()))?;
             if about.nlink() > 0 {
                 place::own(&about).map_err(|error| no_lock_file(&path, &error.to_string()))?;
             }
@@ -58,12 +59,12 @@ impl Lock {
                 Err(TryLockError::WouldBlock) => {
                     return Err(Failure::usage(format!(
                         "recording to {}: another ctwatch is recording to this file; choose another one with -o",
-                        recording.display()
+                        recording.shown()
                     ))
                     .into());
                 }
                 Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("locking {}", path.display()));
+                    return Err(error).with_context(|| format!("locking {}", path.shown()));
                 }
             }
             // Its previous holder may have removed the file between our opening and our locking it.
@@ -87,9 +88,7 @@ impl Lock {
         let loaded = self.file.write_all(&vec![0; RESERVED]).and_then(|()| self.file.sync_data());
         loaded.map_err(|error| match error.kind() {
             ErrorKind::StorageFull => DiskFull::at_the_start(recording).into(),
-            _ => {
-                anyhow::Error::from(error).context(format!("reserving space next to {}", recording.display()))
-            }
+            _ => anyhow::Error::from(error).context(format!("reserving space next to {}", recording.shown())),
         })
     }
 
@@ -108,7 +107,7 @@ fn is_reserve(file: &File) -> Result<bool> {
 }
 
 fn no_lock_file(path: &Path, why: &str) -> anyhow::Error {
-    let path = path.display();
+    let path = path.shown();
     Failure::usage(format!(
         "{path} is in the way of a recorder's lock file ({why}): look at it, and remove it or record elsewhere"
     ))

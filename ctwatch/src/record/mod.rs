@@ -16,6 +16,7 @@ pub mod lines;
 mod listing;
 mod lock;
 mod open;
+mod outside;
 pub mod reader;
 pub mod recorder;
 pub mod replay;

@@ -12,6 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::files::{self, wal};
 use super::{APPLICATION_ID, SCHEMA, layout, limits};
 use crate::files::open_regular;
+use crate::foreign::Shown as _;
 
 /// What is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,35 +36,35 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing(path) => write!(f, "opening {}: no such file", path.display()),
-            Self::Unreadable(path, why) => write!(f, "opening {}: {why}", path.display()),
+            Self::Missing(path) => write!(f, "opening {}: no such file", path.shown()),
+            Self::Unreadable(path, why) => write!(f, "opening {}: {why}", path.shown()),
             Self::NotARecording(path) => write!(
                 f,
                 "opening {}: not a ctwatch recording; `ctwatch record -o FILE` makes one",
-                path.display()
+                path.shown()
             ),
             Self::Newer(path, schema) => write!(
                 f,
                 "opening {}: it has schema {schema}, but this ctwatch reads schemas up to {SCHEMA}: use the version \
                  that recorded it, or a newer one",
-                path.display()
+                path.shown()
             ),
             Self::Truncated(path, is, should) => write!(
                 f,
                 "opening {}: the file is truncated, {is} of {should} bytes: copy it again, together with {}-wal if \
                  there is one, or salvage the rest with `sqlite3 {} .recover`",
-                path.display(),
-                path.display(),
-                path.display()
+                path.shown(),
+                path.shown(),
+                path.shown()
             ),
             Self::Damaged(path, what) => write!(
                 f,
                 "reading {}: the file is damaged ({what}): copy it again from where it was recorded, or salvage the \
                  rest with `sqlite3 {} .recover`",
-                path.display(),
-                path.display()
+                path.shown(),
+                path.shown()
             ),
-            Self::Stopped(path) => write!(f, "reading {}: interrupted", path.display()),
+            Self::Stopped(path) => write!(f, "reading {}: interrupted", path.shown()),
         }
     }
 }

@@ -168,7 +168,7 @@ impl Recording {
             let names = Names { name: row.get(NETNS.name)?, container: row.get(NETNS.container)? };
             let (inode, life): (u32, u32) = (row.get(NETNS.inode)?, row.get(NETNS.life)?);
             let holds = netns_checksum(run, id, &names) == row.get::<_, u32>(NETNS.crc)?
-                && [&names.name, &names.container].into_iter().all(|name| limits::is_name(name.as_deref()))
+                && [&names.name, &names.container].into_iter().all(|name| limits::is_name(name.as_ref()))
                 && (id.inode(), id.generation()) == (inode, life);
             if holds { Ok((id, names)) } else { corrupt_row("netns", i64::from(id.packed())) }
         })?;

@@ -126,7 +126,7 @@ impl Recorder {
 
     /// Takes a notice.
     pub fn notice(&mut self, at: WallMono, code: &str, text: &str) {
-        self.pending.notices.push(Notice { at, code: code.to_owned(), text: text.to_owned() });
+        self.pending.notices.push(Notice { at, code: code.into(), text: text.into() });
     }
 
     /// Takes a snapshot of the machine and of a table.
@@ -218,7 +218,7 @@ impl Recorder {
                 (Turn::Fired(measured), _) => {
                     self.incidents += 1;
                     let new = Incident {
-                        condition: condition.clone(),
+                        condition: condition.as_str().into(),
                         tick,
                         at,
                         measured: serde_json::to_string(&measured).unwrap_or_default(),

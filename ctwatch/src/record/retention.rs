@@ -397,7 +397,7 @@ fn replace(
                 drop_censuses_of(transaction, &place, dictionary.netns(transaction, netns)?)?;
             }
             if sum.netns.iter().any(|netns| netns.id == fold::GONE) {
-                let names = Names { name: Some("gone".to_owned()), container: None };
+                let names = Names { name: Some("gone".into()), container: None };
                 dictionary.name(transaction, &[(fold::GONE, names)].into())?;
             }
         }

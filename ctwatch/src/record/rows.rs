@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use super::digest::Digest;
 use crate::contract::Hook;
+use crate::foreign::Foreign;
 use crate::model::{Backend, KernelCounters, NetnsId, WallMono};
 
 /// One watch on one host.
@@ -13,23 +14,23 @@ pub struct Run {
     /// When it began.
     pub started: WallMono,
     /// Stays the same until the host is rebooted.
-    pub boot_id: Option<String>,
+    pub boot_id: Option<Foreign>,
     /// Host name.
-    pub host: Option<String>,
+    pub host: Option<Foreign>,
     /// Version of ctwatch.
-    pub version: String,
+    pub version: Foreign,
     /// `uname -r`
-    pub kernel_release: String,
+    pub kernel_release: Foreign,
     /// The backend.
     pub backend: Backend,
     /// Why this backend, and what it can't see.
-    pub backend_reason: Option<String>,
+    pub backend_reason: Option<Foreign>,
     /// Time between two ticks, microseconds.
     pub interval_us: i64,
     /// Whether inserts and deletes were counted.
     pub counts_flows: bool,
     /// Where the programs were attached: function and kind.
-    pub hooks: Vec<(String, String)>,
+    pub hooks: Vec<(Foreign, Foreign)>,
     /// What the kernel had counted before the run.
     pub since_boot: KernelCounters,
     /// It continues a run of the previous file.
@@ -40,7 +41,7 @@ impl Run {
     /// Its hooks as the start record shows them.
     #[must_use]
     pub fn report_hooks(&self) -> Vec<Hook> {
-        let hook = |(function, kind): &(String, String)| Hook::attached(function.clone(), kind.clone());
+        let hook = |(function, kind): &(Foreign, Foreign)| Hook::attached(function.clone(), kind.clone());
         self.hooks.iter().map(hook).collect()
     }
 
@@ -61,15 +62,17 @@ impl Run {
         } = self;
         let mut digest = Digest::default();
         digest.instant(started);
-        digest.optional_text(boot_id.as_deref()).optional_text(host.as_deref());
         digest
-            .text(version)
-            .text(kernel_release)
+            .optional_text(boot_id.as_ref().map(Foreign::raw))
+            .optional_text(host.as_ref().map(Foreign::raw));
+        digest
+            .text(version.raw())
+            .text(kernel_release.raw())
             .text(backend.name())
-            .optional_text(backend_reason.as_deref());
+            .optional_text(backend_reason.as_ref().map(Foreign::raw));
         digest.int(*interval_us).int(i64::from(*counts_flows));
         for (function, kind) in hooks {
-            digest.text(function).text(kind);
+            digest.text(function.raw()).text(kind.raw());
         }
         digest.ints(&since_boot.as_array().map(u64::cast_signed)).int(i64::from(*continues)).int(first_tick);
         digest.finish()
@@ -142,16 +145,16 @@ pub struct Notice {
     /// When.
     pub at: WallMono,
     /// The code, for scripts.
-    pub code: String,
+    pub code: Foreign,
     /// The text, for people.
-    pub text: String,
+    pub text: Foreign,
 }
 
 impl Notice {
     pub(super) fn checksum(&self, run: i64) -> u32 {
         let mut digest = Digest::default();
         digest.instant(&self.at);
-        digest.int(run).text(&self.code).text(&self.text).finish()
+        digest.int(run).text(self.code.raw()).text(self.text.raw()).finish()
     }
 }
 
@@ -161,19 +164,19 @@ pub struct Setting {
     /// When it was seen.
     pub at: WallMono,
     /// The sysctl, or a path below /sys.
-    pub name: String,
+    pub name: Foreign,
     /// Its value; `None` if it no longer exists.
-    pub value: Option<String>,
+    pub value: Option<Foreign>,
     /// Its value before; `None` for the first reading.
-    pub before: Option<String>,
+    pub before: Option<Foreign>,
 }
 
 impl Setting {
     pub(super) fn checksum(&self, run: i64) -> u32 {
         let mut digest = Digest::default();
         digest.instant(&self.at);
-        digest.int(run).text(&self.name).optional_text(self.value.as_deref());
-        digest.optional_text(self.before.as_deref()).finish()
+        digest.int(run).text(self.name.raw()).optional_text(self.value.as_ref().map(Foreign::raw));
+        digest.optional_text(self.before.as_ref().map(Foreign::raw)).finish()
     }
 }
 
@@ -245,7 +248,7 @@ impl MachineSnapshot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incident {
     /// As given with `--when`.
-    pub condition: String,
+    pub condition: Foreign,
     /// The tick it fired in.
     pub tick: i64,
     /// That tick's end.
@@ -265,7 +268,7 @@ impl Incident {
         let Self { condition, tick, at, measured, detail_from, detail_to, ceased } = self;
         let mut digest = Digest::default();
         digest.instant(at);
-        digest.int(run).text(condition).int(*tick).text(measured).int(*detail_from).int(*detail_to);
+        digest.int(run).text(condition.raw()).int(*tick).text(measured).int(*detail_from).int(*detail_to);
         digest.optional(ceased.map(|ceased| ceased.as_microsecond())).finish()
     }
 }
@@ -295,14 +298,17 @@ pub struct StoredListing {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     /// "host", a name from /run/netns, that of its container, or none.
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// The container or pod that lived in it.
-    pub container: Option<String>,
+    pub container: Option<Foreign>,
 }
 
 pub(super) fn netns_checksum(run: i64, id: NetnsId, names: &Names) -> u32 {
     let Names { name, container } = names;
     let mut digest = Digest::default();
     digest.int(run).int(i64::from(id.packed()));
-    digest.optional_text(name.as_deref()).optional_text(container.as_deref()).finish()
+    digest
+        .optional_text(name.as_ref().map(Foreign::raw))
+        .optional_text(container.as_ref().map(Foreign::raw))
+        .finish()
 }

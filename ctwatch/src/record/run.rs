@@ -9,6 +9,7 @@ use super::columns::{RUN, RunColumns};
 use super::limits;
 use super::open::{ReadError, corrupt_row};
 use super::rows::Run;
+use crate::foreign::Foreign;
 use crate::model::{Backend, KernelCounters, WallMono};
 
 /// Writes the start of a run, and returns its number.
@@ -91,7 +92,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, i64, Run), ReadError> {
         },
         continues: row.get(RUN.continues)?,
     };
-    let names = [run.boot_id.as_deref(), run.host.as_deref(), Some(&run.version), Some(&run.kernel_release)];
+    let names = [run.boot_id.as_ref(), run.host.as_ref(), Some(&run.version), Some(&run.kernel_release)];
     let counters = run.since_boot.as_array().map(u64::cast_signed);
     let holds = run.checksum(first_tick) == row.get::<_, u32>(RUN.crc)?
         && names.into_iter().all(limits::is_name)
@@ -101,11 +102,11 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, i64, Run), ReadError> {
     if holds { Ok((id, first_tick, run)) } else { corrupt_row("run", id) }
 }
 
-fn hooks(text: &str) -> Option<Vec<(String, String)>> {
+fn hooks(text: &str) -> Option<Vec<(Foreign, Foreign)>> {
     #[derive(serde::Deserialize)]
     struct Hook {
-        function: String,
-        kind: String,
+        function: Foreign,
+        kind: Foreign,
     }
     let hooks: Vec<Hook> = serde_json::from_str(text).ok()?;
     Some(hooks.into_iter().map(|Hook { function, kind }| (function, kind)).collect())

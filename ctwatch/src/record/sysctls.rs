@@ -36,14 +36,15 @@ impl Sysctls {
         for (name, value) in &now {
             let before = self.seen.get(name);
             if before != Some(value) {
-                let (value, before) = (Some(value.clone()), before.cloned());
-                changes.push(Setting { at, name: name.clone(), value, before });
+                let (value, before) =
+                    (Some(value.as_str().into()), before.map(|before| before.as_str().into()));
+                changes.push(Setting { at, name: name.as_str().into(), value, before });
             }
         }
         for (name, before) in &self.seen {
             if !now.contains_key(name) {
-                let before = Some(before.clone());
-                changes.push(Setting { at, name: name.clone(), value: None, before });
+                let before = Some(before.as_str().into());
+                changes.push(Setting { at, name: name.as_str().into(), value: None, before });
             }
         }
         self.seen = now;
@@ -112,12 +113,18 @@ mod tests {
         let at = WallMono::now();
         let first = sysctls.changes(at);
         assert_eq!(first.len(), 1);
-        assert_eq!((first[0].value.as_deref(), first[0].before.as_deref()), (Some("65536"), None));
+        assert_eq!(
+            (first[0].value.as_ref().map(|text| text.raw()), first[0].before.as_ref().map(|text| text.raw())),
+            (Some("65536"), None)
+        );
         assert!(sysctls.changes(at).is_empty());
         fs::write(sysctl.join("nf_conntrack_max"), "131072\n").unwrap();
         let changed = sysctls.changes(at);
         assert_eq!(
-            (changed[0].value.as_deref(), changed[0].before.as_deref()),
+            (
+                changed[0].value.as_ref().map(|text| text.raw()),
+                changed[0].before.as_ref().map(|text| text.raw())
+            ),
             (Some("131072"), Some("65536"))
         );
         fs::remove_file(sysctl.join("nf_conntrack_max")).unwrap();

@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use crate::contract::{TableStatus, Tick};
+use crate::foreign::Foreign;
 use crate::model::NetnsId;
 
 /// What a condition is about.
@@ -45,7 +46,7 @@ pub struct Measured {
     /// The table concerned: the fullest one, or the first to be full.
     pub netns: NetnsId,
     /// What it is called.
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// Entries.
     pub count: Option<u32>,
     /// nf_conntrack_max
@@ -222,7 +223,7 @@ mod tests {
     fn tick(fill: f64, lost: u64, full_in_s: Option<f64>) -> Tick {
         let table = TableStatus {
             netns: NetnsId::from_packed(1),
-            name: Some("host".to_owned()),
+            name: Some("host".into()),
             container: None,
             count: Some(90),
             max: Some(100),

@@ -23,6 +23,7 @@ use super::rows::{
 use super::rules::{self, StoredRules};
 use super::tick::{NetnsTick, Tick};
 use super::{Fault, census, event, files, layout, limits, listing, open, run, schema};
+use crate::foreign::Shown as _;
 use crate::model::{Loss, NetnsId};
 use dictionary::Dictionary;
 
@@ -106,7 +107,7 @@ impl Writer {
         schema::complete(&connection)?;
         let next_tick = next_tick(&connection)?;
         let id = run::insert(&connection, run, next_tick)
-            .with_context(|| format!("writing the start of a run to {}", path.display()))?;
+            .with_context(|| format!("writing the start of a run to {}", path.shown()))?;
         Ok(Self {
             connection,
             path: path.to_owned(),
@@ -263,22 +264,22 @@ fn connect(path: &Path) -> Result<Connection> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection =
-        Connection::open_with_flags(path, flags).with_context(|| format!("opening {}", path.display()))?;
+        Connection::open_with_flags(path, flags).with_context(|| format!("opening {}", path.shown()))?;
     limits::distrust(&connection)?;
     Ok(connection)
 }
 
 /// Creates a recording without runs. It gets its name once it is complete.
 fn make(path: &Path, run: &Run) -> Result<()> {
-    let draft = files::draft(path).with_context(|| format!("creating {}", path.display()))?;
+    let draft = files::draft(path).with_context(|| format!("creating {}", path.shown()))?;
     let laid_out = connect(&draft).and_then(|mut connection| {
-        schema::lay_out(&mut connection, &run.version, &Timestamp::now().to_string())?;
+        schema::lay_out(&mut connection, run.version.raw(), &Timestamp::now().to_string())?;
         connection.close().map_err(|(_, error)| error.into())
     });
     laid_out
         .and_then(|()| Ok(files::publish(&draft, path)?))
         .inspect_err(|_| drop(files::remove(&draft)))
-        .with_context(|| format!("laying out {}", path.display()))
+        .with_context(|| format!("laying out {}", path.shown()))
 }
 
 fn next_tick(connection: &Connection) -> Result<i64> {

@@ -14,6 +14,7 @@ use super::retention::{Retention, RetentionLimits};
 use super::rows::{EndReason, Incident, RunEnd};
 use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
+use crate::foreign::Shown as _;
 use crate::model::WallMono;
 
 /// Batches that may wait for the disk.
@@ -137,7 +138,8 @@ fn send_numbers(writer: &mut Writer, incidents: &[Incident], numbers: &Sender<In
     for Incident { condition, tick, .. } in incidents {
         let sql = "SELECT id FROM incident WHERE run = ?1 AND condition = ?2 AND tick = ?3";
         if let Ok(number) = connection.query_row(sql, params![run, condition, tick], |row| row.get(0)) {
-            let _ = numbers.send(IncidentNumber { condition: condition.clone(), tick: *tick, number });
+            let _ =
+                numbers.send(IncidentNumber { condition: condition.raw().to_owned(), tick: *tick, number });
         }
     }
 }
@@ -161,8 +163,8 @@ fn give_up(writer: Writer, lock: &Lock, error: anyhow::Error) -> anyhow::Error {
 fn failure(path: &std::path::Path, error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<rusqlite::Error>() {
         Ok(error) if is_full(&error) => DiskFull::later(path).into(),
-        Ok(error) => anyhow::Error::from(error).context(format!("writing {}", path.display())),
+        Ok(error) => anyhow::Error::from(error).context(format!("writing {}", path.shown())),
         Err(error) if error.is::<Fault>() => error,
-        Err(error) => error.context(format!("writing {}", path.display())),
+        Err(error) => error.context(format!("writing {}", path.shown())),
     }
 }

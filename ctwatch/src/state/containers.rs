@@ -2,7 +2,8 @@
 //! On the path of every event: no allocation for a name that is known.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+
+use crate::foreign::Foreign;
 
 /// Names kept; a host has hundreds.
 const LIMIT: usize = 1 << 14;
@@ -10,30 +11,29 @@ const LIMIT: usize = 1 << 14;
 /// The names met so far.
 #[derive(Debug, Default)]
 pub(super) struct Containers {
-    names: Vec<Arc<str>>,
-    numbers: HashMap<Arc<str>, u32>,
+    names: Vec<Foreign>,
+    numbers: HashMap<Foreign, u32>,
 }
 
 impl Containers {
     /// The number of a name, from 1 on; `None` if there is no room for another one.
-    pub fn number(&mut self, name: &str) -> Option<u32> {
+    pub fn number(&mut self, name: &Foreign) -> Option<u32> {
         if let Some(number) = self.numbers.get(name) {
             return Some(*number);
         }
         if self.names.len() >= LIMIT {
             return None;
         }
-        let name: Arc<str> = name.into();
-        self.names.push(Arc::clone(&name));
+        self.names.push(name.clone());
         let number = u32::try_from(self.names.len()).ok()?;
-        self.numbers.insert(name, number);
+        self.numbers.insert(name.clone(), number);
         Some(number)
     }
 
     /// The name with this number.
-    pub fn name(&self, number: u32) -> Option<&str> {
+    pub fn name(&self, number: u32) -> Option<&Foreign> {
         let index = usize::try_from(number).ok()?.checked_sub(1)?;
-        self.names.get(index).map(|name| &**name)
+        self.names.get(index)
     }
 }
 
@@ -44,18 +44,18 @@ mod tests {
     #[test]
     fn a_name_keeps_its_number_and_numbers_run_out() {
         let mut containers = Containers::default();
-        assert_eq!(containers.number("docker:1"), Some(1));
-        assert_eq!(containers.number("docker:2"), Some(2));
-        assert_eq!(containers.number("docker:1"), Some(1));
+        assert_eq!(containers.number(&"docker:1".into()), Some(1));
+        assert_eq!(containers.number(&"docker:2".into()), Some(2));
+        assert_eq!(containers.number(&"docker:1".into()), Some(1));
         assert_eq!(
             (containers.name(2), containers.name(0), containers.name(3)),
-            (Some("docker:2"), None, None)
+            (Some(&"docker:2".into()), None, None)
         );
         for number in 0..=LIMIT {
-            containers.number(&format!("unit:{number}"));
+            containers.number(&format!("unit:{number}").into());
         }
         assert_eq!(containers.names.len(), LIMIT);
-        assert_eq!(containers.number("one too many"), None);
-        assert_eq!(containers.number("docker:1"), Some(1));
+        assert_eq!(containers.number(&"one too many".into()), None);
+        assert_eq!(containers.number(&"docker:1".into()), Some(1));
     }
 }

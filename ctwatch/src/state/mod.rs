@@ -135,7 +135,7 @@ impl State {
                         tally.add(seen.process_key(owner.and_then(|owner| owner.process.as_ref())))
                     }
                     By::Container => {
-                        let name = owner.and_then(|owner| owner.container.as_deref());
+                        let name = owner.and_then(|owner| owner.container.as_ref());
                         match name.map_or(Some(0), |name| self.containers.number(name)) {
                             Some(number) => tally.add(seen.container_key(number)),
                             None => tally.add_to_rest(seen.cause),

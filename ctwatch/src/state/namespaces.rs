@@ -8,6 +8,7 @@ use ctwatch_common::cause::{CAUSES, Unit};
 
 use super::balance::{self, Balance, Bracket, Four};
 use crate::contract::{TableStatus, fill};
+use crate::foreign::Foreign;
 use crate::model::{Backend, NetnsAccess, NetnsId, NetnsSample, is_home_netns};
 
 /// All namespaces that are, or were.
@@ -33,8 +34,8 @@ struct Buried {
 
 #[derive(Debug, Default)]
 struct Netns {
-    name: Option<String>,
-    container: Option<String>,
+    name: Option<Foreign>,
+    container: Option<Foreign>,
     count: Option<u32>,
     max: Option<u32>,
     /// The kernel's counters of this life, and those of earlier netns with the same inode number.
@@ -163,8 +164,8 @@ impl Namespaces {
     }
 
     /// What a netns is called.
-    pub fn name_of(&self, netns: NetnsId) -> Option<&str> {
-        self.known.get(&netns)?.name.as_deref()
+    pub fn name_of(&self, netns: NetnsId) -> Option<&Foreign> {
+        self.known.get(&netns)?.name.as_ref()
     }
 
     /// Whether it lost anything since the baseline.
@@ -228,7 +229,7 @@ impl Namespaces {
             .map(|(id, netns)| netns.table(*id, interval_s, rates, elsewhere, backend))
             .collect();
         tables.sort_by(|a, b| {
-            let is_host = |table: &TableStatus| is_home_netns(table.name.as_deref());
+            let is_host = |table: &TableStatus| is_home_netns(table.name.as_ref());
             let lost = |table: &TableStatus| (table.packets_lost, table.entries_lost);
             (is_host(b), lost(b))
                 .cmp(&(is_host(a), lost(a)))

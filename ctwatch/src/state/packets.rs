@@ -7,6 +7,7 @@ use super::key::ClassifiedLoss;
 use crate::contract::{
     Certainty, DropEvent, Entry, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View, fill,
 };
+use crate::foreign::Foreign;
 use crate::model::{self, EntryState, Hook, Insert, Loss, Protocol, TCP_STATES};
 
 pub(super) fn drop_event(
@@ -23,7 +24,7 @@ pub(super) fn drop_event(
         (None, None) => (None, None),
     };
     let max = lost.max.or(sampled.1);
-    let device = lost.device.name.map(|name| name.to_string());
+    let device = lost.device.name.map(Foreign::from);
     let (input, output) = if lost.device.is_output { (None, device) } else { (device, None) };
     let tuple_of = |one: model::Tuple| tuple(lost.proto.unwrap_or_default(), one);
     let original = state.and(lost.tuple).map(tuple_of);

@@ -107,12 +107,11 @@ impl RowBuilder<'_> {
         }
         match self.by {
             By::Netns => {
-                row.name =
-                    Some(self.namespaces.name_of(NetnsId::from_packed(fields.netns)).map(str::to_owned))
+                row.name = Some(self.namespaces.name_of(NetnsId::from_packed(fields.netns)).cloned())
             }
             By::Process => row.process = Some(fields.process().map(|process| Process::from(&process))),
             By::Container => {
-                row.container = Some(self.containers.name(fields.container()).map(str::to_owned));
+                row.container = Some(self.containers.name(fields.container()).cloned());
             }
             _ => {}
         }

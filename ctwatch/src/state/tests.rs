@@ -63,7 +63,7 @@ fn drops(drop: u64) -> KernelCounters {
 fn netns(id: u32, drop: u64) -> NetnsSample {
     NetnsSample {
         id: NetnsId::from_packed(id),
-        name: (id == HOST).then(|| "host".to_owned()),
+        name: (id == HOST).then(|| "host".into()),
         container: None,
         count: Some(900),
         max: Some(1000),
@@ -422,7 +422,7 @@ fn rows_by_netns_have_its_name() {
     let mut state = State::new(settings(By::Netns));
     let slots = vec![slot(HOST, FULL, 6, 80, 5), slot(7, FULL, 6, 80, 3)];
     let tick = state.sample(&sample(vec![netns(HOST, 5), netns(7, 3)], slots));
-    assert_eq!(tick.rows[0].name, Some(Some("host".to_owned())));
+    assert_eq!(tick.rows[0].name, Some(Some("host".into())));
     assert_eq!(tick.rows[1].name, Some(None));
 }
 

@@ -1,12 +1,14 @@
 //! Numbers, colours and line breaks of text for people.
-//! Widths are counted in characters, before any colour is put on.
+//! Widths are counted in columns of a terminal, before any colour is put on.
+
+use crate::foreign::columns;
 
 /// Columns of the narrowest terminal ctwatch is read on.
 pub const COLUMNS: usize = 80;
 
 /// Columns that text takes.
 pub fn width(text: &str) -> usize {
-    text.chars().count()
+    columns(text)
 }
 
 /// 1234567 → "1,234,567"
@@ -46,8 +48,25 @@ pub fn shorten(text: &str, longest: usize) -> String {
     if width(text) <= longest {
         return text.to_owned();
     }
-    let kept: String = text.chars().take(longest.saturating_sub(1)).collect();
+    let mut kept = String::new();
+    for letter in text.chars() {
+        kept.push(letter);
+        if width(&kept) >= longest {
+            kept.pop();
+            break;
+        }
+    }
     kept + "…"
+}
+
+/// Text with spaces behind it, to be so wide at least. `{:<}` counts characters, of which some take two columns, some none.
+pub fn left(text: &str, columns: usize) -> String {
+    format!("{text}{:1$}", "", columns.saturating_sub(width(text)))
+}
+
+/// Text with spaces before it.
+pub fn right(text: &str, columns: usize) -> String {
+    format!("{:1$}{text}", "", columns.saturating_sub(width(text)))
 }
 
 /// Breaks text at spaces, so that each line fits; all but the first are indented.
@@ -92,7 +111,24 @@ mod tests {
         assert_eq!(percent(0.0), "0 %");
     }
 
+    #[test]
+    fn wide_letters_keep_the_columns() {
+        assert_eq!(left("日本", 6) + "|", "日本  |");
+        assert_eq!(right("日本", 6), "  日本");
+        assert_eq!(left("e\u{301}", 3) + "|", "e\u{301}  |");
+        assert_eq!(shorten("日本語", 4), "日…");
+        assert_eq!(shorten("日本語", 6), "日本語");
+        assert_eq!(shorten("abcd", 3), "ab…");
+    }
+
     proptest! {
+        #[test]
+        fn what_is_shortened_fits(text: String, longest in 1..20_usize) {
+            let text: String = text.chars().filter(|letter| !letter.is_control()).collect();
+            prop_assert!(width(&shorten(&text, longest)) <= longest);
+            prop_assert_eq!(shorten(&text, longest) == text, width(&text) <= longest);
+        }
+
         #[test]
         fn wrapped_lines_fit_and_lose_no_word(words in proptest::collection::vec("[a-z]{1,20}", 1..40)) {
             let lines = wrap(&words.join(" "), 4);

@@ -8,6 +8,6 @@ mod size;
 mod style;
 
 pub use duration::{duration, short_duration, took};
-pub use layout::{COLUMNS, percent, rate, shorten, signed, thousands, width, wrap};
+pub use layout::{COLUMNS, left, percent, rate, right, shorten, signed, thousands, width, wrap};
 pub use size::mib;
 pub use style::{ALERT, FAINT, OK, PLAIN, Paint, TextOptions, WARN};

@@ -1,7 +1,9 @@
 //! Words for a shell: the only way in which a value that ctwatch didn't make gets into a command.
 //! What a word holds arrives in the program as it is, whatever it is.
 
-/// The text as one word of a POSIX shell.
+use crate::foreign::{bytes_of, harmless};
+
+/// The text as one word of a POSIX shell. It can be shown: what acts on a terminal is left to printf.
 #[must_use]
 pub fn quote(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:=@%+,".contains(&byte);
@@ -9,18 +11,43 @@ pub fn quote(text: &str) -> String {
         return text.to_owned();
     }
     // No argument can hold a NUL, so no file has one in its name.
-    format!("'{}'", text.replace('\0', "").replace('\'', "'\\''"))
+    let text = text.replace('\0', "");
+    if harmless(&text) == text {
+        return format!("'{}'", text.replace('\'', "'\\''"));
+    }
+    // What a command prints loses the line breaks at its end; the third character of IFS is one.
+    let word = text.trim_end_matches('\n');
+    let breaks = "\"${IFS#??}\"".repeat(text.len() - word.len());
+    if word.is_empty() { breaks } else { format!("\"$(printf '{}')\"{breaks}", for_printf(word)) }
 }
 
-/// The text on one line without anything that moves a terminal's cursor: for a comment, or to be shown.
+/// The text on one line without anything that acts on a terminal: for a comment, or to be shown.
 #[must_use]
 pub fn one_line(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
+    harmless(text).into_owned()
+}
+
+/// A format of printf that prints this and stands between single quotes.
+fn for_printf(text: &str) -> String {
+    let mut format = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '%' => format.push_str("%%"),
+            '\\' => format.push_str("\\\\"),
+            '\'' => format.push_str("\\047"),
+            // Not to be an option.
+            '-' if format.is_empty() => format.push_str("\\055"),
+            ascii if (' '..='~').contains(&ascii) => format.push(ascii),
+            other => format.extend(bytes_of(other).iter().map(|byte| format!("\\{byte:03o}"))),
+        }
+    }
+    format
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::foreign::{Foreign, is_hidden};
     use proptest::prelude::*;
     use std::os::unix::ffi::OsStrExt as _;
     use std::process::Command;
@@ -74,6 +101,10 @@ mod tests {
             "EOF",
             "\u{7f}",
             "\\n",
+            "\u{202e}",
+            "\u{9b}",
+            "\u{301}",
+            "%d",
         ]);
         let pieces = prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat());
         prop_oneof![pieces, any::<String>().prop_map(|text| text.replace('\0', ""))]
@@ -96,11 +127,18 @@ mod tests {
         }
 
         #[test]
-        fn a_comment_has_one_line_and_no_control_characters(text: String) {
-            let line = one_line(&text);
-            prop_assert!(!line.chars().any(char::is_control), "{:?}", line);
-            prop_assert_eq!(line.chars().count(), text.chars().count());
+        fn a_word_can_be_shown(text in hostile()) {
+            let word = quote(&text);
+            prop_assert!(!word.chars().any(is_hidden), "{:?}", word);
+            prop_assert_eq!(&*harmless(&word), &word);
         }
+    }
+
+    #[test]
+    fn a_byte_arrives_as_that_byte() {
+        let word = Foreign::from_bytes(b"a\xff\n\n");
+        assert_eq!(quote(word.raw()), "\"$(printf 'a\\377')\"\"${IFS#??}\"\"${IFS#??}\"");
+        assert_eq!(arguments(&["sh"], &[word.into_raw(), "\n".to_owned()]), [&b"a\xff\n\n"[..], b"\n"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One JSON object a line, as docs/schema/ describes them.
+//! One JSON object a line, as docs/schema/ describes them, in which what a terminal would act on stands as \uXXXX.
 //! Nothing is decided here: the reports are the contract.
 
 use std::io::{self, BufWriter, Write};
@@ -9,6 +9,7 @@ use super::View;
 use crate::advise::report::Advice;
 use crate::contract::breakdown::TableReport;
 use crate::contract::{Check, End, Event, Notice, Start, Tick};
+use crate::foreign::write_json;
 
 /// Writes one JSON object a line.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl<W: Write> JsonView<W> {
     }
 
     fn line(&mut self, record: &impl Serialize) -> io::Result<()> {
-        serde_json::to_writer(&mut self.out, record)?;
+        write_json(&mut self.out, record)?;
         self.out.write_all(b"\n")
     }
 

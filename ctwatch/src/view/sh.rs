@@ -5,7 +5,8 @@ use std::io::{self, Write};
 
 use crate::advise::items::Item;
 use crate::advise::report::Advice;
-use crate::text::shell::{one_line, quote};
+use crate::foreign::harmless;
+use crate::text::shell::quote;
 use crate::text::thousands;
 use crate::view::text::advice::after_idle;
 
@@ -17,7 +18,7 @@ const WAY_BACK: &str = include_str!("way_back.sh");
 /// # Errors
 /// Writing failed.
 pub fn write(mut out: impl Write, report: &Advice, items: &[&Item]) -> io::Result<()> {
-    let name = report.name.as_deref().unwrap_or("an unnamed netns");
+    let name = report.name.as_ref().map_or_else(|| "an unnamed netns".to_owned(), ToString::to_string);
     writeln!(out, "#!/bin/sh")?;
     comment(
         &mut out,
@@ -89,7 +90,7 @@ fn table(out: &mut impl Write, items: &[&Item]) -> io::Result<()> {
     writeln!(out, "    *) return 1 ;;\n    esac\n}}")?;
     writeln!(out, "\ntitle() {{\n    case \"$1\" in")?;
     for (number, item) in numbered() {
-        let title = quote(&one_line(&format!("{}: {}", item.id, item.title)));
+        let title = quote(&harmless(&format!("{}: {}", item.id, item.title)));
         writeln!(out, "    {number}) printf '%s\\n' {title} ;;")?;
     }
     writeln!(out, "    *) return 1 ;;\n    esac\n}}")?;
@@ -112,8 +113,8 @@ fn table(out: &mut impl Write, items: &[&Item]) -> io::Result<()> {
             (true, true) => " (by hand)",
             (true, false) => " (refused)",
         };
-        let line = one_line(&format!("{number}  {}: {}{by_hand}", item.id, item.title));
-        writeln!(out, "    printf '%s\\n' {}", quote(&line))?;
+        let line = format!("{number}  {}: {}{by_hand}", item.id, item.title);
+        writeln!(out, "    printf '%s\\n' {}", quote(&harmless(&line)))?;
     }
     writeln!(out, "}}")
 }
@@ -124,7 +125,7 @@ fn level(item: &Item) -> String {
 
 /// A comment of one line, whatever the text holds.
 fn comment(out: &mut impl Write, text: &str) -> io::Result<()> {
-    writeln!(out, "# {}", one_line(text))
+    writeln!(out, "# {}", harmless(text))
 }
 
 fn function(out: &mut impl Write, name: &str, commands: &[String]) -> io::Result<()> {
@@ -135,7 +136,7 @@ fn function(out: &mut impl Write, name: &str, commands: &[String]) -> io::Result
     for command in commands {
         // What is for the reader holds words of rules: no line of it may become a command.
         if command.starts_with('#') {
-            writeln!(out, "    {}", one_line(command))?;
+            writeln!(out, "    {}", harmless(command))?;
             continue;
         }
         // As it is: a line break may be part of a word.

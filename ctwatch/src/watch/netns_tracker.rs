@@ -312,7 +312,7 @@ impl NetnsTracker {
     /// A netns of which nothing is known but what it lost.
     fn unreadable(&self, id: NetnsId) -> NetnsSample {
         let netns = self.namespaces.get(&id);
-        let host = || (Some(id) == self.initial).then(|| HOST_NETNS.to_owned());
+        let host = || (Some(id) == self.initial).then(|| HOST_NETNS.into());
         NetnsSample {
             id,
             name: netns.and_then(|netns| netns.name.clone()).or_else(host),

@@ -92,7 +92,7 @@ fn the_rules_own_words_and_places_are_in_an_objection() {
     let first = &found[0];
     assert_eq!(first.kind, EstablishedOnly);
     assert_eq!(
-        (first.place.as_str(), first.rule.as_str()),
+        (first.place.raw(), first.rule.raw()),
         ("inet filter input", "tcp dport { 22, 6379, 8080 } ct state new accept")
     );
     assert_eq!(
@@ -163,8 +163,8 @@ fn lists_name_what_tracks_what_is_exempt_and_what_is_published() {
     assert!(mixed.has_nat());
     let ports: Vec<_> =
         mixed.published().iter().map(|one| (one.ports, one.to.clone(), one.by.clone())).collect();
-    assert_eq!(ports[0], ((8080, 8080), ":80".to_owned(), "nat rule".to_owned()));
-    assert_eq!(ports[1], ((3306, 3306), "10.0.0.5".to_owned(), "nat rule".to_owned()));
+    assert_eq!(ports[0], ((8080, 8080), ":80".into(), "nat rule".into()));
+    assert_eq!(ports[1], ((3306, 3306), "10.0.0.5".into(), "nat rule".into()));
 
     let docker = iptables_nft("docker.v4");
     let published = docker.published();

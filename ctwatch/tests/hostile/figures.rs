@@ -29,6 +29,7 @@ pub fn ctwatch() -> Command {
 }
 
 /// Runs it.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it, which the lint does not know")]
 pub fn run(mut command: Command) -> Ran {
     let shown = format!("{command:?}");
     let began = Instant::now();

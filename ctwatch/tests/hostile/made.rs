@@ -96,7 +96,7 @@ pub fn change(path: &Path, what: &str) {
         "a long incident" => long(&format!("UPDATE incident SET measured = {TEXT}")),
         "a long event" => long(&format!("UPDATE event SET device = {TEXT} WHERE tick = 25")),
         "many tables" => {
-            for number in 0..20_000 {
+            for number in 0..2_000 {
                 connection.execute_batch(&format!("CREATE TABLE t{number} (a)")).unwrap();
             }
         }
@@ -105,8 +105,8 @@ pub fn change(path: &Path, what: &str) {
              0, 0, 0, 0, 0, 1, crc FROM n, run WHERE run.id = 1",
             300_000,
         ),
-        "many notices" => many("INSERT INTO notice SELECT i, 1, 1, 1, 'a', 'b', 1 FROM n", 1_000_000),
-        "many names" => many("INSERT INTO netns SELECT i, 1, i, 1, 1, 'a', NULL, 1 FROM n", 200_000),
+        "many notices" => many("INSERT INTO notice SELECT i, 1, 1, 1, 'a', 'b', 1 FROM n", 500_000),
+        "many names" => many("INSERT INTO netns SELECT i, 1, i, 1, 1, 'a', NULL, 1 FROM n", 100_000),
         "deep JSON" => {
             connection.execute("UPDATE run SET hooks = ?1", ["[".repeat(60_000)]).unwrap();
         }

@@ -27,18 +27,18 @@ const TIMES: [Timestamp; 3] = [Timestamp::MIN, Timestamp::UNIX_EPOCH, Timestamp:
 
 /// Losses, arrivals, and all that advice asks for.
 fn batches() -> Vec<Batch> {
-    let names = HashMap::from([(HOST, Names { name: Some("host".to_owned()), container: None })]);
+    let names = HashMap::from([(HOST, Names { name: Some("host".into()), container: None })]);
     let machine = Machine { kernel_release: "6.12.1".to_owned(), ..Machine::default() };
     let json = serde_json::to_string(&machine).unwrap();
     let mut first =
         Batch { names, listings: vec![listing(2)], incidents: vec![incident(20)], ..Batch::default() };
     first.facts = vec![MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json }];
-    first.notices = vec![Notice { at: at(3), code: "events_lost".to_owned(), text: "a word".to_owned() }];
+    first.notices = vec![Notice { at: at(3), code: "events_lost".into(), text: "a word".into() }];
     first.settings = vec![Setting {
         at: at(3),
-        name: "net.netfilter.nf_conntrack_max".to_owned(),
-        value: Some("3000".to_owned()),
-        before: Some("1".to_owned()),
+        name: "net.netfilter.nf_conntrack_max".into(),
+        value: Some("3000".into()),
+        before: Some("1".into()),
     }];
     let mut all = vec![first];
     for second in 1..=40 {

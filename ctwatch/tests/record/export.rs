@@ -60,7 +60,7 @@ impl Sink for Checked {
                 Value::Int(_) => *kind == ColumnType::Int,
                 Value::Float(_) => *kind == ColumnType::Float,
                 Value::Bool(_) => *kind == ColumnType::Bool,
-                Value::Text(_) => *kind == ColumnType::Text,
+                Value::Text(_) | Value::Sentence(_) | Value::Json(_) => *kind == ColumnType::Text,
                 Value::Time(_) => *kind == ColumnType::Time,
             };
             assert!(fits, "{}.{name}: {value:?}", table.name());

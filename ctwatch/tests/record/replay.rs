@@ -64,7 +64,7 @@ fn samples(seconds: &[Second]) -> Vec<Sample> {
         };
         let netns = NetnsSample {
             id: HOST,
-            name: Some("host".to_owned()),
+            name: Some("host".into()),
             container: None,
             count: Some(*count),
             max: Some(1000),
@@ -111,7 +111,7 @@ fn record(path: &Path, samples: &[Sample], seen: u64) {
     for (second, sample) in (1..).zip(samples) {
         let mut tick = encoder.tick(sample, at(second).mono_us);
         tick.events_seen = seen;
-        let name = Names { name: Some("host".to_owned()), container: None };
+        let name = Names { name: Some("host".into()), container: None };
         writer
             .write(&Batch {
                 tick: Some(tick),

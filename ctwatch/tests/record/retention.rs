@@ -306,7 +306,7 @@ fn a_run_of_another_boot_is_as_old_as_it_is() {
         drop(writer);
         let started =
             WallMono { time: stepped(2500) + jiff::SignedDuration::from_hours(off), mono_us: 5_000_000 };
-        let run = Run { boot_id: Some("another".to_owned()), started, ..run() };
+        let run = Run { boot_id: Some("another".into()), started, ..run() };
         let mut writer = Writer::open(&path, &run).unwrap();
         let mut retention = Retention::new(keep);
         for second in 1..100 {
@@ -356,8 +356,8 @@ fn what_comes_and_goes_leaves_a_file_that_does_not_grow() {
         };
         tick.losses = vec![(key, 3)];
         (lost, moved) = (lost + 3, moved + 3);
-        let names = Names { name: Some(format!("container-{second}")), container: None };
-        let notice = Notice { at: at(second), code: "exec_failed".to_owned(), text: "x".repeat(200) };
+        let names = Names { name: Some(format!("container-{second}").into()), container: None };
+        let notice = Notice { at: at(second), code: "exec_failed".into(), text: "x".repeat(200).into() };
         let batch = Batch {
             tick: Some(tick),
             names: [(netns(second), names)].into(),

@@ -1,8 +1,9 @@
 //! What was written comes back as it was.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 
-use ctwatch::model::Name;
+use ctwatch::model::{Name, Owner, ProcessId};
 use ctwatch::record::rows::{EndReason, RunEnd, SnapshotReason};
 use ctwatch::record::writer::Batch;
 use ctwatch::record::{Recording, Writer};
@@ -40,7 +41,7 @@ fn everything_comes_back_as_it_was_written() {
         assert_eq!((number, format!("{kept:?}")), (second, format!("{written:?}")));
     }
     let names = recording.names(1).unwrap();
-    assert_eq!(names.values().next().unwrap().name.as_deref(), Some("host51"));
+    assert_eq!(names.values().next().unwrap().name.as_ref().map(|text| text.raw()), Some("host51"));
     assert_eq!(recording.listings(1).unwrap()[0].census.services().count(), 1);
     let listed = |second| {
         format!("{:?}", listing(second).census.services().map(|(k, v)| (*k, v.pairs())).collect::<Vec<_>>())
@@ -56,12 +57,12 @@ fn everything_comes_back_as_it_was_written() {
         ),
         listed(1)
     );
-    assert_eq!(recording.settings(1).unwrap()[1].before.as_deref(), Some("1"));
+    assert_eq!(recording.settings(1).unwrap()[1].before.as_ref().map(|text| text.raw()), Some("1"));
     let kept: Vec<_> = [1, 26, 51].map(|second| rules(second, SnapshotReason::Start)).into();
     assert_eq!(recording.rules(1).unwrap(), kept);
     assert!(kept[0].rules.as_ref().unwrap().unpack().unwrap().contains("203.0.113.9"));
     let settings = recording.netns_settings(1).unwrap();
-    assert_eq!((settings.len(), settings[0].setting.value.as_deref()), (3, Some("2")));
+    assert_eq!((settings.len(), settings[0].setting.value.as_ref().map(|text| text.raw())), (3, Some("2")));
     assert_eq!(recording.notices(1).unwrap().len(), 3);
     assert_eq!(recording.machines(1).unwrap().len(), 3);
     assert_eq!(recording.incidents(1).unwrap(), [(1, ceased)]);
@@ -162,4 +163,24 @@ fn a_file_from_before_rules_were_kept_is_read_and_goes_on_with_them() {
     recording.verify().unwrap();
     assert!(recording.rules(1).unwrap().is_empty());
     assert_eq!(recording.rules(2).unwrap(), [rules(1, SnapshotReason::Start)]);
+}
+
+#[test]
+fn a_name_comes_back_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = Writer::open(&path, &run()).unwrap();
+    // The kernel cuts names in the middle of a letter.
+    let (process, device) = (Name::new(b"dienst-gr\xc3"), Name::new("v\u{1b}\\th".as_bytes()));
+    let mut loss = loss(1);
+    loss.packet.device.name = Some(device);
+    let owner = loss.owner.as_deref().cloned().unwrap();
+    let process = ProcessId { name: process, ..owner.process.unwrap() };
+    loss.owner = Some(Arc::new(Owner { process: Some(process), ..owner }));
+    writer.write(&Batch { tick: Some(tick(1)), events: vec![(loss, true)], ..Batch::default() }).unwrap();
+    drop(writer);
+    let kept = Recording::open(&path).unwrap().losses(1..=1).unwrap().remove(0).1;
+    assert_eq!(kept.packet.device.name, Some(device));
+    assert_eq!(kept.owner.unwrap().process, Some(process));
+    assert_eq!(process.name.to_string(), "dienst-gr\\xc3");
 }

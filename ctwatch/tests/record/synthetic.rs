@@ -32,8 +32,8 @@ pub fn at(second: i64) -> WallMono {
 pub fn run() -> Run {
     Run {
         started: at(0),
-        boot_id: Some("f00".to_owned()),
-        hooks: vec![("early_drop".to_owned(), "kretprobe".to_owned())],
+        boot_id: Some("f00".into()),
+        hooks: vec![("early_drop".into(), "kretprobe".into())],
         since_boot: KernelCounters { drop: 7, ..KernelCounters::default() },
         ..testing::run()
     }
@@ -96,8 +96,8 @@ pub fn loss(second: i64) -> Loss {
     loss.pushed_out_by = v6.then_some(Flow { proto: Protocol::TCP, tuple: Tuple { sport: 5, ..tuple } });
     loss.owner = Some(Arc::new(Owner {
         process: Some(ProcessId { pid: 812, name: Name::new(b"nginx"), role: Role::Sender }),
-        cgroup: Some("/system.slice/nginx.service".to_owned()),
-        container: v6.then(|| "nginx.service".to_owned()),
+        cgroup: Some("/system.slice/nginx.service".into()),
+        container: v6.then(|| "nginx.service".into()),
         unattributable: false,
     }));
     loss
@@ -107,16 +107,16 @@ pub fn batch(second: i64) -> Batch {
     let mut batch = Batch { tick: Some(tick(second)), ..Batch::default() };
     batch.events = vec![(loss(second), second % 2 == 0)];
     if second % 25 == 1 {
-        let name = Names { name: Some(format!("host{second}")), container: None };
+        let name = Names { name: Some(format!("host{second}").into()), container: None };
         batch.names = HashMap::from([(HOST, name)]);
         batch.settings = vec![Setting {
             at: at(second),
-            name: "net.netfilter.nf_conntrack_max".to_owned(),
-            value: Some(second.to_string()),
-            before: (second > 1).then(|| "1".to_owned()),
+            name: "net.netfilter.nf_conntrack_max".into(),
+            value: Some(second.to_string().into()),
+            before: (second > 1).then(|| "1".into()),
         }];
         let text = "a word".to_owned();
-        batch.notices = vec![Notice { at: at(second), code: "events_lost".to_owned(), text }];
+        batch.notices = vec![Notice { at: at(second), code: "events_lost".into(), text: text.into() }];
         batch.facts = vec![MachineSnapshot {
             at: at(second),
             occasion: SnapshotReason::Start,
@@ -128,8 +128,8 @@ pub fn batch(second: i64) -> Batch {
             netns: HOST,
             setting: Setting {
                 at: at(second),
-                name: "net.ipv4.tcp_tw_reuse".to_owned(),
-                value: Some("2".to_owned()),
+                name: "net.ipv4.tcp_tw_reuse".into(),
+                value: Some("2".into()),
                 before: None,
             },
         }];
@@ -164,7 +164,7 @@ pub fn listing(second: i64) -> StoredListing {
 
 pub fn incident(tick: i64) -> Incident {
     Incident {
-        condition: "fill>=90%".to_owned(),
+        condition: "fill>=90%".into(),
         tick,
         at: at(tick),
         measured: "{\"fill\":0.93}".to_owned(),

@@ -88,8 +88,8 @@ fn story() -> Case {
         undo: vec!["nft delete table inet t".to_owned()],
     };
     let redis = ServiceFacts {
-        server: Some("redis".to_owned()),
-        clients: vec!["nginx+lua".to_owned()],
+        server: Some("redis".into()),
+        clients: vec!["nginx+lua".into()],
         reuse: Some((
             "keep the connections from nginx+lua to redis open".to_owned(),
             vec!["red:set_keepalive(10000, 100) instead of red:close()".to_owned()],
@@ -99,13 +99,13 @@ fn story() -> Case {
     };
     let objection = Objection {
         kind: ObjectionKind::NatRule,
-        place: "inet nat prerouting".to_owned(),
-        rule: "tcp dport 443 dnat to 10.0.0.2".to_owned(),
+        place: "inet nat prerouting".into(),
+        rule: "tcp dport 443 dnat to 10.0.0.2".into(),
         text: "an untracked packet is not translated".to_owned(),
         remedy: None,
     };
     let web = ServiceFacts {
-        server: Some("nginx".to_owned()),
+        server: Some("nginx".into()),
         objections: vec![objection],
         notrack: Some(notrack),
         ..ServiceFacts::default()
@@ -135,8 +135,8 @@ fn story() -> Case {
             removal: None,
             objections: vec![Objection {
                 kind: ObjectionKind::NatRule,
-                place: "inet nat prerouting".to_owned(),
-                rule: "tcp dport 443 dnat to 10.0.0.2".to_owned(),
+                place: "inet nat prerouting".into(),
+                rule: "tcp dport 443 dnat to 10.0.0.2".into(),
                 text: "NAT needs conntrack".to_owned(),
                 remedy: None,
             }],
@@ -150,7 +150,7 @@ fn advice(case: &Case, what_if: Option<&str>) -> Advice {
         version: "0.1.0",
         time: time(0),
         netns: NetnsId::from_packed(HOST),
-        name: Some("host".to_owned()),
+        name: Some("host".into()),
         window_s: 15.0,
         measured_by: "kprobe",
         notes: vec!["/etc/sysctl.d/10.conf sets nf_conntrack_max twice".to_owned()],
@@ -289,11 +289,11 @@ proptest::proptest! {
         case.machine.settings.new_sysctl_file = format!("/etc/sysctl.d/{name}.conf").into();
         case.machine.settings.new_modprobe_file = format!("/etc/modprobe.d/{name}").into();
         for facts in case.facts.values_mut() {
-            facts.server = Some(name.clone());
-            facts.clients = vec![name.clone()];
+            facts.server = Some(name.as_str().into());
+            facts.clients = vec![name.as_str().into()];
             facts.reuse = Some((name.clone(), vec![name.clone()]));
             for objection in &mut facts.objections {
-                (objection.rule, objection.place, objection.text) = (name.clone(), name.clone(), name.clone());
+                (objection.rule, objection.place, objection.text) = (name.as_str().into(), name.as_str().into(), name.clone());
             }
         }
         let inside = NetnsCommands::inside(std::path::Path::new(&format!("/run/netns/{name}")), NetnsId::from_packed(7));
@@ -301,7 +301,7 @@ proptest::proptest! {
             case.netns_prefix = prefix.clone();
             case.is_kept_at_boot = prefix.is_empty();
             let mut report = advice(&case, None);
-            report.name = Some(name.clone());
+            report.name = Some(name.as_str().into());
             let ids: Vec<&str> = report.items.iter().map(|item| item.id.as_str()).collect();
             let script = harmless(&script(&report, &ids));
             for shell in shells() {

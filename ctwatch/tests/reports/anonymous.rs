@@ -70,12 +70,12 @@ fn from_a_client() -> Loss {
 
 fn plant(second: i64, batch: &mut Batch) {
     if second == 1 {
-        let names = Names { name: Some("acme-net".to_owned()), container: Some("docker:acme".to_owned()) };
+        let names = Names { name: Some("acme-net".into()), container: Some("docker:acme".into()) };
         batch.names = HashMap::from([(NetnsId::from_packed(HOST), names)]);
         batch.facts[0].json = serde_json::to_string(&secretive(machine())).unwrap();
     }
     if let Some(notice) = batch.notices.first_mut() {
-        notice.text = "acme-server at 203.0.113.9 set the clock".to_owned();
+        notice.text = "acme-server at 203.0.113.9 set the clock".into();
     }
     if (21..=40).contains(&second) {
         batch.events.extend([(from_a_client(), true), (evicted(), true)]);

@@ -90,8 +90,8 @@ fn named(name: &str, container: Option<&str>, listed: usize) -> ScanContext {
         max: Some(262_144),
         listed: listed as u64,
         took_s: 0.021,
-        name: Some(name.to_owned()),
-        container: container.map(str::to_owned),
+        name: Some(name.into()),
+        container: container.map(Into::into),
         ..ScanContext::default()
     }
 }
@@ -155,9 +155,8 @@ fn odd() -> Vec<TableReport> {
     }
     let skipped = |name: &str| Skipped {
         netns: NetnsId::from_packed(WEB1),
-        name: (!name.is_empty()).then(|| name.to_owned()),
-        reason: "entering the netns /proc/812/ns/net (this needs CAP_SYS_ADMIN: run as root): EPERM"
-            .to_owned(),
+        name: (!name.is_empty()).then(|| name.into()),
+        reason: "entering the netns /proc/812/ns/net (this needs CAP_SYS_ADMIN: run as root): EPERM".into(),
     };
     let host = listed(&by_port, HOST, &few, named("host", None, 3));
     let skipped = vec![skipped("blue"), skipped(""), skipped("a"), skipped("b"), skipped("c")];

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ctwatch::contract::{Check, CheckItem, CheckProgram, Event, Hook as StartHook, Notice, SCHEMA, Start};
+use ctwatch::foreign::Shown as _;
 use ctwatch::model::{
     Backend, Census, CensusKey, CounterSource, Device, EntryState, Flow, FlowOffset, FlowSample, Hook,
     Insert, KernelCounters, Loss, Name, NetnsAccess, NetnsId, NetnsSample, Owner, Packet, PortDetail,
@@ -43,7 +44,7 @@ pub fn time(millis: i64) -> Timestamp {
 }
 
 pub fn start(backend: Backend) -> Start {
-    let hook = |function: &str, kind: &str| StartHook::attached(function.to_owned(), kind.to_owned());
+    let hook = |function: &str, kind: &str| StartHook::attached(function.into(), kind.into());
     let (reason, hooks) = match backend {
         Backend::Kprobe => (
             None,
@@ -62,11 +63,11 @@ pub fn start(backend: Backend) -> Start {
     };
     Start {
         schema: SCHEMA,
-        version: "0.1.0".to_owned(),
+        version: "0.1.0".into(),
         time: time(0),
-        kernel_release: "6.12.43+deb13-cloud-amd64".to_owned(),
+        kernel_release: "6.12.43+deb13-cloud-amd64".into(),
         backend: backend.name(),
-        backend_reason: reason,
+        backend_reason: reason.map(Into::into),
         hooks,
         since_boot: KernelCounters { drop: 77_143, early_drop: 12, insert_failed: 3, chaintoolong: 0 },
         kernel_counters_from: Some(CounterSource::Procfs),
@@ -108,8 +109,8 @@ pub fn storm(second: u64) -> Sample {
     let web1 = KernelCounters { drop: 38 * second, insert_failed: 5 * second, ..KernelCounters::default() };
     let netns = |id, name: &str, count, counters| NetnsSample {
         id: NetnsId::from_packed(id),
-        name: Some(name.to_owned()),
-        container: (name == "web1").then(|| "docker:3f2a9c0b1d2e".to_owned()),
+        name: Some(name.into()),
+        container: (name == "web1").then(|| "docker:3f2a9c0b1d2e".into()),
         count: Some(count),
         max: Some(262_144),
         before: counters,
@@ -245,8 +246,8 @@ pub fn loss(ipv6: bool, proto: u8) -> Loss {
 pub fn of(name: &str, role: Role, container: Option<&str>, loss: Loss) -> Loss {
     let who = Owner {
         process: Some(ProcessId { pid: 812, name: Name::new(name.as_bytes()), role }),
-        cgroup: Some(format!("/system.slice/{name}.service")),
-        container: container.map(str::to_owned),
+        cgroup: Some(format!("/system.slice/{name}.service").into()),
+        container: container.map(Into::into),
         unattributable: false,
     };
     Loss { owner: Some(Arc::new(who)), ..loss }
@@ -254,7 +255,7 @@ pub fn of(name: &str, role: Role, container: Option<&str>, loss: Loss) -> Loss {
 
 /// A loss of which only is known in whose netns it happened.
 pub fn of_a_stranger(container: Option<&str>, unattributable: bool, loss: Loss) -> Loss {
-    let who = Owner { container: container.map(str::to_owned), unattributable, ..Owner::default() };
+    let who = Owner { container: container.map(Into::into), unattributable, ..Owner::default() };
     Loss { owner: Some(Arc::new(who)), ..loss }
 }
 
@@ -341,7 +342,7 @@ pub fn notice() -> Notice {
         code: "waiting_for_conntrack",
         text: "nf_conntrack is not loaded, so nothing is tracked and nothing can be lost to it; waiting until a \
                firewall rule or `modprobe nf_conntrack` loads it"
-            .to_owned(),
+            .into(),
     }
 }
 
@@ -390,7 +391,7 @@ pub fn recording_lines() -> Vec<Line> {
     let file = std::path::PathBuf::from("/var/lib/ctwatch/host.ctw");
     let measured = Measured {
         netns: NetnsId::from_packed(4_026_531_840),
-        name: Some("host".to_owned()),
+        name: Some("host".into()),
         count: Some(245_000),
         max: Some(262_144),
         fill: Some(0.9345),
@@ -402,15 +403,15 @@ pub fn recording_lines() -> Vec<Line> {
     vec![
         Line::Recording {
             time: time(0),
-            file: file.clone(),
+            file: file.shown(),
             schema: ctwatch::record::SCHEMA,
-            version: "0.1.0".to_owned(),
+            version: "0.1.0".into(),
             backend: "kprobe",
             backend_reason: None,
         },
         Line::Incident {
             time: time(1_000),
-            file: file.clone(),
+            file: file.shown(),
             incident: Some(3),
             condition: "fill>=90%".to_owned(),
             tick: 17,
@@ -418,10 +419,10 @@ pub fn recording_lines() -> Vec<Line> {
         },
         Line::Recorded {
             time: end.time,
-            file: file.clone(),
+            file: file.shown(),
             reason: "duration",
             bytes: 126_976,
-            wal: Some(file.with_extension("ctw-wal")),
+            wal: Some(file.with_extension("ctw-wal").shown()),
             incidents: 1,
             duration_s: 2.0,
             counted: end.counted,

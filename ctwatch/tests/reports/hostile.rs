@@ -151,7 +151,7 @@ impl Hostile<'_> {
         if second == 1 {
             // Another name than the host's is another netns, whose commands are fewer.
             let name = if self.managed { text() } else { "host".to_owned() };
-            let names = Names { name: Some(name), container: Some(text()) };
+            let names = Names { name: Some(name.into()), container: Some(text().into()) };
             batch.names = HashMap::from([(netns, names)]);
             let at = batch.facts[0].at;
             batch.facts = vec![MachineSnapshot { at, occasion: SnapshotReason::Start, json: self.machine() }];
@@ -160,10 +160,10 @@ impl Hostile<'_> {
                 vec![StoredRules { netns, at, occasion: SnapshotReason::Start, rules: Some(rules) }];
         }
         for setting in &mut batch.settings {
-            (setting.value, setting.before) = (Some(text()), Some(text()));
+            (setting.value, setting.before) = (Some(text().into()), Some(text().into()));
         }
         for notice in &mut batch.notices {
-            (notice.code, notice.text) = (text(), text());
+            (notice.code, notice.text) = (text().into(), text().into());
         }
     }
 }

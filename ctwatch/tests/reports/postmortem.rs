@@ -35,10 +35,10 @@ fn at(second: i64) -> WallMono {
 fn run() -> Run {
     Run {
         started: at(0),
-        boot_id: Some("f00".to_owned()),
-        host: Some("web1".to_owned()),
-        version: "0.1.0".to_owned(),
-        kernel_release: "6.12.43+deb13-cloud-amd64".to_owned(),
+        boot_id: Some("f00".into()),
+        host: Some("web1".into()),
+        version: "0.1.0".into(),
+        kernel_release: "6.12.43+deb13-cloud-amd64".into(),
         backend: Backend::Kprobe,
         backend_reason: None,
         interval_us: 1_000_000,
@@ -112,7 +112,7 @@ fn batch(second: i64) -> Batch {
     let mut batch = Batch { tick: Some(tick(second)), ..Batch::default() };
     match second {
         1 => {
-            let name = Names { name: Some("host".to_owned()), container: None };
+            let name = Names { name: Some("host".into()), container: None };
             batch.names = HashMap::from([(NetnsId::from_packed(HOST), name)]);
             let json = serde_json::to_string(&machine()).unwrap();
             batch.facts = vec![MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json }];
@@ -128,7 +128,12 @@ fn batch(second: i64) -> Batch {
         12 => {
             let name = "net.netfilter.nf_conntrack_tcp_timeout_time_wait".to_owned();
             let (before, value) = (Some("60".to_owned()), Some("120".to_owned()));
-            batch.settings = vec![Setting { at: at(12), name, value, before }];
+            batch.settings = vec![Setting {
+                at: at(12),
+                name: name.into(),
+                value: value.map(Into::into),
+                before: before.map(Into::into),
+            }];
         }
         21..=40 => {
             let redis = of("nginx", Role::Sender, Some("unit:nginx.service"), loss(false, 6));
@@ -137,7 +142,7 @@ fn batch(second: i64) -> Batch {
         }
         45 => {
             let text = "the clock was set".to_owned();
-            batch.notices = vec![Notice { at: at(45), code: "clock_step".to_owned(), text }];
+            batch.notices = vec![Notice { at: at(45), code: "clock_step".into(), text: text.into() }];
         }
         _ => {}
     }
@@ -166,7 +171,7 @@ pub fn recorded_with(name: &str, change: impl Fn(i64, &mut Batch)) -> PathBuf {
         writer.write(&batch).unwrap();
     }
     let incident = Incident {
-        condition: "drops>0".to_owned(),
+        condition: "drops>0".into(),
         tick: 21,
         at: at(21),
         measured: "{}".to_owned(),

@@ -8,6 +8,7 @@ use crate::fixtures::{
     check, events, loss, losses_with_owners, notice, quiet, scan, settings, start, state, storm_beyond_reach,
     storm_with_occupants, storm_with_unknown_ports, time,
 };
+use ctwatch::contract::End;
 use ctwatch::model::{Backend, Hook};
 use ctwatch::state::{By, State, StateConfig};
 use ctwatch::view::View;
@@ -139,8 +140,8 @@ fn records() -> Vec<Value> {
         }
     }
     let mut handicapped = start(Backend::Kprobe);
-    handicapped.hooks[0].missing = Some("Invalid argument".to_owned());
-    handicapped.hooks[0].costs = Some("evictions are not counted".to_owned());
+    handicapped.hooks[0].missing = Some("Invalid argument".into());
+    handicapped.hooks[0].costs = Some("evictions are not counted".into());
     view.start(&handicapped).unwrap();
     let mut state_with_occupants = state(By::Port);
     view.tick(&state_with_occupants.sample(&storm_with_occupants(1))).unwrap();
@@ -154,7 +155,8 @@ fn records() -> Vec<Value> {
     view.tick(&state(By::Port).sample(&unnamed)).unwrap();
     let mut beyond_reach = state(By::Port);
     view.tick(&beyond_reach.sample(&storm_beyond_reach(1))).unwrap();
-    view.end(&beyond_reach.end(time(2_000))).unwrap();
+    // Nobody read some of it in time.
+    view.end(&End { unwritten_lines: 7, ..beyond_reach.end(time(2_000)) }).unwrap();
     for event in events() {
         view.event(&event).unwrap();
     }

@@ -249,9 +249,10 @@ fn what_is_around(file: &Path, checks: &mut Checks) -> Result<()> {
     let settings = recording.settings(run.id)?;
     let changed: Vec<_> = settings.iter().filter(|setting| setting.before.is_some()).collect();
     checks.that(
-        changed
-            .iter()
-            .any(|one| one.name.ends_with("nf_conntrack_udp_timeout") && one.value.as_deref() == Some("31")),
+        changed.iter().any(|one| {
+            one.name.raw().ends_with("nf_conntrack_udp_timeout")
+                && one.value.as_ref().is_some_and(|value| *value == "31")
+        }),
         format!("changes seen: {changed:?}"),
     );
     let losses = recording.losses(i64::MIN..=i64::MAX)?;

@@ -241,7 +241,10 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
     checks.equal("recorded drop against Δdrop", held.kernel[0] as u64, kernel.get("drop"));
     checks.equal("unexplained in the end", held.unexplained, [0; 4]);
     checks.that(named > 0, "no sampled loss has the sender's name");
-    checks.that(names.contains("host") && names.contains(LATE), format!("namespaces: {names:?}"));
+    checks.that(
+        names.contains(&"host".into()) && names.contains(&LATE.into()),
+        format!("namespaces: {names:?}"),
+    );
     checks.equal("listings at", occasions, BTreeSet::from(["start", "trigger"]));
     Ok(Outcome::Passed(checks.finish()?))
 }

@@ -50,7 +50,7 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
     }
     // A tracking rule's text begins with its place.
     let places = rules.iter().filter_map(|rule| rule.split_once(": ").map(|(place, _)| place));
-    let blocking = item.refused.iter().map(|objection| objection.place.as_str());
+    let blocking = item.refused.iter().map(|objection| objection.place.raw());
     item.notes.extend(owners::notes(places.chain(blocking)));
     if item.refused.is_empty() && item.commands.now.is_empty() {
         return Vec::new();

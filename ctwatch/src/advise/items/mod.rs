@@ -18,6 +18,7 @@ use super::case::Case;
 use super::demand::{Outcome, Service};
 use super::whatif::Changes;
 use crate::firewall::{Commands, Objection};
+use crate::foreign::Shown as _;
 use crate::text::shell::quote;
 
 /// A table whose peaks exceed this fill has too little headroom.
@@ -280,7 +281,7 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
 
 /// A sibling of this file named after an item, as a word for the shell: "99-ctwatch.conf" becomes "99-ctwatch-max.conf".
 fn file_for(file: &Path, id: &str) -> String {
-    let path = file.display().to_string();
+    let path = file.shown().into_raw();
     quote(&match path.strip_suffix(".conf") {
         Some(stem) => format!("{stem}-{id}.conf"),
         None => format!("{path}-{id}"),

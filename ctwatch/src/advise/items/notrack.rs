@@ -92,6 +92,6 @@ pub(super) fn judge(case: &Case, facts: &ServiceFacts, item: &mut Item) {
         }
     } else {
         item.refused.clone_from(&facts.objections);
-        item.notes.extend(owners::notes(facts.objections.iter().map(|objection| objection.place.as_str())));
+        item.notes.extend(owners::notes(facts.objections.iter().map(|objection| objection.place.raw())));
     }
 }

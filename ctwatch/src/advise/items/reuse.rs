@@ -5,6 +5,7 @@ use super::{ChangeKind, Draft, Item, Level, major_services};
 use crate::advise::case::Case;
 use crate::advise::demand::Service;
 use crate::advise::whatif::Changes;
+use crate::foreign::joined;
 use crate::model::{Direction, Protocol, TimeoutKind};
 
 /// Requests a reused connection is assumed to serve: nginx's keepalive_requests was 100 up to 1.19.9.
@@ -22,8 +23,10 @@ pub(super) fn items(case: &Case) -> Vec<Item> {
 fn item(case: &Case, service: &Service, part: f64) -> Item {
     let target = service.target();
     let facts = case.facts(&target);
-    let clients = facts.map(|facts| facts.clients.join(", ")).filter(|clients| !clients.is_empty());
-    let server = facts.and_then(|facts| facts.server.clone()).unwrap_or_else(|| "the server".to_owned());
+    let clients = facts.map(|facts| joined(&facts.clients)).filter(|clients| !clients.is_empty());
+    let server = facts
+        .and_then(|facts| facts.server.as_ref())
+        .map_or_else(|| "the server".to_owned(), ToString::to_string);
     let who = match (service.direction, &clients) {
         (Direction::In | Direction::Forwarded, _) => format!("remote clients to {server}"),
         (_, Some(clients)) => format!("{clients} to {server}"),

@@ -5,6 +5,7 @@ use super::{ChangeKind, Draft, Item, Level, TARGET_FILL, limit, set_sysctl};
 use crate::advise::case::Case;
 use crate::advise::whatif::Changes;
 use crate::firewall::Commands;
+use crate::foreign::Shown as _;
 use crate::machine::table::Module;
 use crate::text::shell::quote;
 use crate::text::{mib, thousands};
@@ -74,7 +75,7 @@ fn buckets(case: &Case, max: u32) -> Commands {
     let mut commands = Commands { now: vec![set(u64::from(max))], keep: Vec::new(), undo: vec![set(before)] };
     match table.module {
         Module::Loaded => {
-            let file = quote(&settings.modprobe_file().display().to_string());
+            let file = quote(&settings.modprobe_file().shown().to_string());
             commands.keep.push("mkdir -p /etc/modprobe.d".to_owned());
             commands.keep.push(format!("echo options nf_conntrack hashsize={max} > {file}"));
             commands.undo.push(format!("rm -f {file}"));

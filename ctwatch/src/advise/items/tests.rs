@@ -89,8 +89,8 @@ fn story() -> Case {
             (
                 redis,
                 ServiceFacts {
-                    server: Some("redis".to_owned()),
-                    clients: vec!["nginx".to_owned()],
+                    server: Some("redis".into()),
+                    clients: vec!["nginx".into()],
                     reuse: Some((
                         "call set_keepalive".to_owned(),
                         vec!["red:set_keepalive(10000, 100)".to_owned()],
@@ -179,8 +179,8 @@ fn a_rule_that_needs_state_refuses_notrack_and_says_why() {
     let facts = case.facts.get_mut(&"80/tcp/in".parse().expect("a target")).expect("facts");
     facts.objections = vec![Objection {
         kind: ObjectionKind::NatRule,
-        place: String::new(),
-        rule: "tcp dport 80 dnat to 10.0.0.2".to_owned(),
+        place: "".into(),
+        rule: "tcp dport 80 dnat to 10.0.0.2".into(),
         text: "an untracked packet is not translated".to_owned(),
         remedy: None,
     }];
@@ -294,8 +294,8 @@ fn a_way_in_comes_first_where_the_table_is_full_and_only_if_nothing_needs_its_st
 
     case.facts.get_mut(&ssh).expect("facts").objections = vec![Objection {
         kind: ObjectionKind::NatRule,
-        place: String::new(),
-        rule: "tcp dport 22 dnat to 10.0.0.2".to_owned(),
+        place: "".into(),
+        rule: "tcp dport 22 dnat to 10.0.0.2".into(),
         text: "an untracked packet is not translated".to_owned(),
         remedy: None,
     }];

@@ -64,7 +64,7 @@ fn write_with(
     rules: Vec<StoredRules>,
 ) -> Recording {
     let mut writer = Writer::open(path, &run()).unwrap();
-    let names = HashMap::from([(HOST, Names { name: Some("host".to_owned()), container: None })]);
+    let names = HashMap::from([(HOST, Names { name: Some("host".into()), container: None })]);
     writer.write(&Batch { names, listings, facts, rules, ..Batch::default() }).unwrap();
     for second in 1..=120 {
         writer.write(&Batch { tick: Some(tick(second)), ..Batch::default() }).unwrap();
@@ -178,7 +178,7 @@ fn the_rules_in_force_then_are_judged_and_not_those_before_or_after() {
     let refused = advised(vec![rules(1, false, vec![]), rules(60, true, vec![]), rules(100, false, vec![])]);
     let item = notrack(&refused);
     assert_eq!(item.refused[0].kind, ObjectionKind::NatRule, "{item:?}");
-    assert!(item.refused[0].place.contains("acme out") && item.commands.now.is_empty(), "{item:?}");
+    assert!(item.refused[0].place.raw().contains("acme out") && item.commands.now.is_empty(), "{item:?}");
     let told = |advice: &crate::advise::report::Advice, words: &str| {
         advice.notes.iter().any(|note| note.contains(words))
     };
@@ -212,6 +212,6 @@ fn what_could_not_be_read_or_is_not_there_any_more_is_unknown() {
         let advice = advised(vec![stored]);
         let item = notrack(&advice);
         assert!(item.commands.now.is_empty() && item.refused[0].kind == ObjectionKind::Unknown, "{item:?}");
-        assert!(item.refused[0].rule.contains(why), "{item:?}");
+        assert!(item.refused[0].rule.raw().contains(why), "{item:?}");
     }
 }

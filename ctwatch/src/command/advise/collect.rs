@@ -97,7 +97,9 @@ pub(super) fn collect_facts(
     let (firewall, _, firewall_notes) = firewall::read(&host.roots);
     let mut notes = machine.notes.clone();
     notes.extend(firewall_notes.into_iter().map(|note| format!("{}: {}", note.tool, note.text)));
-    if netns.name.as_deref() != Some(HOST_NETNS) && machine.table.initial_netns == Some(false) {
+    if netns.name.as_ref().is_none_or(|name| *name != HOST_NETNS)
+        && machine.table.initial_netns == Some(false)
+    {
         notes.push(
             "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
         );
@@ -235,8 +237,8 @@ fn known(
         let server = endpoint.servers.first().map(|program| program.software.clone());
         let clients: Vec<machine::Software> =
             endpoint.clients.iter().map(|client| client.program.software.clone()).collect();
-        known.server = server.as_ref().map(|software| software.name().to_owned());
-        known.clients = clients.iter().map(|software| software.name().to_owned()).collect();
+        known.server = server.as_ref().map(|software| software.name().into());
+        known.clients = clients.iter().map(|software| software.name().into()).collect();
         known.reuse = server.map(|server| {
             let hint = machine::reuse::reuse_hint(&server, &clients);
             (hint.what, hint.settings)

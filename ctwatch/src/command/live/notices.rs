@@ -12,7 +12,7 @@ pub(super) fn waiting_for_conntrack() -> Notice {
         code: "waiting_for_conntrack",
         text: "nf_conntrack is not loaded, so nothing is tracked and nothing can be dropped by it; waiting until a \
                firewall rule or `modprobe nf_conntrack` loads it"
-            .to_owned(),
+            .into(),
     }
 }
 
@@ -26,7 +26,7 @@ pub(super) fn module_changed(change: ModuleChange) -> Notice {
             "nf_conntrack was loaded again; reattached, the kernel's counters start from 0".to_owned(),
         ),
     };
-    Notice { time: Timestamp::now(), code, text }
+    Notice { time: Timestamp::now(), code, text: text.into() }
 }
 
 pub(super) fn losses_without_tuple() -> Notice {
@@ -34,7 +34,7 @@ pub(super) fn losses_without_tuple() -> Notice {
         time: Timestamp::now(),
         code: "losses_without_tuple",
         text: "the probes missed some drops the kernel counted; they are in the totals, without a tuple"
-            .to_owned(),
+            .into(),
     }
 }
 
@@ -44,7 +44,7 @@ pub(super) fn netns_crowded() -> Notice {
         code: "netns_crowded",
         text: "more netns lose packets at once than there is room for (`ctwatch check` says for how many): of those beyond \
                it only drops of a full table and evictions are counted, the rest is unexplained"
-            .to_owned(),
+            .into(),
     }
 }
 
@@ -54,7 +54,7 @@ pub(super) fn netns_unnumbered() -> Notice {
         code: "netns_unnumbered",
         text: "more inode numbers of netns were used again than there is room for: of those beyond, a netns may be counted \
                together with an earlier one of the same number; totals per port stay exact"
-            .to_owned(),
+            .into(),
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) fn no_census(reason: &str) -> Notice {
     Notice {
         time: Timestamp::now(),
         code: "no_census",
-        text: format!("occupancy and time to full are unavailable: {reason}"),
+        text: format!("occupancy and time to full are unavailable: {reason}").into(),
     }
 }
 
@@ -73,6 +73,7 @@ pub(super) fn events_lost(count: u64) -> Notice {
         text: format!(
             "{count} events did not fit the ring buffer: totals per port stay exact; rows by flow, source, \
              destination, process or container are lower bounds"
-        ),
+        )
+        .into(),
     }
 }

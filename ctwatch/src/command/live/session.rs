@@ -24,6 +24,10 @@ use crate::watch::{StartInfo, Watch, WatchConfig};
 /// How often to see whether conntrack has been loaded.
 const MODULE_POLL: Duration = Duration::from_millis(250);
 
+/// How long attaching may go on after a signal: there is nothing yet that an end at once could harm. A signal makes the kernel
+/// give up a program it verifies (`bpf_check`, kernel/bpf/verifier.c: EAGAIN), and loading it anew, with a log, takes long.
+const ATTACHING: Duration = Duration::from_secs(1);
+
 /// What to attach, and how.
 pub(in crate::command) struct AttachRequest<'a> {
     /// Where /proc and /sys are.
@@ -49,6 +53,18 @@ impl LiveSession {
     /// Chooses a backend, waits for conntrack and attaches; `None` if the run was ended before. `options` says what is
     /// wanted of a backend's programs, starting from all they do unasked; `waiting` is told that conntrack isn't there.
     pub async fn attach(
+        request: AttachRequest<'_>,
+        options: impl Fn(Backend, ProbeOptions) -> ProbeOptions,
+        waiting: impl FnOnce(&Notice) -> Result<()>,
+        shutdown: &mut Shutdown,
+    ) -> Result<Option<Self>> {
+        let patience = shutdown.end_within(ATTACHING);
+        let attached = Self::attach_in_time(request, options, waiting, shutdown).await;
+        shutdown.end_within(patience);
+        attached
+    }
+
+    async fn attach_in_time(
         request: AttachRequest<'_>,
         options: impl Fn(Backend, ProbeOptions) -> ProbeOptions,
         waiting: impl FnOnce(&Notice) -> Result<()>,
@@ -95,19 +111,19 @@ impl LiveSession {
             |one: &MissingHook| format!("no hook on {} ({}): {}", one.function, one.reason, one.costs);
         let notes: Vec<String> =
             missing.iter().map(costs).chain(notes.iter().cloned()).chain(self.reason.clone()).collect();
-        let hook = |one: &Attachment| Hook::attached(one.function.clone(), one.kind.name().to_owned());
+        let hook = |one: &Attachment| Hook::attached(one.function.as_str().into(), one.kind.name().into());
         let no_hook = |one: &MissingHook| Hook {
-            missing: Some(one.reason.clone()),
-            costs: Some(one.costs.clone()),
-            ..Hook::attached(one.function.clone(), one.kind.name().to_owned())
+            missing: Some(one.reason.as_str().into()),
+            costs: Some(one.costs.as_str().into()),
+            ..Hook::attached(one.function.as_str().into(), one.kind.name().into())
         };
         Start {
             schema: SCHEMA,
-            version: VERSION.to_owned(),
+            version: VERSION.into(),
             time: Timestamp::now(),
-            kernel_release: roots.release(),
+            kernel_release: roots.release().into(),
             backend: self.backend.name(),
-            backend_reason: (!notes.is_empty()).then(|| notes.join("; ")),
+            backend_reason: (!notes.is_empty()).then(|| notes.join("; ").into()),
             hooks: attachments.iter().map(hook).chain(missing.iter().map(no_hook)).collect(),
             since_boot: *since_boot,
             kernel_counters_from: *counters_from,

@@ -82,8 +82,10 @@ impl Shutdown {
 
     /// How long an orderly end may take after a signal. None at all: whatever goes on then is cut short, so this is for
     /// what leaves nothing half done but its output.
-    pub(in crate::command) fn end_within(&self, patience: Duration) {
-        self.patience.0.store(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Returns how long it could take until now.
+    pub(in crate::command) fn end_within(&self, patience: Duration) -> Duration {
+        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(self.patience.0.swap(millis, Ordering::Relaxed))
     }
 
     /// The duration counts from here, also if it did before: attaching doesn't belong to it.

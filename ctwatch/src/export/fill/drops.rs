@@ -5,6 +5,7 @@ use ctwatch_common::Cause;
 
 use super::{Value, row};
 use crate::contract::{Certainty, DropEvent, Event, Packet};
+use crate::foreign::Foreign;
 use crate::model::{Backend, Loss, Role};
 use crate::state::{Filter, State, StateConfig};
 
@@ -20,7 +21,7 @@ impl Drops {
         }))
     }
 
-    pub fn row(&mut self, run: i64, tick: i64, name: Option<String>, loss: &Loss) -> Option<[Value; 42]> {
+    pub fn row(&mut self, run: i64, tick: i64, name: Option<Foreign>, loss: &Loss) -> Option<[Value; 42]> {
         let Event::Drop(event) = self.0.loss(loss)? else { return None };
         let DropEvent { packet, reply, entry, pushed_out_by, process, .. } = &event;
         let Packet { netns, proto, src, sport, dst, dport, icmp_type, icmp_code, icmp_id, loopback, .. } =

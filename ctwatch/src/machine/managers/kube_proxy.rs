@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::super::software;
 use super::super::yaml::Yaml;
 use super::{CLOSE_WAIT, ESTABLISHED, Kind, MAX, Manager};
+use crate::foreign::Shown as _;
 use crate::process::handle::Process;
 use crate::text::shorten;
 
@@ -184,7 +185,7 @@ pub(super) fn of_rancher(process: &Process, kind: Kind, cpus: Option<u32>) -> Ma
         match read {
             Ok(yaml) => flags.extend(arguments_for_kube_proxy(&yaml)),
             Err(why) => {
-                let file = file.display().to_string();
+                let file = file.shown().to_string();
                 evidence +=
                     &format!("; {} can't be read ({why}), so defaults are assumed", file.escape_debug());
             }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::doubts::Doubts;
 use super::{Host, Notes};
+use crate::foreign::Foreign;
 use crate::process::claim::Claim;
 use crate::process::procfs;
 
@@ -112,7 +113,7 @@ pub(super) fn read(host: &Host, cpus: Option<u32>, notes: &mut Notes) -> Vec<Man
     let mut doubts = Doubts::new();
     for pid in procfs::processes(&host.roots) {
         let Some(name) = procfs::name(&host.roots, pid) else { continue };
-        let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+        let name = Foreign::from_bytes(&name).raw().trim_end_matches('\0').to_owned();
         let Some((claim, kind)) = CLAIMS.iter().find(|(claim, _)| claim.name == name) else { continue };
         let said = doubts.ask(host, pid, claim, move |process| match kind {
             Kind::KubeProxy => kube_proxy::of_process(process, claim.name, cpus),

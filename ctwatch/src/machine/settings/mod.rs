@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Host, Notes, file};
+use crate::foreign::Shown as _;
 pub use modprobe::ModuleOption;
 pub use sysctl_d::Assignment;
 
@@ -101,7 +102,7 @@ pub(super) fn read(host: &Host, notes: &mut Notes) -> BootSettings {
         notes.add(format!(
             "{key} is {}, but {}:{} says {}: it was changed since, or the file was applied before the module was loaded",
             setting.live.as_deref().unwrap_or("unknown"),
-            setting.winner.file.display(),
+            setting.winner.file.shown(),
             setting.winner.line,
             setting.winner.value
         ));

@@ -37,7 +37,7 @@ fn losing() -> Losing {
 /// 94 % of the entries of the table are the service's in TIME_WAIT; listed 10 s before.
 fn held(port: ServicePort) -> Occupancy {
     let time_wait = Some((0.94, 0.97, at(65), 10.0));
-    Occupancy::Known { netns: "host".to_owned(), port, share: 0.96, exact: true, time_wait }
+    Occupancy::Known { netns: "host".into(), port, share: 0.96, exact: true, time_wait }
 }
 
 /// The story's night.
@@ -47,8 +47,8 @@ fn night() -> Facts {
         losing: Some(losing()),
         by_cause: vec![(Cause::TableFull, 12_480)],
         packets: vec![(loopback(REDIS), 12_480)],
-        netns: vec!["host".to_owned()],
-        peak: Some((1.0, "host".to_owned())),
+        netns: vec!["host".into()],
+        peak: Some((1.0, "host".into())),
         occupancy: held(REDIS),
         ..Facts::default()
     }
@@ -102,7 +102,7 @@ fn what_is_not_known_of_the_times_is_said() {
 fn without_losses_the_peak_is_what_matters() {
     let quiet = Facts {
         span: Some((at(0), at(200))),
-        peak: Some((0.939, "host".to_owned())),
+        peak: Some((0.939, "host".into())),
         netns: Vec::new(),
         ..Facts::default()
     };
@@ -165,7 +165,7 @@ fn evictions_are_not_refusals() {
 
 #[test]
 fn several_namespaces_are_counted_and_the_table_is_named() {
-    let netns = vec!["web".to_owned(), "host".to_owned()];
+    let netns = vec!["web".into(), "host".into()];
     let facts = Facts { netns, ..night() };
     assert!(
         said(&facts).contains(
@@ -175,7 +175,7 @@ fn several_namespaces_are_counted_and_the_table_is_named() {
         "{}",
         said(&facts)
     );
-    let facts = Facts { netns: vec!["web".to_owned()], ..night() };
+    let facts = Facts { netns: vec!["web".into()], ..night() };
     assert!(
         said(&facts).contains("(redis, loopback) in network namespace web were refused"),
         "{}",
@@ -260,7 +260,7 @@ fn what_filled_the_table_is_said_only_as_far_as_it_is_known() {
         said(&facts).split_once("; ").unwrap().1.to_owned()
     };
     let known = |port, exact, time_wait| Occupancy::Known {
-        netns: "host".to_owned(),
+        netns: "host".into(),
         port,
         share: 0.73,
         exact,
@@ -298,7 +298,7 @@ fn any_occupancy() -> impl Strategy<Value = Occupancy> {
         (0.0..1e6_f64).prop_map(|distance_s| Occupancy::ListedFarAway { distance_s }),
         (any::<bool>(), prop::option::of((0.0..1.0_f64, 0.0..1.0_f64, 0.0..1_000.0_f64))).prop_map(
             |(exact, time_wait)| Occupancy::Known {
-                netns: "host".to_owned(),
+                netns: "host".into(),
                 port: REDIS,
                 share: 0.5,
                 exact,

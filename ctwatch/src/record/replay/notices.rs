@@ -7,8 +7,9 @@ use anyhow::Result;
 use jiff::Timestamp;
 
 use crate::contract::Notice;
+use crate::foreign::Foreign;
 use crate::record::reader::{RecordedRun, Recording, Stored};
-use crate::record::rows::EndReason;
+use crate::record::rows::{EndReason, Notice as Recorded};
 
 /// The wall clock was stepped if it moved this much more or less than the monotonic one.
 const STEP_US: i64 = 1_000_000;
@@ -34,19 +35,24 @@ impl ReplayNotices {
     pub fn new(recording: &Recording, run: &RecordedRun) -> Result<Self> {
         let mut recorded = Vec::new();
         for notice in recording.notices(run.id)? {
-            let (code, text) = known(&notice.code, notice.text);
+            let (code, text) = known(&notice);
             recorded.push((notice.at.mono_us, Notice { time: notice.at.time, code, text }));
         }
         for setting in recording.settings(run.id)? {
             let Some(before) = setting.before else { continue };
-            let now = setting.value.as_deref().unwrap_or("no such setting");
+            let now = setting.value.as_ref().map_or_else(|| "no such setting".to_owned(), Foreign::to_string);
             let text = format!("{} was {before} and is now {now}", setting.name);
-            recorded
-                .push((setting.at.mono_us, Notice { time: setting.at.time, code: "setting_changed", text }));
+            recorded.push((
+                setting.at.mono_us,
+                Notice { time: setting.at.time, code: "setting_changed", text: text.into() },
+            ));
         }
         for (number, incident) in recording.incidents(run.id)? {
             let text = format!("incident {number}: {}", incident.condition);
-            recorded.push((incident.at.mono_us, Notice { time: incident.at.time, code: "incident", text }));
+            recorded.push((
+                incident.at.mono_us,
+                Notice { time: incident.at.time, code: "incident", text: text.into() },
+            ));
         }
         recorded.sort_by_key(|(mono_us, _)| *mono_us);
         Ok(Self {
@@ -70,7 +76,7 @@ impl ReplayNotices {
         while self.recorded.front().is_some_and(|(mono_us, _)| *mono_us <= tick.mono_us) {
             notices.extend(self.recorded.pop_front().map(|(_, notice)| notice));
         }
-        let mut say = |code, text| notices.push(Notice { time: tick.time, code, text });
+        let mut say = |code, text: String| notices.push(Notice { time: tick.time, code, text: text.into() });
         if let Some((wall, mono_us)) = self.last.replace((tick.time, tick.mono_us)) {
             let by = tick.time.as_microsecond() - wall.as_microsecond() - (tick.mono_us - mono_us);
             if by.abs() > STEP_US {
@@ -109,7 +115,7 @@ impl ReplayNotices {
     pub fn closing_notices(&self) -> Vec<Notice> {
         let time = self.last.map_or(self.began, |(time, _)| time);
         let mut notices = Vec::new();
-        let mut say = |time, code, text| notices.push(Notice { time, code, text });
+        let mut say = |time, code, text: String| notices.push(Notice { time, code, text: text.into() });
         if self.kept < self.seen {
             let (kept, seen) = (self.kept, self.seen);
             say(
@@ -157,7 +163,8 @@ fn downsampled(level: u8) -> String {
 }
 
 /// A code of the contract; notices with other codes become `recorded`.
-fn known(code: &str, text: String) -> (&'static str, String) {
+fn known(notice: &Recorded) -> (&'static str, Foreign) {
+    let Recorded { code, text, .. } = notice;
     let codes = [
         "waiting_for_conntrack",
         "conntrack_unloaded",
@@ -166,8 +173,8 @@ fn known(code: &str, text: String) -> (&'static str, String) {
         "no_census",
         "events_lost",
     ];
-    match codes.into_iter().find(|known| *known == code) {
-        Some(known) => (known, text),
-        None => ("recorded", format!("{code}: {text}")),
+    match codes.into_iter().find(|known| *code == *known) {
+        Some(known) => (known, text.clone()),
+        None => ("recorded", format!("{code}: {}", text.sentence()).into()),
     }
 }

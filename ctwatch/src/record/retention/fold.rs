@@ -108,6 +108,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn totals_stay_and_what_is_there_keeps_its_rows(
             presence in proptest::collection::vec(0i64..4, 1..40),

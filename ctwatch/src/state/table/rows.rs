@@ -8,6 +8,7 @@ use super::key::Wide;
 use super::{Breakdown, BreakdownConfig, Dimension, Keys};
 use crate::contract::breakdown::{Reason, Row, Skipped, TableBreakdown, TableReport};
 use crate::contract::{SCHEMA, fill};
+use crate::foreign::Foreign;
 use crate::model::{Protocol, service, state_name};
 use jiff::Timestamp;
 
@@ -43,9 +44,9 @@ pub struct ScanContext {
     /// How long it took.
     pub took_s: f64,
     /// What the netns is called.
-    pub name: Option<String>,
+    pub name: Option<Foreign>,
     /// What lives in it.
-    pub container: Option<String>,
+    pub container: Option<Foreign>,
 }
 
 impl Breakdown<'_> {

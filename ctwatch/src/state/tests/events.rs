@@ -11,7 +11,10 @@ fn an_event_takes_its_fill_from_the_last_sample_if_it_has_none() {
     let mut loss = event(FULL, "127.0.0.1", 40_000, "127.0.0.1", 6379);
     let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
     assert_eq!((seen.count, seen.fill, seen.fill_source), (Some(1000), Some(1.0), Some(FillSource::Event)));
-    assert_eq!((seen.hook, seen.output.as_deref(), seen.input), (Some("output"), Some("lo"), None));
+    assert_eq!(
+        (seen.hook, seen.output.as_ref().map(|text| text.raw()), seen.input),
+        (Some("output"), Some("lo"), None)
+    );
     (loss.packet.count, loss.packet.max, loss.packet.hook) = (None, None, None);
     let Some(Event::Drop(seen)) = state.loss(&loss) else { panic!("events are asked for") };
     assert_eq!((seen.count, seen.fill, seen.fill_source), (Some(900), Some(0.9), Some(FillSource::Sample)));

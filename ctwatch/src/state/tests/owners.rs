@@ -16,12 +16,12 @@ fn losses_that_no_program_saw_take_exactness_from_rows_by_event() {
 fn sent_by(pid: u32, container: Option<&str>, loss: Loss) -> Loss {
     let process = ProcessId { pid, name: Name::new(b"nginx"), role: Role::Sender };
     let container = container.map(str::to_owned);
-    let who = Owner { process: Some(process), container, ..Owner::default() };
+    let who = Owner { process: Some(process), container: container.map(Into::into), ..Owner::default() };
     Loss { owner: Some(Arc::new(who)), ..loss }
 }
 
 fn nobody_s(unattributable: bool, container: Option<&str>, loss: Loss) -> Loss {
-    let who = Owner { unattributable, container: container.map(str::to_owned), ..Owner::default() };
+    let who = Owner { unattributable, container: container.map(Into::into), ..Owner::default() };
     Loss { owner: Some(Arc::new(who)), ..loss }
 }
 
@@ -36,7 +36,7 @@ fn rows_by_process_never_merge_the_unknown_into_somebody_s() {
     state.loss(&nobody_s(false, None, loss()));
     let tick = state.sample(&sample(vec![netns(HOST, 4)], vec![]));
     let rows: Vec<_> = tick.rows.iter().map(|row| (row.process.clone(), row.losses, row.exact)).collect();
-    let nginx = |pid| Some(Some(Process { pid, name: "nginx".to_owned(), role: Role::Sender }));
+    let nginx = |pid| Some(Some(Process { pid, name: "nginx".into(), role: Role::Sender }));
     assert_eq!(rows.len(), 3);
     assert_eq!(rows[0], (nginx(812), 2, true));
     assert!(rows.contains(&(nginx(813), 1, true)) && rows.contains(&(Some(None), 1, true)));
@@ -71,5 +71,5 @@ fn rows_by_container_take_the_netns_s_where_the_process_is_unknown() {
     state.loss(&nobody_s(false, None, loss()));
     let tick = state.sample(&sample(vec![netns(HOST, 3)], vec![]));
     let rows: Vec<_> = tick.rows.iter().map(|row| (row.container.clone(), row.losses, row.exact)).collect();
-    assert_eq!(rows, [(Some(Some("docker:1".to_owned())), 2, true), (Some(None), 1, true)]);
+    assert_eq!(rows, [(Some(Some("docker:1".into())), 2, true), (Some(None), 1, true)]);
 }

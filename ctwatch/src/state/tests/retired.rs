@@ -114,11 +114,11 @@ fn a_netns_that_is_gone_without_a_loss_is_forgotten_though_it_had_flows() {
     let mut state = State::new(settings(By::Port));
     let key = SlotKey { netns: 7, port: 80, proto: 6, kind: KIND_FLOWS };
     let flows = SlotSample { key, count: 5, deletes: 5, failed: 0 };
-    let there = || NetnsSample { name: Some("short".to_owned()), ..netns(7, 0) };
+    let there = || NetnsSample { name: Some("short".into()), ..netns(7, 0) };
     let gone = || NetnsSample { gone: true, complete: true, ..there() };
     state.sample(&sample(vec![there()], vec![flows]));
     state.sample(&Sample { retired: vec![flows], ..sample(vec![there()], vec![]) });
-    assert_eq!(state.namespaces.name_of(NetnsId::from_packed(7)), Some("short"));
+    assert_eq!(state.namespaces.name_of(NetnsId::from_packed(7)), Some(&"short".into()));
     let tick = state.sample(&sample(vec![gone()], vec![]));
     assert!(tick.tables[0].gone);
     let tick = state.sample(&sample(vec![gone()], vec![]));

@@ -14,6 +14,7 @@ use crate::advise::recorded::{Question, case};
 use crate::advise::report;
 use crate::contract::{End, SCHEMA, Start};
 use crate::export::{Choice, Csv, ExportTable, Ndjson, Sink, export};
+use crate::foreign::Foreign;
 use crate::listing::Listing;
 use crate::model::{
     Backend, Census, CensusKey, Device, Direction, EntryState, Flow, FlowOffset, Hook, KernelCounters, Loss,
@@ -228,11 +229,11 @@ fn run(from: &mut Source<'_>) -> Run {
         run.backend = Backend::ALL[from.below(3)];
     }
     if from.flag() {
-        run.boot_id = from.optional(Source::text);
-        run.host = from.optional(Source::text);
-        run.kernel_release = from.text();
-        run.backend_reason = from.optional(Source::text);
-        run.hooks = vec![(from.text(), from.text())];
+        run.boot_id = from.optional(foreign);
+        run.host = from.optional(foreign);
+        run.kernel_release = foreign(from);
+        run.backend_reason = from.optional(foreign);
+        run.hooks = vec![(foreign(from), foreign(from))];
     }
     run
 }
@@ -258,7 +259,7 @@ fn batch(from: &mut Source<'_>, number: i64) -> Batch {
         batch.rules.extend(rules(from));
     }
     if from.flag() {
-        batch.notices = vec![Notice { at: from.moment(), code: code(from), text: from.text() }];
+        batch.notices = vec![Notice { at: from.moment(), code: code(from).into(), text: foreign(from) }];
     }
     if from.flag() {
         batch.incidents = vec![incident(from)];
@@ -268,6 +269,10 @@ fn batch(from: &mut Source<'_>, number: i64) -> Batch {
 
 /// What `record` wrote on 6.12 of a small host.
 const MACHINE: &str = include_str!("../../../../tests/fuzz/corpus/machine.json");
+
+fn foreign(from: &mut Source<'_>) -> Foreign {
+    from.text().into()
+}
 
 fn code(from: &mut Source<'_>) -> String {
     let known = ["events_lost", "gap", "clock_step", "reloaded", "netns_unreadable", "disk_full"];
@@ -279,7 +284,7 @@ fn occasion(from: &mut Source<'_>) -> SnapshotReason {
 }
 
 fn names(from: &mut Source<'_>) -> Names {
-    Names { name: from.optional(Source::text), container: from.optional(Source::text) }
+    Names { name: from.optional(foreign), container: from.optional(foreign) }
 }
 
 /// One of a few, so that rows are about the same.
@@ -299,13 +304,19 @@ fn setting(from: &mut Source<'_>) -> Setting {
         "net.ipv4.tcp_tw_reuse",
     ];
     let name = if from.flag() { known[from.below(known.len())].to_owned() } else { from.text() };
-    let value = |from: &mut Source<'_>| if from.flag() { from.number().to_string() } else { from.text() };
-    Setting { at: from.moment(), name, value: from.optional(value), before: from.optional(value) }
+    let value =
+        |from: &mut Source<'_>| if from.flag() { from.number().to_string().into() } else { foreign(from) };
+    Setting {
+        at: from.moment(),
+        name: name.into(),
+        value: from.optional(value),
+        before: from.optional(value),
+    }
 }
 
 fn incident(from: &mut Source<'_>) -> Incident {
     Incident {
-        condition: if from.flag() { "fill>=90%".to_owned() } else { from.text() },
+        condition: if from.flag() { "fill>=90%".into() } else { foreign(from) },
         tick: from.number(),
         at: from.moment(),
         measured: if from.flag() { "{\"fill\":0.93}".to_owned() } else { from.text() },
@@ -497,8 +508,8 @@ fn loss(from: &mut Source<'_>) -> Loss {
                 name: Name::new(from.text().as_bytes()),
                 role,
             }),
-            cgroup: from.optional(Source::text),
-            container: from.optional(Source::text),
+            cgroup: from.optional(foreign),
+            container: from.optional(foreign),
             unattributable: from.flag(),
         })
     });

@@ -4,8 +4,11 @@
 use crate::advise::demand::{Basis, Outcome};
 use crate::advise::items::{Item, Level, TARGET_FILL};
 use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
+use crate::foreign::joined;
 use crate::text::shell::one_line;
-use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, wrap};
+use crate::text::{
+    ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, width, wrap,
+};
 
 const INDENT: usize = 4;
 /// Column where the text beside a label starts.
@@ -55,7 +58,7 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
     let TableDemand { count, max, refused_packets_per_s, offered_per_s, admitted_per_s, demand, .. } =
         &report.table;
     let TableDemand { basis, earlier, at_times, times, .. } = &report.table;
-    let name = report.name.clone().unwrap_or_else(|| report.netns.to_string());
+    let name = report.name.as_ref().map_or_else(|| report.netns.to_string(), ToString::to_string);
     let style = if demand.overflows() { ALERT } else { PLAIN };
     let size = if *max == 0 { "no limit".to_owned() } else { format!("of {}", thousands((*max).into())) };
     let mut lines = vec![format!(
@@ -149,14 +152,15 @@ fn services(report: &Advice, paint: Paint) -> Vec<String> {
             what_if(&service.then.map_or_else(String::new, |then| thousands(then.round() as u64))),
             rate(service.offered_per_s),
         );
-        let left = COLUMNS - numbers.chars().count();
-        lines.push(numbers + &shorten(&description(service), left));
+        let room = COLUMNS.saturating_sub(width(&numbers));
+        lines.push(numbers + &shorten(&description(service), room));
     }
     lines
 }
 
 fn description(service: &ServiceLine) -> String {
-    let name = service.server.as_deref().or(service.service).unwrap_or_default();
+    let server = service.server.as_ref().map(ToString::to_string);
+    let name = server.as_deref().or(service.service).unwrap_or_default();
     let what = match (service.port, service.icmp_type, service.icmp_code) {
         (_, Some(kind), Some(0)) => format!("type {kind}/{}", service.proto),
         (_, Some(kind), Some(code)) => format!("type {kind} code {code}/{}", service.proto),
@@ -164,7 +168,7 @@ fn description(service: &ServiceLine) -> String {
     };
     let mut text = format!("{what} {} {name}", service.direction.name());
     if !service.clients.is_empty() {
-        text += &format!(" from {}", service.clients.join(", "));
+        text += &format!(" from {}", joined(&service.clients));
     }
     if let Some(mostly) = service.mostly {
         text += &format!(", {:.0} % {}", mostly.share * 100.0, mostly.state);

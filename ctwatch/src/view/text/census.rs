@@ -2,9 +2,11 @@
 //! Addresses are never cut off: a key too long for its column gets a line of its own.
 
 use crate::contract::breakdown::{Reason, Row, TableBreakdown, TableReport};
+use crate::foreign::Foreign;
 use crate::model::is_home_netns;
 use crate::text::{
-    ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, percent, short_duration, shorten, thousands, took, width, wrap,
+    ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, left, percent, short_duration, shorten, thousands, took,
+    width, wrap,
 };
 
 /// Widths of the columns; the key gets what they leave of 80.
@@ -35,7 +37,7 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
     let (mut shown, mut others): (Vec<&TableBreakdown>, Vec<&TableBreakdown>) =
         report.tables.iter().partition(has_rows);
     shown.sort_by_key(|table| std::cmp::Reverse(table.listed));
-    others.sort_by_key(|table| !is_home_netns(table.name.as_deref()));
+    others.sort_by_key(|table| !is_home_netns(table.name.as_ref()));
     // All are empty, or no entry matches the filter: show the tables themselves.
     let quiet = if shown.is_empty() { others.len() } else { 0 };
     let (quiet, others) = others.split_at(quiet.min(FEW));
@@ -73,7 +75,7 @@ fn evictable(table: &TableBreakdown) -> Vec<String> {
 }
 
 fn name(table: &TableBreakdown) -> String {
-    table.name.as_ref().map_or_else(|| table.netns.to_string(), |name| shorten(name, NAME))
+    table.name.as_ref().map_or_else(|| table.netns.to_string(), |name| name.within(NAME))
 }
 
 fn table_line(table: &TableBreakdown, clock: &str, paint: Paint) -> String {
@@ -161,7 +163,7 @@ impl Columns {
         );
         let key = key(row, by);
         if width(&key) <= self.key() {
-            return vec![format!("{head} {key:<0$}{tail}", self.key()).trim_end().to_owned()];
+            return vec![format!("{head} {}{tail}", left(&key, self.key())).trim_end().to_owned()];
         }
         let indent = " ".repeat(KEY_AT);
         let mut keys = broken(&key, COLUMNS - KEY_AT).into_iter();
@@ -232,8 +234,8 @@ fn key(row: &Row, by: &[&'static str]) -> String {
         (None, Some(kind), Some(code)) => parts.push(format!("type {kind} code {code}")),
         _ => {}
     }
-    let name = |name: &Option<Option<String>>, unnamed: String| {
-        name.as_ref().map(|name| name.clone().unwrap_or(unnamed))
+    let name = |name: &Option<Option<Foreign>>, unnamed: String| {
+        name.as_ref().map(|name| name.as_ref().map_or(unnamed, ToString::to_string))
     };
     for one in by {
         match *one {
@@ -328,8 +330,8 @@ fn unlisted(report: &TableReport) -> Vec<String> {
         );
     }
     for skipped in report.skipped.iter().take(NAMED) {
-        let name = skipped.name.clone().unwrap_or_else(|| skipped.netns.to_string());
-        texts.push(format!("Not listed: {}: {}", shorten(&name, NAME), skipped.reason));
+        let name = skipped.name.as_ref().map_or_else(|| skipped.netns.to_string(), |name| name.within(NAME));
+        texts.push(format!("Not listed: {name}: {}", skipped.reason.sentence()));
     }
     if report.skipped.len() > NAMED {
         texts.push(format!("Not listed: {} more netns", report.skipped.len() - NAMED));

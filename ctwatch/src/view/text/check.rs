@@ -2,7 +2,7 @@
 //! The same words as when `drops` can't start.
 
 use crate::contract::{Check, CheckItem, CheckProgram};
-use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, thousands, width, wrap};
+use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, left, thousands, width, wrap};
 
 pub(super) fn lines(check: &Check, paint: Paint) -> Vec<String> {
     let Check { schema: _, version, kernel_release, backend, items, programs } = check;
@@ -28,7 +28,7 @@ fn item_lines(item: &CheckItem, names: usize, paint: Paint) -> Vec<String> {
     let (word, style) = verdict(*ok);
     // "  ok  name  "
     let column = 2 + 2 + 2 + names + 2;
-    let head = format!("{}  {name:<names$}  ", paint.on(style, &format!("{word:>4}")));
+    let head = format!("{}  {}  ", paint.on(style, &format!("{word:>4}")), left(name, names));
     let mut lines = hanging(found, column, "");
     lines[0] = head + &lines[0];
     for line in &mut lines[1..] {

@@ -6,15 +6,17 @@ mod census;
 mod check;
 pub(crate) mod occupant_line;
 mod row_lines;
+mod screen;
 pub(crate) mod summary;
 mod table_line;
 
 use std::collections::HashMap;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use self::screen::Screen;
 use super::View;
 use crate::advise::report::Advice;
 use crate::contract::breakdown::TableReport;
@@ -32,7 +34,7 @@ const HEADER_EVERY: usize = 20;
 /// Writes for a person at a terminal.
 #[derive(Debug)]
 pub struct TextView<W: Write> {
-    out: BufWriter<W>,
+    out: Screen<W>,
     paint: Paint,
     time_zone: TimeZone,
     /// What a row stands for, derived from the rows.
@@ -52,7 +54,7 @@ impl<W: Write> TextView<W> {
     pub fn new(out: W, look: TextOptions) -> Self {
         let TextOptions { color, time_zone } = look;
         Self {
-            out: BufWriter::new(out),
+            out: Screen::new(out, color),
             paint: Paint(color),
             time_zone,
             by: By::Port,
@@ -282,7 +284,7 @@ impl<W: Write> View for TextView<W> {
         self.backend = backend;
         self.wrapped(&format!("ctwatch {version} on Linux {kernel_release}, {backend} backend"))?;
         if let Some(reason) = backend_reason {
-            self.wrapped(&format!("Why this backend: {reason}"))?;
+            self.wrapped(&format!("Why this backend: {}", reason.sentence()))?;
         }
         if *backend == "tracepoint" {
             self.wrapped("? marks an inferred cause.")?;
@@ -331,7 +333,7 @@ impl<W: Write> View for TextView<W> {
 
     fn notice(&mut self, notice: &Notice) -> io::Result<()> {
         let clock = self.clock(notice.time, "%H:%M:%S");
-        for line in wrap(&format!("{clock} {}", notice.text), 9) {
+        for line in wrap(&format!("{clock} {}", notice.text.sentence()), 9) {
             let line = self.paint.on(WARN, &line);
             writeln!(self.out, "{line}")?;
         }

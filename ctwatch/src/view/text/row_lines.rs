@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::contract::{Certainty, Process, Row};
 use crate::model::Role;
 use crate::state::By;
-use crate::text::{ALERT, COLUMNS, FAINT, Paint, thousands, width};
+use crate::text::{ALERT, COLUMNS, FAINT, Paint, left, thousands, width};
 
 /// Widths of the columns; with a space between them they fill 80 exactly.
 const LOST: usize = 10;
@@ -81,7 +81,7 @@ pub(super) fn lines(by: By, row: &Row, netns_name: &str, paint: Paint) -> Vec<St
 
     let mut keys = vec![what];
     if width(&keys[0]) <= WHAT {
-        return vec![format!("{lost} {:WHAT$} {tail}", keys[0])];
+        return vec![format!("{lost} {} {tail}", left(&keys[0], WHAT))];
     }
     if KEY_AT + width(&keys[0]) > COLUMNS {
         keys = split_at_arrow(&keys[0]);
@@ -138,7 +138,9 @@ fn what(by: By, row: &Row, netns_name: &str) -> String {
         By::Cause => String::new(),
         By::Netns => netns_name.to_owned(),
         By::Process => row.process.iter().flatten().next().map_or_else(|| UNKNOWN.to_owned(), process),
-        By::Container => row.container.iter().flatten().next().map_or(UNKNOWN, |name| name).to_owned(),
+        By::Container => {
+            row.container.iter().flatten().next().map_or_else(|| UNKNOWN.to_owned(), ToString::to_string)
+        }
     }
 }
 

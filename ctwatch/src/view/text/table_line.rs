@@ -3,7 +3,7 @@
 
 use crate::contract::TableStatus;
 use crate::model::is_home_netns;
-use crate::text::{ALERT, COLUMNS, PLAIN, Paint, WARN, percent, rate, shorten, thousands, width};
+use crate::text::{ALERT, COLUMNS, PLAIN, Paint, WARN, left, percent, rate, thousands, width};
 
 /// Forecasts further ahead are not shown in a line per second.
 const SOON_S: f64 = 3_600.0;
@@ -14,11 +14,11 @@ const NEARLY_FULL: f64 = 0.9;
 const NAME: usize = 14;
 
 pub(super) fn name(table: &TableStatus) -> String {
-    table.name.as_ref().map_or_else(|| table.netns.to_string(), |name| shorten(name, NAME))
+    table.name.as_ref().map_or_else(|| table.netns.to_string(), |name| name.within(NAME))
 }
 
 pub(super) fn is_host(table: &TableStatus) -> bool {
-    is_home_netns(table.name.as_deref())
+    is_home_netns(table.name.as_ref())
 }
 
 pub(super) fn loses(table: &TableStatus) -> bool {
@@ -31,7 +31,7 @@ pub(super) fn is_filling(table: &TableStatus) -> bool {
 
 /// `names` is the width of the widest name in this tick.
 pub(super) fn line(clock: &str, table: &TableStatus, names: usize, paint: Paint) -> String {
-    let head = format!("{clock} {:<names$}  ", name(table));
+    let head = format!("{clock} {}  ", left(&name(table), names));
     if table.gone {
         let entries = entries(table);
         return format!("{head}{entries}  netns deleted; its totals are kept{}", lost(table));
@@ -142,7 +142,7 @@ mod tests {
         ) {
             let table = TableStatus {
                 netns: NetnsId::from_packed(4_026_532_299),
-                name,
+                name: name.map(Into::into),
                 container: None,
                 count,
                 max,

@@ -1,7 +1,6 @@
 //! One run of the command: started with a clean environment in a process group of its own, which ends with it.
 //! Nothing here waits for the command without a limit, and all that was started is reaped.
 
-use std::fmt::Write as _;
 use std::io::{ErrorKind, PipeReader, Read as _, Write as _, pipe};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
@@ -15,6 +14,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
+use crate::foreign::Foreign;
 use crate::stderr;
 
 /// How long it may run.
@@ -189,7 +189,7 @@ impl Printed {
     fn pass_on(&mut self) {
         let line = std::mem::take(&mut self.line);
         self.passed_on += line.len() + 1;
-        (self.to)(&printable(&String::from_utf8_lossy(&line)));
+        (self.to)(&Foreign::from_bytes(&line).to_string());
     }
 
     fn finish(&mut self) {
@@ -200,18 +200,6 @@ impl Printed {
             (self.to)(&format!("--exec: {} more bytes of its output are left out", self.left_out));
         }
     }
-}
-
-/// Without what a terminal would obey.
-fn printable(line: &str) -> String {
-    line.chars().fold(String::with_capacity(line.len()), |mut text, c| {
-        if c.is_control() && c != '\t' {
-            let _ = write!(text, "{}", c.escape_default());
-        } else {
-            text.push(c);
-        }
-        text
-    })
 }
 
 #[cfg(test)]
@@ -303,6 +291,5 @@ mod tests {
         }
         assert!(printed.passed_on <= OUTPUT + 1, "{}", printed.passed_on);
         assert!(printed.left_out > 900_000, "{}", printed.left_out);
-        assert_eq!(printable("a\tb\x1b[2Jc\u{9b}"), "a\tb\\u{1b}[2Jc\\u{9b}");
     }
 }

@@ -1,0 +1,21 @@
+//! Text from outside in a recording's columns: written as it is, and read whatever it is.
+//! A recording comes from others: what it holds is text from outside again.
+
+use rusqlite::ToSql;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
+
+use crate::foreign::Foreign;
+
+impl ToSql for Foreign {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.raw().as_bytes())))
+    }
+}
+
+impl FromSql for Foreign {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let ValueRef::Text(bytes) = value else { return Err(FromSqlError::InvalidType) };
+        // The stand-ins of bytes are stored as such.
+        Ok(std::str::from_utf8(bytes).map_or_else(|_| Self::from_bytes(bytes), Self::from))
+    }
+}
