@@ -13,6 +13,7 @@ use crate::model::{
 };
 use crate::record::rows::Run;
 use crate::record::tick::{NetnsTick, Tick};
+use crate::state::{By, Filter, StateConfig};
 
 /// The host's netns.
 pub const HOST: NetnsId = NetnsId::from_inode(4_026_531_840);
@@ -40,6 +41,20 @@ pub fn run() -> Run {
         hooks: Vec::new(),
         since_boot: KernelCounters::default(),
         continues: false,
+    }
+}
+
+/// A state that keeps all it can, by this key.
+#[must_use]
+pub fn settings(by: By) -> StateConfig {
+    StateConfig {
+        by,
+        filter: Filter::default(),
+        top: 5,
+        drop_events: true,
+        insert_events: true,
+        count_flows: true,
+        backend: Backend::Kprobe,
     }
 }
 

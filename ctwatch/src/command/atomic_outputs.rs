@@ -39,7 +39,8 @@ fn begun() -> MutexGuard<'static, (Vec<PathBuf>, Option<PathBuf>)> {
     BEGUN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes all drafts of the process, whose owner is stuck, and tells whether there were any. Files that are getting their names get all of them first.
+/// Removes all drafts of the process, whose owner is stuck, and tells whether there were any. Files that are getting their
+/// names get all of them first.
 pub(super) fn remove_drafts() -> bool {
     let (files, folder) = &mut *begun();
     let some = !files.is_empty() || folder.is_some();

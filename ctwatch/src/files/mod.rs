@@ -20,7 +20,11 @@ use std::path::Path;
 /// If it can't be opened, or is no regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     // O_PATH opens the name and not what it stands for.
-    let name = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;
+    reopen_regular(&File::options().read(true).custom_flags(libc::O_PATH).open(path)?)
+}
+
+/// What a name (O_PATH) stands for, if it is a regular file.
+fn reopen_regular(name: &File) -> io::Result<File> {
     if !name.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
@@ -33,12 +37,21 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 /// # Errors
 /// As [`open_regular`]; if there are more than `most` bytes.
 pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_at_most(open_regular(path)?, most)
+}
+
+fn read_at_most(file: File, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_regular(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {most} bytes")));
     }
     Ok(bytes)
+}
+
+/// Whether a mode lets others write than the owner and the groups that are ours.
+fn others_may_write(mode: u32, group: u32, is_ours: impl Fn(u32) -> bool) -> bool {
+    mode & 0o002 != 0 || (mode & 0o020 != 0 && !is_ours(group))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use super::others_may_write;
 use crate::foreign::Shown as _;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
@@ -21,8 +22,6 @@ use nix::unistd::geteuid;
 const LINKS: usize = 40;
 /// Others may write, and what somebody made only he may rename or remove (inode(7)).
 const STICKY: u32 = 0o1000;
-const GROUP_WRITES: u32 = 0o020;
-const OTHERS_WRITE: u32 = 0o002;
 
 /// Whether the folder of a file may be one that everybody may make files in, like /tmp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +55,7 @@ impl Trusted {
     /// Whether somebody else may write to it. A group with a user's number is that user's own, by the custom of all
     /// distributions that have such groups.
     fn leaves_to_others(&self, what: &Metadata) -> bool {
-        let mode = what.mode();
-        mode & OTHERS_WRITE != 0 || (mode & GROUP_WRITES != 0 && !self.0.contains(&what.gid()))
+        others_may_write(what.mode(), what.gid(), |group| self.0.contains(&group))
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use super::{read_at_most, reopen_regular};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::Mode;
 
@@ -65,7 +66,7 @@ impl ProcessFolder {
     /// As [`ProcessFolder::read`]; if it is no regular file.
     pub fn beginning(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        reopened(&self.follow(name)?)?.take(most).read_to_end(&mut bytes)?;
+        reopen_regular(&self.follow(name)?)?.take(most).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
@@ -106,15 +107,7 @@ impl ProcessRoot {
     /// # Errors
     /// There is none, or it is something else, or has more than `most` bytes.
     pub fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        reopened(&self.open(path)?)?.take(most + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > most {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                format!("it is larger than {most} bytes"),
-            ));
-        }
-        Ok(bytes)
+        read_at_most(reopen_regular(&self.open(path)?)?, most)
     }
 
     /// The names in a folder, sorted. May hang as [`ProcessRoot::read`].
@@ -152,16 +145,6 @@ impl ProcessRoot {
         let name: OwnedFd = openat2(&self.root, below, how)?;
         Ok(File::from(name))
     }
-}
-
-/// What a name stands for, opened to be read if it is a regular file: a FIFO would wait, a device act.
-fn reopened(name: &File) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    if !name.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    File::options().read(true).custom_flags(flags).open(format!("/proc/self/fd/{}", name.as_raw_fd()))
 }
 
 #[cfg(test)]

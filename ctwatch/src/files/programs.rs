@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::root_owned::root_owned;
+use super::root_owned::{is_roots_alone, root_owned};
 
 /// Where administrators' tools live though a unit's PATH may lack it.
 const ADMINISTRATORS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
@@ -106,7 +106,7 @@ impl Programs {
         let trusted = self.folders.iter().filter(|folder| {
             root_owned(root, folder).and_then(|name| name.metadata()).is_ok_and(|found| {
                 // A folder such as /tmp is root's, but what is in it is anybody's.
-                found.is_dir() && found.mode() & 0o002 == 0 && (found.mode() & 0o020 == 0 || found.gid() == 0)
+                found.is_dir() && is_roots_alone(&found)
             })
         });
         std::env::join_paths(trusted).unwrap_or_default()

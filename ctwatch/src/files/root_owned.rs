@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path};
 
+use super::others_may_write;
 use crate::foreign::Shown as _;
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
@@ -30,12 +31,17 @@ enum Standing {
 
 fn standing(mode: u32, uid: u32, gid: u32) -> Standing {
     const STICKY: u32 = 0o1000;
-    let others_write = mode & 0o002 != 0 || (mode & 0o020 != 0 && gid != 0);
-    match (uid, others_write, mode & STICKY != 0) {
+    match (uid, others_may_write(mode, gid, |group| group == 0), mode & STICKY != 0) {
         (0, false, _) => Standing::Roots,
         (0, true, true) => Standing::Shared,
         _ => Standing::Others,
     }
+}
+
+/// Whether it is root's, and nobody else may write to it.
+#[must_use]
+pub fn is_roots_alone(about: &Metadata) -> bool {
+    standing(about.mode(), about.uid(), about.gid()) == Standing::Roots
 }
 
 /// Opens what this path leads to below `root`, as a name only (O_PATH), if root alone may have put it there. Every link on

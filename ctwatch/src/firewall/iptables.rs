@@ -4,6 +4,7 @@
 use super::dump::Save;
 use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, RuleTable, Step, Target, Tool};
 use super::options;
+use crate::foreign::is_hidden;
 use crate::text::shell::quote;
 use std::collections::HashMap;
 
@@ -29,13 +30,6 @@ pub fn is_table(name: &str) -> bool {
 #[must_use]
 pub fn is_save(tool: &str) -> bool {
     SAVES.contains(&tool)
-}
-
-/// Whether a word can be part of a command that people read before they run it, and paste.
-fn is_visible(word: &str) -> bool {
-    let changes_direction =
-        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    !word.chars().any(|c| c.is_control() || changes_direction(c) || matches!(c, '\u{2028}' | '\u{2029}'))
 }
 
 /// Whether a word is no option of a rule's, but one of iptables itself: `--modprobe`, which runs what it names, or another command.
@@ -96,7 +90,7 @@ pub fn parse(save: &Save) -> Vec<RuleTable> {
                     .collect();
                 let delete = format!("{program} -w -t {} -D {}", quote(&table.name), quoted.join(" "));
                 let can_be_typed =
-                    !has_own && is_save(&save.tool) && is_table(&table.name) && is_visible(line);
+                    !has_own && is_save(&save.tool) && is_table(&table.name) && !line.chars().any(is_hidden);
                 let rule = Rule {
                     steps: steps(&words(rest)),
                     text: line.to_owned(),

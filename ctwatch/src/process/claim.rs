@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::handle::Process;
-use crate::files::root_owned::root_owned;
+use crate::files::root_owned::{is_roots_alone, root_owned};
 use crate::foreign::Shown as _;
 use crate::kernel::capabilities::{Capabilities, Capability};
 
@@ -116,7 +116,7 @@ fn of_root(process: &Process, programs: &[&str]) -> Result<(), Doubt> {
         return Err(Doubt::Program(format!("its program is {}", path.shown())));
     }
     let file = process.program_file().and_then(|file| file.metadata()).map_err(hidden)?;
-    if file.uid() != 0 || file.mode() & 0o002 != 0 || (file.mode() & 0o020 != 0 && file.gid() != 0) {
+    if !is_roots_alone(&file) {
         return Err(Doubt::Program("its program is not root's alone".to_owned()));
     }
     let of_root = |root: &dyn std::os::fd::AsFd| -> Result<(), String> {

@@ -55,12 +55,22 @@ fn ticks_by_level(path: &Path) -> BTreeMap<u8, usize> {
 }
 
 fn record(limits: RetentionLimits, seconds: i64) -> (tempfile::TempDir, std::path::PathBuf) {
+    record_by_clock(limits, seconds, |second| at(second).time)
+}
+
+/// With ticks labelled by this wall clock.
+fn record_by_clock(
+    limits: RetentionLimits,
+    seconds: i64,
+    clock: impl Fn(i64) -> jiff::Timestamp,
+) -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     let mut writer = write(&path, 0);
     let mut retention = Retention::new(limits);
     for second in 1..=seconds {
         let mut batch = batch(second);
+        batch.tick.as_mut().unwrap().time = clock(second);
         if second == 1000 {
             batch.incidents = vec![incident(1000)];
         }
@@ -213,24 +223,6 @@ fn stepped(second: i64) -> jiff::Timestamp {
     at(second).time + jiff::SignedDuration::from_hours(by)
 }
 
-fn record_with_steps(limits: RetentionLimits, seconds: i64) -> (tempfile::TempDir, std::path::PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.ctw");
-    let mut writer = write(&path, 0);
-    let mut retention = Retention::new(limits);
-    for second in 1..=seconds {
-        let mut batch = batch(second);
-        batch.tick.as_mut().unwrap().time = stepped(second);
-        if second == 1000 {
-            batch.incidents = vec![incident(1000)];
-        }
-        writer.write(&batch).unwrap();
-        retention.step(&mut writer, at(second).mono_us).unwrap();
-    }
-    drop(writer);
-    (folder, path)
-}
-
 #[test]
 fn a_wall_clock_that_is_set_makes_nothing_older_and_breaks_no_order() {
     for limits in [
@@ -240,7 +232,7 @@ fn a_wall_clock_that_is_set_makes_nothing_older_and_breaks_no_order() {
         RetentionLimits { max_size: 1 << 20, ..NEVER },
     ] {
         let (_straight, straight) = record(limits, 3000);
-        let (_stepped, stepped) = record_with_steps(limits, 3000);
+        let (_stepped, stepped) = record_by_clock(limits, 3000, stepped);
         let ticks = |path: &Path| {
             let recording = Recording::open(path).unwrap();
             recording.verify().unwrap();
@@ -260,7 +252,7 @@ fn a_wall_clock_that_is_set_makes_nothing_older_and_breaks_no_order() {
 
 #[test]
 fn readers_take_a_recording_whose_clock_was_set() {
-    let (_folder, path) = record_with_steps(NEVER, 2200);
+    let (_folder, path) = record_by_clock(NEVER, 2200, stepped);
     for arguments in [
         &["replay", "--speed", "max", "--format", "json"][..],
         &["replay", "--speed", "max", "--from", "+1m"],

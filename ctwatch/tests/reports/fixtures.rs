@@ -14,7 +14,7 @@ use ctwatch::model::{
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
-use ctwatch::state::{By, Filter, State, StateConfig};
+use ctwatch::state::{By, State};
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
@@ -74,17 +74,7 @@ pub fn start(backend: Backend) -> Start {
     }
 }
 
-pub fn settings(by: By) -> StateConfig {
-    StateConfig {
-        by,
-        filter: Filter::default(),
-        top: 5,
-        drop_events: true,
-        insert_events: true,
-        count_flows: true,
-        backend: Backend::Kprobe,
-    }
-}
+pub use ctwatch::testing::settings;
 
 fn slot(netns: u32, kind: u8, proto: u8, port: u16, count: u64, deletes: u64) -> SlotSample {
     SlotSample { key: SlotKey { netns, port, proto, kind }, count, deletes, failed: 0 }

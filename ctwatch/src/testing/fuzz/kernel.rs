@@ -5,19 +5,19 @@ use std::sync::LazyLock;
 use ctwatch_common::event::RECORD_SIZE;
 use jiff::Timestamp;
 
+use super::super::settings;
 use super::recording::show;
 use crate::conntrack::{census, stat, tracking};
 use crate::kernel::btf::{Btf, Functions};
 use crate::kernel::symbols::Symbols;
 use crate::kernel::{capabilities, cpus, netlink, release};
 use crate::model::{
-    Backend, Direction, EntryFields, FromKernel, Insert, KernelCounters, Loss, NetnsAccess, NetnsSample,
-    Sample,
+    Direction, EntryFields, FromKernel, Insert, KernelCounters, Loss, NetnsAccess, NetnsSample, Sample,
 };
 use crate::probe::plan::{self, ProbeOptions, RawTpReentrancy};
 use crate::probe::{decode, offsets, shapes};
 use crate::process::{cgroup, container, sockets};
-use crate::state::{By, Filter, State, StateConfig};
+use crate::state::{By, State};
 use crate::{firewall, listing, machine};
 
 /// A record after the other, as the ring buffer gives them, and what becomes of them until they are on screen.
@@ -25,15 +25,7 @@ pub(super) fn ring_record(bytes: &[u8]) {
     let whole = decode::decode(bytes);
     assert!(whole.is_none() || bytes.len() == RECORD_SIZE, "a record of {} bytes", bytes.len());
     let by = By::ALL[bytes.len() % By::ALL.len()];
-    let mut state = State::new(StateConfig {
-        by,
-        filter: Filter::default(),
-        top: 5,
-        drop_events: true,
-        insert_events: true,
-        count_flows: true,
-        backend: Backend::Kprobe,
-    });
+    let mut state = State::new(settings(by));
     let mut events = Vec::new();
     let mut sample = sample();
     for record in bytes.chunks(RECORD_SIZE) {
