@@ -6,17 +6,19 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::VERSION;
 use super::atomic_outputs::AtomicOutputs;
 use super::interruption::interrupted;
+use super::{VERSION, confine};
 use crate::cli::{Config, ReportConfig};
 use crate::error::Exit;
 use crate::foreign::Shown as _;
 use crate::postmortem::{gather, render};
+use crate::sandbox::{Files, Work};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReportConfig) -> Result<Exit> {
     let ReportConfig { request, format, output } = arguments;
+    confine(config, Work::Reads, &Files::read(&request.files).write(output.as_deref()));
     let report = gather(request, VERSION, &config.look.time_zone)?;
     let text = render(&report, *format, &config.look.time_zone)?;
     match output {

@@ -5,14 +5,16 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{VERSION, show};
+use super::{VERSION, confine, show};
 use crate::advise::recorded::{Question, Which, case};
 use crate::cli::{AdviseConfig, Config, NetnsSpec};
 use crate::error::{Exit, Failure};
 use crate::model::HOST_NETNS;
 use crate::record::Recording;
+use crate::sandbox::{Files, Work};
 
 pub(super) fn run(config: &Config, advise: &AdviseConfig, path: &Path) -> Result<Exit> {
+    confine(config, Work::Reads, &Files::read([path]));
     let recording = Recording::open(path)?;
     let question = Question {
         netns: advise.netns.as_ref().map(which).transpose()?,
