@@ -117,7 +117,7 @@ impl Clock {
 
     /// With dates, if its span has more than one.
     pub fn of(zone: &TimeZone, host: &Host) -> Self {
-        Self::of_span(zone, host.span.map(|span| (span.from, span.to)))
+        Self::of_span(zone, host.span.map(|span| (span.from.time, span.to.time)))
     }
 
     pub fn of_span(zone: &TimeZone, span: Option<(Timestamp, Timestamp)>) -> Self {
