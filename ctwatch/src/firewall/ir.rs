@@ -218,7 +218,7 @@ pub enum Action {
 }
 
 /// A translation of addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Nat {
     /// dnat, snat, masquerade, redirect or tproxy.
     pub kind: &'static str,
@@ -231,7 +231,7 @@ pub struct Nat {
 }
 
 /// What a translation makes of an address or a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// The same; a source port is kept if it is free.
     Kept,

@@ -45,10 +45,10 @@ pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> 
     if !case.found.is_empty() {
         return case.found;
     }
-    for family in FAMILIES {
-        if let Err(TooMuch) = case.family(family) {
-            case.too_much();
-        }
+    let mut walker = Walker::new(firewall);
+    let all = FAMILIES.into_iter().try_for_each(|family| case.family(&mut walker, family));
+    if let Err(TooMuch) = all {
+        case.too_much();
     }
     if case.flows == 0 {
         if case.translating.is_empty() {
@@ -199,16 +199,15 @@ fn untracked(way: Way) -> World<'static> {
 }
 
 impl Case<'_> {
-    fn family(&mut self, family: Family) -> Result<(), TooMuch> {
+    fn family(&mut self, walker: &mut Walker<'_>, family: Family) -> Result<(), TooMuch> {
         for class in classes(self.firewall, self.target, family) {
             let flow = packets(self.target, family);
-            let mut walker = Walker::new(self.firewall);
-            self.class(&mut walker, &class, &flow)?;
+            self.class(walker, &class, &flow)?;
             if self.firewall.has_helpers() && class.asked {
                 // A helper may have announced them.
                 let mut expected = flow;
                 expected[0].state = state::RELATED;
-                self.class(&mut walker, &class, &expected)?;
+                self.class(walker, &class, &expected)?;
             }
         }
         if !self.translating.is_empty() {
@@ -222,7 +221,7 @@ impl Case<'_> {
             family,
             packet: packets(self.target, family)[0],
         };
-        for caught in translation::caught(self.firewall, &asked)? {
+        for caught in translation::caught(walker, self.firewall, &asked)? {
             self.never_translated_back(&caught);
         }
         Ok(())
@@ -556,7 +555,10 @@ impl Case<'_> {
             kind: ObjectionKind::Unknown,
             rule: Foreign::default(),
             place: Foreign::default(),
-            text: format!("the rules have too many branches to be judged for {}", self.target),
+            text: format!(
+                "the rules branch too much to be followed for {}: what else they do is unknown",
+                self.target
+            ),
             remedy: None,
         });
     }

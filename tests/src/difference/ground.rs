@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use super::random::Random;
-use crate::lab::{Flow, Place, Plan, Proto, Wire};
+use crate::lab::{Flow, HOST, Place, Plan, Proto, Wire};
 
 /// Where something listens, on every host.
 pub const PORTS: [u16; 4] = [53, 80, 443, 8080];
@@ -100,12 +100,13 @@ pub fn flows(asked: &Asked) -> Vec<Flow> {
     let Asked { proto, port, other } = *asked;
     let mut flows = Vec::new();
     for (family, lo) in [(&V4, "127.0.0.1"), (&V6, "::1")] {
+        let address = |text: &str| -> IpAddr { text.parse().expect("an address of this file") };
+        let mut bound = Vec::new();
         let mut add = |who: &str, to: &str, at: u16, from_port: Option<u16>| {
-            let to: IpAddr = to.parse().expect("an address of this file");
             flows.push(Flow {
                 who: who.to_owned(),
                 proto,
-                to: (to, at).into(),
+                to: (address(to), at).into(),
                 from: None,
                 from_port,
                 held: 0,
@@ -124,6 +125,17 @@ pub fn flows(asked: &Asked) -> Vec<Flow> {
             add("V", family.dmz, at, None);
             add("host", family.outside, at, None);
             add("host", family.client, at, None);
+            // Bound to another address than the route's: only a rule that translates it brings the answers back from outside.
+            for (from, to) in [
+                (family.lan, family.outside),
+                (family.lan, family.neighbour),
+                (family.wan, family.client),
+                (family.lan, family.wan),
+                (family.dmz, family.lan),
+                (family.wan, lo),
+            ] {
+                bound.push((from, to, at));
+            }
             // Forwarded, plain and (if a rule says so) translated.
             add("L", family.outside, at, None);
             add("L", family.neighbour, at, None);
@@ -148,6 +160,16 @@ pub fn flows(asked: &Asked) -> Vec<Flow> {
                 }
             }
         }
+        flows.extend(bound.into_iter().map(|(from, to, at)| Flow {
+            who: HOST.to_owned(),
+            proto,
+            to: (address(to), at).into(),
+            from: Some(address(from)),
+            from_port: None,
+            held: 0,
+            questions: 2,
+            seen_as: None,
+        }));
     }
     flows
 }

@@ -94,8 +94,13 @@ impl Answer {
         self.harms.iter().all(|harm| matches!(harm, Harm::Undo(_)))
     }
 
-    /// Refused, though it would have been fine; a limit, a mark or a helper would be lost without a flow that shows it.
+    /// Refused, though it would have been fine; a limit, a mark or a helper would be lost without a flow that shows it. Where no
+    /// flow of its own passes, nobody would ask, and nothing shows that it would be fine.
     pub fn is_refused_without_need(&self) -> bool {
+        self.own_flows > 0 && self.is_without_need()
+    }
+
+    fn is_without_need(&self) -> bool {
         matches!(&self.verdict, Verdict::Refused(objections) if !objections.iter().any(|(kind, text)| is_unseen(*kind, text)))
             && self.is_harmless()
     }
@@ -176,6 +181,14 @@ impl<'a> Trial<'a> {
         let before = measure(place, &flows, SHORT)?;
         let (entries, rules) = place.host().run(|| Ok((lab::entries()?, rules()?)))?;
         Ok(Self { place, asked: *asked, set: set.clone(), flows, before, entries, rules })
+    }
+
+    /// The flows and what became of them before.
+    pub fn before(&self) -> impl Iterator<Item = String> {
+        self.flows
+            .iter()
+            .zip(&self.before)
+            .map(|(flow, seen)| format!("{flow}: {}", seen.answer.as_deref().unwrap_or("no answer")))
     }
 
     /// Asks about each side of the port.
