@@ -340,6 +340,8 @@ pub enum Condition {
     AddressType(End, String),
     /// Counts connections by looking for their entries: nf_conncount, which finds none for untracked packets.
     CountsConnections(String),
+    /// The connection has a helper, this one perhaps: none has where nothing assigns any.
+    Helped(String),
     /// Can't be answered here; the text tells questions apart.
     Unknown(Stays, String),
     /// All hold.
@@ -355,7 +357,7 @@ impl Condition {
     #[must_use]
     pub fn is_known(&self) -> bool {
         match self {
-            Self::Unknown(..) => false,
+            Self::Helped(_) | Self::Unknown(..) => false,
             Self::All(all) | Self::Any(all) => all.iter().all(Self::is_known),
             Self::Not(condition) => condition.is_known(),
             _ => true,

@@ -8,7 +8,7 @@ use super::ir::{Family, Tool, state};
 use super::path::{At, Packet, Path, Space, Way};
 use super::ranges::Ranges;
 use super::translation::{self, Asked, Caught};
-use super::walk::{Dropped, TooMuch, Walker, World};
+use super::walk::{Dropped, Rules, Run, TooMuch, Walker, World};
 use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, listing};
 use crate::foreign::Foreign;
 use crate::model::Protocol;
@@ -235,7 +235,10 @@ impl Case<'_> {
             let today = walker.run(&tracked(way), flow, starts)?;
             let everyone_passes = today.dropped.is_empty();
             for path in &today.translated {
-                self.translation(path);
+                if self.behind_translation(walker, way, flow, path)?.is_none_or(|run| !run.passed.is_empty())
+                {
+                    self.translation(path);
+                }
             }
             for path in &today.passed {
                 if class.asked {
@@ -274,6 +277,21 @@ impl Case<'_> {
         Ok(())
     }
 
+    /// What becomes of a flow's first packet behind the translation of its source; None where its destination changes, and
+    /// with that its way. Of a flow that is dropped there nothing is lost, and more is let in if it goes untracked.
+    fn behind_translation(
+        &self,
+        walker: &mut Walker<'_>,
+        way: Way,
+        flow: &[Packet],
+        path: &Path,
+    ) -> Result<Option<Run>, TooMuch> {
+        if path.nat.as_ref().is_none_or(|(_, nat)| nat.is_destination() || nat.kind == "netmap") {
+            return Ok(None);
+        }
+        walker.run_by(Rules::All, &tracked(way), &flow[..1], vec![path.again()]).map(Some)
+    }
+
     /// The flows by what of them is exempt today.
     fn halves(&self, walker: &mut Walker<'_>, class: &Class, flow: &[Packet]) -> Result<Vec<Path>, TooMuch> {
         if !self.firewall.index().exempts {
@@ -303,6 +321,12 @@ impl Case<'_> {
                 let by_chance = path.gambled.is_some() && after.gambled.is_some();
                 if !(by_chance && may_pass()) {
                     self.opened(class, dropped);
+                }
+            }
+            for path in &today.translated {
+                let run = self.behind_translation(walker, class.way, flow, path)?.unwrap_or_default();
+                if run.passed.is_empty() {
+                    run.dropped.iter().for_each(|(_, dropped)| self.opened(class, dropped));
                 }
             }
         }
@@ -377,7 +401,11 @@ impl Case<'_> {
     }
 
     fn side_effects(&mut self, path: &Path) {
-        if let Some(at) = &path.template {
+        // iptables' leaves alone what is exempt, and nft's NOTRACK comes first.
+        let spares = |at: &At| {
+            self.firewall.tables[at.table].tool != Tool::Nft && self.firewall.preferred_tool() == Tool::Nft
+        };
+        if let Some(at) = path.template.as_ref().filter(|at| !spares(at)) {
             self.add(ObjectionKind::Unknown, at, None, format!(
                 "this rule gives packets of {} a conntrack zone or another setting of conntrack's: with that a packet is tracked whatever \
                  NOTRACK says",

@@ -11,8 +11,10 @@ use super::ranges::Ranges;
 
 /// Where conntrack sits: NF_IP_PRI_CONNTRACK, include/uapi/linux/netfilter_ipv4.h, 6.12.
 pub const CONNTRACK: i32 = -200;
-/// Where NOTRACK has to sit.
+/// Where iptables' NOTRACK sits.
 pub const RAW: i32 = -300;
+/// Where that of nft's commands sits: before the rules of iptables' raw tables, whichever were loaded first.
+pub const NOTRACK: i32 = RAW - 1;
 
 /// Which way a flow's first packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,8 @@ pub struct Place<'a> {
     pub way: Way,
     /// What is known of the host.
     pub host: &'a Host,
+    /// Whether anything assigns helpers.
+    pub helps: bool,
 }
 
 /// What has been assumed, and what has happened.
@@ -326,6 +330,7 @@ impl Path {
                 Answer::In(of, set) => of.sure(self, set),
                 Answer::Ask => None,
             },
+            Condition::Helped(_) => (!place.helps).then_some(false),
             Condition::Translated(_)
             | Condition::Device { .. }
             | Condition::CountsConnections(_)
@@ -396,6 +401,7 @@ impl Path {
                 }
                 path.ask(Stays::Never, text, place)
             }
+            Condition::Helped(text) => self.ask(Stays::Flow, text, place),
             Condition::Unknown(stays, text) => self.ask(*stays, text, place),
             Condition::All(all) => {
                 let (mut yes, mut no) = (vec![self], Vec::new());
@@ -438,6 +444,9 @@ impl Path {
         let first = base.hook == Hook::Output || (base.hook == Hook::Prerouting && way != Way::Loopback);
         if self.exempt {
             View::Known(state::UNTRACKED, false)
+        } else if first && !tracked && base.priority == NOTRACK {
+            // Before NOTRACK or behind it: whichever was loaded first.
+            View::OneOf(state::INVALID | state::UNTRACKED)
         } else if first && base.priority < if tracked { CONNTRACK } else { RAW } {
             // nft_ct and xt_conntrack call a packet that conntrack hasn't seen yet invalid.
             View::Known(state::INVALID, false)

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::Firewall;
 use super::index::{Index, Walked};
-use super::ir::{Action, Condition, Hook, Kind, Nat, RuleTable, Step};
+use super::ir::{Action, Condition, Hook, Kind, Nat, RuleTable, Step, Tool};
 use super::path::{At, Packet, Path, Place, View, Way};
 use super::translation;
 
@@ -194,6 +194,7 @@ impl<'a> Walker<'a> {
             tracked: world.tracked,
             way: world.way,
             host: &self.firewall.host,
+            helps: self.firewall.has_helpers(),
         };
         let mut paths = std::mem::take(&mut run.passed);
         if base.kind == Kind::Nat {
@@ -370,7 +371,10 @@ impl<'a> Walker<'a> {
                 }
             }
             Action::Template => {
-                for path in &mut paths {
+                // iptables' CT leaves a packet alone that is exempt: xt_ct_target, net/netfilter/xt_CT.c, 6.12.
+                let spares = self.tables[place.at.table].tool != Tool::Nft;
+                let is_exempt = |path: &Path| path.exempt || !place.tracked;
+                for path in paths.iter_mut().filter(|path| !(spares && is_exempt(path))) {
                     path.template.get_or_insert(place.at);
                 }
             }
