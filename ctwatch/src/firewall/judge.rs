@@ -324,6 +324,10 @@ impl Case<'_> {
                 }
             }
             for path in &today.translated {
+                if !class.expected {
+                    // Whoever means harm would reach what is hidden behind the translation.
+                    self.uncovered(path);
+                }
                 let run = self.behind_translation(walker, class.way, flow, path)?.unwrap_or_default();
                 if run.passed.is_empty() {
                     run.dropped.iter().for_each(|(_, dropped)| self.opened(class, dropped));
@@ -374,6 +378,16 @@ impl Case<'_> {
                 nat.kind, self.target
             )),
         }
+    }
+
+    fn uncovered(&mut self, path: &Path) {
+        let Some((at, nat)) = path.nat.as_ref().filter(|(_, nat)| nat.is_destination()) else { return };
+        let text = format!(
+            "today this {} rule sends new connections elsewhere; untracked ones from clients whose own port is that of {} would reach \
+             this host itself",
+            nat.kind, self.target
+        );
+        self.add(ObjectionKind::OpensAccess, at, None, text);
     }
 
     fn never_translated_back(&mut self, caught: &Caught) {
