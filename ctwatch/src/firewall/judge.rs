@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::ipvs::VirtualService;
-use super::ir::{Family, Tool, state};
+use super::ir::{Family, Target, Tool, state};
 use super::path::{At, Packet, Path, Space, Way};
 use super::ranges::Ranges;
 use super::translation::{self, Asked, Caught};
@@ -326,7 +326,7 @@ impl Case<'_> {
             for path in &today.translated {
                 if !class.expected {
                     // Whoever means harm would reach what is hidden behind the translation.
-                    self.uncovered(path);
+                    self.uncovered(walker, flow, path)?;
                 }
                 let run = self.behind_translation(walker, class.way, flow, path)?.unwrap_or_default();
                 if run.passed.is_empty() {
@@ -380,14 +380,31 @@ impl Case<'_> {
         }
     }
 
-    fn uncovered(&mut self, path: &Path) {
-        let Some((at, nat)) = path.nat.as_ref().filter(|(_, nat)| nat.is_destination()) else { return };
+    /// Flows that a rule sends elsewhere, where some are refused, though untracked ones would reach this host itself.
+    fn uncovered(&mut self, walker: &mut Walker<'_>, flow: &[Packet], path: &Path) -> Result<(), TooMuch> {
+        let Some((at, nat)) = path.nat.as_ref().filter(|(_, nat)| nat.is_destination()) else {
+            return Ok(());
+        };
+        if self.found.iter().any(|objection| objection.kind.forbids()) {
+            return Ok(());
+        }
+        let own = self.firewall.host.own(flow[0].family);
+        let stays = match (&nat.addresses, own) {
+            (Target::Own, _) => true,
+            (Target::Within(set), Some(own)) => set.meets(own),
+            _ => false,
+        };
+        let way = if stays { Way::Served } else { Way::Forwarded };
+        if walker.run_by(Rules::All, &tracked(way), flow, vec![path.again()])?.dropped.is_empty() {
+            return Ok(());
+        }
         let text = format!(
-            "today this {} rule sends new connections elsewhere; untracked ones from clients whose own port is that of {} would reach \
+            "today this {} rule sends new connections elsewhere, where some are refused; untracked ones from clients whose own port is that of {} would reach \
              this host itself",
             nat.kind, self.target
         );
         self.add(ObjectionKind::OpensAccess, at, None, text);
+        Ok(())
     }
 
     fn never_translated_back(&mut self, caught: &Caught) {
