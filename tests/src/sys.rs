@@ -2,13 +2,13 @@
 //! All of this crate's unsafe code lives here; nothing here knows what a scenario is.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
-use nix::sys::socket::{SockaddrStorage, bind, connect};
+use nix::sys::socket::{Backlog, SockaddrStorage, bind, connect, listen};
 use nix::unistd::Pid;
 
 /// Opens a socket of any family, type and protocol number.
@@ -124,11 +124,23 @@ pub fn bound_udp(at: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// A TCP socket that listens, and doesn't keep clients from having its port.
+pub fn listening_tcp(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(family(at.ip()), libc::SOCK_STREAM, 0)?;
+    for option in [libc::SO_REUSEADDR, libc::SO_REUSEPORT] {
+        set_option(&socket, libc::SOL_SOCKET, option, 1)?;
+    }
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
+}
+
 /// A TCP connection from `from`, or from where the route says.
 pub fn connected_tcp(from: Option<SocketAddr>, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     let socket = socket(family(to.ip()), libc::SOCK_STREAM, 0)?;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     if let Some(from) = from {
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
     }
     let stream = TcpStream::from(socket);

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ir::Tool;
+use super::path::NOTRACK;
 use super::{ExemptTarget, Scope};
 
 /// Commands for a shell, some of several lines; those that begin with `#` are for the reader.
@@ -84,8 +85,8 @@ fn nft(target: &ExemptTarget) -> Commands {
         if rules.is_empty() {
             String::new()
         } else {
-            // raw: before conntrack (-200).
-            format!(" chain {name} {{ type filter hook {name} priority -300;{rules} }};")
+            // Before conntrack (-200), and before what iptables does at raw (-300).
+            format!(" chain {name} {{ type filter hook {name} priority {NOTRACK};{rules} }};")
         }
     };
     let body = format!(

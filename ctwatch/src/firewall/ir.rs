@@ -219,7 +219,7 @@ pub enum Action {
 }
 
 /// A translation of addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Nat {
     /// dnat, snat, masquerade, redirect or tproxy.
     pub kind: &'static str,
@@ -232,7 +232,7 @@ pub struct Nat {
 }
 
 /// What a translation makes of an address or a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// The same; a source port is kept if it is free.
     Kept,
@@ -341,6 +341,8 @@ pub enum Condition {
     AddressType(End, String),
     /// Counts connections by looking for their entries: nf_conncount, which finds none for untracked packets.
     CountsConnections(String),
+    /// The connection has a helper, this one perhaps: none has where nothing assigns any.
+    Helped(String),
     /// Can't be answered here; the text tells questions apart.
     Unknown(Stays, String),
     /// All hold.
@@ -356,7 +358,7 @@ impl Condition {
     #[must_use]
     pub fn is_known(&self) -> bool {
         match self {
-            Self::Unknown(..) => false,
+            Self::Helped(_) | Self::Unknown(..) => false,
             Self::All(all) | Self::Any(all) => all.iter().all(Self::is_known),
             Self::Not(condition) => condition.is_known(),
             _ => true,

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use super::ipvs::VirtualService;
-use super::ir::{Family, Tool, state};
+use super::ir::{Family, Target, Tool, state};
 use super::path::{At, Packet, Path, Space, Way};
 use super::ranges::Ranges;
 use super::translation::{self, Asked, Caught};
-use super::walk::{Dropped, TooMuch, Walker, World};
+use super::walk::{Dropped, Rules, Run, TooMuch, Walker, World};
 use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, listing};
 use crate::foreign::Foreign;
 use crate::model::Protocol;
@@ -45,10 +45,10 @@ pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> 
     if !case.found.is_empty() {
         return case.found;
     }
-    for family in FAMILIES {
-        if let Err(TooMuch) = case.family(family) {
-            case.too_much();
-        }
+    let mut walker = Walker::new(firewall);
+    let all = FAMILIES.into_iter().try_for_each(|family| case.family(&mut walker, family));
+    if let Err(TooMuch) = all {
+        case.too_much();
     }
     if case.flows == 0 {
         if case.translating.is_empty() {
@@ -199,16 +199,15 @@ fn untracked(way: Way) -> World<'static> {
 }
 
 impl Case<'_> {
-    fn family(&mut self, family: Family) -> Result<(), TooMuch> {
+    fn family(&mut self, walker: &mut Walker<'_>, family: Family) -> Result<(), TooMuch> {
         for class in classes(self.firewall, self.target, family) {
             let flow = packets(self.target, family);
-            let mut walker = Walker::new(self.firewall);
-            self.class(&mut walker, &class, &flow)?;
+            self.class(walker, &class, &flow)?;
             if self.firewall.has_helpers() && class.asked {
                 // A helper may have announced them.
                 let mut expected = flow;
                 expected[0].state = state::RELATED;
-                self.class(&mut walker, &class, &expected)?;
+                self.class(walker, &class, &expected)?;
             }
         }
         if !self.translating.is_empty() {
@@ -222,7 +221,7 @@ impl Case<'_> {
             family,
             packet: packets(self.target, family)[0],
         };
-        for caught in translation::caught(self.firewall, &asked)? {
+        for caught in translation::caught(walker, self.firewall, &asked)? {
             self.never_translated_back(&caught);
         }
         Ok(())
@@ -236,7 +235,10 @@ impl Case<'_> {
             let today = walker.run(&tracked(way), flow, starts)?;
             let everyone_passes = today.dropped.is_empty();
             for path in &today.translated {
-                self.translation(path);
+                if self.behind_translation(walker, way, flow, path)?.is_none_or(|run| !run.passed.is_empty())
+                {
+                    self.translation(path);
+                }
             }
             for path in &today.passed {
                 if class.asked {
@@ -275,6 +277,21 @@ impl Case<'_> {
         Ok(())
     }
 
+    /// What becomes of a flow's first packet behind the translation of its source; None where its destination changes, and
+    /// with that its way. Of a flow that is dropped there nothing is lost, and more is let in if it goes untracked.
+    fn behind_translation(
+        &self,
+        walker: &mut Walker<'_>,
+        way: Way,
+        flow: &[Packet],
+        path: &Path,
+    ) -> Result<Option<Run>, TooMuch> {
+        if path.nat.as_ref().is_none_or(|(_, nat)| nat.is_destination() || nat.kind == "netmap") {
+            return Ok(None);
+        }
+        walker.run_by(Rules::All, &tracked(way), &flow[..1], vec![path.again()]).map(Some)
+    }
+
     /// The flows by what of them is exempt today.
     fn halves(&self, walker: &mut Walker<'_>, class: &Class, flow: &[Packet]) -> Result<Vec<Path>, TooMuch> {
         if !self.firewall.index().exempts {
@@ -304,6 +321,16 @@ impl Case<'_> {
                 let by_chance = path.gambled.is_some() && after.gambled.is_some();
                 if !(by_chance && may_pass()) {
                     self.opened(class, dropped);
+                }
+            }
+            for path in &today.translated {
+                if !class.expected {
+                    // Whoever means harm would reach what is hidden behind the translation.
+                    self.uncovered(walker, flow, path)?;
+                }
+                let run = self.behind_translation(walker, class.way, flow, path)?.unwrap_or_default();
+                if run.passed.is_empty() {
+                    run.dropped.iter().for_each(|(_, dropped)| self.opened(class, dropped));
                 }
             }
         }
@@ -353,6 +380,33 @@ impl Case<'_> {
         }
     }
 
+    /// Flows that a rule sends elsewhere, where some are refused, though untracked ones would reach this host itself.
+    fn uncovered(&mut self, walker: &mut Walker<'_>, flow: &[Packet], path: &Path) -> Result<(), TooMuch> {
+        let Some((at, nat)) = path.nat.as_ref().filter(|(_, nat)| nat.is_destination()) else {
+            return Ok(());
+        };
+        if self.found.iter().any(|objection| objection.kind.forbids()) {
+            return Ok(());
+        }
+        let own = self.firewall.host.own(flow[0].family);
+        let stays = match (&nat.addresses, own) {
+            (Target::Own, _) => true,
+            (Target::Within(set), Some(own)) => set.meets(own),
+            _ => false,
+        };
+        let way = if stays { Way::Served } else { Way::Forwarded };
+        if walker.run_by(Rules::All, &tracked(way), flow, vec![path.again()])?.dropped.is_empty() {
+            return Ok(());
+        }
+        let text = format!(
+            "today this {} rule sends new connections elsewhere, where some are refused; untracked ones from clients whose own port is that of {} would reach \
+             this host itself",
+            nat.kind, self.target
+        );
+        self.add(ObjectionKind::OpensAccess, at, None, text);
+        Ok(())
+    }
+
     fn never_translated_back(&mut self, caught: &Caught) {
         let Caught { at, nat, first } = caught;
         let table = &self.firewall.tables[at.table];
@@ -378,7 +432,11 @@ impl Case<'_> {
     }
 
     fn side_effects(&mut self, path: &Path) {
-        if let Some(at) = &path.template {
+        // iptables' leaves alone what is exempt, and nft's NOTRACK comes first.
+        let spares = |at: &At| {
+            self.firewall.tables[at.table].tool != Tool::Nft && self.firewall.preferred_tool() == Tool::Nft
+        };
+        if let Some(at) = path.template.as_ref().filter(|at| !spares(at)) {
             self.add(ObjectionKind::Unknown, at, None, format!(
                 "this rule gives packets of {} a conntrack zone or another setting of conntrack's: with that a packet is tracked whatever \
                  NOTRACK says",
@@ -561,7 +619,10 @@ impl Case<'_> {
             kind: ObjectionKind::Unknown,
             rule: Foreign::default(),
             place: Foreign::default(),
-            text: format!("the rules have too many branches to be judged for {}", self.target),
+            text: format!(
+                "the rules branch too much to be followed for {}: what else they do is unknown",
+                self.target
+            ),
             remedy: None,
         });
     }

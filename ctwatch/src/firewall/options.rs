@@ -54,8 +54,10 @@ const STAYS_FOR_A_PACKET: [&str; 26] = [
     "rt",
     "addrtype",
 ];
-/// Matches that say no for a packet without entry: connmark_mt, helper_mt … net/netfilter/xt_*.c, 6.12.
-const NEEDS_AN_ENTRY: [&str; 5] = ["connmark", "connlabel", "helper", "connbytes", "cluster"];
+/// Matches that say no for a packet without entry, also when inverted: connmark_mt, connbytes_mt … net/netfilter/xt_*.c, 6.12.
+const NEEDS_AN_ENTRY: [&str; 3] = ["connmark", "connbytes", "cluster"];
+/// Matches that say no for a packet without entry, and yes when inverted: helper_mt, connlabel_mt.
+const RIGHT_WITHOUT_AN_ENTRY: [&str; 2] = ["connlabel", "helper"];
 
 /// The conditions of a rule's words before its target.
 #[must_use]
@@ -97,6 +99,15 @@ fn of((name, words): &(&str, Vec<&str>)) -> Condition {
         // It may count, or ask for the connection.
         Stays::Never
     };
+    if RIGHT_WITHOUT_AN_ENTRY.contains(name) {
+        let (inverted, words) = match words.split_first() {
+            Some((&"!", rest)) => (true, rest),
+            _ => (false, &words[..]),
+        };
+        let text = format!("-m {name} {}", words.join(" "));
+        let asks = if *name == "helper" { Condition::Helped(text) } else { Condition::Unknown(stays, text) };
+        return Condition::All(vec![Condition::Tracked, asks]).negated(inverted);
+    }
     let unknown = Condition::Unknown(stays, text());
     if NEEDS_AN_ENTRY.contains(name) { Condition::All(vec![Condition::Tracked, unknown]) } else { unknown }
 }

@@ -2,6 +2,7 @@
 //! An assumption is made only by splitting a path in two, so that both together stand for every flow.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::Scope;
 use super::host::Host;
@@ -10,8 +11,10 @@ use super::ranges::Ranges;
 
 /// Where conntrack sits: NF_IP_PRI_CONNTRACK, include/uapi/linux/netfilter_ipv4.h, 6.12.
 pub const CONNTRACK: i32 = -200;
-/// Where NOTRACK has to sit.
+/// Where iptables' NOTRACK sits.
 pub const RAW: i32 = -300;
+/// Where that of nft's commands sits: before the rules of iptables' raw tables, whichever were loaded first.
+pub const NOTRACK: i32 = RAW - 1;
 
 /// Which way a flow's first packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +42,7 @@ impl From<Scope> for Way {
 }
 
 /// A rule, or a chain's policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct At {
     /// Index of the table.
     pub table: usize,
@@ -92,6 +95,8 @@ pub struct Place<'a> {
     pub way: Way,
     /// What is known of the host.
     pub host: &'a Host,
+    /// Whether anything assigns helpers.
+    pub helps: bool,
 }
 
 /// What has been assumed, and what has happened.
@@ -222,6 +227,72 @@ impl Path {
             && self.devices.iter().all(|(name, is)| other.devices.get(name).is_none_or(|other| is == other))
     }
 
+    /// A number that is the same for equal paths, and for those that differ in the rules that accepted them.
+    pub fn fingerprint(&self) -> u64 {
+        self.parts().fold(self.rest(), |sum, (_, part)| sum.wrapping_add(part))
+    }
+
+    /// The same without each part that may be another: paths that differ in that alone have one of them in common.
+    pub fn fingerprints_but_one(&self) -> Vec<u64> {
+        let whole = self.fingerprint();
+        let without = self.parts().map(|(name, part)| whole.wrapping_sub(part).wrapping_add(name));
+        without.chain([whole]).collect()
+    }
+
+    /// What may be joined: of each its name and itself.
+    fn parts(&self) -> impl Iterator<Item = (u64, u64)> {
+        let domains = Domain::JOINED.iter().map(|of| (hash(of), hash(&(of, self.domain(*of)))));
+        let answers = self.answers.iter().map(|(question, is)| (hash(question), hash(&(question, is))));
+        let devices = self.devices.iter().map(|(name, is)| (hash(name), hash(&(name, is))));
+        domains.chain(answers).chain(devices)
+    }
+
+    fn rest(&self) -> u64 {
+        hash(&(
+            (&self.router, self.half, self.mark, self.exempt, self.exempted, self.gambled.is_some()),
+            (&self.nat, &self.source_nat, &self.asked, &self.seen),
+            (&self.helper, &self.template, &self.queued, &self.unknown, &self.mark_read, &self.counted),
+        ))
+    }
+
+    /// The path that stands for these two and nothing else, if they differ in one answer or one number only. Which rules accepted
+    /// them may differ; those of the first stay.
+    pub fn joined(&self, other: &Self) -> Option<Self> {
+        fn differing<'m, K: Ord>(
+            these: &'m BTreeMap<K, bool>,
+            those: &'m BTreeMap<K, bool>,
+        ) -> Option<Vec<&'m K>> {
+            let pairs = || these.iter().zip(those);
+            let same_questions = these.len() == those.len() && pairs().all(|(this, that)| this.0 == that.0);
+            same_questions
+                .then(|| pairs().filter(|(this, that)| this.1 != that.1).map(|(this, _)| this.0).collect())
+        }
+        let domains: Vec<Domain> =
+            Domain::JOINED.into_iter().filter(|of| self.domain(*of) != other.domain(*of)).collect();
+        let answers = differing(&self.answers, &other.answers)?;
+        let devices = differing(&self.devices, &other.devices)?;
+        if domains.len() + answers.len() + devices.len() > 1
+            || self.gambled.is_some() != other.gambled.is_some()
+        {
+            return None;
+        }
+        let (mut both, mut same) = (self.clone(), other.clone());
+        for path in [&mut both, &mut same] {
+            for of in &domains {
+                *path.domain_mut(*of) = self.domain(*of).or(other.domain(*of));
+            }
+            for question in &answers {
+                path.answers.remove(*question);
+            }
+            for name in &devices {
+                path.devices.remove(*name);
+            }
+        }
+        both.assumed = both.assumed.or(same.assumed);
+        (same.assumed, same.gambled, same.accepted) = (both.assumed, both.gambled, both.accepted.clone());
+        (both == same).then_some(both)
+    }
+
     /// For the flow's next packet.
     pub fn next_packet(&mut self) {
         self.exempted += usize::from(self.exempt);
@@ -259,6 +330,7 @@ impl Path {
                 Answer::In(of, set) => of.sure(self, set),
                 Answer::Ask => None,
             },
+            Condition::Helped(_) => (!place.helps).then_some(false),
             Condition::Translated(_)
             | Condition::Device { .. }
             | Condition::CountsConnections(_)
@@ -329,6 +401,7 @@ impl Path {
                 }
                 path.ask(Stays::Never, text, place)
             }
+            Condition::Helped(text) => self.ask(Stays::Flow, text, place),
             Condition::Unknown(stays, text) => self.ask(*stays, text, place),
             Condition::All(all) => {
                 let (mut yes, mut no) = (vec![self], Vec::new());
@@ -371,6 +444,9 @@ impl Path {
         let first = base.hook == Hook::Output || (base.hook == Hook::Prerouting && way != Way::Loopback);
         if self.exempt {
             View::Known(state::UNTRACKED, false)
+        } else if first && !tracked && base.priority == NOTRACK {
+            // Before NOTRACK or behind it: whichever was loaded first.
+            View::OneOf(state::INVALID | state::UNTRACKED)
         } else if first && base.priority < if tracked { CONNTRACK } else { RAW } {
             // nft_ct and xt_conntrack call a packet that conntrack hasn't seen yet invalid.
             View::Known(state::INVALID, false)
@@ -560,6 +636,12 @@ impl Path {
     }
 }
 
+fn hash(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Whether a device has this name, or begins so where the name ends with `*`.
 fn is_named(device: &str, name: &str) -> bool {
     name.strip_suffix('*').map_or(device == name, |start| device.starts_with(start))
@@ -575,7 +657,7 @@ pub enum View {
 }
 
 /// A number of a path that rules narrow down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Domain {
     Client,
     Server,
@@ -585,6 +667,9 @@ enum Domain {
 }
 
 impl Domain {
+    /// Those of the flow itself.
+    const JOINED: [Self; 4] = [Self::Client, Self::Server, Self::ClientPort, Self::ServerPort];
+
     fn sure(self, path: &Path, set: &Ranges) -> Option<bool> {
         let domain = path.domain(self);
         if !domain.meets(set) {

@@ -2,7 +2,7 @@
 //! Exact: no operation here may round or guess.
 
 /// A set of numbers: sorted, disjoint, inclusive intervals that don't touch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Ranges(Vec<(u128, u128)>);
 
 impl Ranges {

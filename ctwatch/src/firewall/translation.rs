@@ -140,8 +140,11 @@ struct Probe {
 }
 
 /// Looks for them.
-pub fn caught(firewall: &Firewall, asked: &Asked<'_>) -> Result<Vec<Caught>, TooMuch> {
-    let mut walker = Walker::new(firewall);
+pub fn caught(
+    walker: &mut Walker<'_>,
+    firewall: &Firewall,
+    asked: &Asked<'_>,
+) -> Result<Vec<Caught>, TooMuch> {
     let mut found: Vec<Caught> = Vec::new();
     for probe in probes(asked) {
         let start = asked.start(&probe);
@@ -150,7 +153,7 @@ pub fn caught(firewall: &Firewall, asked: &Asked<'_>) -> Result<Vec<Caught>, Too
             continue;
         }
         let mut suspects: Vec<(Path, Caught)> = Vec::new();
-        for (path, way) in trace(&mut walker, Rules::Translating(&some), asked, probe.origin, start)? {
+        for (path, way) in trace(walker, Rules::Translating(&some), asked, probe.origin, start)? {
             suspects.extend(asked.catches(&path, probe.origin, way).map(|caught| (path, caught)));
         }
         for (looked_into, (path, caught)) in suspects.into_iter().enumerate() {
@@ -160,9 +163,8 @@ pub fn caught(firewall: &Firewall, asked: &Asked<'_>) -> Result<Vec<Caught>, Too
             // By all rules now: whether such a flow passes today, and is translated like that.
             let mut again = path.again();
             again.mark = Some(0);
-            let mut walker = Walker::in_short(firewall);
             let ends = if looked_into < SUSPECTED {
-                trace(&mut walker, Rules::All, asked, probe.origin, again)
+                walker.in_short(|walker| trace(walker, Rules::All, asked, probe.origin, again))
             } else {
                 Err(TooMuch)
             };

@@ -1,20 +1,25 @@
 //! Walks the base chains as the kernel does, with every path a flow could take at once.
 //! Bounded: rules that branch too much make it give up and say so, never make it slow.
 
+use std::collections::HashMap;
+
 use super::Firewall;
 use super::index::{Index, Walked};
-use super::ir::{Action, Condition, Hook, Kind, Nat, RuleTable, Stays, Step};
+use super::ir::{Action, Condition, Hook, Kind, Nat, RuleTable, Step, Tool};
 use super::path::{At, Packet, Path, Place, View, Way};
 use super::translation;
 
-/// How many rule visits one question may cost, beside so many for each rule.
+/// How many rule visits one question may cost in all, beside so many for each rule.
 const BUDGET: usize = 400_000;
 /// See [`BUDGET`].
 const BUDGET_PER_RULE: usize = 60;
+/// How many of them a question within it may cost that may as well stay open.
+const SHARE: usize = 20_000;
 /// As deep as the kernel lets chains jump: NFT_JUMP_STACK_SIZE, include/net/netfilter/nf_tables.h, 6.12.
 const DEEPEST: usize = 16;
-/// Up to so many paths are compared with each other to drop doubles.
-const COMPARED: usize = 64;
+/// Up to so many paths at once stay as they are, each with the rules that accepted it; of more, those are joined that together
+/// stand for a question that needn't have been asked.
+const APART: usize = 32;
 /// So many ways to be dropped are told apart; the others are like them.
 const TOLD: usize = 256;
 
@@ -121,9 +126,13 @@ impl<'a> Walker<'a> {
         Self { firewall, tables: &firewall.tables, index, left: BUDGET + BUDGET_PER_RULE * rules }
     }
 
-    /// The same for a question that may as well stay open.
-    pub fn in_short(firewall: &'a Firewall) -> Self {
-        Self { left: BUDGET, ..Self::new(firewall) }
+    /// A question within this one that may as well stay open: it gets a share of what is left.
+    pub fn in_short<T>(&mut self, ask: impl FnOnce(&mut Self) -> Result<T, TooMuch>) -> Result<T, TooMuch> {
+        let share = self.left.min(SHARE);
+        let rest = std::mem::replace(&mut self.left, share) - share;
+        let answer = ask(self);
+        self.left += rest;
+        answer
     }
 
     /// Sends the packets of a flow, one after the other, by all rules.
@@ -185,6 +194,7 @@ impl<'a> Walker<'a> {
             tracked: world.tracked,
             way: world.way,
             host: &self.firewall.host,
+            helps: self.firewall.has_helpers(),
         };
         let mut paths = std::mem::take(&mut run.passed);
         if base.kind == Kind::Nat {
@@ -207,6 +217,9 @@ impl<'a> Walker<'a> {
             }
         }
         run.dropped.truncate(TOLD);
+        if run.passed.len() > APART {
+            run.passed = joined(std::mem::take(&mut run.passed));
+        }
         Ok(())
     }
 
@@ -226,6 +239,7 @@ impl<'a> Walker<'a> {
         let table = place.at.table;
         let mut out = Out::default();
         let index = self.index;
+        let mut apart = APART;
         for rule in &index.tables[table].chains[chain] {
             if paths.is_empty() {
                 break;
@@ -277,7 +291,14 @@ impl<'a> Walker<'a> {
             let changed = begun != next.len() || !going.is_empty();
             next.extend(going);
             self.left = self.left.checked_sub(next.len()).ok_or(TooMuch)?;
-            paths = if changed { without_doubles(next) } else { next };
+            paths = next;
+            if changed && paths.len() > 1 {
+                paths = without_doubles(paths);
+                if paths.len() > apart {
+                    paths = joined(paths);
+                    apart = APART.max(2 * paths.len());
+                }
+            }
         }
         out.through.extend(paths);
         Ok(out)
@@ -323,7 +344,7 @@ impl<'a> Walker<'a> {
                 for path in &mut paths {
                     path.queued.get_or_insert(place.at);
                 }
-                paths = perhaps_dropped(paths, "queue", place, out);
+                paths = perhaps_dropped(paths, place, out);
                 accept(std::mem::take(&mut paths), out);
             }
             Action::Unknown(text) => paths = not_understood(paths, text, place, out),
@@ -350,7 +371,10 @@ impl<'a> Walker<'a> {
                 }
             }
             Action::Template => {
-                for path in &mut paths {
+                // iptables' CT leaves a packet alone that is exempt: xt_ct_target, net/netfilter/xt_CT.c, 6.12.
+                let spares = self.tables[place.at.table].tool != Tool::Nft;
+                let is_exempt = |path: &Path| path.exempt || !place.tracked;
+                for path in paths.iter_mut().filter(|path| !(spares && is_exempt(path))) {
                     path.template.get_or_insert(place.at);
                 }
             }
@@ -412,13 +436,14 @@ fn split(paths: Vec<Path>, condition: &Condition, place: &Place<'_>, others: &mu
     holding
 }
 
-/// Both ways, for something that may end the packet.
-fn perhaps_dropped(paths: Vec<Path>, what: &str, place: &Place<'_>, out: &mut Out) -> Vec<Path> {
-    let mut on = Vec::new();
-    let ends = Condition::Unknown(Stays::Packet, format!("ended by {what}"));
-    let dropped = split(paths, &ends, place, &mut on);
-    out.dropped.extend(dropped.into_iter().map(|path| (path, place.at)));
-    on
+/// Both ways, for something that may end the packet. It is an objection by itself, so that the flows need not be told apart by it.
+fn perhaps_dropped(mut paths: Vec<Path>, place: &Place<'_>, out: &mut Out) -> Vec<Path> {
+    for path in &mut paths {
+        path.gambled.get_or_insert(place.at);
+    }
+    out.dropped.extend(paths.iter().take(TOLD).map(|path| (path.clone(), place.at)));
+    out.dropped.truncate(TOLD);
+    paths
 }
 
 /// The same for what may do anything else, too.
@@ -426,18 +451,47 @@ fn not_understood(mut paths: Vec<Path>, what: &str, place: &Place<'_>, out: &mut
     for path in &mut paths {
         path.unknown.get_or_insert_with(|| (place.at, what.to_owned()));
     }
-    perhaps_dropped(paths, what, place, out)
+    perhaps_dropped(paths, place, out)
 }
 
+/// Each of them once.
 fn without_doubles(paths: Vec<Path>) -> Vec<Path> {
-    if paths.len() < 2 || paths.len() > COMPARED {
-        return paths;
-    }
     let mut kept: Vec<Path> = Vec::with_capacity(paths.len());
+    let mut known: HashMap<u64, Vec<usize>> = HashMap::new();
     for path in paths {
-        if !kept.contains(&path) {
+        let same = known.entry(path.fingerprint()).or_default();
+        if !same.iter().any(|at| kept[*at] == path) {
+            same.push(kept.len());
             kept.push(path);
         }
     }
     kept
+}
+
+/// Two paths that differ in the answer to one question are one for which it hasn't been asked; as often as there are such.
+fn joined(mut paths: Vec<Path>) -> Vec<Path> {
+    loop {
+        let before = paths.len();
+        let mut kept: Vec<Option<Path>> = Vec::with_capacity(before);
+        let mut known: HashMap<u64, Vec<usize>> = HashMap::new();
+        for mut path in paths {
+            loop {
+                let partner = path.fingerprints_but_one().into_iter().find_map(|fingerprint| {
+                    let near = known.get(&fingerprint)?;
+                    near.iter().find_map(|at| Some((*at, kept[*at].as_ref()?.joined(&path)?)))
+                });
+                let Some((at, both)) = partner else { break };
+                kept[at] = None;
+                path = both;
+            }
+            for fingerprint in path.fingerprints_but_one() {
+                known.entry(fingerprint).or_default().push(kept.len());
+            }
+            kept.push(Some(path));
+        }
+        paths = kept.into_iter().flatten().collect();
+        if paths.len() == before {
+            return paths;
+        }
+    }
 }

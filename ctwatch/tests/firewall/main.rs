@@ -243,7 +243,7 @@ fn the_commands_exempt_both_directions_and_both_families_and_undo_takes_back_eac
     assert_eq!(
         nft.now,
         ["nft 'add table inet ctwatch_notrack_lo_tcp_6379; delete table inet ctwatch_notrack_lo_tcp_6379; \
-          table inet ctwatch_notrack_lo_tcp_6379 { chain output { type filter hook output priority -300; \
+          table inet ctwatch_notrack_lo_tcp_6379 { chain output { type filter hook output priority -301; \
           oif lo tcp dport 6379 notrack; oif lo tcp sport 6379 notrack; }; }'"]
     );
     assert_eq!(

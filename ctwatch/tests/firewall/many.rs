@@ -115,7 +115,7 @@ fn judged(what: &str, text: String) -> Vec<(String, usize)> {
             let found = firewall.objections(&target);
             println!("    {target} {scope:?}: {:?}", now() - asked);
             assert!(
-                found.iter().all(|objection| !objection.text.contains("too many branches")),
+                found.iter().all(|objection| !objection.text.contains("branch too much")),
                 "{what}, {target} {scope:?}: {found:?}"
             );
             (format!("{target} {scope:?}"), found.iter().filter(|objection| objection.kind.forbids()).count())

@@ -170,8 +170,7 @@ fn options_of_iptables_are_read_or_else_distrusted() {
         &iptables_nft("raw.v4"),
         &[
             // `--ports 9002,9003` means the client's port, too: so some are let in.
-            // A helper gives packets a template, too.
-            (TCP, 21, Served, &[Helper, EstablishedOnly, ConnectionMark, Unknown]),
+            (TCP, 21, Served, &[Helper, EstablishedOnly, ConnectionMark]),
             (TCP, 9001, Served, &[EstablishedOnly, ConnectionMark, OpensAccess, Unknown]),
             (TCP, 9002, Served, &[EstablishedOnly, ConnectionMark, OpensAccess, Unknown]),
             // Only the SYN is let in without state; clients that use 9002 themselves meet the limit.

@@ -6,10 +6,14 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use super::random::Random;
-use crate::lab::{Flow, Place, Plan, Proto, Wire};
+use crate::lab::{Flow, HOST, Place, Plan, Proto, Wire};
 
 /// Where something listens, on every host.
 pub const PORTS: [u16; 4] = [53, 80, 443, 8080];
+/// Another port that rules know, whatever is asked.
+const OTHERWISE: u16 = 22;
+/// No TCP client has a port below this one, unless it means harm.
+const FIRST_OF_CLIENTS: u16 = 512;
 
 /// A family's addresses.
 pub struct Addresses {
@@ -90,9 +94,15 @@ pub fn build() -> Result<Place> {
         "route add {} via {}\nroute add {} via {}\n",
         V4.virtual_one, V4.outside, V6.virtual_one, V6.outside
     ))?;
-    let ports: Vec<_> = PORTS.iter().flat_map(|port| [(Proto::Tcp, *port), (Proto::Udp, *port)]).collect();
+    let ports = PORTS.into_iter().chain([OTHERWISE]);
+    let ports: Vec<_> = ports.flat_map(|port| [(Proto::Tcp, port), (Proto::Udp, port)]).collect();
     place.serve(&ports, &[])?;
     Ok(place)
+}
+
+/// Whether its client has a port that tells of a bad intention.
+pub fn is_hostile(flow: &Flow) -> bool {
+    flow.proto == Proto::Tcp && flow.from_port.is_some_and(|port| port < FIRST_OF_CLIENTS)
 }
 
 /// The flows for what is asked.
@@ -100,12 +110,13 @@ pub fn flows(asked: &Asked) -> Vec<Flow> {
     let Asked { proto, port, other } = *asked;
     let mut flows = Vec::new();
     for (family, lo) in [(&V4, "127.0.0.1"), (&V6, "::1")] {
+        let address = |text: &str| -> IpAddr { text.parse().expect("an address of this file") };
+        let mut bound = Vec::new();
         let mut add = |who: &str, to: &str, at: u16, from_port: Option<u16>| {
-            let to: IpAddr = to.parse().expect("an address of this file");
             flows.push(Flow {
                 who: who.to_owned(),
                 proto,
-                to: (to, at).into(),
+                to: (address(to), at).into(),
                 from: None,
                 from_port,
                 held: 0,
@@ -113,17 +124,19 @@ pub fn flows(asked: &Asked) -> Vec<Flow> {
                 seen_as: None,
             });
         };
-        for at in [port, other] {
+        for at in [port, other, OTHERWISE] {
             // To itself, in from everywhere, out to everywhere.
             add("host", lo, at, None);
             add("host", family.lan, at, None);
             add("host", family.wan, at, None);
+            add("host", family.dmz, at, None);
             add("L", family.lan, at, None);
             add("L", family.wan, at, None);
             add("W", family.wan, at, None);
             add("V", family.dmz, at, None);
             add("host", family.outside, at, None);
             add("host", family.client, at, None);
+            add("host", family.neighbour, at, None);
             // Forwarded, plain and (if a rule says so) translated.
             add("L", family.outside, at, None);
             add("L", family.neighbour, at, None);
@@ -131,23 +144,58 @@ pub fn flows(asked: &Asked) -> Vec<Flow> {
             add("V", family.outside, at, None);
             add("host", family.virtual_one, at, None);
             add("L", family.virtual_one, at, None);
-            // From the asked port.
-            add("L", family.lan, at, Some(port));
-            // Not both ways between the same ends: one's question would be the other's answer.
+            // Bound to another address than the route's: only a rule that translates it brings the answers back from outside.
+            bound.extend([
+                (family.lan, family.outside, at, None),
+                (family.lan, family.neighbour, at, None),
+                (family.wan, family.client, at, None),
+                (family.lan, family.wan, at, None),
+                (family.dmz, family.lan, at, None),
+                (family.wan, lo, at, None),
+            ]);
+            // From the asked port. Not both ways between the same ends: one's question would be the other's answer.
             let udp = proto == Proto::Udp;
+            if !udp && port < FIRST_OF_CLIENTS {
+                add("W", family.wan, at, Some(port));
+                add("L", family.lan, at, Some(port));
+                continue;
+            }
+            add("L", family.lan, at, Some(port));
             if !(udp && at == port) {
                 add("W", family.wan, at, Some(port));
                 add("V", family.client, at, Some(port));
             }
             add("L", family.outside, at, Some(port));
+            if !(udp && at == port) {
+                add("L", family.neighbour, at, Some(port));
+                add("V", family.outside, at, Some(port));
+            }
             if udp {
-                // A TCP client can't have the port of a server.
+                // A server asks others from the port where it is asked.
                 add("host", family.outside, at, Some(port));
+                bound.push((family.lan, family.outside, at, Some(port)));
                 if at != port {
+                    add("host", family.lan, at, Some(port));
                     add("host", family.client, at, Some(port));
+                    add("host", family.neighbour, at, Some(port));
                 }
             }
         }
+        if proto == Proto::Udp {
+            for from in [other, OTHERWISE] {
+                add("host", lo, port, Some(from));
+            }
+        }
+        flows.extend(bound.into_iter().map(|(from, to, at, from_port)| Flow {
+            who: HOST.to_owned(),
+            proto,
+            to: (address(to), at).into(),
+            from: Some(address(from)),
+            from_port,
+            held: 0,
+            questions: 2,
+            seen_as: None,
+        }));
     }
     flows
 }

@@ -74,6 +74,7 @@ pub fn run(options: &Options) -> Result<bool> {
                 }
                 if only.is_some() {
                     println!("asked about {}/{}, other port {}\n{set}", asked.port, asked.proto, asked.other);
+                    trial.before().for_each(|line| println!("before: {line}"));
                     for answer in &found {
                         println!("{answer}");
                     }

@@ -111,12 +111,12 @@ impl fmt::Display for Tally {
             "{:.0} % of the flows passed before",
             100.0 * self.passing[0] as f64 / self.passing[1].max(1) as f64
         )?;
-        let harmless = self.refused_harmless + self.advised.saturating_sub(self.bad);
+        let harmless = self.refused_harmless + self.advised.saturating_sub(self.bad + self.advised_idle);
         if harmless > 0 {
             writeln!(
                 f,
-                "refused though harmless to these flows: {} of {harmless} harmless ones, {:.0} %; {} more for a limit, a mark or a helper, \
-                 which flows don't show",
+                "refused though harmless to these flows: {} of {harmless} harmless ones that have flows, {:.1} %; {} more for a limit, a \
+                 mark or a helper, which flows don't show",
                 self.refused_harmless,
                 100.0 * self.refused_harmless as f64 / harmless as f64,
                 self.refused_unseen

@@ -94,8 +94,13 @@ impl Answer {
         self.harms.iter().all(|harm| matches!(harm, Harm::Undo(_)))
     }
 
-    /// Refused, though it would have been fine; a limit, a mark or a helper would be lost without a flow that shows it.
+    /// Refused, though it would have been fine; a limit, a mark or a helper would be lost without a flow that shows it. Where no
+    /// flow of its own passes, nobody would ask, and nothing shows that it would be fine.
     pub fn is_refused_without_need(&self) -> bool {
+        self.own_flows > 0 && self.is_without_need()
+    }
+
+    fn is_without_need(&self) -> bool {
         matches!(&self.verdict, Verdict::Refused(objections) if !objections.iter().any(|(kind, text)| is_unseen(*kind, text)))
             && self.is_harmless()
     }
@@ -131,7 +136,9 @@ impl fmt::Display for Answer {
 /// Whether the loss is one that a flow or two don't show.
 pub fn is_unseen(kind: ObjectionKind, text: &str) -> bool {
     matches!(kind, ObjectionKind::ConnectionMark | ObjectionKind::Helper)
-        || ["limit", "ct count", "hashlimit"].iter().any(|word| text.contains(word))
+        || ["limit", "ct count", "connmark", "ct mark", "label", "helper", "length"]
+            .iter()
+            .any(|word| text.contains(word))
 }
 
 /// Loads a random set; sets that the tools refuse are counted and made anew.
@@ -174,8 +181,19 @@ impl<'a> Trial<'a> {
         let flows = ground::flows(asked);
         place.host().run(lab::flush)?;
         let before = measure(place, &flows, SHORT)?;
+        // Whoever means harm must not be let in; what else becomes of them is nobody's concern.
+        let counts = |(flow, seen): &(Flow, Seen)| !ground::is_hostile(flow) || seen.answer.is_none();
+        let (flows, before) = flows.into_iter().zip(before).filter(counts).unzip();
         let (entries, rules) = place.host().run(|| Ok((lab::entries()?, rules()?)))?;
         Ok(Self { place, asked: *asked, set: set.clone(), flows, before, entries, rules })
+    }
+
+    /// The flows and what became of them before.
+    pub fn before(&self) -> impl Iterator<Item = String> {
+        self.flows
+            .iter()
+            .zip(&self.before)
+            .map(|(flow, seen)| format!("{flow}: {}", seen.answer.as_deref().unwrap_or("no answer")))
     }
 
     /// Asks about each side of the port.

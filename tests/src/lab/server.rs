@@ -37,7 +37,7 @@ impl Server {
                 for (proto, port) in ports {
                     let at = SocketAddr::new(*address, *port);
                     let socket = match proto {
-                        Proto::Tcp => TcpListener::bind(at).map(Socket::Tcp),
+                        Proto::Tcp => sys::listening_tcp(at).map(Socket::Tcp),
                         Proto::Udp => sys::bound_udp(at).map(Socket::Udp),
                     };
                     sockets.push(socket.with_context(|| format!("{name} listening at {at}/{proto}"))?);

@@ -7,7 +7,7 @@ use crate::firewall::ir::{
     Action, Base, Chain, Condition, End, Family, Field, Hook, Kind, Rule, RuleTable, Step, Tool, state,
 };
 use crate::firewall::ranges::Ranges;
-use crate::firewall::{ExemptTarget, Firewall, ObjectionKind, Scope};
+use crate::firewall::{Dump, ExemptTarget, Firewall, ObjectionKind, Save, Scope};
 use crate::model::Protocol;
 
 const PORT: u16 = 80;
@@ -212,6 +212,23 @@ fn table() -> impl Strategy<Value = RuleTable> {
             name: "random".to_owned(),
             chains: vec![input, later, output, a, b],
         })
+}
+
+#[test]
+fn many_questions_about_each_packet_are_followed() {
+    let mut text = "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT DROP [0:0]\n".to_owned();
+    for chain in ["INPUT", "OUTPUT"] {
+        for length in 0..40 {
+            text += &format!(
+                "-A {chain} -m length --length {length} -j ACCEPT\n-A {chain} -m ttl --ttl-eq {length}\n"
+            );
+        }
+        text += &format!("-A {chain} -m conntrack --ctstate NEW,ESTABLISHED,UNTRACKED -j ACCEPT\n");
+    }
+    let save = Save { tool: "iptables-save".to_owned(), ipv6: false, legacy: true, text: text + "COMMIT\n" };
+    let (firewall, _) = Firewall::parse(&Dump { saves: vec![save], ..Dump::default() });
+    let target = ExemptTarget { proto: Protocol::TCP, port: PORT, scope: Scope::Served };
+    assert_eq!(firewall.objections(&target), []);
 }
 
 proptest! {

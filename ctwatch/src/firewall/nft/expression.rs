@@ -141,6 +141,7 @@ enum Key {
     Status,
     Direction,
     Mark,
+    Helper(String),
     TcpFlags,
     AddressType(End),
     Concat(Vec<Subject>),
@@ -176,7 +177,12 @@ impl Subject {
                 "state" => (Key::State, Vec::new()),
                 "status" => (Key::Status, vec![Condition::Tracked]),
                 "direction" => (Key::Direction, vec![Condition::Tracked]),
-                "mark" | "zone" | "helper" | "label" | "id" => (other(Stays::Flow), vec![Condition::Tracked]),
+                // That of the connection which announced this one; nothing holds where there is none: nft_ct_get_eval.
+                "helper" => (
+                    Key::Helper(expression.to_string()),
+                    vec![Condition::Tracked, Condition::Helped("any".to_owned())],
+                ),
+                "mark" | "zone" | "label" | "id" => (other(Stays::Flow), vec![Condition::Tracked]),
                 _ => (other(Stays::Packet), vec![Condition::Tracked]),
             }
         } else if expression["fib"]["result"] == "type" {
@@ -220,6 +226,7 @@ impl Subject {
                 "reply" => true,
                 _ => return None,
             }),
+            Key::Helper(text) => Condition::Helped(format!("{text} {value}")),
             Key::Mark => Condition::Mark { mask: u32::MAX, value: u32_of(value)? },
             Key::TcpFlags => Condition::TcpFlags { mask: u8::MAX, value: flags(value)? },
             Key::AddressType(end) => Condition::AddressType(*end, value.as_str()?.to_owned()),
