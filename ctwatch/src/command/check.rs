@@ -12,6 +12,7 @@ use crate::contract::{self, CheckItem, CheckProgram, SCHEMA};
 use crate::error::Exit;
 use crate::kernel::Kernel;
 use crate::probe::{Probe, offsets};
+use crate::stderr::Progress;
 use ctwatch_common::config::Config as Offsets;
 
 /// Runs it.
@@ -22,12 +23,14 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
         let (symbols, btf) = kernel.both()?;
         Probe::try_load(&offsets::resolve(btf, symbols)?)
     };
+    let progress = Progress::show(|| "trying what this kernel has and allows".to_owned());
     let mut found = look(&roots, &kernel, Some(&try_bpf));
     if module::loaded(&roots).is_some() {
         found.items.push(judge());
     }
     let chosen = backend::choose(BackendChoice::Auto, &found).ok().map(|(backend, _)| backend);
     let programs = if check.verifier { verify(&kernel)? } else { Vec::new() };
+    drop(progress);
     let rejected = programs.iter().any(|program| !program.ok);
     view(check.format, &config.look, None)
         .check(&contract::Check {

@@ -2,6 +2,7 @@
 //! stdout is for scripts, a line of JSON for each thing that happened; people read stderr.
 
 mod exec;
+mod pressure;
 mod rules;
 mod snapshot;
 
@@ -20,7 +21,7 @@ use super::live::{
 use super::output::Output;
 use super::{VERSION, event_loop};
 use crate::cli::{Config, RecordConfig};
-use crate::contract::{Notice, Start};
+use crate::contract::{Notice, Start, TableStatus};
 use crate::error::{Exit, Failure};
 use crate::files::place::{self, Sharing};
 use crate::foreign::{Foreign, Shown as _, harmless, to_json};
@@ -32,11 +33,13 @@ use crate::probe::plan::ProbeOptions;
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{EndReason, Run, SnapshotReason};
+use crate::record::trigger::Condition;
 use crate::record::writer_thread::WriterThread;
 use crate::record::{DiskFull, Lock, RetentionLimits, SCHEMA, Writer, files};
 use crate::state::StateConfig;
 use crate::{netns, stderr};
 use exec::Commands;
+use pressure::Pressure;
 use rules::{News, RuleWatch};
 use snapshot::SnapshotQueue;
 
@@ -84,9 +87,9 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Ex
     let Some(mut session) = session.await? else {
         return Ok(if record.once { Exit::NoIncident } else { Exit::Done });
     };
-    let cannot_fire = check_triggers(record, session.backend)?;
+    let cannot_fire = check_triggers(record, session.backend, session.watch.has_no_limit())?;
     let mut recording = Recording::start(record, &roots, lock, &session)?;
-    if let Some(text) = cannot_fire {
+    for text in cannot_fire {
         recording.tell("trigger_cannot_fire", &text);
     }
     if !waited {
@@ -117,20 +120,45 @@ fn counts_flows(record: &RecordConfig, backend: Backend) -> bool {
     record.count_flows && backend == Backend::Kprobe
 }
 
-/// What is to be said of triggers that can't fire with this backend.
-fn check_triggers(record: &RecordConfig, backend: Backend) -> Result<Option<String>, Failure> {
-    let cannot_fire: Vec<String> =
-        record.when.iter().filter(|one| one.needs_flows()).map(ToString::to_string).collect();
-    if cannot_fire.is_empty() || counts_flows(record, backend) {
-        return Ok(None);
+/// What is to be said of triggers that can't fire here. If none of them can, that is all.
+fn check_triggers(
+    record: &RecordConfig,
+    backend: Backend,
+    is_unlimited: bool,
+) -> Result<Vec<String>, Failure> {
+    let has_flows = counts_flows(record, backend);
+    let without_flows = (!has_flows).then(|| without_flows(record, backend)).flatten();
+    let without_limit = is_unlimited.then(|| without_limit(record)).flatten();
+    let texts: Vec<String> = without_flows.into_iter().chain(without_limit).collect();
+    let can_fire =
+        |one: &Condition| (has_flows || !one.needs_flows()) && !(is_unlimited && one.needs_limit());
+    if record.when.is_empty() || record.when.iter().any(can_fire) {
+        return Ok(texts);
     }
-    let text = format!(
-        "--when {}: it can't fire: the time to full follows from counted flows, and the {} backend doesn't count \
+    Err(Failure::cannot_watch(texts.join("; ")))
+}
+
+fn without_flows(record: &RecordConfig, backend: Backend) -> Option<String> {
+    let conditions = named(record, Condition::needs_flows)?;
+    Some(format!(
+        "--when {conditions}: it can't fire: the time to full follows from counted flows, and the {} backend doesn't count \
          them: take fill>=90%, or the kprobe backend (`ctwatch check` says what it lacks here)",
-        cannot_fire.join(", "),
         backend.name()
-    );
-    if cannot_fire.len() == record.when.len() { Err(Failure::cannot_watch(text)) } else { Ok(Some(text)) }
+    ))
+}
+
+fn without_limit(record: &RecordConfig) -> Option<String> {
+    let conditions = named(record, Condition::needs_limit)?;
+    Some(format!(
+        "--when {conditions}: it can't fire: nf_conntrack_max is 0, so the table has no limit and is never full: take drops>0, or \
+         set a limit"
+    ))
+}
+
+/// The conditions that are such.
+fn named(record: &RecordConfig, is_such: fn(&Condition) -> bool) -> Option<String> {
+    let such: Vec<String> = record.when.iter().filter(|one| is_such(one)).map(ToString::to_string).collect();
+    (!such.is_empty()).then(|| such.join(", "))
 }
 
 /// For a supervisor that waits for it (systemd's Type=notify) and shows the status; without one it is nothing.
@@ -163,9 +191,12 @@ struct Recording<'a> {
     start: Start,
     lock: Arc<Lock>,
     snapshots: SnapshotQueue,
+    pressure: Pressure,
     rules: RuleWatch,
     commands: Commands,
     own: NetnsId,
+    /// No table has a limit, and it has been said what that means.
+    is_unlimited: bool,
     out: Outlet,
     output: Output,
 }
@@ -190,8 +221,21 @@ impl<'a> Recording<'a> {
         let commands = Commands::new(record.exec.clone());
         let rules = RuleWatch::new(roots, own);
         let (out, output) = Output::open()?;
-        let mut recording =
-            Self { record, recorder, run, start, lock, snapshots, rules, commands, own, out, output };
+        let mut recording = Self {
+            record,
+            recorder,
+            run,
+            start,
+            lock,
+            snapshots,
+            pressure: Pressure::default(),
+            rules,
+            commands,
+            own,
+            is_unlimited: session.watch.has_no_limit(),
+            out,
+            output,
+        };
         recording.say_open()?;
         Ok(recording)
     }
@@ -311,6 +355,18 @@ impl<'a> Recording<'a> {
         self.recorder.notice(WallMono::now(), code, text);
     }
 
+    /// Says it when the last limit is taken away, and some trigger waits in vain from then on.
+    fn follow_limits(&mut self, tables: &[TableStatus]) {
+        let mut there = tables.iter().filter(|table| !table.gone && table.max.is_some()).peekable();
+        let is_unlimited = there.peek().is_some() && there.all(|table| table.max == Some(0));
+        if std::mem::replace(&mut self.is_unlimited, is_unlimited) || !is_unlimited {
+            return;
+        }
+        if let Some(text) = without_limit(self.record) {
+            self.tell("trigger_cannot_fire", &text);
+        }
+    }
+
     fn say_open(&mut self) -> Result<()> {
         self.say(&Line::Recording {
             time: self.run.started.time,
@@ -369,6 +425,10 @@ impl LiveSink for Recording<'_> {
             self.snapshots.start(fired.measured.netns, SnapshotReason::Trigger)?;
             self.rules.trigger(fired.measured.netns, Instant::now());
         }
+        for netns in self.pressure.due(&outcome.report, Instant::now()) {
+            self.snapshots.start(netns, SnapshotReason::Changed)?;
+        }
+        self.follow_limits(&outcome.report.tables);
         Ok(TickOutcome { unexplained: outcome.report.unexplained, lost_events: outcome.report.lost_events })
     }
 

@@ -47,6 +47,8 @@ pub(super) struct Facts {
     pub gaps_s: f64,
     /// The highest fill, and in which netns.
     pub peak: Option<(f64, Foreign)>,
+    /// The most entries of a table without a limit, and in which netns.
+    pub unlimited: Option<(u32, Foreign)>,
     pub occupancy: Occupancy,
 }
 
@@ -140,9 +142,15 @@ impl Facts {
 
     fn quiet(&self, from: Timestamp, to: Timestamp, clock: &Clock) -> String {
         let when = between(from, to, clock);
-        let fill = match &self.peak {
-            Some((fill, netns)) => format!("the fullest table ({netns}) was {} full at most", percent(*fill)),
-            None => "how full the table was is unknown".to_owned(),
+        let fill = match (&self.peak, &self.unlimited) {
+            (Some((fill, netns)), _) => {
+                format!("the fullest table ({netns}) was {} full at most", percent(*fill))
+            }
+            (None, Some((count, netns))) => {
+                let entries = counted(u64::from(*count), Unit::Entries);
+                format!("the table ({netns}) had no limit, and {entries} at most")
+            }
+            (None, None) => "how full the table was is unknown".to_owned(),
         };
         let (packets, entries) = self.missed;
         if packets + entries > 0 {
@@ -393,10 +401,10 @@ fn between(from: Timestamp, to: Timestamp, clock: &Clock) -> String {
 /// Two times, the second with its zone. Minutes where these are enough: then the span is widened to them.
 fn times(from: Timestamp, to: Timestamp, clock: &Clock) -> (String, String) {
     if to.duration_since(from).as_secs_f64() < MINUTES_S {
-        return (clock.time(from), format!("{} {}", clock.time(to), clock.zone(to)));
+        return (clock.time(from), clock.time_and_zone(to));
     }
     let up = to + SignedDuration::from_secs(59);
-    (clock.minute(from), format!("{} {}", clock.minute(up), clock.zone(up)))
+    (clock.minute(from), clock.minute_and_zone(up))
 }
 
 fn reason(cause: Cause, table: &str) -> Option<String> {
