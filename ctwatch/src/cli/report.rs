@@ -33,7 +33,7 @@ pub struct ReportArgs {
     format: Option<Format>,
     #[command(flatten)]
     anonymize: AnonymizeArgs,
-    /// Write to this file, which must not exist yet; - is standard output
+    /// Write to this new file; - is standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::text::nearest;
+
 /// Words for what a command does.
 const COMMANDS: &[(&str, &str)] = &[
     ("top", "drops"),
@@ -70,7 +72,7 @@ const FLAGS: &[(&str, &str)] = &[
 pub(super) fn with_tip(mut error: clap::Error, all: &Command, arguments: &[OsString]) -> clap::Error {
     let tip = match error.kind() {
         ErrorKind::InvalidSubcommand if error.get(ContextKind::SuggestedSubcommand).is_none() => {
-            command(&error)
+            command(&error, all)
         }
         ErrorKind::UnknownArgument if error.get(ContextKind::SuggestedArg).is_none() => {
             flag(&error, all, arguments)
@@ -90,9 +92,10 @@ fn text(error: &clap::Error, kind: ContextKind) -> Option<&str> {
     }
 }
 
-fn command(error: &clap::Error) -> Option<String> {
+fn command(error: &clap::Error, all: &Command) -> Option<String> {
     let word = text(error, ContextKind::InvalidSubcommand)?.to_lowercase();
-    let (_, command) = COMMANDS.iter().find(|(known, _)| *known == word)?;
+    let known = COMMANDS.iter().find(|(known, _)| *known == word).map(|(_, command)| *command);
+    let command = known.or_else(|| nearest(&word, all.get_subcommands().map(Command::get_name)))?;
     Some(format!("'ctwatch {command}' may be what is meant"))
 }
 

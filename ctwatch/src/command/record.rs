@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use tokio::time::sleep;
 
 use super::live::{
     self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, StopReason, TickOutcome,
@@ -45,6 +46,8 @@ use snapshot::SnapshotQueue;
 
 /// How long the end may take once a signal came: the disk may be slow, and it may not answer at all.
 const DISK: Duration = Duration::from_secs(30);
+/// How long the end of a run that ends by itself waits for tables that are being listed.
+const SNAPSHOTS: Duration = Duration::from_secs(3);
 /// How long a supervisor may take to hear something.
 const SUPERVISOR: Duration = Duration::from_secs(1);
 
@@ -288,6 +291,7 @@ impl<'a> Recording<'a> {
     }
 
     async fn end(&mut self, reason: EndReason, shutdown: &mut Shutdown) -> Result<()> {
+        self.finish_snapshots(reason).await?;
         let until = Instant::now() + Commands::patience(reason);
         // They may read the file, and it is closed best while nobody does.
         self.commands.wait(until, shutdown, |text| stderr::line(text)).await;
@@ -302,6 +306,17 @@ impl<'a> Recording<'a> {
         };
         self.say_closed(&self.record.output, reason)?;
         finished.and(said)
+    }
+
+    /// What was begun to be read is waited for a moment, if nobody is in a hurry.
+    async fn finish_snapshots(&mut self, reason: EndReason) -> Result<()> {
+        let is_calm = matches!(reason, EndReason::Duration | EndReason::Once);
+        let until = Instant::now() + SNAPSHOTS;
+        while is_calm && self.snapshots.is_busy() && Instant::now() < until {
+            sleep(Duration::from_millis(20)).await;
+            self.collect()?;
+        }
+        Ok(())
     }
 
     /// Incidents are told once they are in the file: who hears of one may ask for it at once.

@@ -70,6 +70,11 @@ impl SnapshotQueue {
         Ok(())
     }
 
+    /// Whether one goes on or waits.
+    pub fn is_busy(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// What was found meanwhile.
     pub fn taken(&mut self) -> Result<Option<Snapshot>> {
         let found = self.receiver.try_recv().ok();

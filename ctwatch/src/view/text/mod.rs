@@ -384,7 +384,8 @@ impl<W: Write> View for TextView<W> {
             }
         }
         let headings = self.by != By::Netns && of_netns.iter().flatten().count() > 1;
-        if !headings {
+        let is_one = of_netns.iter().flatten().count() <= 1;
+        if is_one {
             // What sums up the rest stands with the rows that it sums up.
             self.rows(end.rows.iter())?;
         }
@@ -392,6 +393,8 @@ impl<W: Write> View for TextView<W> {
             if headings {
                 let heading = netns.map_or_else(|| "all netns".to_owned(), |netns| self.name_of(netns));
                 writeln!(self.out, "{heading}:")?;
+            }
+            if !is_one {
                 self.rows(end.rows.iter().filter(|row| row.netns == *netns))?;
             }
             if let Some(occupied) = end.occupied.iter().find(|occupied| Some(occupied.netns) == *netns) {
