@@ -27,6 +27,7 @@ pub mod process;
 pub mod record;
 #[cfg(test)]
 mod rooms;
+pub mod sandbox;
 pub mod state;
 pub mod stderr;
 #[doc(hidden)]

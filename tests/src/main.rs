@@ -186,7 +186,9 @@ fn load(url: &str, rate: f64, seconds: f64, timeout: f64, per_connection: u32) -
     sys::run_first();
     let (to, path) = http::of_url(url)?;
     let timeout = Duration::try_from_secs_f64(timeout)?;
-    let report = http::Load { to, path, rate, seconds, timeout, per_connection }.run()?;
+    let report =
+        http::Load { to, path, rate, seconds, timeout, per_connection, begun: http::Begun::default() }
+            .run()?;
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 
 use super::live::{self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, TickOutcome};
-use super::{VERSION, event_loop, netns_spec};
+use super::{VERSION, confine, event_loop, netns_spec};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
 use crate::advise::refused::FirstTimeouts;
@@ -26,6 +26,7 @@ use crate::machine::Host;
 use crate::model::{Backend, Locals, Loss, Sample};
 use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
+use crate::sandbox::{Files, Work};
 use crate::stderr::Progress;
 use crate::text::did_you_mean;
 use crate::{stderr, view};
@@ -39,6 +40,7 @@ pub fn run(config: &Config, advise: &AdviseConfig) -> Result<Exit> {
     if let Some(path) = &advise.recording {
         return recorded::run(config, advise, path);
     }
+    confine(config, Work::RunsPrograms, &Files::default());
     event_loop()?.block_on(measure_and_advise(config, advise))
 }
 

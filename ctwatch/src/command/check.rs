@@ -5,19 +5,22 @@ use anyhow::{Context, Result};
 
 use super::live::backend;
 use super::preflight::look;
-use super::{VERSION, view};
+use super::{VERSION, confine, view};
 use crate::cli::{BackendChoice, CheckConfig, Config};
 use crate::conntrack::{module, stat};
 use crate::contract::{self, CheckItem, CheckProgram, SCHEMA};
 use crate::error::Exit;
 use crate::kernel::Kernel;
 use crate::probe::{Probe, offsets};
+use crate::sandbox::{self, Files, Work};
 use crate::stderr::Progress;
 use ctwatch_common::config::Config as Offsets;
 
 /// Runs it.
 pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
     let roots = config.roots();
+    let confines = confines();
+    confine(config, Work::Watches, &Files::default());
     let kernel = Kernel::read(&roots);
     let try_bpf = || {
         let (symbols, btf) = kernel.both()?;
@@ -28,6 +31,7 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
     if module::loaded(&roots).is_some() {
         found.items.push(judge());
     }
+    found.items.push(confines);
     let chosen = backend::choose(BackendChoice::Auto, &found).ok().map(|(backend, _)| backend);
     let programs = if check.verifier { verify(&kernel)? } else { Vec::new() };
     drop(progress);
@@ -62,6 +66,18 @@ fn judge() -> CheckItem {
         ok: Some(ok),
         found,
         remedy: (!ok).then(|| REMEDY.to_owned()),
+    }
+}
+
+/// What this kernel has to confine ctwatch with. It watches the same without.
+fn confines() -> CheckItem {
+    const REMEDY: &str = "nothing: it works the same. From 5.13 on, with `landlock` in lsm=, readers of recordings see no other file";
+    let (has, lacks) = sandbox::support();
+    CheckItem {
+        name: "sandbox".to_owned(),
+        ok: lacks.is_none().then_some(true),
+        found: lacks.as_ref().map_or_else(|| has.clone(), |lacks| format!("{has}; not there: {lacks}")),
+        remedy: lacks.map(|_| REMEDY.to_owned()),
     }
 }
 

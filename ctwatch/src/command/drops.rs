@@ -6,20 +6,23 @@ use jiff::Timestamp;
 
 use super::live::{self, AttachRequest, LiveLoop, LiveSession, LiveSink, Shutdown, TickOutcome};
 use super::output::Output;
-use super::{event_loop, netns_spec, view_on};
-use crate::cli::{Config, DropsConfig, TableFullBy};
+use super::{confine, event_loop, netns_spec, view_on};
+use crate::cli::{BackendChoice, Config, DropsConfig, TableFullBy};
 use crate::contract::{End, Notice};
 use crate::error::Exit;
 use crate::kernel::roots::Roots;
 use crate::model::{Backend, Insert, Loss, Sample};
 use crate::probe::diagnostics;
 use crate::probe::plan::ProbeOptions;
+use crate::sandbox::{Files, Work};
 use crate::state::State;
 use crate::view::View;
 
 /// Runs it.
 pub fn run(config: &Config, drops: &DropsConfig) -> Result<Exit> {
     let roots = config.roots();
+    let lists_only = drops.backend == BackendChoice::Forced(Backend::Counters);
+    confine(config, if lists_only { Work::Lists } else { Work::Watches }, &Files::default());
     event_loop()?.block_on(stream(config, drops, roots))
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, anyhow, bail};
 
 use super::atomic_outputs::AtomicOutputs;
+use super::confine;
 use super::interruption::interrupted;
 use crate::cli::{Config, ExportConfig, ExportFormat};
 use crate::error::{Exit, Failure};
@@ -19,12 +20,14 @@ use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::Span;
 use crate::record::ticks_read;
+use crate::sandbox::{Files, Work};
 use crate::stderr::Progress;
 use crate::text::thousands;
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ExportConfig) -> Result<Exit> {
     let target = target(arguments)?;
+    confine(config, Work::Reads, &Files::read([&arguments.file]).write(arguments.output.as_deref()));
     let recording = Recording::open(&arguments.file)?;
     let Some(bounds) = recording.bounds(&recording.runs()?)? else {
         bail!("exporting {}: it contains no runs", arguments.file.shown());

@@ -21,8 +21,10 @@ use std::io::{Write, stdout};
 use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::cli::Format;
+use crate::cli::{Config, Format};
 use crate::model::NetnsId;
+use crate::sandbox::{self, Files, Work};
+use crate::stderr;
 use crate::text::TextOptions;
 use crate::view::View;
 use crate::view::json::JsonView;
@@ -30,6 +32,16 @@ use crate::view::text::TextView;
 
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Gives up what this command doesn't need; before anything else, as threads hand it down. Only who asks hears of a
+/// kernel that lacks something: `check` says so, too.
+fn confine(config: &Config, work: Work, files: &Files) {
+    for what in sandbox::enter(work, files, &config.roots()) {
+        if config.verbosity > 0 {
+            stderr::line(format_args!("not confined: {what}"));
+        }
+    }
+}
 
 /// What a command that waits runs in: one thread.
 fn event_loop() -> Result<Runtime> {

@@ -20,7 +20,7 @@ use super::live::{
     self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, StopReason, TickOutcome,
 };
 use super::output::Output;
-use super::{VERSION, event_loop};
+use super::{VERSION, confine, event_loop};
 use crate::cli::{Config, RecordConfig};
 use crate::contract::{Notice, Start, TableStatus};
 use crate::error::{Exit, Failure};
@@ -37,6 +37,7 @@ use crate::record::rows::{EndReason, Run, SnapshotReason};
 use crate::record::trigger::Condition;
 use crate::record::writer_thread::WriterThread;
 use crate::record::{DiskFull, Lock, RetentionLimits, SCHEMA, Writer, files};
+use crate::sandbox::{Files, Work};
 use crate::state::StateConfig;
 use crate::{netns, stderr};
 use exec::Commands;
@@ -57,6 +58,7 @@ pub fn run(config: &Config, record: &RecordConfig) -> Result<Exit> {
     let output = place::file(&record.output, Sharing::Refused)
         .map_err(|error| Failure::usage(format!("recording to {}: {error}", record.output.shown())))?;
     let record = RecordConfig { output, ..record.clone() };
+    confine(config, Work::RunsPrograms, &Files::keep(&record.output));
     event_loop()?.block_on(keep(config, &record, roots))
 }
 

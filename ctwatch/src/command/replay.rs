@@ -12,7 +12,7 @@ use super::drops::Shown;
 use super::interruption::interrupted;
 use super::live::LiveSink as _;
 use super::live::Shutdown;
-use super::{event_loop, view};
+use super::{confine, event_loop, view};
 use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
@@ -23,12 +23,14 @@ use crate::record::replay::Replay;
 use crate::record::rows::Names;
 use crate::record::span::Span;
 use crate::record::{Fault, Recording, ticks_read};
+use crate::sandbox::{Files, Work};
 use crate::state::{State, StateConfig};
 use crate::stderr::Progress;
 use crate::text::thousands;
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
+    confine(config, Work::Reads, &Files::read([&arguments.file]));
     // What is left of it by then, nobody read.
     interrupted(Exit::Failed)?;
     event_loop()?.block_on(replay(config, arguments))

@@ -6,20 +6,22 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::VERSION;
 use super::atomic_outputs::AtomicOutputs;
 use super::interruption::interrupted;
+use super::{VERSION, confine};
 use crate::cli::{Config, ReportConfig};
 use crate::error::Exit;
 use crate::foreign::Shown as _;
 use crate::postmortem::{gather, render};
 use crate::record::ticks_read;
+use crate::sandbox::{Files, Work};
 use crate::stderr::Progress;
 use crate::text::thousands;
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReportConfig) -> Result<Exit> {
     let ReportConfig { request, format, output } = arguments;
+    confine(config, Work::Reads, &Files::read(&request.files).write(output.as_deref()));
     let progress = Progress::show(|| format!("reading the recording: {} ticks", thousands(ticks_read())));
     let report = gather(request, VERSION, &config.look.time_zone)?;
     let text = render(&report, *format, &config.look.time_zone)?;

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::live::Shutdown;
 use super::netns_spec;
-use super::{VERSION, event_loop, view};
+use super::{VERSION, confine, event_loop, view};
 use crate::cli::{Config, TableConfig};
 use crate::conntrack::census::{self, Refusal};
 use crate::conntrack::{addresses, module, tracking};
@@ -22,6 +22,7 @@ use crate::kernel::capabilities::{Capabilities, Capability};
 use crate::kernel::roots::Roots;
 use crate::model::{Locals, NetnsId};
 use crate::netns::{self, Netns};
+use crate::sandbox::{Files, Work};
 use crate::state::table::{Breakdown, BreakdownConfig, ScanContext, TableResult, combine};
 use crate::stderr::Progress;
 use crate::text::thousands;
@@ -34,6 +35,7 @@ const NOT_LOADED: &str = "nf_conntrack is not loaded, so nothing is tracked and 
 
 /// Runs it.
 pub fn run(config: &Config, table: &TableConfig) -> Result<Exit> {
+    confine(config, Work::Lists, &Files::default());
     let runtime = event_loop()?;
     let exit = runtime.block_on(look_on(config, table));
     // A listing that was cut short ends with the process.

@@ -7,9 +7,14 @@ use super::roots::Roots;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is named like its CAP_ constant")]
 pub enum Capability {
+    DacOverride = 1,
+    DacReadSearch = 2,
     NetAdmin = 12,
+    NetRaw = 13,
     SysPtrace = 19,
     SysAdmin = 21,
+    SysResource = 24,
+    Syslog = 34,
     Perfmon = 38,
     Bpf = 39,
 }

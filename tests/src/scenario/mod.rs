@@ -31,6 +31,7 @@ mod occupancy;
 mod odd;
 mod owners;
 mod prerouting;
+mod privileges;
 mod published;
 mod readers;
 mod record;
@@ -262,6 +263,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("advice_is_followed_and_undone", advice::followed_and_undone, 600, ON_6_12),
     // Capabilities, memlock and sandboxes: 5.10 has the rules from before memcg accounting.
     Scenario("record_as_a_systemd_unit", systemd::the_unit_records, 300, OLDEST_AND_NEWEST),
+    Scenario("live_commands_need_exactly_their_capabilities", privileges::exactly_those, 240, ALL),
     Scenario("table_rights_and_mistakes", census_odds::rights_and_mistakes, 240, OLDEST_AND_NEWEST),
     // Userspace filters, reckons and refuses with what the scenarios above hold to on each kernel.
     Scenario("usage_errors", usage::errors, 240, ON_6_12),

@@ -177,6 +177,7 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
     sh("modprobe -a nf_conntrack nf_conntrack_netlink")?;
     until("the unit to record", || Ok(systemd.show("StatusText")?.starts_with("recording into")))?;
     checks.figure("memory", Systemd::cap("memory.current")?);
+    exposure(&mut checks, systemd)?;
 
     // Before this rule nothing is tracked in either netns.
     let late = ["ip", "netns", "exec", LATE];
@@ -257,6 +258,21 @@ fn recordings() -> Result<Vec<PathBuf>> {
     // host-20261127T010537Z.ctw is before host.ctw.
     files.sort();
     Ok(files)
+}
+
+/// systemd's own judgement of what the unit leaves open, which docs/privileges.md tells.
+fn exposure(checks: &mut Checks, systemd: &Systemd) -> Result<()> {
+    let told = include_str!("../../../docs/privileges.md").split("gives it **").nth(1);
+    let told = told.and_then(|rest| rest.split("**").next()).context("docs/privileges.md has no score")?;
+    let told: f64 = told.parse().context("the score in docs/privileges.md")?;
+    let said =
+        systemd.inside(&["systemd-analyze", "security", "--no-pager", "--offline=true", INSTALLED[1]])?;
+    let score = |line: &str| line.split_once("service: ")?.1.split(' ').next()?.parse::<f64>().ok();
+    let score = said.lines().find_map(score);
+    let score = score.with_context(|| format!("systemd-analyze said no score: {said}"))?;
+    checks.figure("exposure", score);
+    checks.that(score <= told, format!("systemd's score is {score}, and docs/privileges.md says {told}"));
+    Ok(())
 }
 
 fn held_to_its_caps(checks: &mut Checks) -> Result<()> {

@@ -5,16 +5,18 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{VERSION, show};
+use super::{VERSION, confine, show};
 use crate::advise::recorded::{Question, Which, case};
 use crate::cli::{AdviseConfig, Config, NetnsSpec};
 use crate::error::{Exit, Failure};
 use crate::model::HOST_NETNS;
 use crate::record::{Recording, ticks_read};
+use crate::sandbox::{Files, Work};
 use crate::stderr::Progress;
 use crate::text::thousands;
 
 pub(super) fn run(config: &Config, advise: &AdviseConfig, path: &Path) -> Result<Exit> {
+    confine(config, Work::Reads, &Files::read([path]));
     let progress = Progress::show(|| format!("reading the recording: {} ticks", thousands(ticks_read())));
     let recording = Recording::open(path)?;
     let question = Question {

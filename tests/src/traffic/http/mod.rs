@@ -8,6 +8,7 @@ mod sources;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -38,12 +39,50 @@ pub struct Load {
     pub timeout: Duration,
     /// Requests a connection carries; 1 is a new connection for each.
     pub per_connection: u32,
+    /// When each request really began.
+    pub begun: Begun,
+}
+
+/// When requests really began: whoever was kept from it makes up for it later. Clones show the same.
+#[derive(Clone, Debug, Default)]
+pub struct Begun(Arc<Mutex<Vec<Instant>>>);
+
+impl Begun {
+    fn note(&self, at: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(at);
+    }
+
+    /// The lowest and the highest rate, requests/s, over so long a window, wherever it lies between these two.
+    pub fn rates(&self, from: Instant, until: Instant, window: Duration) -> (f64, f64) {
+        /// From one window to the next.
+        const STEP: Duration = Duration::from_millis(100);
+        let begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rates = (f64::MAX, 0.0_f64);
+        let mut start = from;
+        loop {
+            let within = begun.iter().filter(|at| (start..start + window).contains(at)).count();
+            let rate = within as f64 / window.as_secs_f64();
+            rates = (rates.0.min(rate), rates.1.max(rate));
+            start += STEP;
+            if start + window > until {
+                return rates;
+            }
+        }
+    }
 }
 
 impl Load {
     /// A new connection for each request to the root of a server, with 3 s for each.
     pub fn new(to: SocketAddr, rate: f64, seconds: f64) -> Self {
-        Self { to, path: "/".to_owned(), rate, seconds, timeout: Duration::from_secs(3), per_connection: 1 }
+        Self {
+            to,
+            path: "/".to_owned(),
+            rate,
+            seconds,
+            timeout: Duration::from_secs(3),
+            per_connection: 1,
+            begun: Begun::default(),
+        }
     }
 
     /// Runs it to the end of the last request.
@@ -137,6 +176,7 @@ impl<'a> Run<'a> {
             let request = Request { due, index: self.next };
             self.next += 1;
             self.books.started(due, now);
+            self.load.begun.note(self.began + now);
             self.begin(request, now);
         }
         true

@@ -91,3 +91,19 @@ fn failures_have_reasons() {
         [("connect_refused".to_owned(), 10)].into()
     );
 }
+
+#[test]
+fn a_load_that_made_up_for_a_delay_shows_its_fastest_window() {
+    let begun = Begun::default();
+    let start = Instant::now();
+    let at = |millis| start + Duration::from_millis(millis);
+    // Ten a second, but for those of the third second, which came with those of the fourth.
+    for index in 0..60 {
+        let due = index * 100;
+        begun.note(at(if (2000..3000).contains(&due) { 3050 } else { due }));
+    }
+    let (slowest, fastest) = begun.rates(start, at(6000), Duration::from_secs(2));
+    assert_eq!(fastest, 15.0);
+    assert_eq!(slowest, 5.0);
+    assert_eq!(begun.rates(at(4000), at(6000), Duration::from_secs(1)), (10.0, 10.0));
+}

@@ -1,0 +1,451 @@
+//! Which system calls are left. Whoever runs no other program has a list of those allowed; whoever does, one of those
+//! forbidden, since nft or a hook may make any other.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use libc::c_long;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
+
+use super::Work;
+
+/// What a thread of Rust's with glibc's or musl's memory, clocks and locks needs, and files that are there already.
+const ALLOWED: &[c_long] = &[
+    // Files.
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_lseek,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_fcntl,
+    libc::SYS_flock,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_fadvise64,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_copy_file_range,
+    libc::SYS_sendfile,
+    libc::SYS_splice,
+    libc::SYS_renameat2,
+    libc::SYS_renameat,
+    libc::SYS_linkat,
+    libc::SYS_unlinkat,
+    libc::SYS_mkdirat,
+    libc::SYS_fchmod,
+    libc::SYS_fchown,
+    libc::SYS_umask,
+    libc::SYS_ioctl,
+    // Memory. mmap and mprotect are below.
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_mincore,
+    libc::SYS_brk,
+    libc::SYS_membarrier,
+    // Threads and signals. clone is below; clone3 hides its flags, and who is told that there is none takes clone.
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_get_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_set_tid_address,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_getcpu,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_tgkill,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigpending,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    // Clocks and waiting.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_eventfd2,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_pipe2,
+    // A pair of sockets that know only each other wakes whoever waits for a signal.
+    libc::SYS_socketpair,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockopt,
+    // What it is.
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getgroups,
+    libc::SYS_capget,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_getrusage,
+    libc::SYS_getrandom,
+];
+
+/// Those that later architectures don't have.
+#[cfg(target_arch = "x86_64")]
+const ALLOWED_EARLIER: &[c_long] = &[
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_unlink,
+    libc::SYS_link,
+    libc::SYS_mkdir,
+    libc::SYS_rmdir,
+    libc::SYS_chmod,
+    libc::SYS_getdents,
+    libc::SYS_dup2,
+    libc::SYS_pipe,
+    libc::SYS_poll,
+    libc::SYS_select,
+    libc::SYS_epoll_create,
+    libc::SYS_epoll_wait,
+    libc::SYS_eventfd,
+    libc::SYS_time,
+    libc::SYS_getrlimit,
+    libc::SYS_arch_prctl,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const ALLOWED_EARLIER: &[c_long] = &[];
+
+/// Only to list: netlink sockets, in each netns.
+const ALLOWED_TO_LIST: &[c_long] =
+    &[libc::SYS_bind, libc::SYS_connect, libc::SYS_getsockname, libc::SYS_setsockopt];
+
+/// Only to watch: programs, their maps, and where they are attached.
+const ALLOWED_TO_WATCH: &[c_long] = &[libc::SYS_bpf, libc::SYS_perf_event_open, libc::SYS_sched_setaffinity];
+
+/// What neither ctwatch nor a program that it may have to run has any business with: each is a way from a process with
+/// CAP_SYS_ADMIN to the whole host, or a part of the kernel known for its faults.
+const FORBIDDEN: &[c_long] = &[
+    // The kernel itself.
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_syslog,
+    libc::SYS_acct,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    // What other processes see.
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_unshare,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    // Other processes' memory and descriptors.
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    // Any file of a file system, past all folders.
+    libc::SYS_open_by_handle_at,
+    // Keys, and what has had more faults than uses here.
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_fanotify_init,
+    libc::SYS_personality,
+];
+
+/// As above, on architectures that have them.
+#[cfg(target_arch = "x86_64")]
+const FORBIDDEN_EARLIER: &[c_long] =
+    &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt, libc::SYS_uselib, libc::SYS__sysctl];
+#[cfg(not(target_arch = "x86_64"))]
+const FORBIDDEN_EARLIER: &[c_long] = &[];
+
+/// All flags of clone that make a namespace (include/uapi/linux/sched.h); CLONE_NEWTIME is clone3's and unshare's alone.
+const NAMESPACES: c_long = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET) as c_long;
+/// PR_SET_VMA: glibc names its memory.
+const NAMES_MEMORY: c_long = 0x5356_4d41;
+
+/// As an older kernel would say it: libraries know what to do then.
+const NO_SUCH_CALL: SeccompAction = SeccompAction::Errno(libc::ENOSYS as u32);
+const NOT_PERMITTED: SeccompAction = SeccompAction::Errno(libc::EPERM as u32);
+
+type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+type Made<T> = Result<T, seccompiler::BackendError>;
+
+/// Confines this thread, and all threads that it starts.
+pub(super) fn confine(work: Work) -> io::Result<()> {
+    let programs = programs(work).map_err(io::Error::other)?;
+    programs.iter().try_for_each(|program| apply_filter(program)).map_err(io::Error::other)
+}
+
+/// Whether the kernel has filters.
+pub(super) fn is_supported() -> bool {
+    /// SECCOMP_GET_ACTION_AVAIL
+    const ASK: u32 = 2;
+    let action = libc::SECCOMP_RET_ERRNO;
+    // SAFETY: the pointer is to a live number.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, ASK, 0, &raw const action) };
+    done == 0
+}
+
+fn programs(work: Work) -> Made<Vec<BpfProgram>> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let filter =
+        |rules, otherwise, matching| SeccompFilter::new(rules, otherwise, matching, arch)?.try_into();
+    if work == Work::RunsPrograms {
+        return Ok(vec![
+            filter(forbidden()?, SeccompAction::Allow, NOT_PERMITTED)?,
+            filter(Rules::from([(libc::SYS_clone3, Vec::new())]), SeccompAction::Allow, NO_SUCH_CALL)?,
+            without_x32(),
+        ]);
+    }
+    // On this list numbers of x32 aren't.
+    Ok(vec![filter(allowed(work)?, NO_SUCH_CALL, SeccompAction::Allow)?])
+}
+
+fn allowed(work: Work) -> Made<Rules> {
+    let mut calls = vec![ALLOWED, ALLOWED_EARLIER];
+    if work != Work::Reads {
+        calls.push(ALLOWED_TO_LIST);
+    }
+    if work == Work::Watches {
+        calls.push(ALLOWED_TO_WATCH);
+    }
+    let mut rules: Rules = calls.concat().into_iter().map(|call| (call, Vec::new())).collect();
+    let no_flag_of = |argument, flags| masked(argument, flags, 0);
+    rules.insert(libc::SYS_clone, vec![no_flag_of(0, NAMESPACES)?]);
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![no_flag_of(2, c_long::from(libc::PROT_EXEC))?]);
+    }
+    rules.insert(
+        libc::SYS_prctl,
+        vec![is(0, libc::PR_SET_NAME.into())?, is(0, libc::PR_GET_NAME.into())?, is(0, NAMES_MEMORY)?],
+    );
+    if work == Work::Reads {
+        // What the limits are, not what they shall be: the new ones are at no address.
+        rules.insert(libc::SYS_prlimit64, vec![whole(2, 0)?]);
+    } else {
+        rules.insert(libc::SYS_prlimit64, Vec::new());
+        #[cfg(target_arch = "x86_64")]
+        rules.insert(libc::SYS_setrlimit, Vec::new());
+        rules.insert(libc::SYS_setns, vec![is(1, libc::CLONE_NEWNET.into())?]);
+        rules.insert(libc::SYS_socket, vec![is(0, libc::AF_NETLINK.into())?, is(0, libc::AF_UNIX.into())?]);
+    }
+    Ok(rules)
+}
+
+fn forbidden() -> Made<Rules> {
+    let calls = [FORBIDDEN, FORBIDDEN_EARLIER].concat();
+    let mut rules: Rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
+    // Into namespaces of the network, and no others.
+    let not_net = SeccompCmpOp::Ne;
+    rules
+        .insert(libc::SYS_setns, vec![rule(1, SeccompCmpArgLen::Dword, not_net, libc::CLONE_NEWNET.into())?]);
+    let mut makes_one = Vec::new();
+    for bit in 0..31 {
+        let flag: c_long = 1 << bit;
+        if NAMESPACES & flag != 0 {
+            makes_one.push(masked(0, flag, flag)?);
+        }
+    }
+    rules.insert(libc::SYS_clone, makes_one);
+    Ok(rules)
+}
+
+fn rule(argument: u8, length: SeccompCmpArgLen, compare: SeccompCmpOp, value: c_long) -> Made<SeccompRule> {
+    SeccompRule::new(vec![SeccompCondition::new(argument, length, compare, value as u64)?])
+}
+
+/// The lower half of an argument is this.
+fn is(argument: u8, value: c_long) -> Made<SeccompRule> {
+    rule(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+}
+
+/// All of an argument is this.
+fn whole(argument: u8, value: c_long) -> Made<SeccompRule> {
+    rule(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, value)
+}
+
+/// Of these flags, an argument has those.
+fn masked(argument: u8, flags: c_long, those: c_long) -> Made<SeccompRule> {
+    rule(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(flags as u64), those)
+}
+
+/// x86-64 kernels may know every call under a second number, with this bit (__X32_SYSCALL_BIT, arch/x86/include/uapi/asm/
+/// unistd.h): a list of what is forbidden doesn't have those.
+const X32: u32 = 0x4000_0000;
+
+fn without_x32() -> BpfProgram {
+    let step = |code: u32, jt, jf, k| seccompiler::sock_filter { code: code as u16, jt, jf, k };
+    vec![
+        // The number of the call is the first word of `struct seccomp_data`.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, NO_SUCH_CALL.into()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a thread gets that may only do this: 0, or the error.
+    fn inside<T: Send + 'static>(work: Work, act: impl FnOnce() -> T + Send + 'static) -> T {
+        let confined = move || {
+            confine(work).unwrap();
+            act()
+        };
+        std::thread::spawn(confined).join().unwrap()
+    }
+
+    fn call(number: c_long, arguments: [c_long; 3]) -> i32 {
+        // SAFETY: the calls tried here get no pointers, or null ones.
+        let done = unsafe { libc::syscall(number, arguments[0], arguments[1], arguments[2]) };
+        if done >= 0 { 0 } else { io::Error::last_os_error().raw_os_error().unwrap() }
+    }
+
+    const NETNS: c_long = libc::CLONE_NEWNET as c_long;
+    const MOUNTS: c_long = libc::CLONE_NEWNS as c_long;
+
+    #[test]
+    fn a_reader_has_no_sockets_runs_nothing_and_makes_nothing_executable() {
+        let socket = |family: i32| call(libc::SYS_socket, [family.into(), libc::SOCK_DGRAM.into(), 0]);
+        let (inet, netlink, bpf, other, runs) = inside(Work::Reads, move || {
+            let runs = std::process::Command::new("/bin/true").status();
+            (
+                socket(libc::AF_INET),
+                socket(libc::AF_NETLINK),
+                call(libc::SYS_bpf, [0; 3]),
+                call(libc::SYS_setns, [-1, NETNS, 0]),
+                runs.map_err(|error| error.raw_os_error()),
+            )
+        });
+        assert_eq!([inet, netlink, bpf, other], [libc::ENOSYS; 4]);
+        assert_eq!(runs.unwrap_err(), Some(libc::ENOSYS));
+        let (private, anonymous) = (libc::MAP_PRIVATE, libc::MAP_ANONYMOUS);
+        let mapped = move |protection: i32| {
+            let anywhere = std::ptr::null_mut();
+            // SAFETY: a new mapping at an address that the kernel chooses.
+            let at = unsafe { libc::mmap(anywhere, 4096, protection, private | anonymous, -1, 0) };
+            at != libc::MAP_FAILED
+        };
+        let both = inside(Work::Reads, move || {
+            [mapped(libc::PROT_READ | libc::PROT_WRITE), mapped(libc::PROT_READ | libc::PROT_EXEC)]
+        });
+        assert_eq!(both, [true, false]);
+    }
+
+    #[test]
+    fn a_reader_allocates_waits_and_starts_threads() {
+        let sum = inside(Work::Reads, || {
+            let thread = std::thread::Builder::new().name("one".to_owned()).spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                vec![1_u8; 32 << 20].iter().map(|one| u64::from(*one)).sum::<u64>()
+            });
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let _signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).unwrap();
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            });
+            thread.unwrap().join().unwrap()
+        });
+        assert_eq!(sum, 32 << 20);
+    }
+
+    #[test]
+    fn those_who_list_enter_namespaces_of_the_network_and_no_others() {
+        for (work, refused) in [(Work::Lists, libc::ENOSYS), (Work::RunsPrograms, libc::EPERM)] {
+            let [net, mounts] =
+                inside(work, || [NETNS, MOUNTS].map(|kind| call(libc::SYS_setns, [-1, kind, 0])));
+            assert_eq!((net, mounts), (libc::EBADF, refused), "{work:?}");
+        }
+        assert_eq!(inside(Work::Lists, || call(libc::SYS_bpf, [-1, 0, 0])), libc::ENOSYS);
+        assert_ne!(inside(Work::Watches, || call(libc::SYS_bpf, [-1, 0, 0])), libc::ENOSYS);
+    }
+
+    #[test]
+    fn whoever_runs_programs_runs_them_but_neither_mounts_nor_makes_namespaces() {
+        let (runs, refused) = inside(Work::RunsPrograms, || {
+            let runs = std::process::Command::new("/bin/sh").args(["-c", "true | true"]).status();
+            let calls = [libc::SYS_mount, libc::SYS_unshare, libc::SYS_ptrace, libc::SYS_init_module];
+            (runs.unwrap().success(), calls.map(|number| call(number, [0; 3])))
+        });
+        assert!(runs);
+        assert_eq!(refused, [libc::EPERM; 4]);
+        let new_namespace = inside(Work::RunsPrograms, || {
+            call(libc::SYS_clone, [c_long::from(libc::CLONE_NEWNET | libc::SIGCHLD), 0, 0])
+        });
+        assert_eq!(new_namespace, libc::EPERM);
+        let x32 = inside(Work::RunsPrograms, || call(libc::SYS_getpid | c_long::from(X32), [0; 3]));
+        assert_eq!(x32, libc::ENOSYS);
+    }
+}
