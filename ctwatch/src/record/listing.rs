@@ -17,7 +17,7 @@ use crate::listing::{Listing, ServiceEntries, TimeoutBucket};
 use crate::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind, Timeouts, WallMono};
 
 /// Listings of tables in trouble that are kept, of all namespaces: the latest. There is no end to trouble.
-const CHANGED: i64 = 32;
+const CHANGED: i64 = 128;
 
 /// Writes a listing.
 pub(super) fn insert(

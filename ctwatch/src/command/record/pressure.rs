@@ -11,6 +11,8 @@ use crate::model::NetnsId;
 const PAUSE: Duration = Duration::from_secs(300);
 /// The longest it becomes.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
+/// Tables in trouble at once that are listed: a file keeps about twice as many listings of them.
+const MOST: usize = 64;
 /// Trouble is over when it has not been seen for so long.
 const CALM: Duration = Duration::from_secs(600);
 
@@ -44,7 +46,11 @@ impl Pressure {
     }
 
     fn is_due(&mut self, netns: NetnsId, loses: bool, now: Instant) -> bool {
+        let has_room = self.tables.len() < MOST;
         let Some(trouble) = self.tables.get_mut(&netns) else {
+            if !has_room {
+                return false;
+            }
             self.tables.insert(netns, Trouble { listed: now, seen: now, pause: PAUSE, loses });
             return true;
         };
@@ -118,6 +124,12 @@ mod tests {
         let numbers = |due: Vec<NetnsId>| due.iter().map(|id| id.inode()).collect::<Vec<_>>();
         assert_eq!(numbers(pressure.due(&tick(&tables), now)), [2, 3, 5]);
         assert_eq!(numbers(pressure.due(&tick(&tables), now + Duration::from_secs(1))), [0; 0]);
+    }
+
+    #[test]
+    fn of_thousands_some_are_listed() {
+        let tables: Vec<_> = (1..5_000).map(|id| (id, Some(1.0), 1)).collect();
+        assert_eq!(Pressure::default().due(&tick(&tables), Instant::now()).len(), MOST);
     }
 
     #[test]
