@@ -1,5 +1,7 @@
-//! Which exit code an error means. Any [`anyhow::Error`] is "failed while running" unless one of these is in it.
-//! Nothing here prints or exits.
+//! Which exit code an error means. Any [`anyhow::Error`] is "failed while running" unless one of these is in it, or too few
+//! files may be open. Nothing here prints or exits.
+
+pub mod shortage;
 
 use std::{fmt, io};
 
@@ -13,7 +15,7 @@ pub enum Exit {
     Failed = 1,
     /// Wrong usage, an unknown network namespace included.
     Usage = 2,
-    /// Cannot watch on this host.
+    /// Cannot watch on this host, or do anything for want of open files or threads.
     CannotWatch = 3,
     /// `record --once` saw no incident.
     NoIncident = 4,
@@ -71,13 +73,19 @@ pub fn exit(error: &anyhow::Error) -> Exit {
         // `ctwatch drops | head -1` got what it wanted.
         return Exit::Done;
     }
+    if shortage::remedy(error).is_some() {
+        return Exit::CannotWatch;
+    }
     error.downcast_ref::<Failure>().map_or(Exit::Failed, |failure| failure.exit)
 }
 
 /// What to say on stderr about this error: nothing for a closed pipe.
 #[must_use]
 pub fn message(error: &anyhow::Error) -> Option<String> {
-    (!is_closed_pipe(error)).then(|| format!("error: {error:#}"))
+    (!is_closed_pipe(error)).then(|| match shortage::remedy(error) {
+        Some(remedy) => format!("error: {error:#}; {remedy}"),
+        None => format!("error: {error:#}"),
+    })
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

@@ -8,11 +8,12 @@ use std::process::ExitCode;
 
 use ctwatch::cli::{self, Command};
 use ctwatch::command::{advise, check, drops, export, record, replay, report, table};
+use ctwatch::error::shortage;
 use ctwatch::{error, stderr};
 
 fn main() -> ExitCode {
     let config = cli::from_command_line();
-    let result = match &config.command {
+    let result = shortage::ensure_room().map_err(Into::into).and_then(|()| match &config.command {
         Command::Drops(arguments) => drops::run(&config, arguments),
         Command::Advise(arguments) => advise::run(&config, arguments),
         Command::Report(arguments) => report::run(&config, arguments),
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
         Command::Replay(arguments) => replay::run(&config, arguments),
         Command::Export(arguments) => export::run(&config, arguments),
         Command::Check(arguments) => check::run(&config, arguments),
-    };
+    });
     let exit = result.unwrap_or_else(|error| {
         if let Some(message) = error::message(&error) {
             stderr::line(message);

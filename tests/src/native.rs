@@ -1,6 +1,8 @@
 //! The tracepoint backend on the kernel this machine really runs, in a private netns that ends with this process.
 //! No sysctl is written and nothing outside the netns is touched: the table is filled up to the present limit.
 
+mod names;
+
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -74,6 +76,7 @@ pub fn run() -> Result<()> {
     }
     checks.that(watched.end.all_explained(), format!("unexplained {:?}", watched.end.unexplained));
     senders_and_listeners(&mut checks, netns)?;
+    names::act_on_nothing(&mut checks)?;
     checks.that(started.elapsed() < Duration::from_secs(300), "slower than five minutes");
     let figures = checks.finish()?;
     println!("ok tracepoint_backend_on_this_kernel ({:.1} s) {figures}", started.elapsed().as_secs_f64());

@@ -41,7 +41,7 @@ pub fn judge(
         }
     }
     let published = machine.published.iter().filter(|published| {
-        published.port == target.port && Some(target.proto) == Protocol::from_name(&published.proto)
+        published.port == target.port && Some(target.proto) == Protocol::from_name(published.proto.raw())
     });
     known.objections.extend(published.map(self::published));
     if firewall.can_nft() || firewall.can_iptables() {
@@ -113,7 +113,7 @@ fn published(published: &Published) -> Objection {
     let Published { program, pid, proto, port, .. } = published;
     Objection {
         kind: ObjectionKind::PublishedPort,
-        rule: format!("{program} (pid {pid})").into(),
+        rule: format!("{} (pid {pid})", program.raw()).into(),
         place: Foreign::default(),
         text: format!("{program} publishes {port}/{proto} for a container, whose packets may need NAT"),
         remedy: None,

@@ -21,12 +21,13 @@ use super::target::ServiceTarget;
 use crate::firewall::{Firewall as Judge, Objection, ObjectionKind};
 use crate::foreign::{Foreign, Shown as _};
 use crate::machine::{self, Machine};
-use crate::model::{HOST_NETNS, Loss, NetnsId, is_home_netns};
+use crate::model::{HOST_NETNS, Loss, NetnsId, WallMono, is_home_netns};
 use crate::record::Recording;
 use crate::record::delta_decoder::DeltaDecoder;
 use crate::record::reader::{Head, RecordedRun, Stored};
 use crate::record::rows::Names;
 use crate::record::rows::{SnapshotReason, StoredListing};
+use crate::record::timeline;
 
 /// Services of which something is said besides their numbers.
 const NAMED: usize = 12;
@@ -66,24 +67,25 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
     let doing = || format!("advising from {file}");
     let found = Contents::read(recording, question).with_context(doing)?;
     let worst = worst(recording, &found, question).with_context(doing)?;
-    let listing = nearest(
-        found.listings.iter().filter(|(_, one)| one.netns == Some(worst.netns)),
-        |(_, one)| one.at.time,
-        worst.to,
-    );
+    let timeline = &recording.timeline().with_context(doing)?;
+    let place_us = |(run, one): &&(i64, Head)| timeline.place_us(*run, one.at.mono_us);
+    let worst_us = timeline.place_us(worst.run.id, worst.to.mono_us);
+    let of_netns = found.listings.iter().filter(|(_, one)| one.netns == Some(worst.netns));
+    let listing = nearest(of_netns, place_us, worst_us);
     let Some(listing) = listing else {
         bail!(
             "{}: the recording has no table listing of that netns; choose another one with --netns",
             doing()
         );
     };
-    let Some((of, facts)) = nearest(found.facts.iter(), |(_, facts)| facts.at.time, worst.to) else {
+    let Some((of, facts)) = nearest(found.facts.iter(), place_us, worst_us) else {
         bail!(
             "{}: the recording has no machine snapshot, which `ctwatch record` takes when it starts and when a trigger \
              fires: record again",
             doing()
         );
     };
+    let apart_s = timeline::seconds(worst_us, place_us(&listing));
     let listing = &recording.listing(listing.0, &listing.1).with_context(doing)?;
     let facts = recording.machine(*of, facts).with_context(doing)?;
     let mut machine: Machine = serde_json::from_str(&facts.json).with_context(|| {
@@ -103,7 +105,7 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
     if let Some(ports) = ports_then(recording, &worst).with_context(doing)? {
         machine.ephemeral_ports = Some(ports);
     }
-    let mut source = source(version, &worst, listing, &measure, &machine, sampled);
+    let mut source = source(version, &worst, (listing, apart_s), &measure, &machine, sampled);
     match &rules {
         Ok(rules) if question.bare => source.notes.push(rules.when.clone()),
         Ok(rules) => {
@@ -130,7 +132,7 @@ fn rules_then(recording: &Recording, worst: &PeakWindow) -> Result<Result<RulesT
         return Ok(Err("recorded before rule sets were kept".to_owned()));
     }
     let own: Vec<_> = all.into_iter().filter(|one| one.netns == Some(worst.netns)).collect();
-    let then = own.iter().rfind(|one| one.at.time <= worst.to).or(own.first());
+    let then = own.iter().rfind(|one| one.at.mono_us <= worst.to.mono_us).or(own.first());
     let Some(then) = then else {
         return Ok(Err("the rules of this netns were not recorded".to_owned()));
     };
@@ -148,7 +150,7 @@ fn rules_then(recording: &Recording, worst: &PeakWindow) -> Result<Result<RulesT
         SnapshotReason::Trigger => "when a trigger fired",
         SnapshotReason::Changed => "when they had changed",
     };
-    let late = if then.at.time > worst.to { ", after this window" } else { "" };
+    let late = if then.at.mono_us > worst.to.mono_us { ", after this window" } else { "" };
     Ok(Ok(RulesThen {
         firewall,
         when: format!("firewall rules as read at {:.0}, {why}{late}", then.at.time),
@@ -163,7 +165,7 @@ fn ports_then(recording: &Recording, worst: &PeakWindow) -> Result<Option<machin
         let full = format!("net.ipv4.{name}");
         let of = settings.iter().filter(|one| one.netns == worst.netns && one.setting.name == full);
         let mut of: Vec<_> = of.collect();
-        let then = of.iter().rposition(|one| one.setting.at.time <= worst.to).unwrap_or(0);
+        let then = of.iter().rposition(|one| one.setting.at.mono_us <= worst.to.mono_us).unwrap_or(0);
         (!of.is_empty()).then(|| of.swap_remove(then).setting.value.clone().map(Foreign::into_raw))?
     };
     Ok(machine::ports::from_sysctls(value))
@@ -225,7 +227,7 @@ struct PeakWindow {
     netns: NetnsId,
     name: Option<Foreign>,
     from: Timestamp,
-    to: Timestamp,
+    to: WallMono,
     ticks: RangeInclusive<i64>,
     refused: i64,
     max: Option<u32>,
@@ -328,7 +330,7 @@ impl<'a> SlidingWindow<'a> {
             netns,
             name,
             from: time - jiff::SignedDuration::from_secs_f64(seconds),
-            to: last.tick.time,
+            to: WallMono { time: last.tick.time, mono_us: last.tick.mono_us },
             ticks: first..=last.id,
             refused,
             max: self.max.get(&netns).copied().flatten(),
@@ -352,7 +354,7 @@ impl<'a> SlidingWindow<'a> {
         for stored in recording.ticks(run, i64::MIN..=i64::MAX)? {
             let stored = stored?;
             // A listing at the start has no tick before it: the first window after it will do.
-            if stored.tick.time > listing.at.time && sliding.seconds >= self.window_s - 0.5 {
+            if stored.tick.mono_us > listing.at.mono_us && sliding.seconds >= self.window_s - 0.5 {
                 break;
             }
             sliding.add(&stored, true);
@@ -362,9 +364,9 @@ impl<'a> SlidingWindow<'a> {
     }
 }
 
-/// What lies nearest to a time.
-fn nearest<T>(all: impl Iterator<Item = T>, at: impl Fn(&T) -> Timestamp, to: Timestamp) -> Option<T> {
-    all.min_by_key(|one| at(one).duration_since(to).abs())
+/// What lies nearest to a place on the timeline.
+fn nearest<T>(all: impl Iterator<Item = T>, place_us: impl Fn(&T) -> i64, to_us: i64) -> Option<T> {
+    all.min_by_key(|one| place_us(one).abs_diff(to_us))
 }
 
 /// Lets the ticks and losses of the window through the door of a live measurement. Also says whether losses are a sample.
@@ -408,24 +410,23 @@ fn replay(
 fn source(
     version: &'static str,
     worst: &PeakWindow,
-    listing: &StoredListing,
+    (listing, apart_s): (&StoredListing, f64),
     measure: &Measure,
     machine: &Machine,
     sampled: bool,
 ) -> Source {
-    let apart = listing.at.time.duration_since(worst.to).as_secs_f64();
     let mut notes = vec![format!(
         "from a recording: flows and drops from {:.0} to {:.0}, table listed at {:.0} ({})",
         worst.from,
-        worst.to,
+        worst.to.time,
         listing.at.time,
         listing.occasion.name()
     )];
-    if apart.abs() > FAR_S {
+    if apart_s.abs() > FAR_S {
         notes.push(format!(
             "the table was listed {:.0} min {} that window: states and lifetimes may have differed",
-            apart.abs() / 60.0,
-            if apart < 0.0 { "before" } else { "after" }
+            apart_s.abs() / 60.0,
+            if apart_s < 0.0 { "before" } else { "after" }
         ));
     }
     if sampled {
@@ -450,7 +451,7 @@ fn source(
     notes.extend(machine.notes.iter().cloned());
     Source {
         version,
-        time: worst.to,
+        time: worst.to.time,
         netns: worst.netns,
         name: worst.name.clone(),
         window_s: measure.seconds(),

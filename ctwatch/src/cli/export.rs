@@ -60,7 +60,7 @@ Examples:
   ctwatch export host.ctw --to parquet -o night --from 03:00 --anonymize
 
 Exit codes: 0 success; 1 runtime failure (also a damaged file or Ctrl-C);
-  2 usage error (also if the output already exists)";
+  2 usage error (also if the output already exists); 3 too few open files";
 
 /// A format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

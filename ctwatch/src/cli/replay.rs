@@ -48,7 +48,7 @@ Examples:
   ctwatch replay host.ctw --speed max --by flow --format json
 
 Exit codes: 0 success (also on Ctrl-C); 1 runtime failure (also a damaged
-  file); 2 usage error";
+  file); 2 usage error; 3 too few open files or threads";
 
 /// Playback speed.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -45,7 +45,7 @@ Examples:
   ctwatch report a.ctw b.ctw --from '2026-03-14 12:00' --to '2026-03-14 12:30'
 
 Exit codes: 0 success (also if nothing was lost); 1 runtime failure (also if a
-  file is damaged or not a recording); 2 usage error";
+  file is damaged or not a recording); 2 usage error; 3 too few open files";
 
 /// `ctwatch report`
 #[derive(Clone, Debug)]

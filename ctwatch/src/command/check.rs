@@ -9,7 +9,7 @@ use super::{VERSION, confine, view};
 use crate::cli::{BackendChoice, CheckConfig, Config};
 use crate::conntrack::{module, stat};
 use crate::contract::{self, CheckItem, CheckProgram, SCHEMA};
-use crate::error::Exit;
+use crate::error::{Exit, shortage};
 use crate::kernel::Kernel;
 use crate::probe::{Probe, offsets};
 use crate::sandbox::{self, Files, Work};
@@ -99,12 +99,20 @@ fn verify(kernel: &Kernel) -> Result<Vec<CheckProgram>> {
     };
     let mut programs = Vec::new();
     for (config, suffix) in [(&least, ""), (&most, " (all switches on)")] {
-        programs.extend(Probe::verify(config)?.into_iter().map(|(name, result)| CheckProgram {
-            name: name + suffix,
-            ok: result.is_ok(),
-            verified_instructions: result.as_ref().ok().copied().flatten(),
-            log: result.err().map_or_else(String::new, |error| format!("{error:#}")),
-        }));
+        for (name, result) in Probe::verify(config)? {
+            let (verified_instructions, error) = match result {
+                Ok(instructions) => (instructions, None),
+                // The kernel said nothing of the program.
+                Err(error) if shortage::remedy(&error).is_some() => return Err(error),
+                Err(error) => (None, Some(error)),
+            };
+            programs.push(CheckProgram {
+                name: name + suffix,
+                ok: error.is_none(),
+                verified_instructions,
+                log: error.map_or_else(String::new, |error| format!("{error:#}")),
+            });
+        }
     }
     programs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(programs)

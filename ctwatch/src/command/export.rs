@@ -4,14 +4,12 @@
 use std::fs::File;
 use std::io::{IsTerminal as _, stdout};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow, bail};
 
 use super::atomic_outputs::AtomicOutputs;
 use super::confine;
-use super::interruption::interrupted;
+use super::guard::Guard;
 use crate::cli::{Config, ExportConfig, ExportFormat};
 use crate::error::{Exit, Failure};
 use crate::export::{Choice, Csv, ExportTable, Ndjson, OutputTarget, Parquet, Sink, Value, export};
@@ -44,10 +42,10 @@ pub fn run(config: &Config, arguments: &ExportConfig) -> Result<Exit> {
         export(&recording, choice, sink(arguments, &target, &mut AtomicOutputs::default())?.as_mut())?;
         return Ok(Exit::Done);
     }
-    let interrupted = interrupted(Exit::Failed)?;
+    let guard = Guard::of_reader()?;
     let mut drafts = AtomicOutputs::default();
     let sink = sink(arguments, &target, &mut drafts)?;
-    let mut sink = Interruptible { sink, interrupted };
+    let mut sink = Interruptible { sink, guard };
     // Whatever it is that stopped.
     export(&recording, choice, &mut sink).map_err(|error| if sink.is_over() { over() } else { error })?;
     drafts.publish()?;
@@ -61,12 +59,12 @@ fn over() -> anyhow::Error {
 /// Ends with an error once it was interrupted.
 struct Interruptible {
     sink: Box<dyn Sink>,
-    interrupted: Arc<AtomicBool>,
+    guard: Guard,
 }
 
 impl Interruptible {
     fn is_over(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        self.guard.has_come()
     }
 
     fn goes_on(&self) -> Result<()> {

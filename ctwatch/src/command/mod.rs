@@ -6,7 +6,7 @@ mod atomic_outputs;
 pub mod check;
 pub mod drops;
 pub mod export;
-mod interruption;
+mod guard;
 mod live;
 mod netns_spec;
 mod output;

@@ -5,6 +5,7 @@ use anyhow::Result;
 
 use crate::conntrack::module;
 use crate::contract::CheckItem;
+use crate::error::shortage;
 use crate::kernel::Kernel;
 use crate::kernel::btf::Btf;
 use crate::kernel::capabilities::{Capabilities, Capability};
@@ -69,16 +70,14 @@ pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<
         && found.obstacle.is_none()
     {
         let result = try_bpf();
+        let is_ok = result.is_ok();
         let text = match &result {
             Ok(()) => "programs load, and so do their maps (ring buffer, mmapable arrays)".to_owned(),
             Err(error) => format!("{error:#}"),
         };
-        found.need(
-            "bpf",
-            result.is_ok(),
-            text,
-            "run as root, outside seccomp and user namespaces that forbid bpf()",
-        );
+        let remedy = result.err().as_ref().and_then(shortage::remedy);
+        let remedy = remedy.unwrap_or("run as root, outside seccomp and user namespaces that forbid bpf()");
+        found.need("bpf", is_ok, text, remedy);
     }
     found
 }

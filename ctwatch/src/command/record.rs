@@ -416,9 +416,9 @@ impl<'a> Recording<'a> {
 
     /// Whoever reads stdout may have gone or have stopped reading: that is no reason to stop recording, or to wait.
     fn say(&mut self, line: &Line) -> Result<()> {
-        let mut text = serde_json::to_vec(line)?;
-        text.push(b'\n');
-        if let Err(error) = self.out.write_all(&text).and_then(|()| self.out.flush()) {
+        let mut text = to_json(line)?;
+        text.push('\n');
+        if let Err(error) = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
             stderr::line(format_args!("writing to stdout: {error}"));
         }
         Ok(())

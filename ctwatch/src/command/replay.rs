@@ -9,7 +9,6 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::drops::Shown;
-use super::interruption::interrupted;
 use super::live::LiveSink as _;
 use super::live::Shutdown;
 use super::{confine, event_loop, view};
@@ -31,15 +30,12 @@ use crate::text::thousands;
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     confine(config, Work::Reads, &Files::read([&arguments.file]));
-    // What is left of it by then, nobody read.
-    interrupted(Exit::Failed)?;
     event_loop()?.block_on(replay(config, arguments))
 }
 
 async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
-    let mut shutdown = Shutdown::new()?;
-    // It waits for whoever reads, as nothing goes on meanwhile.
-    shutdown.end_within(Duration::from_secs(1));
+    // It waits for whoever reads, as nothing goes on meanwhile: what isn't read soon after a signal, nobody reads.
+    let mut shutdown = Shutdown::of_reader()?;
     let recording = Recording::open(&arguments.file)?;
     let runs = recording.runs()?;
     let span = match recording.bounds(&runs)? {

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use super::atomic_outputs::AtomicOutputs;
-use super::interruption::interrupted;
+use super::guard::Guard;
 use super::{VERSION, confine};
 use crate::cli::{Config, ReportConfig};
 use crate::error::Exit;
@@ -39,7 +39,7 @@ pub fn run(config: &Config, arguments: &ReportConfig) -> Result<Exit> {
 /// Into a file that isn't there yet and that only its owner may read: it holds addresses.
 fn write(path: &Path, text: &str) -> Result<()> {
     let doing = || format!("writing the report to {}", path.shown());
-    interrupted(Exit::Failed)?;
+    let _guard = Guard::of_reader()?;
     let mut drafts = AtomicOutputs::default();
     drafts.file(path)?.write_all(text.as_bytes()).with_context(doing)?;
     drafts.publish()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Error, Result};
 use jiff::Timestamp;
-use tokio::task::spawn_blocking;
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::live::Shutdown;
@@ -36,11 +36,7 @@ const NOT_LOADED: &str = "nf_conntrack is not loaded, so nothing is tracked and 
 /// Runs it.
 pub fn run(config: &Config, table: &TableConfig) -> Result<Exit> {
     confine(config, Work::Lists, &Files::default());
-    let runtime = event_loop()?;
-    let exit = runtime.block_on(look_on(config, table));
-    // A listing that was cut short ends with the process.
-    runtime.shutdown_background();
-    exit
+    event_loop()?.block_on(look_on(config, table))
 }
 
 async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
@@ -56,11 +52,11 @@ async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
     shutdown.end_within(Duration::from_secs(1));
     loop {
         let started = Instant::now();
-        let (one, listed) = (look.clone(), Arc::clone(&look.listed));
+        let listed = Arc::clone(&look.listed);
         listed.store(0, Ordering::Relaxed);
         let progress =
             Progress::show(move || format!("listing: {} entries", thousands(listed.load(Ordering::Relaxed))));
-        let listing = spawn_blocking(move || one.at_all());
+        let listing = aside(&look)?;
         let report = tokio::select! {
             biased;
             _ = shutdown.wait() => return Ok(Exit::Done),
@@ -76,6 +72,18 @@ async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
             () = sleep(every.saturating_sub(took).max(took)) => {}
         }
     }
+}
+
+/// Lists them on a thread of its own. One that is cut short ends with the process.
+fn aside(look: &Look) -> Result<oneshot::Receiver<Result<TableReport>>> {
+    let look = look.clone();
+    let (sender, listed) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("tables".to_owned())
+        // Nobody waits for it any more if a signal came.
+        .spawn(move || drop(sender.send(look.at_all())))
+        .context("starting the thread that lists the tables")?;
+    Ok(listed)
 }
 
 /// What to look at, and how.

@@ -7,6 +7,7 @@ pub mod place;
 pub mod process_root;
 pub mod programs;
 pub mod root_owned;
+mod walk;
 
 use std::fs::File;
 use std::io::{self, Read as _};

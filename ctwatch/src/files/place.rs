@@ -4,24 +4,18 @@
 //! Names below such folders are nobody else's to change, so what goes by name afterwards (SQLite's own files, renames)
 //! meets what was looked at.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io::{Error, ErrorKind, Result};
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use super::others_may_write;
-use crate::foreign::Shown as _;
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 
-/// How many symbolic links in a row are followed: as many as the kernel does.
-const LINKS: usize = 40;
-/// Others may write, and what somebody made only he may rename or remove (inode(7)).
-const STICKY: u32 = 0o1000;
+use super::walk::{self, Doubt, End, Extent, Folder, Stop, Trust, Why};
+use crate::foreign::Shown as _;
 
 /// Whether the folder of a file may be one that everybody may make files in, like /tmp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,150 +27,43 @@ pub enum Sharing {
 }
 
 /// Users that can do everything already: root, who runs this, and who made himself root for it.
-#[derive(Clone, Debug)]
-struct Trusted(Vec<u32>);
-
-impl Trusted {
-    fn here() -> Self {
-        let own = geteuid().as_raw();
-        let mut users = vec![0, own];
-        if own == 0 {
-            // Nobody but root sets the environment of a process of root's.
-            let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
-            users.extend(["SUDO_UID", "PKEXEC_UID"].into_iter().filter_map(number));
-        }
-        Self(users)
+fn trusted() -> Trust {
+    let own = geteuid().as_raw();
+    let mut users = vec![0, own];
+    if own == 0 {
+        // Nobody but root sets the environment of a process of root's.
+        let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+        users.extend(["SUDO_UID", "PKEXEC_UID"].into_iter().filter_map(number));
     }
-
-    fn owns(&self, what: &Metadata) -> bool {
-        self.0.contains(&what.uid())
-    }
-
-    /// Whether somebody else may write to it. A group with a user's number is that user's own, by the custom of all
-    /// distributions that have such groups.
-    fn leaves_to_others(&self, what: &Metadata) -> bool {
-        others_may_write(what.mode(), what.gid(), |group| self.0.contains(&group))
-    }
-}
-
-/// A folder that was looked at, and all above it.
-struct Folder {
-    fd: File,
-    /// Without links.
-    path: PathBuf,
-    /// Others may make files in it, and touch nobody else's.
-    is_shared: bool,
-}
-
-impl Folder {
-    fn root(trusted: &Trusted) -> Result<Self> {
-        let fd = File::from(nix::fcntl::open(
-            "/",
-            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?);
-        Self::checked(fd, PathBuf::from("/"), trusted)
-    }
-
-    fn checked(fd: File, path: PathBuf, trusted: &Trusted) -> Result<Self> {
-        let about = fd.metadata()?;
-        if !trusted.owns(&about) {
-            let text = format!(
-                "the folder {} belongs to user {}, who could put another file there: take a folder of your own",
-                path.shown(),
-                about.uid()
-            );
-            return Err(Error::new(ErrorKind::PermissionDenied, text));
-        }
-        let is_shared = trusted.leaves_to_others(&about);
-        if is_shared && about.mode() & STICKY == 0 {
-            let text = format!(
-                "others may write to the folder {} (mode {:04o}) and could put another file there: take a folder of \
-                 your own",
-                path.shown(),
-                about.mode() & 0o7777
-            );
-            return Err(Error::new(ErrorKind::PermissionDenied, text));
-        }
-        Ok(Self { fd, path, is_shared })
-    }
-
-    /// What has this name in it, without following it.
-    fn look(&self, name: &OsStr) -> Result<Option<File>> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        match openat(self.fd.as_fd(), name, flags, Mode::empty()) {
-            Ok(fd) => Ok(Some(File::from(fd))),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn up(&self, trusted: &Trusted) -> Result<Self> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = File::from(openat(self.fd.as_fd(), "..", flags, Mode::empty())?);
-        let path = self.path.parent().unwrap_or(Path::new("/")).to_owned();
-        Self::checked(fd, path, trusted)
-    }
+    Trust { users, extent: Extent::Way }
 }
 
 /// Where a path leads: the folder, and the name in it unless it is the folder that was meant.
-fn walk(path: &Path, trusted: &Trusted) -> Result<(Folder, Option<OsString>)> {
-    let mut rest = Vec::new();
-    append(&mut rest, &std::path::absolute(path)?);
-    let mut folder = Folder::root(trusted)?;
-    let mut links = 0;
-    while let Some(name) = rest.pop() {
-        if name == ".." {
-            folder = folder.up(trusted)?;
-            continue;
-        }
-        let Some(found) = folder.look(&name)? else {
-            if rest.is_empty() {
-                return Ok((folder, Some(name)));
-            }
-            let text = format!("there is no folder {}", folder.path.join(name).shown());
-            return Err(Error::new(ErrorKind::NotFound, text));
-        };
-        let about = found.metadata()?;
-        if about.is_symlink() {
-            if !trusted.owns(&about) {
-                let text = format!(
-                    "{} is a link that user {} made: it is not followed",
-                    folder.path.join(name).shown(),
-                    about.uid()
-                );
-                return Err(Error::new(ErrorKind::PermissionDenied, text));
-            }
-            links += 1;
-            if links > LINKS {
-                return Err(Error::from_raw_os_error(libc::ELOOP));
-            }
-            let target = PathBuf::from(readlinkat(found.as_fd(), "")?);
-            if target.is_absolute() {
-                folder = Folder::root(trusted)?;
-            }
-            append(&mut rest, &target);
-        } else if about.is_dir() {
-            let path = folder.path.join(name);
-            folder = Folder::checked(found, path, trusted)?;
-        } else if rest.is_empty() {
-            return Ok((folder, Some(name)));
-        } else {
-            return Err(Error::from_raw_os_error(libc::ENOTDIR));
-        }
+fn walk(path: &Path) -> Result<(Folder, Option<OsString>)> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = File::from(nix::fcntl::open("/", flags, Mode::empty())?);
+    match walk::walk(root, &std::path::absolute(path)?, &trusted()) {
+        Ok(End::Folder(folder)) => Ok((folder, None)),
+        Ok(End::Other { folder, name, .. } | End::Missing { folder, name }) => Ok((folder, Some(name))),
+        Err(Stop::Io(error)) => Err(error),
+        Err(Stop::Doubt(doubt)) => Err(Error::new(ErrorKind::PermissionDenied, in_words(&doubt))),
     }
-    Ok((folder, None))
 }
 
-/// Puts the parts of a path in front of what is left to walk, which is kept backwards.
-fn append(rest: &mut Vec<OsString>, path: &Path) {
-    let names = path.components().filter_map(|part| match part {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some(OsString::from("..")),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    });
-    let names: Vec<OsString> = names.collect();
-    rest.extend(names.into_iter().rev());
+fn in_words(Doubt { path, why }: &Doubt) -> String {
+    let path = path.shown();
+    match why {
+        Why::Link(user) => format!("{path} is a link that user {user} made: it is not followed"),
+        Why::Owner(user) => format!(
+            "the folder {path} belongs to user {user}, who could put another file there: take a folder of your own"
+        ),
+        Why::Writable(mode) => format!(
+            "others may write to the folder {path} (mode {:04o}) and could put another file there: take a folder of \
+             your own",
+            mode & 0o7777
+        ),
+        Why::AmongOthers | Why::Special => format!("{path} is no folder"),
+    }
 }
 
 fn ensure_apart(folder: &Folder, sharing: Sharing) -> Result<()> {
@@ -196,7 +83,7 @@ fn ensure_apart(folder: &Folder, sharing: Sharing) -> Result<()> {
 /// # Errors
 /// Somebody else could put another file there, or the folder is missing; the message says which and what to do.
 pub fn file(path: &Path, sharing: Sharing) -> Result<PathBuf> {
-    let (folder, name) = walk(path, &Trusted::here())?;
+    let (folder, name) = walk(path)?;
     ensure_apart(&folder, sharing)?;
     match name {
         Some(name) => Ok(folder.path.join(name)),
@@ -213,7 +100,7 @@ pub fn new_file(path: &Path, sharing: Sharing) -> Result<PathBuf> {
         return Err(Error::new(ErrorKind::InvalidInput, "it is no name of a file"));
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (found, missing) = walk(folder, &Trusted::here())?;
+    let (found, missing) = walk(folder)?;
     if missing.is_some() {
         let text = format!("there is no folder {}", folder.shown());
         return Err(Error::new(ErrorKind::NotFound, text));
@@ -227,7 +114,7 @@ pub fn new_file(path: &Path, sharing: Sharing) -> Result<PathBuf> {
 /// # Errors
 /// It is such a one; the message says why.
 pub fn own(about: &Metadata) -> Result<()> {
-    let trusted = Trusted::here();
+    let trusted = trusted();
     let denied = |text: String| Err(Error::new(ErrorKind::PermissionDenied, text));
     if !about.is_file() {
         return Err(Error::new(ErrorKind::InvalidInput, "it is not a regular file"));

@@ -1,47 +1,25 @@
 //! Files that root alone may have put where they are: each folder on the way, and the file, is root's and nobody else's to
 //! write. What others could exchange is neither run nor believed.
 
-use std::collections::VecDeque;
-use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Component, Path};
+use std::os::fd::AsFd;
+use std::path::Path;
 
-use super::others_may_write;
+use nix::errno::Errno;
+
+use super::walk::{Doubt, End, Extent, Standing, Stop, Trust, Why, walk};
 use crate::foreign::Shown as _;
-use nix::fcntl::{OFlag, openat, readlinkat};
-use nix::sys::stat::Mode;
 
-/// Links followed, as the kernel's own limit (MAXSYMLINKS, include/linux/namei.h).
-const LINKS: usize = 40;
-/// Parts of a path looked at, those of links with it.
-const PARTS: usize = 512;
-
-/// What a part of a path is, as far as its owner matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// Root's, and nobody else may write it.
-    Roots,
-    /// Root's, and others may put things into it, but not exchange what is another's (`/nix/store`, `/tmp`).
-    Shared,
-    Others,
-}
-
-fn standing(mode: u32, uid: u32, gid: u32) -> Standing {
-    const STICKY: u32 = 0o1000;
-    match (uid, others_may_write(mode, gid, |group| group == 0), mode & STICKY != 0) {
-        (0, false, _) => Standing::Roots,
-        (0, true, true) => Standing::Shared,
-        _ => Standing::Others,
-    }
+/// Root alone, all the way.
+fn root_alone() -> Trust {
+    Trust { users: vec![0], extent: Extent::All }
 }
 
 /// Whether it is root's, and nobody else may write to it.
 #[must_use]
 pub fn is_roots_alone(about: &Metadata) -> bool {
-    standing(about.mode(), about.uid(), about.gid()) == Standing::Roots
+    root_alone().standing(about) == Standing::Trusted
 }
 
 /// Opens what this path leads to below `root`, as a name only (O_PATH), if root alone may have put it there. Every link on
@@ -50,114 +28,32 @@ pub fn is_roots_alone(about: &Metadata) -> bool {
 /// # Errors
 /// It can't be found, or somebody else may have put it there; the error says which part of the path is whose.
 pub fn root_owned(root: impl AsFd, path: &Path) -> io::Result<File> {
-    let mut todo: VecDeque<OsString> = parts(path);
-    let first = File::from(root.as_fd().try_clone_to_owned()?);
-    let mut before = check(&first, OsStr::new("/"), Standing::Roots)?;
-    // The folders that lead here: ".." goes one back, and never above the root.
-    let mut way: Vec<(File, Standing)> = vec![(first, before)];
-    let (mut links, mut seen) = (0, 0);
-    while let Some(part) = todo.pop_front() {
-        seen += 1;
-        if seen > PARTS {
-            return Err(invalid("its path has too many parts".to_owned()));
-        }
-        if part == ".." {
-            if way.len() > 1 {
-                way.pop();
-            }
-            before = way.last().map_or(Standing::Others, |(_, standing)| *standing);
-            continue;
-        }
-        let Some((folder, _)) = way.last() else { return Err(invalid("it has no path".to_owned())) };
-        let name = open_name(folder, &part)?;
-        let now = check(&name, &part, before)?;
-        if name.metadata()?.file_type().is_symlink() {
-            links += 1;
-            if links > LINKS {
-                return Err(io::Error::from(nix::errno::Errno::ELOOP));
-            }
-            let target = readlinkat(&name, "")?;
-            let target = Path::new(&target);
-            for part in parts(target).into_iter().rev() {
-                todo.push_front(part);
-            }
-            if target.is_absolute() {
-                way.truncate(1);
-            }
-            before = way.last().map_or(Standing::Others, |(_, standing)| *standing);
-            continue;
-        }
-        before = now;
-        way.push((name, now));
-    }
-    way.pop().map(|(name, _)| name).ok_or_else(|| invalid("it has no path".to_owned()))
-}
-
-/// Whether a part of the path is root's. In a folder that others may write to, too, only a folder counts: a file or a link of
-/// root's may be another name that somebody gave it there.
-fn check(name: &File, part: &OsStr, before: Standing) -> io::Result<Standing> {
-    let metadata = name.metadata()?;
-    let kind = metadata.file_type();
-    let refused = |why: &str| Err(invalid(format!("{} {why}", part.shown())));
-    if before == Standing::Shared && !kind.is_dir() {
-        return refused("is in a folder that others than root may write to");
-    }
-    if metadata.uid() != 0 {
-        return refused(&format!("belongs to uid {}", metadata.uid()));
-    }
-    // The mode of a link says nothing.
-    if kind.is_symlink() {
-        return Ok(Standing::Roots);
-    }
-    if kind.is_fifo() || kind.is_socket() || kind.is_char_device() || kind.is_block_device() {
-        return refused("is neither a file nor a folder");
-    }
-    match standing(metadata.mode(), metadata.uid(), metadata.gid()) {
-        Standing::Shared if kind.is_dir() => Ok(Standing::Shared),
-        Standing::Roots => Ok(Standing::Roots),
-        _ => refused("may be written to by others than root"),
+    let root = File::from(root.as_fd().try_clone_to_owned()?);
+    match walk(root, path, &root_alone()) {
+        Ok(End::Folder(folder)) => Ok(folder.fd),
+        Ok(End::Other { file, .. }) => Ok(file),
+        Ok(End::Missing { .. }) => Err(Errno::ENOENT.into()),
+        Err(Stop::Io(error)) => Err(error),
+        Err(Stop::Doubt(doubt)) => Err(io::Error::new(io::ErrorKind::PermissionDenied, in_words(&doubt))),
     }
 }
 
-fn open_name(folder: &File, part: &OsStr) -> io::Result<File> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let name: OwnedFd = openat(folder, part, flags, Mode::empty())?;
-    Ok(File::from(name))
-}
-
-fn parts(path: &Path) -> VecDeque<OsString> {
-    let part = |part: Component<'_>| match part {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some(OsString::from("..")),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    };
-    path.components().filter_map(part).collect()
-}
-
-fn invalid(why: String) -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, why)
+/// By the name of the part alone: whoever asks knows the path.
+fn in_words(Doubt { path, why }: &Doubt) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str()).shown();
+    match why {
+        Why::Owner(user) | Why::Link(user) => format!("{name} belongs to uid {user}"),
+        Why::Writable(_) => format!("{name} may be written to by others than root"),
+        Why::AmongOthers => format!("{name} is in a folder that others than root may write to"),
+        Why::Special => format!("{name} is neither a file nor a folder"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
 
-    #[test]
-    fn whose_a_folder_is_follows_from_its_owner_and_its_mode() {
-        for (mode, uid, gid, expected) in [
-            (0o755, 0, 0, Standing::Roots),
-            (0o775, 0, 0, Standing::Roots),
-            (0o2775, 0, 50, Standing::Others),
-            (0o777, 0, 0, Standing::Others),
-            (0o1777, 0, 0, Standing::Shared),
-            // NixOS: /nix/store is the build users' group's to write to.
-            (0o1775, 0, 30_000, Standing::Shared),
-            (0o700, 1000, 1000, Standing::Others),
-            (0o1777, 1000, 0, Standing::Others),
-        ] {
-            assert_eq!(standing(mode, uid, gid), expected, "{mode:o} {uid} {gid}");
-        }
-    }
+    use super::*;
 
     #[test]
     fn a_program_of_the_system_is_root_s_and_one_in_a_shared_folder_is_not() {

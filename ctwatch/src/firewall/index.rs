@@ -279,7 +279,7 @@ mod tests {
     fn ban(address: u128, action: Action) -> Rule {
         let set = Ranges::one(address);
         let steps = vec![Step::If(Condition::In(Field::Address(End::Source), set)), Step::Do(action)];
-        Rule { steps, text: format!("ban {address}"), delete: None }
+        Rule { steps, text: format!("ban {address}").into(), delete: None }
     }
 
     #[test]

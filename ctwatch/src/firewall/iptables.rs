@@ -93,7 +93,7 @@ pub fn parse(save: &Save) -> Vec<RuleTable> {
                     !has_own && is_save(&save.tool) && is_table(&table.name) && !line.chars().any(is_hidden);
                 let rule = Rule {
                     steps: steps(&words(rest)),
-                    text: line.to_owned(),
+                    text: line.into(),
                     delete: can_be_typed.then_some(delete),
                 };
                 if let Some(chain) = chains.get(name) {

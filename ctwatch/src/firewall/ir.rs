@@ -2,6 +2,7 @@
 //! Nothing is judged here, and what a front end doesn't understand has to be in the form as not understood.
 
 use super::ranges::Ranges;
+use crate::foreign::Foreign;
 
 /// Bits of `ct state`, as enum nft_ct's NF_CT_STATE_*: include/uapi/linux/netfilter/nf_conntrack_common.h, 6.12.
 pub mod state {
@@ -142,13 +143,13 @@ impl RuleTable {
 
     /// How one names a chain of it: "inet filter input", "iptables filter INPUT".
     #[must_use]
-    pub fn place(&self, chain: &str) -> String {
+    pub fn place(&self, chain: &str) -> Foreign {
         let first = match self.tool {
             Tool::Nft => self.family,
             Tool::Iptables => "iptables",
             Tool::Ip6tables => "ip6tables",
         };
-        format!("{first} {} {chain}", self.name)
+        format!("{first} {} {chain}", self.name).into()
     }
 }
 
@@ -158,7 +159,7 @@ pub struct Rule {
     /// Run in order until a condition doesn't hold or something ends the rule.
     pub steps: Vec<Step>,
     /// As the tool prints it.
-    pub text: String,
+    pub text: Foreign,
     /// The command that removes it, where one is known.
     pub delete: Option<String>,
 }

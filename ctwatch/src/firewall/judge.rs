@@ -340,7 +340,7 @@ impl Case<'_> {
         }
         let table = &self.firewall.tables[at.table];
         let maker = listing::by(&table.name, &table.chains[at.chain].name);
-        let to = nat.to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
+        let to = nat.to.as_deref().map(|to| format!(" to {}", Foreign::from(to))).unwrap_or_default();
         match maker {
             Some(maker) if nat.is_destination() => self.add(ObjectionKind::PublishedPort, at, None, format!(
                 "{maker} publishes {}{to}: untracked packets aren't translated and would be delivered to this host instead",
@@ -357,7 +357,7 @@ impl Case<'_> {
         let Caught { at, nat, first } = caught;
         let table = &self.firewall.tables[at.table];
         let maker = listing::by(&table.name, &table.chains[at.chain].name);
-        let to = nat.to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
+        let to = nat.to.as_deref().map(|to| format!(" to {}", Foreign::from(to))).unwrap_or_default();
         let by = maker.map_or_else(
             || format!("this {} rule", nat.kind),
             |maker| format!("{maker}'s {} rule", nat.kind),
@@ -395,10 +395,15 @@ impl Case<'_> {
                 ObjectionKind::Unknown,
                 at,
                 None,
-                format!("what this rule does to {} isn't understood: {what}", self.target),
+                format!(
+                    "what this rule does to {} isn't understood: {}",
+                    self.target,
+                    Foreign::from(what.as_str())
+                ),
             );
         }
         if let Some((at, name)) = &path.helper {
+            let name = Foreign::from(name.as_str());
             self.add(ObjectionKind::Helper, at, None, format!(
                 "the {name} helper inspects these connections and allows the ones they announce; that needs tracking"
             ));
@@ -567,7 +572,7 @@ impl Case<'_> {
         let chain = &table.chains[at.chain];
         let place = table.place(&chain.name);
         match at.rule.map(|rule| &chain.rules[rule].text) {
-            Some(rule) if rule.starts_with("-A ") => format!("`{rule}` drops them"),
+            Some(rule) if rule.raw().starts_with("-A ") => format!("`{rule}` drops them"),
             Some(rule) => format!("`{rule}` in {place} drops them"),
             None => format!("the policy of {place} drops them"),
         }
@@ -616,17 +621,12 @@ impl Case<'_> {
     fn add(&mut self, kind: ObjectionKind, at: &At, remedy: Option<String>, text: String) {
         let table = &self.firewall.tables[at.table];
         let chain = &table.chains[at.chain];
-        let rule = at.rule.map_or_else(
-            || {
-                format!(
-                    "policy {}",
-                    if chain.base.as_ref().is_some_and(|base| base.drops) { "drop" } else { "accept" }
-                )
-            },
-            |rule| chain.rules[rule].text.clone(),
-        );
-        let objection =
-            Objection { kind, rule: rule.into(), place: table.place(&chain.name).into(), text, remedy };
+        let drops = chain.base.as_ref().is_some_and(|base| base.drops);
+        let rule = match at.rule {
+            Some(rule) => chain.rules[rule].text.clone(),
+            None => if drops { "policy drop" } else { "policy accept" }.into(),
+        };
+        let objection = Objection { kind, rule, place: table.place(&chain.name), text, remedy };
         if !self.found.contains(&objection) {
             self.found.push(objection);
         }

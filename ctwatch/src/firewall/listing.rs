@@ -41,8 +41,8 @@ fn listed(tables: &[RuleTable], wanted: impl Fn(&Rule) -> bool) -> Vec<Listed> {
         for chain in &table.chains {
             let rules = chain.rules.iter().filter(|rule| wanted(rule));
             found.extend(rules.map(|rule| Listed {
-                place: table.place(&chain.name).into(),
-                rule: rule.text.as_str().into(),
+                place: table.place(&chain.name),
+                rule: rule.text.clone(),
                 delete: rule.delete.clone(),
             }));
         }
@@ -126,8 +126,8 @@ pub fn published(tables: &[RuleTable]) -> Vec<Published> {
                         ports: (port(low), port(high)),
                         to: nat.to.clone().unwrap_or_default().into(),
                         by: by(&table.name, &chain.name).unwrap_or("nat rule").into(),
-                        place: table.place(&chain.name).into(),
-                        rule: rule.text.as_str().into(),
+                        place: table.place(&chain.name),
+                        rule: rule.text.clone(),
                     });
                 }
             }

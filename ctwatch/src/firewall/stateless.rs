@@ -20,10 +20,10 @@ pub fn without_tracking(tables: &[RuleTable]) -> Result<Commands, Vec<Objection>
     for table in tables {
         for chain in &table.chains {
             for rule in chain.rules.iter().filter(|rule| listing::tracks(rule)) {
-                let place = Foreign::from(table.place(&chain.name));
+                let place = table.place(&chain.name);
                 let objection = |(kind, text): (ObjectionKind, String)| Objection {
                     kind,
-                    rule: rule.text.as_str().into(),
+                    rule: rule.text.clone(),
                     place: place.clone(),
                     text,
                     remedy: None,
@@ -31,11 +31,7 @@ pub fn without_tracking(tables: &[RuleTable]) -> Result<Commands, Vec<Objection>
                 found.extend(needed(table, rule).map(objection));
                 tracking.push((
                     table,
-                    Listed {
-                        place: place.clone(),
-                        rule: rule.text.as_str().into(),
-                        delete: rule.delete.clone(),
-                    },
+                    Listed { place: place.clone(), rule: rule.text.clone(), delete: rule.delete.clone() },
                 ));
             }
         }
@@ -83,7 +79,10 @@ fn needed(table: &RuleTable, rule: &Rule) -> Option<(ObjectionKind, String)> {
         }
         Action::Helper(name) => Some((
             ObjectionKind::Helper,
-            format!("the {name} helper inspects connections and allows the ones they announce"),
+            format!(
+                "the {} helper inspects connections and allows the ones they announce",
+                Foreign::from(name.as_str())
+            ),
         )),
         Action::MarkFromConnection => Some((
             ObjectionKind::ConnectionMark,

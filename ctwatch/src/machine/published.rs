@@ -17,11 +17,11 @@ use crate::process::{procfs, sockets};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// "docker-proxy", "rootlessport"
-    pub program: String,
+    pub program: Foreign,
     /// Its process.
     pub pid: u32,
     /// "tcp", "udp" or "sctp".
-    pub proto: String,
+    pub proto: Foreign,
     /// On this address of the host; none for all, or unknown.
     pub address: Option<IpAddr>,
     /// The port of the host.
@@ -78,9 +78,9 @@ fn of_docker_proxy(pid: u32, arguments: &[String]) -> Option<Published> {
     let address = |name: &str| value(name)?.parse::<IpAddr>().ok();
     let port = |name: &str| value(name)?.parse::<u16>().ok();
     Some(Published {
-        program: "docker-proxy".to_owned(),
+        program: "docker-proxy".into(),
         pid,
-        proto: value("proto").unwrap_or("tcp").to_owned(),
+        proto: value("proto").unwrap_or("tcp").into(),
         address: address("host-ip").filter(|address| !address.is_unspecified()),
         port: port("host-port")?,
         to: address("container-ip").zip(port("container-port")),
@@ -96,9 +96,9 @@ fn of_forwarder(roots: &Roots, pid: u32, name: &str) -> Vec<Published> {
             // Control sockets on loopback are no published ports, but published ports may be there too.
             if held.contains(&inode) {
                 found.push(Published {
-                    program: name.to_owned(),
+                    program: name.into(),
                     pid,
-                    proto: proto.to_owned(),
+                    proto: proto.into(),
                     address: Some(address).filter(|address| !address.is_unspecified()),
                     port,
                     to: None,
@@ -124,9 +124,9 @@ mod tests {
             ("proc/901/comm", "bash\n"),
         ]);
         let expected = Published {
-            program: "docker-proxy".to_owned(),
+            program: "docker-proxy".into(),
             pid: 900,
-            proto: "tcp".to_owned(),
+            proto: "tcp".into(),
             address: None,
             port: 8080,
             to: Some(("172.17.0.2".parse().unwrap(), 80)),
@@ -145,7 +145,7 @@ mod tests {
         ]);
         let found = read(&fixture.host, &mut Notes::default());
         assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!((found[0].port, found[0].proto.as_str(), found[0].to), (8080, "tcp", None));
+        assert_eq!((found[0].port, found[0].proto.raw(), found[0].to), (8080, "tcp", None));
     }
 
     #[test]

@@ -208,7 +208,7 @@ pub struct Program {
     /// Its number.
     pub pid: u32,
     /// The kernel's name for it.
-    pub name: String,
+    pub name: Foreign,
     /// What it is.
     pub software: Software,
 }
@@ -220,7 +220,7 @@ pub fn identify(roots: &Roots, pid: u32) -> Option<Program> {
         let name = process.name()?;
         let program = process.program();
         let program = program.as_deref().and_then(std::path::Path::to_str);
-        let mut software = Software::of(&name, program, &process.arguments());
+        let mut software = Software::of(name.raw(), program, &process.arguments());
         if software == Nginx && has_lua(process) {
             software = NginxLua;
         } else if matches!(software, Other(_)) && is_go(process) == Some(true) {
@@ -230,7 +230,7 @@ pub fn identify(roots: &Roots, pid: u32) -> Option<Program> {
     });
     known.unwrap_or_else(|_| {
         let name = Process::open(roots, pid).ok()?.name()?;
-        let software = Software::of(&name, None, &[]);
+        let software = Software::of(name.raw(), None, &[]);
         Some(Program { pid, name, software })
     })
 }

@@ -115,7 +115,7 @@ pub(super) struct Clock {
 impl Clock {
     /// With dates, if its span has more than one, and with the names of offsets likewise.
     pub fn of(zone: &TimeZone, host: &Host) -> Self {
-        Self::of_span(zone, host.span.map(|span| (span.from, span.to)))
+        Self::of_span(zone, host.span.map(|span| (span.from.time, span.to.time)))
     }
 
     pub fn of_span(zone: &TimeZone, span: Option<(Timestamp, Timestamp)>) -> Self {

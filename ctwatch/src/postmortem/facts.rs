@@ -6,11 +6,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 use ctwatch_common::slot::SlotKind;
-use jiff::{SignedDuration, Timestamp};
 
 use super::gather::{AllNames, name, unsigned};
 use super::headline::{Facts, Losing, NEAR_S, Occupancy, Service};
-use super::model::{Certainty, Gap, Worst};
+use super::model::{At, Certainty, Gap, Worst};
 use super::scan::TickScan;
 use super::states::States;
 use crate::foreign::Foreign;
@@ -56,30 +55,29 @@ fn losing(scan: &TickScan, gaps: &[Gap]) -> Option<Losing> {
     let span_end = scan.to?;
     let (from, to, tick_s, seconds) = match (scan.first_loss, scan.last_loss, scan.kernel_loss) {
         (Some((first, first_s)), Some((last, last_s)), _) => {
-            (first - SignedDuration::from_secs_f64(first_s), last, first_s.max(last_s), scan.losing_s)
+            (first.minus(first_s), last, first_s.max(last_s), scan.losing_s)
         }
-        (_, _, Some((from, to))) => (from, to, 0.0, to.duration_since(from).as_secs_f64()),
+        (_, _, Some((from, to))) => (from, to, 0.0, to.since(from)),
         _ => return None,
     };
-    let touches =
-        |one: Timestamp, other: Timestamp| one.duration_since(other).as_secs_f64().abs() < TOUCHES_S;
+    let touches = |at: At, gap_s: f64, other: At| (at.since(other) + gap_s).abs() < TOUCHES_S;
     Some(Losing {
         from,
         to,
         seconds,
         tick_s,
-        is_first: scan.from.is_some_and(|begin| from <= begin)
-            || gaps.iter().any(|gap| touches(gap.from + SignedDuration::from_secs_f64(gap.seconds), from)),
-        is_last: to >= span_end || gaps.iter().any(|gap| touches(gap.from, to)),
+        is_first: scan.from.is_some_and(|begin| from.place_us <= begin.place_us)
+            || gaps.iter().any(|gap| touches(gap.from, gap.seconds, from)),
+        is_last: to.place_us >= span_end.place_us || gaps.iter().any(|gap| touches(gap.from, 0.0, to)),
         is_untimed: scan.untimed_losses,
     })
 }
 
 /// How much of a time is not recorded.
-fn overlap_s(gaps: &[Gap], from: Timestamp, to: Timestamp) -> f64 {
+fn overlap_s(gaps: &[Gap], from: At, to: At) -> f64 {
     let part = |gap: &Gap| {
-        let end = gap.from + SignedDuration::from_secs_f64(gap.seconds);
-        end.min(to).duration_since(gap.from.max(from)).as_secs_f64().max(0.0)
+        let (begin_s, end_s) = (gap.from.since(from), gap.from.since(from) + gap.seconds);
+        (end_s.min(to.since(from)) - begin_s.max(0.0)).max(0.0)
     };
     gaps.iter().map(part).sum()
 }
@@ -137,7 +135,7 @@ fn occupancy(worst: &Worst, states: Option<&States>) -> Occupancy {
             share,
             exact: worst.exact,
             time_wait: states.zip(distance_s).and_then(|(states, distance_s)| {
-                Some((states.time_wait_of_table(port)?, states.time_wait(port)?, states.time, distance_s))
+                Some((states.time_wait_of_table(port)?, states.time_wait(port)?, states.at.time, distance_s))
             }),
         },
     }

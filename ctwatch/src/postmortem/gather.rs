@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 
 use super::document::Clock;
 use super::model::{
-    Arrivals, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoFill, NoticeLine, Occupant, Span,
+    Arrivals, At, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoFill, NoticeLine, Occupant, Span,
     Story, Unevictable, Unlimited, VictimPort, Victims, Worst,
 };
 use super::scan::{BANDS, Moment, OCCUPANTS, TickScan};
@@ -23,7 +23,7 @@ use super::{Request, advice, facts::facts, sampled};
 use crate::contract::{Agreements, Counted, Unexplained};
 use crate::error::Failure;
 use crate::foreign::{Foreign, Shown as _};
-use crate::model::{Backend, KernelCounters, NetnsId, ServicePort};
+use crate::model::{Backend, KernelCounters, NetnsId, ServicePort, WallMono};
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::rows::Names;
@@ -48,13 +48,14 @@ pub(super) fn host(
 ) -> Result<Host> {
     let recording = Recording::open(path)?;
     let runs = recording.runs()?;
+    let timeline = recording.timeline()?;
     let incidents = incidents(&recording, &runs)?;
     let chosen = request.incident.map(|number| choose(path, &incidents, number, zone)).transpose()?;
     let chosen_ticks = chosen.as_ref().map(|(_, _, one)| one.detail_from..=one.detail_to);
     let mut scan = TickScan::default();
     let (mut names, mut certainty, mut changes) = (AllNames::new(), Certainty::default(), Vec::new());
     let mut ticks: Option<RangeInclusive<i64>> = None;
-    let mut before: Option<Timestamp> = None;
+    let mut before: Option<At> = None;
     let mut last_run = None;
     let mut scanned = Vec::new();
     for (index, run) in runs.iter().enumerate() {
@@ -64,20 +65,27 @@ pub(super) fn host(
         let is_inside = |id: i64, time: Timestamp| {
             chosen_ticks.as_ref().is_none_or(|ticks| ticks.contains(&id)) && span.contains(time)
         };
-        scan.begin_run();
+        scan.begin_run(timeline.place_us(run.id, 0));
         scanned.push(run.id);
         let until = chosen_ticks.as_ref().map_or(i64::MAX, |ticks| *ticks.end());
         let (mut touched, mut last) = (false, None);
+        let is_first = scan.from.is_none();
+        // Where what is told of this run begins.
+        let mut since_us = i64::MIN;
         for stored in recording.ticks(run, i64::MIN..=until)? {
             let stored = stored?;
             let inside = is_inside(stored.id, stored.tick.time);
             scan.add(&stored, inside);
-            last = Some(stored.tick.time);
+            let end = scan.place(WallMono { time: stored.tick.time, mono_us: stored.tick.mono_us });
             if inside {
+                if !touched {
+                    since_us = begins_us(&span, end, last, scan.from.filter(|_| is_first));
+                }
                 touched = true;
                 let from = ticks.as_ref().map_or(stored.first, |ticks| *ticks.start());
                 ticks = Some(from..=stored.id);
             }
+            last = Some(end);
         }
         scan.end_run();
         if !touched {
@@ -85,9 +93,14 @@ pub(super) fn host(
             continue;
         }
         names.extend(names_of(&recording, run, anonymizer.as_deref_mut())?);
-        about_run(run, index + 1 == runs.len(), before, &mut certainty);
+        about_run(
+            run,
+            index + 1 == runs.len(),
+            before.map(|before| (before, scan.place(run.run.started))),
+            &mut certainty,
+        );
         before = last.or(before);
-        let cut = Cut { span, is_incident: request.incident.is_some() };
+        let cut = Cut { has_end: span.to.is_some() || request.incident.is_some(), since_us };
         about_settings(&recording, run, cut, &scan, &mut changes, &mut certainty)?;
         certainty.kernel_only |= run.run.backend == Backend::Counters;
         certainty.inferred |= run.run.backend == Backend::Tracepoint;
@@ -135,7 +148,9 @@ pub(super) fn host(
     let states_of = |moment: &Moment| {
         let run = scanned.get(moment.run as usize - 1).copied();
         let listings = run.map(|run| recording.listing_heads(run)).transpose()?.unwrap_or_default();
-        nearest(moment.states.as_deref(), &listings, moment.netns, moment.time, |head| {
+        let offset_us = timeline.place_us(run.unwrap_or_default(), 0);
+        let place = |at: WallMono| At { time: at.time, place_us: offset_us.saturating_add(at.mono_us) };
+        nearest(moment.states.as_deref(), &listings, moment.netns, moment.at, place, |head| {
             recording.listing(run.unwrap_or_default(), head)
         })
     };
@@ -150,7 +165,10 @@ pub(super) fn host(
         ticks: scan.ticks,
     });
     Ok(Host {
-        headline: facts.sentence(&Clock::of_span(&TimeZone::UTC, scan.from.zip(scan.to))),
+        headline: facts.sentence(&Clock::of_span(
+            &TimeZone::UTC,
+            scan.from.zip(scan.to).map(|(from, to)| (from.time, to.time)),
+        )),
         facts,
         file,
         host,
@@ -224,10 +242,11 @@ fn choose(
     Err(Failure::usage(format!("--incident {number}: {path} has no such incident; {known}")).into())
 }
 
-fn about_run(run: &RecordedRun, is_last: bool, before: Option<Timestamp>, certainty: &mut Certainty) {
+/// How it ended, and what is missing between the last tick before it and its start.
+fn about_run(run: &RecordedRun, is_last: bool, between: Option<(At, At)>, certainty: &mut Certainty) {
     let started = run.run.started.time;
-    if let Some(before) = before {
-        let seconds = started.duration_since(before).as_secs_f64();
+    if let Some((before, began)) = between {
+        let seconds = began.since(before);
         if seconds > BETWEEN_RUNS_S {
             certainty.gaps.push(Gap { from: before, seconds });
         }
@@ -248,11 +267,24 @@ fn about_run(run: &RecordedRun, is_last: bool, before: Option<Timestamp>, certai
     }
 }
 
-/// What part of a recording is asked for.
+/// What part of a run is asked for.
 #[derive(Clone, Copy)]
 struct Cut {
-    span: span::Span,
-    is_incident: bool,
+    /// It ends before the recording does.
+    has_end: bool,
+    /// Where it begins on the timeline.
+    since_us: i64,
+}
+
+/// Where the part of a run begins whose first tick ends here: after the tick before it, and where `--from` says, if the wall
+/// clock wasn't set in between. Of the first run, if nothing says so, where that tick begins.
+fn begins_us(span: &span::Span, end: At, before: Option<At>, first: Option<At>) -> i64 {
+    let from = match (span.from, first) {
+        (Some(from), _) => end.minus(end.time.duration_since(from).as_secs_f64()).place_us,
+        (None, Some(first)) => return first.place_us,
+        (None, None) => return i64::MIN,
+    };
+    before.map_or(i64::MIN, |before| before.place_us.max(from))
 }
 
 /// Changes of settings, and notices, up to the end of the span.
@@ -264,20 +296,17 @@ fn about_settings(
     changes: &mut Vec<Change>,
     certainty: &mut Certainty,
 ) -> Result<()> {
-    let until = scan.to.filter(|_| cut.span.to.is_some() || cut.is_incident);
-    let is_before_end = |time: Timestamp| until.is_none_or(|until| time <= until);
-    let settings = recording.settings(run.id)?.into_iter();
-    let changed = settings.filter(|one| one.before.is_some() && is_before_end(one.at.time));
-    changes.extend(changed.map(|one| Change {
-        time: one.at.time,
+    let until_us = scan.to.filter(|_| cut.has_end).map_or(i64::MAX, |until| until.place_us);
+    let settings = recording.settings(run.id)?.into_iter().filter(|one| one.before.is_some());
+    let changed = settings.map(|one| Change {
+        at: scan.place(one.at),
         name: one.name,
         before: one.before,
         value: one.value,
-    }));
-    let notices = recording.notices(run.id)?.into_iter();
-    let notices = notices.filter(|one| {
-        is_before_end(one.at.time) && cut.span.from.or(scan.from).is_none_or(|from| one.at.time >= from)
     });
+    changes.extend(changed.filter(|one| one.at.place_us <= until_us));
+    let notices = recording.notices(run.id)?.into_iter();
+    let notices = notices.filter(|one| (cut.since_us..=until_us).contains(&scan.place(one.at).place_us));
     certainty.notices.extend(notices.map(|one| NoticeLine {
         time: one.at.time,
         code: one.code,
@@ -297,7 +326,7 @@ fn fill_in(scan: &TickScan, certainty: &mut Certainty, run: Option<&RecordedRun>
     certainty
         .gaps
         .extend(scan.gaps.iter().map(|Gap { from, seconds }| Gap { from: *from, seconds: *seconds }));
-    certainty.gaps.sort_by_key(|gap| gap.from);
+    certainty.gaps.sort_by_key(|gap| gap.from.place_us);
     certainty.clock_steps =
         scan.steps.iter().map(|step| super::model::Step { time: step.time, seconds: step.seconds }).collect();
 }
@@ -312,13 +341,13 @@ fn story(scan: &TickScan, names: &AllNames) -> Story {
     let lasted_s = scan
         .first_loss
         .zip(scan.last_loss)
-        .map_or(0.0, |((first, interval), (last, _))| last.duration_since(first).as_secs_f64() + interval);
+        .map_or(0.0, |((first, interval), (last, _))| last.since(first) + interval);
     Story {
         first_sign: scan.first_sign.map(|(time, _)| time),
         fill_at_first_sign: scan.first_sign.and_then(|(_, fill)| fill),
         full_at: scan.full_at,
-        first_loss: scan.first_loss.map(|(time, _)| time),
-        last_loss: scan.last_loss.map(|(time, _)| time),
+        first_loss: scan.first_loss.map(|(at, _)| at.time),
+        last_loss: scan.last_loss.map(|(at, _)| at.time),
         lasted_s,
         losing_s: scan.losing_s,
         packets_lost: unsigned(packets(scan)),
@@ -420,7 +449,7 @@ fn worst(moment: &Moment, states: Option<&States>, names: &AllNames) -> Worst {
         });
     }
     Worst {
-        time: moment.time,
+        time: moment.at.time,
         netns: name(names, moment.netns),
         count: moment.count,
         max: moment.max,
@@ -429,12 +458,12 @@ fn worst(moment: &Moment, states: Option<&States>, names: &AllNames) -> Worst {
         unevictable: states.and_then(|states| states.assured).map(|(entries, of, at)| Unevictable {
             entries,
             of,
-            at,
+            at: at.time,
         }),
         as_listed,
         exact: moment.exact,
-        listed_at: states.map(|states| states.time),
-        listed_s_before: states.map(|states| moment.time.duration_since(states.time).as_secs_f64()),
+        listed_at: states.map(|states| states.at.time),
+        listed_s_before: states.map(|states| moment.at.since(states.at)),
     }
 }
 

@@ -6,6 +6,7 @@ use ctwatch_common::cause::Unit;
 use jiff::{SignedDuration, Timestamp};
 
 use super::document::Clock;
+use super::model::At;
 use crate::foreign::Foreign;
 use crate::model::{KernelCounters, ServicePort};
 use crate::text::{duration, percent, thousands};
@@ -24,7 +25,7 @@ const DOUBTFUL: u64 = 100;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     /// What was looked at; none if no tick is in it.
-    pub span: Option<(Timestamp, Timestamp)>,
+    pub span: Option<(At, At)>,
     /// When something was lost.
     pub losing: Option<Losing>,
     /// Losses by cause.
@@ -56,9 +57,9 @@ pub(super) struct Facts {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Losing {
     /// Beginning of the first tick that lost something.
-    pub from: Timestamp,
+    pub from: At,
     /// End of the last one.
-    pub to: Timestamp,
+    pub to: At,
     /// Time in ticks that lost something.
     pub seconds: f64,
     /// Length of the longer one of the first and the last tick.
@@ -140,7 +141,7 @@ impl Facts {
         }
     }
 
-    fn quiet(&self, from: Timestamp, to: Timestamp, clock: &Clock) -> String {
+    fn quiet(&self, from: At, to: At, clock: &Clock) -> String {
         let when = between(from, to, clock);
         let fill = match (&self.peak, &self.unlimited) {
             (Some((fill, netns)), _) => {
@@ -374,7 +375,7 @@ fn of_services(preposition: &str, services: &[(Service, u64)], total: u64) -> Of
 
 fn when(losing: &Losing, clock: &Clock) -> String {
     let Losing { from, to, seconds, tick_s, is_first, is_last, is_untimed } = *losing;
-    let lasted_s = to.duration_since(from).as_secs_f64();
+    let lasted_s = to.since(from);
     let (begin, end) = times(from, to, clock);
     let mut remarks = Vec::new();
     if seconds < lasted_s / 2.0 && !is_untimed {
@@ -393,14 +394,16 @@ fn when(losing: &Losing, clock: &Clock) -> String {
     format!("From {begin}{or_earlier} {until} {end}{remarks}")
 }
 
-fn between(from: Timestamp, to: Timestamp, clock: &Clock) -> String {
+fn between(from: At, to: At, clock: &Clock) -> String {
     let (begin, end) = times(from, to, clock);
     format!("From {begin} to {end}")
 }
 
 /// Two times, the second with its zone. Minutes where these are enough: then the span is widened to them.
-fn times(from: Timestamp, to: Timestamp, clock: &Clock) -> (String, String) {
-    if to.duration_since(from).as_secs_f64() < MINUTES_S {
+fn times(from: At, to: At, clock: &Clock) -> (String, String) {
+    let is_short = to.since(from) < MINUTES_S;
+    let (from, to) = (from.time, to.time);
+    if is_short {
         return (clock.time(from), clock.time_and_zone(to));
     }
     let up = to + SignedDuration::from_secs(59);

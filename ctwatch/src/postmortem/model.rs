@@ -11,6 +11,7 @@ use crate::advise::report::Advice;
 use crate::contract::{Agreements, Counted, Unexplained, millis, rounded_millis as rounded};
 use crate::foreign::Foreign;
 use crate::model::{KernelCounters, ServicePort};
+use crate::record::timeline::seconds;
 
 /// The report.
 #[derive(Debug, Serialize)]
@@ -80,12 +81,39 @@ impl Host {
     }
 }
 
+/// A moment. The wall clock is what it is called by; what came first, and how far apart two are, the place tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct At {
+    pub time: Timestamp,
+    /// On the recording's timeline, microseconds.
+    pub place_us: i64,
+}
+
+impl At {
+    /// So many seconds before it.
+    pub fn minus(self, seconds: f64) -> Self {
+        let by = SignedDuration::try_from_secs_f64(seconds).unwrap_or_default();
+        let us = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
+        let time = self.time.checked_sub(by).unwrap_or(self.time);
+        Self { time, place_us: self.place_us.saturating_sub(us) }
+    }
+
+    /// Seconds since another; negative if that came later.
+    pub fn since(self, other: Self) -> f64 {
+        seconds(other.place_us, self.place_us)
+    }
+}
+
+impl Serialize for At {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        millis(&self.time, serializer)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Span {
-    #[serde(serialize_with = "millis")]
-    pub from: Timestamp,
-    #[serde(serialize_with = "millis")]
-    pub to: Timestamp,
+    pub from: At,
+    pub to: At,
     /// Time that ticks account for.
     #[serde(serialize_with = "rounded")]
     pub watched_s: f64,
@@ -260,8 +288,8 @@ pub(super) struct NoFill {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Change {
-    #[serde(serialize_with = "millis")]
-    pub time: Timestamp,
+    #[serde(rename = "time")]
+    pub at: At,
     pub name: Foreign,
     pub before: Option<Foreign>,
     pub value: Option<Foreign>,
@@ -309,8 +337,7 @@ pub(super) struct Certainty {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Gap {
-    #[serde(serialize_with = "millis")]
-    pub from: Timestamp,
+    pub from: At,
     #[serde(serialize_with = "rounded")]
     pub seconds: f64,
 }

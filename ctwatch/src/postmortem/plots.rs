@@ -141,7 +141,7 @@ pub(super) fn figure(host: &Host, palette: &Palette, clock: &Clock) -> Option<Fi
         .changes
         .iter()
         .enumerate()
-        .filter_map(|(index, change)| Some((index + 1, scale.part(change.time)?, change)))
+        .filter_map(|(index, change)| Some((index + 1, scale.part(change.at.time)?, change)))
         .collect();
     let gaps = scale.gaps();
     let mut frame = String::new();
@@ -226,7 +226,7 @@ struct Scale<'a> {
 impl<'a> Scale<'a> {
     fn of(points: &'a [Point]) -> Option<Self> {
         let begins = points.iter().map(begin);
-        let (from, to) = (begins.min()?, points.iter().map(|point| point.time).max()?);
+        let (from, to) = (begins.min()?, points.iter().map(|point| point.at.time).max()?);
         (points.len() >= 2 && from < to).then_some(Self { points, from, to })
     }
 
@@ -246,9 +246,9 @@ impl<'a> Scale<'a> {
         let span = |point: &Point| {
             let from = begin(point).max(before);
             let from = if from.duration_since(before).as_secs_f64() < PAUSE_S { before } else { from };
-            before = before.max(point.time);
+            before = before.max(point.at.time);
             let place = |time| self.part(time).unwrap_or(0.0);
-            (place(from), place(point.time.max(from)))
+            (place(from), place(point.at.time.max(from)))
         };
         self.points.iter().map(span).collect()
     }
@@ -330,7 +330,7 @@ impl<'a> Scale<'a> {
 
 fn begin(point: &Point) -> Timestamp {
     let seconds = SignedDuration::try_from_secs_f64(point.seconds).unwrap_or_default();
-    point.time.checked_sub(seconds).unwrap_or(point.time)
+    point.at.time.checked_sub(seconds).unwrap_or(point.at.time)
 }
 
 /// Steps from and to, low and high: around each run of them that touch one another and have a height.
@@ -386,7 +386,7 @@ fn named(marks: &[(usize, f64, &Change)], clock: &Clock) -> Vec<String> {
         let name = change.name.raw();
         let name = Foreign::from(name.strip_prefix("net.netfilter.").unwrap_or(name));
         let (before, after) = (value(&change.before), value(&change.value));
-        format!("#{number} {}: {name} from {before} to {after}", clock.time(change.time))
+        format!("#{number} {}: {name} from {before} to {after}", clock.time(change.at.time))
     };
     let mut all: Vec<String> = marks.iter().take(NAMED).map(one).collect();
     if marks.len() > NAMED {

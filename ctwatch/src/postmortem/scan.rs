@@ -10,11 +10,11 @@ use ctwatch_common::cause::{CAUSES, Unit};
 use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
-use super::model::{Gap, Step};
+use super::model::{At, Gap, Step};
 use super::series::{Point, PortOrNone, Series};
 use super::states::States;
 use crate::contract::TableStatus;
-use crate::model::{Census, FlowOffset, NetnsId, ServicePort};
+use crate::model::{Census, FlowOffset, NetnsId, ServicePort, WallMono};
 use crate::record::reader::Stored;
 use crate::record::tick::{CounterArray, NetnsTick, Presence, Tick};
 
@@ -45,7 +45,7 @@ struct Entries {
 /// The moment that was worst so far.
 #[derive(Clone, Debug)]
 pub(super) struct Moment {
-    pub time: Timestamp,
+    pub at: At,
     pub netns: NetnsId,
     pub count: Option<u32>,
     pub max: Option<u32>,
@@ -74,10 +74,12 @@ pub(super) struct TickScan {
     netns: BTreeMap<NetnsId, NetnsTick>,
     entries: Entries,
     run: u32,
-    before_tick: Option<(Timestamp, i64)>,
+    before_tick: Option<At>,
+    /// What is added to CLOCK_MONOTONIC of this run to get a place on the timeline.
+    offset_us: i64,
     pub ticks: u64,
-    pub from: Option<Timestamp>,
-    pub to: Option<Timestamp>,
+    pub from: Option<At>,
+    pub to: Option<At>,
     pub watched_s: f64,
     pub series: Series,
     pub losses: BTreeMap<SlotKey, i64>,
@@ -95,10 +97,10 @@ pub(super) struct TickScan {
     pub lossy: Vec<Lossy>,
     pub first_sign: Option<(Timestamp, Option<f64>)>,
     pub full_at: Option<Timestamp>,
-    pub first_loss: Option<(Timestamp, f64)>,
-    pub last_loss: Option<(Timestamp, f64)>,
+    pub first_loss: Option<(At, f64)>,
+    pub last_loss: Option<(At, f64)>,
     /// From when to when the kernel's counters of losses moved.
-    pub kernel_loss: Option<(Timestamp, Timestamp)>,
+    pub kernel_loss: Option<(At, At)>,
     /// The first tick lost something: losses may have begun before it.
     pub began_losing: bool,
     /// Something was lost in ticks of which only a sum is left.
@@ -123,8 +125,9 @@ pub(super) struct TickScan {
 }
 
 impl TickScan {
-    /// A run begins: its counters and tables are its own.
-    pub fn begin_run(&mut self) {
+    /// A run begins: its counters and tables are its own, and so is its place on the timeline.
+    pub fn begin_run(&mut self, offset_us: i64) {
+        self.offset_us = offset_us;
         self.netns.clear();
         self.entries = Entries::default();
         self.run += 1;
@@ -142,18 +145,28 @@ impl TickScan {
         }
     }
 
+    /// A moment of this run.
+    pub fn place(&self, at: WallMono) -> At {
+        At { time: at.time, place_us: self.offset_us.saturating_add(at.mono_us) }
+    }
+
+    fn end_of(&self, tick: &Tick) -> At {
+        self.place(WallMono { time: tick.time, mono_us: tick.mono_us })
+    }
+
     /// Takes in a tick.
     pub fn add(&mut self, stored: &Stored, inside: bool) {
         let tick = &stored.tick;
+        let end = self.end_of(tick);
         for netns in &tick.netns {
             self.netns.insert(netns.id, *netns);
         }
-        self.entries.add(tick);
+        self.entries.add(tick, end);
         self.nearest_census(tick);
         if !inside {
             self.unexplained_before = tick.unexplained;
             self.unexplained_now = tick.unexplained;
-            self.before_tick = Some((tick.time, tick.mono_us));
+            self.before_tick = Some(end);
             return;
         }
         self.unexplained_now = tick.unexplained;
@@ -173,25 +186,26 @@ impl TickScan {
 
     /// Times, gaps and steps.
     fn clock(&mut self, stored: &Stored) {
-        let Tick { time, mono_us, interval_us, .. } = stored.tick;
+        let Tick { time, interval_us, .. } = stored.tick;
+        let end = self.end_of(&stored.tick);
         let interval_s = interval_us as f64 / 1e6;
         self.thinned += u64::from((1..SUM_LEVEL).contains(&stored.level));
         self.dropped += u64::from(stored.level == SUM_LEVEL);
-        if let Some((before, mono_before)) = self.before_tick.filter(|_| stored.level < SUM_LEVEL) {
-            let passed = (mono_us - mono_before) as f64 / 1e6;
+        if let Some(before) = self.before_tick.filter(|_| stored.level < SUM_LEVEL) {
+            let passed = end.since(before);
             if passed - interval_s > PAUSE_S {
                 self.gaps.push(Gap { from: before, seconds: passed - interval_s });
             }
-            let step = time.duration_since(before).as_secs_f64() - passed;
+            let step = time.duration_since(before.time).as_secs_f64() - passed;
             if step.abs() > STEP_S {
                 self.steps.push(Step { time, seconds: step });
             }
         }
-        self.before_tick = Some((time, mono_us));
+        self.before_tick = Some(end);
         self.ticks += 1;
         self.watched_s += interval_s;
-        self.from.get_or_insert(time - jiff::SignedDuration::from_micros(interval_us));
-        self.to = Some(time);
+        self.from.get_or_insert(end.minus(interval_s));
+        self.to = Some(end);
     }
 
     /// Sums; returns the tick's losses by cause.
@@ -241,6 +255,8 @@ impl TickScan {
     /// When the table began to be a problem, when it was full, and when something was lost.
     fn find_onset(&mut self, stored: &Stored, fullest: Option<(NetnsId, u32, u32)>, lost: i64) {
         let tick = &stored.tick;
+        let end = self.end_of(tick);
+        let interval_s = tick.interval_us as f64 / 1e6;
         let fill = fullest.map(|(_, count, max)| f64::from(count) / f64::from(max));
         for netns in self.netns.values().filter(|netns| netns.max == Some(0)) {
             let is_most = |count: &u32| self.unlimited.is_none_or(|(_, _, most)| *count > most);
@@ -261,17 +277,15 @@ impl TickScan {
             self.full_at = Some(tick.time);
         }
         if lost > 0 {
-            let interval_s = tick.interval_us as f64 / 1e6;
             self.began_losing |= self.ticks == 1;
             self.untimed_losses |= stored.level == SUM_LEVEL;
-            self.first_loss.get_or_insert((tick.time, interval_s));
-            self.last_loss = Some((tick.time, interval_s));
+            self.first_loss.get_or_insert((end, interval_s));
+            self.last_loss = Some((end, interval_s));
             self.losing_s += interval_s;
         }
         if tick.netns.iter().any(|netns| netns.kernel.iter().any(|counter| *counter > 0)) {
-            let begin = tick.time - jiff::SignedDuration::from_micros(tick.interval_us);
-            let (first, _) = self.kernel_loss.unwrap_or((begin, tick.time));
-            self.kernel_loss = Some((first, tick.time));
+            let (first, _) = self.kernel_loss.unwrap_or((end.minus(interval_s), end));
+            self.kernel_loss = Some((first, end));
         }
     }
 
@@ -337,11 +351,11 @@ impl TickScan {
             if is_worst || is_worst_of_its_own {
                 let quiet = !tick.flows.iter().any(|(key, _)| key.netns == id.packed());
                 let (occupants, exact) = self.entries.of(id, count, quiet);
-                let time = tick.time;
+                let at = self.end_of(tick);
                 let states = self.entries.states.get(&id).map(Arc::clone);
                 let run = self.run;
                 let moment =
-                    Moment { time, netns: id, count, max, lost_per_s, fill, occupants, exact, states, run };
+                    Moment { at, netns: id, count, max, lost_per_s, fill, occupants, exact, states, run };
                 if is_worst_of_its_own {
                     self.troubled.insert(id, moment.clone());
                 }
@@ -360,8 +374,8 @@ impl TickScan {
             let worst = self.worst.as_mut().filter(|worst| worst.netns == census.netns);
             let moments = worst.into_iter().chain(self.troubled.get_mut(&census.netns));
             for moment in moments.filter(|moment| moment.run == run) {
-                let known = moment.states.as_ref().map(|known| known.distance_s(moment.time));
-                if known.is_none_or(|known| later.distance_s(moment.time) < known) {
+                let known = moment.states.as_ref().map(|known| known.distance_s(moment.at));
+                if known.is_none_or(|known| later.distance_s(moment.at) < known) {
                     moment.states = Some(Arc::clone(later));
                 }
             }
@@ -369,7 +383,7 @@ impl TickScan {
     }
 
     fn point(&mut self, tick: &Tick, fullest: Option<(NetnsId, u32, u32)>) {
-        let mut point = Point::new(tick.time);
+        let mut point = Point::new(self.end_of(tick));
         point.seconds = tick.interval_us as f64 / 1e6;
         point.fill = fullest.map(|(_, count, max)| f64::from(count) / f64::from(max));
         for (key, count) in &tick.losses {
@@ -401,7 +415,7 @@ impl TickScan {
 }
 
 impl Entries {
-    fn add(&mut self, tick: &Tick) {
+    fn add(&mut self, tick: &Tick, at: At) {
         if tick.restarted {
             *self = Self::default();
         }
@@ -411,11 +425,11 @@ impl Entries {
         }
         self.overflow += tick.flows_overflow;
         for census in &tick.censuses {
-            self.census(census, tick.time);
+            self.census(census, at);
         }
     }
 
-    fn census(&mut self, census: &Census, at: Timestamp) {
+    fn census(&mut self, census: &Census, at: At) {
         if census.replaces_offsets {
             let base = |base: &FlowOffset| (ServicePort { proto: base.proto, port: base.port }, base.entries);
             self.bases.insert(census.netns, census.bases.iter().map(base).collect());

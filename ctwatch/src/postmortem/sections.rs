@@ -1,7 +1,6 @@
 //! What each section of the postmortem says.
 //! Words and numbers only; what isn't known is said to be unknown.
 
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::document::{Block, Chapter, Clock, Section, TextTable};
@@ -27,8 +26,8 @@ pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {
     };
     lead.push(format!(
         "{} to {}, {} watched",
-        clock.full(span.from),
-        clock.full(span.to),
+        clock.full(span.from.time),
+        clock.full(span.to.time),
         duration(span.watched_s)
     ));
     let mut sections = vec![
@@ -120,22 +119,24 @@ fn summary(host: &Host, clock: &Clock) -> Vec<Block> {
 fn timeline(host: &Host, clock: &Clock) -> TextTable {
     let points = &host.timeline;
     let each = points.len().div_ceil(MOMENTS).max(1);
-    let span = host.span.map(|span| (span.from, span.to));
-    let is_shown = |one: &Change| span.is_some_and(|(from, to)| from < one.time && one.time <= to);
+    let span = host.span.map(|span| (span.from.place_us, span.to.place_us));
+    let is_shown =
+        |one: &Change| span.is_some_and(|(from, to)| from < one.at.place_us && one.at.place_us <= to);
     let has_changes = host.changes.iter().any(is_shown);
-    let mut from = span.map_or(Timestamp::MIN, |(from, _)| from);
+    let mut from = span.map_or(i64::MIN, |(from, _)| from);
     let rows = points.chunks(each).filter_map(|chunk| {
         let last = chunk.last()?;
         let fill = chunk.iter().filter_map(|point| point.fill).reduce(f64::max);
         let lost: i64 = chunk.iter().flat_map(|point| point.lost.values()).sum();
         let arrived: i64 = chunk.iter().flat_map(|point| point.arrived.values()).sum();
         let seconds: f64 = chunk.iter().map(|point| point.seconds).sum();
-        let changes =
-            host.changes.iter().enumerate().filter(|(_, one)| from < one.time && one.time <= last.time);
+        let to = last.at.place_us;
+        let is_here = |one: &Change| from < one.at.place_us && one.at.place_us <= to;
+        let changes = host.changes.iter().enumerate().filter(|(_, one)| is_here(one));
         let changes: Vec<String> = changes.map(|(index, _)| format!("#{}", index + 1)).collect();
-        from = last.time;
+        from = to;
         let mut row = vec![
-            clock.time(last.time),
+            clock.time(last.at.time),
             fill.map_or_else(|| no_fill(host).to_owned(), percent),
             thousands(lost.max(0).unsigned_abs()),
             if host.certainty.counts_flows {
@@ -423,7 +424,7 @@ fn changed(host: &Host, clock: &Clock) -> Vec<Block> {
         let rows = host.changes.iter().enumerate().map(|(index, one)| {
             vec![
                 format!("#{}", index + 1),
-                clock.time(one.time),
+                clock.time(one.at.time),
                 one.name.to_string(),
                 value(&one.before),
                 value(&one.value),

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
-use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::contract::{millis, rounded_millis as rounded};
+use super::model::At;
+use crate::contract::rounded_millis as rounded;
 use crate::model::ServicePort;
 
 /// Points of a timeline.
@@ -18,8 +18,8 @@ const MOST: usize = 480;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Point {
     /// Its end.
-    #[serde(serialize_with = "millis")]
-    pub time: Timestamp,
+    #[serde(rename = "time")]
+    pub at: At,
     /// Time that its ticks account for.
     #[serde(serialize_with = "rounded")]
     pub seconds: f64,
@@ -49,9 +49,9 @@ impl Serialize for PortOrNone {
 }
 
 impl Point {
-    pub fn new(time: Timestamp) -> Self {
+    pub fn new(at: At) -> Self {
         let (lost, evicted, arrived, entries) = Default::default();
-        Self { time, seconds: 0.0, fill: None, lost, evicted, arrived, entries }
+        Self { at, seconds: 0.0, fill: None, lost, evicted, arrived, entries }
     }
 
     /// Where losses of this cause are counted.
@@ -63,7 +63,7 @@ impl Point {
     }
 
     fn append(&mut self, later: Self) {
-        self.time = later.time;
+        self.at = later.at;
         self.seconds += later.seconds;
         self.fill = match (self.fill, later.fill) {
             (Some(one), Some(other)) => Some(one.max(other)),
@@ -124,7 +124,7 @@ impl Series {
         for pair in std::mem::take(&mut self.points).chunks_mut(2) {
             let mut first = pair[0].clone();
             if let Some(second) = pair.get_mut(1) {
-                first.append(std::mem::replace(second, Point::new(Timestamp::UNIX_EPOCH)));
+                first.append(std::mem::replace(second, Point::new(first.at)));
             }
             thinned.push(first);
         }
@@ -140,6 +140,7 @@ impl Series {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::Timestamp;
     use proptest::prelude::*;
 
     proptest! {
@@ -148,7 +149,7 @@ mod tests {
             let port = PortOrNone(Some(ServicePort { proto: 6, port: 80 }));
             let mut series = Series::default();
             for tick in 0..ticks {
-                let mut point = Point::new(Timestamp::from_second(tick).unwrap());
+                let mut point = Point::new(At { time: Timestamp::from_second(tick).unwrap(), place_us: tick });
                 point.seconds = 1.0;
                 point.fill = Some(tick as f64);
                 point.lost.insert(port, tick);
@@ -160,7 +161,7 @@ mod tests {
             prop_assert_eq!(points.iter().map(|point| point.lost[&port]).sum::<i64>(), (0..ticks).sum::<i64>());
             prop_assert_eq!(points.iter().map(|point| point.seconds).sum::<f64>(), ticks as f64);
             prop_assert_eq!(points.last().unwrap().fill, Some((ticks - 1) as f64));
-            prop_assert!(points.windows(2).all(|pair| pair[0].time < pair[1].time));
+            prop_assert!(points.windows(2).all(|pair| pair[0].at.place_us < pair[1].at.place_us));
         }
     }
 }

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 
 use anyhow::Result;
-use jiff::Timestamp;
 
-use crate::model::{Census, NetnsId, ServicePort, TimeoutKind};
+use super::model::At;
+use crate::model::{Census, NetnsId, ServicePort, TimeoutKind, WallMono};
 use crate::record::reader::Head;
 use crate::record::rows::StoredListing;
 
@@ -21,16 +21,16 @@ pub(super) struct Held {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct States {
     /// When the listing was finished.
-    pub time: Timestamp,
+    pub at: At,
     /// All entries it saw.
     pub total: u64,
     /// By the nearest census, which alone tells: assured entries, of how many, and when.
-    pub assured: Option<(u64, u64, Timestamp)>,
+    pub assured: Option<(u64, u64, At)>,
     pub services: HashMap<ServicePort, Held>,
 }
 
 impl States {
-    pub fn of_census(census: &Census, time: Timestamp) -> Self {
+    pub fn of_census(census: &Census, at: At) -> Self {
         let services: HashMap<_, _> = census
             .keys
             .iter()
@@ -44,10 +44,10 @@ impl States {
         let of_services = services.values().map(|held| held.entries).sum();
         let total = of_states.max(of_services);
         let assured = census.details.iter().map(|detail| u64::from(detail.mix.assured)).sum();
-        Self { time, total, assured: (of_states == total).then_some((assured, total, time)), services }
+        Self { at, total, assured: (of_states == total).then_some((assured, total, at)), services }
     }
 
-    fn of_listing(listing: &StoredListing) -> Self {
+    fn of_listing(listing: &StoredListing, at: At) -> Self {
         let mut services: HashMap<ServicePort, Held> = HashMap::new();
         for ((proto, port, _), found) in listing.census.services() {
             let held = services.entry(ServicePort { proto: *proto, port: *port }).or_default();
@@ -55,12 +55,12 @@ impl States {
             let waiting = found.phases.get(&TimeoutKind::TimeWait);
             held.time_wait += waiting.map_or(0, |bucket| u64::from(bucket.entries));
         }
-        Self { time: listing.at.time, total: listing.entries, assured: None, services }
+        Self { at, total: listing.entries, assured: None, services }
     }
 
     /// How far it is from this moment, seconds.
-    pub fn distance_s(&self, time: Timestamp) -> f64 {
-        self.time.duration_since(time).as_secs_f64().abs()
+    pub fn distance_s(&self, at: At) -> f64 {
+        self.at.since(at).abs()
     }
 
     /// The service's part of all entries in TIME_WAIT.
@@ -97,19 +97,20 @@ pub(super) fn nearest(
     known: Option<&States>,
     listings: &[Head],
     netns: NetnsId,
-    time: Timestamp,
+    at: At,
+    place: impl Fn(WallMono) -> At,
     read: impl FnOnce(&Head) -> Result<StoredListing>,
 ) -> Result<Option<States>> {
     let of_table = || listings.iter().filter(|listing| listing.netns == Some(netns));
     // One that was interrupted may have seen entries twice, or not at all.
     let all_interrupted = known.is_none() && of_table().all(|listing| listing.is_incomplete);
-    let distance_s = |head: &&Head| head.at.time.duration_since(time).as_secs_f64().abs();
+    let distance_s = |head: &&Head| place(head.at).since(at).abs();
     let listed = of_table()
         .filter(|listing| all_interrupted || !listing.is_incomplete)
         .min_by(|a, b| distance_s(a).total_cmp(&distance_s(b)));
-    let listed = listed.filter(|head| known.is_none_or(|known| distance_s(head) < known.distance_s(time)));
+    let listed = listed.filter(|head| known.is_none_or(|known| distance_s(head) < known.distance_s(at)));
     let mut found = match (listed, known) {
-        (Some(head), _) => States::of_listing(&read(head)?),
+        (Some(head), _) => States::of_listing(&read(head)?, place(head.at)),
         (None, Some(known)) => known.clone(),
         (None, None) => return Ok(None),
     };

@@ -6,7 +6,7 @@ use crate::model::{
     Tuple, WallMono,
 };
 use crate::record::Writer;
-use crate::record::rows::{EndReason, Incident, Names, Run, RunEnd, Setting};
+use crate::record::rows::{EndReason, Incident, Names, Notice, Run, RunEnd, Setting};
 use crate::record::span::Moment;
 use crate::record::tick::{NetnsTick, Tick};
 use crate::record::writer::Batch;
@@ -425,6 +425,81 @@ fn states_come_from_the_nearest_census_even_if_it_came_later() {
     incident(&path.with_extension("b"));
     let before = one(&request(&path.with_extension("b"))).worst.unwrap();
     assert_eq!((before.listed_s_before, before.as_listed), (Some(30.0), false));
+}
+
+/// The clock is set at 25 s, by a year and more, and set again while packets are lost: what is near stays near.
+#[test]
+fn a_clock_that_is_set_changes_labels_and_nothing_else() {
+    let report = |days: [i64; 2]| {
+        let clock = |second: i64| {
+            let by = match second {
+                ..25 => 0,
+                25..36 => days[0],
+                _ => days[1],
+            };
+            WallMono { time: at(second).time + jiff::SignedDuration::from_hours(by * 24), ..at(second) }
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.ctw");
+        let mut writer = Writer::open(&path, &run(0)).unwrap();
+        for second in 1..=60 {
+            let (count, redis) =
+                if (31..=40).contains(&second) { (MAX, 30 + i64::from(second == 33)) } else { (5_000, 0) };
+            let mut tick = Tick { time: clock(second).time, ..tick(second, count, redis, 0) };
+            let mut batch = Batch::default();
+            if second == 1 {
+                batch.names = names();
+            }
+            if [20, 58].contains(&second) {
+                tick.censuses = vec![census()];
+            }
+            if [22, 34, 50].contains(&second) {
+                let name = "net.netfilter.nf_conntrack_max".into();
+                let (before, value) = (Some("1".into()), Some(second.to_string().into()));
+                batch.settings = vec![Setting { at: clock(second), name, value, before }];
+                let text = format!("at {second}").into();
+                batch.notices = vec![Notice { at: clock(second), code: "events_lost".into(), text }];
+            }
+            batch.tick = Some(tick);
+            writer.write(&batch).unwrap();
+        }
+        let incident = Incident {
+            condition: "drops>0".into(),
+            tick: 31,
+            at: clock(31),
+            measured: "{}".to_owned(),
+            detail_from: 21,
+            detail_to: 45,
+            ceased: Some(clock(41).time),
+        };
+        writer.write(&Batch { incidents: vec![incident], ..Batch::default() }).unwrap();
+        let reason = EndReason::Signal;
+        writer.end(&RunEnd { at: clock(60), reason, last_tick: 60 }).unwrap();
+        let host = one(&Request { incident: Some(1), ..request(&path) });
+        let labels = (clock(33).time, at(20).time);
+        (host, labels)
+    };
+    for days in [[0, 0], [400, 0], [-400, -400], [400, -400], [-400, 400]] {
+        let (host, (worst_at, listed_at)) = report(days);
+        let worst = host.worst.as_ref().unwrap();
+        assert_eq!(
+            (worst.time, worst.listed_at, worst.listed_s_before),
+            (worst_at, Some(listed_at), Some(13.0))
+        );
+        assert_eq!((host.story.lasted_s, host.story.losing_s, host.story.packets_lost), (10.0, 10.0, 301));
+        // Of three the last is after the incident's end.
+        let values = host.changes.iter().map(|one| one.value.as_ref().unwrap().raw().to_owned());
+        assert_eq!(values.collect::<Vec<_>>(), ["22", "34"], "{days:?}");
+        let notices = host.certainty.notices.iter().map(|one| one.text.raw().to_owned());
+        assert_eq!(notices.collect::<Vec<_>>(), ["at 22", "at 34"], "{days:?}");
+        assert!(host.certainty.gaps.is_empty(), "{:?}", host.certainty.gaps);
+        let steps = usize::from(days[0] != 0) + usize::from(days[0] != days[1]);
+        assert_eq!(host.certainty.clock_steps.len(), steps);
+        let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+        let of_change = |line: &&str| line.contains("#1") || line.contains("#2");
+        assert!(shown.lines().filter(of_change).count() >= 2, "both are in the timeline: {shown}");
+        assert!(shown.contains("Duration: 10.0 s"), "{shown}");
+    }
 }
 
 #[test]

@@ -112,7 +112,7 @@ pub(super) fn data_quality(host: &Host, clock: &Clock) -> Vec<Block> {
         if all > NAMED { format!(" and {} more", all - NAMED) } else { String::new() }
     };
     if !certainty.gaps.is_empty() {
-        let gap = |gap: &Gap| format!("{} for {}", clock.time(gap.from), duration(gap.seconds));
+        let gap = |gap: &Gap| format!("{} for {}", clock.time(gap.from.time), duration(gap.seconds));
         let named: Vec<String> = certainty.gaps.iter().take(NAMED).map(gap).collect();
         list.push(format!("Recording gaps: {}{}.", named.join(", "), more(certainty.gaps.len())));
     }

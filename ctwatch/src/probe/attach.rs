@@ -280,6 +280,8 @@ fn attach_as(
 }
 
 fn with_remedy(error: anyhow::Error) -> anyhow::Error {
-    let remedy = remedy(&error);
-    error.context(remedy)
+    match remedy(&error) {
+        Some(remedy) => error.context(remedy),
+        None => error,
+    }
 }

@@ -72,13 +72,11 @@ fn in_words(code: i32) -> String {
     }
 }
 
-/// What would help against an error that concerns all programs.
-pub(super) fn remedy(error: &anyhow::Error) -> &'static str {
-    match errno(error) {
-        Some(libc::EMFILE) => {
-            "too many open files: raise the limit (`ulimit -n 1024`; systemd: LimitNOFILE=1024)"
-        }
-        Some(libc::ENFILE) => "the host has no file handles left: raise fs.file-max",
+/// What would help against an error that concerns all programs. Of too few open files the end of the program speaks, whatever
+/// there were too few for.
+pub(super) fn remedy(error: &anyhow::Error) -> Option<&'static str> {
+    Some(match errno(error) {
+        Some(libc::EMFILE | libc::ENFILE) => return None,
         Some(libc::ENOMEM) => "the kernel has no memory left for maps and programs",
         Some(libc::EPERM) if !memlock_is_unlimited() => {
             "before Linux 5.11 maps count against RLIMIT_MEMLOCK: `ulimit -l unlimited`; systemd: LimitMEMLOCK=infinity; \
@@ -89,7 +87,7 @@ pub(super) fn remedy(error: &anyhow::Error) -> &'static str {
              without a seccomp profile, LSM or lockdown that forbids bpf() and perf_event_open()"
         }
         _ => "`ctwatch check` shows what this kernel allows",
-    }
+    })
 }
 
 fn memlock_is_unlimited() -> bool {
@@ -125,10 +123,10 @@ mod tests {
 
     #[test]
     fn each_refusal_of_everything_has_its_own_remedy() {
-        assert!(remedy(&failed(libc::EMFILE)).contains("LimitNOFILE"));
-        let permitted = remedy(&failed(libc::EPERM));
+        assert_eq!(remedy(&failed(libc::EMFILE)), None);
+        let permitted = remedy(&failed(libc::EPERM)).unwrap();
         assert!(permitted.contains("CAP_BPF") || permitted.contains("LimitMEMLOCK"), "{permitted}");
-        assert_ne!(remedy(&failed(libc::EMFILE)), remedy(&failed(libc::ENOMEM)));
+        assert_ne!(remedy(&failed(libc::ENOENT)), remedy(&failed(libc::ENOMEM)));
     }
 
     #[test]

@@ -133,10 +133,7 @@ fn of_root(process: &Process, programs: &[&str]) -> Result<(), Doubt> {
             let ours = std::fs::File::open("/").map_err(|error| error.to_string());
             ours.and_then(|root| of_root(&root)).map_err(|_| why)
         })
-        .map_err(|why| {
-            let path = path.shown().to_string();
-            Doubt::Program(format!("its program {} is not root's alone: {why}", path.escape_debug()))
-        })
+        .map_err(|why| Doubt::Program(format!("its program {} is not root's alone: {why}", path.shown())))
 }
 
 /// "kube-proxy", "kube-proxy-v1.31", but not "kube-proxyfoo".

@@ -53,9 +53,9 @@ impl Process {
 
     /// The kernel's name for it.
     #[must_use]
-    pub fn name(&self) -> Option<String> {
+    pub fn name(&self) -> Option<Foreign> {
         let name = self.folder.read("comm", NAME).ok()?;
-        Some(Foreign::from_bytes(name.trim_ascii_end()).into_raw())
+        Some(Foreign::from_bytes(name.trim_ascii_end()))
     }
 
     /// The arguments it was started with, its own name first, as far as they go within a megabyte.
@@ -134,7 +134,7 @@ mod tests {
     fn this_very_process_is_what_it_is() {
         let roots = Roots::default();
         let own = Process::open(&roots, std::process::id()).unwrap();
-        assert!(own.name().is_some_and(|name| !name.is_empty() && !name.ends_with('\n')));
+        assert!(own.name().is_some_and(|name| !name.is_empty() && !name.raw().ends_with('\n')));
         assert_eq!(own.arguments(), std::env::args().collect::<Vec<_>>());
         assert_eq!(own.program(), std::env::current_exe().ok());
         assert_eq!(own.program_beginning(4).unwrap(), b"\x7fELF");

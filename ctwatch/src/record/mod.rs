@@ -30,6 +30,7 @@ pub mod span;
 mod sparse;
 pub mod sysctls;
 pub mod tick;
+pub mod timeline;
 pub mod trigger;
 mod unfit;
 pub mod writer;

@@ -24,6 +24,7 @@ use super::rows::{
     StoredListing, netns_checksum,
 };
 use super::rules::{self, StoredRules};
+use super::timeline::Timeline;
 use super::{event, limits, listing, run};
 use crate::model::{Loss, NetnsId, WallMono};
 pub(super) use ticks::Numbers;
@@ -142,6 +143,14 @@ impl Recording {
             run.end = self.run_end(run.id)?;
         }
         Ok(runs)
+    }
+
+    /// Where its runs are on one line of time.
+    ///
+    /// # Errors
+    /// See [`Recording::runs`].
+    pub fn timeline(&self) -> Result<Timeline> {
+        Ok(Timeline::read(&self.connection, i64::MAX).map_err(|error| error.into_fault(&self.path))?)
     }
 
     fn run_end(&self, run: i64) -> Result<Option<RunEnd>> {

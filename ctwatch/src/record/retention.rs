@@ -4,10 +4,11 @@
 mod ages;
 mod fold;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::Result;
-use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use super::Writer;
 use super::open::ReadError;
@@ -21,6 +22,10 @@ use ages::Ages;
 
 /// Ticks handled in one step: some tens of milliseconds.
 const STEP: usize = 600;
+/// Ticks that get older than `--keep` wait until the oldest is older by this part of it, and by no more than this: whenever
+/// ticks are added to a sum, the whole of it is written anew.
+const SLACK_PART: u32 = 8;
+const SLACK: Duration = Duration::from_secs(600);
 /// Fewer ticks than this can wait.
 const WORTH_A_STEP: usize = 60;
 /// The latest ticks stay as they are while anything else can be downsampled.
@@ -31,9 +36,9 @@ const PAGES: usize = 1024;
 const CHECK_EVERY: u32 = 8;
 /// Steps between two searches for unreferenced owners: each reads all events.
 const OWNERS_EVERY: u32 = 32;
-/// Steps between two searches for namespaces and slots that nothing refers to, and for notices beyond the most that are kept.
+/// Ticks between two looks for namespaces and slots that nothing refers to, and for notices beyond the most that are kept.
 const NAMES_EVERY: u32 = 1024;
-/// Fewer namespaces and slots than this can stay.
+/// So many more namespaces and slots than after the last search make another one worthwhile: it reads all ticks.
 const WORTH_A_SEARCH: i64 = 1024;
 /// Notices, and changes of settings, that are kept: the latest.
 const NOTICES: i64 = 4096;
@@ -47,7 +52,7 @@ const SUM: u8 = 4;
 /// How large and how old a recording may get.
 #[derive(Clone, Copy, Debug)]
 pub struct RetentionLimits {
-    /// Ticks older than this are merged into a sum.
+    /// Ticks older than this are merged into a sum, many at a time.
     pub keep: Duration,
     /// Size of the file in bytes.
     pub max_size: u64,
@@ -67,8 +72,14 @@ pub struct Retention {
     unchecked: u32,
     /// Steps until the next search for unreferenced owners.
     owners_in: u32,
-    /// Steps until the next search for unreferenced names.
+    /// Ticks until the next look for unreferenced names.
     names_in: u32,
+    /// Namespaces and slots that the last search left.
+    names_left: i64,
+    /// More ticks older than `--keep` wait than one step merges.
+    summing: bool,
+    /// The first notice of the current run that is left, or one before it.
+    notices_from: i64,
     ages: Option<Ages>,
     busy: bool,
 }
@@ -91,6 +102,9 @@ impl Retention {
             unchecked: 0,
             owners_in: 0,
             names_in: 0,
+            names_left: 0,
+            summing: false,
+            notices_from: 0,
             ages: None,
             busy: false,
         }
@@ -102,6 +116,7 @@ impl Retention {
     /// The file can't be written or is damaged.
     pub fn step(&mut self, writer: &mut Writer, now_us: i64) -> Result<()> {
         self.unchecked += 1;
+        self.names_in = self.names_in.saturating_sub(1);
         if !self.busy && self.unchecked < CHECK_EVERY {
             return Ok(());
         }
@@ -132,11 +147,10 @@ impl Retention {
             None => Ages::read(connection, run)?,
         };
         self.sweep_detail(connection, &ages, now_us)?;
-        let keep_us = micros(self.limits.keep);
-        let before = |run| ages.cutoff(run, now_us, keep_us);
-        let mut worked = self.sum_up_old(connection, before)? == Step::Done;
-        worked |= drop_old_run(connection, run, before)?;
-        worked |= drop_old_notices(connection, run, before(run))?;
+        let keep = Keep::new(&ages, self.limits.keep, now_us);
+        let mut worked = self.sum_up_old(connection, &keep)? == Step::Done;
+        worked |= drop_old_run(connection, run, &keep)?;
+        worked |= self.drop_old_notices(connection, run, &keep)?;
         let forgotten = self.forget_names(connection, run)?;
         worked |= rules::shrink(connection, self.limits.max_size / RULES_SHARE)?;
         if size(connection)? > self.limits.max_size {
@@ -190,11 +204,10 @@ impl Retention {
     /// Drops namespaces and slots that nothing refers to any more, and notices that are too many. Returns whether numbers
     /// were dropped that the writer may know.
     fn forget_names(&mut self, connection: &mut Connection, run: i64) -> Result<bool, ReadError> {
-        let due = self.names_in == 0;
-        self.names_in = if due { NAMES_EVERY } else { self.names_in - 1 };
-        if !due {
+        if self.names_in > 0 {
             return Ok(false);
         }
+        self.names_in = NAMES_EVERY;
         for sql in [
             "DELETE FROM notice WHERE id <= (SELECT id FROM notice ORDER BY id DESC LIMIT 1 OFFSET ?1)",
             // The first reading of each stays.
@@ -207,7 +220,7 @@ impl Retention {
                 "SELECT (SELECT count(*) FROM slot) + (SELECT count(*) FROM netns WHERE run = ?1)",
             )?
             .query_row([run], |row| row.get(0))?;
-        if names < WORTH_A_SEARCH {
+        if names < self.names_left + WORTH_A_SEARCH {
             return Ok(false);
         }
         let transaction = connection.transaction()?;
@@ -222,32 +235,67 @@ impl Retention {
             [],
         )?;
         transaction.commit()?;
+        self.names_left = names.saturating_sub_unsigned(dropped as u64);
         Ok(dropped > 0)
     }
 
     /// Merges what is older than `--keep`, except around incidents.
-    fn sum_up_old(
-        &self,
-        connection: &mut Connection,
-        before: impl Fn(i64) -> i64,
-    ) -> Result<Step, ReadError> {
-        let oldest = "SELECT id, run FROM tick WHERE level < 4 AND NOT EXISTS \
+    fn sum_up_old(&mut self, connection: &mut Connection, keep: &Keep<'_>) -> Result<Step, ReadError> {
+        let oldest = "SELECT id, run, mono_us FROM tick WHERE level < 4 AND NOT EXISTS \
              (SELECT 1 FROM incident i WHERE tick.id >= i.detail_from AND tick.first <= i.detail_to) ORDER BY id LIMIT 1";
         // Sums come before everything else: this search is short.
         let found = connection
             .prepare_cached(oldest)?
-            .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+            .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
             .optional()?;
-        let Some((from, run)) = found else { return Ok(Step::Exhausted) };
-        let to: Option<i64> = connection
-            .prepare_cached(
-                "SELECT max(id) FROM (SELECT id FROM tick WHERE id >= ?1 AND mono_us < ?2 AND run = ?3 LIMIT 600)",
-            )?
-            .query_row([from, before(run), run], |row| row.get(0))?;
+        let due = found.filter(|(_, run, mono_us)| self.summing || keep.is_due(*run, *mono_us));
+        let Some((from, run, _)) = due else {
+            self.summing = false;
+            return Ok(Step::Exhausted);
+        };
+        let mut statement = connection
+            .prepare_cached("SELECT id, run, mono_us FROM tick WHERE id >= ?1 ORDER BY id LIMIT ?2")?;
+        let mut rows = statement.query([from, STEP as i64])?;
+        let (mut to, mut ticks) = (None, 0);
+        while let Some(row) = rows.next()? {
+            if row.get::<_, i64>(1)? != run || !keep.is_older(run, row.get(2)?) {
+                break;
+            }
+            to = Some(row.get(0)?);
+            ticks += 1;
+        }
+        drop(rows);
+        drop(statement);
+        self.summing = ticks == STEP;
         match to {
             Some(to) => self.downsample(connection, run, from, to, SUM).map(|_| Step::Done),
             None => Ok(Step::Exhausted),
         }
+    }
+
+    /// Drops notices of the current run that are older than `--keep`, as its ticks are by then.
+    fn drop_old_notices(
+        &mut self,
+        connection: &Connection,
+        run: i64,
+        keep: &Keep<'_>,
+    ) -> Result<bool, ReadError> {
+        let sql = "SELECT id, mono_us FROM notice WHERE id >= ?1 AND run = ?2 ORDER BY id LIMIT 600";
+        let oldest = "SELECT id, mono_us FROM notice WHERE id >= ?1 AND run = ?2 ORDER BY id LIMIT 1";
+        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
+        let first = connection.prepare_cached(oldest)?.query_row([self.notices_from, run], row).optional()?;
+        let Some((first, _)) = first.filter(|(id, mono_us)| {
+            self.notices_from = *id;
+            keep.is_due(run, *mono_us)
+        }) else {
+            return Ok(false);
+        };
+        let notices = each(connection, sql, [first, run], |of| Ok(row(of)?))?;
+        let old = notices.into_iter().take_while(|(_, mono_us)| keep.is_older(run, *mono_us));
+        let Some((last, _)) = old.last() else { return Ok(false) };
+        let sql = "DELETE FROM notice WHERE id BETWEEN ?1 AND ?2 AND run = ?3";
+        connection.prepare_cached(sql)?.execute([first, last, run])?;
+        Ok(true)
     }
 
     /// One step towards a smaller file: downsample ticks, oldest first; then merge them; then release the oldest incident.
@@ -340,6 +388,30 @@ impl Retention {
     }
 }
 
+/// What is older than `--keep` by now.
+struct Keep<'a> {
+    ages: &'a Ages,
+    now_us: i64,
+    keep_us: i64,
+    slack_us: i64,
+}
+
+impl<'a> Keep<'a> {
+    fn new(ages: &'a Ages, keep: Duration, now_us: i64) -> Self {
+        let slack = (keep / SLACK_PART).min(SLACK);
+        Self { ages, now_us, keep_us: micros(keep), slack_us: micros(slack) }
+    }
+
+    fn is_older(&self, run: i64, mono_us: i64) -> bool {
+        mono_us < self.ages.cutoff(run, self.now_us, self.keep_us)
+    }
+
+    /// Whether it is older by so much that it is time to merge or drop all that is older.
+    fn is_due(&self, run: i64, mono_us: i64) -> bool {
+        mono_us < self.ages.cutoff(run, self.now_us, self.keep_us.saturating_add(self.slack_us))
+    }
+}
+
 fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
@@ -387,15 +459,11 @@ fn replace(
         transaction.prepare_cached(&sql)?.execute([from, to])?;
     }
     transaction.prepare_cached("DELETE FROM tick WHERE id BETWEEN ?1 AND ?2")?.execute([from, to])?;
-    let mut ticks = group.drain(..).map(|stored| stored.tick);
-    if let Some(mut sum) = ticks.next() {
-        for tick in ticks {
-            sum.append(tick);
-        }
+    if let Some(mut sum) = Tick::sum(group.drain(..).map(|stored| stored.tick).collect()) {
         if level == SUM {
-            for netns in fold::fold(&mut sum) {
-                drop_censuses_of(transaction, &place, dictionary.netns(transaction, netns)?)?;
-            }
+            let gone = fold::fold(&mut sum);
+            let gone = gone.into_iter().map(|netns| dictionary.netns(transaction, netns));
+            drop_censuses_of(transaction, &place, &gone.collect::<Result<_, _>>()?)?;
             if sum.netns.iter().any(|netns| netns.id == fold::GONE) {
                 let names = Names { name: Some("gone".into()), container: None };
                 dictionary.name(transaction, &[(fold::GONE, names)].into())?;
@@ -420,11 +488,20 @@ fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Re
     Ok(())
 }
 
-/// Drops what was in the table of a netns that is gone.
-fn drop_censuses_of(transaction: &Transaction<'_>, place: &TickRow, netns: i64) -> Result<(), ReadError> {
-    let sql = "SELECT id FROM census WHERE netns = ?1 AND tick BETWEEN ?2 AND ?3";
-    let gone = each(transaction, sql, [netns, place.first, place.id], |row| Ok(row.get::<_, i64>(0)?))?;
-    gone.into_iter().try_for_each(|id| drop_census(transaction, id))
+/// Drops what was in the tables of namespaces that are gone.
+fn drop_censuses_of(
+    transaction: &Transaction<'_>,
+    place: &TickRow,
+    gone: &HashSet<i64>,
+) -> Result<(), ReadError> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let sql = "SELECT id, netns FROM census WHERE tick BETWEEN ?1 AND ?2";
+    let there =
+        each(transaction, sql, [place.first, place.id], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))?;
+    let old = there.into_iter().filter(|(_, netns)| gone.contains(netns));
+    old.map(|(id, _)| id).try_for_each(|id| drop_census(transaction, id))
 }
 
 fn drop_census(transaction: &Transaction<'_>, id: i64) -> Result<(), ReadError> {
@@ -450,26 +527,9 @@ fn drop_censuses(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), R
     gone.into_iter().try_for_each(|id| drop_census(transaction, id))
 }
 
-/// Drops notices of the current run that are older than `--keep`, as its ticks are by then.
-fn drop_old_notices(connection: &Connection, run: i64, before_us: i64) -> Result<bool, ReadError> {
-    let sql = "DELETE FROM notice WHERE id IN \
-         (SELECT id FROM notice WHERE run = ?1 AND mono_us < ?2 ORDER BY id LIMIT 600)";
-    Ok(connection.prepare_cached(sql)?.execute([run, before_us])? > 0)
-}
-
 /// Drops a run of which only sums older than `--keep` are left.
-fn drop_old_run(
-    connection: &mut Connection,
-    current: i64,
-    before: impl Fn(i64) -> i64,
-) -> Result<bool, ReadError> {
-    // Where each of its sums ends is kept by the last one.
-    let sql = "SELECT r.id, max(r.started_mono_us, ifnull((SELECT max(t.mono_us) FROM tick t WHERE t.run = r.id), 0)) FROM run r \
-         WHERE r.id <> ?1 AND NOT EXISTS (SELECT 1 FROM tick t WHERE t.run = r.id AND t.level < 4) ORDER BY r.id";
-    let summed = each(connection, sql, [current], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
-    let Some((run, _)) = summed.into_iter().find(|(run, last_us)| *last_us < before(*run)) else {
-        return Ok(false);
-    };
+fn drop_old_run(connection: &mut Connection, current: i64, keep: &Keep<'_>) -> Result<bool, ReadError> {
+    let Some(run) = old_run(connection, current, keep)? else { return Ok(false) };
     let transaction = connection.transaction()?;
     let ticks = "(SELECT id FROM tick WHERE run = ?1)";
     let netns = "(SELECT id FROM netns WHERE run = ?1)";
@@ -507,6 +567,37 @@ fn drop_old_run(
     }
     transaction.commit()?;
     Ok(true)
+}
+
+/// The oldest run that is over, of which only sums older than `--keep` are left.
+fn old_run(connection: &Connection, current: i64, keep: &Keep<'_>) -> Result<Option<i64>, ReadError> {
+    // Ticks are numbered through all runs.
+    let mut runs = connection.prepare_cached(
+        "SELECT id, started_mono_us, first_tick, \
+         (SELECT n.first_tick FROM run n WHERE n.id > r.id ORDER BY n.id LIMIT 1) - 1 \
+         FROM run r WHERE id < ?1 ORDER BY id",
+    )?;
+    let mut last = connection.prepare_cached(
+        "SELECT mono_us FROM tick WHERE id BETWEEN ?1 AND ?2 AND +run = ?3 ORDER BY id DESC LIMIT 1",
+    )?;
+    let mut detail = connection.prepare_cached(
+        "SELECT 1 FROM tick WHERE id BETWEEN ?1 AND ?2 AND +run = ?3 AND level < 4 ORDER BY id LIMIT 1",
+    )?;
+    let mut runs = runs.query([current])?;
+    while let Some(row) = runs.next()? {
+        let (run, started_us): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let ticks = [row.get(2)?, row.get(3)?, run];
+        // Where each of its sums ends is kept by the last one.
+        let last_us: Option<i64> = last.query_row(ticks, |row| row.get(0)).optional()?;
+        if !keep.is_older(run, last_us.unwrap_or(started_us).max(started_us)) {
+            // Those that come after it are younger.
+            return Ok(None);
+        }
+        if !detail.exists(ticks)? {
+            return Ok(Some(run));
+        }
+    }
+    Ok(None)
 }
 
 /// Bytes in use.

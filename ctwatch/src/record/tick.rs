@@ -167,19 +167,39 @@ impl Tick {
         netns.chain(losses).chain(flows).chain(bases).chain(by_cause).chain(rest).chain(self.unexplained)
     }
 
+    /// The tick that spans all of these, in order; none of none. Neighbours are merged first: slots that many ticks have are
+    /// looked at a few times, not once for each tick.
+    pub(super) fn sum(mut ticks: Vec<Self>) -> Option<Self> {
+        while ticks.len() > 1 {
+            let mut halved = Vec::with_capacity(ticks.len().div_ceil(2));
+            let mut rest = ticks.into_iter();
+            while let Some(mut tick) = rest.next() {
+                if let Some(later) = rest.next() {
+                    tick.append(later);
+                }
+                halved.push(tick);
+            }
+            ticks = halved;
+        }
+        ticks.pop()
+    }
+
     /// Appends a later tick: the two become one that spans both.
     pub fn append(&mut self, later: Tick) {
         self.time = later.time;
         self.mono_us = later.mono_us;
         self.interval_us += later.interval_us;
         self.restarted |= later.restarted;
-        for more in later.netns {
-            match self.netns.iter_mut().find(|known| known.id == more.id) {
-                Some(known) => known.append(&more),
-                None => self.netns.push(more),
-            }
-        }
+        self.netns.extend(later.netns);
+        // Of two with the same id the earlier one stays first.
         self.netns.sort_by_key(|netns| netns.id);
+        self.netns.dedup_by(|later, known| {
+            let is_same = later.id == known.id;
+            if is_same {
+                known.append(later);
+            }
+            is_same
+        });
         self.losses = merged(&self.losses, &later.losses, |sum, more| *sum += more, |sum| *sum == 0);
         let add = |sum: &mut [i64; 3], more: &[i64; 3]| add(sum, more);
         self.flows = merged(&self.flows, &later.flows, add, |sum| *sum == [0; 3]);

@@ -109,7 +109,7 @@ impl Writer {
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         connection.pragma_update(None, "journal_size_limit", WAL_LIMIT)?;
         connection.pragma_update(None, "cache_size", -4096)?;
-        connection.set_prepared_statement_cache_capacity(32);
+        connection.set_prepared_statement_cache_capacity(64);
         schema::complete(&connection)?;
         let next_tick = next_tick(&connection)?;
         let id = run::insert(&connection, run, next_tick)

@@ -6,13 +6,13 @@ use std::collections::VecDeque;
 /// A slope within so many standard errors is noise.
 const NOISE: f64 = 2.0;
 /// From so many on it is certain; more if there are few points.
-const SIGNIFICANT: f64 = 4.0;
+pub(super) const SIGNIFICANT: f64 = 4.0;
 /// A trend is looked for in every tick, in several periods, for each key: of so many looks, one or another is far off
 /// by chance. From here on, and then until it is lost in noise, a rise decides whether a table fills at all.
 const SURE: f64 = 5.0;
 /// A fall must stand out by so many times more: taken from noise, it would hide that a table fills.
 const DOUBT_IN_A_FALL: f64 = 1.5;
-const FEW: f64 = 12.0;
+pub(super) const FEW: f64 = 12.0;
 /// The periods a trend is read from, in points, longest first.
 const PERIODS: [usize; 4] = [120, 60, 30, 15];
 /// Fewer points tell no trend.

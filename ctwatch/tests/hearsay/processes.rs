@@ -130,9 +130,9 @@ fn files_without_an_end_or_an_answer_hold_nothing_up() {
         let process = start(&["env"], &kube_proxy, &["--config", file.to_str().unwrap()]);
         let manager = only(&recorded(folder.path()).managers, &process);
         assert_eq!(manager.kind, Kind::KubeProxy);
-        assert!(manager.evidence.contains(why), "{file:?}: {}", manager.evidence);
+        assert!(manager.evidence.raw().contains(why), "{file:?}: {}", manager.evidence);
         // Assumed, and said to be.
-        assert!(manager.evidence.contains("its defaults are assumed"), "{}", manager.evidence);
+        assert!(manager.evidence.raw().contains("its defaults are assumed"), "{}", manager.evidence);
         for (sysctl, seconds) in defaults {
             assert_eq!(manager.sets[sysctl], seconds, "{file:?}");
         }
@@ -141,7 +141,7 @@ fn files_without_an_end_or_an_answer_hold_nothing_up() {
         let process =
             start(&["env"], &program(folder.path(), name), &["--config", at("sparse").to_str().unwrap()]);
         let manager = only(&recorded(folder.path()).managers, &process);
-        assert!(manager.evidence.contains("it is larger than"), "{}", manager.evidence);
+        assert!(manager.evidence.raw().contains("it is larger than"), "{}", manager.evidence);
     }
 }
 

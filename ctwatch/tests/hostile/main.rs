@@ -2,6 +2,7 @@
 //! By the command line, with what it took.
 
 mod figures;
+mod limits;
 mod made;
 mod numbers;
 mod planted;

@@ -123,6 +123,31 @@ fn what_is_too_old_becomes_a_sum_and_an_old_run_goes() {
     );
 }
 
+/// Whenever ticks are added to a sum, all its slots are written anew.
+#[test]
+fn a_sum_takes_many_ticks_at_a_time_and_none_stays_much_longer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let mut retention = Retention::new(RetentionLimits { keep: Duration::from_secs(400), ..NEVER });
+    let reader = rusqlite::Connection::open(&path).unwrap();
+    let mut sums = Vec::new();
+    for second in 1..=1500 {
+        writer.write(&batch(second)).unwrap();
+        retention.step(&mut writer, at(second).mono_us).unwrap();
+        let sum: Option<i64> =
+            reader.query_row("SELECT max(id) FROM tick WHERE level = 4", [], |row| row.get(0)).unwrap();
+        sums.extend(sum.filter(|sum| sums.last() != Some(sum)));
+        // An eighth of what is kept, and eight ticks between two checks.
+        assert!(second - sum.unwrap_or(0) <= 400 + 50 + 8, "{second}: ticks to {sum:?} are in the sum");
+    }
+    assert!((18..=22).contains(&sums.len()), "{sums:?}");
+    // What is in the sum is older than was asked for.
+    assert!(sums.last().unwrap() < &1100, "{sums:?}");
+    drop(writer);
+    assert_eq!(ticks_by_level(&path)[&4], 1);
+}
+
 #[test]
 fn detail_that_no_incident_claimed_is_dropped() {
     let (_folder, path) = record(RetentionLimits { detail: Duration::from_secs(60), ..NEVER }, 2000);

@@ -164,12 +164,12 @@ pub fn all() -> Vec<Advice> {
     let mut managed = story();
     managed.machine.managers = vec![Manager {
         kind: managers::Kind::KubeProxy,
-        evidence: "kube-proxy (pid 7)".to_owned(),
+        evidence: "kube-proxy (pid 7)".into(),
         pid: Some(7),
         sets: [(managers::MAX.to_owned(), 131_072)].into(),
         overwrites: true,
-        when: "at its start".to_owned(),
-        configured_in: "/var/lib/kube-proxy/config.conf".to_owned(),
+        when: "at its start".into(),
+        configured_in: "/var/lib/kube-proxy/config.conf".into(),
     }];
     let mut empty = story();
     empty.demand.services.clear();

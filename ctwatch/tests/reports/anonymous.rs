@@ -43,17 +43,17 @@ fn secretive(machine: Machine) -> Machine {
     machine.settings.new_modprobe_file = "/etc/modprobe.d/99-acme.conf-ctwatch.conf".into();
     machine.managers = vec![Manager {
         kind: Kind::KubeProxy,
-        evidence: "acme-proxy (pid 812)".to_owned(),
+        evidence: "acme-proxy (pid 812)".into(),
         pid: Some(812),
         sets: BTreeMap::from([(MAX.to_owned(), 262_144)]),
         overwrites: true,
-        when: "when acme starts".to_owned(),
-        configured_in: "/etc/acme/proxy.yaml".to_owned(),
+        when: "when acme starts".into(),
+        configured_in: "/etc/acme/proxy.yaml".into(),
     }];
     machine.published = vec![Published {
-        program: "acme-proxy".to_owned(),
+        program: "acme-proxy".into(),
         pid: 812,
-        proto: "tcp".to_owned(),
+        proto: "tcp".into(),
         address: Some(IpAddr::V4(SERVER)),
         port: 443,
         to: Some((IpAddr::V4(CLIENT), 443)),

@@ -64,18 +64,18 @@ impl Hostile<'_> {
                 .into_iter()
                 .map(|kind| Manager {
                     kind,
-                    evidence: "TuneD's active profile x".to_owned(),
+                    evidence: "TuneD's active profile x".into(),
                     pid: Some(7),
                     sets: [MAX, ESTABLISHED, CLOSE_WAIT].map(|name| (name.to_owned(), 7)).into(),
                     overwrites: true,
-                    when: "when".to_owned(),
-                    configured_in: "/etc/x".to_owned(),
+                    when: "when".into(),
+                    configured_in: "/etc/x".into(),
                 })
                 .collect();
             machine.published = vec![Published {
-                program: "docker-proxy".to_owned(),
+                program: "docker-proxy".into(),
                 pid: 9,
-                proto: "tcp".to_owned(),
+                proto: "tcp".into(),
                 address: None,
                 port: 443,
                 to: None,

@@ -100,8 +100,8 @@ fn counts_all_the_same(
 pub(super) fn limits(guest: &Guest) -> Result<Outcome> {
     nftables::track()?;
     let mut checks = Checks::new();
-    // Some fail while maps are made, some while programs are attached.
-    for files in [12, 24, 30] {
+    // Some fail before anything is begun, some while maps are made, some while programs are attached.
+    for files in [12, 24, 38, 48, 60] {
         let line = format!("ulimit -n {files}; exec ctwatch drops --duration 1s");
         let output = ended(Command::new("bash").args(["-c", &line]))?;
         said(&mut checks, &format!("{files} open files"), &output, 3, "ulimit -n");

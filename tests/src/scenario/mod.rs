@@ -191,6 +191,12 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("nat_port_exhaustion_is_a_clash", causes::nat_port_exhaustion, 240, ALL_AND_NO_PROCFS),
     Scenario("invalid_packets_are_counted_when_asked_for", causes::invalid, 240, ALL),
     Scenario("victims_of_early_drop_are_named_with_two_ctwatch_and_bpftrace", victims::are_named, 400, ALL),
+    Scenario(
+        "more_tasks_evict_than_there_is_room_to_remember",
+        victims::of_many_tasks,
+        300,
+        OLDEST_AND_NEWEST,
+    ),
     // gc evicts in another way since 5.16, and comes when it likes: minutes of waiting. What it ends an entry with is the
     // function that early_drop uses, which the scenario before this one watches on each kernel.
     Scenario("victims_of_gc_are_named", victims::of_gc, 300, OLDEST_AND_NEWEST),

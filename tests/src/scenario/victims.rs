@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::counters::Counters;
 use crate::ctnetlink::{Entry, Maker, TcpState};
 use crate::ctwatch::{Drops, Run};
 use crate::shell::{exists, interrupt, run};
-use crate::table::{self, LIMIT};
+use crate::table::{self, LIMIT, Mix};
 use crate::traffic::udp::{self, Plan};
 use crate::traffic::{Tally, loopback};
 use crate::{nftables, sys};
@@ -274,6 +275,71 @@ fn victims(checks: &mut Checks, run: &Run, early_drop: u64, witnesses: &Witnesse
         pushed * 10 >= evicted.len() * 9,
         format!("only {pushed} of {} name who pushed", evicted.len()),
     );
+}
+
+/// Tasks at once, in each of which entries are thrown out: more than there is room to remember the victims of on a guest's few
+/// CPUs (VICTIMS, 1,024).
+const TASKS: usize = 1500;
+
+/// All tasks are there until the last one has pushed something out, each from two ports: the second time, whatever was
+/// remembered of the first has made room for others.
+fn push_by_many_tasks() -> Result<Tally> {
+    let all_there = Barrier::new(TASKS);
+    thread::scope(|scope| {
+        let push = || {
+            let mut tally = Tally::default();
+            let mut failed = None;
+            for _ in 0..2 {
+                let sent = UdpSocket::bind(("127.0.0.1", 0))
+                    .context("a task's socket")
+                    .and_then(|socket| tally.book(PUSHERS, socket.send_to(b"push", ("127.0.0.1", PUSHERS))));
+                // Whoever went would leave the others waiting.
+                failed = failed.or(sent.err());
+                all_there.wait();
+            }
+            failed.map_or(Ok(tally), Err)
+        };
+        let tasks: Vec<_> = (0..TASKS)
+            .map(|_| thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, push).expect("a task"))
+            .collect();
+        let mut sum = Tally::default();
+        for task in tasks {
+            sum.add(&task.join().map_err(|_| anyhow!("a task panicked"))??);
+        }
+        Ok(sum)
+    })
+}
+
+pub(super) fn of_many_tasks(_: &Guest) -> Result<Outcome> {
+    let _receiver = UdpSocket::bind(("127.0.0.1", PUSHERS))?;
+    nftables::track()?;
+    let _limit = table::lower_limit()?;
+    table::fill(Mix::OneWay)?;
+    let drops = Drops::start(&[])?;
+    table::fill(Mix::OneWay)?;
+    let before = Counters::read()?;
+    let sent = push_by_many_tasks()?;
+    drops.wait_for_ticks(2)?;
+    let run = drops.stop()?;
+    let kernel = Counters::read()?.since(&before);
+
+    let mut checks = Checks::new();
+    let early_drop = kernel.get("early_drop");
+    checks.figure("flows", sent.total_accepted() + sent.total_refused());
+    checks.figure("Δearly_drop", early_drop);
+    checks.figure("without a tuple", run.end.unattributed());
+    checks.that(early_drop > 1500, "too few evictions to fill the room for them");
+    checks.equal("counted.evicted against Δearly_drop", run.end.counted("evicted"), early_drop);
+    // What has no tuple is said, and is in the same sum.
+    checks.equal(
+        "evicted rows and what has no row against Δearly_drop",
+        run.end.row_sum("evicted") + run.end.unattributed(),
+        early_drop,
+    );
+    checks.that(run.end.unattributed() * 50 < early_drop, "hardly anything is named");
+    checks.equal("counted.table_full against Δdrop", run.end.counted("table_full"), kernel.get("drop"));
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
 }
 
 /// gc looks at least once a minute; emulation is slower.

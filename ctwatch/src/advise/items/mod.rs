@@ -258,7 +258,9 @@ fn set_sysctl(case: &Case, item: &mut Item, name: &str, value: u32, before: u32)
         item.settings.extend(owner.instead(&full, u64::from(value)));
         item.notes.push(format!(
             "{} sets this sysctl {}: set the value in {}, or it will be overwritten",
-            owner.evidence, owner.when, owner.configured_in
+            owner.evidence.sentence(),
+            owner.when.sentence(),
+            owner.configured_in
         ));
     } else if if name == "max" { !case.is_away_from_host } else { case.is_kept_at_boot } {
         // A file per item, so that undoing one leaves the others.

@@ -199,12 +199,12 @@ fn kube_proxy_gets_the_setting_instead_of_a_sysctl_file() {
     let mut case = story();
     case.machine.managers = vec![Manager {
         kind: managers::Kind::KubeProxy,
-        evidence: "kube-proxy (pid 7)".to_owned(),
+        evidence: "kube-proxy (pid 7)".into(),
         pid: Some(7),
         sets: [(managers::MAX.to_owned(), 131_072)].into(),
         overwrites: true,
-        when: "at its start".to_owned(),
-        configured_in: "/var/lib/kube-proxy/config.conf".to_owned(),
+        when: "at its start".into(),
+        configured_in: "/var/lib/kube-proxy/config.conf".into(),
     }];
     let items = advise(&case);
     let item = find(&items, "max");

@@ -26,7 +26,8 @@ struct Host {
     max: usize,
     /// When each expires, and its source port.
     entries: VecDeque<(f64, u16)>,
-    retries: Vec<(f64, u16, usize)>,
+    /// When each is tried again, and its source port; by how often it was refused, so that the first one is due first.
+    retries: [VecDeque<(f64, u16)>; AGAIN.len()],
     inserts: u64,
     refused: u64,
     next_port: u16,
@@ -42,7 +43,7 @@ impl Host {
             now: 0.0,
             max,
             entries: VecDeque::new(),
-            retries: Vec::new(),
+            retries: Default::default(),
             inserts: 0,
             refused: 0,
             next_port: 1024,
@@ -56,15 +57,18 @@ impl Host {
             while self.entries.front().is_some_and(|(expires, _)| *expires <= self.now) {
                 self.entries.pop_front();
             }
-            let (due, later) = self.retries.iter().partition(|(at, ..)| *at <= self.now);
-            self.retries = later;
-            let mut tries: Vec<(f64, u16, usize)> = due;
+            let mut tries: Vec<(u16, usize)> = Vec::new();
+            for (refused, waiting) in self.retries.iter_mut().enumerate() {
+                while let Some((_, port)) = waiting.pop_front_if(|(at, _)| *at <= self.now) {
+                    tries.push((port, refused + 1));
+                }
+            }
             while self.next_flow <= self.now {
                 self.next_flow += 1.0 / rate;
-                tries.push((self.now, self.next_port, 0));
+                tries.push((self.next_port, 0));
                 self.next_port = self.next_port.wrapping_add(1);
             }
-            for (_, port, tried) in tries {
+            for (port, tried) in tries {
                 if self.entries.len() < self.max {
                     self.entries.push_back((self.now + f64::from(TIME_WAIT), port));
                     self.inserts += 1;
@@ -72,7 +76,7 @@ impl Host {
                     self.refused += 1;
                     refusal(port, self.now);
                     if tried < retries {
-                        self.retries.push((self.now + AGAIN[tried], port, tried + 1));
+                        self.retries[tried].push_back((self.now + AGAIN[tried], port));
                     }
                 }
             }

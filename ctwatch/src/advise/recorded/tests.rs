@@ -63,11 +63,26 @@ fn write_with(
     facts: Vec<MachineSnapshot>,
     rules: Vec<StoredRules>,
 ) -> Recording {
+    write_by_clock(path, listings, facts, rules, |at| at)
+}
+
+/// With everything labelled by this wall clock.
+fn write_by_clock(
+    path: &Path,
+    mut listings: Vec<StoredListing>,
+    mut facts: Vec<MachineSnapshot>,
+    mut rules: Vec<StoredRules>,
+    clock: impl Fn(WallMono) -> WallMono,
+) -> Recording {
+    listings.iter_mut().for_each(|one| one.at = clock(one.at));
+    facts.iter_mut().for_each(|one| one.at = clock(one.at));
+    rules.iter_mut().for_each(|one| one.at = clock(one.at));
     let mut writer = Writer::open(path, &run()).unwrap();
     let names = HashMap::from([(HOST, Names { name: Some("host".into()), container: None })]);
     writer.write(&Batch { names, listings, facts, rules, ..Batch::default() }).unwrap();
     for second in 1..=120 {
-        writer.write(&Batch { tick: Some(tick(second)), ..Batch::default() }).unwrap();
+        let tick = Tick { time: clock(at(second)).time, ..tick(second) };
+        writer.write(&Batch { tick: Some(tick), ..Batch::default() }).unwrap();
     }
     drop(writer);
     Recording::open(path).unwrap()
@@ -188,6 +203,62 @@ fn the_rules_in_force_then_are_judged_and_not_those_before_or_after() {
     assert!(item.refused.is_empty() && item.commands.now[0].contains("6379"), "{item:?}");
     let only_later = advised(vec![rules(110, false, vec![])]);
     assert!(told(&only_later, "after this window"), "{:?}", only_later.notes);
+}
+
+/// The clock is set after 72 s, while the table is full: of what was read before, nothing is near by the wall clock.
+#[test]
+fn what_is_nearest_is_so_on_the_monotonic_clock() {
+    for days in [0, 400, -400] {
+        let clock = |at: WallMono| {
+            let by = if at.mono_us > testing::at(72).mono_us { days * 24 } else { 0 };
+            WallMono { time: at.time + jiff::SignedDuration::from_hours(by), ..at }
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let machine = |second, kernel: &str| {
+            let machine = Machine { kernel_release: kernel.to_owned(), ..Machine::default() };
+            MachineSnapshot { at: at(second), json: serde_json::to_string(&machine).unwrap(), ..facts() }
+        };
+        let recording = write_by_clock(
+            &folder.path().join("a.ctw"),
+            vec![listing(2), listing(70), listing(118)],
+            vec![machine(0, "zeroth"), machine(71, "right"), machine(117, "late")],
+            vec![rules(1, false, vec![]), rules(60, true, vec![]), rules(100, false, vec![])],
+            clock,
+        );
+        let (case, source) = case(&recording, "0.1.0", &question()).unwrap();
+        let to = clock(at(74)).time..=clock(at(90)).time;
+        assert!(to.contains(&source.time), "{days}: {}", source.time);
+        assert_eq!(case.machine.kernel_release, "right", "{days}");
+        let notes = &source.notes;
+        assert!(notes[0].contains(&format!("table listed at {:.0} ", at(70).time)), "{days}: {notes:?}");
+        assert!(
+            !notes.iter().any(|note| note.contains("min before") || note.contains("min after")),
+            "{notes:?}"
+        );
+        let told = format!("as read at {:.0}, when they had changed", at(60).time);
+        assert!(notes.iter().any(|note| note.ends_with(&told)), "{days}: {notes:?}");
+        assert_eq!(notrack(&report(&case, source, None)).refused[0].kind, ObjectionKind::NatRule);
+    }
+}
+
+/// The table was listed in a run of another boot, whose clock was a year ahead until it was set back near its end.
+#[test]
+fn another_boot_is_as_far_away_as_the_host_was_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let ahead = jiff::SignedDuration::from_hours(365 * 24);
+    let clock = |at: WallMono| {
+        let by = if at.mono_us > testing::at(115).mono_us { jiff::SignedDuration::ZERO } else { ahead };
+        WallMono { time: at.time + by, ..at }
+    };
+    drop(write_by_clock(&path, vec![listing(70)], vec![facts()], vec![], clock));
+    let started = WallMono { time: at(600).time, mono_us: 1_000_000 };
+    let run = crate::record::rows::Run { boot_id: Some("another".into()), started, ..run() };
+    drop(Writer::open(&path, &run).unwrap());
+    let timeline = Recording::open(&path).unwrap().timeline().unwrap();
+    let off_us = timeline.place_us(2, started.mono_us) - timeline.place_us(1, at(120).mono_us);
+    assert_eq!(off_us, 480_000_000);
+    assert_eq!(timeline.place_us(1, at(120).mono_us) - timeline.place_us(1, at(70).mono_us), 50_000_000);
 }
 
 #[test]

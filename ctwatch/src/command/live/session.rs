@@ -13,7 +13,7 @@ use crate::command::VERSION;
 use crate::command::preflight::{Preflight, look};
 use crate::conntrack::module;
 use crate::contract::{Hook, Notice, SCHEMA, Start};
-use crate::error::ExitContext as _;
+use crate::error::{ExitContext as _, shortage};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::model::Backend;
@@ -104,6 +104,8 @@ impl LiveSession {
         }
         drop(progress);
         let (watch, start) = started.or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
+        // What programs and maps have left has to do for all that is read from here on.
+        shortage::ensure_room()?;
         Ok(Some(Self { watch, backend, reason, start }))
     }
 

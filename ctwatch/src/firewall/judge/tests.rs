@@ -179,7 +179,7 @@ fn rule(targets: &'static [&'static str]) -> impl Strategy<Value = Rule> {
     ];
     (proptest::collection::vec(step, 0..3), action()).prop_map(|(mut steps, action)| {
         steps.push(Step::Do(action));
-        Rule { steps, text: "a rule".to_owned(), delete: None }
+        Rule { steps, text: "a rule".into(), delete: None }
     })
 }
 

@@ -114,7 +114,7 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
         let names = [word(rule, "family"), word(rule, "table"), word(rule, "chain")];
         let delete = (handle > 0 && names.into_iter().all(is_plain))
             .then(|| format!("nft delete rule {place} handle {handle}"));
-        tables[table].chains[chain].rules.push(Rule { steps, text, delete });
+        tables[table].chains[chain].rules.push(Rule { steps, text: text.into(), delete });
     }
     Ok(tables)
 }

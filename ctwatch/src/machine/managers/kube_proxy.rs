@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::super::software;
 use super::super::yaml::Yaml;
 use super::{CLOSE_WAIT, ESTABLISHED, Kind, MAX, Manager};
-use crate::foreign::Shown as _;
+use crate::foreign::{Foreign, Shown as _};
 use crate::process::handle::Process;
 use crate::text::shorten;
 
@@ -145,7 +145,10 @@ pub(super) fn of_process(process: &Process, name: &str, cpus: Option<u32>) -> Op
     if name == "hyperkube" && !arguments.iter().any(|word| word == "kube-proxy" || word == "proxy") {
         return None;
     }
-    let mut evidence = format!("kube-proxy (pid {pid}): {}", shorten(&arguments.join(" "), ARGUMENTS_SHOWN));
+    let mut evidence = format!(
+        "kube-proxy (pid {pid}): {}",
+        shorten(&Foreign::from(arguments.join(" ")).to_string(), ARGUMENTS_SHOWN)
+    );
     let (config, configured_in) = match software::option(&arguments, "config") {
         // A configuration file overrides the flags.
         Some(path) => {
@@ -185,9 +188,7 @@ pub(super) fn of_rancher(process: &Process, kind: Kind, cpus: Option<u32>) -> Ma
         match read {
             Ok(yaml) => flags.extend(arguments_for_kube_proxy(&yaml)),
             Err(why) => {
-                let file = file.shown().to_string();
-                evidence +=
-                    &format!("; {} can't be read ({why}), so defaults are assumed", file.escape_debug());
+                evidence += &format!("; {} can't be read ({why}), so defaults are assumed", file.shown());
             }
         }
     }
@@ -231,7 +232,8 @@ fn manager(
     let cap = if matches!(kind, Kind::K3s | Kind::Rke2) { u64::MAX } else { CAP };
     let sets = config.sets(cpus, cap);
     let overwrites = !sets.is_empty();
-    Manager { kind, evidence, pid: Some(pid), sets, overwrites, when: WHEN.to_owned(), configured_in }
+    let (evidence, configured_in) = (evidence.into(), configured_in.into());
+    Manager { kind, evidence, pid: Some(pid), sets, overwrites, when: WHEN.into(), configured_in }
 }
 
 /// The lines that make kube-proxy give a sysctl this value.
@@ -392,10 +394,12 @@ mod tests {
             (&[("etc/proxy.yaml", "conntrack: [\n")], "can't be read"),
         ] {
             let found = found(files);
-            assert!(found.evidence.contains(why), "{}", found.evidence);
+            assert!(found.evidence.raw().contains(why), "{}", found.evidence);
             assert_eq!(found.sets, of(Some(131_072), 86_400, 3600), "its defaults");
         }
-        assert!(!found(&[("etc/proxy.yaml", "conntrack: {min: 7}")]).evidence.contains("can't be read"));
+        assert!(
+            !found(&[("etc/proxy.yaml", "conntrack: {min: 7}")]).evidence.raw().contains("can't be read")
+        );
     }
 
     proptest! {

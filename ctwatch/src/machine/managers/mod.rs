@@ -40,7 +40,7 @@ pub struct Manager {
     /// Which.
     pub kind: Kind,
     /// How it is known to be here: a process, a configuration file.
-    pub evidence: String,
+    pub evidence: Foreign,
     /// Its process, if it runs all the time.
     pub pid: Option<u32>,
     /// What it sets, by sysctl.
@@ -48,9 +48,9 @@ pub struct Manager {
     /// Whether it overwrites what a sysctl file says.
     pub overwrites: bool,
     /// When it sets them.
-    pub when: String,
+    pub when: Foreign,
     /// Where its settings are.
-    pub configured_in: String,
+    pub configured_in: Foreign,
 }
 
 /// nf_conntrack_max by its full name.
@@ -64,8 +64,9 @@ impl Manager {
     /// Where its settings are, as a word to be shown and typed: a recording may hold anything there.
     fn place(&self) -> &str {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_.-@+:".contains(&byte);
-        let is_path = self.configured_in.starts_with('/') && self.configured_in.bytes().all(is_plain);
-        match self.configured_in.as_str() {
+        let is_path =
+            self.configured_in.raw().starts_with('/') && self.configured_in.raw().bytes().all(is_plain);
+        match self.configured_in.raw() {
             known @ (kube_proxy::ITS_FLAGS | THE_CLUSTER) => known,
             path if is_path => path,
             // A relative path, or one with blanks: as it was written on its command line.
@@ -81,7 +82,7 @@ impl Manager {
                 kube_proxy::instead(self.kind, self.place(), sysctl, value)
             }
             Kind::Tuned if self.sets.contains_key(sysctl) => {
-                profiles::tuned_instead(&self.evidence, sysctl, value)
+                profiles::tuned_instead(self.evidence.raw(), sysctl, value)
             }
             Kind::Ufw if self.sets.contains_key(sysctl) => profiles::ufw_instead(self.place(), sysctl, value),
             Kind::Tuned | Kind::Ufw | Kind::Kubelet => Vec::new(),
@@ -141,12 +142,12 @@ pub(super) fn read(host: &Host, cpus: Option<u32>, notes: &mut Notes) -> Vec<Man
 fn of_kubelet(pid: u32) -> Manager {
     Manager {
         kind: Kind::Kubelet,
-        evidence: format!("kubelet (pid {pid})"),
+        evidence: format!("kubelet (pid {pid})").into(),
         pid: Some(pid),
         sets: BTreeMap::new(),
         overwrites: false,
-        when: "never itself, but a privileged pod may, and a kube-proxy that starts later will".to_owned(),
-        configured_in: THE_CLUSTER.to_owned(),
+        when: "never itself, but a privileged pod may, and a kube-proxy that starts later will".into(),
+        configured_in: THE_CLUSTER.into(),
     }
 }
 

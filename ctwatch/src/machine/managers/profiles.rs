@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::super::settings::sysctl_d::conntrack_lines;
 use super::super::{Host, file};
 use super::{Kind, Manager};
+use crate::foreign::Foreign;
 
 /// Where profiles are looked for, the administrator's first; newer releases have folders of their own for them.
 const PROFILES: [&str; 4] = ["etc/tuned/profiles", "etc/tuned", "usr/lib/tuned/profiles", "usr/lib/tuned"];
@@ -35,12 +36,12 @@ pub(super) fn tuned(host: &Host) -> Option<Manager> {
     };
     Some(Manager {
         kind: Kind::Tuned,
-        evidence: format!("TuneD's active profile {active}"),
+        evidence: format!("TuneD's active profile {}", Foreign::from(active)).into(),
         pid: None,
         sets,
         overwrites: !reapplies,
-        when: format!("at boot and whenever a profile is chosen{after}"),
-        configured_in: "/etc/tuned".to_owned(),
+        when: format!("at boot and whenever a profile is chosen{after}").into(),
+        configured_in: "/etc/tuned".into(),
     })
 }
 
@@ -116,12 +117,16 @@ pub(super) fn ufw(host: &Host) -> Option<Manager> {
     let sets: BTreeMap<_, _> = numbers(&text).collect();
     (!sets.is_empty()).then(|| Manager {
         kind: Kind::Ufw,
-        evidence: format!("ufw is enabled (/etc/ufw/ufw.conf), and {file} sets conntrack's sysctls"),
+        evidence: format!(
+            "ufw is enabled (/etc/ufw/ufw.conf), and {} sets conntrack's sysctls",
+            Foreign::from(file.as_str())
+        )
+        .into(),
         pid: None,
         sets,
         overwrites: true,
-        when: "at boot, and whenever ufw is enabled or reloaded".to_owned(),
-        configured_in: file,
+        when: "at boot, and whenever ufw is enabled or reloaded".into(),
+        configured_in: file.into(),
     })
 }
 

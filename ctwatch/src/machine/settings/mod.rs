@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Host, Notes, file};
-use crate::foreign::Shown as _;
+use crate::foreign::{Foreign, Shown as _};
 pub use modprobe::ModuleOption;
 pub use sysctl_d::Assignment;
 
@@ -100,11 +100,12 @@ pub(super) fn read(host: &Host, notes: &mut Notes) -> BootSettings {
     }
     for (key, setting) in sysctls.iter().filter(|(_, setting)| setting.differs()) {
         notes.add(format!(
-            "{key} is {}, but {}:{} says {}: it was changed since, or the file was applied before the module was loaded",
-            setting.live.as_deref().unwrap_or("unknown"),
+            "{} is {}, but {}:{} says {}: it was changed since, or the file was applied before the module was loaded",
+            Foreign::from(key.as_str()),
+            Foreign::from(setting.live.as_deref().unwrap_or("unknown")),
             setting.winner.file.shown(),
             setting.winner.line,
-            setting.winner.value
+            Foreign::from(setting.winner.value.as_str())
         ));
     }
     let last = sysctls.values().flat_map(|setting| setting.overridden.iter().chain([&setting.winner]));

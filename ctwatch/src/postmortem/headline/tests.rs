@@ -5,8 +5,9 @@ use super::*;
 use jiff::tz::TimeZone;
 use proptest::prelude::*;
 
-fn at(second: i64) -> Timestamp {
-    Timestamp::from_second(1_700_000_000 + second).unwrap()
+fn at(second: i64) -> At {
+    let time = Timestamp::from_second(1_700_000_000 + second).unwrap();
+    At { time, place_us: second * 1_000_000 }
 }
 
 const REDIS: ServicePort = ServicePort { proto: 6, port: 6379 };
@@ -36,7 +37,7 @@ fn losing() -> Losing {
 
 /// 94 % of the entries of the table are the service's in TIME_WAIT; listed 10 s before.
 fn held(port: ServicePort) -> Occupancy {
-    let time_wait = Some((0.94, 0.97, at(65), 10.0));
+    let time_wait = Some((0.94, 0.97, at(65).time, 10.0));
     Occupancy::Known { netns: "host".into(), port, share: 0.96, exact: true, time_wait }
 }
 
@@ -55,7 +56,7 @@ fn night() -> Facts {
 }
 
 fn said(facts: &Facts) -> String {
-    facts.sentence(&Clock::of_span(&TimeZone::UTC, facts.span))
+    facts.sentence(&Clock::of_span(&TimeZone::UTC, facts.span.map(|(from, to)| (from.time, to.time))))
 }
 
 #[test]
@@ -281,11 +282,11 @@ fn what_filled_the_table_is_said_only_as_far_as_it_is_known() {
     );
     assert_eq!(ends(Occupancy::None), "what filled the table is unknown.");
     assert_eq!(
-        ends(known(HTTPS, true, Some((0.01, 0.02, at(60), 15.0)))),
+        ends(known(HTTPS, true, Some((0.01, 0.02, at(60).time, 15.0)))),
         "73 % of the table belonged to 443/tcp (https)."
     );
     assert_eq!(
-        ends(known(REDIS, false, Some((0.7, 0.97, at(0), 400.0)))),
+        ends(known(REDIS, false, Some((0.7, 0.97, at(0).time, 400.0)))),
         "about 73 % of the table belonged to the same service, how much of it in TIME_WAIT is unknown, as the nearest \
          listing is 6 min 40 s away."
     );
@@ -307,7 +308,7 @@ fn any_occupancy() -> impl Strategy<Value = Occupancy> {
                 port: REDIS,
                 share: 0.5,
                 exact,
-                time_wait: time_wait.map(|(table, own, distance)| (table, own, at(0), distance)),
+                time_wait: time_wait.map(|(table, own, distance)| (table, own, at(0).time, distance)),
             }
         ),
     ]

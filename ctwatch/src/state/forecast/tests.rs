@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::TimeoutKind;
+use crate::state::trend::{FEW, SIGNIFICANT};
 
 const UDP: FlowKey = 17 << 16 | 53;
 const TCP: FlowKey = 6 << 16 | 6379;
@@ -102,6 +103,73 @@ fn is_within(part: f64, forecast: Option<f64>, truth: f64, at: f64) {
     assert!((forecast - truth).abs() <= slack, "at {at:.0} s: {forecast:.1} instead of {truth:.1}");
 }
 
+/// Standard errors by which a measured slope may be off. Of the looks at one simulation few are independent, since they share
+/// most of their points; one in 150,000 is further off, to either side.
+const FAR_OFF: f64 = 4.5;
+
+/// Arrivals that rise in a line.
+struct Rise {
+    /// Arrivals per second now, and how much that grows per second.
+    rate: f64,
+    slope: f64,
+    /// Seconds for which they were seen.
+    seen: f64,
+    /// Room in the table.
+    left: f64,
+}
+
+impl Rise {
+    /// When it is full if the slope was this all the time: how many came so far is known.
+    fn full_in(&self, slope: f64) -> f64 {
+        let half = self.seen.min(RATES) / 2.0;
+        let rate = self.rate - self.slope * half + slope * half;
+        if slope <= 0.0 {
+            self.left / rate
+        } else {
+            ((rate * rate + 2.0 * slope * self.left).sqrt() - rate) / slope
+        }
+    }
+
+    /// The earliest and the latest forecast that noise explains. Arrivals of independent flows scatter by the square root of
+    /// their number, and a line through n of them, a second apart, has a slope with the standard error √(12 rate / n³). A slope
+    /// of less than so many of its errors may be noise itself: then it counts in part, or not at all.
+    fn foreseen(&self) -> (f64, f64) {
+        let n = self.seen.min(RATES);
+        let error = (12.0 * self.rate / n.powi(3)).sqrt();
+        let (least, most) = (self.slope - FAR_OFF * error, self.slope + FAR_OFF * error);
+        let is_certain = least >= SIGNIFICANT * (1.0 + FEW / n) * error;
+        (self.full_in(most), self.full_in(if is_certain { least } else { 0.0 }))
+    }
+}
+
+/// Points that a trend is read from at most.
+const RATES: f64 = 120.0;
+
+/// A fill by ever more arrivals is foreseen within a fifth of the time, or within what noise explains. It explains more than a
+/// fifth only of the slowest rises of the fewest arrivals, and in the first 45 s.
+#[track_caller]
+fn rises(rate: f64, doubles_in: f64, fills_in: f64, seed: u64) {
+    let slope = rate / doubles_in;
+    let max = rate * fills_in + slope * fills_in * fills_in / 2.0;
+    let mut simulation = Simulation::new(TCP, max, seed, timeouts());
+    while simulation.entries() < simulation.max {
+        let forecast = simulation.tick(|at| rate + slope * at, f64::INFINITY);
+        let (seen, left) = (simulation.now, simulation.max - simulation.entries());
+        if seen > 30.0 && left > 0.0 {
+            let now = Rise { rate: rate + slope * seen, slope, seen, left };
+            let truth = now.full_in(slope);
+            let (earliest, latest) = now.foreseen();
+            let (earliest, latest) = (earliest.min(0.8 * truth) - 1.5, latest.max(1.2 * truth) + 1.5);
+            assert!(seen < 45.0 || latest <= 1.2 * truth + 1.5, "noise explains {latest} at {seen:.0} s");
+            let Some(forecast) = forecast else { panic!("no forecast at {seen:.0} s; full in {truth:.0} s") };
+            assert!(
+                (earliest..=latest).contains(&forecast),
+                "at {seen:.0} s: {forecast:.1} instead of {truth:.1}, and noise explains {earliest:.1} to {latest:.1}"
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -121,18 +189,7 @@ proptest! {
     fn a_rising_fill_is_foreseen(
         rate in 300.0..3_000.0f64, doubles_in in 20.0..100.0f64, fills_in in 60.0..300.0f64, seed: u64,
     ) {
-        let rise = rate / doubles_in;
-        let max = rate * fills_in + rise * fills_in * fills_in / 2.0;
-        let mut simulation = Simulation::new(TCP, max, seed, timeouts());
-        while simulation.entries() < simulation.max {
-            let forecast = simulation.tick(|at| rate + rise * at, f64::INFINITY);
-            if simulation.now > 30.0 && simulation.entries() < simulation.max {
-                let now = rate + rise * simulation.now;
-                let left = simulation.max - simulation.entries();
-                let truth = ((now * now + 2.0 * rise * left).sqrt() - now) / rise;
-                is_near(forecast, truth, simulation.now);
-            }
-        }
+        rises(rate, doubles_in, fills_in, seed);
     }
 
     #[test]
@@ -234,6 +291,13 @@ fn fills_with_what_stays(rate: f64, seed: u64) {
             is_within(0.4, forecast, truth, simulation.now);
         }
     }
+}
+
+#[test]
+fn a_rise_that_noise_hides_is_foreseen_a_little_late() {
+    // At 31 s the 31 rates give a slope of 1.89 instead of 3.12: 3.1 standard errors too little, and 5.1 from none, where four
+    // fifths of it count. 254.7 s are foreseen instead of 197.2.
+    rises(300.0, 96.003, 228.208, 724_622_374_469_968_936);
 }
 
 #[test]

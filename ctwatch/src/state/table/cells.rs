@@ -297,6 +297,9 @@ mod tests {
     }
 
     proptest! {
+        // Each has thousands of keys.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn with_room_for_all_every_count_is_exact(keys in keys()) {
             let counted = count(4_096, &keys);
