@@ -2,13 +2,17 @@
 //! anything or to wait. The only way to stderr, as `eprintln!` panics where it can't write. Nothing in a line acts on a
 //! terminal.
 
+mod progress;
+
 use std::fmt::Display;
 use std::io::Write as _;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::foreign::harmless;
 use crate::outlet::Outlet;
+use crate::text::width;
+pub use progress::Progress;
 
 /// How long the end waits for a reader who takes nothing,
 const STUCK: Duration = Duration::from_millis(500);
@@ -19,17 +23,24 @@ struct Lines {
     outlet: Outlet,
     /// Lines of which the reader was told that they are missing.
     told: u64,
+    /// Columns of what stands in the last line for the moment.
+    passing: usize,
 }
 
 /// `None` where no thread could be started.
 static LINES: OnceLock<Option<Mutex<Lines>>> = OnceLock::new();
 
+fn lines() -> Option<MutexGuard<'static, Lines>> {
+    let start = || Some(Mutex::new(Lines { outlet: Outlet::stderr().ok()?, told: 0, passing: 0 }));
+    let lines = LINES.get_or_init(start).as_ref()?;
+    Some(lines.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
 /// Writes a line, or nothing where nobody reads it. More lines are indented: they are no messages of their own. In one piece, so that lines of several threads don't mix.
 pub fn line(text: impl Display) {
     let text = one_message(&text.to_string());
-    let start = || Some(Mutex::new(Lines { outlet: Outlet::stderr().ok()?, told: 0 }));
-    match LINES.get_or_init(start) {
-        Some(lines) => lines.lock().unwrap_or_else(PoisonError::into_inner).say(&text),
+    match lines() {
+        Some(mut lines) => lines.say(&text),
         None => drop(std::io::stderr().lock().write_all(format!("{text}\n").as_bytes())),
     }
 }
@@ -46,13 +57,38 @@ impl Lines {
     fn say(&mut self, text: &impl Display) {
         let meter = self.outlet.meter();
         let left_out = meter.left_out();
-        let mut lines = String::new();
+        let mut lines = self.without_passing();
         if left_out > self.told && meter.has_room() {
-            lines = format!("{} lines are missing here: nobody read them\n", left_out - self.told);
+            lines.push_str(&match left_out - self.told {
+                1 => "1 line is missing here: nobody read it\n".to_owned(),
+                missing => format!("{missing} lines are missing here: nobody read them\n"),
+            });
             self.told = left_out;
         }
         lines.push_str(&format!("{text}\n"));
-        let _ = self.outlet.write_all(lines.as_bytes()).and_then(|()| self.outlet.flush());
+        self.put(&lines);
+    }
+
+    /// Shows something until the next line, or until it is taken away. Whoever reads must have read all else.
+    fn pass(&mut self, text: &str) {
+        if self.outlet.meter().is_idle() {
+            let columns = width(text);
+            let rest = self.passing.saturating_sub(columns);
+            self.put(&format!("\r{text}{:rest$}", ""));
+            self.passing = columns;
+        }
+    }
+
+    /// What makes the last line empty again.
+    fn without_passing(&mut self) -> String {
+        match std::mem::take(&mut self.passing) {
+            0 => String::new(),
+            columns => format!("\r{:columns$}\r", ""),
+        }
+    }
+
+    fn put(&mut self, text: &str) {
+        let _ = self.outlet.write_all(text.as_bytes()).and_then(|()| self.outlet.flush());
     }
 }
 

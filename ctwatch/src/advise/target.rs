@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use crate::model::{Direction, Protocol};
+use crate::model::{Direction, Protocol, port_of_service};
 
 /// How a direction is written in a target.
 const fn short(direction: Direction) -> &'static str {
@@ -62,18 +62,23 @@ impl FromStr for ServiceTarget {
         let what = parts.next().unwrap_or_default();
         let proto = match parts.next() {
             None => Protocol::TCP,
-            Some(name) => Protocol::from_name(name)
-                .or_else(|| name.parse().ok().map(Protocol))
+            Some(name) => Protocol::from_words(name)
                 .filter(|proto| proto.has_ports() || proto.is_icmp())
                 .ok_or_else(help)?,
         };
-        let port = if proto.is_icmp() { icmp(what) } else { what.parse().ok() }.ok_or_else(help)?;
-        let direction = match parts.next() {
+        let port =
+            if proto.is_icmp() { icmp(what) } else { what.parse().ok() }.ok_or_else(
+                || match port_of_service(what) {
+                    Some(port) => format!("\"{text}\" has no port; {what} usually has {port}"),
+                    None => help(),
+                },
+            )?;
+        let direction = match parts.next().map(str::to_lowercase).as_deref() {
             None => None,
-            Some("lo") => Some(Direction::Loopback),
-            Some("in") => Some(Direction::In),
-            Some("out") => Some(Direction::Out),
-            Some("fwd") => Some(Direction::Forwarded),
+            Some("lo" | "loopback") => Some(Direction::Loopback),
+            Some("in" | "input" | "inbound") => Some(Direction::In),
+            Some("out" | "output" | "outbound") => Some(Direction::Out),
+            Some("fwd" | "forward" | "forwarded") => Some(Direction::Forwarded),
             Some(_) => return Err(help()),
         };
         if parts.next().is_some() { Err(help()) } else { Ok(Self { port, proto, direction }) }
@@ -82,6 +87,7 @@ impl FromStr for ServiceTarget {
 
 /// `type << 8 | code`, from "type 3 code 1", "type 8", "8", or the number itself.
 fn icmp(text: &str) -> Option<u16> {
+    let text = text.to_lowercase();
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let (kind, code) = match words.as_slice() {
         ["type", kind, "code", code] => (kind, code.parse().ok()?),
@@ -123,6 +129,9 @@ mod tests {
             ("8/icmp", "type 8/icmp"),
             ("type 128 code 0/icmpv6/lo", "type 128/icmpv6/lo"),
             ("32768/icmpv6/lo", "type 128/icmpv6/lo"),
+            ("Type 128/ICMP6/loopback", "type 128/icmpv6/lo"),
+            ("6379/TCP/IN", "6379/tcp/in"),
+            ("53/UDP/forward", "53/udp/fwd"),
         ] {
             assert_eq!(text.parse::<ServiceTarget>().expect(text).to_string(), means);
         }
@@ -131,9 +140,12 @@ mod tests {
 
     #[test]
     fn what_is_no_target_says_how_to_write_one() {
+        assert!(
+            "redis/tcp".parse::<ServiceTarget>().expect_err("no port").contains("redis usually has 6379")
+        );
         for text in [
             "",
-            "redis",
+            "nothing",
             "type 300/icmp",
             "type/icmp",
             "type 8/tcp",

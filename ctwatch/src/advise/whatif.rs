@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::target::ServiceTarget;
 use crate::model::TimeoutKind;
+use crate::text::did_you_mean;
 
 /// What would be different.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,11 +55,18 @@ impl FromStr for Changes {
     fn from_str(text: &str) -> Result<Self, String> {
         let help = |part: &str| {
             let names: Vec<&str> = TimeoutKind::ALL.into_iter().map(TimeoutKind::name).collect();
-            format!("\"{part}\" is not a change; {HELP}{}", names.join(", "))
+            let name = part.split('=').next().unwrap_or_default();
+            let near =
+                did_you_mean(name, names.iter().copied().chain(["max", "times", "notrack", "keepalive"]));
+            format!("\"{part}\" is not a change; {HELP}{}{near}", names.join(", "))
         };
         let mut changes = Self::default();
         for part in text.split(',') {
             let (name, value) = part.split_once('=').ok_or_else(|| help(part))?;
+            let (name, value) = (name.trim().to_lowercase().replace('-', "_"), value.trim());
+            // As the sysctls are called.
+            let name = name.strip_prefix("nf_conntrack_").unwrap_or(&name);
+            let name = name.strip_prefix("tcp_timeout_").or(name.strip_suffix("_timeout")).unwrap_or(name);
             let number =
                 || value.parse::<u32>().map_err(|_| format!("{name}={value}: {value} is not a whole number"));
             match name {
@@ -127,6 +135,18 @@ mod tests {
     }
 
     #[test]
+    fn names_are_taken_as_sysctls_have_them_and_in_any_case() {
+        for (text, means) in [
+            ("MAX=5, Time-Wait=30", "max=5,time_wait=30"),
+            ("nf_conntrack_max=5", "max=5"),
+            ("nf_conntrack_tcp_timeout_close_wait=60", "close_wait=60"),
+            ("nf_conntrack_udp_timeout=10", "udp=10"),
+        ] {
+            assert_eq!(text.parse::<Changes>().expect(text).to_string(), means);
+        }
+    }
+
+    #[test]
     fn what_is_no_change_says_what_is() {
         for (text, hint) in [
             ("more", "time_wait"),
@@ -135,7 +155,8 @@ mod tests {
             ("times=0", "times=2"),
             ("keepalive=6379", "6379/tcp:50"),
             ("keepalive=6379:0", "6379/tcp:50"),
-            ("notrack=redis", "6379/tcp/lo"),
+            ("notrack=redis", "usually has 6379"),
+            ("timewait=30", "did you mean `time_wait`?"),
             ("", "max=N"),
         ] {
             let said = text.parse::<Changes>().expect_err(text);

@@ -17,6 +17,7 @@ pub struct AdviseArgs {
     #[arg(
         long,
         value_name = "FILE",
+        value_parser = common::recording(),
         help = "Use a recording instead of measuring: its worst\nwindow, with the table and host as they were then"
     )]
     recording: Option<PathBuf>,

@@ -1,19 +1,23 @@
 //! What several commands take: filters, rows, formats, spans, and the parsers of single values.
 //! A parser's error completes clap's `invalid value '…' for '--flag <NAME>': `, so it says what a good value looks like.
 
+use std::ffi::OsStr;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::time::Duration;
 
 use clap::Args;
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue};
 use ctwatch_common::Cause;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
-use crate::model::{Backend, NetnsId, Protocol};
+use crate::model::{Backend, NetnsId, Protocol, port_of_service};
 use crate::record::span::Moment;
 use crate::state::{By, Filter, PortRange};
+use crate::text::{did_you_mean, nearest};
 
 /// Which losses or entries make rows. The help heading differs, so it is set where this is flattened.
 #[derive(Debug, Args)]
@@ -29,7 +33,7 @@ pub struct FilterArgs {
     dst: Vec<IpNet>,
     #[arg(
         long, value_name = "PROTO", value_delimiter = ',', value_parser = protocol,
-        help = "Only these protocols: tcp, udp, icmp, icmpv6, sctp\nor a number"
+        help = "Only these protocols: tcp, udp, icmp, icmpv6,\nsctp, gre, esp, … or a number"
     )]
     proto: Vec<Protocol>,
     #[arg(
@@ -84,7 +88,7 @@ impl LossFilterArgs {
 #[derive(Debug, Args)]
 pub struct RowArgs {
     #[arg(
-        long, value_name = "KEY", value_parser = choice(By::ALL.map(|by| (by.name(), by))),
+        long, value_name = "KEY", value_parser = keys(),
         default_value = By::Port.name(), hide_possible_values = true,
         help = "Group rows by port, flow, src, dst, proto, cause,\nnetns, process or container"
     )]
@@ -208,21 +212,117 @@ impl AnonymizeArgs {
     }
 }
 
-/// Parses a value by its name. Errors list the names; so does help, unless they are hidden.
+/// Parses a value by its name, in any case, with `-` for `_`, or in the plural. Errors list the names; so does help, unless
+/// they are hidden.
 pub fn choice<N: Into<PossibleValue>, T: Clone + Send + Sync + 'static>(
     choices: impl IntoIterator<Item = (N, T)>,
-) -> impl TypedValueParser<Value = T> {
-    let choices: Vec<(PossibleValue, T)> =
-        choices.into_iter().map(|(name, value)| (name.into(), value)).collect();
-    let names: Vec<PossibleValue> = choices.iter().map(|(name, _)| name.clone()).collect();
-    PossibleValuesParser::new(names).try_map(move |text| {
-        let chosen = choices.iter().find(|(name, _)| name.matches(&text, false));
-        chosen.map(|(_, value)| value.clone()).ok_or("not one of the possible values")
+) -> Choice<T> {
+    Choice { choices: choices.into_iter().map(|(name, value)| (name.into(), value)).collect(), hints: &[] }
+}
+
+/// See [`choice`].
+#[derive(Clone)]
+pub struct Choice<T> {
+    choices: Vec<(PossibleValue, T)>,
+    /// What is said of values that belong elsewhere.
+    hints: &'static [(&'static str, &'static str)],
+}
+
+impl<T: Clone + Send + Sync + 'static> Choice<T> {
+    fn find(&self, text: &str) -> Option<T> {
+        let known = |text: &str| {
+            let mut choices = self.choices.iter();
+            choices.find(|(value, _)| value.get_name_and_aliases().any(|name| plain(name) == text))
+        };
+        let text = plain(text);
+        let chosen = known(&text).or_else(|| known(text.strip_suffix('s')?));
+        chosen.map(|(_, value)| value.clone())
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for Choice<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        if let Some(chosen) = value.to_str().and_then(|text| self.find(text)) {
+            return Ok(chosen);
+        }
+        let names: Vec<PossibleValue> = self.choices.iter().map(|(name, _)| name.clone()).collect();
+        let hint = value.to_str().and_then(|text| hint(self.hints, text));
+        match PossibleValuesParser::new(names).parse_ref(command, argument, value) {
+            Ok(_) => Err(clap::Error::new(clap::error::ErrorKind::InvalidValue).with_cmd(command)),
+            Err(mut error) => {
+                if let Some(hint) = hint {
+                    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint.into()]));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.choices.iter().map(|(name, _)| name.clone())))
+    }
+}
+
+/// As words are compared: case and the kind of dash don't matter.
+pub fn plain(text: &str) -> String {
+    text.to_lowercase().replace('-', "_")
+}
+
+/// What is said of a word that belongs elsewhere.
+pub fn hint(hints: &[(&str, &'static str)], text: &str) -> Option<&'static str> {
+    let text = plain(text);
+    hints.iter().find(|(word, _)| *word == text).map(|(_, hint)| *hint)
+}
+
+/// What else the keys of `drops` and `table` are called.
+pub const SAME_KEYS: [(&str, &[&str]); 10] = [
+    ("port", &["service", "dport"]),
+    ("flow", &["tuple", "connection", "conn"]),
+    ("src", &["source", "saddr", "client"]),
+    ("dst", &["destination", "dest", "daddr", "server"]),
+    ("proto", &["protocol"]),
+    ("cause", &["reason"]),
+    ("netns", &["ns", "net", "namespace"]),
+    ("process", &["proc", "pid", "comm"]),
+    ("container", &["pod", "unit"]),
+    ("direction", &["dir"]),
+];
+
+/// The key's other names.
+pub fn other_names(key: &str) -> &'static [&'static str] {
+    SAME_KEYS.iter().find(|(name, _)| *name == key).map_or(&[], |(_, names)| names)
+}
+
+fn keys() -> Choice<By> {
+    let value = |by: By| (PossibleValue::new(by.name()).aliases(other_names(by.name())), by);
+    const TABLE: &str = "an entry has that, a drop has not: 'ctwatch table --by' groups by it";
+    let hints = &[("state", TABLE), ("direction", TABLE), ("dir", TABLE), ("zone", TABLE), ("mark", TABLE)];
+    Choice { hints, ..choice(By::ALL.map(value)) }
+}
+
+/// A recording to be read.
+pub fn recording() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        if path == Path::new("-") {
+            return Err("a recording can't be read from standard input, since it is read here and there: name its file \
+                        (./- if it is called so)");
+        }
+        Ok(path)
     })
 }
 
 fn only_or_no() -> impl TypedValueParser<Value = bool> {
-    choice([(PossibleValue::new("only").alias("yes"), true), (PossibleValue::new("no"), false)])
+    choice([
+        (PossibleValue::new("only").aliases(["yes", "true"]), true),
+        (PossibleValue::new("no").aliases(["not", "none", "false"]), false),
+    ])
 }
 
 /// A network namespace as the user names it.
@@ -242,13 +342,24 @@ pub enum NetnsSpec {
 const SHORTEST: Duration = Duration::from_millis(100);
 
 pub fn ports(text: &str) -> Result<PortRange, String> {
+    const GOOD: &str = "use ports and ranges like 80,6000-6010";
     let number = |text: &str| {
-        text.parse::<u16>()
-            .map_err(|_| format!("`{text}` is not a port; use ports and ranges like 80,6000-6010"))
+        text.parse::<u16>().map_err(|_| match port_of_service(text) {
+            Some(port) => format!("`{text}` is not a port; {text} usually has {port}"),
+            None => format!("`{text}` is not a port; {GOOD}"),
+        })
     };
     let (first, last) = match text.split_once('-') {
-        Some((first, last)) => (number(first)?, number(last)?),
-        None => (number(text)?, number(text)?),
+        Some((first, "")) if !first.is_empty() => {
+            number(first)?;
+            return Err(format!("the range {text} has no end; {first}-65535 takes all from {first} on"));
+        }
+        Some(("", last)) if !last.is_empty() => {
+            number(last)?;
+            return Err(format!("the range {text} has no beginning; 0-{last} takes all up to {last}"));
+        }
+        Some((first, last)) if port_of_service(text).is_none() => (number(first)?, number(last)?),
+        _ => (number(text)?, number(text)?),
     };
     if first > last {
         return Err(format!("the range ends before it starts; did you mean {last}-{first}?"));
@@ -274,15 +385,28 @@ pub fn cidr(text: &str) -> Result<IpNet, String> {
 }
 
 pub fn protocol(text: &str) -> Result<Protocol, String> {
-    Protocol::from_name(text)
-        .or_else(|| text.parse().ok().map(Protocol))
-        .ok_or_else(|| "use tcp, udp, icmp, icmpv6, sctp or a number from 0 to 255".to_owned())
+    Protocol::from_words(text).ok_or_else(|| {
+        let near = nearest(text, Protocol::names());
+        let near = near.map_or_else(String::new, |near| format!("did you mean `{near}`? "));
+        format!("{near}use tcp, udp, icmp, icmpv6, sctp, udplite, gre, esp, … or a number from 0 to 255")
+    })
 }
 
+/// What else causes are called: by the kernel's counters, and by people.
+const SAME_CAUSES: [(&str, Cause); 4] = [
+    ("early_drop", Cause::Evicted),
+    ("eviction", Cause::Evicted),
+    ("gc", Cause::GcEvicted),
+    ("oom", Cause::NoMemory),
+];
+
 pub fn cause(text: &str) -> Result<Cause, String> {
-    Cause::from_name(text).ok_or_else(|| {
+    let bare = |text: &str| plain(text).replace('_', "");
+    let known = Cause::ALL.into_iter().find(|cause| bare(cause.name()) == bare(text));
+    let same = || SAME_CAUSES.into_iter().find(|(word, _)| *word == plain(text)).map(|(_, cause)| cause);
+    known.or_else(same).ok_or_else(|| {
         let names = Cause::ALL.map(Cause::name);
-        format!("the causes are {}", names.join(", "))
+        format!("the causes are {}{}", names.join(", "), did_you_mean(&plain(text), names))
     })
 }
 
@@ -291,7 +415,7 @@ pub fn netns(text: &str) -> Result<NetnsSpec, String> {
         let pid = pid.parse().map_err(|_| "use a process id, as in pid:1234".to_owned())?;
         return Ok(NetnsSpec::Pid(pid));
     }
-    if text == "host" {
+    if text.eq_ignore_ascii_case("host") {
         return Ok(NetnsSpec::Host);
     }
     // Also as readlink, lsns and ctwatch itself print it.
@@ -341,8 +465,18 @@ mod tests {
         assert_eq!(ports("6379"), Ok(PortRange { first: 6379, last: 6379 }));
         assert_eq!(ports("6000-6010"), Ok(PortRange { first: 6000, last: 6010 }));
         assert!(ports("6010-6000").unwrap_err().contains("6000-6010"));
-        for bad in ["", "-", "80-", "65536", "http", "-1"] {
+        for bad in ["", "-", "80-", "65536", "http", "-1", "80-http", "1-2-3"] {
             assert!(ports(bad).is_err(), "{bad}");
+        }
+        for (near, said) in [
+            ("80-", "has no end; 80-65535"),
+            ("-80", "has no beginning; 0-80"),
+            ("http", "http usually has 80"),
+            ("HTTPS", "443"),
+            ("docker-s", "2376"),
+        ] {
+            let error = ports(near).unwrap_err();
+            assert!(error.contains(said), "{near}: {error}");
         }
     }
 
@@ -395,6 +529,37 @@ mod tests {
         assert_eq!(protocol("tcp"), Ok(Protocol(6)));
         assert_eq!(protocol("icmpv6"), Ok(Protocol(58)));
         assert_eq!(protocol("112"), Ok(Protocol(112)));
+        assert_eq!(protocol("ICMP6"), Ok(Protocol(58)));
         assert!(protocol("256").is_err());
+        assert!(protocol("tpc").unwrap_err().contains("did you mean `tcp`?"));
+    }
+
+    #[test]
+    fn causes_are_taken_in_other_spellings_and_near_ones_told() {
+        for (text, meant) in [
+            ("table_full", Cause::TableFull),
+            ("TABLE-FULL", Cause::TableFull),
+            ("tablefull", Cause::TableFull),
+            ("chaintoolong", Cause::ChainTooLong),
+            ("early_drop", Cause::Evicted),
+        ] {
+            assert_eq!(cause(text), Ok(meant), "{text}");
+        }
+        for (near, said) in [("full", "did you mean `table_full`?"), ("evictd", "`evicted`?")] {
+            let error = cause(near).unwrap_err();
+            assert!(error.contains(said) && error.contains("gc_evicted"), "{near}: {error}");
+        }
+        assert!(!cause("bad_luck").unwrap_err().contains("did you mean"));
+    }
+
+    #[test]
+    fn other_names_of_keys_stand_for_one_key_each() {
+        let mut all: Vec<&str> =
+            SAME_KEYS.iter().flat_map(|(key, names)| [key].into_iter().chain(*names)).copied().collect();
+        all.extend(["state", "zone", "mark"]);
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
     }
 }

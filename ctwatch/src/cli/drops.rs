@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::common::{
     BackendChoice, Format, FormatArgs, LOSS_FILTERS, LiveArgs, LossFilterArgs, NetnsSpec, RowArgs, choice,
@@ -17,8 +17,8 @@ pub struct DropsArgs {
     #[command(flatten)]
     rows: RowArgs,
     #[arg(
-        long, value_name = "KINDS", num_args = 0..=1, require_equals = true, value_enum, value_delimiter = ',',
-        default_missing_value = "drop", hide_possible_values = true,
+        long, value_name = "KINDS", num_args = 0..=1, require_equals = true, value_delimiter = ',',
+        value_parser = choice([("drop", EventKind::Drop), ("insert", EventKind::Insert)]), default_missing_value = "drop", hide_possible_values = true,
         help = "Also print single events: drop, insert or both\n[drop if no value is given]"
     )]
     events: Vec<EventKind>,
@@ -53,7 +53,7 @@ Examples:
 Exit codes: 0 success (also on Ctrl-C); 1 runtime failure; 2 usage error;
   3 not possible on this host (`ctwatch check` says why)";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EventKind {
     Drop,
     Insert,

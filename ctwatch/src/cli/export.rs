@@ -1,32 +1,38 @@
 //! `ctwatch export` on the command line: arguments, resolved config, help examples.
 //! Whether the output is a file or a directory depends on what exists, so the command decides that.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap::builder::PossibleValue;
 
-use super::common::{AnonymizeArgs, FromArgs, choice};
+use super::common::{AnonymizeArgs, FromArgs, choice, plain, recording};
 use crate::export::ExportTable;
 use crate::record::span::Moment;
+use crate::text::did_you_mean;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
 pub struct ExportArgs {
     /// The recording
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", value_parser = recording())]
     file: PathBuf,
 
-    /// ndjson, csv or parquet
     #[arg(
         long, value_name = "FORMAT", hide_possible_values = true,
-        value_parser = choice(ExportFormat::ALL.map(|format| (format.name(), format)))
+        value_parser = choice([
+            (PossibleValue::new("ndjson").aliases(["jsonl", "json"]), ExportFormat::Ndjson),
+            (PossibleValue::new("csv"), ExportFormat::Csv),
+            (PossibleValue::new("parquet"), ExportFormat::Parquet),
+        ]),
+        help = "ndjson, csv or parquet [default: by the extension\nof -o]"
     )]
-    to: ExportFormat,
+    to: Option<ExportFormat>,
     #[arg(
         short,
         long,
         value_name = "PATH",
-        help = "A new file, or a directory for several tables as\ncsv or parquet [default: standard output]"
+        help = "A new file, or a directory for several tables as\ncsv or parquet; - or none is standard output"
     )]
     output: Option<PathBuf>,
     #[arg(
@@ -67,15 +73,13 @@ pub enum ExportFormat {
     Parquet,
 }
 
-impl ExportFormat {
-    const ALL: [Self; 3] = [Self::Ndjson, Self::Csv, Self::Parquet];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Ndjson => "ndjson",
-            Self::Csv => "csv",
-            Self::Parquet => "parquet",
-        }
+/// The format that the ending of a file stands for.
+fn by_ending(path: &Path) -> Option<ExportFormat> {
+    match path.extension()?.to_str()?.to_lowercase().as_str() {
+        "ndjson" | "jsonl" => Some(ExportFormat::Ndjson),
+        "csv" => Some(ExportFormat::Csv),
+        "parquet" => Some(ExportFormat::Parquet),
+        _ => None,
     }
 }
 
@@ -99,23 +103,33 @@ pub struct ExportConfig {
 }
 
 impl ExportConfig {
-    pub(super) fn resolve(args: ExportArgs) -> Self {
+    /// The error says what is missing.
+    pub(super) fn resolve(args: ExportArgs) -> Result<Self, String> {
         let ExportArgs { file, to, output, table, start, until, anonymize } = args;
         let FromArgs { from } = start;
         let wanted = |one: &ExportTable| table.is_empty() || table.contains(one);
-        Self {
+        let output = output.filter(|path| path != Path::new("-"));
+        let format = to.or_else(|| by_ending(output.as_deref()?)).ok_or(
+            "the format is missing: '--to <FORMAT>' with ndjson, csv or parquet, or '-o' with a file that ends in one of these",
+        )?;
+        Ok(Self {
             file,
-            format: to,
+            format,
             output,
             tables: ExportTable::ALL.into_iter().filter(wanted).collect(),
             from,
             to: until,
             anonymize: anonymize.into_key(),
-        }
+        })
     }
 }
 
 fn table(text: &str) -> Result<ExportTable, String> {
-    ExportTable::from_name(text)
-        .ok_or_else(|| format!("the tables are {}", ExportTable::ALL.map(ExportTable::name).join(", ")))
+    let names = ExportTable::ALL.map(ExportTable::name);
+    let word = plain(text);
+    // Their names are plurals.
+    ExportTable::from_name(&word).or_else(|| ExportTable::from_name(&format!("{word}s"))).ok_or_else(|| {
+        let near = did_you_mean(&word, names);
+        format!("the tables are {}{near}", names.join(", "))
+    })
 }

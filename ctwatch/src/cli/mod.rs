@@ -11,9 +11,10 @@ mod record;
 mod replay;
 mod report;
 mod table;
+mod tips;
 
 use std::ffi::{OsStr, OsString};
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind as IoErrorKind, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
@@ -36,7 +37,7 @@ pub use table::TableConfig;
 
 /// Show which flows a full nf_conntrack table drops, and why.
 #[derive(Debug, Parser)]
-#[command(name = "ctwatch", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(name = "ctwatch", version, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,
@@ -113,11 +114,22 @@ pub enum Command {
     Check(CheckConfig),
 }
 
-/// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0).
+/// The configuration of this process. Wrong usage and `--help` end the process here (codes 2 and 0; 1 if help can't be
+/// written).
 #[must_use]
 pub fn from_command_line() -> Config {
     parse(std::env::args_os()).unwrap_or_else(|error| {
-        if !error.use_stderr() || !std::env::args_os().any(|argument| acts(&argument)) {
+        if !error.use_stderr() {
+            // A reader that went has read what it wanted.
+            let written = error.print().and_then(|()| std::io::stdout().flush());
+            let failed = written.err().filter(|error| error.kind() != IoErrorKind::BrokenPipe);
+            if let Some(failed) = &failed {
+                stderr::line(format_args!("error: writing to stdout: {failed}"));
+                stderr::settle();
+            }
+            std::process::exit(i32::from(failed.is_some()))
+        }
+        if !std::env::args_os().any(|argument| acts(&argument)) {
             error.exit()
         }
         // clap repeats arguments as they are.
@@ -139,7 +151,9 @@ fn acts(argument: &OsStr) -> bool {
 pub fn parse<T: Into<OsString> + Clone>(
     arguments: impl IntoIterator<Item = T>,
 ) -> Result<Config, clap::Error> {
-    Cli::try_parse_from(arguments).and_then(Config::resolve)
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let parsed = Cli::try_parse_from(&arguments).and_then(Config::resolve);
+    parsed.map_err(|error| tips::with_tip(error, &command(), &arguments))
 }
 
 /// The clap command, for help goldens and man pages.
@@ -172,8 +186,14 @@ impl Config {
                     Command::Record(config.map_err(|text| conflict("record", text))?)
                 }
                 CommandArgs::Replay(replay) => Command::Replay(ReplayConfig::resolve(replay)),
-                CommandArgs::Export(export) => Command::Export(ExportConfig::resolve(export)),
-                CommandArgs::Report(report) => Command::Report(ReportConfig::resolve(report)),
+                CommandArgs::Export(export) => {
+                    let config = ExportConfig::resolve(export);
+                    Command::Export(config.map_err(|text| missing("export", text))?)
+                }
+                CommandArgs::Report(report) => {
+                    let config = ReportConfig::resolve(report);
+                    Command::Report(config.map_err(|text| conflict("report", text))?)
+                }
                 CommandArgs::Check(check) => Command::Check(CheckConfig::resolve(check)),
             },
         })
@@ -182,11 +202,20 @@ impl Config {
 
 /// An error about arguments that exclude each other, with the usage of their command as clap does it.
 fn conflict(name: &str, text: String) -> clap::Error {
+    usage(name, ErrorKind::ArgumentConflict, text)
+}
+
+/// The same about an argument that is missing.
+fn missing(name: &str, text: String) -> clap::Error {
+    usage(name, ErrorKind::MissingRequiredArgument, text)
+}
+
+fn usage(name: &str, kind: ErrorKind, text: String) -> clap::Error {
     let mut all = command();
     all.build();
     match all.find_subcommand_mut(name) {
-        Some(command) => command.error(ErrorKind::ArgumentConflict, text),
-        None => all.error(ErrorKind::ArgumentConflict, text),
+        Some(command) => command.error(kind, text),
+        None => all.error(kind, text),
     }
 }
 

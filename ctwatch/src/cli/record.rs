@@ -1,10 +1,11 @@
 //! `ctwatch record` on the command line: arguments, resolved config, help examples.
 //! Conflicts between flags are found here, before anything is read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 
 use super::common::{self, BackendChoice, LiveArgs};
 use crate::record::trigger::Condition;
@@ -13,7 +14,7 @@ use crate::record::trigger::Condition;
 #[command(after_help = AFTER)]
 pub struct RecordArgs {
     /// Output file; an existing recording is continued
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = file())]
     output: PathBuf,
     #[arg(
         long, value_name = "TIME", value_parser = common::age, default_value = "7d",
@@ -131,6 +132,17 @@ impl RecordConfig {
     }
 }
 
+/// A file: a recording is written here and there, so it can't be a stream.
+fn file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        if path == Path::new("-") {
+            return Err("a recording is a database and can't be written to standard output: name a file (./- if it is to be \
+                        called so). For a stream: `ctwatch drops --format json`");
+        }
+        Ok(path)
+    })
+}
+
 /// The smallest size limit: empty tables take some of it.
 const SMALLEST: u64 = 1_000_000;
 
@@ -139,13 +151,13 @@ fn size(text: &str) -> Result<u64, String> {
     let good = "use a size like 500MB, 2GB or 512MiB";
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(good)?;
     let (number, unit) = text.split_at(at);
-    let factor = match unit.trim() {
-        "kB" | "KB" => 1e3,
-        "MB" | "M" => 1e6,
-        "GB" | "G" => 1e9,
-        "KiB" => 1024.0,
-        "MiB" => 1_048_576.0,
-        "GiB" => 1_073_741_824.0,
+    let factor = match unit.trim().to_lowercase().as_str() {
+        "kb" | "k" => 1e3,
+        "mb" | "m" => 1e6,
+        "gb" | "g" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1_048_576.0,
+        "gib" => 1_073_741_824.0,
         _ => return Err(good.to_owned()),
     };
     let bytes = number.parse::<f64>().map_err(|_| good.to_owned())? * factor;
@@ -176,6 +188,7 @@ mod tests {
     fn sizes_know_units() {
         assert_eq!(size("500MB"), Ok(500_000_000));
         assert_eq!(size("1.5GiB"), Ok(1_610_612_736));
+        assert_eq!(size("2gb"), Ok(2_000_000_000));
         for bad in ["", "500", "MB", "1kB", "5 apples", "1.2.3MB"] {
             assert!(size(bad).is_err(), "{bad}");
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::common::{
-    Format, FormatArgs, FromArgs, LOSS_FILTERS, LossFilterArgs, NetnsSpec, RowArgs, SpanArgs,
+    Format, FormatArgs, FromArgs, LOSS_FILTERS, LossFilterArgs, NetnsSpec, RowArgs, SpanArgs, recording,
 };
 use crate::record::span::Moment;
 use crate::state::{By, Filter};
@@ -17,7 +17,7 @@ use crate::state::{By, Filter};
 #[command(mut_arg("netns", |netns| netns.help("Only these network namespaces: host, a name or an\ninode")))]
 pub struct ReplayArgs {
     /// The recording
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", value_parser = recording())]
     file: PathBuf,
     #[arg(
         long, value_name = "N", value_parser = speed, default_value = "1",
@@ -107,10 +107,10 @@ impl ReplayConfig {
 }
 
 fn speed(text: &str) -> Result<Speed, String> {
-    if text == "max" {
+    if text.eq_ignore_ascii_case("max") {
         return Ok(Speed::Max);
     }
-    let times = text.strip_suffix('x').unwrap_or(text).parse::<f64>().ok();
+    let times = text.strip_suffix(['x', 'X']).unwrap_or(text).parse::<f64>().ok();
     let times = times.filter(|times| (1e-3..=1e6).contains(times));
     times.map(Speed::Times).ok_or_else(|| "use a number such as 0.5 or 60, or max".to_owned())
 }

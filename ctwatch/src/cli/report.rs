@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap::builder::PossibleValue;
 
-use super::common::{AnonymizeArgs, FromArgs, SpanArgs, choice};
+use super::common::{AnonymizeArgs, FromArgs, SpanArgs, choice, recording};
 use crate::postmortem::{Format, Request};
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
 pub struct ReportArgs {
     /// Recordings, one per host
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required = true, value_parser = recording())]
     files: Vec<PathBuf>,
     /// Only the ticks kept in detail around incident N
     #[arg(long, value_name = "N", value_parser = incident)]
@@ -23,9 +23,9 @@ pub struct ReportArgs {
     #[arg(
         long, value_name = "FORMAT", hide_possible_values = true,
         value_parser = choice([
-            (PossibleValue::new("text"), Format::Text),
+            (PossibleValue::new("text").alias("txt"), Format::Text),
             (PossibleValue::new("md").alias("markdown"), Format::Markdown),
-            (PossibleValue::new("html"), Format::Html),
+            (PossibleValue::new("html").alias("htm"), Format::Html),
             (PossibleValue::new("json"), Format::Json),
         ]),
         help = "text, md, html or json [default: by the extension\nof -o, else text]"
@@ -33,7 +33,7 @@ pub struct ReportArgs {
     format: Option<Format>,
     #[command(flatten)]
     anonymize: AnonymizeArgs,
-    /// Write to this file; it must not exist yet
+    /// Write to this new file; - is standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -59,12 +59,18 @@ pub struct ReportConfig {
 }
 
 impl ReportConfig {
-    pub(super) fn resolve(args: ReportArgs) -> Self {
+    /// The error says which endings there are.
+    pub(super) fn resolve(args: ReportArgs) -> Result<Self, String> {
         let ReportArgs { files, incident, span, format, anonymize, output } = args;
         let SpanArgs { start: FromArgs { from }, to } = span;
-        let format = format.unwrap_or_else(|| output.as_deref().map_or(Format::Text, by_ending));
+        let output = output.filter(|path| path != Path::new("-"));
+        let format = match (format, output.as_deref()) {
+            (Some(format), _) => format,
+            (None, Some(path)) => by_ending(path)?,
+            (None, None) => Format::Text,
+        };
         let anonymize = anonymize.into_key();
-        Self { request: Request { files, incident, from, to, anonymize }, format, output }
+        Ok(Self { request: Request { files, incident, from, to, anonymize }, format, output })
     }
 }
 
@@ -72,12 +78,21 @@ fn incident(text: &str) -> Result<i64, String> {
     text.parse().map_err(|_| "use the number of an incident, such as 3".to_owned())
 }
 
-fn by_ending(path: &Path) -> Format {
-    match path.extension().and_then(|ending| ending.to_str()) {
-        Some("md" | "markdown") => Format::Markdown,
-        Some("html" | "htm") => Format::Html,
-        Some("json") => Format::Json,
-        _ => Format::Text,
+/// Text, unless the ending says another format; one that says something else would be a lie.
+fn by_ending(path: &Path) -> Result<Format, String> {
+    let Some(ending) = path.extension() else { return Ok(Format::Text) };
+    let ending = ending.to_str().unwrap_or_default();
+    match ending.to_lowercase().as_str() {
+        "txt" | "text" | "log" => Ok(Format::Text),
+        "md" | "markdown" => Ok(Format::Markdown),
+        "html" | "htm" => Ok(Format::Html),
+        "json" => Ok(Format::Json),
+        // A date, as in report.2026-03-14.
+        other if other.starts_with(|first: char| first.is_ascii_digit()) => Ok(Format::Text),
+        _ => Err(format!(
+            "'-o': a report can't be written as .{ending}: the file may end in .txt, .md, .html or .json; '--format' takes any \
+             name"
+        )),
     }
 }
 
@@ -101,6 +116,13 @@ mod tests {
         assert_eq!(report("a.ctw -o a.md").format, Format::Markdown);
         assert_eq!(report("a.ctw --format markdown").format, Format::Markdown);
         assert_eq!(report("a.ctw -o a.html --format json").format, Format::Json);
+        assert_eq!(report("a.ctw -o a.HTML").format, Format::Html);
+        assert_eq!(report("a.ctw -o a").format, Format::Text);
+        assert_eq!(report("a.ctw -o a.pdf --format HTML").format, Format::Html);
+        assert_eq!((report("a.ctw -o -").format, report("a.ctw -o -").output), (Format::Text, None));
+        let error = parse(["ctwatch", "report", "a.ctw", "-o", "a.pdf"]).unwrap_err();
+        assert!(error.exit_code() == 2 && error.to_string().contains(".html"), "{error}");
+        assert!(parse(["ctwatch", "report", "-"]).unwrap_err().to_string().contains("standard input"));
         assert_eq!(report("a.ctw b.ctw").request.files.len(), 2);
     }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::common::{self, FilterArgs, Format, FormatArgs, NetnsSpec};
+use super::common::{self, FilterArgs, Format, FormatArgs, NetnsSpec, hint, other_names, plain};
 use crate::state::table::{BreakdownConfig, Dimension, Keys};
+use crate::text::did_you_mean;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
@@ -67,14 +68,34 @@ impl TableConfig {
     }
 }
 
+/// Keys of `drops` that an entry doesn't have.
+const ELSEWHERE: &[(&str, &str)] = &[
+    (
+        "process",
+        "an entry doesn't say whose it is; `--by container` says whose table it is in, and `ctwatch drops --by process` \
+         who sent what is lost",
+    ),
+    ("cause", "an entry that is there has no cause; `ctwatch drops --by cause` says why others are not"),
+    ("flow", "each entry is a flow of its own; group them by port, src, dst or pairs of these"),
+];
+
 fn keys(text: &str) -> Result<Keys, String> {
     let key = |name: &str| {
-        Dimension::ALL.into_iter().find(|key| key.name() == name).ok_or_else(|| {
+        let known = |word: &str| {
+            let called = |key: &Dimension| key.name() == word || other_names(key.name()).contains(&word);
+            Dimension::ALL.into_iter().find(called)
+        };
+        let word = plain(name);
+        let found = known(&word).or_else(|| known(word.strip_suffix('s')?));
+        found.ok_or_else(|| {
+            if let Some(hint) = hint(ELSEWHERE, name) {
+                return hint.to_owned();
+            }
             let names = Dimension::ALL.map(Dimension::name);
-            format!("`{name}` is not a key; the keys are {}", names.join(", "))
+            format!("`{name}` is not a key; the keys are {}{}", names.join(", "), did_you_mean(&word, names))
         })
     };
-    match text.split(',').collect::<Vec<_>>().as_slice() {
+    match text.split(',').map(str::trim).collect::<Vec<_>>().as_slice() {
         [one] => Ok(Keys::one(key(one)?)),
         [first, second] => Keys::two(key(first)?, key(second)?)
             .ok_or_else(|| format!("`{first}` is given twice; use one key or two different ones")),
@@ -91,6 +112,14 @@ mod tests {
         assert_eq!(keys("port"), Ok(Keys::default()));
         assert_eq!(keys("src,mark").unwrap().each().count(), 2);
         assert!(keys("colour").unwrap_err().contains("container"));
+        for (text, first) in
+            [("PORT", Dimension::Port), ("source", Dimension::Src), ("Ports", Dimension::Port)]
+        {
+            assert!(keys(text).unwrap().has(first), "{text}");
+        }
+        assert!(keys("protocol, state").unwrap().has(Dimension::State));
+        assert!(keys("process").unwrap_err().contains("ctwatch drops --by process"));
+        assert!(keys("stat").unwrap_err().contains("did you mean `state`?"));
         assert!(keys("port,port").unwrap_err().contains("twice"));
         assert!(keys("port,state,src").unwrap_err().contains("not more"));
         assert!(keys("").is_err() && keys("port,").is_err());

@@ -5,7 +5,7 @@ mod collect;
 mod recorded;
 
 use std::io::stdout;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -27,6 +27,8 @@ use crate::model::{Backend, Locals, Loss, Sample};
 use crate::netns::{self, Netns};
 use crate::probe::plan::ProbeOptions;
 use crate::sandbox::{Files, Work};
+use crate::stderr::Progress;
+use crate::text::did_you_mean;
 use crate::{stderr, view};
 use collect::{Senders, case, collect_facts};
 
@@ -64,10 +66,12 @@ async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Ex
     // What comes now is read and written in one go, and may wait for programs, /proc and the reader.
     shutdown.end_within(Duration::ZERO);
     let host = Host { roots, ..Host::default() };
+    let progress = Progress::show(|| "reading the table, the machine and its firewall".to_owned());
     let found = netns::run_inside(&netns, || collect_facts(&host, &netns, &mut measure, &senders))
         .with_context(|| {
             format!("looking at {}", netns.name.as_ref().map_or("the netns".to_owned(), ToString::to_string))
         })?;
+    drop(progress);
     notes.extend(found.notes.iter().cloned());
     let asked = advise.what_if.as_ref().map_or(&[][..], |changes| &changes.notrack);
     let case = case(found, &measure, &netns, own, advise.times, &advise.keep, asked);
@@ -114,7 +118,9 @@ fn choose(report: &Advice, advise: &AdviseConfig) -> Result<Vec<String>> {
     if let Some(id) = unknown.first() {
         let known: Vec<String> = all().collect();
         let known = if known.is_empty() { "there is none now".to_owned() } else { known.join(", ") };
-        return Err(Failure::usage(format!("--item {id}: there is no such piece of advice; {known}")).into());
+        let near = did_you_mean(id, all().collect::<Vec<_>>().iter().map(String::as_str));
+        let text = format!("--item {id}: there is no such piece of advice; {known}{near}");
+        return Err(Failure::usage(text).into());
     }
     if !advise.items.is_empty() {
         return Ok(advise.items.clone());
@@ -202,6 +208,13 @@ async fn watch(
     if config.verbosity > 0 {
         stderr::line(format_args!("measuring for {window_s:.0} s"));
     }
+    let began = Instant::now();
+    let _progress = Progress::show(move || {
+        format!(
+            "measuring new flows and drops: {:.0} s left",
+            (window_s - began.elapsed().as_secs_f64()).max(0.0)
+        )
+    });
     let (timeouts, first_timeouts, locals) = netns::run_inside(netns, || {
         let locals = Locals::new(&addresses::local_addresses()?);
         Ok((census::read_timeouts(), FirstTimeouts::new(census::read_first(&FirstTimeouts::SYSCTLS)), locals))

@@ -135,15 +135,27 @@ fn place_of(path: &Path) -> Result<PathBuf> {
 fn rename(from: &Path, to: &Path) -> Result<()> {
     let renamed = match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
         // Not every file system can do this in one step.
-        Err(Errno::EINVAL) if to.symlink_metadata().is_err() => fs::rename(from, to),
-        Err(Errno::EEXIST | Errno::EINVAL) => return Err(in_the_way(to).into()),
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) if to.symlink_metadata().is_err() => {
+            fs::rename(from, to)
+        }
+        Err(Errno::EEXIST | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
+            return Err(in_the_way(to).into());
+        }
         renamed => renamed.map_err(io::Error::from),
     };
     renamed.with_context(|| format!("renaming {} to {}", from.shown(), to.shown()))
 }
 
 fn in_the_way(path: &Path) -> Failure {
+    use std::os::unix::fs::FileTypeExt as _;
+    let is_stream = fs::metadata(path).is_ok_and(|about| {
+        let kind = about.file_type();
+        kind.is_char_device() || kind.is_fifo() || kind.is_socket() || kind.is_block_device()
+    });
     let path = path.shown();
+    if is_stream {
+        return Failure::usage(format!("-o: {path} is no regular file: `-o -` writes to standard output"));
+    }
     Failure::usage(format!(
         "-o: {path} is there already, and nothing is written over: remove it, or give another name"
     ))

@@ -13,6 +13,7 @@ use crate::error::{Exit, shortage};
 use crate::kernel::Kernel;
 use crate::probe::{Probe, offsets};
 use crate::sandbox::{self, Files, Work};
+use crate::stderr::Progress;
 use ctwatch_common::config::Config as Offsets;
 
 /// Runs it.
@@ -25,6 +26,7 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
         let (symbols, btf) = kernel.both()?;
         Probe::try_load(&offsets::resolve(btf, symbols)?)
     };
+    let progress = Progress::show(|| "trying what this kernel has and allows".to_owned());
     let mut found = look(&roots, &kernel, Some(&try_bpf));
     if module::loaded(&roots).is_some() {
         found.items.push(judge());
@@ -32,6 +34,7 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
     found.items.push(confines);
     let chosen = backend::choose(BackendChoice::Auto, &found).ok().map(|(backend, _)| backend);
     let programs = if check.verifier { verify(&kernel)? } else { Vec::new() };
+    drop(progress);
     let rejected = programs.iter().any(|program| !program.ok);
     view(check.format, &config.look, None)
         .check(&contract::Check {

@@ -2,7 +2,7 @@
 //! Where it goes is settled before anything is written, and nothing that is there is written over.
 
 use std::fs::File;
-use std::io::stdout;
+use std::io::{IsTerminal as _, stdout};
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
@@ -17,7 +17,10 @@ use crate::foreign::Shown as _;
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::span::Span;
+use crate::record::ticks_read;
 use crate::sandbox::{Files, Work};
+use crate::stderr::Progress;
+use crate::text::thousands;
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ExportConfig) -> Result<Exit> {
@@ -31,6 +34,10 @@ pub fn run(config: &Config, arguments: &ExportConfig) -> Result<Exit> {
         Span::of(arguments.from, arguments.to, bounds, &config.look.time_zone).map_err(Failure::usage)?;
     let anonymizer = arguments.anonymize.as_ref().map(|key| Anonymizer::new(key.as_deref())).transpose()?;
     let choice = Choice { tables: arguments.tables.clone(), span, anonymizer };
+    // On a terminal what is exported shows how far it is.
+    let is_shown = target == OutputTarget::Stdout && stdout().is_terminal();
+    let show = || Progress::show(|| format!("exporting: {} ticks", thousands(ticks_read())));
+    let _progress = (!is_shown).then(show);
     if target == OutputTarget::Stdout {
         export(&recording, choice, sink(arguments, &target, &mut AtomicOutputs::default())?.as_mut())?;
         return Ok(Exit::Done);

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use crate::contract::Notice;
 use crate::outlet::{Meter, Outlet};
 use crate::stderr;
+use crate::text::counted;
 
 /// How long the last words wait for a reader who takes nothing,
 const STUCK: Duration = Duration::from_secs(1);
@@ -58,7 +59,8 @@ impl Output {
             time: Timestamp::now(),
             code: "output_left_out",
             text: format!(
-                "{missing} lines are missing here, as nobody read them in time; counting went on, and totals are exact"
+                "{} missing here, as nobody read them in time; counting went on, and totals are exact",
+                counted(missing, "line is", "lines are")
             )
             .into(),
         })
@@ -76,7 +78,8 @@ impl Output {
         match unwritten {
             0 => Ok(()),
             unwritten => bail!(
-                "writing to stdout: {unwritten} lines were left out, as nobody read them in time; counting went on meanwhile"
+                "writing to stdout: {} left out, as nobody read them in time; counting went on meanwhile",
+                counted(unwritten, "line was", "lines were")
             ),
         }
     }

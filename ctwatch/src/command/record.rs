@@ -2,6 +2,7 @@
 //! stdout is for scripts, a line of JSON for each thing that happened; people read stderr.
 
 mod exec;
+mod pressure;
 mod rules;
 mod snapshot;
 
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use tokio::time::sleep;
 
 use super::live::{
     self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, StopReason, TickOutcome,
@@ -20,7 +22,7 @@ use super::live::{
 use super::output::Output;
 use super::{VERSION, confine, event_loop};
 use crate::cli::{Config, RecordConfig};
-use crate::contract::{Notice, Start};
+use crate::contract::{Notice, Start, TableStatus};
 use crate::error::{Exit, Failure};
 use crate::files::place::{self, Sharing};
 use crate::foreign::{Foreign, Shown as _, harmless, to_json};
@@ -32,17 +34,21 @@ use crate::probe::plan::ProbeOptions;
 use crate::record::lines::Line;
 use crate::record::recorder::{Fired, Plan, Recorder};
 use crate::record::rows::{EndReason, Run, SnapshotReason};
+use crate::record::trigger::Condition;
 use crate::record::writer_thread::WriterThread;
 use crate::record::{DiskFull, Lock, RetentionLimits, SCHEMA, Writer, files};
 use crate::sandbox::{Files, Work};
 use crate::state::StateConfig;
 use crate::{netns, stderr};
 use exec::Commands;
+use pressure::Pressure;
 use rules::{News, RuleWatch};
 use snapshot::SnapshotQueue;
 
 /// How long the end may take once a signal came: the disk may be slow, and it may not answer at all.
 const DISK: Duration = Duration::from_secs(30);
+/// How long the end of a run that ends by itself waits for tables that are being listed.
+const SNAPSHOTS: Duration = Duration::from_secs(3);
 /// How long a supervisor may take to hear something.
 const SUPERVISOR: Duration = Duration::from_secs(1);
 
@@ -86,9 +92,9 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Ex
     let Some(mut session) = session.await? else {
         return Ok(if record.once { Exit::NoIncident } else { Exit::Done });
     };
-    let cannot_fire = check_triggers(record, session.backend)?;
+    let cannot_fire = check_triggers(record, session.backend, session.watch.has_no_limit())?;
     let mut recording = Recording::start(record, &roots, lock, &session)?;
-    if let Some(text) = cannot_fire {
+    for text in cannot_fire {
         recording.tell("trigger_cannot_fire", &text);
     }
     if !waited {
@@ -119,20 +125,45 @@ fn counts_flows(record: &RecordConfig, backend: Backend) -> bool {
     record.count_flows && backend == Backend::Kprobe
 }
 
-/// What is to be said of triggers that can't fire with this backend.
-fn check_triggers(record: &RecordConfig, backend: Backend) -> Result<Option<String>, Failure> {
-    let cannot_fire: Vec<String> =
-        record.when.iter().filter(|one| one.needs_flows()).map(ToString::to_string).collect();
-    if cannot_fire.is_empty() || counts_flows(record, backend) {
-        return Ok(None);
+/// What is to be said of triggers that can't fire here. If none of them can, that is all.
+fn check_triggers(
+    record: &RecordConfig,
+    backend: Backend,
+    is_unlimited: bool,
+) -> Result<Vec<String>, Failure> {
+    let has_flows = counts_flows(record, backend);
+    let without_flows = (!has_flows).then(|| without_flows(record, backend)).flatten();
+    let without_limit = is_unlimited.then(|| without_limit(record)).flatten();
+    let texts: Vec<String> = without_flows.into_iter().chain(without_limit).collect();
+    let can_fire =
+        |one: &Condition| (has_flows || !one.needs_flows()) && !(is_unlimited && one.needs_limit());
+    if record.when.is_empty() || record.when.iter().any(can_fire) {
+        return Ok(texts);
     }
-    let text = format!(
-        "--when {}: it can't fire: the time to full follows from counted flows, and the {} backend doesn't count \
+    Err(Failure::cannot_watch(texts.join("; ")))
+}
+
+fn without_flows(record: &RecordConfig, backend: Backend) -> Option<String> {
+    let conditions = named(record, Condition::needs_flows)?;
+    Some(format!(
+        "--when {conditions}: it can't fire: the time to full follows from counted flows, and the {} backend doesn't count \
          them: take fill>=90%, or the kprobe backend (`ctwatch check` says what it lacks here)",
-        cannot_fire.join(", "),
         backend.name()
-    );
-    if cannot_fire.len() == record.when.len() { Err(Failure::cannot_watch(text)) } else { Ok(Some(text)) }
+    ))
+}
+
+fn without_limit(record: &RecordConfig) -> Option<String> {
+    let conditions = named(record, Condition::needs_limit)?;
+    Some(format!(
+        "--when {conditions}: it can't fire: nf_conntrack_max is 0, so the table has no limit and is never full: take drops>0, or \
+         set a limit"
+    ))
+}
+
+/// The conditions that are such.
+fn named(record: &RecordConfig, is_such: fn(&Condition) -> bool) -> Option<String> {
+    let such: Vec<String> = record.when.iter().filter(|one| is_such(one)).map(ToString::to_string).collect();
+    (!such.is_empty()).then(|| such.join(", "))
 }
 
 /// For a supervisor that waits for it (systemd's Type=notify) and shows the status; without one it is nothing.
@@ -165,9 +196,12 @@ struct Recording<'a> {
     start: Start,
     lock: Arc<Lock>,
     snapshots: SnapshotQueue,
+    pressure: Pressure,
     rules: RuleWatch,
     commands: Commands,
     own: NetnsId,
+    /// No table has a limit, and it has been said what that means.
+    is_unlimited: bool,
     out: Outlet,
     output: Output,
 }
@@ -192,8 +226,21 @@ impl<'a> Recording<'a> {
         let commands = Commands::new(record.exec.clone());
         let rules = RuleWatch::new(roots, own);
         let (out, output) = Output::open()?;
-        let mut recording =
-            Self { record, recorder, run, start, lock, snapshots, rules, commands, own, out, output };
+        let mut recording = Self {
+            record,
+            recorder,
+            run,
+            start,
+            lock,
+            snapshots,
+            pressure: Pressure::default(),
+            rules,
+            commands,
+            own,
+            is_unlimited: session.watch.has_no_limit(),
+            out,
+            output,
+        };
         recording.say_open()?;
         Ok(recording)
     }
@@ -246,6 +293,7 @@ impl<'a> Recording<'a> {
     }
 
     async fn end(&mut self, reason: EndReason, shutdown: &mut Shutdown) -> Result<()> {
+        self.finish_snapshots(reason).await?;
         let until = Instant::now() + Commands::patience(reason);
         // They may read the file, and it is closed best while nobody does.
         self.commands.wait(until, shutdown, |text| stderr::line(text)).await;
@@ -260,6 +308,17 @@ impl<'a> Recording<'a> {
         };
         self.say_closed(&self.record.output, reason)?;
         finished.and(said)
+    }
+
+    /// What was begun to be read is waited for a moment, if nobody is in a hurry.
+    async fn finish_snapshots(&mut self, reason: EndReason) -> Result<()> {
+        let is_calm = matches!(reason, EndReason::Duration | EndReason::Once);
+        let until = Instant::now() + SNAPSHOTS;
+        while is_calm && self.snapshots.is_busy() && Instant::now() < until {
+            sleep(Duration::from_millis(20)).await;
+            self.collect()?;
+        }
+        Ok(())
     }
 
     /// Incidents are told once they are in the file: who hears of one may ask for it at once.
@@ -311,6 +370,18 @@ impl<'a> Recording<'a> {
     fn tell(&mut self, code: &str, text: &str) {
         stderr::line(text);
         self.recorder.notice(WallMono::now(), code, text);
+    }
+
+    /// Says it when the last limit is taken away, and some trigger waits in vain from then on.
+    fn follow_limits(&mut self, tables: &[TableStatus]) {
+        let mut there = tables.iter().filter(|table| !table.gone && table.max.is_some()).peekable();
+        let is_unlimited = there.peek().is_some() && there.all(|table| table.max == Some(0));
+        if std::mem::replace(&mut self.is_unlimited, is_unlimited) || !is_unlimited {
+            return;
+        }
+        if let Some(text) = without_limit(self.record) {
+            self.tell("trigger_cannot_fire", &text);
+        }
     }
 
     fn say_open(&mut self) -> Result<()> {
@@ -371,6 +442,10 @@ impl LiveSink for Recording<'_> {
             self.snapshots.start(fired.measured.netns, SnapshotReason::Trigger)?;
             self.rules.trigger(fired.measured.netns, Instant::now());
         }
+        for netns in self.pressure.due(&outcome.report, Instant::now()) {
+            self.snapshots.start(netns, SnapshotReason::Changed)?;
+        }
+        self.follow_limits(&outcome.report.tables);
         Ok(TickOutcome { unexplained: outcome.report.unexplained, lost_events: outcome.report.lost_events })
     }
 

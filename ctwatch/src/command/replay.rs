@@ -21,9 +21,11 @@ use crate::record::reader::RecordedRun;
 use crate::record::replay::Replay;
 use crate::record::rows::Names;
 use crate::record::span::Span;
-use crate::record::{Fault, Recording};
+use crate::record::{Fault, Recording, ticks_read};
 use crate::sandbox::{Files, Work};
 use crate::state::{State, StateConfig};
+use crate::stderr::Progress;
+use crate::text::thousands;
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
@@ -46,6 +48,9 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
     let names = runs.iter().map(|run| recording.names(run.id)).collect::<Result<Vec<_>>>()?;
     known_netns(&arguments.netns, &names)?;
     let mut before = None;
+    let show =
+        || Progress::show(|| format!("reading up to where it begins: {} ticks", thousands(ticks_read())));
+    let mut progress = Some(show());
     for (run, names) in runs.iter().zip(&names) {
         // It may hold nothing of the span.
         if span.is_after(run.run.started.time) {
@@ -61,7 +66,7 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
         let mut player = Player { shown, began: None, elapsed_s: 0.0, last: run.run.started.time };
         let wants_losses = player.shown.state.wants_events();
         let replay = Replay::new(&recording, run, span, wants_losses)?;
-        let is_over = player.play(replay, run, before, arguments.speed, &mut shutdown).await?;
+        let is_over = player.play(replay, run, before, arguments.speed, &mut shutdown, &mut progress).await?;
         before = Some(player.last);
         if is_over {
             break;
@@ -89,6 +94,7 @@ impl Player {
         before: Option<Timestamp>,
         speed: Speed,
         shutdown: &mut Shutdown,
+        progress: &mut Option<Progress>,
     ) -> Result<bool> {
         let mut called = false;
         loop {
@@ -111,6 +117,8 @@ impl Player {
                 continue;
             }
             if self.began.is_none() {
+                // From here on it shows by itself how far it is.
+                drop(progress.take());
                 self.start(run, before, step.sample.time, step.sample.interval_s)?;
             }
             let (at, mono_us) = *self.began.get_or_insert((Instant::now(), step.mono_us));

@@ -13,16 +13,24 @@ use crate::cli::{Config, ReportConfig};
 use crate::error::Exit;
 use crate::foreign::Shown as _;
 use crate::postmortem::{gather, render};
+use crate::record::ticks_read;
 use crate::sandbox::{Files, Work};
+use crate::stderr::Progress;
+use crate::text::thousands;
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReportConfig) -> Result<Exit> {
     let ReportConfig { request, format, output } = arguments;
     confine(config, Work::Reads, &Files::read(&request.files).write(output.as_deref()));
+    let progress = Progress::show(|| format!("reading the recording: {} ticks", thousands(ticks_read())));
     let report = gather(request, VERSION, &config.look.time_zone)?;
     let text = render(&report, *format, &config.look.time_zone)?;
+    drop(progress);
     match output {
-        None => stdout().lock().write_all(text.as_bytes()).context("writing the report")?,
+        None => {
+            let mut out = stdout().lock();
+            out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing the report")?;
+        }
         Some(path) => write(path, &text)?,
     }
     Ok(Exit::Done)

@@ -1,6 +1,8 @@
 //! `ctwatch table`: who fills which table, now or again and again. It needs no eBPF, only the right to read the table.
 //! It changes nothing; like `conntrack -L`, the first look makes the kernel load nf_conntrack_netlink.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Error, Result};
@@ -22,6 +24,8 @@ use crate::model::{Locals, NetnsId};
 use crate::netns::{self, Netns};
 use crate::sandbox::{Files, Work};
 use crate::state::table::{Breakdown, BreakdownConfig, ScanContext, TableResult, combine};
+use crate::stderr::Progress;
+use crate::text::thousands;
 
 /// So often a listing begins anew because the table was resized; the next one goes on, and says so.
 const RESTARTS: u32 = 3;
@@ -40,6 +44,7 @@ async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
         roots: config.roots(),
         settings: table.settings.clone(),
         netns: netns_spec::resolve(&table.netns)?,
+        listed: Arc::default(),
     };
     let mut view = view(table.format, &config.look, None);
     let mut shutdown = Shutdown::new()?;
@@ -47,12 +52,17 @@ async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
     shutdown.end_within(Duration::from_secs(1));
     loop {
         let started = Instant::now();
+        let listed = Arc::clone(&look.listed);
+        listed.store(0, Ordering::Relaxed);
+        let progress =
+            Progress::show(move || format!("listing: {} entries", thousands(listed.load(Ordering::Relaxed))));
         let listing = aside(&look)?;
         let report = tokio::select! {
             biased;
             _ = shutdown.wait() => return Ok(Exit::Done),
             report = listing => report.context("listing the tables")??,
         };
+        drop(progress);
         view.table(&report).context("writing the table")?;
         let Some(every) = table.watch else { return Ok(Exit::Done) };
         let took = started.elapsed();
@@ -83,6 +93,8 @@ struct Look {
     settings: BreakdownConfig,
     /// Those asked for; `None` means all.
     netns: Option<Vec<NetnsId>>,
+    /// Entries seen so far, of all tables.
+    listed: Arc<AtomicU64>,
 }
 
 impl Look {
@@ -147,9 +159,11 @@ impl Look {
             let started = Instant::now();
             let count_before = census::entries_here();
             let mut rows = Breakdown::new(settings, netns.id, locals.clone(), now_ns());
-            let listing =
-                census::list_entries(settings.wanted(), restarts < RESTARTS, |entry| rows.add(entry))
-                    .map_err(|error| if error.is::<Refusal>() { unable(&error) } else { error })?;
+            let listing = census::list_entries(settings.wanted(), restarts < RESTARTS, |entry| {
+                self.listed.fetch_add(1, Ordering::Relaxed);
+                rows.add(entry);
+            })
+            .map_err(|error| if error.is::<Refusal>() { unable(&error) } else { error })?;
             if listing.resized && restarts < RESTARTS {
                 restarts += 1;
                 continue;

@@ -27,6 +27,23 @@ const PROTOCOLS: [(u8, &str); 14] = [
     (136, "udplite"),
 ];
 
+/// What else these are called: by /etc/protocols, tcpdump, iptables and people.
+const ALIASES: [(u8, &[&str]); 13] = [
+    (1, &["icmp4", "icmpv4", "ipv4-icmp"]),
+    (4, &["ipip", "ip-encap"]),
+    (41, &["sit", "6in4"]),
+    (46, &["rsvp"]),
+    (50, &["ipsec-esp", "ipv6-crypt"]),
+    (51, &["ipsec-ah", "ipv6-auth"]),
+    (58, &["icmp6", "icmp-v6", "ipv6-icmp"]),
+    (89, &["ospf", "ospfigp"]),
+    (103, &["pim"]),
+    (108, &["ipcomp"]),
+    (112, &["carp"]),
+    (115, &["l2tp"]),
+    (136, &["udp-lite", "udpl"]),
+];
+
 impl Protocol {
     /// ICMP for IPv4.
     pub const ICMP: Self = Self(1);
@@ -43,6 +60,21 @@ impl Protocol {
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         PROTOCOLS.iter().find(|(_, known)| *known == name).map(|(number, _)| Self(*number))
+    }
+
+    /// The protocol that people mean by this: its name in any case, another name it goes by, or its number.
+    #[must_use]
+    pub fn from_words(text: &str) -> Option<Self> {
+        let text = text.to_lowercase();
+        let alias = || {
+            ALIASES.iter().find(|(_, names)| names.contains(&text.as_str())).map(|(number, _)| Self(*number))
+        };
+        Self::from_name(&text).or_else(alias).or_else(|| text.parse().ok().map(Self))
+    }
+
+    /// The names that [`Protocol::name`] gives.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        PROTOCOLS.iter().map(|(_, name)| *name)
     }
 
     /// Its name, if it has a well-known one.
@@ -178,6 +210,13 @@ pub fn service(protocol: Protocol, port: u16) -> Option<&'static str> {
     fits.then_some(name)
 }
 
+/// The port that a service of this name usually has.
+#[must_use]
+pub fn port_of_service(name: &str) -> Option<u16> {
+    let name = name.to_lowercase();
+    SERVICES.iter().find(|(_, _, known)| *known == name).map(|(port, ..)| *port)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,5 +239,33 @@ mod tests {
     fn an_unknown_protocol_is_its_number() {
         assert_eq!(Protocol(253).to_string(), "253");
         assert_eq!(Protocol::from_name("icmpv6"), Some(Protocol::ICMPV6));
+    }
+
+    #[test]
+    fn people_write_protocols_as_they_like() {
+        for (text, number) in [
+            ("TCP", 6),
+            ("icmp6", 58),
+            ("ipv6-icmp", 58),
+            ("ICMPv6", 58),
+            ("UDPLite", 136),
+            ("udp-lite", 136),
+            ("gre", 47),
+            ("ESP", 50),
+            ("ospf", 89),
+            ("17", 17),
+        ] {
+            assert_eq!(Protocol::from_words(text), Some(Protocol(number)), "{text}");
+        }
+        for bad in ["", "256", "-1", "tpc", "tcp "] {
+            assert_eq!(Protocol::from_words(bad), None, "{bad}");
+        }
+        // No other name hides one of ours, and none stands for two.
+        let all: Vec<&str> =
+            ALIASES.iter().flat_map(|(_, names)| *names).copied().chain(Protocol::names()).collect();
+        let mut once = all.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), all.len());
     }
 }

@@ -109,6 +109,12 @@ impl Meter {
         self.0.has_room()
     }
 
+    /// Whether all is written that was handed over: there is a reader, and it waits for more.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.0.is_idle()
+    }
+
     /// Why nothing will be written any more.
     #[must_use]
     pub fn failure(&self) -> Option<io::Error> {

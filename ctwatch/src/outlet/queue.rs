@@ -158,6 +158,11 @@ impl Queue {
         self.lock().bytes <= self.limit / 2
     }
 
+    pub fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.chunks.is_empty() && state.failure.is_none()
+    }
+
     pub fn accept_all(&self) {
         self.lock().accepts_all = true;
     }

@@ -108,32 +108,52 @@ impl TextTable {
 pub(super) struct Clock {
     zone: TimeZone,
     with_date: bool,
+    /// Clocks were put forward or back: what they show is ambiguous without the name of the offset.
+    with_zone: bool,
 }
 
 impl Clock {
-    pub fn new(zone: &TimeZone, with_date: bool) -> Self {
-        Self { zone: zone.clone(), with_date }
-    }
-
-    /// With dates, if its span has more than one.
+    /// With dates, if its span has more than one, and with the names of offsets likewise.
     pub fn of(zone: &TimeZone, host: &Host) -> Self {
         Self::of_span(zone, host.span.map(|span| (span.from.time, span.to.time)))
     }
 
     pub fn of_span(zone: &TimeZone, span: Option<(Timestamp, Timestamp)>) -> Self {
         let date = |time: Timestamp| time.to_zoned(zone.clone()).date();
-        Self::new(zone, span.is_some_and(|(from, to)| date(from) != date(to)))
+        let changes = |(from, to): (Timestamp, Timestamp)| {
+            let mut changes = zone.following(from).take_while(|change| change.timestamp() <= to);
+            changes.any(|change| change.offset() != zone.to_offset(from))
+        };
+        Self {
+            zone: zone.clone(),
+            with_date: span.is_some_and(|(from, to)| date(from) != date(to)),
+            with_zone: span.is_some_and(changes),
+        }
     }
 
     pub fn time(&self, time: Timestamp) -> String {
-        let format = if self.with_date { "%Y-%m-%d %H:%M:%S" } else { "%H:%M:%S" };
-        time.to_zoned(self.zone.clone()).strftime(format).to_string()
+        self.shown(time, "%H:%M:%S", self.with_zone)
     }
 
     /// The minute, where seconds say too much.
     pub fn minute(&self, time: Timestamp) -> String {
-        let format = if self.with_date { "%Y-%m-%d %H:%M" } else { "%H:%M" };
-        time.to_zoned(self.zone.clone()).strftime(format).to_string()
+        self.shown(time, "%H:%M", self.with_zone)
+    }
+
+    /// With the zone's name, however clear it is.
+    pub fn time_and_zone(&self, time: Timestamp) -> String {
+        self.shown(time, "%H:%M:%S", true)
+    }
+
+    /// The same of a minute.
+    pub fn minute_and_zone(&self, time: Timestamp) -> String {
+        self.shown(time, "%H:%M", true)
+    }
+
+    fn shown(&self, time: Timestamp, format: &str, with_zone: bool) -> String {
+        let date = if self.with_date { "%Y-%m-%d " } else { "" };
+        let zone = if with_zone { " %Z" } else { "" };
+        time.to_zoned(self.zone.clone()).strftime(&format!("{date}{format}{zone}")).to_string()
     }
 
     /// What the zone is called then.

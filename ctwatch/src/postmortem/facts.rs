@@ -45,6 +45,7 @@ pub(super) fn facts(
             .then(|| KernelCounters::from_array(scan.kernel.map(unsigned))),
         gaps_s: recorded.map_or(0.0, |(from, to)| overlap_s(&certainty.gaps, from, to)),
         peak: scan.peak.map(|(_, netns, count, max)| (f64::from(count) / f64::from(max), name(names, netns))),
+        unlimited: scan.unlimited.map(|(_, netns, count)| (count, name(names, netns))),
         occupancy: worst.map_or(Occupancy::None, |worst| occupancy(worst, states)),
     }
 }

@@ -1,6 +1,7 @@
 //! From a recording to the postmortem's data: one pass over its ticks, then the sampled events of those that lost something.
 //! Reads the recording, decides nothing about looks.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -13,8 +14,8 @@ use jiff::tz::TimeZone;
 
 use super::document::Clock;
 use super::model::{
-    Arrivals, At, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoticeLine, Occupant, Span, Story,
-    Unevictable, VictimPort, Victims, Worst,
+    Arrivals, At, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoFill, NoticeLine, Occupant, Span,
+    Story, Unevictable, Unlimited, VictimPort, Victims, Worst,
 };
 use super::scan::{BANDS, Moment, OCCUPANTS, TickScan};
 use super::states::{States, nearest};
@@ -31,6 +32,8 @@ use crate::record::{Recording, span};
 
 /// Rows of a table of services.
 const PORTS: usize = 12;
+/// Tables that are told of.
+const TABLES: usize = 16;
 /// A pause between two runs that is no gap, seconds.
 const BETWEEN_RUNS_S: f64 = 2.0;
 
@@ -39,7 +42,7 @@ pub(super) type AllNames = HashMap<NetnsId, Names>;
 pub(super) fn host(
     path: &Path,
     request: &Request,
-    span: span::Span,
+    (span, zone): (span::Span, &TimeZone),
     version: &'static str,
     mut anonymizer: Option<&mut Anonymizer>,
 ) -> Result<Host> {
@@ -47,7 +50,7 @@ pub(super) fn host(
     let runs = recording.runs()?;
     let timeline = recording.timeline()?;
     let incidents = incidents(&recording, &runs)?;
-    let chosen = request.incident.map(|number| choose(path, &incidents, number)).transpose()?;
+    let chosen = request.incident.map(|number| choose(path, &incidents, number, zone)).transpose()?;
     let chosen_ticks = chosen.as_ref().map(|(_, _, one)| one.detail_from..=one.detail_to);
     let mut scan = TickScan::default();
     let (mut names, mut certainty, mut changes) = (AllNames::new(), Certainty::default(), Vec::new());
@@ -142,18 +145,17 @@ pub(super) fn host(
             notice.text = "text left out".into();
         }
     }
-    let states = match &scan.worst {
-        Some(moment) => {
-            let run = scanned.get(moment.run as usize - 1).copied();
-            let listings = run.map(|run| recording.listing_heads(run)).transpose()?.unwrap_or_default();
-            let offset_us = timeline.place_us(run.unwrap_or_default(), 0);
-            let place = |at: WallMono| At { time: at.time, place_us: offset_us.saturating_add(at.mono_us) };
-            nearest(moment.states.as_deref(), &listings, moment.netns, moment.at, place, |head| {
-                recording.listing(run.unwrap_or_default(), head)
-            })?
-        }
-        None => None,
+    let states_of = |moment: &Moment| {
+        let run = scanned.get(moment.run as usize - 1).copied();
+        let listings = run.map(|run| recording.listing_heads(run)).transpose()?.unwrap_or_default();
+        let offset_us = timeline.place_us(run.unwrap_or_default(), 0);
+        let place = |at: WallMono| At { time: at.time, place_us: offset_us.saturating_add(at.mono_us) };
+        nearest(moment.states.as_deref(), &listings, moment.netns, moment.at, place, |head| {
+            recording.listing(run.unwrap_or_default(), head)
+        })
     };
+    let states = scan.worst.as_ref().map(states_of).transpose()?.flatten();
+    let (tables, more_tables) = tables(&scan, &names, states_of)?;
     let worst = scan.worst.as_ref().map(|moment| worst(moment, states.as_ref(), &names));
     let facts = facts(&scan, &names, &certainty, worst.as_ref(), states.as_ref());
     let span = scan.from.zip(scan.to).map(|(from, to)| Span {
@@ -177,7 +179,10 @@ pub(super) fn host(
         story: story(&scan, &names),
         victims,
         worst,
+        tables,
+        more_tables,
         by_fill: bands(&scan),
+        no_fill: no_fill(&scan),
         changes,
         arrivals: arrivals(&scan),
         kernel_counters,
@@ -216,13 +221,21 @@ fn incidents(recording: &Recording, runs: &[RecordedRun]) -> Result<Vec<(i64, i6
     Ok(all)
 }
 
-fn choose(path: &Path, incidents: &[(i64, i64, Incident)], number: i64) -> Result<(i64, i64, Incident)> {
+fn choose(
+    path: &Path,
+    incidents: &[(i64, i64, Incident)],
+    number: i64,
+    zone: &TimeZone,
+) -> Result<(i64, i64, Incident)> {
     if let Some(found) = incidents.iter().find(|(_, known, _)| *known == number) {
         return Ok(found.clone());
     }
     let known: Vec<String> = incidents
         .iter()
-        .map(|(_, number, one)| format!("{number} ({}, {:.0})", one.condition, one.at.time))
+        .map(|(_, number, one)| {
+            let time = one.at.time.to_zoned(zone.clone());
+            format!("{number} ({}, {})", one.condition, time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+        })
         .collect();
     let known = if known.is_empty() { "it has no incidents".to_owned() } else { known.join(", ") };
     let path = path.shown();
@@ -346,7 +359,37 @@ fn story(scan: &TickScan, names: &AllNames) -> Story {
             max,
             fill: f64::from(count) / f64::from(max),
         }),
+        unlimited: scan.unlimited.map(|(time, netns, count)| Unlimited {
+            time,
+            netns: name(names, netns),
+            count,
+        }),
     }
+}
+
+/// Each table that lost something or was at least half full, at its worst moment, worst first; and how many more there are.
+fn tables(
+    scan: &TickScan,
+    names: &AllNames,
+    states_of: impl Fn(&Moment) -> Result<Option<States>>,
+) -> Result<(Vec<Worst>, usize)> {
+    let mut moments: Vec<&Moment> = scan.troubled.values().collect();
+    let rank = |one: &Moment| (one.lost_per_s, one.fill.unwrap_or(0.0));
+    moments.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(Ordering::Equal));
+    let more = moments.len().saturating_sub(TABLES);
+    moments.truncate(TABLES);
+    let told = moments.into_iter().map(|moment| Ok(worst(moment, states_of(moment)?.as_ref(), names)));
+    Ok((told.collect::<Result<_>>()?, more))
+}
+
+/// What came while no fill was known, if that was any time.
+fn no_fill(scan: &TickScan) -> Option<NoFill> {
+    let (seconds, packets, entries) = scan.no_fill;
+    (seconds > 0.0).then(|| NoFill {
+        seconds,
+        packets_lost: unsigned(packets),
+        entries_lost: unsigned(entries),
+    })
 }
 
 fn victim_ports(scan: &TickScan, names: &AllNames) -> Vec<VictimPort> {

@@ -48,6 +48,8 @@ pub(super) struct Facts {
     pub gaps_s: f64,
     /// The highest fill, and in which netns.
     pub peak: Option<(f64, Foreign)>,
+    /// The most entries of a table without a limit, and in which netns.
+    pub unlimited: Option<(u32, Foreign)>,
     pub occupancy: Occupancy,
 }
 
@@ -141,9 +143,15 @@ impl Facts {
 
     fn quiet(&self, from: At, to: At, clock: &Clock) -> String {
         let when = between(from, to, clock);
-        let fill = match &self.peak {
-            Some((fill, netns)) => format!("the fullest table ({netns}) was {} full at most", percent(*fill)),
-            None => "how full the table was is unknown".to_owned(),
+        let fill = match (&self.peak, &self.unlimited) {
+            (Some((fill, netns)), _) => {
+                format!("the fullest table ({netns}) was {} full at most", percent(*fill))
+            }
+            (None, Some((count, netns))) => {
+                let entries = counted(u64::from(*count), Unit::Entries);
+                format!("the table ({netns}) had no limit, and {entries} at most")
+            }
+            (None, None) => "how full the table was is unknown".to_owned(),
         };
         let (packets, entries) = self.missed;
         if packets + entries > 0 {
@@ -396,10 +404,10 @@ fn times(from: At, to: At, clock: &Clock) -> (String, String) {
     let is_short = to.since(from) < MINUTES_S;
     let (from, to) = (from.time, to.time);
     if is_short {
-        return (clock.time(from), format!("{} {}", clock.time(to), clock.zone(to)));
+        return (clock.time(from), clock.time_and_zone(to));
     }
     let up = to + SignedDuration::from_secs(59);
-    (clock.minute(from), format!("{} {}", clock.minute(up), clock.zone(up)))
+    (clock.minute(from), clock.minute_and_zone(up))
 }
 
 fn reason(cause: Cause, table: &str) -> Option<String> {

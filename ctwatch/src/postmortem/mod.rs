@@ -71,7 +71,7 @@ pub fn gather(request: &Request, version: &'static str, zone: &TimeZone) -> Resu
     // One for all files: the same is the same everywhere.
     let key = request.anonymize.as_ref();
     let mut anonymizer = key.map(|key| Anonymizer::new(key.as_deref())).transpose()?;
-    let host = |file: &PathBuf| gather::host(file, request, span, version, anonymizer.as_mut());
+    let host = |file: &PathBuf| gather::host(file, request, (span, zone), version, anonymizer.as_mut());
     let hosts = request.files.iter().map(host).collect::<Result<_>>()?;
     Ok(Postmortem { kind: "report", schema: crate::contract::SCHEMA, version, hosts })
 }
@@ -133,10 +133,8 @@ fn comparison(report: &Postmortem, zone: &TimeZone) -> TextTable {
         let story = &host.story;
         [story.first_sign, story.full_at, story.first_loss, story.last_loss].into_iter().flatten()
     };
-    let mut dates: Vec<_> =
-        report.hosts.iter().flat_map(times).map(|time| time.to_zoned(zone.clone()).date()).collect();
-    dates.dedup();
-    let clock = Clock::new(zone, dates.len() > 1);
+    let times = || report.hosts.iter().flat_map(times);
+    let clock = Clock::of_span(zone, times().min().zip(times().max()));
     let row = |(host, name): (&Host, String)| {
         let time = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), |time| clock.time(time));
         let story = &host.story;

@@ -47,8 +47,14 @@ pub(super) struct Host {
     pub victims: Victims,
     /// What filled the table at the worst moment; null if there is no table.
     pub worst: Option<Worst>,
+    /// Each table that lost something or was at least half full, at its own worst moment, worst first.
+    pub tables: Vec<Worst>,
+    /// How many more there are.
+    pub more_tables: usize,
     /// Losses by the fill of the fullest table.
     pub by_fill: Vec<Band>,
+    /// Those that came while no table had a limit, or none was known; null if there was no such time.
+    pub no_fill: Option<NoFill>,
     /// Changes of settings, before and during the incident.
     pub changes: Vec<Change>,
     /// New entries by service, before onset and from the first loss to the last.
@@ -148,6 +154,8 @@ pub(super) struct Story {
     pub entries_lost: u64,
     /// The highest fill.
     pub peak: Option<Fill>,
+    /// The most entries of a table without a limit; null if each has one.
+    pub unlimited: Option<Unlimited>,
 }
 
 impl Story {
@@ -167,6 +175,14 @@ pub(super) struct Fill {
     pub max: u32,
     #[serde(serialize_with = "rounded")]
     pub fill: f64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Unlimited {
+    #[serde(serialize_with = "millis")]
+    pub time: Timestamp,
+    pub netns: Foreign,
+    pub count: u32,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -256,6 +272,14 @@ pub(super) struct Band {
     /// From this fill on, to the next band.
     pub from: f64,
     /// Time the fullest table was in it.
+    #[serde(serialize_with = "rounded")]
+    pub seconds: f64,
+    pub packets_lost: u64,
+    pub entries_lost: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct NoFill {
     #[serde(serialize_with = "rounded")]
     pub seconds: f64,
     pub packets_lost: u64,

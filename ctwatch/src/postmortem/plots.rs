@@ -191,7 +191,10 @@ pub(super) fn figure(host: &Host, palette: &Palette, clock: &Clock) -> Option<Fi
     let mut upper: Vec<Panel> = LOSSES.into_iter().filter_map(&mut stacked).collect();
     let mut lower: Vec<Panel> = LOAD.into_iter().filter_map(&mut stacked).collect();
     let (shapes, most) = scale.fill();
-    let most = most.map_or_else(|| "unknown".to_owned(), |most| format!("{} at most", percent(most)));
+    let most = most.map_or_else(
+        || if host.story.unlimited.is_some() { "no limit" } else { "unknown" }.to_owned(),
+        |most| format!("{} at most", percent(most)),
+    );
     upper.insert(
         0,
         panel("Fill of the fullest table", &most, ("100 %".to_owned(), "50 %".to_owned()), &shapes),

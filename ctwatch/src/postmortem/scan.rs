@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use super::model::{At, Gap, Step};
 use super::series::{Point, PortOrNone, Series};
 use super::states::States;
-use crate::model::{Census, NetnsId, ServicePort, WallMono};
+use crate::contract::TableStatus;
+use crate::model::{Census, FlowOffset, NetnsId, ServicePort, WallMono};
 use crate::record::reader::Stored;
 use crate::record::tick::{CounterArray, NetnsTick, Presence, Tick};
 
@@ -33,8 +34,8 @@ pub(super) const OCCUPANTS: usize = 8;
 /// Entries by netns and service: inserts less deletes, and what a census says they must be added to.
 #[derive(Debug, Default)]
 struct Entries {
-    net: HashMap<(NetnsId, ServicePort), i64>,
-    bases: HashMap<(NetnsId, ServicePort), i64>,
+    net: HashMap<NetnsId, HashMap<ServicePort, i64>>,
+    bases: HashMap<NetnsId, HashMap<ServicePort, i64>>,
     /// The last census of each netns.
     states: HashMap<NetnsId, Arc<States>>,
     known: HashMap<NetnsId, bool>,
@@ -42,14 +43,15 @@ struct Entries {
 }
 
 /// The moment that was worst so far.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Moment {
     pub at: At,
     pub netns: NetnsId,
     pub count: Option<u32>,
     pub max: Option<u32>,
     pub lost_per_s: f64,
-    pub fill: f64,
+    /// None without a limit, or if something is unknown.
+    pub fill: Option<f64>,
     /// Empty if the table hadn't been listed by then.
     pub occupants: Vec<(ServicePort, i64)>,
     pub exact: bool,
@@ -106,7 +108,13 @@ pub(super) struct TickScan {
     pub losing_s: f64,
     pub peak: Option<(Timestamp, NetnsId, u32, u32)>,
     pub worst: Option<Moment>,
+    /// The worst moment of each table that lost something or was at least half full.
+    pub troubled: BTreeMap<NetnsId, Moment>,
     pub bands: [(f64, i64, i64); BANDS.len()],
+    /// Time and losses while no table had a limit, or none was known.
+    pub no_fill: (f64, i64, i64),
+    /// The most entries of a table without a limit.
+    pub unlimited: Option<(Timestamp, NetnsId, u32)>,
     pub before: (HashMap<ServicePort, i64>, f64),
     pub during: (HashMap<ServicePort, i64>, f64),
     pending: (HashMap<ServicePort, i64>, f64),
@@ -250,6 +258,12 @@ impl TickScan {
         let end = self.end_of(tick);
         let interval_s = tick.interval_us as f64 / 1e6;
         let fill = fullest.map(|(_, count, max)| f64::from(count) / f64::from(max));
+        for netns in self.netns.values().filter(|netns| netns.max == Some(0)) {
+            let is_most = |count: &u32| self.unlimited.is_none_or(|(_, _, most)| *count > most);
+            if let Some(count) = netns.count.filter(is_most) {
+                self.unlimited = Some((tick.time, netns.id, count));
+            }
+        }
         if let Some((netns, count, max)) = fullest {
             let best = self.peak.map(|(_, _, count, max)| f64::from(count) / f64::from(max));
             if best.is_none_or(|best| fill.is_some_and(|fill| fill > best)) {
@@ -276,9 +290,14 @@ impl TickScan {
     }
 
     fn band(&mut self, tick: &Tick, fullest: Option<(NetnsId, u32, u32)>, packets: i64, entries: i64) {
-        let fill = fullest.map_or(0.0, |(_, count, max)| f64::from(count) / f64::from(max));
-        let band = BANDS.iter().rposition(|from| fill >= *from).unwrap_or(0);
-        let (seconds, of_packets, of_entries) = &mut self.bands[band];
+        let band = |(_, count, max)| {
+            let fill = f64::from(count) / f64::from(max);
+            BANDS.iter().rposition(|from| fill >= *from).unwrap_or(0)
+        };
+        let (seconds, of_packets, of_entries) = match fullest.map(band) {
+            Some(band) => &mut self.bands[band],
+            None => &mut self.no_fill,
+        };
         *seconds += tick.interval_us as f64 / 1e6;
         *of_packets += packets;
         *of_entries += entries;
@@ -318,28 +337,31 @@ impl TickScan {
         for (id, lost) in lost {
             let known = self.netns.get(&id).copied().unwrap_or_default();
             let (count, max) = (known.count, known.max);
-            let fill = count.zip(max).map_or(0.0, |(count, max)| f64::from(count) / f64::from(max.max(1)));
+            let of = |(count, max): (u32, u32)| (max > 0).then(|| f64::from(count) / f64::from(max));
+            let fill = count.zip(max).and_then(of);
             let lost_per_s = lost as f64 / seconds;
-            let is_worse =
-                self.worst.as_ref().is_none_or(|worst| (lost_per_s, fill) > (worst.lost_per_s, worst.fill));
-            if is_worse {
+            // Without a limit that with most entries.
+            let now = (lost_per_s, fill, count);
+            let is_worse = |worst: Option<&Moment>| {
+                worst.is_none_or(|worst| now > (worst.lost_per_s, worst.fill, worst.count))
+            };
+            let is_troubled = lost > 0 || fill.is_some_and(|fill| fill >= TableStatus::FILLING);
+            let is_worst = is_worse(self.worst.as_ref());
+            let is_worst_of_its_own = is_troubled && is_worse(self.troubled.get(&id));
+            if is_worst || is_worst_of_its_own {
                 let quiet = !tick.flows.iter().any(|(key, _)| key.netns == id.packed());
                 let (occupants, exact) = self.entries.of(id, count, quiet);
                 let at = self.end_of(tick);
                 let states = self.entries.states.get(&id).map(Arc::clone);
                 let run = self.run;
-                self.worst = Some(Moment {
-                    at,
-                    netns: id,
-                    count,
-                    max,
-                    lost_per_s,
-                    fill,
-                    occupants,
-                    exact,
-                    states,
-                    run,
-                });
+                let moment =
+                    Moment { at, netns: id, count, max, lost_per_s, fill, occupants, exact, states, run };
+                if is_worst_of_its_own {
+                    self.troubled.insert(id, moment.clone());
+                }
+                if is_worst {
+                    self.worst = Some(moment);
+                }
             }
         }
     }
@@ -347,15 +369,16 @@ impl TickScan {
     /// A census after the worst moment may be nearer to it than the last one before.
     fn nearest_census(&mut self, tick: &Tick) {
         let run = self.run;
-        let Some(worst) = self.worst.as_mut().filter(|worst| worst.run == run) else { return };
-        if tick.censuses.iter().any(|census| census.netns == worst.netns)
-            && let Some(later) = self.entries.states.get(&worst.netns)
-            && worst
-                .states
-                .as_ref()
-                .is_none_or(|known| later.distance_s(worst.at) < known.distance_s(worst.at))
-        {
-            worst.states = Some(Arc::clone(later));
+        for census in &tick.censuses {
+            let Some(later) = self.entries.states.get(&census.netns) else { continue };
+            let worst = self.worst.as_mut().filter(|worst| worst.netns == census.netns);
+            let moments = worst.into_iter().chain(self.troubled.get_mut(&census.netns));
+            for moment in moments.filter(|moment| moment.run == run) {
+                let known = moment.states.as_ref().map(|known| known.distance_s(moment.at));
+                if known.is_none_or(|known| later.distance_s(moment.at) < known) {
+                    moment.states = Some(Arc::clone(later));
+                }
+            }
         }
     }
 
@@ -397,8 +420,8 @@ impl Entries {
             *self = Self::default();
         }
         for (key, [inserts, deletes, failed]) in &tick.flows {
-            *self.net.entry((NetnsId::from_packed(key.netns), port_of(*key))).or_default() +=
-                inserts - failed - deletes;
+            let of_netns = self.net.entry(NetnsId::from_packed(key.netns)).or_default();
+            *of_netns.entry(port_of(*key)).or_default() += inserts - failed - deletes;
         }
         self.overflow += tick.flows_overflow;
         for census in &tick.censuses {
@@ -407,10 +430,9 @@ impl Entries {
     }
 
     fn census(&mut self, census: &Census, at: At) {
-        let key = |proto, port| (census.netns, ServicePort { proto, port });
         if census.replaces_offsets {
-            self.bases.retain(|(netns, _), _| *netns != census.netns);
-            self.bases.extend(census.bases.iter().map(|base| (key(base.proto, base.port), base.entries)));
+            let base = |base: &FlowOffset| (ServicePort { proto: base.proto, port: base.port }, base.entries);
+            self.bases.insert(census.netns, census.bases.iter().map(base).collect());
             self.known.insert(census.netns, census.exact);
         }
         self.states.insert(census.netns, Arc::new(States::of_census(census, at)));
@@ -420,7 +442,8 @@ impl Entries {
     fn of(&self, netns: NetnsId, count: Option<u32>, quiet: bool) -> (Vec<(ServicePort, i64)>, bool) {
         let Some(exact) = self.known.get(&netns) else { return (Vec::new(), false) };
         let mut sums: HashMap<ServicePort, i64> = HashMap::new();
-        for ((_, port), entries) in self.net.iter().chain(&self.bases).filter(|((of, _), _)| *of == netns) {
+        let both = [&self.net, &self.bases].into_iter().filter_map(|of| of.get(&netns)).flatten();
+        for (port, entries) in both {
             *sums.entry(*port).or_default() += entries;
         }
         let mut most: Vec<(ServicePort, i64)> =

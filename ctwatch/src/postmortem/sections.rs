@@ -8,7 +8,7 @@ use super::model::{Change, Estimate, Host, Occupant, Unevictable, Worst, causes}
 use super::trust::{data_quality, prevention, reconciliation};
 use crate::foreign::Foreign;
 use crate::model::ServicePort;
-use crate::text::{duration, percent, rate, thousands};
+use crate::text::{counted, duration, percent, rate, thousands};
 
 /// Rows of the timeline where there are no panels.
 const MOMENTS: usize = 12;
@@ -67,6 +67,9 @@ fn summary(host: &Host, clock: &Clock) -> Vec<Block> {
     match (story.full_at, &story.peak) {
         (Some(full), _) => list.push(format!("Table full: {}", time(full))),
         (None, Some(_)) => list.push("Table full: never at the end of a tick".to_owned()),
+        (None, None) if story.unlimited.is_some() => {
+            list.push("Table full: never, it has no limit".to_owned())
+        }
         (None, None) => list.push("Table full: unknown".to_owned()),
     }
     if let Some((first, last)) = story.losing() {
@@ -77,9 +80,9 @@ fn summary(host: &Host, clock: &Clock) -> Vec<Block> {
             duration(story.losing_s)
         ));
         list.push(format!(
-            "Lost: {} packets dropped, {} entries evicted early",
-            thousands(story.packets_lost),
-            thousands(story.entries_lost)
+            "Lost: {} dropped, {} evicted early",
+            counted(story.packets_lost, "packet", "packets"),
+            counted(story.entries_lost, "entry", "entries")
         ));
     }
     if let Some(peak) = &story.peak {
@@ -90,6 +93,14 @@ fn summary(host: &Host, clock: &Clock) -> Vec<Block> {
             percent(peak.fill),
             peak.netns,
             time(peak.time)
+        ));
+    }
+    if let Some(unlimited) = &story.unlimited {
+        list.push(format!(
+            "Peak occupancy: {}, no limit, in {} at {}",
+            counted(unlimited.count.into(), "entry", "entries"),
+            unlimited.netns,
+            time(unlimited.time)
         ));
     }
     for incident in &host.incidents {
@@ -126,7 +137,7 @@ fn timeline(host: &Host, clock: &Clock) -> TextTable {
         from = to;
         let mut row = vec![
             clock.time(last.at.time),
-            fill.map_or_else(|| "?".to_owned(), percent),
+            fill.map_or_else(|| no_fill(host).to_owned(), percent),
             thousands(lost.max(0).unsigned_abs()),
             if host.certainty.counts_flows {
                 rate(arrived as f64 / seconds.max(1e-3))
@@ -145,6 +156,11 @@ fn timeline(host: &Host, clock: &Clock) -> TextTable {
         columns.push("setting changed");
     }
     TextTable::new(&columns, rows)
+}
+
+/// What stands in place of a fill.
+const fn no_fill(host: &Host) -> &'static str {
+    if host.story.unlimited.is_some() { "no limit" } else { "?" }
 }
 
 fn by_cause(host: &Host) -> Vec<Block> {
@@ -231,23 +247,22 @@ fn occupants(host: &Host, clock: &Clock) -> Vec<Block> {
     let Some(worst) = &host.worst else {
         return vec![Block::Text("The recording has no table in this span.".to_owned())];
     };
-    let number =
-        |number: Option<u32>| number.map_or_else(|| "?".to_owned(), |number| thousands(number.into()));
     let lost =
         if worst.lost_per_s > 0.0 { format!(", losing {}/s", rate(worst.lost_per_s)) } else { String::new() };
     let mut blocks = vec![Block::Text(format!(
-        "Worst moment: {}, {} of {} entries in {}{lost}.",
+        "Worst moment: {}, {} in {}{lost}.",
         clock.time(worst.time),
-        number(worst.count),
-        number(worst.max),
+        entries_of(worst),
         worst.netns
     ))];
+    let others = others(host, clock);
     if worst.occupants.is_empty() {
         blocks.push(Block::Text(
             "What filled it is unknown: this run of the recording has no listing of that table, neither before \
              nor after."
                 .to_owned(),
         ));
+        blocks.extend(others);
         return blocks;
     }
     let rows = worst
@@ -278,7 +293,56 @@ fn occupants(host: &Host, clock: &Clock) -> Vec<Block> {
                 .to_owned(),
         ));
     }
+    blocks.extend(others);
     blocks
+}
+
+/// "400 of 2,000 entries", "400 entries, no limit"
+fn entries_of(worst: &Worst) -> String {
+    let number =
+        |number: Option<u32>| number.map_or_else(|| "?".to_owned(), |number| thousands(number.into()));
+    match worst.max {
+        Some(0) if worst.count == Some(1) => "1 entry, no limit".to_owned(),
+        Some(0) => format!("{} entries, no limit", number(worst.count)),
+        max => format!("{} of {} entries", number(worst.count), number(max)),
+    }
+}
+
+/// The other tables that lost something or were at least half full.
+fn others(host: &Host, clock: &Clock) -> Vec<Block> {
+    let worst = host.worst.as_ref().map(|worst| &worst.netns);
+    let others: Vec<&Worst> = host.tables.iter().filter(|table| Some(&table.netns) != worst).collect();
+    if others.is_empty() {
+        return Vec::new();
+    }
+    let row = |table: &&Worst| {
+        let lost = if table.lost_per_s > 0.0 { rate(table.lost_per_s) } else { "0".to_owned() };
+        vec![table.netns.to_string(), clock.time(table.time), entries_of(table), lost, held_by(table, clock)]
+    };
+    let more = match host.more_tables {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let text = format!(
+        "Other tables that lost something or were at least half full, each at its worst moment{more}:"
+    );
+    let columns = ["netns", "worst at", "entries", ">lost/s", "largest services"];
+    vec![Block::Text(text), Block::Table(TextTable::new(&columns, others.iter().map(row).collect()))]
+}
+
+/// Whose the entries were, in a few words.
+fn held_by(table: &Worst, clock: &Clock) -> String {
+    let named = table.occupants.iter().filter(|one| one.port.is_some()).take(2);
+    let shares: Vec<String> = named
+        .map(|one| {
+            format!("{} {}", one.port.map_or_else(String::new, |port| port.to_string()), percent(one.share))
+        })
+        .collect();
+    match (shares.as_slice(), table.listed_at.filter(|_| table.as_listed)) {
+        ([], _) => "unknown: never listed".to_owned(),
+        (shares, Some(at)) => format!("{} (listed {})", shares.join(", "), clock.time(at)),
+        (shares, None) => shares.join(", "),
+    }
 }
 
 /// What part of its entries is in TIME_WAIT, or why there is no number.
@@ -337,6 +401,14 @@ fn by_fill(host: &Host) -> Vec<Block> {
                 thousands(band.entries_lost),
             ]
         })
+        .chain(host.no_fill.as_ref().map(|none| {
+            vec![
+                if host.story.unlimited.is_some() { "no limit" } else { "unknown" }.to_owned(),
+                duration(none.seconds),
+                thousands(none.packets_lost),
+                thousands(none.entries_lost),
+            ]
+        }))
         .collect();
     blocks.push(Block::Table(TextTable::new(&["fill", ">time", ">packets lost", ">entries evicted"], rows)));
     blocks

@@ -522,6 +522,61 @@ fn no_listing_is_said_in_words() {
     assert!(shown.contains("What filled it is unknown"), "{shown}");
 }
 
+/// A table beside the host's at the end of this second.
+fn beside(tick: &mut Tick, id: u32, count: u32, max: u32) {
+    let (id, count) = (NetnsId::from_packed(id), Some(count));
+    tick.netns.push(NetnsTick { id, count, peak: count, max: Some(max), ..NetnsTick::default() });
+    tick.netns.sort_by_key(|netns| netns.id);
+}
+
+#[test]
+fn each_table_in_trouble_is_told_at_its_own_worst_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = Writer::open(&path, &run(0)).unwrap();
+    for second in 1..=9 {
+        let mut tick = tick(second, 4_000, if second == 4 { 5 } else { 0 }, 0);
+        beside(&mut tick, 7, if second == 6 { 8_000 } else { 6_000 }, MAX);
+        beside(&mut tick, 8, 1_000, MAX);
+        beside(&mut tick, 9, 50_000, 0);
+        writer.write(&Batch { tick: Some(tick), names: names(), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    let host = one(&request(&path));
+    let told: Vec<_> = host.tables.iter().map(|table| (table.netns.raw(), table.time, table.count)).collect();
+    assert_eq!(told, [("host", at(4).time, Some(4_000)), ("net:[7]", at(6).time, Some(8_000))]);
+    assert_eq!(host.more_tables, 0);
+    let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+    assert!(shown.contains("Other tables that lost something or were at least half full"), "{shown}");
+    assert!(shown.contains("8,000 of 10,000 entries") && shown.contains("never listed"), "{shown}");
+    assert!(!shown.contains("net:[8]"), "{shown}");
+}
+
+#[test]
+fn no_limit_is_none_and_no_fill() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = Writer::open(&path, &run(0)).unwrap();
+    for second in 1..=9 {
+        let mut tick = tick(second, 400 + second as u32, 0, 0);
+        tick.netns[0].max = Some(0);
+        writer.write(&Batch { tick: Some(tick), names: names(), ..Batch::default() }).unwrap();
+    }
+    drop(writer);
+    let host = one(&request(&path));
+    assert!(host.story.peak.is_none() && host.by_fill.iter().all(|band| band.seconds == 0.0));
+    assert_eq!(host.story.unlimited.as_ref().map(|most| (most.count, most.time)), Some((409, at(9).time)));
+    assert_eq!(host.no_fill.as_ref().map(|none| none.seconds), Some(9.0));
+    assert_eq!(host.worst.as_ref().map(|worst| worst.count), Some(Some(409)), "where there were most");
+    for format in [Format::Text, Format::Markdown, Format::Html] {
+        let shown = render(&report_of(one(&request(&path))), format, &TimeZone::UTC).unwrap();
+        assert!(shown.contains("409 entries, no limit") && shown.contains("had no limit"), "{shown}");
+        for wrong in [" of 0", "0 to 50 %", "unknown full"] {
+            assert!(!shown.contains(wrong), "{wrong}: {shown}");
+        }
+    }
+}
+
 #[test]
 fn where_no_program_was_the_kernels_counts_are_reported() {
     let folder = tempfile::tempdir().unwrap();

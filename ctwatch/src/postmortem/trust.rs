@@ -5,7 +5,7 @@ use super::document::{Block, Clock, TextTable};
 use super::model::{Certainty, Gap, Host};
 use crate::advise::items::Item;
 use crate::contract::{Agreement, Unexplained};
-use crate::text::{duration, rate, thousands};
+use crate::text::{counted, duration, rate, thousands};
 use crate::view::text::advice::outcome;
 use crate::view::text::summary::agreement_in_words;
 
@@ -66,11 +66,14 @@ pub(super) fn prevention(host: &Host) -> Vec<Block> {
     let Some(advice) = &host.advice else { return Vec::new() };
     let demand = &advice.table.demand;
     let mut blocks = vec![Block::Text(format!(
-        "Peak offered load: {} flows/s, needing {} entries on average and {} just before garbage collection; the table holds {}.",
+        "Peak offered load: {} flows/s, needing {} entries on average and {} just before garbage collection; the table {}.",
         rate(advice.table.offered_per_s),
         thousands(demand.needed as u64),
         thousands(demand.peak as u64),
-        thousands(advice.table.max.into())
+        match advice.table.max {
+            0 => "has no limit".to_owned(),
+            max => format!("holds {}", thousands(max.into())),
+        }
     ))];
     if advice.items.is_empty() {
         blocks.push(Block::Text("Nothing to recommend: the table had room for this load.".to_owned()));
@@ -139,23 +142,24 @@ fn caveats(certainty: &Certainty) -> Vec<String> {
     }
     if certainty.lost_events > 0 {
         list.push(format!(
-            "{} events did not fit the ring buffer: totals by port and cause include them, flows, sources and processes don't.",
-            thousands(certainty.lost_events)
+            "{} did not fit the ring buffer: in totals by port and cause, but not in flows, sources and processes.",
+            counted(certainty.lost_events, "event", "events")
         ));
     }
     if certainty.without_port > 0 {
-        list.push(format!("{} losses have a cause but no known port.", thousands(certainty.without_port)));
+        let losses = counted(certainty.without_port, "loss has", "losses have");
+        list.push(format!("{losses} a cause but no known port."));
     }
     if certainty.ambiguous > 0 {
         list.push(format!(
-            "{} drops can't be told apart from the firewall's; their ports may be wrong.",
-            thousands(certainty.ambiguous)
+            "{} can't be told apart from the firewall's: ports may be wrong.",
+            counted(certainty.ambiguous, "drop", "drops")
         ));
     }
     if certainty.thinned_ticks > 0 {
         list.push(format!(
-            "{} ticks were downsampled to save space: totals are exact, timing is coarser.",
-            thousands(certainty.thinned_ticks)
+            "{} downsampled to save space: totals are exact, timing is coarser.",
+            counted(certainty.thinned_ticks, "tick was", "ticks were")
         ));
     }
     if certainty.dropped_ticks > 0 {

@@ -1,7 +1,7 @@
 //! What reading a recording may cost at most, and what its numbers may be. It may come from anybody: none of its values is
 //! used to reckon with, or to reserve memory, before it was found to be one that a recorder can write.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use rusqlite::Connection;
@@ -44,6 +44,20 @@ static STOPPED: AtomicBool = AtomicBool::new(false);
 /// Every reading of a recording in this process ends with [`super::Fault::Stopped`] from here on.
 pub fn stop_reading() {
     STOPPED.store(true, Ordering::Relaxed);
+}
+
+/// Ticks that were read in this process.
+static TICKS_READ: AtomicU64 = AtomicU64::new(0);
+
+/// How many ticks were read so far in this process, from whatever recording.
+#[must_use]
+pub fn ticks_read() -> u64 {
+    TICKS_READ.load(Ordering::Relaxed)
+}
+
+/// So many more ticks were read.
+pub(super) fn count_ticks(ticks: usize) {
+    TICKS_READ.fetch_add(ticks as u64, Ordering::Relaxed);
 }
 
 /// Whether it was to end.

@@ -16,6 +16,9 @@ use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
 use crate::listing::{Listing, ServiceEntries, TimeoutBucket};
 use crate::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind, Timeouts, WallMono};
 
+/// Listings of tables in trouble that are kept, of all namespaces: the latest. There is no end to trouble.
+const CHANGED: i64 = 128;
+
 /// Writes a listing.
 pub(super) fn insert(
     connection: &Connection,
@@ -25,6 +28,11 @@ pub(super) fn insert(
 ) -> rusqlite::Result<()> {
     let StoredListing { netns: _, occasion: reason, at, took_us, entries, duplicates, interrupted, census } =
         listing;
+    if *reason == SnapshotReason::Changed {
+        let others = "(SELECT id FROM listing WHERE reason = 'changed' ORDER BY id DESC LIMIT -1 OFFSET ?1)";
+        connection.execute(&format!("DELETE FROM listing_phase WHERE listing IN {others}"), [CHANGED - 1])?;
+        connection.execute(&format!("DELETE FROM listing WHERE id IN {others}"), [CHANGED - 1])?;
+    }
     ListingColumns::<&dyn ToSql> {
         id: &Null,
         run: &run,

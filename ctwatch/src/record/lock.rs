@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::files::sidecar_path;
+use super::files::{self, sidecar_path};
 use super::full::DiskFull;
+use super::unfit::Unfit;
 use crate::error::Failure;
+use crate::files::file_system::{Lack, try_for_database};
 use crate::files::place;
 use crate::foreign::Shown as _;
 
@@ -32,51 +34,25 @@ impl Lock {
     pub fn take(recording: &Path) -> Result<Self> {
         let path = sidecar_path(recording, "-lock");
         loop {
-            // A link is not followed, and a FIFO doesn't wait for its other end.
-            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags(flags)
-                .open(&path);
-            let file = file.map_err(|error| match error.raw_os_error() {
-                Some(libc::ELOOP) => no_lock_file(&path, "it is a link"),
-                Some(libc::ENXIO) => no_lock_file(&path, "it is not a regular file"),
-                _ => anyhow::Error::from(error).context(format!(
-                    "creating {}: the recording's directory must exist and be writable",
-                    path.shown()
-                )),
-            })?;
-            let about = file.metadata().with_context(|| format!("looking at {}", path.shown()))?;
-            if about.nlink() > 0 {
-                place::own(&about).map_err(|error| no_lock_file(&path, &error.to_string()))?;
+            let Some((file, is_new)) = open(&path)? else { continue };
+            let taken = hold(&file, &path, recording, is_new);
+            if is_new && taken.is_err() {
+                // Nobody else can hold it: they fail of the same.
+                let _ = std::fs::remove_file(&path);
             }
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    return Err(Failure::usage(format!(
-                        "recording to {}: another ctwatch is recording to this file; choose another one with -o",
-                        recording.shown()
-                    ))
-                    .into());
-                }
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("locking {}", path.shown()));
-                }
-            }
+            taken?;
             // Its previous holder may have removed the file between our opening and our locking it.
             if file.metadata().ok().map(|ours| ours.ino())
-                == std::fs::symlink_metadata(&path).ok().map(|there| there.ino())
+                != std::fs::symlink_metadata(&path).ok().map(|there| there.ino())
             {
-                return if is_reserve(&file)? {
-                    Ok(Self { file, path })
-                } else {
-                    Err(no_lock_file(&path, "something is written in it"))
-                };
+                continue;
             }
+            if !is_reserve(&file)? {
+                return Err(no_lock_file(&path, "something is written in it"));
+            }
+            let lock = Self { file, path };
+            try_file_system(recording)?;
+            return Ok(lock);
         }
     }
 
@@ -96,6 +72,77 @@ impl Lock {
     pub fn release_space(&self) {
         let _ = self.file.set_len(0);
     }
+}
+
+/// Opens the lock file, and tells whether it is new. `None`: it went, or came, meanwhile.
+fn open(path: &Path) -> Result<Option<(File, bool)>> {
+    // A link is not followed, and a FIFO doesn't wait for its other end.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(flags);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => return Ok(Some((file, true))),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => {
+            return Err(anyhow::Error::from(error).context(format!(
+                "creating {}: the recording's directory must exist and be writable",
+                path.shown()
+            )));
+        }
+    }
+    match options.open(path) {
+        Ok(file) => Ok(Some((file, false))),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT) => Ok(None),
+            Some(libc::ELOOP) => Err(no_lock_file(path, "it is a link")),
+            Some(libc::ENXIO) => Err(no_lock_file(path, "it is not a regular file")),
+            _ => Err(error).with_context(|| format!("opening {}", path.shown())),
+        },
+    }
+}
+
+/// Locks it, if it is ours.
+fn hold(file: &File, path: &Path, recording: &Path, is_new: bool) -> Result<()> {
+    let about = file.metadata().with_context(|| format!("looking at {}", path.shown()))?;
+    if about.nlink() > 0 {
+        place::own(&about).map_err(|error| match is_new {
+            true => unfit(Unfit::of_others(recording, &error.to_string())),
+            false => no_lock_file(path, &error.to_string()),
+        })?;
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(Failure::usage(format!(
+            "recording to {}: another ctwatch is recording to this file; choose another one with -o",
+            recording.shown()
+        ))
+        .into()),
+        Err(TryLockError::Error(error)) => Err(unfit(Unfit::without_flock(recording, &error))),
+    }
+}
+
+/// Whether SQLite can write a recording there: tried before anything waits, in a file that goes at once.
+fn try_file_system(recording: &Path) -> Result<()> {
+    let doing = || format!("creating a file next to {}", recording.shown());
+    let draft = match files::draft(recording) {
+        Err(error) if error.kind() == ErrorKind::StorageFull => {
+            return Err(DiskFull::at_the_start(recording).into());
+        }
+        draft => draft.with_context(doing)?,
+    };
+    let tried = OpenOptions::new().read(true).write(true).open(&draft).map(|file| try_for_database(&file));
+    files::remove(&draft).with_context(doing)?;
+    match tried.with_context(doing)? {
+        Err(Lack::SharedMemory(error)) if error.kind() == ErrorKind::StorageFull => {
+            Err(DiskFull::at_the_start(recording).into())
+        }
+        tried => tried.map_err(|lack| unfit(Unfit::lacking(recording, &lack))),
+    }
+}
+
+/// Another place is to be chosen.
+fn unfit(unfit: Unfit) -> anyhow::Error {
+    Failure::usage(unfit.to_string()).into()
 }
 
 /// Whether there is nothing in it but what a recorder that was killed had reserved.

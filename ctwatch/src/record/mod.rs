@@ -32,15 +32,17 @@ pub mod sysctls;
 pub mod tick;
 pub mod timeline;
 pub mod trigger;
+mod unfit;
 pub mod writer;
 pub mod writer_thread;
 
 pub use full::DiskFull;
-pub use limits::stop_reading;
+pub use limits::{stop_reading, ticks_read};
 pub use lock::Lock;
 pub use open::Fault;
 pub use reader::Recording;
 pub use retention::{Retention, RetentionLimits};
+pub use unfit::Unfit;
 pub use writer::Writer;
 
 /// The version of the file format: `PRAGMA user_version`.

@@ -10,7 +10,9 @@ use anyhow::Result;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::files::{self, wal};
+use super::unfit::is_about_sharing;
 use super::{APPLICATION_ID, SCHEMA, layout, limits};
+use crate::files::file_system::FileSystem;
 use crate::files::open_regular;
 use crate::foreign::Shown as _;
 
@@ -166,6 +168,16 @@ pub(super) fn fault(path: &Path, error: &rusqlite::Error) -> Fault {
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => Fault::NotARecording(path.to_owned()),
         Some(ErrorCode::DatabaseCorrupt) | None => Fault::Damaged(path.to_owned(), error.to_string()),
+        Some(ErrorCode::SystemIoFailure) if is_about_sharing(error) => {
+            let place = FileSystem::of(path).map_or_else(String::new, |place| format!(" ({place})"));
+            Fault::Unreadable(
+                path.to_owned(),
+                format!(
+                    "{error}: its file system{place} has no locks or no shared memory: copy the file to a local one, together \
+                         with its -wal if there is one, and read the copy"
+                ),
+            )
+        }
         Some(ErrorCode::SystemIoFailure) => Fault::Damaged(path.to_owned(), error.to_string()),
         Some(ErrorCode::OperationInterrupted) if limits::is_stopped() => Fault::Stopped(path.to_owned()),
         Some(ErrorCode::OperationInterrupted) => Fault::Damaged(

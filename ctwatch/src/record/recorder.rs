@@ -130,9 +130,9 @@ impl Recorder {
     }
 
     /// Takes a snapshot of the machine and of a table.
-    pub fn found(&mut self, listing: Option<StoredListing>, facts: MachineSnapshot) {
+    pub fn found(&mut self, listing: Option<StoredListing>, facts: Option<MachineSnapshot>) {
         self.pending.listings.extend(listing);
-        self.pending.facts.push(facts);
+        self.pending.facts.extend(facts);
     }
 
     /// Takes a rule set that is new or changed.

@@ -416,9 +416,9 @@ fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Drops snapshots taken by triggers before the first incident of a run that is left.
+/// Drops snapshots taken by triggers, or in trouble, before the first incident of a run that is left.
 fn drop_snapshots(connection: &Connection, run: i64) -> Result<(), ReadError> {
-    let before = "run = ?1 AND reason = 'trigger' AND mono_us < \
+    let before = "run = ?1 AND reason IN ('trigger', 'changed') AND mono_us < \
          (SELECT ifnull(min(mono_us), 9223372036854775807) FROM incident WHERE run = ?1)";
     for sql in [
         format!("DELETE FROM listing_phase WHERE listing IN (SELECT id FROM listing WHERE {before})"),

@@ -4,17 +4,20 @@
 use std::str::FromStr;
 
 use jiff::civil::{DateTime, Time};
-use jiff::tz::TimeZone;
+use jiff::fmt::temporal::Pieces;
+use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
 use jiff::{SignedDuration, Timestamp};
 
 /// A moment as written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// With a zone: 2026-03-14T12:00:00Z
+    /// With Z: 2026-03-14T12:00:00Z
     At(Timestamp),
-    /// By the local clock: 2026-03-14 12:00
+    /// With an offset from UTC: 2026-03-14T12:00:00+01:00
+    AtOffset(Timestamp, Offset),
+    /// By the local clock: 2026-03-14 12:00. In the hour that comes twice the first one that is in the recording.
     Local(DateTime),
-    /// The first such time in the recording by the local clock: 12:00
+    /// The first such time in the recording by the local clock, or the first after `--from`: 12:00
     Clock(Time),
     /// +10m: this long after the recording begins.
     AfterStart(SignedDuration),
@@ -42,36 +45,101 @@ impl FromStr for Moment {
             let local = text.parse().ok().filter(|_| text.contains('-')).map(Self::Local);
             local.or_else(|| text.parse().ok().filter(|_| text.contains(':')).map(Self::Clock))
         };
-        text.parse().ok().map(Self::At).or_else(date_or_time).ok_or_else(|| good.to_owned())
+        let at = text.parse().ok().map(|time| {
+            let offset = Pieces::parse(text).ok().and_then(|pieces| pieces.to_numeric_offset());
+            match offset.filter(|offset| *offset != Offset::UTC) {
+                Some(offset) => Self::AtOffset(time, offset),
+                None => Self::At(time),
+            }
+        });
+        at.or_else(date_or_time).ok_or_else(|| good.to_owned())
     }
 }
 
+/// How far a time of day is looked for: a day may lack it.
+const DAYS: usize = 3;
+
 impl Moment {
-    /// The time it denotes in a recording from `start` to `end`.
+    /// The time it denotes in a recording from `start` to `end`; of times by the clock the first one from `after` on.
     ///
     /// # Errors
     /// There is no such time on this clock.
-    pub fn within(self, start: Timestamp, end: Timestamp, zone: &TimeZone) -> Result<Timestamp, String> {
-        let local = |local: DateTime| {
-            local.to_zoned(zone.clone()).map(|zoned| zoned.timestamp()).map_err(|error| error.to_string())
-        };
+    fn within(
+        self,
+        after: Timestamp,
+        start: Timestamp,
+        end: Timestamp,
+        zone: &TimeZone,
+    ) -> Result<Timestamp, String> {
         let moved =
             |from: Timestamp, by: SignedDuration| from.checked_add(by).map_err(|error| error.to_string());
         match self {
-            Self::At(time) => Ok(time),
-            Self::Local(time) => local(time),
+            Self::At(time) | Self::AtOffset(time, _) => Ok(time),
+            Self::Local(local) => {
+                let times = instants(local, zone)?;
+                let found = times.iter().find(|time| **time >= after).or(times.first());
+                found.copied().ok_or_else(|| skipped(local, zone))
+            }
             Self::Clock(time) => {
-                let day = start.to_zoned(zone.clone()).date();
-                let first = local(day.to_datetime(time))?;
-                if first >= start {
-                    return Ok(first);
+                let mut day = after.to_zoned(zone.clone()).date();
+                let first = day.to_datetime(time);
+                for _ in 0..DAYS {
+                    let times = instants(day.to_datetime(time), zone)?;
+                    if let Some(found) = times.into_iter().find(|time| *time >= after) {
+                        return Ok(found);
+                    }
+                    day = day.tomorrow().map_err(|error| error.to_string())?;
                 }
-                local(day.tomorrow().map_err(|error| error.to_string())?.to_datetime(time))
+                Err(skipped(first, zone))
             }
             Self::AfterStart(by) => moved(start, by),
             Self::BeforeEnd(by) => moved(end, -by),
         }
     }
+
+    /// A time as whoever asked writes them: in UTC, with the same offset, or by the local clock, which then has a name.
+    fn like(self, time: Timestamp, zone: &TimeZone) -> String {
+        match self {
+            Self::At(_) => format!("{time:.0}"),
+            Self::AtOffset(_, offset) => {
+                offset.to_datetime(time).strftime("%Y-%m-%dT%H:%M:%S").to_string() + &iso(offset)
+            }
+            _ if *zone == TimeZone::UTC => format!("{time:.0}"),
+            _ => time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string(),
+        }
+    }
+}
+
+/// "+05:30"
+fn iso(offset: Offset) -> String {
+    let minutes = offset.seconds() / 60;
+    let sign = if minutes < 0 { '-' } else { '+' };
+    format!("{sign}{:02}:{:02}", minutes.abs() / 60, minutes.abs() % 60)
+}
+
+/// When clocks in this zone show this: once, twice, or never.
+fn instants(local: DateTime, zone: &TimeZone) -> Result<Vec<Timestamp>, String> {
+    let offsets = match zone.to_ambiguous_timestamp(local).offset() {
+        AmbiguousOffset::Unambiguous { offset } => vec![offset],
+        AmbiguousOffset::Fold { before, after } => vec![before, after],
+        AmbiguousOffset::Gap { .. } => Vec::new(),
+    };
+    let times = offsets.into_iter().map(|offset| offset.to_timestamp(local));
+    times.collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+/// Why there is no such time: clocks were put forward over it.
+fn skipped(local: DateTime, zone: &TimeZone) -> String {
+    let AmbiguousOffset::Gap { before, after } = zone.to_ambiguous_timestamp(local).offset() else {
+        return format!("{} is in no recording", local.strftime("%Y-%m-%d %H:%M:%S"));
+    };
+    let forward = SignedDuration::from_secs((after.seconds() - before.seconds()).into());
+    let minutes = forward.as_mins();
+    format!(
+        "there was no {} on {}, as clocks were put forward by {minutes} min then",
+        local.strftime("%H:%M:%S"),
+        local.strftime("%Y-%m-%d")
+    )
 }
 
 /// A span of time. A tick is in it if its end is.
@@ -96,14 +164,13 @@ impl Span {
     ) -> Result<Self, String> {
         let span = Self::anywhere(from, to, bounds, zone)?;
         let (start, end) = bounds;
-        let there_is = there_is(bounds);
         // A clock that was set back has the end before the start, and says nothing of what is between them.
         let is_straight = start <= end;
         if is_straight && span.from.is_some_and(|from| from >= end && from != start) {
-            return Err(format!("--from: nothing was recorded after that; {there_is}"));
+            return Err(format!("--from: nothing was recorded after that; {}", there_is(from, bounds, zone)));
         }
         if is_straight && span.to.is_some_and(|to| to <= start && to != end) {
-            return Err(format!("--to: nothing was recorded before that; {there_is}"));
+            return Err(format!("--to: nothing was recorded before that; {}", there_is(to, bounds, zone)));
         }
         Ok(span)
     }
@@ -115,19 +182,25 @@ impl Span {
     pub fn anywhere(
         from: Option<Moment>,
         to: Option<Moment>,
-        (start, end): (Timestamp, Timestamp),
+        bounds: (Timestamp, Timestamp),
         zone: &TimeZone,
     ) -> Result<Self, String> {
-        let there_is = there_is((start, end));
-        let time = |name: &str, moment: Option<Moment>| {
-            let time = moment.map(|moment| moment.within(start, end, zone)).transpose();
-            time.map_err(|error| format!("{name}: {error}; {there_is}"))
+        let (start, end) = bounds;
+        let time = |name: &str, moment: Option<Moment>, after: Timestamp| {
+            let time = moment.map(|moment| moment.within(after, start, end, zone)).transpose();
+            time.map_err(|error| format!("{name}: {error}; {}", there_is(moment, bounds, zone)))
         };
-        let span = Self { from: time("--from", from)?, to: time("--to", to)? };
-        if let (Some(from), Some(to)) = (span.from, span.to)
+        let begin = time("--from", from, start)?;
+        let span = Self { from: begin, to: time("--to", to, begin.unwrap_or(start))? };
+        if let (Some((from, asked)), Some((to, also_asked))) = (span.from.zip(from), span.to.zip(to))
             && from >= to
         {
-            return Err(format!("--from {from:.0} is not before --to {to:.0}; {there_is}"));
+            return Err(format!(
+                "--from {} is not before --to {}; {}",
+                asked.like(from, zone),
+                also_asked.like(to, zone),
+                there_is(Some(asked), bounds, zone)
+            ));
         }
         Ok(span)
     }
@@ -151,8 +224,10 @@ impl Span {
     }
 }
 
-fn there_is((start, end): (Timestamp, Timestamp)) -> String {
-    format!("the recording covers {start:.0} to {end:.0}")
+/// What there is, in the zone of the question.
+fn there_is(asked: Option<Moment>, (start, end): (Timestamp, Timestamp), zone: &TimeZone) -> String {
+    let asked = asked.unwrap_or(Moment::AfterStart(SignedDuration::ZERO));
+    format!("the recording covers {} to {}", asked.like(start, zone), asked.like(end, zone))
 }
 
 #[cfg(test)]
@@ -165,7 +240,87 @@ mod tests {
 
     fn within(text: &str) -> Timestamp {
         let (start, end) = (time("2026-03-14T22:00:00Z"), time("2026-03-15T04:00:00Z"));
-        text.parse::<Moment>().unwrap().within(start, end, &TimeZone::fixed(jiff::tz::offset(1))).unwrap()
+        text.parse::<Moment>()
+            .unwrap()
+            .within(start, start, end, &TimeZone::fixed(jiff::tz::offset(1)))
+            .unwrap()
+    }
+
+    /// New York, as a POSIX string has it.
+    fn new_york() -> TimeZone {
+        TimeZone::posix("EST5EDT,M3.2.0,M11.1.0").unwrap()
+    }
+
+    /// From 01:59:50 EDT, ten seconds before clocks go back to 01:00:00 EST.
+    const BACK: (&str, &str) = ("2026-11-01T05:59:50Z", "2026-11-01T06:00:15Z");
+    /// From 01:59:50 EST, ten seconds before clocks go on to 03:00:00 EDT.
+    const FORTH: (&str, &str) = ("2026-03-08T06:59:50Z", "2026-03-08T07:00:15Z");
+
+    fn span((start, end): (&str, &str), from: &str, to: &str) -> Result<Span, String> {
+        let moment = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());
+        Span::of(moment(from), moment(to), (time(start), time(end)), &new_york())
+    }
+
+    #[test]
+    fn of_an_hour_that_comes_twice_the_first_that_was_recorded_is_meant() {
+        let from = |text: &str| span(BACK, text, "").map(|span| span.from.unwrap().to_string());
+        for (text, meant) in [
+            ("01:59:58", "2026-11-01T05:59:58Z"),
+            ("01:00:05", "2026-11-01T06:00:05Z"),
+            ("01:00", "2026-11-01T06:00:00Z"),
+            ("2026-11-01 01:00:05", "2026-11-01T06:00:05Z"),
+            ("2026-11-01 01:59:55", "2026-11-01T05:59:55Z"),
+        ] {
+            assert_eq!(from(text).as_deref(), Ok(meant), "{text}");
+        }
+        // Where both were recorded the first is meant, and of an end the first after the beginning.
+        let both = ("2026-11-01T05:00:00Z", "2026-11-01T07:00:00Z");
+        let over = span(both, "01:50", "01:10").unwrap();
+        assert_eq!(
+            (over.from.unwrap(), over.to.unwrap()),
+            (time("2026-11-01T05:50:00Z"), time("2026-11-01T06:10:00Z"))
+        );
+        let error = from("02:30").unwrap_err();
+        assert!(error.contains("covers 2026-11-01 01:59:50 EDT to 2026-11-01 01:00:15 EST"), "{error}");
+    }
+
+    #[test]
+    fn an_hour_that_never_comes_is_told_and_not_moved() {
+        for text in ["2026-03-08 02:30", "2026-03-08 02:00"] {
+            let error = span(FORTH, text, "").unwrap_err();
+            assert!(error.contains("on 2026-03-08, as clocks were put forward by 60 min"), "{error}");
+        }
+        let days = ("2026-03-08T06:00:00Z", "2026-03-10T06:00:00Z");
+        assert_eq!(
+            span(days, "02:30", "").unwrap().from,
+            Some(time("2026-03-09T06:30:00Z")),
+            "the next day has it"
+        );
+        let error = span(FORTH, "02:30", "").unwrap_err();
+        assert!(error.contains("nothing was recorded after that"), "{error}");
+        assert!(span(FORTH, "03:00:05", "").is_ok());
+    }
+
+    #[test]
+    fn an_error_is_in_the_zone_of_the_question() {
+        for (text, covers) in [
+            ("2027-01-01T00:00:00Z", "2026-11-01T05:59:50Z to 2026-11-01T06:00:15Z"),
+            ("2027-01-01T00:00:00+05:30", "2026-11-01T11:29:50+05:30 to 2026-11-01T11:30:15+05:30"),
+            ("2027-01-01T00:00:00-03:30", "2026-11-01T02:29:50-03:30 to"),
+            ("2027-01-01 00:00", "2026-11-01 01:59:50 EDT to 2026-11-01 01:00:15 EST"),
+            ("+1h", "2026-11-01 01:59:50 EDT to"),
+        ] {
+            let error = span(BACK, text, "").unwrap_err();
+            assert!(error.contains(&format!("covers {covers}")), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_end_by_the_clock_is_the_first_after_the_beginning() {
+        let days = ("2026-06-01T12:00:00Z", "2026-06-04T12:00:00Z");
+        let found = span(days, "2026-06-03 12:00", "13:00").unwrap();
+        assert_eq!(found.to, Some(time("2026-06-03T17:00:00Z")));
+        assert_eq!(span(days, "", "13:00").unwrap().to, Some(time("2026-06-01T17:00:00Z")));
     }
 
     #[test]

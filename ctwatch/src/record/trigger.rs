@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::contract::{TableStatus, Tick};
 use crate::foreign::Foreign;
 use crate::model::NetnsId;
+use crate::text::did_you_mean;
 
 /// What a condition is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,17 @@ enum Comparison {
     LessOrEqual,
     Greater,
     GreaterOrEqual,
+}
+
+impl Comparison {
+    const fn sign(self) -> &'static str {
+        match self {
+            Self::Less => "<",
+            Self::LessOrEqual => "<=",
+            Self::Greater => ">",
+            Self::GreaterOrEqual => ">=",
+        }
+    }
 }
 
 /// "fill>=90%", "drops>0", "full_in<60s"
@@ -67,7 +79,7 @@ impl FromStr for Condition {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let text: String = text.split_whitespace().collect();
+        let text: String = text.split_whitespace().collect::<String>().to_lowercase();
         let at = text.find(['<', '>']).ok_or(GOOD)?;
         let (name, rest) = text.split_at(at);
         let (comparison, value) = if let Some(value) = rest.strip_prefix(">=") {
@@ -81,20 +93,37 @@ impl FromStr for Condition {
         };
         let number =
             |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
-        let (quantity, threshold) = match name {
+        let plain = name.replace('-', "_");
+        let (quantity, threshold) = match plain.as_str() {
             "fill" => {
                 let percent = value.strip_suffix('%').and_then(number).map(|percent| percent / 100.0);
                 (Quantity::Fill, percent.or_else(|| number(value).filter(|part| *part <= 1.0)))
             }
-            "drops" => (Quantity::Drops, number(value)),
+            "drops" | "drop" | "losses" => (Quantity::Drops, number(value)),
             "full_in" => {
                 let time = SignedDuration::from_str(value).ok().map(|time| time.as_secs_f64());
                 (Quantity::FullIn, time.filter(|time| *time > 0.0))
             }
-            _ => return Err(format!("there is no condition on `{name}`; {GOOD}")),
+            _ => {
+                let near = did_you_mean(&plain, ["fill", "drops", "full_in"]);
+                return Err(format!("there is no condition on `{name}`; {GOOD}{near}"));
+            }
         };
-        let threshold =
-            threshold.ok_or_else(|| format!("`{value}` is not a valid threshold for {name}; {GOOD}"))?;
+        let threshold = threshold.ok_or_else(|| {
+            let near = match quantity {
+                Quantity::Fill if number(value).is_some() => {
+                    format!("; did you mean {name}{}{value}%?", comparison.sign())
+                }
+                Quantity::FullIn if number(value).is_some() => {
+                    format!("; did you mean {name}{}{value}s?", comparison.sign())
+                }
+                _ => String::new(),
+            };
+            format!("`{value}` is not a valid threshold for {name}; {GOOD}{near}")
+        })?;
+        if comparison == Comparison::Less && threshold <= 0.0 {
+            return Err(format!("`{text}` can't fire: nothing is less than zero; {GOOD}"));
+        }
         Ok(Self { quantity, comparison, threshold, text })
     }
 }
@@ -136,6 +165,12 @@ impl Condition {
             Comparison::GreaterOrEqual => value >= self.threshold,
         };
         holds.then(|| measured(table, packets, entries))
+    }
+
+    /// Whether it can only hold of a table that has a limit.
+    #[must_use]
+    pub fn needs_limit(&self) -> bool {
+        self.quantity != Quantity::Drops
     }
 
     /// Whether it can only hold if flows are counted.
@@ -290,9 +325,29 @@ mod tests {
             "full_in<60",
             "full_in<0s",
             "drops>",
+            "drops<0",
+            "fill<0%",
         ] {
             let error = bad.parse::<Condition>().unwrap_err();
             assert!(error.contains("fill>=90%"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_condition_is_taken_as_people_write_it_and_near_misses_are_told() {
+        for (text, reads) in
+            [("FILL >= 90 %", "fill>=90%"), ("Drop > 0", "drop>0"), ("full-in<1m", "full-in<1m")]
+        {
+            assert_eq!(text.parse::<Condition>().unwrap().to_string(), reads);
+        }
+        for (text, said) in [
+            ("fil>90%", "did you mean `fill`?"),
+            ("fill>=90", "did you mean fill>=90%?"),
+            ("full_in<60", "did you mean full_in<60s?"),
+            ("drops<0", "can't fire"),
+        ] {
+            let error = text.parse::<Condition>().unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
         }
     }
 

@@ -22,7 +22,9 @@ use super::rows::{
 };
 use super::rules::{self, StoredRules};
 use super::tick::{NetnsTick, Tick};
+use super::unfit::Unfit;
 use super::{Fault, census, event, files, layout, limits, listing, open, run, schema};
+use crate::error::Failure;
 use crate::foreign::Shown as _;
 use crate::model::{Loss, NetnsId};
 use dictionary::Dictionary;
@@ -92,7 +94,11 @@ impl Writer {
         } else {
             open::examine(path).and_then(|()| Self::begin(path, run))
         };
-        begun.map_err(|error| if lacks_room(&error) { DiskFull::at_the_start(path).into() } else { error })
+        begun.map_err(|error| match Unfit::met(path, &error) {
+            _ if lacks_room(&error) => DiskFull::at_the_start(path).into(),
+            Some(unfit) => Failure::usage(unfit.to_string()).into(),
+            None => error,
+        })
     }
 
     fn begin(path: &Path, run: &Run) -> Result<Self> {

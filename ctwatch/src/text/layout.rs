@@ -24,6 +24,11 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
+/// 1 → "1 packet", 1234 → "1,234 packets"
+pub fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", thousands(number), if number == 1 { one } else { many })
+}
+
 /// -1234 → "-1,234", 1234 → "+1,234"
 pub fn signed(number: i64) -> String {
     format!("{}{}", if number < 0 { '-' } else { '+' }, thousands(number.unsigned_abs()))
@@ -97,6 +102,8 @@ mod tests {
         assert_eq!(thousands(1_204), "1,204");
         assert_eq!(thousands(4_026_531_840), "4,026,531,840");
         assert_eq!(signed(-1_500), "-1,500");
+        assert_eq!(counted(1, "packet", "packets"), "1 packet");
+        assert_eq!(counted(0, "entry", "entries"), "0 entries");
         assert_eq!(rate(0.4), "0.4");
         assert_eq!(rate(0.0), "0");
         assert_eq!(rate(2_210.4), "2,210");

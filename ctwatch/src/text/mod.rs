@@ -3,11 +3,13 @@
 
 mod duration;
 mod layout;
+mod near;
 pub mod shell;
 mod size;
 mod style;
 
 pub use duration::{duration, short_duration, took};
-pub use layout::{COLUMNS, left, percent, rate, right, shorten, signed, thousands, width, wrap};
+pub use layout::{COLUMNS, counted, left, percent, rate, right, shorten, signed, thousands, width, wrap};
+pub use near::{did_you_mean, nearest};
 pub use size::mib;
 pub use style::{ALERT, FAINT, OK, PLAIN, Paint, TextOptions, WARN};

@@ -51,9 +51,12 @@ fn piece(out: &mut impl Write, number: usize, item: &Item) -> io::Result<()> {
     comment(
         out,
         &format!(
-            "  effect: {} entries of {}, {} just before garbage collection",
+            "  effect: {} entries{}, {} just before garbage collection",
             thousands(item.after.entries() as u64),
-            thousands(item.after.max.into()),
+            match item.after.max {
+                0 => ", no limit".to_owned(),
+                max => format!(" of {}", thousands(max.into())),
+            },
             thousands(item.after.peak as u64)
         ),
     )?;

@@ -311,6 +311,12 @@ impl Watch {
         })
     }
 
+    /// Whether all tables that could be read have no limit.
+    #[must_use]
+    pub fn has_no_limit(&self) -> bool {
+        self.netns.has_no_limit()
+    }
+
     /// Whether more namespaces lose packets than the programs have room for: once.
     pub fn take_crowding(&mut self) -> bool {
         let crowded = self.probe.as_ref().is_some_and(|probe| probe.shared.crowded() > 0);

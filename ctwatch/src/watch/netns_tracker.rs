@@ -276,6 +276,13 @@ impl NetnsTracker {
         unreachable.retain(|id, _| !baselines.contains_key(id) && !forgotten.contains(id));
     }
 
+    /// Whether the limits that were read, if any, are all 0: no limit.
+    pub fn has_no_limit(&self) -> bool {
+        let there = self.baselines.iter().filter(|(id, _)| self.namespaces.contains_key(id));
+        let mut limits = there.filter_map(|(_, baseline)| baseline.max).peekable();
+        limits.peek().is_some() && limits.all(|max| max == 0)
+    }
+
     /// Entries in a netns's table at the last reading.
     pub fn entries(&self, id: NetnsId) -> Option<u32> {
         self.baselines.get(&id)?.entries

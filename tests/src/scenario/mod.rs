@@ -28,6 +28,7 @@ mod namespaces;
 mod newcomers;
 mod notrack;
 mod occupancy;
+mod odd;
 mod owners;
 mod prerouting;
 mod privileges;
@@ -272,6 +273,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("table_rights_and_mistakes", census_odds::rights_and_mistakes, 240, OLDEST_AND_NEWEST),
     // Userspace filters, reckons and refuses with what the scenarios above hold to on each kernel.
     Scenario("usage_errors", usage::errors, 240, ON_6_12),
+    Scenario("tables_in_trouble_are_listed_on_each_backend", odd::tables_in_trouble, 400, ON_6_12),
+    Scenario("no_limit_is_said_in_every_view", odd::no_limit, 400, ON_6_12),
+    Scenario("rows_that_sum_up_others_and_times_keep_their_place", odd::rows_and_columns, 300, ON_6_12),
     Scenario("filters_and_keys", filters::filters_and_keys, 600, ON_6_12),
     Scenario(
         "record_by_script_and_without_loss_of_its_own",

@@ -10,11 +10,14 @@ use crate::advise::recorded::{Question, Which, case};
 use crate::cli::{AdviseConfig, Config, NetnsSpec};
 use crate::error::{Exit, Failure};
 use crate::model::HOST_NETNS;
-use crate::record::Recording;
+use crate::record::{Recording, ticks_read};
 use crate::sandbox::{Files, Work};
+use crate::stderr::Progress;
+use crate::text::thousands;
 
 pub(super) fn run(config: &Config, advise: &AdviseConfig, path: &Path) -> Result<Exit> {
     confine(config, Work::Reads, &Files::read([path]));
+    let progress = Progress::show(|| format!("reading the recording: {} ticks", thousands(ticks_read())));
     let recording = Recording::open(path)?;
     let question = Question {
         netns: advise.netns.as_ref().map(which).transpose()?,
@@ -24,6 +27,7 @@ pub(super) fn run(config: &Config, advise: &AdviseConfig, path: &Path) -> Result
         bare: false,
     };
     let (case, source) = case(&recording, VERSION, &question)?;
+    drop(progress);
     show(config, advise, &case, source)
 }
 

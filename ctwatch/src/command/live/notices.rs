@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 
 use crate::contract::Notice;
+use crate::text::counted;
 use crate::watch::ModuleChange;
 
 pub(super) fn waiting_for_conntrack() -> Notice {
@@ -71,8 +72,9 @@ pub(super) fn events_lost(count: u64) -> Notice {
         time: Timestamp::now(),
         code: "events_lost",
         text: format!(
-            "{count} events did not fit the ring buffer: totals per port stay exact; rows by flow, source, \
-             destination, process or container are lower bounds"
+            "{} did not fit the ring buffer: totals per port stay exact; rows by flow, source, \
+             destination, process or container are lower bounds",
+            counted(count, "event", "events")
         )
         .into(),
     }

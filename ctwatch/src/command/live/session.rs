@@ -19,6 +19,7 @@ use crate::kernel::roots::Roots;
 use crate::model::Backend;
 use crate::probe::plan::{Attachment, HookKind, MissingHook, ProbeOptions};
 use crate::probe::refusal::HookRefused;
+use crate::stderr::Progress;
 use crate::watch::{StartInfo, Watch, WatchConfig};
 
 /// How often to see whether conntrack has been loaded.
@@ -90,6 +91,7 @@ impl LiveSession {
                 .map(|unasked| options(backend, unasked)),
             log_level: request.log_level,
         };
+        let progress = Progress::show(|| "loading the programs and attaching them".to_owned());
         let mut started = Watch::start(config(backend), kernel);
         if let Err(error) = &started
             && request.choice == BackendChoice::Auto
@@ -100,6 +102,7 @@ impl LiveSession {
             backend = Backend::Tracepoint;
             started = Watch::start(config(backend), Kernel::read(roots));
         }
+        drop(progress);
         let (watch, start) = started.or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
         // What programs and maps have left has to do for all that is read from here on.
         shortage::ensure_room()?;

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use crate::command::live::{Shutdown, StopReason};
 use crate::record::rows::EndReason;
+use crate::text::counted;
 
 /// How many may run at a time,
 const AT_ONCE: usize = 4;
@@ -89,7 +90,10 @@ impl Commands {
         }
         if self.skipped > 1 && self.waiting.is_empty() {
             let skipped = std::mem::take(&mut self.skipped);
-            return Some(Err(format!("--exec: {skipped} incidents had no command, as too many still ran")));
+            return Some(Err(format!(
+                "--exec: {} had no command, as too many still ran",
+                counted(skipped, "incident", "incidents")
+            )));
         }
         if self.waiting.is_empty() {
             self.skipped = 0;
@@ -122,8 +126,8 @@ impl Commands {
                 }
                 if !self.waiting.is_empty() {
                     failed(&format!(
-                        "--exec: {} incidents had no command, as the run ended",
-                        self.waiting.len()
+                        "--exec: {} had no command, as the run ended",
+                        counted(self.waiting.len() as u64, "incident", "incidents")
                     ));
                     self.waiting.clear();
                 }

@@ -21,7 +21,8 @@ const LOOK_S: u32 = 15;
 /// What was found.
 pub(super) struct Snapshot {
     pub listing: Result<StoredListing>,
-    pub facts: MachineSnapshot,
+    /// None where only the table is not as it was.
+    pub facts: Option<MachineSnapshot>,
 }
 
 /// SnapshotQueue, one at a time.
@@ -42,8 +43,16 @@ impl SnapshotQueue {
 
     /// SnapshotQueue at this netns, unless that goes on or waits: what it finds is as good. SnapshotQueue at others come first.
     pub fn start(&mut self, id: NetnsId, occasion: SnapshotReason) -> Result<()> {
-        if self.queue.iter().any(|(other, _)| *other == id) {
-            return Ok(());
+        // One that goes on for a table alone doesn't look at the machine.
+        let is_enough = |has: SnapshotReason| has == occasion || has != SnapshotReason::Changed;
+        let mut same = self.queue.iter_mut().enumerate().filter(|(_, (other, _))| *other == id);
+        match same.next_back() {
+            Some((_, (_, has))) if is_enough(*has) || occasion == SnapshotReason::Changed => return Ok(()),
+            Some((1.., (_, has))) => {
+                *has = occasion;
+                return Ok(());
+            }
+            Some((0, _)) | None => {}
         }
         self.queue.push_back((id, occasion));
         if self.queue.len() == 1 { self.begin() } else { Ok(()) }
@@ -59,6 +68,11 @@ impl SnapshotQueue {
             .spawn(move || drop(sender.send(take_snapshot(&host, id, occasion))))
             .context("starting a thread that reads the table")?;
         Ok(())
+    }
+
+    /// Whether one goes on or waits.
+    pub fn is_busy(&self) -> bool {
+        !self.queue.is_empty()
     }
 
     /// What was found meanwhile.
@@ -77,8 +91,11 @@ fn take_snapshot(host: &Host, id: NetnsId, occasion: SnapshotReason) -> Snapshot
     let netns =
         netns::discover().and_then(|mut namespaces| namespaces.remove(&id).context("the netns is gone"));
     let listing = netns.and_then(|netns| netns::run_inside(&netns, || list(&netns, occasion)));
-    let json = serde_json::to_string(&machine::read(host)).unwrap_or_default();
-    Snapshot { listing, facts: MachineSnapshot { at, occasion, json } }
+    let facts = || {
+        let json = serde_json::to_string(&machine::read(host)).unwrap_or_default();
+        MachineSnapshot { at, occasion, json }
+    };
+    Snapshot { listing, facts: (occasion != SnapshotReason::Changed).then(facts) }
 }
 
 /// Reads the table of the netns this thread is in.
@@ -110,7 +127,7 @@ mod tests {
         let mut snapshots = SnapshotQueue::new(&Roots::default());
         snapshots.take_snapshot = |_, id, occasion| Snapshot {
             listing: Err(anyhow::anyhow!("{}", id.inode())),
-            facts: MachineSnapshot { at: WallMono::now(), occasion, json: String::new() },
+            facts: Some(MachineSnapshot { at: WallMono::now(), occasion, json: String::new() }),
         };
         let (one, other) = (NetnsId::from_packed(1), NetnsId::from_packed(2));
         snapshots.start(one, SnapshotReason::Start).unwrap();
@@ -124,7 +141,7 @@ mod tests {
                 snapshots
                     .taken()
                     .unwrap()
-                    .map(|one| (one.listing.unwrap_err().to_string(), one.facts.occasion)),
+                    .map(|one| (one.listing.unwrap_err().to_string(), one.facts.unwrap().occasion)),
             );
             std::thread::yield_now();
         }
@@ -134,5 +151,18 @@ mod tests {
         );
         snapshots.start(one, SnapshotReason::Trigger).unwrap();
         assert_eq!(snapshots.queue.len(), 1, "once it is done it is taken again");
+        // What waits for a table alone may as well look at the machine; what goes on can't any more.
+        for (id, occasion) in [
+            (other, SnapshotReason::Changed),
+            (other, SnapshotReason::Trigger),
+            (other, SnapshotReason::Changed),
+            (one, SnapshotReason::Changed),
+        ] {
+            snapshots.start(id, occasion).unwrap();
+        }
+        assert_eq!(snapshots.queue, [(one, SnapshotReason::Trigger), (other, SnapshotReason::Trigger)]);
+        snapshots.queue = VecDeque::from([(one, SnapshotReason::Changed)]);
+        snapshots.start(one, SnapshotReason::Trigger).unwrap();
+        assert_eq!(snapshots.queue.len(), 2);
     }
 }

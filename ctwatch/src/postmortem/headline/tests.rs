@@ -117,6 +117,11 @@ fn without_losses_the_peak_is_what_matters() {
         "From 22:13:20 to 22:16:40 UTC, conntrack lost nothing (1 min 30 s of that time was not recorded); how full the \
          table was is unknown."
     );
+    let unlimited = Facts { peak: None, unlimited: Some((400, "host".into())), ..quiet.clone() };
+    assert_eq!(
+        said(&unlimited),
+        "From 22:13:20 to 22:16:40 UTC, conntrack lost nothing; the table (host) had no limit, and 400 table entries at most."
+    );
     let unseen = Facts { missed: (1, 0), ..quiet.clone() };
     assert_eq!(
         said(&unseen),

@@ -81,6 +81,7 @@ impl<'a> Ticks<'a> {
         let batch = numbers.ticks(&recording.connection, *from, *to, BATCH);
         let batch = batch.map_err(|error| error.into_fault(recording.path()))?;
         self.done = batch.len() < BATCH;
+        limits::count_ticks(batch.len());
         for (stored, crc) in batch {
             if !self.totals.add(stored.tick.moved(), stored.tick.interval_us) {
                 return Err(self.damaged(format!("tick {}: numbers that no counter reaches", stored.id)));

@@ -7,7 +7,7 @@ use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
 use crate::foreign::joined;
 use crate::text::shell::one_line;
 use crate::text::{
-    ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, mib, rate, shorten, thousands, width, wrap,
+    ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, counted, mib, rate, shorten, thousands, width, wrap,
 };
 
 const INDENT: usize = 4;
@@ -60,10 +60,10 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
     let TableDemand { basis, earlier, at_times, times, .. } = &report.table;
     let name = report.name.as_ref().map_or_else(|| report.netns.to_string(), ToString::to_string);
     let style = if demand.overflows() { ALERT } else { PLAIN };
-    let size = if *max == 0 { "no limit".to_owned() } else { format!("of {}", thousands((*max).into())) };
+    let size = if *max == 0 { ", no limit".to_owned() } else { format!(" of {}", thousands((*max).into())) };
     let mut lines = vec![format!(
-        "{name}: {} entries {size}; {} new flows/s over {:.0} s",
-        thousands((*count).into()),
+        "{name}: {}{size}; {} new flows/s over {:.0} s",
+        counted((*count).into(), "entry", "entries"),
         rate(*admitted_per_s),
         report.window_s
     )];

@@ -5,8 +5,8 @@ use crate::contract::breakdown::{Reason, Row, TableBreakdown, TableReport};
 use crate::foreign::Foreign;
 use crate::model::is_home_netns;
 use crate::text::{
-    ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, left, percent, short_duration, shorten, thousands, took,
-    width, wrap,
+    ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, counted, left, percent, short_duration, shorten, thousands,
+    took, width, wrap,
 };
 
 /// Widths of the columns; the key gets what they leave of 80.
@@ -85,9 +85,10 @@ fn table_line(table: &TableBreakdown, clock: &str, paint: Paint) -> String {
         Some(fill) if fill >= 0.9 => WARN,
         _ => PLAIN,
     };
-    let fill = match table.fill {
-        Some(fill) => format!(" {}", paint.on(style, &percent(fill))),
-        None => ", no limit".to_owned(),
+    let fill = match (table.fill, table.max) {
+        (Some(fill), _) => format!(" {}", paint.on(style, &percent(fill))),
+        (None, Some(0)) => ", no limit".to_owned(),
+        (None, _) => ", limit unknown".to_owned(),
     };
     let max = table.max.filter(|max| *max > 0).map(|max| format!("/{}", thousands(max.into())));
     format!(
@@ -291,7 +292,8 @@ const fn words(reason: Reason) -> &'static str {
 fn remarks(table: &TableBreakdown) -> Vec<String> {
     let mut remarks = Vec::new();
     if table.duplicates > 0 {
-        remarks.push(format!("{} entries were listed twice, counted once", thousands(table.duplicates)));
+        let entries = counted(table.duplicates, "entry was", "entries were");
+        remarks.push(format!("{entries} listed twice, counted once"));
     }
     if table.resized {
         remarks.push(
@@ -318,7 +320,7 @@ fn remarks(table: &TableBreakdown) -> Vec<String> {
 fn without_rows(others: &[&TableBreakdown]) -> Option<String> {
     let entries: u64 = others.iter().map(|table| table.listed).sum();
     let netns = others.len();
-    (netns > 0).then(|| format!("{netns} more netns with {} entries in total", thousands(entries)))
+    (netns > 0).then(|| format!("{netns} more netns with {} in total", counted(entries, "entry", "entries")))
 }
 
 /// Namespaces that were not listed.

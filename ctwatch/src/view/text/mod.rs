@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use jiff::tz::{Offset, TimeZone};
 
 use self::screen::Screen;
 use super::View;
@@ -47,6 +47,10 @@ pub struct TextView<W: Write> {
     unexplained: Unexplained,
     /// A table was shown before: separate the next one by a blank line.
     again: bool,
+    /// Times have tenths of seconds: the first interval decides, so that columns stay where they are.
+    with_tenths: Option<bool>,
+    /// The offset from UTC of the last time that was shown.
+    offset: Option<Offset>,
 }
 
 impl<W: Write> TextView<W> {
@@ -64,6 +68,8 @@ impl<W: Write> TextView<W> {
             lines_since_header: None,
             unexplained: Unexplained::default(),
             again: false,
+            with_tenths: None,
+            offset: None,
         }
     }
 
@@ -73,8 +79,26 @@ impl<W: Write> TextView<W> {
         Self { selected, ..self }
     }
 
-    fn clock(&self, time: Timestamp, format: &str) -> String {
-        time.to_zoned(self.time_zone.clone()).strftime(format).to_string()
+    /// What clocks show; where they were put forward or back since the last time shown, that is said first.
+    fn clock(&mut self, time: Timestamp, format: &str) -> io::Result<String> {
+        let zoned = time.to_zoned(self.time_zone.clone());
+        let offset = self.offset.replace(zoned.offset());
+        let clock = zoned.strftime(format).to_string();
+        if let Some(before) = offset.filter(|before| *before != zoned.offset()) {
+            let was = time.to_zoned(TimeZone::fixed(before)).strftime("%H:%M:%S").to_string();
+            let text = format!(
+                "{clock} clocks were put {}: until now it was {was}, now it is {}",
+                if before < zoned.offset() { "forward" } else { "back" },
+                zoned.strftime("%H:%M:%S %Z")
+            );
+            let text = self.paint.on(WARN, &text);
+            writeln!(self.out, "{text}")?;
+        }
+        Ok(clock)
+    }
+
+    fn clock_format(&self) -> &'static str {
+        if self.with_tenths == Some(true) { "%H:%M:%S%.1f" } else { "%H:%M:%S" }
     }
 
     fn wrapped(&mut self, text: &str) -> io::Result<()> {
@@ -213,7 +237,7 @@ impl<W: Write> TextView<W> {
     }
 
     fn packet_line(&mut self, time: Timestamp, head: &str, packet: &Packet, tail: &str) -> io::Result<()> {
-        let clock = self.clock(time, "%H:%M:%S%.3f");
+        let clock = self.clock(time, "%H:%M:%S%.3f")?;
         let proto = packet.proto.map(|proto| proto.to_string()).unwrap_or_default();
         let src = row_lines::endpoint(packet.src, packet.sport);
         let dst = row_lines::endpoint(packet.dst, packet.dport);
@@ -316,8 +340,8 @@ impl<W: Write> View for TextView<W> {
         for table in &tick.tables {
             self.names.insert(table.netns, table_line::name(table));
         }
-        let format = if tick.interval_s < 0.95 { "%H:%M:%S%.1f" } else { "%H:%M:%S" };
-        let clock = self.clock(tick.time, format);
+        self.with_tenths.get_or_insert(tick.interval_s < 0.95);
+        let clock = self.clock(tick.time, self.clock_format())?;
         self.by = row_lines::by(&tick.rows).unwrap_or(self.by);
         self.table_lines(&clock, tick)?;
         self.discrepancies(&clock, tick)?;
@@ -332,7 +356,7 @@ impl<W: Write> View for TextView<W> {
     }
 
     fn notice(&mut self, notice: &Notice) -> io::Result<()> {
-        let clock = self.clock(notice.time, "%H:%M:%S");
+        let clock = self.clock(notice.time, self.clock_format())?;
         for line in wrap(&format!("{clock} {}", notice.text.sentence()), 9) {
             let line = self.paint.on(WARN, &line);
             writeln!(self.out, "{line}")?;
@@ -360,12 +384,19 @@ impl<W: Write> View for TextView<W> {
             }
         }
         let headings = self.by != By::Netns && of_netns.iter().flatten().count() > 1;
+        let is_one = of_netns.iter().flatten().count() <= 1;
+        if is_one {
+            // What sums up the rest stands with the rows that it sums up.
+            self.rows(end.rows.iter())?;
+        }
         for netns in &of_netns {
             if headings {
                 let heading = netns.map_or_else(|| "all netns".to_owned(), |netns| self.name_of(netns));
                 writeln!(self.out, "{heading}:")?;
             }
-            self.rows(end.rows.iter().filter(|row| row.netns == *netns))?;
+            if !is_one {
+                self.rows(end.rows.iter().filter(|row| row.netns == *netns))?;
+            }
             if let Some(occupied) = end.occupied.iter().find(|occupied| Some(occupied.netns) == *netns) {
                 self.occupied(occupied, None)?;
             }
@@ -399,7 +430,7 @@ impl<W: Write> View for TextView<W> {
         if std::mem::replace(&mut self.again, true) {
             writeln!(self.out)?;
         }
-        let clock = self.clock(report.time, "%H:%M:%S");
+        let clock = self.clock(report.time, "%H:%M:%S")?;
         for line in census::lines(report, &clock, self.paint) {
             writeln!(self.out, "{line}")?;
         }

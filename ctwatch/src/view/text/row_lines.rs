@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use ctwatch_common::cause::Unit;
+
 use crate::contract::{Certainty, Process, Row};
 use crate::model::Role;
 use crate::state::By;
@@ -68,7 +70,12 @@ pub(super) fn header(by: By, paint: Paint) -> String {
 pub(super) fn lines(by: By, row: &Row, netns_name: &str, paint: Paint) -> Vec<String> {
     let what = what(by, row, netns_name);
     let lost = format!("{:>LOST$}", format!("{}{}", mark(row), thousands(row.losses)));
-    let lost = format!("{} {:UNIT$}", paint.on(ALERT, &lost), row.unit.name());
+    let unit = match (row.unit, row.losses) {
+        (Unit::Packets, 1) => "packet",
+        (Unit::Entries, 1) => "entry",
+        (unit, _) => unit.name(),
+    };
+    let lost = format!("{} {unit:UNIT$}", paint.on(ALERT, &lost));
     let path = match &row.process {
         Some(Some(process)) => role(process.role),
         _ if row.loopback == Some(true) => "loopback",

@@ -6,7 +6,7 @@ use ctwatch_common::cause::Unit;
 
 use crate::contract::{Agreement, Certainty, Counted, End, Unexplained};
 use crate::model::KernelCounters;
-use crate::text::{ALERT, OK, Paint, WARN, signed, thousands, wrap};
+use crate::text::{ALERT, OK, Paint, WARN, counted, signed, thousands, wrap};
 
 pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
     let mut lines = counters(end, backend, paint);
@@ -88,9 +88,9 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
         return texts;
     }
     if end.lost_events > 0 {
-        let lost = thousands(end.lost_events);
+        let lost = counted(end.lost_events, "event", "events");
         texts.push(format!(
-            "{lost} events did not fit into the ring buffer; totals by port, cause and counter include them."
+            "{lost} did not fit into the ring buffer; totals by port, cause and counter include them."
         ));
     }
     if let Some(overflow) = &end.overflow {
@@ -111,9 +111,8 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
         texts.push("~ marks estimates: these keys may have lost more or less.".to_owned());
     }
     if let Some(ambiguous) = end.ambiguous.filter(|ambiguous| *ambiguous > 0) {
-        let ambiguous = thousands(ambiguous);
-        texts
-            .push(format!("{ambiguous} drops can't be told from firewall drops: their tuples may be wrong."));
+        let ambiguous = counted(ambiguous, "drop", "drops");
+        texts.push(format!("{ambiguous} can't be told from firewall drops: their tuples may be wrong."));
     }
     if backend == "tracepoint" {
         texts.push("Causes are inferred, not observed.".to_owned());

@@ -1,0 +1,44 @@
+//! Where nothing can be written, nothing has succeeded.
+
+use std::fs::File;
+
+use crate::{ctwatch, folder, said};
+
+#[test]
+fn a_full_disk_behind_stdout_is_a_failure_of_every_command() {
+    let folder = folder();
+    let recording = crate::any_recording(folder.path());
+    let proc = folder.path().join("proc");
+    std::fs::create_dir(&proc).unwrap();
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["help"],
+        &["help", "drops"],
+        &["drops", "--help"],
+        &["report", &recording],
+        &["report", &recording, "--format", "json"],
+        &["report", &recording, "--format", "html", "-o", "-"],
+        &["replay", &recording, "--speed", "max"],
+        &["replay", &recording, "--speed", "max", "--format", "json"],
+        &["export", &recording, "--to", "ndjson"],
+        &["export", &recording, "--to", "csv", "--table", "ticks"],
+        &["check", "--proc-root", proc.to_str().unwrap()],
+    ] {
+        let mut command = ctwatch(arguments);
+        command.stdout(File::options().write(true).open("/dev/full").unwrap());
+        let (code, _, stderr) = said(command);
+        assert_eq!(code, Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("No space left"), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_reader_of_help_that_went_has_what_it_wanted() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = ctwatch(&["drops", "--help"]);
+    command.stdout(writer);
+    let (code, _, stderr) = said(command);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+}
