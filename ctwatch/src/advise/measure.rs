@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::demand::{Basis, Residence, Service};
 use super::distinct::{Distinct, FirstSeen};
 use super::refused::{FirstTimeouts, RefusedFlows, new_flows, shown_doublings, try_after};
-use crate::listing::{Listing, ServiceEntries};
+use crate::listing::{Added, Listing, ServiceEntries};
 use crate::model::{
     Address, Direction, Flow, Locals, Loss, NetnsId, Protocol, Sample, SlotSample, TableEntry, TimeoutKind,
     Timeouts,
@@ -144,10 +144,12 @@ impl Measure {
 
     /// An entry of the table, read when the window is over.
     pub fn entry(&mut self, entry: &TableEntry, direction: Direction) {
-        let idle = self.census.add(entry, direction);
+        let Added { idle, timeout } = self.census.add(entry, direction);
         *self.unevictable.get_or_insert(0) += u32::from(entry.unevictable);
         let since_settled = self.last.at - self.settled.as_ref().map_or(self.last.at, |settled| settled.at);
-        if f64::from(idle) < since_settled
+        // Those that got in longer ago than entries last are gone: the ones that are left stand for them, too.
+        let look = since_settled.min(f64::from(timeout.max(1)));
+        if f64::from(idle) < look
             && let Some((service, stands_for)) = self.refused.got_in(tuple_hash(
                 entry.proto,
                 entry.src,
@@ -156,7 +158,7 @@ impl Measure {
                 port_of(entry),
             ))
         {
-            *self.got_in.entry(service).or_default() += stands_for;
+            *self.got_in.entry(service).or_default() += stands_for * since_settled / look;
         }
     }
 

@@ -93,6 +93,15 @@ pub struct Listing {
     services: HashMap<(u8, u16, Direction), ServiceEntries>,
 }
 
+/// What is known of an entry that was counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Added {
+    /// How long its timeout has been running, seconds.
+    pub idle: u32,
+    /// The timeout of entries like it, seconds.
+    pub timeout: u32,
+}
+
 impl Listing {
     /// Nothing counted yet. Arrivals in each phase are read from the last `look_s` seconds.
     #[must_use]
@@ -110,8 +119,8 @@ impl Listing {
         Self { timeouts, look_s, services }
     }
 
-    /// Counts an entry; returns how long its timeout has been running, seconds.
-    pub fn add(&mut self, entry: &TableEntry, direction: Direction) -> u32 {
+    /// Counts an entry.
+    pub fn add(&mut self, entry: &TableEntry, direction: Direction) -> Added {
         let mut key = (entry.proto, entry.port, direction);
         if self.services.len() >= MOST && !self.services.contains_key(&key) {
             key.1 = 0;
@@ -132,7 +141,7 @@ impl Listing {
         seen.idle.add(idle);
         seen.entered += u32::from(idle < self.look_s.min(seen.timeout));
         service.pairs.add((entry.src, entry.dst));
-        idle
+        Added { idle, timeout: seen.timeout }
     }
 
     /// All services.

@@ -297,7 +297,12 @@ fn allowed(work: Work) -> Made<Rules> {
         #[cfg(target_arch = "x86_64")]
         rules.insert(libc::SYS_setrlimit, Vec::new());
         rules.insert(libc::SYS_setns, vec![is(1, libc::CLONE_NEWNET.into())?]);
-        rules.insert(libc::SYS_socket, vec![is(0, libc::AF_NETLINK.into())?, is(0, libc::AF_UNIX.into())?]);
+        let mut sockets = vec![is(0, libc::AF_NETLINK.into())?, is(0, libc::AF_UNIX.into())?];
+        if work == Work::Watches {
+            // Whether an address is this host's shows by binding to it (owner::listener).
+            sockets.extend([datagrams(libc::AF_INET)?, datagrams(libc::AF_INET6)?]);
+        }
+        rules.insert(libc::SYS_socket, sockets);
     }
     Ok(rules)
 }
@@ -322,6 +327,19 @@ fn forbidden() -> Made<Rules> {
 
 fn rule(argument: u8, length: SeccompCmpArgLen, compare: SeccompCmpOp, value: c_long) -> Made<SeccompRule> {
     SeccompRule::new(vec![SeccompCondition::new(argument, length, compare, value as u64)?])
+}
+
+/// Sockets of this family for datagrams, whatever flags they are made with.
+fn datagrams(family: i32) -> Made<SeccompRule> {
+    /// SOCK_TYPE_MASK, include/linux/net.h
+    const TYPE: u64 = 0xf;
+    let compare = |argument, compare, value: i32| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, compare, value as u64)
+    };
+    SeccompRule::new(vec![
+        compare(0, SeccompCmpOp::Eq, family)?,
+        compare(1, SeccompCmpOp::MaskedEq(TYPE), libc::SOCK_DGRAM)?,
+    ])
 }
 
 /// The lower half of an argument is this.
@@ -419,6 +437,24 @@ mod tests {
             thread.unwrap().join().unwrap()
         });
         assert_eq!(sum, 32 << 20);
+    }
+
+    #[test]
+    fn those_who_watch_may_ask_which_addresses_are_the_hosts_and_send_nothing_else() {
+        let kinds =
+            [libc::SOCK_DGRAM, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, libc::SOCK_STREAM, libc::SOCK_RAW];
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let made = inside(Work::Watches, move || {
+                kinds.map(|kind| call(libc::SYS_socket, [family.into(), kind.into(), 0]))
+            });
+            assert_eq!(made, [0, 0, libc::ENOSYS, libc::ENOSYS], "family {family}");
+        }
+        let bound = inside(Work::Watches, || std::net::UdpSocket::bind(("127.0.0.1", 0)).is_ok());
+        assert!(bound);
+        assert_eq!(
+            inside(Work::Lists, || call(libc::SYS_socket, [libc::AF_INET.into(), 2, 0])),
+            libc::ENOSYS
+        );
     }
 
     #[test]

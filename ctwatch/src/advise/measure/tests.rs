@@ -196,6 +196,19 @@ proptest! {
     }
 
     #[test]
+    fn those_that_got_in_at_last_and_are_gone_again_are_no_further_flows(
+        rate in 40.0..150.0f64, room in 0.2..0.9f64, retries in 1..=3_usize, window in 60.0..120.0f64,
+    ) {
+        let max = (rate * f64::from(TIME_WAIT) * room) as usize;
+        let service = the_one(watched(&mut Host::new(max), rate, retries, 45.0, window));
+        prop_assert!(
+            (service.offered_per_s / rate - 1.0).abs() < 0.15,
+            "offered {:.1} of {rate:.1}, admitted {:.1}, refused {:.1}",
+            service.offered_per_s, service.admitted_per_s, service.refused_per_s
+        );
+    }
+
+    #[test]
     fn without_refusals_what_comes_is_what_gets_in(rate in 40.0..400.0f64, seconds in 5.0..30.0f64) {
         // Also while the table has not yet filled up.
         let service = the_one(watched(&mut Host::new(1 << 20), rate, 3, seconds, 10.0));
