@@ -62,11 +62,10 @@ impl<K: Copy + Eq + Hash> Distinct<K> {
         }
     }
 
-    /// What this one belongs to, if it was seen and is remembered; and how many it stands for. It got in.
-    pub fn got_in(&mut self, hash: u64) -> Option<(K, f64)> {
-        let seen = self.seen.get_mut(&hash)?;
-        seen.again = true;
-        Some((seen.kind, self.each()))
+    /// How many this one stands for, if it was seen and is remembered. It got in.
+    pub fn got_in(&mut self, hash: u64) -> Option<f64> {
+        self.seen.get_mut(&hash)?.again = true;
+        Some(self.each())
     }
 
     /// Those of this kind that were first seen after things had settled.
@@ -138,7 +137,7 @@ mod tests {
         for (number, at) in [(1, 2.0), (1, 3.0), (2, 2.0), (2, 10.0), (3, 9.0), (4, 2.5), (5, 2.5)] {
             distinct.add(hash(number), (), at, true, 1.6);
         }
-        assert_eq!(distinct.got_in(hash(4)), Some(((), 1.0)));
+        assert_eq!(distinct.got_in(hash(4)), Some(1.0));
         assert_eq!(distinct.got_in(hash(6)), None);
         assert_eq!(distinct.first_seen(&(), 2.0, 9.0), FirstSeen { once: 2.0, again: 2.0 });
         assert_eq!(distinct.first_seen(&(), 9.0, 20.0), FirstSeen { once: 1.0, again: 0.0 });

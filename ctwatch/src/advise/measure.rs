@@ -55,6 +55,21 @@ impl Totals {
     }
 }
 
+/// Entries that are new in the table.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent {
+    entries: u32,
+    /// So many of them are of flows that were refused at first.
+    refused_before: f64,
+}
+
+impl Recent {
+    /// Which part of those that get in was refused before.
+    fn share(self) -> f64 {
+        if self.entries == 0 { 0.0 } else { (self.refused_before / f64::from(self.entries)).min(1.0) }
+    }
+}
+
 /// A window, while it is watched.
 #[derive(Debug)]
 pub struct Measure {
@@ -81,8 +96,8 @@ pub struct Measure {
     census: Listing,
     /// Of the entries listed live, those that a full table can't make room of.
     unevictable: Option<u32>,
-    /// Flows that were refused at first and got in since things had settled.
-    got_in: HashMap<(Key, Direction), f64>,
+    /// Entries that were made since things had settled.
+    recent: HashMap<(Key, Direction), Recent>,
 }
 
 impl Measure {
@@ -107,7 +122,7 @@ impl Measure {
             first_timeouts: FirstTimeouts::default(),
             census: Listing::new(timeouts, window_s.ceil() as u32),
             unevictable: None,
-            got_in: HashMap::new(),
+            recent: HashMap::new(),
         }
     }
 
@@ -147,19 +162,14 @@ impl Measure {
         let Added { idle, timeout } = self.census.add(entry, direction);
         *self.unevictable.get_or_insert(0) += u32::from(entry.unevictable);
         let since_settled = self.last.at - self.settled.as_ref().map_or(self.last.at, |settled| settled.at);
-        // Those that got in longer ago than entries last are gone: the ones that are left stand for them, too.
-        let look = since_settled.min(f64::from(timeout.max(1)));
-        if f64::from(idle) < look
-            && let Some((service, stands_for)) = self.refused.got_in(tuple_hash(
-                entry.proto,
-                entry.src,
-                entry.dst,
-                entry.sport,
-                port_of(entry),
-            ))
-        {
-            *self.got_in.entry(service).or_default() += stands_for * since_settled / look;
+        // Those that got in longer ago than entries last are gone: the ones that are left tell of them, too.
+        if f64::from(idle) >= since_settled.min(f64::from(timeout.max(1))) {
+            return;
         }
+        let hash = tuple_hash(entry.proto, entry.src, entry.dst, entry.sport, port_of(entry));
+        let recent = self.recent.entry(((entry.proto, entry.port), direction)).or_default();
+        recent.entries += 1;
+        recent.refused_before += self.refused.got_in(hash).unwrap_or(0.0);
     }
 
     /// All counters, at the start of the window and at each tick.
@@ -287,7 +297,8 @@ impl Measure {
                 .or_insert_with(|| service((key, direction), None, self.census.look_s()));
             one.admitted_per_s = admitted;
             one.refused_per_s = counted;
-            one.offered_per_s = self.offered(key, &seen_as, of_admitted, admitted, counted).max(admitted);
+            one.offered_per_s =
+                self.offered((key, direction), &seen_as, of_admitted, admitted, counted).max(admitted);
             if counted > 0.0 && self.lost_events > 0 {
                 one.basis = Basis::AtMost;
             }
@@ -349,7 +360,14 @@ impl Measure {
 
     /// Flows that would come if none was refused: those refused for the first time, and those that got in without
     /// having been refused before.
-    fn offered(&self, key: Key, seen_as: &[Direction], of_admitted: f64, admitted: f64, refused: f64) -> f64 {
+    fn offered(
+        &self,
+        (key, direction): (Key, Direction),
+        seen_as: &[Direction],
+        of_admitted: f64,
+        admitted: f64,
+        refused: f64,
+    ) -> f64 {
         let Some(settled) = &self.settled else { return admitted + refused };
         let seconds = self.last.at - settled.at;
         let refused_since: f64 = [true, false]
@@ -370,10 +388,8 @@ impl Measure {
         };
         let tuples: f64 =
             seen_as.iter().map(|direction| self.new_tuples_per_s(key, *direction, settled.at)).sum();
-        let of_direction =
-            |direction: &Direction| self.got_in.get(&(key, *direction)).copied().unwrap_or(0.0);
-        let got_in = seen_as.iter().map(of_direction).sum::<f64>() / seconds;
-        tuples + (admitted_since - got_in).max(0.0)
+        let recent = self.recent.get(&(key, direction)).copied().unwrap_or_default();
+        tuples + admitted_since * (1.0 - recent.share())
     }
 
     /// Flows refused for the first time, each second. A SYN is sent again at growing intervals, so that an old one may come
