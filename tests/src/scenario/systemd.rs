@@ -246,7 +246,9 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
         names.contains(&"host".into()) && names.contains(&LATE.into()),
         format!("namespaces: {names:?}"),
     );
-    checks.equal("listings at", occasions, BTreeSet::from(["start", "trigger"]));
+    // A table that gets into trouble is listed for that, too, unless the trigger's listing was first.
+    let others: BTreeSet<&str> = occasions.into_iter().filter(|occasion| *occasion != "changed").collect();
+    checks.equal("listings at", others, BTreeSet::from(["start", "trigger"]));
     Ok(Outcome::Passed(checks.finish()?))
 }
 

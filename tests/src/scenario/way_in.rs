@@ -85,7 +85,7 @@ pub(super) fn kept(_: &Guest) -> Result<Outcome> {
         ("type 8/icmp", "22/tcp/in"),
         ("22/tcp/fwd", "begin or end on this host"),
         ("0/tcp", "22/tcp/in"),
-        ("ssh", "PORT[/PROTO"),
+        ("ssh", "ssh usually has 22"),
         ("22/tcp/in/x", "PORT[/PROTO"),
         ("", "PORT[/PROTO"),
     ] {
