@@ -94,7 +94,7 @@ pub fn file(path: &Path, sharing: Sharing) -> Result<PathBuf> {
 /// The path of a file that is to be made, without links in its folder's; a link of its own name is not followed.
 ///
 /// # Errors
-/// As [`file`].
+/// As [`file()`].
 pub fn new_file(path: &Path, sharing: Sharing) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
         return Err(Error::new(ErrorKind::InvalidInput, "it is no name of a file"));
