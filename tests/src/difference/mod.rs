@@ -62,7 +62,9 @@ pub fn run(options: &Options) -> Result<bool> {
                     let mut random = Random::new(seed, index);
                     let asked = ground::Asked::random(&mut random);
                     let Some((set, refusals)) = trial::load(&place, &mut random, &asked)? else { continue };
-                    let again = trial::Trial::new(&place, &asked, &set)?.all()?;
+                    let mut again = trial::Trial::new(&place, &asked, &set)?.all()?;
+                    // Rules that limit rates let now these flows pass and now those.
+                    again.iter_mut().zip(&found).for_each(|(again, first)| again.keep_what_repeats(first));
                     let first = found.iter().filter(|answer| answer.is_counterexample()).count();
                     let second = again.iter().filter(|answer| answer.is_counterexample()).count();
                     println!("--only {index}: {first} counterexamples, tried again {second}");

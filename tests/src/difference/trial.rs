@@ -40,6 +40,16 @@ pub enum Harm {
     Undo(String),
 }
 
+impl Harm {
+    /// The flow that comes to it.
+    fn flow(&self) -> Option<&str> {
+        match self {
+            Self::Broken { flow, .. } | Self::Opened { flow, .. } | Self::Tracked { flow, .. } => Some(flow),
+            Self::Failed(_) | Self::Undo(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Harm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -82,6 +92,16 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Forgets harm to flows that came to none in an earlier try of the same piece.
+    pub fn keep_what_repeats(&mut self, earlier: &Answer) {
+        let is_same = |one: &Harm, other: &Harm| match (one.flow(), other.flow()) {
+            (Some(one), Some(other)) => one == other,
+            (None, None) => true,
+            _ => false,
+        };
+        self.harms.retain(|harm| earlier.harms.iter().any(|other| is_same(harm, other)));
+    }
+
     /// What may never be. Where half of a NOTRACK stands already, flows that it breaks today may work with the other half.
     pub fn is_counterexample(&self) -> bool {
         let has_half = self.rules().to_string().to_lowercase().contains("notrack");
