@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use ctwatch_common::{Cause, slot};
 use jiff::Timestamp;
 
+use crate::contract::{self, Counted, TableStatus, Unexplained};
 use crate::model::{
     Backend, Device, Hook, KernelCounters, Loss, Name, NetnsId, Packet, Protocol, Tuple, WallMono,
 };
@@ -41,6 +42,45 @@ pub fn run() -> Run {
         hooks: Vec::new(),
         since_boot: KernelCounters::default(),
         continues: false,
+    }
+}
+
+/// A table of which nothing more is known than that it is there.
+#[must_use]
+pub fn table_status(netns: NetnsId) -> TableStatus {
+    TableStatus {
+        netns,
+        name: None,
+        container: None,
+        count: None,
+        max: None,
+        fill: None,
+        new_per_s: None,
+        gone_per_s: None,
+        full_in_s: None,
+        occupants: None,
+        occupancy_exact: None,
+        packets_lost: 0,
+        entries_lost: 0,
+        gone: false,
+        not_readable: false,
+        unexplained: None,
+    }
+}
+
+/// A second of a run in which only these tables are of interest.
+#[must_use]
+pub fn tick_of_tables(tables: Vec<TableStatus>) -> contract::Tick {
+    contract::Tick {
+        time: Timestamp::UNIX_EPOCH,
+        interval_s: 1.0,
+        tables,
+        rows: Vec::new(),
+        counted: Counted::default(),
+        kernel_counters: KernelCounters::default(),
+        lost_events: 0,
+        unexplained: Unexplained::default(),
+        ambiguous: None,
     }
 }
 

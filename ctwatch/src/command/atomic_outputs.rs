@@ -147,11 +147,7 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn in_the_way(path: &Path) -> Failure {
-    use std::os::unix::fs::FileTypeExt as _;
-    let is_stream = fs::metadata(path).is_ok_and(|about| {
-        let kind = about.file_type();
-        kind.is_char_device() || kind.is_fifo() || kind.is_socket() || kind.is_block_device()
-    });
+    let is_stream = fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir());
     let path = path.shown();
     if is_stream {
         return Failure::usage(format!("-o: {path} is no regular file: `-o -` writes to standard output"));

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -226,7 +226,7 @@ impl Folder {
         if is_link {
             return Ok(());
         }
-        if kind.is_fifo() || kind.is_socket() || kind.is_char_device() || kind.is_block_device() {
+        if !kind.is_file() {
             return doubt(Why::Special);
         }
         if trust.leaves_to_others(about) { doubt(Why::Writable(about.mode())) } else { Ok(()) }

@@ -252,27 +252,17 @@ impl Trigger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::{Counted, Unexplained};
-    use jiff::Timestamp;
+    use crate::testing::{table_status, tick_of_tables};
 
     fn tick(fill: f64, lost: u64, full_in_s: Option<f64>) -> Tick {
         let table = TableStatus {
-            netns: NetnsId::from_packed(1),
             name: Some("host".into()),
-            container: None,
             count: Some(90),
             max: Some(100),
             fill: Some(fill),
-            new_per_s: None,
-            gone_per_s: None,
             full_in_s,
-            occupants: None,
-            occupancy_exact: None,
             packets_lost: lost,
-            entries_lost: 0,
-            gone: false,
-            not_readable: false,
-            unexplained: None,
+            ..table_status(NetnsId::from_packed(1))
         };
         let other = TableStatus {
             netns: NetnsId::from_packed(2),
@@ -281,17 +271,7 @@ mod tests {
             packets_lost: 0,
             ..table.clone()
         };
-        Tick {
-            time: Timestamp::UNIX_EPOCH,
-            interval_s: 1.0,
-            tables: vec![other, table],
-            rows: Vec::new(),
-            counted: Counted::default(),
-            kernel_counters: Default::default(),
-            lost_events: 0,
-            unexplained: Unexplained::default(),
-            ambiguous: None,
-        }
+        tick_of_tables(vec![other, table])
     }
 
     fn holds(condition: &str, tick: &Tick) -> bool {

@@ -71,39 +71,17 @@ impl Pressure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::{Counted, Unexplained};
-    use jiff::Timestamp;
+    use crate::testing::{table_status, tick_of_tables};
 
     fn tick(tables: &[(u32, Option<f64>, u64)]) -> Tick {
         let table = |(id, fill, packets_lost): &(u32, Option<f64>, u64)| TableStatus {
-            netns: NetnsId::from_packed(*id),
-            name: None,
-            container: None,
             count: Some(1),
             max: Some(2),
             fill: *fill,
-            new_per_s: None,
-            gone_per_s: None,
-            full_in_s: None,
-            occupants: None,
-            occupancy_exact: None,
             packets_lost: *packets_lost,
-            entries_lost: 0,
-            gone: false,
-            not_readable: false,
-            unexplained: None,
+            ..table_status(NetnsId::from_packed(*id))
         };
-        Tick {
-            time: Timestamp::UNIX_EPOCH,
-            interval_s: 1.0,
-            tables: tables.iter().map(table).collect(),
-            rows: Vec::new(),
-            counted: Counted::default(),
-            kernel_counters: Default::default(),
-            lost_events: 0,
-            unexplained: Unexplained::default(),
-            ambiguous: None,
-        }
+        tick_of_tables(tables.iter().map(table).collect())
     }
 
     /// The seconds in which table 1 was due, out of so many.
