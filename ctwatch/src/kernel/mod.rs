@@ -10,6 +10,8 @@ pub mod release;
 pub mod roots;
 pub mod symbols;
 
+use std::thread;
+
 use anyhow::Result;
 
 /// The running kernel's symbols and types: read once, they are the slow part of the start.
@@ -25,12 +27,23 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Reads both.
+    /// Reads both at a time.
     #[must_use]
     pub fn read(roots: &roots::Roots) -> Self {
+        let types = || btf::Btf::read(&roots.sys("kernel/btf/vmlinux"));
+        let (symbols, btf) = thread::scope(|scope| {
+            // Without a thread to be had one comes after the other.
+            let beside = thread::Builder::new().name("types".to_owned()).spawn_scoped(scope, types);
+            let symbols = symbols::Symbols::read(&roots.proc("kallsyms"));
+            let btf = match beside {
+                Ok(beside) => beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(_) => types(),
+            };
+            (symbols, btf)
+        });
         Self {
-            symbols: symbols::Symbols::read(&roots.proc("kallsyms")),
-            btf: btf::Btf::read(&roots.sys("kernel/btf/vmlinux")),
+            symbols,
+            btf,
             conntrack_btf: btf::Btf::read(&roots.sys("kernel/btf/nf_conntrack")).ok(),
             conntrack_is_built_in: roots.sys("module/nf_conntrack").exists()
                 && !roots.sys("module/nf_conntrack/initstate").exists(),

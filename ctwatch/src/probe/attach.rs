@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use super::decode::decode;
 use super::diagnostics::Diagnostics;
 use super::kprobe::Kprobes;
-use super::object::{self, MapSizes};
+use super::object::{self, Loader, MapSizes};
 use super::plan::{Attachment, HookKind, Plan};
 use super::refusal::{HookRefused, remedy};
 use super::shared::Shared;
@@ -44,13 +44,14 @@ pub struct Probe {
 impl Probe {
     /// Loads and attaches what the plan says. Losses count only after [`Shared::start_watching`].
     pub fn attach(
+        loader: Option<Loader>,
         plan: &Plan,
         symbols: &Symbols,
         config: &Config,
         sizes: MapSizes,
         log_level: u8,
     ) -> Result<Self> {
-        let mut ebpf = object::load(config, sizes, log_level).map_err(with_remedy)?;
+        let mut ebpf = object::load(loader, config, sizes, log_level).map_err(with_remedy)?;
         // Programs first: they hold on to their maps, which are taken out of the object below.
         let names = plan.attachments.iter().map(|attachment| attachment.program).chain(["sync"]);
         load_programs(&mut ebpf, &names.collect::<Vec<_>>())?;
@@ -156,13 +157,13 @@ impl Probe {
 
     /// Whether this kernel takes our maps and a program.
     pub fn try_load(config: &Config) -> Result<()> {
-        load_program(&mut object::load(config, MapSizes::SMALL, 0)?, "sync")
+        load_program(&mut object::load(None, config, MapSizes::SMALL, 0)?, "sync")
     }
 
     /// All programs of the object, each loaded (so: verified), with the number of instructions the verifier
     /// went through if the kernel tells, or with its words.
     pub fn verify(config: &Config) -> Result<Vec<(String, Result<Option<u64>>)>> {
-        let mut ebpf = object::load(config, MapSizes::SMALL, 0)?;
+        let mut ebpf = object::load(None, config, MapSizes::SMALL, 0)?;
         let names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
         Ok(names
             .into_iter()

@@ -1,6 +1,8 @@
 //! The eBPF object itself, part of this binary.
 //! Nothing but its bytes and how they are loaded.
 
+use std::thread;
+
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use ctwatch_common::config::{Config, MAX_CPUS};
@@ -30,13 +32,35 @@ impl MapSizes {
     pub const SMALL: Self = Self { netns: 64, late_bases: 1 };
 }
 
+/// aya's loader. It parses the kernel's BTF while it is made, wanted or not (`EbpfLoader::new`, aya 0.14): as long as all else
+/// that is read for a start, and 21 MB for as long as it keeps it.
+pub struct Loader(EbpfLoader<'static>);
+
+impl Loader {
+    /// Makes one.
+    fn new() -> Self {
+        let mut loader = EbpfLoader::new();
+        // The object needs no BTF relocation.
+        loader.btf(None);
+        Self(loader)
+    }
+
+    /// Makes one while something else is done. None where no thread can be had.
+    pub fn beside<T>(work: impl FnOnce() -> T) -> (Option<Self>, T) {
+        let made = thread::Builder::new().name("loader".to_owned()).spawn(Self::new);
+        let done = work();
+        let made = made.ok().map(|made| made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        (made, done)
+    }
+}
+
 /// Creates the maps and relocates the programs; none is in the kernel yet.
-pub fn load(config: &Config, sizes: MapSizes, log_level: u8) -> Result<Ebpf> {
+pub fn load(loader: Option<Loader>, config: &Config, sizes: MapSizes, log_level: u8) -> Result<Ebpf> {
     raise_memlock();
-    EbpfLoader::new()
-        // The object needs no BTF relocation, and parsing the kernel's for it would take 21 MB.
-        .btf(None)
-        .override_global("CONFIG", &Frozen(*config), true)
+    let Loader(mut loader) = loader.unwrap_or_else(Loader::new);
+    let frozen = Frozen(*config);
+    loader
+        .override_global("CONFIG", &frozen, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("NETS", sizes.netns)
         .map_max_entries("LATE_BASES", sizes.late_bases.max(1))

@@ -27,7 +27,7 @@ use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
 use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
 use crate::probe::doors::{self as places, Loaded};
-use crate::probe::object::MapSizes;
+use crate::probe::object::{Loader, MapSizes};
 use crate::probe::plan::{Attachment, MissingHook, Plan, ProbeOptions, plan};
 use crate::probe::refusal::HookRefused;
 use crate::probe::room::NetnsRoom;
@@ -113,7 +113,7 @@ type Bases = Vec<Option<Counters>>;
 
 impl Watch {
     /// Attaches and takes the baseline. conntrack must be there.
-    pub fn start(config: WatchConfig, kernel: Kernel) -> Result<(Self, StartInfo)> {
+    pub fn start(config: WatchConfig, kernel: Kernel, loader: Option<Loader>) -> Result<(Self, StartInfo)> {
         let mut watch = Self {
             losses: LossPipeline::new(&config.roots, config.probe_options),
             config,
@@ -129,11 +129,11 @@ impl Watch {
             crowding_told: false,
             unnumbered_told: false,
         };
-        let start = watch.attach(kernel)?;
+        let start = watch.attach(kernel, loader)?;
         Ok((watch, start))
     }
 
-    fn attach(&mut self, kernel: Kernel) -> Result<StartInfo> {
+    fn attach(&mut self, kernel: Kernel, loader: Option<Loader>) -> Result<StartInfo> {
         self.module = module::loaded(&self.config.roots);
         self.netns.discover_all()?;
         let mut start = StartInfo {
@@ -144,7 +144,7 @@ impl Watch {
             counters_from: None,
         };
         let bases = match self.config.probe_options {
-            Some(options) => self.attach_programs(options, kernel, &mut start)?,
+            Some(options) => self.attach_programs(options, kernel, loader, &mut start)?,
             None => self.present_counters()?,
         };
         for (id, bases) in bases {
@@ -161,6 +161,7 @@ impl Watch {
         &mut self,
         options: ProbeOptions,
         kernel: Kernel,
+        loader: Option<Loader>,
         start: &mut StartInfo,
     ) -> Result<BTreeMap<NetnsId, Bases>> {
         let namespaces = &self.netns.namespaces;
@@ -173,7 +174,7 @@ impl Watch {
             netns: NetnsRoom::new(namespaces.len(), config.cpus).namespaces,
             late_bases: late.nonzero() + SPARE_LATE_BASES,
         };
-        let (plan, mut probe) = attach_what_attaches(&kernel, options, sizes, self.config.log_level)?;
+        let (plan, mut probe) = attach_what_attaches(loader, &kernel, options, sizes, self.config.log_level)?;
         drop(kernel);
         self.doors = modules;
         probe.shared.set_doors(&doors);
@@ -239,7 +240,7 @@ impl Watch {
         }
         self.censuses.restart();
         self.restarted = true;
-        self.attach(Kernel::read(&self.config.roots))
+        self.attach(Kernel::read(&self.config.roots), None)
             .context("attaching again after nf_conntrack was loaded again")?;
         Ok(Some(ModuleChange::Reattached))
     }
@@ -398,6 +399,7 @@ impl EarlierTotals {
 /// Attaches all hooks that this kernel has and allows. One that it refuses costs what it stands for: a new plan does
 /// without it.
 fn attach_what_attaches(
+    mut loader: Option<Loader>,
     kernel: &Kernel,
     mut options: ProbeOptions,
     sizes: impl Fn(&Config) -> MapSizes,
@@ -411,7 +413,7 @@ fn attach_what_attaches(
     loop {
         let mut config = offsets::resolve(btf, &symbols)?;
         let plan = plan(&symbols, options, &mut config).map_err(anyhow::Error::msg)?;
-        match Probe::attach(&plan, &symbols, &config, sizes(&config), log_level) {
+        match Probe::attach(loader.take(), &plan, &symbols, &config, sizes(&config), log_level) {
             Ok(probe) => return Ok((plan, probe)),
             Err(error) => error.downcast::<HookRefused>()?.do_without(&mut symbols, &mut options)?,
         }

@@ -17,6 +17,7 @@ use crate::error::{ExitContext as _, shortage};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::model::Backend;
+use crate::probe::object::Loader;
 use crate::probe::plan::{Attachment, HookKind, MissingHook, ProbeOptions};
 use crate::probe::refusal::HookRefused;
 use crate::stderr::Progress;
@@ -72,11 +73,12 @@ impl LiveSession {
         shutdown: &mut Shutdown,
     ) -> Result<Option<Self>> {
         let roots = request.roots;
-        let mut kernel = Kernel::read(roots);
+        let (mut loader, mut kernel) = Loader::beside(|| Kernel::read(roots));
         let mut found = look(roots, &kernel, None);
         let (mut backend, mut reason) = request.choose(&found)?;
         if module::loaded(roots).is_none() {
             waiting(&waiting_for_conntrack())?;
+            loader = None;
             if !wait_for_conntrack(roots, shutdown).await {
                 return Ok(None);
             }
@@ -92,7 +94,7 @@ impl LiveSession {
             log_level: request.log_level,
         };
         let progress = Progress::show(|| "loading the programs and attaching them".to_owned());
-        let mut started = Watch::start(config(backend), kernel);
+        let mut started = Watch::start(config(backend), kernel, loader);
         if let Err(error) = &started
             && request.choice == BackendChoice::Auto
             && let Some(refused) = error.downcast_ref::<HookRefused>()
@@ -100,7 +102,7 @@ impl LiveSession {
         {
             reason = Some(format!("{refused}: causes are inferred from the kernel's counters"));
             backend = Backend::Tracepoint;
-            started = Watch::start(config(backend), Kernel::read(roots));
+            started = Watch::start(config(backend), Kernel::read(roots), None);
         }
         drop(progress);
         let (watch, start) = started.or_cannot_watch(|| "starting the watch on conntrack".to_owned())?;
