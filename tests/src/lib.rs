@@ -10,6 +10,7 @@ pub mod cases;
 pub mod census;
 pub mod checks;
 pub mod counters;
+pub mod cpu_times;
 pub mod ctnetlink;
 pub mod ctwatch;
 pub mod difference;

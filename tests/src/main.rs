@@ -28,6 +28,9 @@ enum Task {
         /// Only scenarios whose name contains this, or one of these: a,b; a full name also on a kernel it isn't for
         #[arg(long, default_value = "")]
         only: String,
+        /// Only those that keep the CPUs busy, or only those that mostly wait
+        #[arg(long)]
+        lane: Option<scenario::Lane>,
         /// Print the names of those that would run, and end
         #[arg(long)]
         list: bool,
@@ -124,7 +127,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Task::Guest { kernel, only, list, one } => guest(&kernel, &only, list, one.as_deref()),
+        Task::Guest { kernel, only, lane, list, one } => guest(&kernel, &only, lane, list, one.as_deref()),
         Task::Soak { minutes } => scenario::soak::run(minutes).map(|held| u8::from(!held)),
         Task::Native => native::run().map(|()| 0),
         Task::Cases { names, folder, library, by_hand, jobs, slowness } => {
@@ -193,9 +196,15 @@ fn load(url: &str, rate: f64, seconds: f64, timeout: f64, per_connection: u32) -
     Ok(())
 }
 
-fn guest(kernel: &str, only: &str, list: bool, one: Option<&str>) -> Result<u8> {
+fn guest(
+    kernel: &str,
+    only: &str,
+    lane: Option<scenario::Lane>,
+    list: bool,
+    one: Option<&str>,
+) -> Result<u8> {
     if list {
-        for name in scenario::names(kernel, only)? {
+        for name in scenario::names(kernel, only, lane)? {
             println!("{name}");
         }
         return Ok(0);
@@ -203,5 +212,5 @@ fn guest(kernel: &str, only: &str, list: bool, one: Option<&str>) -> Result<u8> 
     if let Some(name) = one {
         return Ok(u8::try_from(scenario::run_one(kernel, name)?)?);
     }
-    Ok(if scenario::run_all(kernel, only)? { 0 } else { 1 })
+    Ok(if scenario::run_all(kernel, only, lane)? { 0 } else { 1 })
 }

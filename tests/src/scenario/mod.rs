@@ -60,6 +60,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::cpu_times::CpuTimes;
 use crate::shell::{exists, run, sh};
 use crate::{netns, nftables, sys, sysctl};
 
@@ -107,13 +108,34 @@ const ON_7: On = &["7"];
 /// Soaks: too long for every run, and asked for by their full names. docs/benchmarks.md has their figures.
 const ON_REQUEST: On = &[];
 
+/// Which of a kernel's scenarios a guest runs, where there are two guests of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Lane {
+    /// Those that keep the CPUs busy
+    Busy,
+    /// Those that mostly wait, and so may run beside the others
+    Waiting,
+}
+
+/// They wait for minutes: for the kernel's collector, for timeouts, and for what happens when nobody answers.
+const WAITING: [&str; 4] = [
+    "victims_of_gc_are_named",
+    "flows_that_never_get_in_need_their_rate_times_their_timeout",
+    "advice_is_tried_and_stays_only_if_confirmed",
+    "signals_are_heard_by_whoever_is_stuck",
+];
+
 /// Name, body, time limit in seconds, kernels.
 struct Scenario(&'static str, Body, u64, On);
 
 impl Scenario {
     /// Whether it is to run on this kernel when these comma-separated words are asked for; a full name runs anywhere.
-    fn is_wanted(&self, kernel: &str, only: &str) -> bool {
-        only.split(',').any(|word| self.0 == word || (self.0.contains(word) && self.3.contains(&kernel)))
+    fn is_wanted(&self, kernel: &str, only: &str, lane: Option<Lane>) -> bool {
+        let own = if WAITING.contains(&self.0) { Lane::Waiting } else { Lane::Busy };
+        lane.is_none_or(|lane| lane == own)
+            && only
+                .split(',')
+                .any(|word| self.0 == word || (self.0.contains(word) && self.3.contains(&kernel)))
     }
 }
 
@@ -199,7 +221,7 @@ const SCENARIOS: &[Scenario] = &[
     ),
     // gc evicts in another way since 5.16, and comes when it likes: minutes of waiting. What it ends an entry with is the
     // function that early_drop uses, which the scenario before this one watches on each kernel.
-    Scenario("victims_of_gc_are_named", victims::of_gc, 300, OLDEST_AND_NEWEST),
+    Scenario("victims_of_gc_are_named", victims::of_gc, 500, OLDEST_AND_NEWEST),
     Scenario("one_inode_number_two_lives", lives::one_inode_two_lives, 240, ALL_AND_NO_PROCFS),
     Scenario(
         "three_causes_in_two_netns_while_others_come_and_go",
@@ -348,12 +370,12 @@ const SCENARIOS: &[Scenario] = &[
 const SKIPPED: i32 = 77;
 
 /// The names of the scenarios that [`run_all`] would run.
-pub fn names(kernel: &str, only: &str) -> Result<Vec<&'static str>> {
-    Ok(wanted(kernel, only)?.into_iter().map(|scenario| scenario.0).collect())
+pub fn names(kernel: &str, only: &str, lane: Option<Lane>) -> Result<Vec<&'static str>> {
+    Ok(wanted(kernel, only, lane)?.into_iter().map(|scenario| scenario.0).collect())
 }
 
 /// Those for this kernel whose name contains one of the comma-separated words in `only`, and those named in full.
-fn wanted(kernel: &str, only: &str) -> Result<Vec<&'static Scenario>> {
+fn wanted(kernel: &str, only: &str, lane: Option<Lane>) -> Result<Vec<&'static Scenario>> {
     ensure!(KERNELS.contains(&kernel), "{kernel} is none of the kernels {}", KERNELS.join(", "));
     for word in only.split(',') {
         ensure!(
@@ -361,12 +383,12 @@ fn wanted(kernel: &str, only: &str) -> Result<Vec<&'static Scenario>> {
             "no scenario's name contains `{word}`"
         );
     }
-    Ok(SCENARIOS.iter().filter(|scenario| scenario.is_wanted(kernel, only)).collect())
+    Ok(SCENARIOS.iter().filter(|scenario| scenario.is_wanted(kernel, only, lane)).collect())
 }
 
 /// Runs the wanted scenarios; true when none failed.
-pub fn run_all(kernel: &str, only: &str) -> Result<bool> {
-    let wanted = wanted(kernel, only)?;
+pub fn run_all(kernel: &str, only: &str, lane: Option<Lane>) -> Result<bool> {
+    let wanted = wanted(kernel, only, lane)?;
     let missing: Vec<_> = ["ip", "nft", "iptables-legacy", "ctwatch", "bpftool"]
         .into_iter()
         .filter(|program| !exists(program))
@@ -383,11 +405,15 @@ pub fn run_all(kernel: &str, only: &str) -> Result<bool> {
     let limit = prepare()?;
     let mut failed = 0;
     for scenario in &wanted {
-        let started = Instant::now();
+        let (started, cpus) = (Instant::now(), CpuTimes::read()?);
         let verdict = in_own_process(kernel, scenario);
         let took = started.elapsed().as_secs_f64();
+        let idle = CpuTimes::read()?.idle_since(&cpus);
         match verdict {
-            Ok(Outcome::Passed(figures)) => println!("ok {} ({took:.1} s) {figures}", scenario.0),
+            // What mostly waits may run beside others: see [`Lane`].
+            Ok(Outcome::Passed(figures)) => {
+                println!("ok {} ({took:.1} s) {figures} [idle {idle:.0} %]", scenario.0);
+            }
             Ok(Outcome::Skipped(why)) => println!("skipped {}: {why}", scenario.0),
             Err(error) => {
                 failed += 1;
@@ -493,7 +519,7 @@ mod tests {
     fn every_scenario_runs_on_a_kernel_that_there_is() {
         for Scenario(name, _, _, on) in SCENARIOS {
             assert!(on.iter().all(|kernel| KERNELS.contains(kernel)), "{name} on {on:?}");
-            let runs = |only| KERNELS.iter().any(|kernel| names(kernel, only).unwrap().contains(name));
+            let runs = |only| KERNELS.iter().any(|kernel| names(kernel, only, None).unwrap().contains(name));
             assert!(runs(*name), "{name} runs nowhere");
             assert_eq!(runs(""), *on != ON_REQUEST, "{name}");
         }
@@ -506,13 +532,24 @@ mod tests {
     }
 
     #[test]
+    fn each_scenario_of_a_kernel_runs_in_one_of_its_two_guests() {
+        assert!(WAITING.iter().all(|name| SCENARIOS.iter().any(|scenario| scenario.0 == *name)));
+        for kernel in KERNELS {
+            let of = |lane| names(kernel, "", lane).unwrap();
+            let both = [of(Some(Lane::Busy)), of(Some(Lane::Waiting))].concat();
+            assert_eq!(both.len(), of(None).len());
+            assert!(of(None).iter().all(|name| both.contains(name)));
+        }
+    }
+
+    #[test]
     fn a_part_of_a_name_keeps_to_its_kernels_and_a_full_name_goes_anywhere() {
-        let names = |kernel, only| names(kernel, only).unwrap();
+        let names = |kernel, only| names(kernel, only, None).unwrap();
         assert_eq!(names("7", "real_programs"), ["real_programs_are_identified_with_their_clients"]);
         assert!(names("5.10", "real_programs").is_empty());
         let full = "real_programs_are_identified_with_their_clients";
         assert_eq!(names("5.10", full), [full]);
-        assert!(wanted("6.12", "no_such_thing").is_err());
-        assert!(wanted("6.13", "").is_err());
+        assert!(wanted("6.12", "no_such_thing", None).is_err());
+        assert!(wanted("6.13", "", None).is_err());
     }
 }

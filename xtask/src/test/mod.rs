@@ -34,7 +34,7 @@ pub struct Args {
     /// In the guests, run only scenarios whose name contains this, or one of these: a,b
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
-    /// How many guests run at once; each has two CPUs, and takes up to 1 GB. With three, virtual CPUs wait so long for
+    /// How many busy guests run at once; each has two CPUs, and takes up to 1 GB. With three, virtual CPUs wait so long for
     /// one of two real ones that scenarios in a storm may fail
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -51,6 +51,8 @@ enum Stage {
     Dist,
     Verify,
     Guest(Series),
+    /// Scenarios that mostly wait, in a guest of their own beside the others.
+    Waiting(Series),
     Native,
     Deny,
 }
@@ -62,7 +64,7 @@ enum Only {
     Guests,
 }
 
-const STAGES: [Stage; 15] = [
+const STAGES: [Stage; 17] = [
     Stage::Fmt,
     Stage::Clippy,
     Stage::Unit,
@@ -76,6 +78,8 @@ const STAGES: [Stage; 15] = [
     Stage::Guest(Series::V6_12),
     Stage::Guest(Series::V7),
     Stage::Guest(Series::NoProcfs),
+    Stage::Waiting(Series::V5_10),
+    Stage::Waiting(Series::V6_12),
     Stage::Native,
     Stage::Deny,
 ];
@@ -84,14 +88,32 @@ impl Stage {
     /// The guest it runs in.
     fn series(self) -> Option<Series> {
         match self {
-            Stage::Guest(series) => Some(series),
+            Stage::Guest(series) | Stage::Waiting(series) => Some(series),
             _ => None,
         }
     }
 
     /// Whether it needs the static binaries alone, and may run beside others of its kind.
     fn runs_ctwatch(self) -> bool {
-        matches!(self, Stage::Guest(_) | Stage::Native)
+        self.series().is_some() || self == Stage::Native
+    }
+
+    /// Whether it runs when this is asked for: a kernel's guests belong together.
+    fn is_asked_for_by(self, only: Only) -> bool {
+        match only {
+            Only::Guests => self.series().is_some(),
+            Only::Stage(Stage::Guest(series)) => self.series() == Some(series),
+            Only::Stage(stage) => self == stage,
+        }
+    }
+
+    /// Which of its kernel's scenarios run in it: all, where there is no second guest.
+    fn lane(self) -> Option<&'static str> {
+        match self {
+            Stage::Waiting(_) => Some("waiting"),
+            Stage::Guest(series) if STAGES.contains(&Stage::Waiting(series)) => Some("busy"),
+            _ => None,
+        }
     }
 
     fn name(self) -> String {
@@ -105,6 +127,7 @@ impl Stage {
             Stage::Dist => "dist".to_owned(),
             Stage::Verify => "verify".to_owned(),
             Stage::Guest(series) => format!("vm-{series}"),
+            Stage::Waiting(series) => format!("vm-{series}-waiting"),
             Stage::Native => "native".to_owned(),
             Stage::Deny => "deny".to_owned(),
         }
@@ -136,11 +159,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let began = Instant::now();
     let wanted: Vec<Stage> = STAGES
         .into_iter()
-        .filter(|stage| {
-            args.only.is_empty()
-                || args.only.contains(&Only::Stage(*stage))
-                || (matches!(stage, Stage::Guest(_)) && args.only.contains(&Only::Guests))
-        })
+        .filter(|stage| args.only.is_empty() || args.only.iter().any(|only| stage.is_asked_for_by(*only)))
         .collect();
     let (beside, host): (Vec<Stage>, Vec<Stage>) = wanted.iter().partition(|stage| stage.runs_ctwatch());
     let guests: Vec<Series> = beside.iter().filter_map(|stage| stage.series()).collect();
@@ -149,7 +168,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut lines = run_stages(&host, &beside, args, &Steps::of(wanted.len()));
     lines.sort_by_key(|line| wanted.iter().position(|stage| *stage == line.stage));
     let held = summarize(&lines, began.elapsed());
-    let idle = |line: &Line| matches!(line.stage, Stage::Guest(_)) && line.count.ran.is_empty();
+    let idle = |line: &Line| line.stage.series().is_some() && line.count.ran.is_empty();
     if args.scenario.is_some() && held && lines.iter().all(idle) {
         bail!("no scenario ran");
     }
@@ -189,7 +208,9 @@ fn run_stage(
         Stage::Ebpf => ebpf_object(),
         Stage::Dist => dist::both().map(|()| Count::one(true)),
         Stage::Verify => dist::ctwatch().and_then(verify::verify).map(Count::one),
-        Stage::Guest(series) => scenarios(series, args.scenario.as_deref(), out, err),
+        Stage::Guest(series) | Stage::Waiting(series) => {
+            scenarios(series, stage.lane(), args.scenario.as_deref(), out, err)
+        }
         Stage::Native => native(),
         Stage::Deny => deny::check().map(Count::one),
     };
@@ -201,16 +222,20 @@ fn run_stage(
 }
 
 /// The host's stages one after the other; beside them, as soon as the static binaries are there, one of those that run
-/// ctwatch, and `--jobs` of them at a time when the host has nothing else to do.
+/// ctwatch, and `--jobs` of them at a time when the host has nothing else to do. Guests that mostly wait run one after the other
+/// beside all of these.
 fn run_stages(host: &[Stage], beside: &[Stage], args: &Args, steps: &Steps) -> Vec<Line> {
-    let mut order = beside.to_vec();
+    let (waiting, mut order): (Vec<Stage>, Vec<Stage>) =
+        beside.iter().partition(|stage| args.jobs > 1 && matches!(stage, Stage::Waiting(_)));
+    let busy = order.len();
     // The longest first, or it runs alone at the end. The shortest is no guest.
     order.sort_by_key(|stage| {
         LONGEST_FIRST.iter().position(|series| stage.series() == Some(*series)).unwrap_or(usize::MAX)
     });
     let queue = Mutex::new(order.into_iter());
+    let waiting = Mutex::new(waiting.into_iter());
     let done = Mutex::new(Vec::new());
-    let work = || {
+    let work_through = |queue: &Mutex<std::vec::IntoIter<Stage>>| {
         loop {
             let next = queue.lock().expect("no thread panics with the lock").next();
             let Some(stage) = next else { return };
@@ -221,7 +246,8 @@ fn run_stages(host: &[Stage], beside: &[Stage], args: &Args, steps: &Steps) -> V
             done.lock().expect("no thread panics with the lock").push(line);
         }
     };
-    let jobs = args.jobs.min(beside.len());
+    let work = || work_through(&queue);
+    let jobs = args.jobs.min(busy);
     let early = jobs.min(1) * usize::from(args.jobs > 1 || host.is_empty());
     let mut lines = thread::scope(|scope| {
         let on_host = scope.spawn(|| {
@@ -236,8 +262,11 @@ fn run_stages(host: &[Stage], beside: &[Stage], args: &Args, steps: &Steps) -> V
             // the stage, which tries it once more.
             scope.spawn(|| {
                 let _ = dist::both();
+                scope.spawn(|| work_through(&waiting));
                 (0..early).for_each(|_| work());
             });
+        } else {
+            scope.spawn(|| work_through(&waiting));
         }
         let lines = on_host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         for _ in early..jobs {
@@ -305,12 +334,16 @@ pub fn guest_files(ctwatch: std::path::PathBuf) -> Result<Vec<GuestFile>> {
 
 fn scenarios(
     series: Series,
+    lane: Option<&str>,
     only: Option<&str>,
     out: &mut (dyn Write + Send),
     err: &mut (dyn Write + Send),
 ) -> Result<Count> {
     let kernel = series.to_string();
     let mut command = vec!["ctwatch-tests", "guest", "--kernel", &kernel];
+    if let Some(lane) = lane {
+        command.extend(["--lane", lane]);
+    }
     if let Some(only) = only {
         command.extend(["--only", only]);
     }
@@ -404,6 +437,17 @@ mod tests {
     fn stages_go_by_their_names() {
         assert_eq!(parse_stage("vm-6.12"), Ok(Only::Stage(Stage::Guest(Series::V6_12))));
         assert_eq!(parse_stage("vm"), Ok(Only::Guests));
+        let asked = |word| {
+            let only = parse_stage(word).unwrap();
+            STAGES
+                .into_iter()
+                .filter(|stage| stage.is_asked_for_by(only))
+                .map(Stage::name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(asked("vm-6.12"), ["vm-6.12", "vm-6.12-waiting"]);
+        assert_eq!(asked("vm-6.12-waiting"), ["vm-6.12-waiting"]);
+        assert_eq!(asked("vm").len(), 7);
         assert!(parse_stage("nonsense").unwrap_err().contains("vm-5.10"));
     }
 }

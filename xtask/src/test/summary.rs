@@ -1,11 +1,12 @@
 //! The end of a run: what became of each stage, what took longest, which scenarios ran where, and what failed.
 //! CI often keeps no more than this.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::Line;
 use super::count::Count;
-use super::{Line, Stage};
+use crate::vm::Series;
 
 /// So many of the slowest are named.
 const SLOWEST: usize = 10;
@@ -13,7 +14,7 @@ const SLOWEST: usize = 10;
 /// Prints all of it; true when nothing failed.
 pub fn summarize(lines: &[Line], took: Duration) -> bool {
     println!(
-        "\n{:<10} {:<7} {:>7} {:>7} {:>8} {:>8}",
+        "\n{:<16} {:<7} {:>7} {:>7} {:>8} {:>8}",
         "stage", "result", "passed", "failed", "skipped", "seconds"
     );
     for Line { stage, count, took } in lines {
@@ -24,7 +25,7 @@ pub fn summarize(lines: &[Line], took: Duration) -> bool {
             _ => "ok",
         };
         let row = format!(
-            "{:<10} {result:<7} {:>7} {:>7} {:>8} {:>8.1}  {}",
+            "{:<16} {result:<7} {:>7} {:>7} {:>8} {:>8.1}  {}",
             stage.name(),
             count.passed,
             count.failed,
@@ -59,34 +60,39 @@ fn slowest(lines: &[Line]) -> Vec<String> {
         return Vec::new();
     }
     all.sort_by(|(a, ..), (b, ..)| b.total_cmp(a));
-    let head = format!("\n{:>8} {:<10} the slowest scenarios", "seconds", "stage");
+    let head = format!("\n{:>8} {:<16} the slowest scenarios", "seconds", "stage");
     let rows = all
         .into_iter()
         .take(SLOWEST)
-        .map(|(seconds, stage, name)| format!("{seconds:>8.1} {stage:<10} {name}"));
+        .map(|(seconds, stage, name)| format!("{seconds:>8.1} {stage:<16} {name}"));
     std::iter::once(head).chain(rows).collect()
 }
 
 /// Which scenarios ran on which kernels, when there was more than one.
 fn ran_where(lines: &[Line]) -> Vec<String> {
-    let guests = lines.iter().filter(|line| matches!(line.stage, Stage::Guest(_)));
-    let guests: Vec<&Line> = guests.filter(|line| !line.count.ran.is_empty()).collect();
+    let mut guests: Vec<Series> = Vec::new();
+    let mut kernels: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+    for line in lines.iter().filter(|line| !line.count.ran.is_empty()) {
+        let Some(series) = line.stage.series() else { continue };
+        // A kernel may have two guests.
+        let index = guests.iter().position(|one| *one == series).unwrap_or(guests.len());
+        if index == guests.len() {
+            guests.push(series);
+        }
+        for ran in &line.count.ran {
+            kernels.entry(&ran.name).or_default().insert(index);
+        }
+    }
     if guests.len() < 2 {
         return Vec::new();
     }
-    let mut kernels: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (index, line) in guests.iter().enumerate() {
-        for ran in &line.count.ran {
-            kernels.entry(&ran.name).or_default().push(index);
-        }
-    }
-    let mut groups: BTreeMap<&Vec<usize>, Vec<&str>> = BTreeMap::new();
+    let mut groups: BTreeMap<&BTreeSet<usize>, Vec<&str>> = BTreeMap::new();
     for (name, kernels) in &kernels {
         groups.entry(kernels).or_default().push(name);
     }
     let mut rows = vec![String::new()];
     for (indices, names) in groups {
-        let on: Vec<String> = indices.iter().map(|index| guests[*index].stage.name()).collect();
+        let on: Vec<String> = indices.iter().map(|index| guests[*index].to_string()).collect();
         rows.push(if on.len() == guests.len() {
             format!("{} scenarios ran on each of {}", names.len(), on.join(", "))
         } else {
@@ -98,26 +104,35 @@ fn ran_where(lines: &[Line]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Stage;
     use super::super::count::Ran;
     use super::*;
-    use crate::vm::Series;
 
-    fn line(series: Series, ran: &[(&str, f64)]) -> Line {
+    fn line(stage: Stage, ran: &[(&str, f64)]) -> Line {
         let ran = ran.iter().map(|(name, seconds)| Ran { name: (*name).to_owned(), seconds: *seconds });
         let count = Count { ran: ran.collect(), ..Count::default() };
-        Line { stage: Stage::Guest(series), count, took: Duration::ZERO }
+        Line { stage, count, took: Duration::ZERO }
     }
 
     #[test]
     fn the_end_names_the_slowest_and_who_ran_where() {
         let lines = [
-            line(Series::V6_1, &[("a", 3.0), ("b", 20.5)]),
-            line(Series::V7, &[("a", 4.0)]),
+            line(Stage::Guest(Series::V6_1), &[("a", 3.0), ("b", 20.5)]),
+            line(Stage::Guest(Series::V7), &[("a", 4.0)]),
+            line(Stage::Waiting(Series::V7), &[("c", 30.0)]),
             Line { stage: Stage::Fmt, count: Count::one(true), took: Duration::ZERO },
         ];
         let slowest = slowest(&lines);
-        assert_eq!(slowest[1..], ["    20.5 vm-6.1     b", "     4.0 vm-7       a", "     3.0 vm-6.1     a"]);
-        let ran = ["", "1 ran on vm-6.1 only: b", "1 scenarios ran on each of vm-6.1, vm-7"];
+        assert_eq!(
+            slowest[1..],
+            [
+                "    30.0 vm-7-waiting     c",
+                "    20.5 vm-6.1           b",
+                "     4.0 vm-7             a",
+                "     3.0 vm-6.1           a"
+            ]
+        );
+        let ran = ["", "1 ran on 6.1 only: b", "1 scenarios ran on each of 6.1, 7", "1 ran on 7 only: c"];
         assert_eq!(ran_where(&lines), ran);
     }
 }
