@@ -19,7 +19,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("process", &["foreign", "files", "kernel"]),
     ("sandbox", &["kernel"]),
     ("firewall", &["foreign", "files", "text", "model", "kernel"]),
-    ("netns", &["foreign", "model", "kernel", "process"]),
+    ("netns", &["foreign", "text", "model", "kernel", "process"]),
     ("machine", &["foreign", "files", "text", "model", "kernel", "process"]),
     ("state", &["foreign", "model", "contract"]),
     ("conntrack", &["model", "kernel", "netns"]),

@@ -105,7 +105,7 @@ fn show(config: &Config, advise: &AdviseConfig, case: &Case, source: Source) -> 
         }
         AdviceFormat::Report(format) => {
             report.items.retain(|item| chosen.contains(&item.id));
-            super::view(format, &config.look, None).advice(&report).context("writing the advice")?;
+            super::view(format, &config.look).advice(&report).context("writing the advice")?;
         }
     }
     Ok(Exit::Done)

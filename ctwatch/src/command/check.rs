@@ -36,7 +36,7 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
     let programs = if check.verifier { verify(&kernel)? } else { Vec::new() };
     drop(progress);
     let rejected = programs.iter().any(|program| !program.ok);
-    view(check.format, &config.look, None)
+    view(check.format, &config.look)
         .check(&contract::Check {
             schema: SCHEMA,
             version: VERSION.to_owned(),

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::live::{self, AttachRequest, LiveLoop, LiveSession, LiveSink, Shutdown, TickOutcome};
 use super::output::Output;
-use super::{confine, event_loop, netns_spec, view_on};
+use super::{confine, event_loop, netns_spec, view_of_ticks};
 use crate::cli::{BackendChoice, Config, DropsConfig, TableFullBy};
 use crate::contract::{End, Notice};
 use crate::error::Exit;
@@ -30,7 +30,7 @@ async fn stream(config: &Config, drops: &DropsConfig, roots: Roots) -> Result<Ex
     // Wrong usage is told before anything waits or is loaded.
     let wanted_netns = netns_spec::resolve(&drops.netns)?;
     let (out, output) = Output::open()?;
-    let mut view = view_on(out, drops.format, &config.look, wanted_netns.clone());
+    let mut view = view_of_ticks(out, drops.format, &config.look, wanted_netns.clone(), drops.interval);
     let mut shutdown = Shutdown::new()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     let config_of = |backend| drops.settings(backend, wanted_netns.clone());

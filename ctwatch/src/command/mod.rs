@@ -17,6 +17,7 @@ pub mod report;
 pub mod table;
 
 use std::io::{Write, stdout};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
@@ -48,20 +49,25 @@ fn event_loop() -> Result<Runtime> {
     Builder::new_current_thread().enable_io().enable_time().build().context("starting the event loop")
 }
 
-/// The view of a format, on stdout. A netns that was asked for gets its line even when nothing happens there.
-fn view(format: Format, look: &TextOptions, selected: Option<Vec<NetnsId>>) -> Box<dyn View> {
-    view_on(stdout(), format, look, selected)
+/// The view of a format, on stdout.
+fn view(format: Format, look: &TextOptions) -> Box<dyn View> {
+    match format {
+        Format::Json => Box::new(JsonView::new(stdout())),
+        Format::Text => Box::new(TextView::new(stdout(), look.clone())),
+    }
 }
 
-/// The same, on whatever takes it.
-fn view_on(
+/// The view of a stream of ticks, on whatever takes it. A netns that was asked for gets its line even when nothing happens
+/// there.
+fn view_of_ticks(
     out: impl Write + 'static,
     format: Format,
     look: &TextOptions,
     selected: Option<Vec<NetnsId>>,
+    interval: Duration,
 ) -> Box<dyn View> {
     match format {
         Format::Json => Box::new(JsonView::new(out)),
-        Format::Text => Box::new(TextView::new(out, look.clone()).selecting(selected)),
+        Format::Text => Box::new(TextView::new(out, look.clone()).selecting(selected).every(interval)),
     }
 }

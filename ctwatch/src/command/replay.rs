@@ -2,6 +2,7 @@
 //! Each run of a recording is a watch of its own: from its start record to its summary.
 
 use std::collections::HashMap;
+use std::io::stdout;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::drops::Shown;
 use super::live::LiveSink as _;
 use super::live::Shutdown;
-use super::{confine, event_loop, view};
+use super::{confine, event_loop, view_of_ticks};
 use crate::cli::{Config, NetnsSpec, ReplayConfig, Speed};
 use crate::contract::{Notice, SCHEMA, Start};
 use crate::error::{Exit, Failure};
@@ -25,7 +26,7 @@ use crate::record::{Fault, Recording, ticks_read};
 use crate::sandbox::{Files, Work};
 use crate::state::{State, StateConfig};
 use crate::stderr::Progress;
-use crate::text::thousands;
+use crate::text::{did_you_mean, thousands};
 
 /// Runs it.
 pub fn run(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
@@ -59,7 +60,13 @@ async fn replay(config: &Config, arguments: &ReplayConfig) -> Result<Exit> {
         let netns = selected(&arguments.netns, names);
         let settings = settings(arguments, run, netns.clone());
         let shown = Shown {
-            view: view(arguments.format, &config.look, netns),
+            view: view_of_ticks(
+                stdout(),
+                arguments.format,
+                &config.look,
+                netns,
+                Duration::from_micros(run.run.interval_us.unsigned_abs()),
+            ),
             state: State::new(settings),
             output: None,
         };
@@ -234,7 +241,11 @@ fn known_netns(wanted: &[NetnsSpec], runs: &[HashMap<NetnsId, Names>]) -> Result
                 runs.iter().flatten().map(|(id, names)| called(*id, names)).collect();
             there.sort();
             there.dedup();
-            let text = format!("--netns: not in this recording; there are {}", there.join(", "));
+            let near = match spec {
+                NetnsSpec::Name(name) => did_you_mean(name, there.iter().map(String::as_str)),
+                _ => String::new(),
+            };
+            let text = format!("--netns: not in this recording{near}; there are {}", there.join(", "));
             return Err(Failure::usage(text).into());
         }
     }

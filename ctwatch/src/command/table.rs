@@ -46,7 +46,7 @@ async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
         netns: netns_spec::resolve(&table.netns)?,
         listed: Arc::default(),
     };
-    let mut view = view(table.format, &config.look, None);
+    let mut view = view(table.format, &config.look);
     let mut shutdown = Shutdown::new()?;
     // It waits for whoever reads, as nothing goes on meanwhile.
     shutdown.end_within(Duration::from_secs(1));

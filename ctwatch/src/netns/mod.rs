@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::foreign::{Foreign, Shown as _};
 use crate::kernel::roots::Roots;
 use crate::model::NetnsId;
+use crate::text::did_you_mean;
 
 mod discover;
 mod enter;
@@ -66,7 +67,8 @@ pub fn find(namespaces: &BTreeMap<NetnsId, Netns>, name: &str) -> Result<NetnsId
         return Ok(netns.id);
     }
     let known: Vec<String> = named().map(|(_, name)| name.to_string()).collect();
-    bail!("there is no netns named {:?}; known names: {}", Foreign::from(name), known.join(", "))
+    let near = did_you_mean(name, known.iter().map(String::as_str));
+    bail!("there is no netns named {:?}{near}; known names: {}", Foreign::from(name), known.join(", "))
 }
 
 #[cfg(test)]
@@ -84,6 +86,12 @@ mod tests {
         let id = NetnsId::from_inode(1);
         let netns = Netns { id, path: PathBuf::from("/x"), name: Some("blue".into()), container: None };
         let error = find(&BTreeMap::from([(id, netns)]), "red").expect_err("red is unknown").to_string();
-        assert!(error.contains("\"red\"") && error.contains("blue"), "{error}");
+        assert!(error.contains("\"red\"; known names: blue"), "{error}");
+        let namespaces = BTreeMap::from([(
+            id,
+            Netns { id, path: PathBuf::new(), name: Some("blue".into()), container: None },
+        )]);
+        let error = find(&namespaces, "bleu").expect_err("bleu is unknown").to_string();
+        assert!(error.contains("did you mean `blue`?"), "{error}");
     }
 }

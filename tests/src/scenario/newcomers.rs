@@ -136,12 +136,16 @@ pub(super) fn need_rate_times_timeout(_: &Guest) -> Result<Outcome> {
     while began.elapsed() < Duration::from_secs(140) {
         thread::sleep(Duration::from_millis(500));
         if began.elapsed() > Duration::from_secs(80) {
-            counts.push(sysctl::read(sysctl::COUNT)? as f64);
+            counts.push((began.elapsed().as_secs(), sysctl::read(sysctl::COUNT)? as f64));
         }
     }
     checks.equal("drops after the advice was followed", Counters::read()?.since(&before).get("drop"), 0);
     let needed = demand["needed"].as_f64().unwrap_or(0.0);
-    let seen = counts.iter().sum::<f64>() / counts.len() as f64;
+    let seen = counts.iter().map(|(_, count)| count).sum::<f64>() / counts.len() as f64;
+    // gc takes what has expired all at once.
+    let fell = counts.windows(2).filter(|pair| pair[1].1 < pair[0].1 - 100.0);
+    let fell: Vec<String> = fell.map(|pair| format!("{}s:{}→{}", pair[1].0, pair[0].1, pair[1].1)).collect();
+    checks.figure("fell", fell.join(","));
     checks.figure("needed", format!("{needed:.0}"));
     checks.figure("seen", format!("{seen:.0}"));
     checks.that((needed / seen - 1.0).abs() < 0.15, format!("{needed:.0} entries for {seen:.0}"));

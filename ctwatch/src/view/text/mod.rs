@@ -12,6 +12,7 @@ mod table_line;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::{Offset, TimeZone};
@@ -47,8 +48,9 @@ pub struct TextView<W: Write> {
     unexplained: Unexplained,
     /// A table was shown before: separate the next one by a blank line.
     again: bool,
-    /// Times have tenths of seconds: the first interval decides, so that columns stay where they are.
-    with_tenths: Option<bool>,
+    /// Times have tenths of seconds: the interval that was asked for decides, so that columns stay where they are however late
+    /// a tick comes.
+    with_tenths: bool,
     /// The offset from UTC of the last time that was shown.
     offset: Option<Offset>,
 }
@@ -68,7 +70,7 @@ impl<W: Write> TextView<W> {
             lines_since_header: None,
             unexplained: Unexplained::default(),
             again: false,
-            with_tenths: None,
+            with_tenths: false,
             offset: None,
         }
     }
@@ -77,6 +79,12 @@ impl<W: Write> TextView<W> {
     #[must_use]
     pub fn selecting(self, selected: Option<Vec<NetnsId>>) -> Self {
         Self { selected, ..self }
+    }
+
+    /// The same, with a tick after each of these intervals.
+    #[must_use]
+    pub fn every(self, interval: Duration) -> Self {
+        Self { with_tenths: interval < Duration::from_secs(1), ..self }
     }
 
     /// What clocks show; where they were put forward or back since the last time shown, that is said first.
@@ -98,7 +106,7 @@ impl<W: Write> TextView<W> {
     }
 
     fn clock_format(&self) -> &'static str {
-        if self.with_tenths == Some(true) { "%H:%M:%S%.1f" } else { "%H:%M:%S" }
+        if self.with_tenths { "%H:%M:%S%.1f" } else { "%H:%M:%S" }
     }
 
     fn wrapped(&mut self, text: &str) -> io::Result<()> {
@@ -340,7 +348,6 @@ impl<W: Write> View for TextView<W> {
         for table in &tick.tables {
             self.names.insert(table.netns, table_line::name(table));
         }
-        self.with_tenths.get_or_insert(tick.interval_s < 0.95);
         let clock = self.clock(tick.time, self.clock_format())?;
         self.by = row_lines::by(&tick.rows).unwrap_or(self.by);
         self.table_lines(&clock, tick)?;
@@ -439,5 +446,29 @@ impl<W: Write> View for TextView<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{table_status, tick_of_tables};
+
+    #[test]
+    fn the_interval_asked_for_decides_on_tenths_however_late_the_first_tick_is() {
+        for (asked, width) in [(500, "00:00:00.0".len()), (1_000, "00:00:00".len())] {
+            let mut shown = Vec::new();
+            let look = TextOptions { color: false, time_zone: TimeZone::UTC };
+            let mut view = TextView::new(&mut shown, look).every(Duration::from_millis(asked));
+            for interval_s in [1.2, 0.5] {
+                view.tick(&Tick { interval_s, ..tick_of_tables(vec![table_status(NetnsId::from_inode(1))]) })
+                    .expect("a vector takes all");
+            }
+            drop(view);
+            let text = String::from_utf8(shown).expect("it is text");
+            let clocks: Vec<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+            let clocks: Vec<_> = clocks.into_iter().filter(|word| word.starts_with("00:")).collect();
+            assert!(clocks.len() >= 2 && clocks.iter().all(|clock| clock.len() == width), "{text}");
+        }
     }
 }
