@@ -38,6 +38,9 @@ use rows::RowBuilder;
 use tally::{EventTally, SlotTally, Sum, Tallied};
 use unattributed::Unattributed;
 
+/// Tables of which the end says who occupied them.
+const MOST_OCCUPIED: usize = 256;
+
 /// Everything counted so far.
 #[derive(Debug)]
 pub struct State {
@@ -222,7 +225,8 @@ impl State {
             self.occupancy.describe(table);
         }
         self.occupancy.retain(|netns| tables.iter().any(|table| table.netns == netns && !table.gone));
-        self.occupied = tables.iter().filter_map(|table| occupied(table, &self.namespaces)).collect();
+        let matters = tables.iter().filter_map(|table| occupied(table, &self.namespaces));
+        self.occupied = matters.take(MOST_OCCUPIED).collect();
         self.namespaces.end_tick(self.settings.backend);
 
         let (tallied, rest) = match &mut self.rows {
@@ -235,6 +239,7 @@ impl State {
             time: *time,
             interval_s: *interval_s,
             tables,
+            tables_left_out: None,
             rows,
             counted: Counted(self.account.counted),
             kernel_counters: balance::kernel(self.account.kernel),

@@ -18,6 +18,9 @@ const FEW_KEYS: usize = 1 << 12;
 const MANY: u64 = 16;
 /// A rate that is shown as 0.
 const NEGLIGIBLE: f64 = 0.001;
+/// Keys of all tables together, those of flows that have a counter aside: about 40 MB. A host that is scanned on all ports
+/// has half as many; whoever fills namespaces of his own may have any number.
+const MOST_KEYS: usize = 1 << 18;
 /// Below this a census says too little of a key's states.
 const FEW: f64 = 16.0;
 
@@ -132,7 +135,15 @@ impl Occupancy {
     pub fn end_tick(&mut self, interval_s: f64, sample: &FlowSample) {
         let overflowed = sample.overflow > std::mem::replace(&mut self.overflow, sample.overflow);
         for census in &sample.censuses {
-            self.tables.entry(census.netns).or_default().take_census(census);
+            let others = self.tables.iter().filter(|(netns, _)| **netns != census.netns);
+            let keys: usize = others.map(|(_, flows)| flows.keys.len()).sum();
+            let flows = self.tables.entry(census.netns).or_default();
+            if keys + census.keys.len().max(census.bases.len()) <= MOST_KEYS {
+                flows.take_census(census);
+            } else {
+                // Who occupies it isn't known, rather than half of it.
+                flows.known = None;
+            }
         }
         for flows in self.tables.values_mut() {
             if overflowed {
@@ -363,6 +374,20 @@ mod tests {
         let later = Census { replaces_offsets: false, ..census(false, &[(80, 90)], 0) };
         tick(&mut occupancy, &[(80, 4, 4)], vec![later]);
         assert_eq!(shown(&occupancy, 100), (vec![(Some(80), 100)], Some(true)));
+    }
+
+    #[test]
+    fn tables_with_more_keys_than_there_is_room_for_are_unknown_and_the_others_known() {
+        let ports: Vec<(u16, u32)> = (0..60_000).map(|port| (port, 1)).collect();
+        let mut occupancy = Occupancy::default();
+        for inode in 0..20 {
+            let netns = NetnsId::from_packed(HOST.packed() + inode);
+            tick(&mut occupancy, &[], vec![Census { netns, ..census(true, &ports, 0) }]);
+        }
+        let keys: usize = occupancy.tables.values().map(|flows| flows.keys.len()).sum();
+        assert!(keys <= MOST_KEYS, "{keys} keys");
+        let known = |inode| occupancy.tables[&NetnsId::from_packed(HOST.packed() + inode)].known;
+        assert_eq!((known(0), known(3), known(19)), (Some(true), Some(true), None));
     }
 
     #[test]
