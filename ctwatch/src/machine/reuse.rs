@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::software::Software::{self, *};
+use crate::foreign::{Foreign, joined};
 
 /// What to do so that a connection serves more than one request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,13 +70,13 @@ pub fn reuse_hint(server: &Software, clients: &[Software]) -> ReuseHint {
         }
         add(&without_network(speaks));
         // Some go by the name that a process gave itself.
-        let mut names: Vec<String> = Vec::new();
-        for client in clients.iter().map(ToString::to_string) {
+        let mut names: Vec<Foreign> = Vec::new();
+        for client in clients.iter().map(|client| Foreign::from(client.name())) {
             if !names.contains(&client) {
                 names.push(client);
             }
         }
-        format!("keep connections from {} to {server} open and reuse them", names.join(", "))
+        format!("keep connections from {} to {server} open and reuse them", joined(&names))
     };
     ReuseHint { what, settings }
 }

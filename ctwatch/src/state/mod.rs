@@ -28,7 +28,9 @@ pub use filter::{Filter, PortRange};
 pub use settings::{By, StateConfig};
 
 use crate::contract::{self, Agreements, Certainty, Counted, End, Event, Occupied, TableStatus, Tick};
-use crate::model::{Backend, CounterSource, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample};
+use crate::model::{
+    Backend, CounterSource, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample, is_home_netns,
+};
 use crate::state::filter::Verdict;
 use containers::Containers;
 use key::{ClassifiedLoss, Facts, Key};
@@ -220,7 +222,8 @@ impl State {
         self.ambiguous = ambiguous + self.account.overcounted;
         let rates = self.settings.count_flows && self.settings.backend == Backend::Kprobe;
         let mut tables = self.namespaces.tables(*interval_s, rates, overflow, self.settings.backend);
-        self.occupancy.end_tick(*interval_s, flows);
+        let is_home = |netns| is_home_netns(self.namespaces.name_of(netns));
+        self.occupancy.end_tick(*interval_s, flows, is_home);
         for table in tables.iter_mut().filter(|_| is_shown) {
             self.occupancy.describe(table);
         }
