@@ -276,7 +276,10 @@ impl Namespaces {
         over.sort_unstable();
         // By half, so that it isn't done in every tick.
         for (_, id) in &over[..over.len() - REMEMBERED / 2] {
-            if let Some(netns) = known.remove(id) {
+            // One with flows alone, into which nobody could look, has nothing to be summed up.
+            if let Some(netns) =
+                known.remove(id).filter(|netns| netns.life == Life::Gone || netns.lost_in_all() > 0)
+            {
                 folded.add(&netns, backend);
             }
         }

@@ -67,7 +67,7 @@ impl LossPipeline {
         let Self { clock, jiffies, owners, evictions, pending_owners } = self;
         let jiffies_per_s = jiffies.as_ref().and_then(Jiffies::per_s);
         let now = Instant::now();
-        let taken = probe.drain(limit, |said| match said {
+        probe.drain(limit, |said| match said {
             FromKernel::NetnsGone { netns, counters } => gone.push((netns, counters)),
             FromKernel::Pusher { at_ns, flow } => evictions.resolve(at_ns, flow, now),
             FromKernel::Insert(packet) => {
@@ -83,8 +83,7 @@ impl LossPipeline {
                     each(Observed::Loss(&loss));
                 }
             }
-        });
-        taken
+        })
     }
 
     /// Finds out how long a jiffy is, which takes two readings.

@@ -79,6 +79,7 @@ fn hidden_namespaces_with_flows_and_nothing_lost_leave_nothing_behind() {
         state.sample(&Sample { retired: vec![flows], ..sample(vec![netns(HOST, 0)], vec![]) });
     }
     assert!(state.namespaces.len() <= 1_100, "{}", state.namespaces.len());
+    assert!(state.end(time(9)).netns_not_readable <= 1_100);
 }
 
 #[test]
