@@ -75,6 +75,7 @@ pub fn tick_of_tables(tables: Vec<TableStatus>) -> contract::Tick {
         time: Timestamp::UNIX_EPOCH,
         interval_s: 1.0,
         tables,
+        tables_left_out: None,
         rows: Vec::new(),
         counted: Counted::default(),
         kernel_counters: KernelCounters::default(),

@@ -26,10 +26,16 @@ impl NetnsCommands {
         Self { is_kept_at_boot, enter: String::new(), elsewhere: None }
     }
 
-    /// In the netns that this file leads into.
+    /// In the netns that this file leads into, and in no other: by the time somebody types it, the process may have ended and
+    /// its number be another's, or the name lead elsewhere, even into the host's.
     #[must_use]
     pub fn inside(path: &Path, netns: NetnsId) -> Self {
-        let enter = format!("nsenter --net={} ", quote(path.shown().raw()));
+        let is_it =
+            format!("[ \"$(readlink /proc/self/ns/net)\" = \"net:[{}]\" ] && exec \"$@\"", netns.inode());
+        let only_there =
+            format!("{is_it}; echo \"another netns is there by now: nothing was done\" >&2; exit 1");
+        let enter =
+            format!("nsenter --net={} sh -c {} enter ", quote(path.shown().raw()), quote(&only_there));
         Self { is_kept_at_boot: false, enter, elsewhere: Some(netns) }
     }
 
@@ -101,6 +107,33 @@ mod tests {
             let lines: Vec<_> = there.now.iter().chain(&there.undo).collect();
             assert!(lines.iter().all(|line| line.starts_with(&blue().enter)), "{lines:#?}");
             assert!(lines.iter().all(|line| !line.contains("/etc/")), "{lines:#?}");
+        }
+    }
+
+    #[test]
+    fn commands_act_in_that_netns_or_in_none() {
+        let here = crate::netns::own().expect("/proc is readable");
+        let path = Path::new("/proc/self/ns/net");
+        // Who types them needs no rights in here: the fake enters nothing.
+        let typed = |netns: NetnsId, command: &str| {
+            let commands = Commands { now: vec![command.to_owned()], ..Commands::default() };
+            let line = NetnsCommands::inside(path, netns).commands(commands).now.remove(0);
+            let script = format!("nsenter() {{ shift; \"$@\"; }}; {line}");
+            std::process::Command::new("sh").args(["-c", &script]).output().expect("there is a shell")
+        };
+        for command in
+            ["while :; do echo done there; break; done", "[ ! -f /nowhere ] || false; echo done there"]
+        {
+            let output = typed(here, command);
+            assert_eq!(
+                (output.status.code(), &*output.stdout),
+                (Some(0), &b"done there\n"[..]),
+                "{output:?}"
+            );
+            let output = typed(NetnsId::from_inode(here.inode() + 1), command);
+            let said = String::from_utf8(output.stderr).expect("UTF-8");
+            assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b""[..]), "{said}");
+            assert!(said.contains("another netns is there by now"), "{said}");
         }
     }
 

@@ -20,7 +20,7 @@ mod table;
 pub use event::{DropEvent, Entry, Event, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View};
 use serialize::{counter_source, optional_cause, unit};
 pub(crate) use serialize::{is_false, is_zero, millis, rounded_millis};
-pub use table::{Occupant, Occupied, TableStatus, fill};
+pub use table::{Occupant, Occupied, TableStatus, TablesLeftOut, fill};
 
 /// The number of the contract.
 pub const SCHEMA: u32 = 1;
@@ -85,6 +85,9 @@ pub struct Tick {
     pub interval_s: f64,
     /// The fill of every netns watched.
     pub tables: Vec<TableStatus>,
+    /// What `tables` lacks, where a line would get too long with all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tables_left_out: Option<TablesLeftOut>,
     /// What lost something in this interval.
     pub rows: Vec<Row>,
     /// Losses since the baseline, unfiltered.
@@ -139,7 +142,7 @@ pub struct End {
     /// Losses whose keys are too many for a row each, if any: they are in the rows of rests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summed_up: Option<Counted>,
-    /// Who occupied, in the end, the tables that lost something or were at least half full.
+    /// Who occupied, in the end, the tables that lost something or were at least half full: of 256 of them at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub occupied: Vec<Occupied>,
     /// Lines left out before this one, as nobody read them in time.

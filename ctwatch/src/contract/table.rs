@@ -56,6 +56,29 @@ impl TableStatus {
     pub const FILLING: f64 = 0.5;
 }
 
+/// Tables that are in no list, summed up: those that lost least in this interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TablesLeftOut {
+    /// How many.
+    pub netns: u64,
+    /// Packets they lost in this interval, unfiltered.
+    pub packets_lost: u64,
+    /// Their entries that were removed before their time in this interval, unfiltered.
+    pub entries_lost: u64,
+}
+
+impl TablesLeftOut {
+    /// Sums them up.
+    #[must_use]
+    pub fn sum<'a>(tables: impl IntoIterator<Item = &'a TableStatus>) -> Self {
+        tables.into_iter().fold(Self::default(), |sum, table| Self {
+            netns: sum.netns + 1,
+            packets_lost: sum.packets_lost + table.packets_lost,
+            entries_lost: sum.entries_lost + table.entries_lost,
+        })
+    }
+}
+
 /// Who occupies one table at the end.
 #[derive(Clone, Debug, Serialize)]
 pub struct Occupied {

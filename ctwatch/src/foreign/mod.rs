@@ -167,10 +167,15 @@ impl<'de> Deserialize<'de> for Foreign {
     }
 }
 
-/// Several names in a row: "nginx, php-fpm".
+/// Names in one row.
+const IN_A_ROW: usize = 8;
+
+/// Several names in a row: "nginx, php-fpm". Processes take any name, and any number of names: of many, the first.
 #[must_use]
 pub fn joined(names: &[Foreign]) -> String {
-    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    let (shown, others) = names.split_at(names.len().min(IN_A_ROW));
+    let shown = shown.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if others.is_empty() { shown } else { format!("{shown} and {} more", others.len()) }
 }
 
 /// Paths are text from outside, too.

@@ -237,3 +237,11 @@ fn numbers_are_numbers_and_formulas_are_text() {
     }
     assert_eq!(json_cell("{\"a\":-1,\"b\":\";=x\"}"), "{\"a\":-1,\"b\":\";\\u003dx\"}");
 }
+
+#[test]
+fn of_a_thousand_names_the_first_are_shown_and_the_others_counted() {
+    let names: Vec<Foreign> = (0..1_000).map(|number| format!("n{number}\n").into()).collect();
+    assert_eq!(joined(&names[..2]), r"n0\n, n1\n");
+    assert_eq!(joined(&names), r"n0\n, n1\n, n2\n, n3\n, n4\n, n5\n, n6\n, n7\n and 992 more");
+    assert_eq!(joined(&[]), "");
+}

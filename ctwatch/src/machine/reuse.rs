@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::software::Software::{self, *};
+use crate::foreign::{Foreign, joined};
 
 /// What to do so that a connection serves more than one request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,13 +69,14 @@ pub fn reuse_hint(server: &Software, clients: &[Software]) -> ReuseHint {
             add(&of_client(client, speaks));
         }
         add(&without_network(speaks));
-        let mut names: Vec<&str> = Vec::new();
-        for client in clients {
-            if !names.contains(&client.name()) {
-                names.push(client.name());
+        // Some go by the name that a process gave itself.
+        let mut names: Vec<Foreign> = Vec::new();
+        for client in clients.iter().map(|client| Foreign::from(client.name())) {
+            if !names.contains(&client) {
+                names.push(client);
             }
         }
-        format!("keep connections from {} to {server} open and reuse them", names.join(", "))
+        format!("keep connections from {} to {server} open and reuse them", joined(&names))
     };
     ReuseHint { what, settings }
 }
@@ -364,6 +366,14 @@ mod tests {
         let two = reuse_hint(&Redis, &[PhpFpm, Node]);
         assert!(two.settings.len() > one.settings.len());
         assert!(two.what.contains("php-fpm, node"), "{}", two.what);
+    }
+
+    #[test]
+    fn the_name_that_a_process_gave_itself_is_escaped() {
+        let hostile = Other("a\u{1b}[2J\\\n".to_owned());
+        let hint = reuse_hint(&hostile, std::slice::from_ref(&hostile));
+        let name = r"a\x1b[2J\\\n";
+        assert_eq!(hint.what, format!("keep connections from {name} to {name} open and reuse them"));
     }
 
     #[test]

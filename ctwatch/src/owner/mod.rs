@@ -17,6 +17,8 @@ use listener::{Destination, Listeners};
 
 /// Senders remembered; more at once than any host has.
 const SENDERS: usize = 1 << 14;
+/// What the paths of their cgroups take together: a path has a kilobyte, if somebody wants it to.
+const PATHS: usize = 4 << 20;
 /// How long what is known of a sender counts: its number may go to another process.
 const FRESH: Duration = Duration::from_secs(30);
 /// The same while something is still unknown.
@@ -30,6 +32,8 @@ pub struct OwnerResolver {
     roots: Roots,
     cgroups: Cgroups,
     senders: HashMap<Sender, KnownSender>,
+    /// Bytes of names that senders hold.
+    named: usize,
     listeners: Listeners,
     /// Losses without a known process, by netns and by whether they may be any process's.
     unknown_owners: HashMap<(NetnsId, bool), Arc<Owner>>,
@@ -53,6 +57,7 @@ impl OwnerResolver {
             roots: roots.clone(),
             cgroups: Cgroups::new(roots),
             senders: HashMap::new(),
+            named: 0,
             listeners: Listeners::new(roots),
             unknown_owners: HashMap::new(),
             now,
@@ -109,14 +114,16 @@ impl OwnerResolver {
         if let Some(known) = self.senders.get(sender).filter(|known| now < known.until) {
             return Arc::clone(&known.who);
         }
-        if self.senders.len() >= SENDERS {
+        if self.senders.len() >= SENDERS || self.named >= PATHS {
             self.senders.clear();
+            self.named = 0;
         }
         let cgroup = self.cgroup_of(sender);
         let container =
             cgroup.as_ref().and_then(|path| container::of_path(path.raw())).map(|container| container.name);
         let process = ProcessId { pid: sender.pid, name: sender.name, role: Role::Sender };
         let until = now + if cgroup.is_some() { FRESH } else { FRESH_IF_INCOMPLETE };
+        self.named += [&cgroup, &container].into_iter().flatten().map(Foreign::size).sum::<usize>();
         let who = Arc::new(Owner { process: Some(process), cgroup, container, unattributable: false });
         self.senders.insert(*sender, KnownSender { who: Arc::clone(&who), until });
         who
@@ -216,6 +223,25 @@ mod tests {
             (None, None)
         );
         assert_eq!(who.process.unwrap().pid, 77);
+    }
+
+    #[test]
+    fn cgroups_with_endless_paths_fill_no_memory() {
+        let (_folder, roots, _) = host();
+        let mut deep = roots.sys("fs/cgroup/user.slice");
+        for _ in 0..3 {
+            deep.push("d".repeat(250));
+        }
+        fs::create_dir_all(&deep).unwrap();
+        let id = fs::metadata(&deep).unwrap().ino();
+        let mut owners = OwnerResolver::new(&roots);
+        for pid in 1..=10_000 {
+            let who = owners.of(&loss(Hook::LocalOut, Some(owner(id, pid))), &BTreeMap::new());
+            assert!(who.cgroup.as_ref().is_some_and(|path| path.size() > 700));
+        }
+        let held = |known: &KnownSender| known.who.cgroup.as_ref().map_or(0, Foreign::size);
+        let bytes: usize = owners.senders.values().map(held).sum();
+        assert!(bytes <= PATHS + 8_192, "{bytes}");
     }
 
     #[test]

@@ -56,7 +56,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_fchmod,
     libc::SYS_fchown,
     libc::SYS_umask,
-    libc::SYS_ioctl,
+    // ioctl is below.
     // Memory. mmap and mprotect are below.
     libc::SYS_munmap,
     libc::SYS_mremap,
@@ -233,6 +233,10 @@ const NAMESPACES: c_long = (libc::CLONE_NEWNS
 /// PR_SET_VMA: glibc names its memory.
 const NAMES_MEMORY: c_long = 0x5356_4d41;
 
+/// What types into a terminal as if its user did: into that of root, who started ctwatch (TIOCSTI, and the console's
+/// selection, which can be pasted; include/uapi/asm-generic/ioctls.h). The kernel looks at the lower half of the number only.
+const TYPES_INTO_TERMINAL: [c_long; 2] = [0x5412, 0x541c];
+
 /// As an older kernel would say it: libraries know what to do then.
 const NO_SUCH_CALL: SeccompAction = SeccompAction::Errno(libc::ENOSYS as u32);
 const NOT_PERMITTED: SeccompAction = SeccompAction::Errno(libc::EPERM as u32);
@@ -282,6 +286,7 @@ fn allowed(work: Work) -> Made<Rules> {
     let mut rules: Rules = calls.concat().into_iter().map(|call| (call, Vec::new())).collect();
     let no_flag_of = |argument, flags| masked(argument, flags, 0);
     rules.insert(libc::SYS_clone, vec![no_flag_of(0, NAMESPACES)?]);
+    rules.insert(libc::SYS_ioctl, vec![is_none_of(1, &TYPES_INTO_TERMINAL)?]);
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![no_flag_of(2, c_long::from(libc::PROT_EXEC))?]);
     }
@@ -322,6 +327,8 @@ fn forbidden() -> Made<Rules> {
         }
     }
     rules.insert(libc::SYS_clone, makes_one);
+    let types = TYPES_INTO_TERMINAL.map(|request| is(1, request));
+    rules.insert(libc::SYS_ioctl, types.into_iter().collect::<Made<_>>()?);
     Ok(rules)
 }
 
@@ -345,6 +352,14 @@ fn datagrams(family: i32) -> Made<SeccompRule> {
 /// The lower half of an argument is this.
 fn is(argument: u8, value: c_long) -> Made<SeccompRule> {
     rule(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+}
+
+/// The lower half of an argument is none of these.
+fn is_none_of(argument: u8, values: &[c_long]) -> Made<SeccompRule> {
+    let other_than = |value: &c_long| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *value as u64)
+    };
+    SeccompRule::new(values.iter().map(other_than).collect::<Made<_>>()?)
 }
 
 /// All of an argument is this.
@@ -483,5 +498,27 @@ mod tests {
         assert_eq!(new_namespace, libc::EPERM);
         let x32 = inside(Work::RunsPrograms, || call(libc::SYS_getpid | c_long::from(X32), [0; 3]));
         assert_eq!(x32, libc::ENOSYS);
+    }
+
+    #[test]
+    fn nobody_types_into_a_terminal_and_all_may_ask_it_for_its_size() {
+        let high: c_long = 1 << 32;
+        for work in [Work::Reads, Work::Lists, Work::Watches, Work::RunsPrograms] {
+            let refused = if work == Work::RunsPrograms { libc::EPERM } else { libc::ENOSYS };
+            let said = inside(work, move || {
+                let ioctl = |request: c_long| call(libc::SYS_ioctl, [-1, request, 0]);
+                let [sti, linux] = TYPES_INTO_TERMINAL;
+                // The kernel drops what is above 32 bits.
+                [
+                    ioctl(sti),
+                    ioctl(linux),
+                    ioctl(sti | high),
+                    ioctl(linux | high),
+                    ioctl(libc::TIOCGWINSZ as c_long),
+                ]
+            });
+            assert_eq!(said, [refused, refused, refused, refused, libc::EBADF], "{work:?}");
+        }
+        assert_eq!(TYPES_INTO_TERMINAL, [libc::TIOCSTI as c_long, libc::TIOCLINUX as c_long]);
     }
 }

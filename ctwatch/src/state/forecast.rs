@@ -8,8 +8,6 @@ use super::flow_model::{Model, Prior, Projection};
 use super::step::{FlowKey, Step};
 use crate::model::{Census, PortDetail, Timeouts};
 
-/// Keys with a model of their own.
-const MODELS: usize = 64;
 /// How far to look, seconds.
 const HORIZON: f64 = 86_400.0;
 /// Steps of a second up to here; then each is longer than the last.
@@ -18,7 +16,7 @@ const GROWTH: f64 = 1.05;
 
 /// Puts first those that can get a model, in order: once one of them finds no room, no smaller one does.
 fn largest_first(steps: &mut [Step]) -> &[Step] {
-    let first = steps.len().min(MODELS);
+    let first = steps.len().min(Forecast::MODELS);
     if first < steps.len() {
         steps.select_nth_unstable_by(first, Step::rank);
     }
@@ -39,6 +37,14 @@ pub(super) struct Forecast {
 }
 
 impl Forecast {
+    /// Keys with a model of their own.
+    pub const MODELS: usize = 64;
+
+    /// What a census said of keys, which is kept.
+    pub const fn details(&self) -> usize {
+        self.details.len()
+    }
+
     /// What is known of remaining timeouts is renewed; how arrivals went so far stays.
     pub fn take_census(&mut self, census: &Census, entries_of: impl Fn(FlowKey) -> f64) {
         self.details.clone_from(&census.details);
@@ -98,7 +104,7 @@ impl Forecast {
 
     /// Room for one more model, taken from a much smaller one if need be.
     fn make_room(&mut self, entries: f64) -> bool {
-        if self.models.len() < MODELS {
+        if self.models.len() < Self::MODELS {
             return true;
         }
         let smallest = self.models.iter().min_by(|(_, a), (_, b)| a.entries().total_cmp(&b.entries()));

@@ -17,8 +17,7 @@ mod step;
 pub mod table;
 mod tally;
 mod trend;
-
-use std::collections::HashSet;
+mod unattributed;
 
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
@@ -29,7 +28,9 @@ pub use filter::{Filter, PortRange};
 pub use settings::{By, StateConfig};
 
 use crate::contract::{self, Agreements, Certainty, Counted, End, Event, Occupied, TableStatus, Tick};
-use crate::model::{Backend, CounterSource, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample};
+use crate::model::{
+    Backend, CounterSource, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample, is_home_netns,
+};
 use crate::state::filter::Verdict;
 use containers::Containers;
 use key::{ClassifiedLoss, Facts, Key};
@@ -37,6 +38,10 @@ use namespaces::{Account, Namespaces};
 use occupancy::Occupancy;
 use rows::RowBuilder;
 use tally::{EventTally, SlotTally, Sum, Tallied};
+use unattributed::Unattributed;
+
+/// Tables of which the end says who occupied them.
+const MOST_OCCUPIED: usize = 256;
 
 /// Everything counted so far.
 #[derive(Debug)]
@@ -60,7 +65,7 @@ pub struct State {
     /// Some losses never come as events.
     is_sampled: bool,
     /// Where there were losses of which a filter or a row needs something unknown.
-    unattributed: HashSet<(NetnsId, Cause)>,
+    unattributed: Unattributed,
 }
 
 /// Where rows come from.
@@ -94,7 +99,7 @@ impl State {
             ambiguous: 0,
             counters_from: None,
             is_sampled: false,
-            unattributed: HashSet::new(),
+            unattributed: Unattributed::default(),
         }
     }
 
@@ -128,7 +133,7 @@ impl State {
             if verdict == Verdict::Pass && seen.has_fields_for(by) {
                 let owner = loss.owner.as_deref();
                 if by.needs_owners() && is_unattributable(by, owner) {
-                    self.unattributed.insert((seen.facts.netns, seen.cause));
+                    self.unattributed.add(seen.facts.netns, seen.cause);
                 }
                 match by {
                     By::Process => {
@@ -144,7 +149,7 @@ impl State {
                     _ => tally.add(seen.key(by, loss.packet.tuple.as_ref())),
                 }
             } else {
-                self.unattributed.insert((seen.facts.netns, seen.cause));
+                self.unattributed.add(seen.facts.netns, seen.cause);
                 tally.add(seen.unattributed_key());
             }
         }
@@ -217,23 +222,27 @@ impl State {
         self.ambiguous = ambiguous + self.account.overcounted;
         let rates = self.settings.count_flows && self.settings.backend == Backend::Kprobe;
         let mut tables = self.namespaces.tables(*interval_s, rates, overflow, self.settings.backend);
-        self.occupancy.end_tick(*interval_s, flows);
+        let is_home = |netns| is_home_netns(self.namespaces.name_of(netns));
+        self.occupancy.end_tick(*interval_s, flows, is_home);
         for table in tables.iter_mut().filter(|_| is_shown) {
             self.occupancy.describe(table);
         }
         self.occupancy.retain(|netns| tables.iter().any(|table| table.netns == netns && !table.gone));
-        self.occupied = tables.iter().filter_map(|table| occupied(table, &self.namespaces)).collect();
-        self.namespaces.end_tick();
+        let matters = tables.iter().filter_map(|table| occupied(table, &self.namespaces));
+        self.occupied = matters.take(MOST_OCCUPIED).collect();
+        self.namespaces.end_tick(self.settings.backend);
 
         let (tallied, rest) = match &mut self.rows {
             Rows::Slots(tally) => tally.close_tick(),
             Rows::Events(tally) => tally.close_tick(),
         };
         let rows = self.shaped(tallied, &rest, &overflow_before);
+        self.forget_containers();
         Tick {
             time: *time,
             interval_s: *interval_s,
             tables,
+            tables_left_out: None,
             rows,
             counted: Counted(self.account.counted),
             kernel_counters: balance::kernel(self.account.kernel),
@@ -268,6 +277,15 @@ impl State {
             summed_up: Counted(rest.map(|sum| sum.total)).any(),
             occupied: self.occupied.clone(),
             unwritten_lines: 0,
+        }
+    }
+
+    /// Containers come and go: the names of those whose rows are summed up make room for others.
+    fn forget_containers(&mut self) {
+        let Self { rows: Rows::Events(tally), containers, .. } = self else { return };
+        if containers.is_crowded() {
+            tally.keep(containers::LIMIT / 2);
+            containers.retain(tally.keys().map(|key| key.fields().container()));
         }
     }
 
@@ -313,7 +331,7 @@ impl State {
         let Rows::Slots(tally) = &mut self.rows else {
             // Counted without an event: it may belong to any row.
             if seen.facts.port.is_none() && count > 0 {
-                self.unattributed.insert((seen.facts.netns, seen.cause));
+                self.unattributed.add(seen.facts.netns, seen.cause);
             }
             return;
         };
@@ -326,7 +344,7 @@ impl State {
             Verdict::Pass if seen.has_fields_for(*by) => add(tally, seen.key(*by, None), count),
             Verdict::Pass | Verdict::Unknown => {
                 if count > 0 {
-                    self.unattributed.insert((seen.facts.netns, seen.cause));
+                    self.unattributed.add(seen.facts.netns, seen.cause);
                 }
                 add(tally, seen.unattributed_key(), count);
             }

@@ -11,12 +11,29 @@ use crate::contract::{TableStatus, fill};
 use crate::foreign::Foreign;
 use crate::model::{Backend, NetnsAccess, NetnsId, NetnsSample, is_home_netns};
 
+/// Namespaces that lost something and are gone: so many are remembered one by one, those that lost most.
+const REMEMBERED: usize = 1024;
+
 /// All namespaces that are, or were.
 #[derive(Debug, Default)]
 pub(super) struct Namespaces {
     known: HashMap<NetnsId, Netns>,
     /// Those that died without a loss, so that only their sums matter.
     buried: Buried,
+    /// Those that died, having lost something, and are too many to be remembered.
+    folded: Folded,
+}
+
+/// The sums of namespaces that nothing more is told of.
+#[derive(Clone, Debug, Default)]
+struct Folded {
+    losses: [u64; CAUSES],
+    kernel: Four<u64>,
+    balance: Balance,
+    overcounted: u64,
+    gone: u64,
+    unreadable: u64,
+    unheard: Four<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +63,8 @@ struct Netns {
     life: Life,
     /// It is gone, and nothing it counted is missing.
     complete: bool,
+    /// The last sample told of it.
+    told: bool,
     access: NetnsAccess,
     ours: Totals,
     ours_at_last_tick: Totals,
@@ -94,6 +113,7 @@ impl Namespaces {
         for netns in self.known.values_mut() {
             netns.ours_at_last_tick = std::mem::replace(&mut netns.ours, netns.retired);
             netns.after_at_last_tick = netns.kernel_after();
+            netns.told = false;
             netns.life = match netns.life {
                 Life::Alive => Life::Dying,
                 Life::Dying => Life::Gone,
@@ -135,6 +155,7 @@ impl Namespaces {
         }
         self.buried.ids.remove(id);
         let netns = self.known.entry(*id).or_default();
+        netns.told = true;
         match (gone, netns.life) {
             // Its last line was shown: all that may come is what it had counted in the end.
             (true, Life::Gone) => {
@@ -163,6 +184,12 @@ impl Namespaces {
         netns.max = *max;
     }
 
+    /// How many are remembered one by one.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
     /// What a netns is called.
     pub fn name_of(&self, netns: NetnsId) -> Option<&Foreign> {
         self.known.get(&netns)?.name.as_ref()
@@ -181,32 +208,21 @@ impl Namespaces {
     /// The sums, once all of a tick's samples are in. `overflow`: our losses of unknown netns.
     pub fn account(&self, overflow: &[u64; CAUSES], backend: Backend) -> Account {
         let elsewhere = balance::in_kernel_terms(overflow);
-        let mut account = Account {
-            counted: *overflow,
-            kernel: self.buried.kernel,
-            gone: self.buried.incomplete.len() as u64 + self.buried.never_complete,
-            ..Account::default()
-        };
-        let mut sums = Balance::default();
+        let mut all = self.folded.clone();
         for netns in self.known.values() {
-            let (ours, too_much) = netns.ours_in_kernel_terms(backend);
-            let bracket = netns.bracket();
-            sums.add(&bracket, ours);
-            for (any, here) in account.unheard.iter_mut().zip(bracket.unheard(ours)) {
-                *any |= here;
-            }
-            account.overcounted += too_much;
-            for (sum, losses) in account.counted.iter_mut().zip(netns.ours.losses) {
-                *sum += losses;
-            }
-            for (sum, kernel) in account.kernel.iter_mut().zip(netns.kernel_after()) {
-                *sum += kernel;
-            }
-            account.gone += u64::from(netns.went_away() && !netns.complete);
-            account.unreadable += u64::from(netns.is_unreadable());
+            all.add(netns, backend);
         }
-        account.counted[Cause::TableFull as usize] -= account.overcounted;
-        account.unexplained = sums.unexplained(elsewhere);
+        let Folded { losses, kernel, balance, overcounted, gone, unreadable, unheard } = all;
+        let mut account = Account {
+            counted: std::array::from_fn(|cause| overflow[cause] + losses[cause]),
+            kernel: add(self.buried.kernel, kernel),
+            unexplained: balance.unexplained(elsewhere),
+            overcounted,
+            gone: self.buried.incomplete.len() as u64 + self.buried.never_complete + gone,
+            unreadable,
+            unheard,
+        };
+        account.counted[Cause::TableFull as usize] -= overcounted;
         for (sum, buried) in account.unexplained.iter_mut().zip(self.buried.unexplained) {
             *sum += buried;
         }
@@ -239,9 +255,37 @@ impl Namespaces {
         tables
     }
 
-    /// Keeps only the sums of namespaces that died without a loss: hosts that start a container every second
-    /// would fill the memory otherwise.
-    pub fn end_tick(&mut self) {
+    /// Keeps only the sums of namespaces that died without a loss, and of those that lost least if many died with one: hosts
+    /// that start a container every second, and whoever makes namespaces to fill the memory, would do so otherwise.
+    pub fn end_tick(&mut self, backend: Backend) {
+        self.bury();
+        self.fold(backend);
+    }
+
+    /// All that can still be asked of one that is folded is what it is called.
+    fn fold(&mut self, backend: Backend) {
+        let Self { known, folded, .. } = self;
+        let mut over: Vec<(u64, NetnsId)> = known
+            .iter()
+            .filter(|(_, netns)| netns.is_over())
+            .map(|(id, netns)| (netns.lost_in_all(), *id))
+            .collect();
+        if over.len() <= REMEMBERED {
+            return;
+        }
+        over.sort_unstable();
+        // By half, so that it isn't done in every tick.
+        for (_, id) in &over[..over.len() - REMEMBERED / 2] {
+            // One with flows alone, into which nobody could look, has nothing to be summed up.
+            if let Some(netns) =
+                known.remove(id).filter(|netns| netns.life == Life::Gone || netns.lost_in_all() > 0)
+            {
+                folded.add(&netns, backend);
+            }
+        }
+    }
+
+    fn bury(&mut self) {
         let buried = &mut self.buried;
         buried.forget_untold();
         self.known.retain(|id, netns| {
@@ -262,6 +306,24 @@ impl Namespaces {
             }
             false
         });
+    }
+}
+
+impl Folded {
+    fn add(&mut self, netns: &Netns, backend: Backend) {
+        let (ours, too_much) = netns.ours_in_kernel_terms(backend);
+        let bracket = netns.bracket();
+        self.balance.add(&bracket, ours);
+        for (any, here) in self.unheard.iter_mut().zip(bracket.unheard(ours)) {
+            *any |= here;
+        }
+        self.overcounted += too_much;
+        for (sum, losses) in self.losses.iter_mut().zip(netns.ours.losses) {
+            *sum += losses;
+        }
+        self.kernel = add(self.kernel, netns.kernel_after());
+        self.gone += u64::from(netns.went_away() && !netns.complete);
+        self.unreadable += u64::from(netns.is_unreadable());
     }
 }
 
@@ -293,6 +355,19 @@ impl Buried {
 impl Netns {
     fn went_away(&self) -> bool {
         matches!(self.life, Life::Dying | Life::Gone)
+    }
+
+    /// No sample tells of it any more, and what it counted is no longer in slots: none of its numbers moves again.
+    fn is_over(&self) -> bool {
+        !self.told
+            && matches!(self.life, Life::Gone | Life::NeverSampled)
+            && self.ours == self.retired
+            && self.ours_at_last_tick == self.ours
+    }
+
+    /// Packets and entries, to compare it with others.
+    fn lost_in_all(&self) -> u64 {
+        self.ours.losses.iter().sum()
     }
 
     /// Has a line of its own: one that nobody could look into only if it lost something.

@@ -18,6 +18,13 @@ const FEW_KEYS: usize = 1 << 12;
 const MANY: u64 = 16;
 /// A rate that is shown as 0.
 const NEGLIGIBLE: f64 = 0.001;
+/// What is known of all tables but the host's together, by [`weight`]: about 64 MB. Pods have a thousand each; whoever fills
+/// namespaces of his own may have any number.
+const MOST: usize = 1 << 19;
+/// What a key takes is 1, about 128 bytes;
+const OF_DETAIL: usize = 9;
+/// and this once it has a history.
+const OF_MODEL: usize = 96;
 /// Below this a census says too little of a key's states.
 const FEW: f64 = 16.0;
 
@@ -128,11 +135,18 @@ impl Occupancy {
         key.deletes += deletes;
     }
 
-    /// All slots are in: takes in the censuses that ended meanwhile.
-    pub fn end_tick(&mut self, interval_s: f64, sample: &FlowSample) {
+    /// All slots are in: takes in the censuses that ended meanwhile, the host's in any case.
+    pub fn end_tick(&mut self, interval_s: f64, sample: &FlowSample, is_home: impl Fn(NetnsId) -> bool) {
         let overflowed = sample.overflow > std::mem::replace(&mut self.overflow, sample.overflow);
         for census in &sample.censuses {
-            self.tables.entry(census.netns).or_default().take_census(census);
+            let others = self.tables.iter().filter(|(netns, _)| **netns != census.netns && !is_home(**netns));
+            let theirs: usize = others.map(|(_, flows)| flows.weight()).sum();
+            let flows = self.tables.entry(census.netns).or_default();
+            if is_home(census.netns) || theirs + weight(census) <= MOST {
+                flows.take_census(census);
+            } else {
+                flows.forget();
+            }
         }
         for flows in self.tables.values_mut() {
             if overflowed {
@@ -162,7 +176,34 @@ impl Occupancy {
     }
 }
 
+/// What would be kept of a census, at most.
+fn weight(census: &Census) -> usize {
+    let keys = census.keys.len().max(census.bases.len());
+    keys + OF_DETAIL * census.details.len() + OF_MODEL * keys.min(Forecast::MODELS)
+}
+
 impl Flows {
+    /// What it takes, at most, as long as its keys are these.
+    fn weight(&self) -> usize {
+        match self.known {
+            Some(_) => {
+                let keys = self.keys.len();
+                keys + OF_DETAIL * self.forecast.details() + OF_MODEL * keys.min(Forecast::MODELS)
+            }
+            // Keys that have a counter of their own are bounded there.
+            None => 0,
+        }
+    }
+
+    /// There is no room for what a census says: who occupies the table isn't known, rather than half of it.
+    fn forget(&mut self) {
+        self.known = None;
+        self.forecast = Forecast::default();
+        for key in self.keys.values_mut() {
+            (key.base, key.census) = (0, None);
+        }
+    }
+
     fn take_census(&mut self, census: &Census) {
         if census.replaces_offsets {
             for key in self.keys.values_mut() {
@@ -278,7 +319,7 @@ fn floored(share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{CensusKey, FlowOffset};
+    use crate::model::{CensusKey, FlowOffset, PortDetail};
     use proptest::prelude::*;
 
     const HOST: NetnsId = NetnsId::from_packed(4_026_531_840);
@@ -323,7 +364,7 @@ mod tests {
         for (port, inserts, deletes) in slots {
             occupancy.add(HOST, 6, *port, *inserts, *deletes);
         }
-        occupancy.end_tick(1.0, &sample);
+        occupancy.end_tick(1.0, &sample, |netns| netns == HOST);
     }
 
     fn shown(occupancy: &Occupancy, count: u32) -> (Vec<(Option<u16>, u64)>, Option<bool>) {
@@ -363,6 +404,36 @@ mod tests {
         let later = Census { replaces_offsets: false, ..census(false, &[(80, 90)], 0) };
         tick(&mut occupancy, &[(80, 4, 4)], vec![later]);
         assert_eq!(shown(&occupancy, 100), (vec![(Some(80), 100)], Some(true)));
+    }
+
+    #[test]
+    fn tables_for_which_there_is_no_room_are_unknown_and_the_hosts_is_known() {
+        let detail = |port| {
+            let mut detail = PortDetail::new(6, Some(port));
+            detail.add(7, true, 60);
+            detail
+        };
+        let mut occupancy = Occupancy::default();
+        let of_netns = |inode| {
+            let ports: Vec<(u16, u32)> = (0..256).map(|port| (port, 16)).collect();
+            let netns = NetnsId::from_packed(HOST.packed() + inode);
+            Census { netns, details: (0..256).map(detail).collect(), ..census(true, &ports, 0) }
+        };
+        tick(&mut occupancy, &[], (1..500).map(of_netns).collect());
+        let scanned: Vec<(u16, u32)> = (0..=u16::MAX).map(|port| (port, 1)).collect();
+        tick(&mut occupancy, &[], vec![census(true, &scanned, 0)]);
+        assert_eq!(occupancy.tables[&HOST].known, Some(true));
+        let others = || occupancy.tables.iter().filter(|(netns, _)| **netns != HOST);
+        let known = others().filter(|(_, flows)| flows.known.is_some()).count();
+        assert!((50..100).contains(&known), "{known} of the others");
+        assert!(others().map(|(_, flows)| flows.weight()).sum::<usize>() <= MOST);
+        // What isn't known takes nothing.
+        assert!(others().all(|(_, flows)| flows.known.is_some() || flows.keys.is_empty()));
+        // Even if it was, before it grew.
+        let netns = NetnsId::from_packed(HOST.packed() + 1);
+        assert_eq!(occupancy.tables[&netns].known, Some(true));
+        tick(&mut occupancy, &[], vec![Census { netns, ..census(true, &scanned, 0) }]);
+        assert!(occupancy.tables[&netns].known.is_none() && occupancy.tables[&netns].keys.is_empty());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! Whatever is cut, the rows of a report add up to all losses it is about.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
 
 use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
@@ -12,6 +11,7 @@ use super::key::Fields;
 use super::namespaces::Namespaces;
 use super::settings::By;
 use super::tally::{Sum, Tallied};
+use super::unattributed::Unattributed;
 use crate::contract::{Certainty, Process, Row};
 use crate::model::{Backend, NetnsId, Protocol, service};
 
@@ -26,7 +26,7 @@ pub(super) struct RowBuilder<'a> {
     /// Causes of which the sum of all rows may lack some losses.
     pub sampled: [bool; CAUSES],
     /// Where losses of unknown key may belong to any row of that netns and cause.
-    pub unattributed: &'a HashSet<(NetnsId, Cause)>,
+    pub unattributed: &'a Unattributed,
     /// What the numbers in keys stand for.
     pub containers: &'a Containers,
     pub namespaces: &'a Namespaces,
@@ -74,8 +74,8 @@ impl RowBuilder<'_> {
             // Those without an owner are all there: it is the others that may lack some.
             By::Process if row.key.fields().process().is_none() => false,
             By::Container if row.key.fields().container() == 0 => false,
-            By::Proto | By::Cause => self.unattributed.iter().any(|(_, of)| *of == cause),
-            _ => self.unattributed.contains(&(NetnsId::from_packed(row.key.fields().netns), cause)),
+            By::Proto | By::Cause => self.unattributed.is_any(cause),
+            _ => self.unattributed.may_be_in(NetnsId::from_packed(row.key.fields().netns), cause),
         }
     }
 

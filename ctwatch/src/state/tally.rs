@@ -249,17 +249,27 @@ impl EventTally {
 
     /// Drops the smaller half once three quarters are taken, so that newcomers get a chance in every tick.
     fn make_room(&mut self) {
-        let Self { keys, limit, rest } = self;
-        if keys.len() > *limit / 4 * 3 {
-            keep_largest(
-                keys,
-                *limit / 2,
-                |entry| entry.total,
-                |key, entry| {
-                    rest[usize::from(key.cause()) % CAUSES].total += entry.total;
-                },
-            );
+        if self.keys.len() > self.limit / 4 * 3 {
+            self.keep(self.limit / 2);
         }
+    }
+
+    /// Sums up all but so many rows, the largest. Between two ticks.
+    pub fn keep(&mut self, most: usize) {
+        let Self { keys, limit: _, rest } = self;
+        keep_largest(
+            keys,
+            most,
+            |entry| entry.total,
+            |key, entry| {
+                rest[usize::from(key.cause()) % CAUSES].total += entry.total;
+            },
+        );
+    }
+
+    /// What there are rows of.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.keys.keys()
     }
 }
 

@@ -14,6 +14,7 @@ use crate::model::{
     Role, Tuple,
 };
 
+mod churn;
 mod events;
 mod owners;
 mod retired;

@@ -1,41 +1,53 @@
 //! Evictions wait until the flow that pushed the entry out is known: it is confirmed a moment later, or never.
-//! Nothing waits for longer than one round, and nothing is dropped here.
+//! Nothing waits for longer than a moment, so that no later flow is named, and no more than there is room for; nothing is
+//! dropped here.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use ctwatch_common::Cause;
 
 use crate::model::{Flow, Loss};
 
-/// Evictions of this round and of the one before.
+/// How long an eviction waits: its flow is confirmed when its first packet has passed the firewall.
+const MAX_WAIT: Duration = Duration::from_millis(50);
+/// How many wait.
+const ROOM: usize = 1 << 14;
+
+/// The evictions that wait, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct EvictionMatcher {
-    fresh: Vec<Loss>,
-    waiting: Vec<Loss>,
-}
+pub(super) struct EvictionMatcher(VecDeque<(Loss, Instant)>);
 
 impl EvictionMatcher {
-    /// Keeps an eviction; gives back everything else.
-    pub fn hold(&mut self, loss: Loss) -> Option<Loss> {
-        if loss.cause == Cause::Evicted {
-            self.fresh.push(loss);
-            return None;
+    /// Keeps an eviction; gives back everything else, and the eviction that has waited longest if there is no room.
+    pub fn hold(&mut self, loss: Loss, now: Instant) -> Option<Loss> {
+        if loss.cause != Cause::Evicted {
+            return Some(loss);
         }
-        Some(loss)
+        self.0.push_back((loss, now + MAX_WAIT));
+        if self.0.len() > ROOM { self.0.pop_front().map(|(oldest, _)| oldest) } else { None }
     }
 
-    /// A flow that pushed out all victims with its time: one early_drop can remove several.
-    pub fn resolve(&mut self, at_ns: u64, pusher: Option<Flow>) {
-        let victims = self.waiting.iter_mut().chain(&mut self.fresh);
-        for victim in victims.filter(|loss| loss.packet.at_ns == at_ns) {
+    /// A flow that pushed out all victims with its time: one early_drop can remove several. They are among the last.
+    pub fn resolve(&mut self, at_ns: u64, pusher: Option<Flow>, now: Instant) {
+        let victims = self.0.iter_mut().rev().take_while(|(_, until)| now < *until);
+        for (victim, _) in victims.filter(|(loss, _)| loss.packet.at_ns == at_ns) {
             victim.pushed_out_by = pusher;
         }
     }
 
-    /// Ends a round: hands over those that have waited for one.
-    pub fn release(&mut self, each: &mut impl FnMut(&Loss)) {
-        for loss in self.waiting.drain(..) {
+    /// Hands over those that have waited long enough.
+    pub fn release(&mut self, now: Instant, each: &mut impl FnMut(&Loss)) {
+        while let Some((loss, _)) = self.0.pop_front_if(|(_, until)| *until <= now) {
             each(&loss);
         }
-        std::mem::swap(&mut self.waiting, &mut self.fresh);
+    }
+
+    /// Hands over all.
+    pub fn flush(&mut self, each: &mut impl FnMut(&Loss)) {
+        for (loss, _) in self.0.drain(..) {
+            each(&loss);
+        }
     }
 }
 
@@ -51,19 +63,47 @@ mod tests {
         Loss::new(Timestamp::UNIX_EPOCH, cause, Packet { at_ns, ..Packet::default() })
     }
 
-    #[test]
-    fn an_eviction_learns_who_pushed_it_out_even_a_round_later() {
-        let mut matcher = EvictionMatcher::default();
-        assert!(matcher.hold(loss(Cause::TableFull, 1)).is_some());
-        assert!(matcher.hold(loss(Cause::Evicted, 2)).is_none());
-        assert!(matcher.hold(loss(Cause::Evicted, 3)).is_none());
-        let mut seen = Vec::new();
-        matcher.release(&mut |loss| seen.push((loss.packet.at_ns, loss.pushed_out_by.is_some())));
-        assert_eq!(seen, []);
+    fn pusher() -> Option<Flow> {
         let [src, dst] = [IpAddr::from([127, 0, 0, 1]); 2];
-        let tuple = Tuple { src, dst, sport: 7, dport: 53 };
-        matcher.resolve(2, Some(Flow { proto: Protocol::UDP, tuple }));
-        matcher.release(&mut |loss| seen.push((loss.packet.at_ns, loss.pushed_out_by.is_some())));
+        Some(Flow { proto: Protocol::UDP, tuple: Tuple { src, dst, sport: 7, dport: 53 } })
+    }
+
+    #[test]
+    fn an_eviction_learns_who_pushed_it_out_however_often_events_are_taken_meanwhile() {
+        let start = Instant::now();
+        let mut matcher = EvictionMatcher::default();
+        assert!(matcher.hold(loss(Cause::TableFull, 1), start).is_some());
+        assert!(matcher.hold(loss(Cause::Evicted, 2), start).is_none());
+        assert!(matcher.hold(loss(Cause::Evicted, 3), start).is_none());
+        let mut seen = Vec::new();
+        let mut see = |loss: &Loss| seen.push((loss.packet.at_ns, loss.pushed_out_by.is_some()));
+        for _ in 0..3 {
+            matcher.release(start + MAX_WAIT / 2, &mut see);
+        }
+        matcher.resolve(2, pusher(), start + MAX_WAIT / 2);
+        matcher.release(start + MAX_WAIT, &mut see);
         assert_eq!(seen, [(2, true), (3, false)]);
+    }
+
+    #[test]
+    fn a_flow_that_comes_later_pushed_nobody_out() {
+        let start = Instant::now();
+        let mut matcher = EvictionMatcher::default();
+        assert!(matcher.hold(loss(Cause::Evicted, 2), start).is_none());
+        matcher.resolve(2, pusher(), start + MAX_WAIT);
+        let mut seen = Vec::new();
+        matcher.flush(&mut |loss| seen.push((loss.packet.at_ns, loss.pushed_out_by.is_some())));
+        assert_eq!(seen, [(2, false)]);
+    }
+
+    #[test]
+    fn in_a_storm_the_oldest_goes_on_as_it_is() {
+        let start = Instant::now();
+        let mut matcher = EvictionMatcher::default();
+        for at in 0..ROOM as u64 {
+            assert!(matcher.hold(loss(Cause::Evicted, at), start).is_none());
+        }
+        let oldest = matcher.hold(loss(Cause::Evicted, 1 << 20), start);
+        assert_eq!((oldest.map(|loss| loss.packet.at_ns), matcher.0.len()), (Some(0), ROOM));
     }
 }

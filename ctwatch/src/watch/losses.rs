@@ -50,7 +50,7 @@ impl LossPipeline {
         }
     }
 
-    /// Hands over at most `limit` events and says how many there were. Evictions come one call later, when the flow that
+    /// Hands over at most `limit` events and says how many there were. Evictions come a moment later, when the flow that
     /// pushed the entry out is known. `gone` gets the namespaces that were deleted.
     pub fn drain(
         &mut self,
@@ -61,14 +61,15 @@ impl LossPipeline {
         each: &mut impl FnMut(Observed<'_>),
     ) -> usize {
         self.release_answered(namespaces, &mut |loss| each(Observed::Loss(loss)));
+        self.evictions.release(Instant::now(), &mut |loss| each(Observed::Loss(loss)));
         let Some(probe) = probe else { return 0 };
         self.measure_jiffies(probe);
         let Self { clock, jiffies, owners, evictions, pending_owners } = self;
         let jiffies_per_s = jiffies.as_ref().and_then(Jiffies::per_s);
         let now = Instant::now();
-        let taken = probe.drain(limit, |said| match said {
+        probe.drain(limit, |said| match said {
             FromKernel::NetnsGone { netns, counters } => gone.push((netns, counters)),
-            FromKernel::Pusher { at_ns, flow } => evictions.resolve(at_ns, flow),
+            FromKernel::Pusher { at_ns, flow } => evictions.resolve(at_ns, flow, now),
             FromKernel::Insert(packet) => {
                 each(Observed::Insert(&Insert { time: clock.wall(packet.at_ns), packet }));
             }
@@ -77,14 +78,12 @@ impl LossPipeline {
                 let mut loss = Loss { entry, sender, jiffies_per_s, ..Loss::new(time, cause, packet) };
                 loss.owner = owners.as_mut().map(|owners| owners.of(&loss, namespaces));
                 let open = owners.as_ref().is_some_and(|owners| owners.lookup_pending(&loss));
-                let held = if open { pending_owners.hold(loss, now) } else { evictions.hold(loss) };
+                let held = if open { pending_owners.hold(loss, now) } else { evictions.hold(loss, now) };
                 if let Some(loss) = held {
                     each(Observed::Loss(&loss));
                 }
             }
-        });
-        evictions.release(&mut |loss| each(Observed::Loss(loss)));
-        taken
+        })
     }
 
     /// Finds out how long a jiffy is, which takes two readings.
@@ -116,8 +115,7 @@ impl LossPipeline {
             self.release_answered(namespaces, each);
         }
         self.pending_owners.release(Instant::now(), |_| true, each);
-        self.evictions.release(each);
-        self.evictions.release(each);
+        self.evictions.flush(each);
     }
 
     /// Namespaces came, went, or got a name.

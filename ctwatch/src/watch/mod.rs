@@ -106,6 +106,7 @@ pub struct Watch {
     last_sample: Instant,
     crowding_told: bool,
     unnumbered_told: bool,
+    too_many_told: bool,
 }
 
 /// What each CPU had counted in a netns when its watch began; `None` for a CPU that was offline.
@@ -128,6 +129,7 @@ impl Watch {
             last_sample: Instant::now(),
             crowding_told: false,
             unnumbered_told: false,
+            too_many_told: false,
         };
         let start = watch.attach(kernel, loader)?;
         Ok((watch, start))
@@ -245,7 +247,7 @@ impl Watch {
         Ok(Some(ModuleChange::Reattached))
     }
 
-    /// Hands over at most `limit` events; see [`Observed`]. Evictions come one call later.
+    /// Hands over at most `limit` events; see [`Observed`]. Evictions come a moment later.
     pub fn drain(&mut self, limit: usize, mut each: impl FnMut(Observed<'_>)) -> usize {
         let Self { probe, losses, netns, .. } = self;
         let mut gone = Vec::new();
@@ -328,6 +330,11 @@ impl Watch {
     pub fn take_unnumbered(&mut self) -> bool {
         let unnumbered = self.probe.as_ref().is_some_and(|probe| probe.shared.unnumbered() > 0);
         unnumbered && !std::mem::replace(&mut self.unnumbered_told, true)
+    }
+
+    /// Whether there are more namespaces than are looked into; said once.
+    pub fn take_too_many(&mut self) -> bool {
+        self.netns.has_too_many && !std::mem::replace(&mut self.too_many_told, true)
     }
 
     /// Counts losses that the kernel counted but no program saw. For when things are quiet: a loss that is just

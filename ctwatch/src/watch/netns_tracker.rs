@@ -13,7 +13,7 @@ use crate::conntrack::module;
 use crate::conntrack::stat::{self, Stat};
 use crate::kernel::roots::Roots;
 use crate::model::{
-    CounterSource, HOST_NETNS, KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample,
+    CounterSource, HOST_NETNS, KernelCounters, NetnsAccess, NetnsId, NetnsSample, SlotSample, is_home_netns,
 };
 use crate::netns::{self, InitialNetns, Netns, NetnsFinder};
 use crate::probe::Probe;
@@ -21,6 +21,10 @@ use crate::probe::sync::Baseline;
 
 /// How often to look for netns nobody has lost a packet in.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Namespaces whose counters are read: more than any host has that nobody makes them on purpose. Each takes a few kilobytes
+/// and, in every tick, three visits.
+const MOST: usize = 1 << 14;
 
 /// How long samples tell of a netns that is gone.
 const TOLD: Duration = Duration::from_secs(10);
@@ -47,6 +51,8 @@ pub(super) struct NetnsTracker {
     /// How many namespaces with this inode number have gone.
     generations: HashMap<u32, u32>,
     last_rescan: Instant,
+    /// There are more than [`MOST`].
+    pub has_too_many: bool,
     /// Where the kernel's counters were read last.
     pub counters_from: Option<CounterSource>,
     /// The programs tell when a netns is destroyed.
@@ -76,6 +82,7 @@ impl Default for NetnsTracker {
             unreachable: BTreeMap::new(),
             generations: HashMap::new(),
             last_rescan: Instant::now(),
+            has_too_many: false,
             counters_from: None,
             ends_are_told: false,
             initial: None,
@@ -103,6 +110,7 @@ impl NetnsTracker {
         let inode = id.inode();
         let generation = self.generations.entry(inode).or_default();
         *generation = (*generation).max(id.generation() + 1);
+        self.unreachable.remove(&id);
         let is_known = self.namespaces.contains_key(&id) || self.knows(id);
         if !is_known && (counters == KernelCounters::default() || !self.sums_all_cpus) {
             // It came and went between two looks and lost nothing, or what it lost can't be told.
@@ -173,6 +181,7 @@ impl NetnsTracker {
                 None => new.push(netns),
             }
         }
+        self.leave_out(&mut new);
         if new.is_empty() {
             return;
         }
@@ -191,8 +200,21 @@ impl NetnsTracker {
 
     /// Looks for all namespaces from scratch.
     pub fn discover_all(&mut self) -> Result<()> {
-        self.namespaces = self.discover(true)?;
+        let mut found = self.discover(true)?.into_values().collect();
+        self.namespaces.clear();
+        self.leave_out(&mut found);
+        self.namespaces = found.into_iter().map(|netns| (netns.id, netns)).collect();
         Ok(())
+    }
+
+    /// Leaves out what there is no room for beside those that are watched.
+    fn leave_out(&mut self, new: &mut Vec<Netns>) {
+        let room = MOST.saturating_sub(self.namespaces.len());
+        if new.len() > room {
+            new.sort_by_key(|netns| (rank(netns), netns.id));
+            new.truncate(room);
+            self.has_too_many = true;
+        }
     }
 
     fn discover(&mut self, thorough: bool) -> Result<BTreeMap<NetnsId, Netns>> {
@@ -352,5 +374,70 @@ impl NetnsTracker {
     /// The netns that has this inode number now.
     fn present_id(&self, inode: u32) -> NetnsId {
         NetnsId::new(inode, self.generations.get(&inode).copied().unwrap_or(0))
+    }
+}
+
+/// Whoever makes namespaces by the thousand gets no name for them but that of his session.
+fn rank(netns: &Netns) -> u8 {
+    match (&netns.name, &netns.container) {
+        (Some(name), _) if is_home_netns(Some(name)) => 0,
+        (Some(name), container) if container.as_ref() != Some(name) => 1,
+        (Some(name), _) if !name.raw().starts_with("user:") => 2,
+        _ => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::foreign::Foreign;
+    use ctwatch_common::Cause;
+    use ctwatch_common::slot::SlotKey;
+
+    fn netns(inode: u32, name: Option<&str>) -> Netns {
+        let path = PathBuf::from("/nowhere");
+        Netns { id: NetnsId::from_inode(inode), path, name: name.map(Into::into), container: None }
+    }
+
+    fn loss(id: NetnsId) -> SlotSample {
+        let key = SlotKey { netns: id.packed(), port: 80, proto: 6, kind: Cause::TableFull as u8 };
+        SlotSample { key, count: 1, deletes: 0, failed: 0 }
+    }
+
+    #[test]
+    fn of_hidden_namespaces_that_come_and_go_nothing_is_kept() {
+        let mut tracker = NetnsTracker::default();
+        for inode in 1..=5_000 {
+            let id = NetnsId::from_inode(inode);
+            tracker.give_up_on_strangers([loss(id)].iter());
+            assert!(!tracker.has_strangers([loss(id)].iter()), "it was looked for already");
+            assert_eq!(
+                tracker.samples(&Totals::new(), &Totals::new()).len(),
+                1,
+                "it is there, and not readable"
+            );
+            tracker.retire(id, KernelCounters::default());
+        }
+        assert!(tracker.unreachable.is_empty() && tracker.baselines.is_empty() && tracker.gone.is_empty());
+    }
+
+    #[test]
+    fn namespaces_beyond_the_most_are_left_out_and_those_with_a_name_stay() {
+        let mut tracker = NetnsTracker::default();
+        let mut new: Vec<Netns> = (0..=MOST as u32).map(|inode| netns(inode, None)).collect();
+        for (inode, name) in [(1 << 20, "blue"), (1 << 21, "host")] {
+            new.push(netns(inode, Some(name)));
+        }
+        for (inode, name) in [(1 << 22, "docker:1"), (1 << 23, "user:1000")] {
+            new.push(Netns { container: Some(name.into()), ..netns(inode, Some(name)) });
+        }
+        tracker.leave_out(&mut new);
+        assert_eq!((new.len(), tracker.has_too_many), (MOST, true));
+        let named: Vec<_> = new.iter().filter_map(|netns| netns.name.as_ref()).map(Foreign::raw).collect();
+        assert_eq!(named, ["host", "blue", "docker:1"]);
+        tracker.namespaces = new.into_iter().map(|netns| (netns.id, netns)).collect();
+        let mut more = vec![netns(1 << 24, None)];
+        tracker.leave_out(&mut more);
+        assert!(more.is_empty());
     }
 }

@@ -315,8 +315,10 @@ proptest::proptest! {
                     let module = "/etc/modules-load.d/ctwatch-time_wait.conf".to_owned();
                     set.into_iter().chain(["-f".to_owned(), file, "-f".to_owned(), module, String::new()]).collect()
                 } else {
-                    let enter = [format!("--net=/run/netns/{name}"), "sysctl".to_owned()];
-                    enter.into_iter().chain(set).chain([String::new()]).collect()
+                    let guarded = arguments(&keep.stdout).get(3).cloned().unwrap_or_default();
+                    proptest::prop_assert!(guarded.contains("= \"net:[7]\" ] && exec \"$@\"; "), "{}", guarded);
+                    let enter = [&*format!("--net=/run/netns/{name}"), "sh", "-c", &guarded, "enter", "sysctl"];
+                    enter.map(str::to_owned).into_iter().chain(set).chain([String::new()]).collect()
                 };
                 proptest::prop_assert_eq!(arguments(&keep.stdout), expected, "{:?}", shell);
                 // Titles and lists hold names, too.

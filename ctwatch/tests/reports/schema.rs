@@ -9,7 +9,7 @@ use crate::fixtures::{
     storm_with_occupants, storm_with_unknown_ports, time,
 };
 use ctwatch::contract::End;
-use ctwatch::model::{Backend, Hook};
+use ctwatch::model::{Backend, Hook, NetnsId, NetnsSample};
 use ctwatch::state::{By, State, StateConfig};
 use ctwatch::view::View;
 use ctwatch::view::json::JsonView;
@@ -113,6 +113,11 @@ fn is(value: &Value, wanted: &Value) -> bool {
     }
 }
 
+/// The same in another netns.
+fn in_netns(inode: u32, like: &NetnsSample) -> NetnsSample {
+    NetnsSample { id: NetnsId::from_inode(inode), ..like.clone() }
+}
+
 /// Records of every kind, with every oddity a field can have.
 fn records() -> Vec<Value> {
     let mut out = Vec::new();
@@ -153,6 +158,9 @@ fn records() -> Vec<Value> {
     unnamed.netns[0].name = None;
     unnamed.netns[0].count = None;
     view.tick(&state(By::Port).sample(&unnamed)).unwrap();
+    let mut crowd = quiet();
+    crowd.netns = (0..1_100).map(|number| in_netns(4_026_540_000 + number, &crowd.netns[0])).collect();
+    view.tick(&state(By::Port).sample(&crowd)).unwrap();
     let mut beyond_reach = state(By::Port);
     view.tick(&beyond_reach.sample(&storm_beyond_reach(1))).unwrap();
     // Nobody read some of it in time.

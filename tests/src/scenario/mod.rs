@@ -348,6 +348,7 @@ const SCENARIOS: &[Scenario] = &[
     // Listing, storing and judging rules, all in userspace.
     Scenario("a_recording_judges_rules_as_live_does", recorded_rules::judged_as_live, 500, ON_6_12),
     Scenario("advice_for_another_netns_acts_inside_it", elsewhere::acts_inside, 240, ON_6_12),
+    Scenario("advice_for_a_process_s_netns_acts_in_no_other", elsewhere::acts_in_no_other, 240, ON_6_12),
     // Arithmetic over counters and timeouts that the scenarios above compare on each kernel.
     Scenario(
         "flows_that_never_get_in_need_their_rate_times_their_timeout",

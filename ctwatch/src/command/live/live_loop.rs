@@ -93,6 +93,9 @@ impl LiveLoop {
         if watch.take_unnumbered() {
             sink.notice(&notices::netns_unnumbered())?;
         }
+        if watch.take_too_many() {
+            sink.notice(&notices::netns_too_many())?;
+        }
         if let Some(reason) = watch.take_census_error() {
             sink.notice(&notices::no_census(&reason))?;
         }

@@ -59,6 +59,16 @@ pub(super) fn netns_unnumbered() -> Notice {
     }
 }
 
+pub(super) fn netns_too_many() -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "netns_too_many",
+        text: "there are more netns than are looked into, which is 16,384: of those beyond, the kernel's counters are not read; \
+               what the programs see lost there is counted and shown as not readable"
+            .into(),
+    }
+}
+
 pub(super) fn no_census(reason: &str) -> Notice {
     Notice {
         time: Timestamp::now(),

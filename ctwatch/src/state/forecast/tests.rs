@@ -364,7 +364,7 @@ fn models_are_bounded_and_what_has_none_still_counts() {
             (0..1_000).map(|port| Step { key: 6 << 16 | port, entries, inserts: 10.0, deletes: 0.0 }),
         );
     }
-    assert!(forecast.models.len() <= MODELS);
+    assert!(forecast.models.len() <= Forecast::MODELS);
     let full = forecast.full_in_s(200_000, 400_000).expect("10,000/s fill it");
     assert!((full - 20.0).abs() < 2.0, "{full}");
 }

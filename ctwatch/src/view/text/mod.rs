@@ -10,7 +10,7 @@ mod screen;
 pub(crate) mod summary;
 mod table_line;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -23,14 +23,20 @@ use crate::advise::report::Advice;
 use crate::contract::breakdown::TableReport;
 use crate::contract::{
     Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Occupied, Packet, Row, Start, TableStatus,
-    Tick, Tuple, Unexplained,
+    TablesLeftOut, Tick, Tuple, Unexplained,
 };
 use crate::model::{KernelCounters, NetnsId, Role};
 use crate::state::By;
-use crate::text::{COLUMNS, FAINT, Paint, TextOptions, WARN, duration, percent, thousands, width, wrap};
+use crate::text::{
+    COLUMNS, FAINT, Paint, TextOptions, WARN, counted, duration, percent, thousands, width, wrap,
+};
 
 /// Row lines between two headers.
 const HEADER_EVERY: usize = 20;
+/// Tables of one tick that get a line though none of the rows is theirs.
+const MOST_TABLES: usize = 32;
+/// Names kept for rows of later ticks.
+const MOST_NAMES: usize = 1 << 12;
 
 /// Writes for a person at a terminal.
 #[derive(Debug)]
@@ -161,6 +167,7 @@ impl<W: Write> TextView<W> {
         if shown.is_empty() {
             writeln!(self.out, "{clock} no conntrack table yet")?;
         }
+        let left_out = self.leave_out(&mut shown, &tick.rows);
         let names = shown.iter().map(|table| width(&table_line::name(table))).max().unwrap_or(0);
         for table in &shown {
             let mut line = table_line::line(clock, table, names, self.paint);
@@ -185,7 +192,35 @@ impl<W: Write> TextView<W> {
             last = row.netns;
             self.rows([row].into_iter())?;
         }
-        Ok(())
+        match left_out {
+            Some(text) => self.wrapped(&format!("{clock} {text}")),
+            None => Ok(()),
+        }
+    }
+
+    /// However many namespaces lose something at once, they don't fill the screen: those that have rows stay, and of the
+    /// others the first. What is left out, in words.
+    fn leave_out(&self, shown: &mut Vec<&TableStatus>, rows: &[Row]) -> Option<String> {
+        let of_rows: HashSet<NetnsId> = rows.iter().filter_map(|row| row.netns).collect();
+        let is_certain = |table: &&TableStatus| {
+            let is_asked_for = self.selected.as_ref().is_some_and(|selected| selected.contains(&table.netns));
+            table_line::is_host(table) || is_asked_for || of_rows.contains(&table.netns)
+        };
+        let (mut stay, mut others): (Vec<&TableStatus>, Vec<&TableStatus>) =
+            shown.iter().copied().partition(is_certain);
+        if others.len() <= MOST_TABLES {
+            return None;
+        }
+        let TablesLeftOut { netns, packets_lost, entries_lost } =
+            TablesLeftOut::sum(others.split_off(MOST_TABLES));
+        stay.append(&mut others);
+        *shown = stay;
+        Some(format!(
+            "and {} more netns: {} lost, {} evicted",
+            thousands(netns),
+            counted(packets_lost, "packet", "packets"),
+            counted(entries_lost, "entry", "entries")
+        ))
     }
 
     /// Top occupants of a table that is filling or dropping.
@@ -345,7 +380,10 @@ impl<W: Write> View for TextView<W> {
     }
 
     fn tick(&mut self, tick: &Tick) -> io::Result<()> {
-        for table in &tick.tables {
+        if self.names.len() + tick.tables.len() > MOST_NAMES {
+            self.names.retain(|netns, _| tick.rows.iter().any(|row| row.netns == Some(*netns)));
+        }
+        for table in tick.tables.iter().take(MOST_NAMES) {
             self.names.insert(table.netns, table_line::name(table));
         }
         let clock = self.clock(tick.time, self.clock_format())?;
@@ -408,7 +446,8 @@ impl<W: Write> View for TextView<W> {
                 self.occupied(occupied, None)?;
             }
         }
-        for occupied in end.occupied.iter().filter(|occupied| !of_netns.contains(&Some(occupied.netns))) {
+        let others = end.occupied.iter().filter(|occupied| !of_netns.contains(&Some(occupied.netns)));
+        for occupied in others.take(MOST_TABLES) {
             let name = self.name_of(occupied.netns);
             self.occupied(occupied, (end.occupied.len() > 1 || self.by != By::Port).then_some(name))?;
         }
@@ -452,7 +491,7 @@ impl<W: Write> View for TextView<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{table_status, tick_of_tables};
+    use crate::testing;
 
     #[test]
     fn the_interval_asked_for_decides_on_tenths_however_late_the_first_tick_is() {
@@ -461,8 +500,11 @@ mod tests {
             let look = TextOptions { color: false, time_zone: TimeZone::UTC };
             let mut view = TextView::new(&mut shown, look).every(Duration::from_millis(asked));
             for interval_s in [1.2, 0.5] {
-                view.tick(&Tick { interval_s, ..tick_of_tables(vec![table_status(NetnsId::from_inode(1))]) })
-                    .expect("a vector takes all");
+                view.tick(&Tick {
+                    interval_s,
+                    ..testing::tick_of_tables(vec![testing::table_status(NetnsId::from_inode(1))])
+                })
+                .expect("a vector takes all");
             }
             drop(view);
             let text = String::from_utf8(shown).expect("it is text");
@@ -470,5 +512,47 @@ mod tests {
             let clocks: Vec<_> = clocks.into_iter().filter(|word| word.starts_with("00:")).collect();
             assert!(clocks.len() >= 2 && clocks.iter().all(|clock| clock.len() == width), "{text}");
         }
+    }
+
+    /// Keeps how much came at a time.
+    #[derive(Default)]
+    struct Writes(Vec<Vec<u8>>);
+
+    impl Write for &mut Writes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.push(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn ten_thousand_namespaces_with_hostile_names_that_all_lose_something_fill_no_screen() {
+        let name = "\u{202e}\u{1b}[2J\n".repeat(40);
+        let table = |number: u32| TableStatus {
+            name: Some(if number == 0 { "host".into() } else { name.as_str().into() }),
+            packets_lost: 7,
+            entries_lost: 1,
+            ..testing::table_status(NetnsId::from_inode(4_026_532_000 + number))
+        };
+        let mut writes = Writes::default();
+        let mut view = TextView::new(&mut writes, TextOptions { color: false, time_zone: TimeZone::UTC });
+        for _ in 0..3 {
+            view.tick(&testing::tick_of_tables((0..10_000).map(table).collect())).expect("memory takes all");
+        }
+        assert!(view.names.len() <= MOST_NAMES, "{} names", view.names.len());
+        drop(view);
+        assert!(writes.0.iter().all(|one| one.len() <= 16 << 10), "no write is enormous");
+        let text = String::from_utf8(writes.0.concat()).expect("UTF-8");
+        assert!(text.lines().count() < 3 * 50, "{} lines", text.lines().count());
+        assert!(text.lines().all(|line| width(line) <= COLUMNS), "{text}");
+        assert_eq!(
+            text.matches("and 9,967 more netns: 69,769 packets lost, 9,967 entries evicted").count(),
+            3,
+            "{text}"
+        );
     }
 }
