@@ -207,3 +207,46 @@ fn a_rule_set_that_grows_is_cut_off() {
         fs::remove_file(path).unwrap();
     }
 }
+
+/// In its place anything could stand for what was there before.
+#[test]
+fn a_journal_beside_a_recording_is_refused_whatever_it_is() {
+    let (folder, proc) = folder();
+    let path = folder.path().join("a.ctw");
+    whole(&path);
+    let journal = folder.path().join("a.ctw-journal");
+    let link = folder.path().join("link.ctw");
+    std::os::unix::fs::symlink("a.ctw", &link).unwrap();
+    for what in ["a file", "nothing in it", "a FIFO", "a link"] {
+        match what {
+            "a file" => fs::write(&journal, [0xD9; 4096]).unwrap(),
+            "nothing in it" => fs::write(&journal, "").unwrap(),
+            "a FIFO" => mkfifo(&journal, Mode::S_IRWXU).unwrap(),
+            _ => std::os::unix::fs::symlink("/dev/zero", &journal).unwrap(),
+        }
+        refused_by_all(&path, what, "a.ctw-journal", &proc);
+        for (name, command) in readers(&link) {
+            let ran = run(command);
+            assert!(ran.error.contains("a.ctw-journal"), "{name}, by a link: {ran:?}");
+        }
+        fs::remove_file(&journal).unwrap();
+    }
+}
+
+/// A -wal is beside the file, and not beside a link to it.
+#[test]
+fn by_a_link_a_recording_that_goes_on_is_read_with_its_latest_ticks() {
+    let (folder, _) = folder();
+    let path = folder.path().join("a.ctw");
+    let mut writer = base(&path);
+    writer.write(&Batch { rules: vec![rules(4, SnapshotReason::Start)], ..Batch::default() }).unwrap();
+    let link = folder.path().join("elsewhere.ctw");
+    std::os::unix::fs::symlink("a.ctw", &link).unwrap();
+    for ((name, by_name), (_, by_link)) in readers(&path).into_iter().zip(readers(&link)) {
+        let [one, other] = [by_name, by_link].map(run);
+        assert!(one.status.success() && other.status.success(), "{name}: {one:?}, {other:?}");
+        let without_name = |out: &str| out.replace("elsewhere.ctw", "a.ctw");
+        assert_eq!(without_name(&other.out).len(), one.out.len(), "{name}");
+    }
+    drop(writer);
+}
