@@ -2,6 +2,10 @@
 
 use std::path::Path;
 
+use ctwatch::record::Writer;
+use ctwatch::record::rows::{MachineSnapshot, SnapshotReason};
+use ctwatch::record::writer::Batch;
+use ctwatch::testing;
 use rusqlite::{Connection, params};
 
 /// Bytes of the text that every reader once took in.
@@ -66,7 +70,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("pages that many cells share", "damaged"),
     ("pages that many cells of another kind share", ""),
     ("pages that many cells share, and a hole", "damaged"),
-    ("facts that many rows share", ""),
+    ("facts that many rows share", "more text and blobs"),
     ("deep JSON", "damaged"),
     ("wide JSON", "damaged"),
     ("wide facts", ""),
@@ -128,6 +132,11 @@ pub fn change(path: &Path, what: &str) {
             share_pages(path, "notice", 0);
         }
         "pages that many cells share" => {
+            drop(connection);
+            share_pages(path, "notice", 8);
+        }
+        "many pages that many cells share" => {
+            many("INSERT INTO setting SELECT i, 1, 1, 1, hex(zeroblob(900)), '', NULL, 1 FROM n", 4_000);
             drop(connection);
             share_pages(path, "notice", 8);
         }
@@ -209,7 +218,7 @@ fn share_pages(path: &Path, table: &str, levels: u32) {
     };
     connection
         .execute_batch(&format!(
-            "WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 9000) {rows}"
+            "WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) {rows}"
         ))
         .unwrap();
     drop(connection);
@@ -233,13 +242,17 @@ fn share_pages(path: &Path, table: &str, levels: u32) {
 
 /// One value of megabytes, and thousands of rows that have it.
 fn share_facts(path: &Path) {
+    let json = format!("{{\"notes\": [\"{}\"]}}", "a".repeat(4_000_000));
+    let facts = vec![MachineSnapshot { at: testing::at(1), occasion: SnapshotReason::Start, json }];
+    let mut writer = Writer::open(path, &testing::run()).unwrap();
+    writer.write(&Batch { facts, ..Batch::default() }).unwrap();
+    drop(writer);
     let connection = Connection::open(path).unwrap();
     connection
         .execute_batch(
-            "DELETE FROM machine;
-             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
-             INSERT INTO machine SELECT i, 1, 'start', 1, 1, hex(zeroblob(400)), 1 FROM n;
-             UPDATE machine SET facts = '{\"notes\": [\"' || hex(zeroblob(2000000)) || '\"]}' WHERE id = 2000",
+            "DELETE FROM machine WHERE length(facts) < 1000000; UPDATE machine SET id = 2000;
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1999)
+             INSERT INTO machine SELECT i, 1, 'start', 1, 1, hex(zeroblob(400)), 1 FROM n",
         )
         .unwrap();
     drop(connection);
