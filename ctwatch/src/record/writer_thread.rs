@@ -14,6 +14,7 @@ use super::retention::{Retention, RetentionLimits};
 use super::rows::{EndReason, Incident, RunEnd};
 use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
+use crate::children::threads;
 use crate::foreign::Shown as _;
 use crate::model::WallMono;
 
@@ -39,7 +40,7 @@ pub struct WriterThread {
     numbers: Option<Receiver<IncidentNumber>>,
     waiting: Arc<AtomicUsize>,
     full: Arc<AtomicBool>,
-    thread: JoinHandle<Result<()>>,
+    thread: JoinHandle<Option<Result<()>>>,
 }
 
 #[derive(Debug)]
@@ -60,11 +61,10 @@ impl WriterThread {
         let full = Arc::new(AtomicBool::new(false));
         let is_full = Arc::clone(&full);
         let (number_sender, numbers) = channel();
-        let thread = std::thread::Builder::new()
-            .name("recorder".to_owned())
-            .stack_size(1 << 20)
-            .spawn(move || write_all(writer, limits, &lock, &receiver, &behind, &is_full, &number_sender))
-            .context("starting the writer thread")?;
+        let thread = threads::start("recorder", 1 << 20, move || {
+            write_all(writer, limits, &lock, &receiver, &behind, &is_full, &number_sender)
+        })
+        .context("starting the writer thread")?;
         Ok(Self { sender, numbers: Some(numbers), waiting, full, thread })
     }
 
@@ -105,7 +105,7 @@ impl WriterThread {
     /// The reason writing failed, now or earlier.
     pub fn finish(self, end: RunEnd) -> Result<()> {
         let _ = self.sender.send(Message::End(end));
-        self.thread.join().map_err(|_| anyhow!("the writer thread panicked"))?
+        self.thread.join().ok().flatten().context("the writer thread panicked")?
     }
 }
 
