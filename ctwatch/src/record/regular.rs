@@ -15,6 +15,9 @@ use rusqlite::{Connection, OpenFlags, ffi};
 /// What SQLite opens that isn't a file of ours: random bytes, and something in the place of closed descriptors below 3.
 const DEVICES: [&CStr; 2] = [c"/dev/urandom", c"/dev/null"];
 
+/// How often a name may come and go before that is an error.
+const ATTEMPTS: u32 = 8;
+
 /// Opens a database. `path` may be a URI if the flags say so.
 pub(super) fn connect(path: &Path, flags: OpenFlags, vfs: Option<&CStr>) -> rusqlite::Result<Connection> {
     guard();
@@ -58,16 +61,25 @@ fn open_checked(path: &CStr, flags: c_int, mode: mode_t) -> io::Result<OwnedFd> 
     if DEVICES.contains(&path) {
         return open_as_it_is(path, flags, mode);
     }
-    // The name and not what it stands for: a device may act on being opened, and a FIFO waits for its other end.
-    match open_as_it_is(path, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC, 0) {
-        Ok(_) if flags & libc::O_EXCL != 0 => Err(io::Error::from_raw_os_error(libc::EEXIST)),
-        Ok(name) => reopen(&name.into(), flags),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) && flags & libc::O_CREAT != 0 => {
-            // Whatever came there meanwhile is not taken: SQLite tries again if it wants to.
-            open_as_it_is(path, flags | libc::O_EXCL | libc::O_NOFOLLOW, mode)
+    let is = |error: &io::Error, code: i32| error.raw_os_error() == Some(code);
+    let (makes, anew) = (flags & libc::O_CREAT != 0, flags & libc::O_EXCL != 0);
+    // Others may make and remove a -shm at the same time.
+    for _ in 0..ATTEMPTS {
+        // The name and not what it stands for: a device may act on being opened, and a FIFO waits for its other end.
+        match open_as_it_is(path, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC, 0) {
+            Ok(_) if makes && anew => return Err(io::Error::from_raw_os_error(libc::EEXIST)),
+            Ok(name) => return reopen(&name.into(), flags),
+            Err(error) if is(&error, libc::ENOENT) && makes => {
+                // What came there meanwhile is looked at first.
+                match open_as_it_is(path, flags | libc::O_EXCL | libc::O_NOFOLLOW, mode) {
+                    Err(error) if is(&error, libc::EEXIST) && !anew => {}
+                    made => return made,
+                }
+            }
+            Err(error) => return Err(error),
         }
-        Err(error) => Err(error),
     }
+    Err(io::Error::from_raw_os_error(libc::EEXIST))
 }
 
 /// What was looked at, by another descriptor.
