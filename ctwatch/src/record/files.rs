@@ -109,17 +109,12 @@ pub fn set_aside(path: &Path, aside: &Path) -> Result<()> {
     sync_folder(path)
 }
 
-/// Whether files can be made next to a recording, and renamed.
+/// Whether files can be made next to a recording, and so be renamed there. The caller holds its lock.
 ///
 /// # Errors
 /// They can't.
 pub fn try_folder(path: &Path) -> Result<()> {
-    let (tried, renamed) = (sidecar_path(path, "-try"), sidecar_path(path, "-tried"));
-    remove_one(&tried)?;
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&tried)?;
-    let done = fs::rename(&tried, &renamed);
-    remove_one(if done.is_ok() { &renamed } else { &tried })?;
-    done
+    remove(&draft(path)?)
 }
 
 /// Removes a database with everything SQLite created next to it.

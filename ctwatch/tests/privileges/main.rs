@@ -442,3 +442,30 @@ fn a_limit_of_threads_that_is_reached_for_a_while_costs_no_tick_and_is_said() {
     // The one after it has all of it.
     assert!(ticks.iter().any(|us| *us > 1_000_000) && ticks.len() > 5, "{ticks:?}");
 }
+
+#[test]
+fn a_hook_ends_with_a_recorder_that_is_killed() {
+    let folder = folder();
+    let file = folder.path().join("pid");
+    let hook = format!("sh -c 'echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000'", file.display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ctwatch"));
+    command.args(["record", "-o", "a.ctw", "--backend", "counters", "--when", "fill>=0%", "--exec", &hook]);
+    command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while !file.exists() {
+        assert!(Instant::now() < until, "no hook runs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = std::fs::read_to_string(&file).unwrap();
+    let lives = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ")
+    };
+    assert!(lives());
+    end(child);
+    while lives() {
+        assert!(Instant::now() < until, "it goes on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
