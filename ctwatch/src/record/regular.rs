@@ -149,7 +149,7 @@ mod tests {
         assert!(opened(Path::new("/dev/urandom"), libc::O_RDONLY).is_ok());
     }
 
-    /// What was put there after everybody had looked: the -wal that a connection makes later is a link by then.
+    /// What was put there after everybody had looked: what a connection makes later is a link by then.
     #[test]
     fn a_link_that_comes_later_leads_nowhere() {
         let folder = tempfile::tempdir().unwrap();
@@ -157,10 +157,12 @@ mod tests {
         fs::write(at("precious"), "words").unwrap();
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let connection = connect(&at("a.ctw"), flags, None).unwrap();
-        symlink(at("precious"), at("a.ctw-wal")).unwrap();
+        connection.execute_batch("CREATE TABLE t (a)").unwrap();
         symlink(at("precious"), at("a.ctw-journal")).unwrap();
-        let made = connection.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (a)");
-        assert!(made.is_err(), "it wrote somewhere");
+        assert!(connection.execute_batch("INSERT INTO t VALUES (1)").is_err(), "it wrote somewhere");
+        fs::remove_file(at("a.ctw-journal")).unwrap();
+        symlink(at("precious"), at("a.ctw-wal")).unwrap();
+        assert!(connection.execute_batch("PRAGMA journal_mode = WAL").is_err(), "it wrote somewhere");
         assert_eq!(fs::read(at("precious")).unwrap(), b"words");
     }
 }

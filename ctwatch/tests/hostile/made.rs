@@ -251,7 +251,7 @@ fn share_facts(path: &Path) {
     connection
         .execute_batch(
             "DELETE FROM machine WHERE length(facts) < 1000000; UPDATE machine SET id = 2000;
-             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1999)
+             WITH RECURSIVE n(i) AS (SELECT 200 UNION ALL SELECT i + 1 FROM n WHERE i < 1999)
              INSERT INTO machine SELECT i, 1, 'start', 1, 1, hex(zeroblob(400)), 1 FROM n",
         )
         .unwrap();

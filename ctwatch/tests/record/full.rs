@@ -23,12 +23,15 @@ fn keys_beyond_the_most_of_a_run_are_in_its_sums() {
     let mut writer = Writer::open(&path, &run()).unwrap();
     let mut first = testing::tick(at(1), 5, 10);
     first.flows = (0..SLOTS - 10).map(|number| (key(number, KIND_FLOWS), [2, 1, 0])).collect();
+    first.flows.sort_by_key(|(key, _)| *key);
     writer.write(&Batch { tick: Some(first), ..Batch::default() }).unwrap();
     assert!(!writer.is_full());
     // Ten find room, and whoever is known already.
     let mut second = testing::tick(at(2), 6, 10);
     second.losses = (0..MORE).map(|number| (key(number, Cause::TableFull as u8), 3)).collect();
     second.flows = vec![(key(7, KIND_FLOWS), [5, 0, 0]), (key(SLOTS, KIND_FLOWS), [4, 2, 1])];
+    second.losses.sort_by_key(|(key, _)| *key);
+    second.flows.sort_by_key(|(key, _)| *key);
     writer.write(&Batch { tick: Some(second), ..Batch::default() }).unwrap();
     assert!(writer.is_full());
     drop(writer);
@@ -62,11 +65,13 @@ fn namespaces_beyond_the_most_of_a_run_are_one() {
         id: NetnsId::from_packed(4_026_600_000 + number as u32),
         presence: Presence::Present,
         count: Some(1),
+        peak: Some(1),
         kernel: [1, 0, 0, 0],
         ..NetnsTick::default()
     };
     let mut tick = testing::tick(at(1), 5, 10);
     tick.netns = (0..NETNS + MORE).map(netns).collect();
+    tick.netns.sort_by_key(|one| one.id);
     let beyond = loss(1);
     writer.write(&Batch { tick: Some(tick), events: vec![(beyond, false)], ..Batch::default() }).unwrap();
     assert!(writer.is_full());
