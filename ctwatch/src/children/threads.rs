@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn what_a_thread_finds_is_there() {
         assert_eq!(start("test", 64 << 10, || 3).unwrap().join().unwrap(), Some(3));
-        let here = vec![1, 2];
+        let here = [1, 2];
         let sum = thread::scope(|scope| {
             start_within(scope, "test", 64 << 10, || here.iter().sum::<i32>()).unwrap().join().unwrap()
         });

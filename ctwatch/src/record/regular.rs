@@ -88,8 +88,8 @@ fn reopen(name: &File, flags: c_int) -> io::Result<OwnedFd> {
     if kind.is_symlink() {
         return Err(io::Error::from_raw_os_error(libc::ELOOP));
     }
-    let is_read = flags & libc::O_ACCMODE == libc::O_RDONLY;
-    if !kind.is_file() && !(kind.is_dir() && is_read) {
+    let is_folder = kind.is_dir() && flags & libc::O_ACCMODE == libc::O_RDONLY;
+    if !kind.is_file() && !is_folder {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     let path = format!("/proc/self/fd/{}\0", name.as_raw_fd());
