@@ -5,6 +5,7 @@
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod advise;
+pub mod children;
 pub mod cli;
 pub mod command;
 pub mod conntrack;

@@ -12,7 +12,7 @@ use crate::contract::{self, CheckItem, CheckProgram, SCHEMA};
 use crate::error::{Exit, shortage};
 use crate::kernel::Kernel;
 use crate::probe::{Probe, offsets};
-use crate::sandbox::{self, Files, Work};
+use crate::sandbox::{self, Files, Support, Work};
 use crate::stderr::Progress;
 use ctwatch_common::config::Config as Offsets;
 
@@ -72,12 +72,21 @@ fn judge() -> CheckItem {
 /// What this kernel has to confine ctwatch with. It watches the same without.
 fn confines() -> CheckItem {
     const REMEDY: &str = "nothing: it works the same. From 5.13 on, with `landlock` in lsm=, readers of recordings see no other file";
-    let (has, lacks) = sandbox::support();
+    const REMEDY_OF_FAILURE: &str = "ctwatch works, with more rights than it needs. Filters and Landlock domains are inherited, and the \
+                                     kernel allows only so many: start it from elsewhere";
+    let Support { has, lacks, fails } = sandbox::support();
+    let ok = match (&lacks, &fails) {
+        (_, Some(_)) => Some(false),
+        (Some(_), None) => None,
+        (None, None) => Some(true),
+    };
+    let also = |what: &str, these: &Option<String>| these.as_ref().map(|these| format!("; {what}: {these}"));
+    let (not_there, failed) = (also("not there", &lacks), also("fails", &fails));
     CheckItem {
         name: "sandbox".to_owned(),
-        ok: lacks.is_none().then_some(true),
-        found: lacks.as_ref().map_or_else(|| has.clone(), |lacks| format!("{has}; not there: {lacks}")),
-        remedy: lacks.map(|_| REMEDY.to_owned()),
+        ok,
+        found: [Some(has), not_there, failed].into_iter().flatten().collect(),
+        remedy: fails.map(|_| REMEDY_OF_FAILURE).or(lacks.map(|_| REMEDY)).map(str::to_owned),
     }
 }
 

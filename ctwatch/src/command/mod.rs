@@ -34,13 +34,13 @@ use crate::view::text::TextView;
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Gives up what this command doesn't need; before anything else, as threads hand it down. Only who asks hears of a
-/// kernel that lacks something: `check` says so, too.
+/// Gives up what this command doesn't need; before anything else, as threads hand it down. What fails is said; of a kernel
+/// that lacks something only who asks hears. `check` says both, too.
 fn confine(config: &Config, work: Work, files: &Files) {
-    for what in sandbox::enter(work, files, &config.roots()) {
-        if config.verbosity > 0 {
-            stderr::line(format_args!("not confined: {what}"));
-        }
+    let not = sandbox::enter(work, files, &config.roots());
+    let lacking = if config.verbosity > 0 { not.lacking } else { Vec::new() };
+    for what in not.failed.into_iter().chain(lacking) {
+        stderr::line(format_args!("not confined: {what}"));
     }
 }
 

@@ -21,6 +21,7 @@ use super::live::{
 };
 use super::output::Output;
 use super::{VERSION, confine, event_loop};
+use crate::children::threads;
 use crate::cli::{Config, RecordConfig};
 use crate::contract::{Notice, Start, TableStatus};
 use crate::error::{Exit, Failure};
@@ -178,13 +179,18 @@ fn ready(status: &str) {
 /// Tells the supervisor something, and waits for it only so long: its socket may be full.
 fn notify(tell: impl FnOnce() + Send + 'static) {
     let (sender, told) = channel();
-    let thread = std::thread::Builder::new().name("notify".to_owned()).stack_size(128 << 10);
-    let begun = thread.spawn(move || {
+    let begun = threads::start("notify", 128 << 10, move || {
         tell();
         let _ = sender.send(());
     });
-    if begun.is_ok() && told.recv_timeout(SUPERVISOR).is_err() {
-        stderr::line("the supervisor doesn't take notifications: its socket is full");
+    match begun {
+        Ok(_) if told.recv_timeout(SUPERVISOR).is_err() => {
+            stderr::line("the supervisor doesn't take notifications: its socket is full");
+        }
+        Ok(_) => {}
+        Err(error) => stderr::line(format_args!(
+            "the supervisor isn't told: starting a thread that waits for it: {error}"
+        )),
     }
 }
 
@@ -220,8 +226,7 @@ impl<'a> Recording<'a> {
         };
         let settings = StateConfig::totals(session.backend, record.count_flows);
         let own = netns::own()?;
-        let mut snapshots = SnapshotQueue::new(roots);
-        snapshots.start(own, SnapshotReason::Start)?;
+        let snapshots = SnapshotQueue::new(roots);
         let recorder = Recorder::new(plan, settings, roots, writer, next_tick);
         let commands = Commands::new(record.exec.clone());
         let rules = RuleWatch::new(roots, own);
@@ -241,6 +246,7 @@ impl<'a> Recording<'a> {
             out,
             output,
         };
+        recording.take_snapshot(own, SnapshotReason::Start);
         recording.say_open()?;
         Ok(recording)
     }
@@ -253,9 +259,13 @@ impl<'a> Recording<'a> {
             match steps.run(&mut session.watch, self, shutdown, every).await? {
                 Ended::Stopped(StopReason::Reopen) => {
                     // What came until now belongs to the file that is closed now.
-                    self.sample(&session.watch.sample()?)?;
-                    self.rotate()?;
-                    session.watch.restart_census();
+                    if threads::try_one().is_ok() {
+                        self.sample(&session.watch.sample()?)?;
+                        self.rotate()?;
+                        session.watch.restart_census();
+                    } else {
+                        self.tell_not_rotated("no thread can be started now");
+                    }
                 }
                 Ended::Stopped(StopReason::Signal) => break EndReason::Signal,
                 Ended::Stopped(StopReason::Elapsed) => break EndReason::Duration,
@@ -267,29 +277,59 @@ impl<'a> Recording<'a> {
         Ok(reason)
     }
 
-    /// Closes the file under another name, and goes on in a new one.
+    /// Closes the file under another name, and goes on in a new one; where that can't be had, in the same one.
     fn rotate(&mut self) -> Result<()> {
-        self.recorder.finish(EndReason::Rotated)?;
         let output = &self.record.output;
         let aside = aside(output, Timestamp::now());
+        // Before anything is closed: a folder may have become one that nothing can be renamed or made in.
+        if let Err(error) = files::try_folder(output) {
+            self.tell_not_rotated(&format!("nothing can be made next to {}: {error}", output.shown()));
+            return Ok(());
+        }
+        self.recorder.finish(EndReason::Rotated)?;
+        self.run = Run { started: WallMono::now(), continues: true, ..self.run.clone() };
         match files::set_aside(output, &aside) {
-            Ok(()) => {
+            // Somebody else moved it: that was rotation enough.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.say_incidents(output)?;
+                return self.go_on(open(self.record, &self.run, &self.lock)?);
+            }
+            Err(error) => {
+                self.say_incidents(output)?;
+                self.go_on(open(self.record, &self.run, &self.lock)?)?;
+                let why = format!("renaming {} to {}: {error}", output.shown(), aside.shown());
+                self.tell_not_rotated(&why);
+                return Ok(());
+            }
+            Ok(()) => {}
+        }
+        match open(self.record, &self.run, &self.lock) {
+            Ok(opened) => {
                 self.say_incidents(&aside)?;
                 self.say_closed(&aside, EndReason::Rotated)?;
+                self.go_on(opened)
             }
-            // Somebody else moved it: that was rotation enough.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.say_incidents(output)?,
             Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("renaming {} to {}", output.shown(), aside.shown()));
+                // The old one is there yet. What it can't be gone on with for is told by that.
+                files::set_aside(&aside, output)
+                    .with_context(|| format!("renaming {} to {}", aside.shown(), output.shown()))?;
+                self.say_incidents(output)?;
+                self.go_on(open(self.record, &self.run, &self.lock)?)?;
+                self.tell_not_rotated(&format!("{error:#}"));
+                Ok(())
             }
         }
-        self.run = Run { started: WallMono::now(), continues: true, ..self.run.clone() };
-        let (writer, next_tick) = open(self.record, &self.run, &self.lock)?;
+    }
+
+    fn go_on(&mut self, (writer, next_tick): (WriterThread, i64)) -> Result<()> {
         self.recorder.continue_in(writer, next_tick);
-        self.snapshots.start(self.own, SnapshotReason::Start)?;
+        self.take_snapshot(self.own, SnapshotReason::Start);
         self.rules.forget();
         self.say_open()
+    }
+
+    fn tell_not_rotated(&mut self, why: &str) {
+        self.tell("not_rotated", &format!("the file goes on, as no other could be begun: {why}"));
     }
 
     async fn end(&mut self, reason: EndReason, shutdown: &mut Shutdown) -> Result<()> {
@@ -344,13 +384,13 @@ impl<'a> Recording<'a> {
 
     /// What was read and run aside.
     fn collect(&mut self) -> Result<()> {
-        while let Some(found) = self.snapshots.taken()? {
+        while let Some(found) = self.snapshots.taken() {
             let listing = found.listing.map_err(|error| {
                 self.tell("no_listing", &format!("the table could not be listed: {error:#}"));
             });
             self.recorder.found(listing.ok(), found.facts);
         }
-        while let Some(News { rules, settings }) = self.rules.poll(Instant::now())? {
+        while let Some(News { rules, settings }) = self.rules.poll(Instant::now()) {
             self.recorder.netns_settings(settings);
             match rules {
                 Ok(rules) => rules.into_iter().for_each(|rules| self.recorder.rules(rules)),
@@ -365,6 +405,12 @@ impl<'a> Recording<'a> {
             }
         }
         Ok(())
+    }
+
+    fn take_snapshot(&mut self, netns: NetnsId, reason: SnapshotReason) {
+        if let Err(error) = self.snapshots.start(netns, reason) {
+            self.tell("no_listing", &format!("the table can't be listed yet: {error:#}"));
+        }
     }
 
     fn tell(&mut self, code: &str, text: &str) {
@@ -439,11 +485,11 @@ impl LiveSink for Recording<'_> {
         }
         let outcome = self.recorder.sample(sample, WallMono::now().mono_us)?;
         for fired in outcome.fired {
-            self.snapshots.start(fired.measured.netns, SnapshotReason::Trigger)?;
+            self.take_snapshot(fired.measured.netns, SnapshotReason::Trigger);
             self.rules.trigger(fired.measured.netns, Instant::now());
         }
         for netns in self.pressure.due(&outcome.report, Instant::now()) {
-            self.snapshots.start(netns, SnapshotReason::Changed)?;
+            self.take_snapshot(netns, SnapshotReason::Changed);
         }
         self.follow_limits(&outcome.report.tables);
         Ok(TickOutcome { unexplained: outcome.report.unexplained, lost_events: outcome.report.lost_events })

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use super::live::Shutdown;
 use super::netns_spec;
 use super::{VERSION, confine, event_loop, view};
+use crate::children::threads;
 use crate::cli::{Config, TableConfig};
 use crate::conntrack::census::{self, Refusal};
 use crate::conntrack::{addresses, module, tracking};
@@ -78,10 +79,8 @@ async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
 fn aside(look: &Look) -> Result<oneshot::Receiver<Result<TableReport>>> {
     let look = look.clone();
     let (sender, listed) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("tables".to_owned())
-        // Nobody waits for it any more if a signal came.
-        .spawn(move || drop(sender.send(look.at_all())))
+    // Nobody waits for it any more if a signal came.
+    threads::start("tables", 2 << 20, move || drop(sender.send(look.at_all())))
         .context("starting the thread that lists the tables")?;
     Ok(listed)
 }

@@ -5,14 +5,15 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::children::Family;
 
 /// A tool that takes longer is stopped: 40,000 rules take nft a second.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,13 +38,11 @@ fn limited(
     // Nothing of our environment: it may name libraries, locales or other programs. Nor our folder.
     command.args(arguments).env_clear().env("PATH", path).env("LC_ALL", "C").current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own: what it starts is stopped with it.
-    command.process_group(0);
-    let mut running = Running(command.spawn().context("starting it")?);
+    let mut running = Family::start(&mut command).context("starting it")?;
     let until = Instant::now() + patience;
     let mut streams = [
-        Stream::new(running.0.stdout.take().map(OwnedFd::from), longest),
-        Stream::new(running.0.stderr.take().map(OwnedFd::from), LONGEST_ERRORS),
+        Stream::new(running.stdout().map(OwnedFd::from), longest),
+        Stream::new(running.stderr().map(OwnedFd::from), LONGEST_ERRORS),
     ];
     let too_long = || anyhow::anyhow!("it took longer than {patience:?} and was stopped");
     while streams.iter().any(|stream| stream.from.is_some()) {
@@ -53,30 +52,15 @@ fn limited(
         }
         read_some(&mut streams, left)?;
     }
-    let status = loop {
-        if let Some(status) = running.0.try_wait().context("waiting for it")? {
-            break status;
-        }
+    while !running.has_ended().context("waiting for it")? {
         if Instant::now() > until {
             return Err(too_long());
         }
         std::thread::sleep(Duration::from_millis(2));
-    };
+    }
+    let status = running.reap().context("waiting for it")?;
     let [stdout, stderr] = streams.map(|stream| stream.text);
     Ok(Output { status, stdout, stderr })
-}
-
-/// Stops it, and its group with it, unless it has ended and its status is known.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if !matches!(self.0.try_wait(), Ok(Some(_))) {
-            // SAFETY: no memory is involved; the group is that of a child that hasn't been waited for.
-            unsafe { libc::kill(-self.0.id().cast_signed(), libc::SIGKILL) };
-            let _ = self.0.wait();
-        }
-    }
 }
 
 /// What it prints to one of its pipes; `None` once that is at its end.

@@ -10,17 +10,15 @@ use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
 use super::{Netns, id_of};
+use crate::children::threads;
 use crate::foreign::Shown as _;
 
 /// Runs something on a thread of its own, which may change its netns; the rest of the process never does.
 pub fn on_netns_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
-        let visit = thread::Builder::new()
-            .name("netns-visit".to_owned())
-            .stack_size(256 << 10)
-            .spawn_scoped(scope, work)
+        let visit = threads::start_within(scope, "netns-visit", 256 << 10, work)
             .context("starting a thread to visit a netns")?;
-        visit.join().ok().context("a visit to a netns panicked")
+        visit.join().ok().flatten().context("a visit to a netns panicked")
     })
 }
 

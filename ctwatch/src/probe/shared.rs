@@ -8,7 +8,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -22,6 +21,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use super::banks::{Banks, Counts, Kind, Memory};
 pub use super::banks::{FlowTotals, Taken};
 use super::grace::Grace;
+use crate::children::threads;
 use crate::model::SlotSample;
 
 /// How often to look whether a bank is filling,
@@ -239,10 +239,7 @@ impl Shared {
         let banks = Arc::new(Mutex::new(Banks::new(slots)));
         let (stop, stopped) = channel();
         let of_thread = Arc::clone(&banks);
-        thread::Builder::new()
-            .name("counters".to_owned())
-            .stack_size(128 << 10)
-            .spawn(move || keep_room(&of_thread, &grace, &stopped))
+        threads::start("counters", 128 << 10, move || keep_room(&of_thread, &grace, &stopped))
             .context("starting the thread that gives slots back")?;
         Ok(Self { banks, control, _stop: stop })
     }

@@ -24,8 +24,20 @@ pub(super) fn sidecar_path(path: &Path, ending: &str) -> PathBuf {
 /// The -wal of a recording, if part of the recording is in it: the two have to be copied together.
 #[must_use]
 pub fn wal(path: &Path) -> Option<PathBuf> {
-    let wal = sidecar_path(path, "-wal");
+    let wal = sidecar_path(&itself(path), "-wal");
     fs::metadata(&wal).is_ok_and(|metadata| metadata.len() > 0).then_some(wal)
+}
+
+/// Something next to a recording that SQLite would take for its journal.
+pub(super) fn journal(path: &Path) -> Option<PathBuf> {
+    let journal = sidecar_path(&itself(path), JOURNAL);
+    fs::symlink_metadata(&journal).is_ok().then_some(journal)
+}
+
+/// Where SQLite looks: beside the file that a link leads to.
+fn itself(path: &Path) -> PathBuf {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
+    if is_link { fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()) } else { path.to_owned() }
 }
 
 /// Whether a recording has yet to be created there: there is nothing, or an empty file. What has the name of one of its
@@ -95,6 +107,14 @@ pub fn set_aside(path: &Path, aside: &Path) -> Result<()> {
         }
     }
     sync_folder(path)
+}
+
+/// Whether files can be made next to a recording, and so be renamed there. The caller holds its lock.
+///
+/// # Errors
+/// They can't.
+pub fn try_folder(path: &Path) -> Result<()> {
+    remove(&draft(path)?)
 }
 
 /// Removes a database with everything SQLite created next to it.

@@ -19,6 +19,7 @@ mod open;
 mod outside;
 pub mod reader;
 pub mod recorder;
+mod regular;
 pub mod replay;
 mod retention;
 pub mod rows;
@@ -37,7 +38,7 @@ pub mod writer;
 pub mod writer_thread;
 
 pub use full::DiskFull;
-pub use limits::{stop_reading, ticks_read};
+pub use limits::{NETNS, SLOTS, stop_reading, ticks_read};
 pub use lock::Lock;
 pub use open::Fault;
 pub use reader::Recording;

@@ -7,9 +7,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
 use super::files::{self, wal};
+use super::regular;
 use super::unfit::is_about_sharing;
 use super::{APPLICATION_ID, SCHEMA, layout, limits};
 use crate::files::file_system::FileSystem;
@@ -111,21 +112,22 @@ pub(super) fn too_much<T>(what: &str) -> Result<T, ReadError> {
 /// Opens a file for reading, even if its directory is read-only.
 pub(super) fn connect(path: &Path) -> Result<Connection> {
     examine_head(path)?;
+    refuse_journal(path)?;
     examine_size(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |about| about.len());
+    let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |about| limits::bytes_of(&about));
     let size = bytes(path) + wal(path).map_or(0, |wal| bytes(&wal));
     let probed = |connection| probed(connection, size);
     let connection = if wal(path).is_some() {
         // A recorder is running or was killed: what is only in the -wal counts.
         let alone = |vfs| {
-            Connection::open_with_flags_and_vfs(path, flags, vfs).and_then(|connection| {
+            regular::connect(path, flags, Some(vfs)).and_then(|connection| {
                 connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
                 probed(connection)
             })
         };
         if files::are_trusted(path) {
-            match Connection::open_with_flags(path, flags).and_then(probed) {
+            match regular::connect(path, flags, None).and_then(probed) {
                 // In a read-only directory the index that readers of a -wal share can't be created.
                 Err(error) if is_about_the_index(&error) => alone(c"unix-none"),
                 opened => opened,
@@ -137,7 +139,7 @@ pub(super) fn connect(path: &Path) -> Result<Connection> {
     } else {
         // Nobody writes: the file can be read without creating others, and none are left behind.
         let flags = flags | OpenFlags::SQLITE_OPEN_URI;
-        Connection::open_with_flags(immutable(path), flags).and_then(probed)
+        regular::connect(Path::new(&immutable(path)), flags, None).and_then(probed)
     };
     let connection = connection.map_err(|error| fault(path, &error))?;
     examine_marks(path, &connection)?;
@@ -182,7 +184,7 @@ pub(super) fn fault(path: &Path, error: &rusqlite::Error) -> Fault {
         Some(ErrorCode::OperationInterrupted) if limits::is_stopped() => Fault::Stopped(path.to_owned()),
         Some(ErrorCode::OperationInterrupted) => Fault::Damaged(
             path.to_owned(),
-            "reading it takes more steps than a file of its size can need".to_owned(),
+            "reading it takes more than a file of its size can need".to_owned(),
         ),
         Some(ErrorCode::OutOfMemory) => {
             Fault::Damaged(path.to_owned(), "reading it takes more memory than any recording does".to_owned())
@@ -197,8 +199,10 @@ pub(super) fn fault(path: &Path, error: &rusqlite::Error) -> Fault {
 fn probed(mut connection: Connection, size: u64) -> rusqlite::Result<Connection> {
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     limits::distrust(&connection)?;
+    limits::shorten_values(&connection)?;
     limits::watch(&mut connection, size)?;
-    connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))?;
+    // Whether anything can be read of it. One row: a count may take longer than all the rest.
+    connection.query_row("SELECT 1 FROM sqlite_master LIMIT 1", [], |_| Ok(())).optional()?;
     Ok(connection)
 }
 
@@ -225,6 +229,18 @@ fn examine_head(path: &Path) -> Result<(), Fault> {
     match head(path)?.starts_with(MAGIC) {
         true => Ok(()),
         false => Err(Fault::NotARecording(path.to_owned())),
+    }
+}
+
+/// A journal says what SQLite is to undo first, and in it anything may stand for what was there before.
+fn refuse_journal(path: &Path) -> Result<(), Fault> {
+    match files::journal(path) {
+        Some(journal) => {
+            let text =
+                format!("{} is next to it, and no recorder makes such a file: remove it", journal.shown());
+            Err(Fault::Unreadable(path.to_owned(), text))
+        }
+        None => Ok(()),
     }
 }
 

@@ -16,7 +16,7 @@ use rusqlite::{Connection, Row};
 
 use super::columns::{
     INCIDENT, IncidentColumns, MACHINE, MachineColumns, NETNS, NOTICE, NetnsColumns, NoticeColumns, RUN_END,
-    RunEndColumns, SETTING, SLOT, SettingColumns, SlotColumns,
+    RunEndColumns, SETTING, SLOT, SettingColumns,
 };
 use super::open::{self, Fault, ReadError, corrupt_row, too_much};
 use super::rows::{
@@ -64,26 +64,20 @@ pub struct RecordedRun {
     pub end: Option<RunEnd>,
 }
 
-/// Selects the slots of a run, each with its netns's number after its own columns. Here as elsewhere the order of the tables
-/// is given (CROSS JOIN) and no index on `run` is taken (`+`): each row is looked at once, whatever the file holds.
-pub(super) fn slots_of_run() -> String {
-    let slot = SlotColumns::of("s");
-    format!("SELECT {slot}, n.number FROM slot s CROSS JOIN netns n ON n.id = s.netns WHERE +n.run = ?1")
-}
-
-/// A slot's number in the file and its key, from a row of [`slots_of_run`].
-pub(super) fn slot(row: &Row<'_>) -> rusqlite::Result<(i64, SlotKey)> {
-    const NETNS_NUMBER: usize = SlotColumns::NAMES.len();
+/// A slot's number in the file and its key, if it is of one of these namespaces. Slots are not joined with them by SQLite,
+/// which looks at some pages for each.
+pub(super) fn slot(row: &Row<'_>, netns: &HashMap<i64, NetnsId>) -> rusqlite::Result<Option<(i64, SlotKey)>> {
+    let Some(netns) = netns.get(&row.get(SLOT.netns)?) else { return Ok(None) };
     let loopback = if row.get(SLOT.loopback)? { KIND_LOOPBACK } else { 0 };
     let unattributed = if row.get(SLOT.unattributed)? { KIND_UNATTRIBUTED } else { 0 };
     let cause: Option<u8> = row.get(SLOT.cause)?;
     let key = SlotKey {
-        netns: row.get(NETNS_NUMBER)?,
+        netns: netns.packed(),
         port: row.get(SLOT.port)?,
         proto: row.get(SLOT.proto)?,
         kind: cause.unwrap_or(KIND_FLOWS) | loopback | unattributed,
     };
-    Ok((row.get(SLOT.id)?, key))
+    Ok(Some((row.get(SLOT.id)?, key)))
 }
 
 /// Which of the large things there are, each of which is read by itself: a table's listing, a machine's facts, a rule set.
@@ -107,7 +101,7 @@ impl Recording {
     pub fn open(path: &Path) -> Result<Self> {
         let connection = open::connect(path)?;
         // A single snapshot, however long reading takes and whatever a recorder does meanwhile.
-        let began = connection.execute_batch("BEGIN; SELECT count(*) FROM meta");
+        let began = connection.execute_batch("BEGIN; SELECT 1 FROM meta LIMIT 1");
         began.map_err(|error| open::fault(path, &error))?;
         connection.set_prepared_statement_cache_capacity(32);
         Ok(Self { connection, path: path.to_owned(), spans: RefCell::default() })
@@ -459,8 +453,16 @@ impl Recording {
 
     fn read_spans(&self, table: &str) -> Result<HashMap<i64, RowSpan>, ReadError> {
         let mut spans: HashMap<i64, RowSpan> = HashMap::new();
+        // Whose each netns is: slots have no run of their own.
+        let mut runs = HashMap::new();
         let sql = match table {
-            "slot" => "SELECT s.id, n.run FROM slot s CROSS JOIN netns n ON n.id = s.netns".to_owned(),
+            "slot" => {
+                let of_netns = each(&self.connection, "SELECT id, run FROM netns", [], |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+                })?;
+                runs.extend(of_netns);
+                "SELECT id, netns FROM slot".to_owned()
+            }
             // A file from before they were thought of has none.
             "rules" | "netns_setting" if !rules::has_table(&self.connection, table)? => return Ok(spans),
             _ => format!("SELECT id, run FROM {table}"),
@@ -468,7 +470,11 @@ impl Recording {
         let mut statement = self.connection.prepare(&sql)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let (id, run): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let (id, mut run): (i64, i64) = (row.get(0)?, row.get(1)?);
+            if table == "slot" {
+                let Some(of_netns) = runs.get(&run) else { continue };
+                run = *of_netns;
+            }
             let [first, last] = spans.entry(run).or_insert([id, id]);
             (*first, *last) = ((*first).min(id), (*last).max(id));
             if spans.len() > limits::RUNS {
@@ -532,19 +538,23 @@ fn each_of<T, P: rusqlite::Params>(
     let columns = statement.column_count();
     let mut rows = statement.query(parameters)?;
     let mut found = Vec::new();
-    let mut held = 0;
+    let (mut held, left) = (0, limits::ValuesLeft::of(connection));
     while let Some(row) = rows.next()? {
         if limits::is_stopped() {
             return Err(ReadError::Stopped);
         }
+        let mut values = 0;
         for column in 0..columns {
-            held += match row.get_ref(column)? {
+            values += match row.get_ref(column)? {
                 ValueRef::Text(text) if text.len() > longest => return too_much("text in one row"),
                 ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len(),
                 ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => 0,
             };
         }
-        held += size_of::<T>().max(LEAST);
+        if values > 0 && left.is_some_and(|left| !left.take(values)) {
+            return too_much("text and blobs");
+        }
+        held += values + size_of::<T>().max(LEAST);
         if held > limits::HELD {
             return too_much("rows of a kind");
         }

@@ -80,6 +80,8 @@ pub struct Recorder {
     recent: VecDeque<(i64, i64)>,
     settings_at: Option<i64>,
     held_up: bool,
+    /// It was said that slots or namespaces have no room.
+    is_full: bool,
     incidents: u64,
     /// Triggers that fired and have no number yet.
     unnumbered: Vec<Fired>,
@@ -113,6 +115,7 @@ impl Recorder {
             recent: VecDeque::new(),
             settings_at: None,
             held_up: false,
+            is_full: false,
             incidents: 0,
             unnumbered: Vec::new(),
             numbered: Vec::new(),
@@ -158,6 +161,16 @@ impl Recorder {
         }
         let fired = self.run_triggers(&report, at);
         self.unnumbered.extend(fired.iter().cloned());
+        if self.writer.as_ref().is_some_and(WriterThread::is_full)
+            && !std::mem::replace(&mut self.is_full, true)
+        {
+            let (slots, netns) = (super::SLOTS, super::NETNS);
+            let text = format!(
+                "this run has more keys or namespaces than a recording keeps apart ({slots} and {netns}): those beyond are \
+                 in the sums by cause and by kernel counter alone"
+            );
+            self.notice(at, "slots_full", &text);
+        }
         if self.keeps_up() {
             let mut tick = self.encoder.tick(sample, mono_us);
             let unexplained = &report.unexplained;
@@ -323,6 +336,7 @@ impl Recorder {
         self.encoder.begin_file();
         self.sysctls.forget();
         self.settings_at = None;
+        self.is_full = false;
         self.names.clear();
         self.recent.clear();
         for (_, incident) in &mut self.triggers {

@@ -16,7 +16,7 @@ use super::reader::{ANY_ROW, Numbers, Stored, each};
 use super::rows::Names;
 use super::rules;
 use super::tick::Tick;
-use super::writer::dictionary::Dictionary;
+use super::writer::dictionary::{Dictionary, GONE};
 use super::writer::{TickRow, insert_tick};
 use ages::Ages;
 
@@ -464,9 +464,9 @@ fn replace(
             let gone = fold::fold(&mut sum);
             let gone = gone.into_iter().map(|netns| dictionary.netns(transaction, netns));
             drop_censuses_of(transaction, &place, &gone.collect::<Result<_, _>>()?)?;
-            if sum.netns.iter().any(|netns| netns.id == fold::GONE) {
+            if sum.netns.iter().any(|netns| netns.id == GONE) {
                 let names = Names { name: Some("gone".into()), container: None };
-                dictionary.name(transaction, &[(fold::GONE, names)].into())?;
+                dictionary.name(transaction, &[(GONE, names)].into())?;
             }
         }
         insert_tick(transaction, &place, &sum, dictionary)?;

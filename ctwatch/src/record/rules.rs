@@ -8,7 +8,7 @@ use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
 use rusqlite::types::Null;
-use rusqlite::{Connection, OptionalExtension as _, ToSql};
+use rusqlite::{Connection, OptionalExtension as _, Row, ToSql};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -157,7 +157,7 @@ pub(super) fn read(connection: &Connection, run: i64, span: RowSpan) -> Result<V
         "SELECT {columns}, n.number, length(r.rules) FROM rules r CROSS JOIN netns n ON n.id = r.netns WHERE r.run = ?1 \
          AND r.id BETWEEN ?2 AND ?3 ORDER BY r.id"
     );
-    each(connection, &sql, [run, first, last], |row| {
+    let read = |row: &Row<'_>| {
         let id: i64 = row.get(RULES.id)?;
         let at = WallMono::from_columns(row.get(RULES.wall_us)?, row.get(RULES.mono_us)?);
         let occasion = SnapshotReason::from_name(&row.get::<_, String>(RULES.reason)?);
@@ -174,7 +174,8 @@ pub(super) fn read(connection: &Connection, run: i64, span: RowSpan) -> Result<V
         let stored = StoredRules { netns: NetnsId::from_packed(row.get(NETNS_NUMBER)?), at, occasion, rules };
         let holds = stored.checksum(run, size, content) == row.get::<_, u32>(RULES.crc)?;
         if holds { Ok(stored) } else { corrupt_row("rules", id) }
-    })
+    };
+    limits::with_long_values(connection, || each(connection, &sql, [run, first, last], read))
 }
 
 /// Writes a setting of another netns.

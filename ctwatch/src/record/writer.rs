@@ -23,7 +23,7 @@ use super::rows::{
 use super::rules::{self, StoredRules};
 use super::tick::{NetnsTick, Tick};
 use super::unfit::Unfit;
-use super::{Fault, census, event, files, layout, limits, listing, open, run, schema};
+use super::{Fault, census, event, files, layout, limits, listing, open, regular, run, schema};
 use crate::error::Failure;
 use crate::foreign::Shown as _;
 use crate::model::{Loss, NetnsId};
@@ -72,6 +72,7 @@ pub struct Writer {
     next_tick: i64,
     dictionary: Dictionary,
     unsynced: u32,
+    is_full: bool,
 }
 
 impl Writer {
@@ -102,7 +103,10 @@ impl Writer {
     }
 
     fn begin(path: &Path, run: &Run) -> Result<Self> {
-        let connection = connect(path)?;
+        let mut connection = connect(path)?;
+        // It may be one that somebody else began.
+        let size = std::fs::metadata(path).map_or(0, |about| limits::bytes_of(&about));
+        limits::watch(&mut connection, size)?;
         layout::examine(&connection).map_err(|error| error.into_fault(path))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -112,6 +116,7 @@ impl Writer {
         connection.set_prepared_statement_cache_capacity(64);
         schema::complete(&connection)?;
         let next_tick = next_tick(&connection)?;
+        limits::unwatch(&mut connection)?;
         let id = run::insert(&connection, run, next_tick)
             .with_context(|| format!("writing the start of a run to {}", path.shown()))?;
         Ok(Self {
@@ -121,6 +126,7 @@ impl Writer {
             next_tick,
             dictionary: Dictionary::new(id),
             unsynced: 0,
+            is_full: false,
         })
     }
 
@@ -142,6 +148,12 @@ impl Writer {
         self.run
     }
 
+    /// Whether there were more slots or namespaces than a run may have.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.is_full
+    }
+
     /// Writes one tick and what belongs to it, or nothing at all.
     ///
     /// # Errors
@@ -159,6 +171,7 @@ impl Writer {
             self.dictionary = Dictionary::load(&self.connection, self.run)?;
         }
         written?;
+        self.is_full |= self.dictionary.take_full();
         self.unsynced = if due { 0 } else { self.unsynced + 1 };
         self.next_tick += i64::from(batch.tick.is_some());
         Ok(())
@@ -184,24 +197,31 @@ impl Writer {
         if let Some(tick) = tick {
             insert_tick(&transaction, &TickRow { id, first: id, run, level: 0 }, tick, dictionary)?;
             for census in &tick.censuses {
+                if !dictionary.has_room_for(census.netns) {
+                    continue;
+                }
                 let netns = dictionary.netns(&transaction, census.netns)?;
                 census::insert(&transaction, id, netns, census)?;
             }
         }
         for (place, (loss, detail)) in events.iter().enumerate() {
+            if !dictionary.has_room_for(event::netns_of(loss)) {
+                continue;
+            }
             let netns = dictionary.netns(&transaction, event::netns_of(loss))?;
             let owner = loss.owner.as_ref().map(|owner| dictionary.owner(&transaction, owner)).transpose()?;
             event::insert(&transaction, (id, place), *detail, netns, owner, loss)?;
         }
-        for one in listings {
+        for one in listings.iter().filter(|one| dictionary.has_room_for(one.netns)).collect::<Vec<_>>() {
             let netns = dictionary.netns(&transaction, one.netns)?;
             listing::insert(&transaction, run, netns, one)?;
         }
-        for one in rules {
+        for one in rules.iter().filter(|one| dictionary.has_room_for(one.netns)).collect::<Vec<_>>() {
             let netns = dictionary.netns(&transaction, one.netns)?;
             rules::insert(&transaction, run, netns, one)?;
         }
-        for one in netns_settings {
+        for one in netns_settings.iter().filter(|one| dictionary.has_room_for(one.netns)).collect::<Vec<_>>()
+        {
             let netns = dictionary.netns(&transaction, one.netns)?;
             rules::insert_setting(&transaction, run, netns, one)?;
         }
@@ -270,7 +290,7 @@ fn connect(path: &Path) -> Result<Connection> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection =
-        Connection::open_with_flags(path, flags).with_context(|| format!("opening {}", path.shown()))?;
+        regular::connect(path, flags, None).with_context(|| format!("opening {}", path.shown()))?;
     limits::distrust(&connection)?;
     Ok(connection)
 }
@@ -385,6 +405,7 @@ pub(super) fn insert_tick(
     dictionary: &mut Dictionary,
 ) -> rusqlite::Result<()> {
     let TickRow { id, first, run, level } = *place;
+    let tick = &*dictionary.fit(tick);
     let [drop, early_drop, insert_failed, chaintoolong] = tick.unexplained;
     TickColumns::<&dyn ToSql> {
         id: &id,

@@ -2,7 +2,7 @@
 //! Ticks skipped meanwhile lose nothing: the next one written says how far everything moved since the last.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
@@ -14,6 +14,7 @@ use super::retention::{Retention, RetentionLimits};
 use super::rows::{EndReason, Incident, RunEnd};
 use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
+use crate::children::threads;
 use crate::foreign::Shown as _;
 use crate::model::WallMono;
 
@@ -38,7 +39,8 @@ pub struct WriterThread {
     /// Receives the numbers of incidents once they are in the file.
     numbers: Option<Receiver<IncidentNumber>>,
     waiting: Arc<AtomicUsize>,
-    thread: JoinHandle<Result<()>>,
+    full: Arc<AtomicBool>,
+    thread: JoinHandle<Option<Result<()>>>,
 }
 
 #[derive(Debug)]
@@ -56,13 +58,14 @@ impl WriterThread {
         let (sender, receiver) = sync_channel(WAITING * 2);
         let waiting = Arc::new(AtomicUsize::new(0));
         let behind = Arc::clone(&waiting);
+        let full = Arc::new(AtomicBool::new(false));
+        let is_full = Arc::clone(&full);
         let (number_sender, numbers) = channel();
-        let thread = std::thread::Builder::new()
-            .name("recorder".to_owned())
-            .stack_size(1 << 20)
-            .spawn(move || write_all(writer, limits, &lock, &receiver, &behind, &number_sender))
-            .context("starting the writer thread")?;
-        Ok(Self { sender, numbers: Some(numbers), waiting, thread })
+        let thread = threads::start("recorder", 1 << 20, move || {
+            write_all(writer, limits, &lock, &receiver, &behind, &is_full, &number_sender)
+        })
+        .context("starting the writer thread")?;
+        Ok(Self { sender, numbers: Some(numbers), waiting, full, thread })
     }
 
     /// Numbers of incidents that were written since the last call.
@@ -81,6 +84,12 @@ impl WriterThread {
         self.waiting.load(Ordering::Acquire) < WAITING
     }
 
+    /// Whether slots or namespaces had no room in the file.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
     /// Hands over a batch. Once writing has failed, every call fails.
     ///
     /// # Errors
@@ -96,7 +105,7 @@ impl WriterThread {
     /// The reason writing failed, now or earlier.
     pub fn finish(self, end: RunEnd) -> Result<()> {
         let _ = self.sender.send(Message::End(end));
-        self.thread.join().map_err(|_| anyhow!("the writer thread panicked"))?
+        self.thread.join().ok().flatten().context("the writer thread panicked")?
     }
 }
 
@@ -106,6 +115,7 @@ fn write_all(
     lock: &Lock,
     messages: &Receiver<Message>,
     waiting: &AtomicUsize,
+    full: &AtomicBool,
     numbers: &Sender<IncidentNumber>,
 ) -> Result<()> {
     let mut retention = Retention::new(limits);
@@ -114,6 +124,7 @@ fn write_all(
             Message::Batch(batch) => {
                 let mut written = writer.write(&batch).map_err(anyhow::Error::from);
                 waiting.fetch_sub(1, Ordering::AcqRel);
+                full.fetch_or(writer.is_full(), Ordering::Relaxed);
                 if written.is_ok() {
                     send_numbers(&mut writer, &batch.incidents, numbers);
                 }

@@ -5,6 +5,7 @@ mod calls;
 mod files;
 mod rights;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::kernel::capabilities::Capability;
@@ -94,23 +95,37 @@ fn with_endings<const N: usize>(path: &Path, endings: [&str; N]) -> Vec<PathBuf>
     endings.map(with).into()
 }
 
-/// What could not be given up, in words; empty where all was.
-pub type NotGivenUp = Vec<String>;
+/// What could not be given up, in words.
+#[derive(Debug, Default)]
+pub struct NotGivenUp {
+    /// The kernel has what it takes, and it failed.
+    pub failed: Vec<String>,
+    /// The kernel doesn't have it.
+    pub lacking: Vec<String>,
+}
 
-/// Gives up what this work doesn't take. It never fails: a kernel that lacks something is said so, and that is all.
+/// Gives up what this work doesn't take. It never fails: what could not be given up is told, and that is all.
 #[must_use]
 pub fn enter(work: Work, files: &Files, roots: &Roots) -> NotGivenUp {
     let mut wanted = rights_of(work, &roots.release());
     wanted.extend(rights::to_reach(&files.opened(), &files.kept(), &files.written()));
+    let (has_landlock, has_seccomp) = (files::version().is_ok(), calls::is_supported());
     let steps = [
-        ("capabilities", rights::keep_only(&wanted)),
-        ("new privileges", rights::no_new_privileges()),
+        ("capabilities", true, rights::keep_only(&wanted)),
+        ("new privileges", true, rights::no_new_privileges()),
         // It would also shut out other processes' folders in /proc (hook_ptrace_access_check, security/landlock/task.c).
-        ("files", if work == Work::Reads { files::confine(files) } else { Ok(()) }),
+        ("files", has_landlock, if work == Work::Reads { files::confine(files) } else { Ok(()) }),
         // Last: it forbids what the others do.
-        ("system calls", calls::confine(work)),
+        ("system calls", has_seccomp, calls::confine(work)),
     ];
-    steps.into_iter().filter_map(|(what, result)| Some(format!("{what}: {}", result.err()?))).collect()
+    let mut not = NotGivenUp::default();
+    for (what, is_there, result) in steps {
+        if let Err(error) = result {
+            let told = if is_there { &mut not.failed } else { &mut not.lacking };
+            told.push(format!("{what}: {error}"));
+        }
+    }
+    not
 }
 
 /// The capabilities that a kind of work takes, whatever its files are.
@@ -136,19 +151,51 @@ fn rights_of(work: Work, release: &str) -> Vec<Capability> {
     rights
 }
 
-/// What this kernel has of what confines a process, in words, and what it lacks.
+/// What there is to confine a process, in words.
+#[derive(Debug)]
+pub struct Support {
+    /// What this kernel has.
+    pub has: String,
+    /// What it doesn't have.
+    pub lacks: Option<String>,
+    /// What it has and doesn't do.
+    pub fails: Option<String>,
+}
+
+/// What this kernel has of what confines a process, and whether it does it: tried by a thread that is gone then.
 #[must_use]
-pub fn support() -> (String, Option<String>) {
+pub fn support() -> Support {
     let (mut has, mut lacks) = (vec!["capabilities".to_owned(), "no_new_privs".to_owned()], Vec::new());
+    let mut fails = Vec::new();
+    let mut tried = |name: &str, what: String, works: io::Result<()>| match works {
+        Ok(()) => has.push(what),
+        Err(error) => fails.push(format!("{name}: {error}")),
+    };
     match calls::is_supported() {
-        true => has.push("seccomp".to_owned()),
+        true => tried(
+            "seccomp",
+            "seccomp".to_owned(),
+            aside(|| rights::no_new_privileges().and_then(|()| calls::confine(Work::Reads))),
+        ),
         false => lacks.push("seccomp (CONFIG_SECCOMP_FILTER)".to_owned()),
     }
     match files::version() {
-        Ok(version) => has.push(format!("Landlock (version {version})")),
+        Ok(version) => {
+            let works = aside(|| files::confine(&Files::default()));
+            tried("Landlock", format!("Landlock (version {version})"), works);
+        }
         Err(why) => lacks.push(format!("Landlock ({why})")),
     }
-    (has.join(", "), (!lacks.is_empty()).then(|| lacks.join(", ")))
+    let joined = |all: Vec<String>| (!all.is_empty()).then(|| all.join(", "));
+    Support { has: has.join(", "), lacks: joined(lacks), fails: joined(fails) }
+}
+
+/// On a thread of its own: what is given up there is not given up elsewhere.
+fn aside(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+    })
 }
 
 #[cfg(test)]

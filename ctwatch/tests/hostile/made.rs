@@ -2,6 +2,10 @@
 
 use std::path::Path;
 
+use ctwatch::record::Writer;
+use ctwatch::record::rows::{MachineSnapshot, SnapshotReason};
+use ctwatch::record::writer::Batch;
+use ctwatch::testing;
 use rusqlite::{Connection, params};
 
 /// Bytes of the text that every reader once took in.
@@ -63,6 +67,10 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("many notices", "damaged"),
     ("many names", "damaged"),
     ("pages that are shared", ""),
+    ("pages that many cells share", "damaged"),
+    ("pages that many cells of another kind share", ""),
+    ("pages that many cells share, and a hole", "damaged"),
+    ("facts that many rows share", "more text and blobs"),
     ("deep JSON", "damaged"),
     ("wide JSON", "damaged"),
     ("wide facts", ""),
@@ -121,40 +129,175 @@ pub fn change(path: &Path, what: &str) {
         }
         "pages that are shared" => {
             drop(connection);
-            share_pages(path);
+            share_pages(path, "notice", 0);
+        }
+        "pages that many cells share" => {
+            drop(connection);
+            share_pages(path, "notice", 8);
+        }
+        "many pages that many cells share" => {
+            many("INSERT INTO setting SELECT i, 1, 1, 1, hex(zeroblob(900)), '', NULL, 1 FROM n", 4_000);
+            drop(connection);
+            share_pages(path, "notice", 8);
+        }
+        // A table without rowids: each run of each reader begins with it.
+        "pages that many cells of another kind share" => {
+            drop(connection);
+            share_pages(path, "meta", 8);
+        }
+        "pages that many cells share, and a hole" => {
+            drop(connection);
+            share_pages(path, "notice", 8);
+            std::fs::File::options().write(true).open(path).unwrap().set_len(1 << 40).unwrap();
+        }
+        "facts that many rows share" => {
+            drop(connection);
+            share_facts(path);
         }
         other => panic!("{other}"),
     }
 }
 
-/// Makes a table's inner page point to one of its leaves as often as it can: what takes kilobytes is read as gigabytes.
-fn share_pages(path: &Path) {
+/// Page numbers are in front of the cells of an inner page, and for what comes after the last one in its head.
+fn point_to(page: &mut [u8], child: u32) {
+    assert!(matches!(page[0], 2 | 5), "an inner page");
+    let cells = usize::from(u16::from_be_bytes([page[3], page[4]]));
+    assert!(cells > 1, "it has children");
+    for cell in 0..cells {
+        let at = usize::from(u16::from_be_bytes([page[12 + 2 * cell], page[13 + 2 * cell]]));
+        page[at..at + 4].copy_from_slice(&child.to_be_bytes());
+    }
+    page[8..12].copy_from_slice(&child.to_be_bytes());
+}
+
+fn first_child(page: &[u8]) -> u32 {
+    let at = usize::from(u16::from_be_bytes([page[12], page[13]]));
+    u32::from_be_bytes(page[at..at + 4].try_into().unwrap())
+}
+
+/// A file's pages, numbered from 1.
+struct Pages {
+    bytes: Vec<u8>,
+    size: usize,
+}
+
+impl Pages {
+    fn of(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap();
+        let size = usize::from(u16::from_be_bytes([bytes[16], bytes[17]]));
+        Self { bytes, size }
+    }
+
+    fn page(&mut self, number: u32) -> &mut [u8] {
+        let at = (number as usize - 1) * self.size;
+        &mut self.bytes[at..at + self.size]
+    }
+
+    fn add(&mut self, page: &[u8]) -> u32 {
+        self.bytes.extend_from_slice(page);
+        let pages = (self.bytes.len() / self.size) as u32;
+        self.bytes[28..32].copy_from_slice(&pages.to_be_bytes());
+        pages
+    }
+}
+
+fn root(path: &Path, table: &str) -> u32 {
+    let connection = Connection::open(path).unwrap();
+    connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let sql = "SELECT rootpage FROM sqlite_master WHERE name = ?1";
+    connection.query_row(sql, [table], |row| row.get(0)).unwrap()
+}
+
+/// Makes all cells of a table's root point to one page, and those of that one again, for so many levels; the last ones to a
+/// leaf. What takes kilobytes is read as gigabytes. With none the root points to itself.
+fn share_pages(path: &Path, table: &str, levels: u32) {
+    let connection = Connection::open(path).unwrap();
+    let rows = match table {
+        "notice" => "INSERT INTO notice SELECT i, 1, 1, 1, 'a', hex(zeroblob(300)), 1 FROM n",
+        _ => "INSERT INTO meta SELECT 'zz' || i || hex(zeroblob(300)), 'a' FROM n",
+    };
+    connection
+        .execute_batch(&format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) {rows}"
+        ))
+        .unwrap();
+    drop(connection);
+    let root = root(path, table);
+    let mut pages = Pages::of(path);
+    let mut inner = pages.page(root).to_vec();
+    // Down to the level above the leaves.
+    let mut child = first_child(&inner);
+    while matches!(pages.page(child)[0], 2 | 5) {
+        inner = pages.page(child).to_vec();
+        child = first_child(&inner);
+    }
+    for _ in 0..levels {
+        point_to(&mut inner, child);
+        child = pages.add(&inner);
+    }
+    let to = if levels == 0 { root } else { child };
+    point_to(pages.page(root), to);
+    std::fs::write(path, pages.bytes).unwrap();
+}
+
+/// One value of megabytes, and thousands of rows that have it.
+fn share_facts(path: &Path) {
+    let json = format!("{{\"notes\": [\"{}\"]}}", "a".repeat(4_000_000));
+    let facts = vec![MachineSnapshot { at: testing::at(1), occasion: SnapshotReason::Start, json }];
+    let mut writer = Writer::open(path, &testing::run()).unwrap();
+    writer.write(&Batch { facts, ..Batch::default() }).unwrap();
+    drop(writer);
     let connection = Connection::open(path).unwrap();
     connection
         .execute_batch(
-            "WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)
-             INSERT INTO notice SELECT i, 1, 1, 1, 'a', hex(zeroblob(300)), 1 FROM n;
-             PRAGMA wal_checkpoint(TRUNCATE)",
+            "DELETE FROM machine WHERE length(facts) < 1000000; UPDATE machine SET id = 2000;
+             WITH RECURSIVE n(i) AS (SELECT 200 UNION ALL SELECT i + 1 FROM n WHERE i < 1999)
+             INSERT INTO machine SELECT i, 1, 'start', 1, 1, hex(zeroblob(400)), 1 FROM n",
         )
         .unwrap();
-    let root: i64 = connection
-        .query_row("SELECT rootpage FROM sqlite_master WHERE name = 'notice'", [], |row| row.get(0))
-        .unwrap();
-    let size: i64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0)).unwrap();
     drop(connection);
-    let mut bytes = std::fs::read(path).unwrap();
-    let (size, at) = (size as usize, (root as usize - 1) * size as usize);
-    let page = &mut bytes[at..at + size];
-    assert_eq!(page[0], 5, "an inner page of a table");
-    let cells = u16::from_be_bytes([page[3], page[4]]);
-    assert!(cells > 1, "it has children");
-    let place = |page: &[u8], cell: usize| {
-        usize::from(u16::from_be_bytes([page[12 + 2 * cell], page[13 + 2 * cell]]))
-    };
-    // A page that points to itself.
-    for cell in 0..usize::from(cells) {
-        let at = place(page, cell);
-        page[at..at + 4].copy_from_slice(&(root as u32).to_be_bytes());
+    let root = root(path, "machine");
+    let mut pages = Pages::of(path);
+    let inner = pages.page(root).to_vec();
+    // The last leaf has the row with the long value: its overflow is what all others get.
+    let last = u32::from_be_bytes(inner[8..12].try_into().unwrap());
+    let leaf = pages.page(last).to_vec();
+    let cells = usize::from(u16::from_be_bytes([leaf[3], leaf[4]]));
+    let at = usize::from(u16::from_be_bytes([leaf[6 + 2 * cells], leaf[7 + 2 * cells]]));
+    let cell = leaf[at..].to_vec();
+    // Payload's length and the row's number are varints, of 4 and of 2 bytes: a payload of 4,000,000 bytes, and rows from 128.
+    let usable = pages.size;
+    let length = cell[..4].iter().fold(0, |sum, byte| sum << 7 | usize::from(byte & 0x7F));
+    let least = (usable - 12) * 32 / 255 - 23;
+    let local = least + (length - least) % (usable - 4);
+    let local = if local <= usable - 35 { local } else { least };
+    let whole = 6 + local + 4;
+    let per_page = (usable - 8) / (whole + 2);
+    assert!(per_page > 0, "{whole}");
+    let leaves: Vec<u32> = (0..usize::from(u16::from_be_bytes([inner[3], inner[4]])))
+        .map(|cell| {
+            let at = usize::from(u16::from_be_bytes([inner[12 + 2 * cell], inner[13 + 2 * cell]]));
+            u32::from_be_bytes(inner[at..at + 4].try_into().unwrap())
+        })
+        .collect();
+    for leaf in leaves {
+        let page = pages.page(leaf);
+        let first = usize::from(u16::from_be_bytes([page[8], page[9]]));
+        // Its first row's number, behind the payload's length.
+        let number = first + page[first..].iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+        if page[number] & 0x80 == 0 {
+            continue;
+        }
+        let row = [page[number], page[number + 1]];
+        let mut made = cell[..whole].to_vec();
+        made[4..6].copy_from_slice(&row);
+        let start = usable - whole;
+        page[start..].copy_from_slice(&made);
+        page[3..5].copy_from_slice(&1_u16.to_be_bytes());
+        page[1..3].fill(0);
+        page[5..7].copy_from_slice(&(start as u16).to_be_bytes());
+        page[7] = 0;
+        page[8..10].copy_from_slice(&(start as u16).to_be_bytes());
     }
-    std::fs::write(path, bytes).unwrap();
+    std::fs::write(path, pages.bytes).unwrap();
 }

@@ -2,6 +2,7 @@
 //! within a second and 300 MB.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,10 +115,44 @@ fn large_values_many_rows_and_pages_read_again_take_no_more_than_others() {
                 assert!(ran.error.contains(said), "{what}: {ran:?}");
             }
         }
-        assert!(refusals > 0, "{what}: nobody noticed");
+        // Nobody reads all of that one: whether anything is there is all that is asked.
+        assert!(refusals > 0 || what.contains("of another kind"), "{what}: nobody noticed");
         is_bounded(&run(recorder(&path, &proc)), &format!("record, {what}"));
-        println!("{what}: at most {:?} of CPU and {} MiB; {refusals} refuse it", worst.0, worst.1 >> 10);
+        let megabytes = fs::metadata(&path).unwrap().blocks() as f64 * 512.0 / 1e6;
+        let (cpu, mib) = (worst.0, worst.1 >> 10);
+        println!("{what}: {megabytes:.1} MB, at most {cpu:?} of CPU and {mib} MiB; {refusals} refuse it");
     }
+}
+
+/// What the longest reading of a file costs for each of its megabytes, as docs/recording.md tells it.
+#[test]
+fn how_long_a_file_is_read_follows_from_what_it_takes_on_the_disk() {
+    let (folder, _) = folder();
+    let whole_one = folder.path().join("whole.ctw");
+    whole(&whole_one);
+    let mut all = Vec::new();
+    for what in ["pages that many cells share", "many pages that many cells share"] {
+        for hole in [false, true] {
+            let path = folder.path().join("a.ctw");
+            fs::copy(&whole_one, &path).unwrap();
+            made(&path, what);
+            if hole {
+                fs::File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+            }
+            let megabytes = fs::metadata(&path).unwrap().blocks() as f64 * 512.0 / 1e6;
+            let of_all = readers(&path).into_iter().map(|(_, command)| run(command).cpu.as_secs_f64());
+            let cpu = of_all.fold(0.0, f64::max);
+            println!("{what}, hole: {hole}: {megabytes:.1} MB, {:.3} s of CPU for each", cpu / megabytes);
+            all.push((megabytes, cpu));
+        }
+    }
+    let [(small, few), (_, few_with_hole), (large, many), (_, many_with_hole)] = all[..] else {
+        panic!("{all:?}")
+    };
+    assert!(few_with_hole < 2.0 * few + 0.2 && many_with_hole < 2.0 * many + 0.2, "{all:?}");
+    let of_each = (many - few) / (large - small);
+    println!("{of_each:.3} s of CPU for each megabyte more");
+    assert!(of_each < 1.0, "{all:?}");
 }
 
 #[test]
@@ -206,4 +241,47 @@ fn a_rule_set_that_grows_is_cut_off() {
         println!("{what}: at most {:?} of CPU and {} MiB", worst.0, worst.1 >> 10);
         fs::remove_file(path).unwrap();
     }
+}
+
+/// In its place anything could stand for what was there before.
+#[test]
+fn a_journal_beside_a_recording_is_refused_whatever_it_is() {
+    let (folder, proc) = folder();
+    let path = folder.path().join("a.ctw");
+    whole(&path);
+    let journal = folder.path().join("a.ctw-journal");
+    let link = folder.path().join("link.ctw");
+    std::os::unix::fs::symlink("a.ctw", &link).unwrap();
+    for what in ["a file", "nothing in it", "a FIFO", "a link"] {
+        match what {
+            "a file" => fs::write(&journal, [0xD9; 4096]).unwrap(),
+            "nothing in it" => fs::write(&journal, "").unwrap(),
+            "a FIFO" => mkfifo(&journal, Mode::S_IRWXU).unwrap(),
+            _ => std::os::unix::fs::symlink("/dev/zero", &journal).unwrap(),
+        }
+        refused_by_all(&path, what, "a.ctw-journal", &proc);
+        for (name, command) in readers(&link) {
+            let ran = run(command);
+            assert!(ran.error.contains("a.ctw-journal"), "{name}, by a link: {ran:?}");
+        }
+        fs::remove_file(&journal).unwrap();
+    }
+}
+
+/// A -wal is beside the file, and not beside a link to it.
+#[test]
+fn by_a_link_a_recording_that_goes_on_is_read_with_its_latest_ticks() {
+    let (folder, _) = folder();
+    let path = folder.path().join("a.ctw");
+    let mut writer = base(&path);
+    writer.write(&Batch { rules: vec![rules(4, SnapshotReason::Start)], ..Batch::default() }).unwrap();
+    let link = folder.path().join("elsewhere.ctw");
+    std::os::unix::fs::symlink("a.ctw", &link).unwrap();
+    for ((name, by_name), (_, by_link)) in readers(&path).into_iter().zip(readers(&link)) {
+        let [one, other] = [by_name, by_link].map(run);
+        assert!(one.status.success() && other.status.success(), "{name}: {one:?}, {other:?}");
+        let without_name = |out: &str| out.replace("elsewhere.ctw", "a.ctw");
+        assert_eq!(without_name(&other.out).len(), one.out.len(), "{name}");
+    }
+    drop(writer);
 }

@@ -273,3 +273,199 @@ fn a_hook_has_what_the_recorder_has_and_no_more() {
     assert_eq!(has, wanted, "{has:x}");
     assert!(said.contains("refused"), "{said}");
 }
+
+/// However lines are broken.
+fn words_of(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// With as many filters as a process may have: one more fails (seccomp_attach_filter, kernel/seccomp.c: ENOMEM).
+fn full_of_filters(line: &[&str]) -> Command {
+    use std::os::unix::process::CommandExt as _;
+    let allow = libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: libc::SECCOMP_RET_ALLOW,
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ctwatch"));
+    command.args(line).stdin(Stdio::null());
+    let programs: Vec<Vec<libc::sock_filter>> = [4096, 256, 16].map(|length| vec![allow; length]).into();
+    let fill = move || {
+        for program in &programs {
+            let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+            // SAFETY: the program lives, and the kernel copies it.
+            let add = || unsafe {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter)
+            };
+            while add() == 0 {}
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec this makes system calls only.
+    unsafe { command.pre_exec(fill) };
+    command
+}
+
+#[test]
+fn a_confinement_that_fails_is_said_once_and_by_check() {
+    let folder = folder();
+    let path = folder.path().join("a.ctw");
+    drop(synthetic::write(&path, 10));
+    let file = path.to_str().unwrap();
+    for line in [&["report", file][..], &["table"], &["check"]] {
+        let said = |mut command: Command| {
+            let output = command.output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{line:?}: {}", text(&output.stderr));
+            (text(&output.stdout), text(&output.stderr))
+        };
+        let mut plain = Command::new(env!("CARGO_BIN_EXE_ctwatch"));
+        plain.args(line).stdin(Stdio::null());
+        let (_, errors) = said(plain);
+        assert!(!errors.contains("not confined"), "{line:?}: {errors}");
+        let (out, errors) = said(full_of_filters(line));
+        assert_eq!(errors.matches("not confined: system calls").count(), 1, "{line:?}: {errors}");
+        assert!(line != ["check"] || words_of(&out).contains("fails: seccomp"), "{out}");
+    }
+}
+
+/// A folder in which nothing can be made any more; what root may do nevertheless (CAP_DAC_OVERRIDE) is given up.
+#[test]
+fn a_file_that_cannot_be_rotated_goes_on_with_every_tick() {
+    use nix::sys::signal::{Signal, kill};
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = folder();
+    let path = folder.path().join("a.ctw");
+    let mode = |mode| {
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ctwatch"));
+    command.args(["record", "--backend", "counters", "--interval", "200ms", "-o"]).arg(&path);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let signal = |signal| kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while !path.exists() {
+        assert!(Instant::now() < until, "nothing is recorded");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(600));
+    mode(0o555);
+    signal(Signal::SIGHUP);
+    std::thread::sleep(Duration::from_millis(800));
+    mode(0o755);
+    signal(Signal::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(said.matches("the file goes on, as no other could be begun").count(), 1, "{said}");
+    let recording = ctwatch::record::Recording::open(&path).unwrap();
+    recording.verify().unwrap();
+    let runs = recording.runs().unwrap();
+    assert_eq!(runs.len(), 1);
+    let notices = recording.notices(runs[0].id).unwrap();
+    assert_eq!(notices.iter().filter(|one| one.code.raw() == "not_rotated").count(), 1);
+    let ticks = recording.ticks(&runs[0], i64::MIN..=i64::MAX).unwrap().count();
+    assert!(ticks >= 5, "{ticks}");
+    let names = std::fs::read_dir(folder.path()).unwrap().map(|one| one.unwrap().file_name());
+    assert_eq!(names.collect::<Vec<_>>(), ["a.ctw"]);
+}
+
+/// A cgroup that limits threads, as TasksMax= does; it goes when this does.
+struct Tasks(std::path::PathBuf);
+
+impl Tasks {
+    /// None where no cgroup can be made.
+    fn new() -> Option<Self> {
+        let name = format!("ctwatch-test-{}", std::process::id());
+        ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].iter().find_map(|root| {
+            let made = Self(Path::new(root).join(&name));
+            std::fs::create_dir(&made.0).ok()?;
+            made.0.join("pids.max").exists().then_some(made)
+        })
+    }
+
+    fn set(&self, file: &str, value: &str) {
+        std::fs::write(self.0.join(file), value).unwrap();
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_limit_of_threads_that_is_reached_for_a_while_costs_no_tick_and_is_said() {
+    use nix::sys::signal::{Signal, kill};
+    let Some(tasks) = Tasks::new() else {
+        println!("no cgroup can be made here: nothing was tested");
+        return;
+    };
+    let folder = folder();
+    let path = folder.path().join("a.ctw");
+    let ran = folder.path().join("ran");
+    let hook = format!("touch {}", ran.display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ctwatch"));
+    command.args(["record", "--backend", "counters", "--interval", "200ms", "-o"]).arg(&path);
+    command.args(["--when", "fill>=0%", "--exec", &hook]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id().to_string();
+    tasks.set("cgroup.procs", &pid);
+    let until = Instant::now() + Duration::from_secs(20);
+    while !path.exists() || !ran.exists() {
+        assert!(Instant::now() < until, "nothing is recorded");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(600));
+    tasks.set("pids.max", "1");
+    std::thread::sleep(Duration::from_millis(1500));
+    tasks.set("pids.max", "max");
+    std::thread::sleep(Duration::from_millis(800));
+    kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(said.matches("no thread can be started now").count(), 1, "{said}");
+    let recording = ctwatch::record::Recording::open(&path).unwrap();
+    recording.verify().unwrap();
+    let runs = recording.runs().unwrap();
+    let notices = recording.notices(runs[0].id).unwrap();
+    assert_eq!(notices.iter().filter(|one| one.code.raw() == "too_few_threads").count(), 1);
+    let ticks: Vec<i64> = recording
+        .ticks(&runs[0], i64::MIN..=i64::MAX)
+        .unwrap()
+        .map(|one| one.unwrap().tick.interval_us)
+        .collect();
+    // The one after it has all of it.
+    assert!(ticks.iter().any(|us| *us > 1_000_000) && ticks.len() > 5, "{ticks:?}");
+}
+
+#[test]
+fn a_hook_ends_with_a_recorder_that_is_killed() {
+    let folder = folder();
+    let file = folder.path().join("pid");
+    let hook = format!("sh -c 'echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000'", file.display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ctwatch"));
+    command.args(["record", "-o", "a.ctw", "--backend", "counters", "--when", "fill>=0%", "--exec", &hook]);
+    command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while !file.exists() {
+        assert!(Instant::now() < until, "no hook runs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = std::fs::read_to_string(&file).unwrap();
+    let lives = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ")
+    };
+    assert!(lives());
+    end(child);
+    while lives() {
+        assert!(Instant::now() < until, "it goes on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

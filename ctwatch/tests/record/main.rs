@@ -5,6 +5,7 @@ mod command;
 mod crash;
 mod damage;
 mod export;
+mod full;
 mod incidents;
 mod replay;
 mod retention;

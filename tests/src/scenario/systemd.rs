@@ -282,7 +282,7 @@ fn held_to_its_caps(checks: &mut Checks) -> Result<()> {
         ("memory.max", (384 << 20).to_string()),
         ("memory.high", (320 << 20).to_string()),
         ("cpu.max", "25000 100000".to_owned()),
-        ("pids.max", "16".to_owned()),
+        ("pids.max", "64".to_owned()),
     ] {
         checks.equal(file, Systemd::cap(file)?, wanted);
     }

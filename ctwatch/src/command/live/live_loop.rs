@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::reconcile::{self, Reconciler};
 use super::{LiveSink, Shutdown, StopReason, notices};
+use crate::children::threads;
 use crate::watch::{Observed, Watch};
 
 /// The kernel wakes us when much is waiting; in between the ring is emptied this often.
@@ -34,6 +35,7 @@ pub(in crate::command) enum Ended {
 #[derive(Debug, Default)]
 pub(in crate::command) struct LiveLoop {
     lost_before: u64,
+    lacked_threads: bool,
     reconciler: Reconciler,
 }
 
@@ -58,6 +60,11 @@ impl LiveLoop {
                 reason = shutdown.wait() => return Ok(Ended::Stopped(reason)),
                 _ = ticks.tick() => {
                     drain(watch, sink)?;
+                    // Each look takes threads, and what is half seen can't be seen again. Counters go on: the next tick that is
+                    // possible has all of it.
+                    if self.lacks_threads(sink)? {
+                        continue;
+                    }
                     if let Some(change) = watch.follow_module()? {
                         ring = watch.ring()?;
                         sink.notice(&notices::module_changed(change))?;
@@ -75,6 +82,16 @@ impl LiveLoop {
                 }
             }
         }
+    }
+
+    /// Whether no thread can be started now, which is said once for each time it begins.
+    fn lacks_threads(&mut self, sink: &mut dyn LiveSink) -> Result<bool> {
+        let lacks = threads::try_one().is_err_and(|error| threads::is_for_now(&error));
+        if lacks && !self.lacked_threads {
+            sink.notice(&notices::too_few_threads())?;
+        }
+        self.lacked_threads = lacks;
+        Ok(lacks)
     }
 
     fn tick(&mut self, watch: &mut Watch, sink: &mut dyn LiveSink) -> Result<()> {

@@ -30,6 +30,16 @@ pub(super) fn module_changed(change: ModuleChange) -> Notice {
     Notice { time: Timestamp::now(), code, text: text.into() }
 }
 
+pub(super) fn too_few_threads() -> Notice {
+    Notice {
+        time: Timestamp::now(),
+        code: "too_few_threads",
+        text: "no thread can be started now: a limit is reached (systemd: TasksMax, docker: --pids-limit); counting goes on, \
+               and the next tick comes once it is possible"
+            .into(),
+    }
+}
+
 pub(super) fn losses_without_tuple() -> Notice {
     Notice {
         time: Timestamp::now(),

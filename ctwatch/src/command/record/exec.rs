@@ -27,6 +27,8 @@ const PATIENCE: Duration = hook::TIME;
 const PATIENCE_AT_SIGNAL: Duration = Duration::from_secs(3);
 /// How long those take to end that are told to.
 const KILLING: Duration = Duration::from_secs(3);
+/// Until one that couldn't be started is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
 /// Between two looks at those that run.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -38,6 +40,8 @@ pub(super) struct Commands {
     running: usize,
     waiting: VecDeque<String>,
     skipped: u64,
+    /// When one that couldn't be started is tried again.
+    again_at: Option<Instant>,
     stop: Arc<AtomicBool>,
 }
 
@@ -45,7 +49,7 @@ impl Commands {
     pub fn new(words: Option<Vec<String>>) -> Self {
         let (sender, ended) = channel();
         let stop = Arc::new(AtomicBool::new(false));
-        Self { words, sender, ended, running: 0, waiting: VecDeque::new(), skipped: 0, stop }
+        Self { words, sender, ended, running: 0, waiting: VecDeque::new(), skipped: 0, again_at: None, stop }
     }
 
     /// Starts it, if there is one; in its turn, if too many run.
@@ -69,16 +73,28 @@ impl Commands {
 
     fn start_next(&mut self) -> Result<(), String> {
         let Some(words) = self.words.as_ref().filter(|_| self.running < AT_ONCE) else { return Ok(()) };
-        let Some(json) = self.waiting.pop_front() else { return Ok(()) };
+        let Some(json) = self.waiting.front().cloned() else { return Ok(()) };
         let (words, stop, sender) = (words.clone(), Arc::clone(&self.stop), self.sender.clone());
         // Also starting it may take its time.
-        std::thread::Builder::new()
+        let started = std::thread::Builder::new()
             .name("exec".to_owned())
             .stack_size(256 << 10)
-            .spawn(move || drop(sender.send(hook::run(&words, &json, &stop))))
-            .map_err(|error| format!("--exec: starting a thread that waits for it: {error}"))?;
-        self.running += 1;
-        Ok(())
+            .spawn(move || drop(sender.send(hook::run(&words, &json, &stop))));
+        match started {
+            Ok(_) => {
+                self.waiting.pop_front();
+                self.running += 1;
+                self.again_at = None;
+                Ok(())
+            }
+            // It waits for its turn, as others do; that it does is said once.
+            Err(error) => match self.again_at.replace(Instant::now() + AGAIN) {
+                None => {
+                    Err(format!("--exec: starting a thread that waits for it, tried again later: {error}"))
+                }
+                Some(_) => Ok(()),
+            },
+        }
     }
 
     /// What became of one that has ended; those that wait get its place.
@@ -87,6 +103,11 @@ impl Commands {
             self.running -= 1;
             let started = self.start_next();
             return Some(ended.and(started));
+        }
+        if self.again_at.is_some_and(|at| Instant::now() >= at)
+            && let Err(text) = self.start_next()
+        {
+            return Some(Err(text));
         }
         if self.skipped > 1 && self.waiting.is_empty() {
             let skipped = std::mem::take(&mut self.skipped);

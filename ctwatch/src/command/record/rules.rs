@@ -133,7 +133,7 @@ impl RuleWatch {
     }
 
     /// What was seen since the last call; begins to look at the one that is due longest.
-    pub fn poll(&mut self, now: Instant) -> Result<Option<News>> {
+    pub fn poll(&mut self, now: Instant) -> Option<News> {
         let seen = self.receiver.try_recv().ok();
         let news = seen.and_then(|(netns, seen)| {
             self.looking = false;
@@ -142,10 +142,14 @@ impl RuleWatch {
         if !self.looking {
             let due = self.watched.iter().filter(|(_, watched)| watched.due <= now);
             if let Some(netns) = due.min_by_key(|(_, watched)| watched.due).map(|(netns, _)| *netns) {
-                self.begin(netns)?;
+                let begun = self.begin(netns);
+                if let (Err(error), Some(watched)) = (begun, self.watched.get_mut(&netns)) {
+                    watched.due = now + ASK_EVERY;
+                    return Some(news.unwrap_or_else(|| News { rules: Err(error), settings: Vec::new() }));
+                }
             }
         }
-        Ok(news)
+        news
     }
 
     fn take(&mut self, netns: NetnsId, seen: Seen, now: Instant) -> Option<News> {
@@ -191,7 +195,7 @@ impl RuleWatch {
             .name("rules".to_owned())
             .stack_size(4 << 20)
             .spawn(move || drop(sender.send((netns, look(&looked)))))
-            .context("starting a thread that reads the firewall's rules")?;
+            .context("starting a thread that reads the firewall's rules, tried again later")?;
         self.looking = true;
         Ok(())
     }
@@ -366,7 +370,7 @@ mod tests {
             let until = Instant::now() + SECOND * 20;
             loop {
                 let was_looking = watch.looking;
-                let news = watch.poll(now).unwrap();
+                let news = watch.poll(now);
                 if news.is_some() || (was_looking && !watch.looking) || Instant::now() > until {
                     return news;
                 }
@@ -382,7 +386,7 @@ mod tests {
         }
         // The own one's are with those of the host.
         assert_eq!(found, [(own, (SnapshotReason::Start, 0)), (other, (SnapshotReason::Start, 1))].into());
-        assert!(watch.poll(now).unwrap().is_none() && !watch.looking, "neither is due");
+        assert!(watch.poll(now).is_none() && !watch.looking, "neither is due");
         watch.trigger(own, now);
         let rules = next(&mut watch, now).unwrap().rules.unwrap().unwrap();
         assert_eq!((rules.netns, rules.occasion), (own, SnapshotReason::Trigger));

@@ -33,12 +33,21 @@ pub(super) struct SnapshotQueue {
     receiver: Receiver<Snapshot>,
     /// The one that goes on, and those that wait for it.
     queue: VecDeque<(NetnsId, SnapshotReason)>,
+    /// Whether the first of them goes on: no thread may be to be had for it yet.
+    is_begun: bool,
 }
 
 impl SnapshotQueue {
     pub fn new(roots: &Roots) -> Self {
         let (sender, receiver) = channel();
-        Self { roots: roots.clone(), take_snapshot, sender, receiver, queue: VecDeque::new() }
+        Self {
+            roots: roots.clone(),
+            take_snapshot,
+            sender,
+            receiver,
+            queue: VecDeque::new(),
+            is_begun: false,
+        }
     }
 
     /// SnapshotQueue at this netns, unless that goes on or waits: what it finds is as good. SnapshotQueue at others come first.
@@ -58,7 +67,8 @@ impl SnapshotQueue {
         if self.queue.len() == 1 { self.begin() } else { Ok(()) }
     }
 
-    fn begin(&self) -> Result<()> {
+    fn begin(&mut self) -> Result<()> {
+        self.is_begun = false;
         let Some(&(id, occasion)) = self.queue.front() else { return Ok(()) };
         let (host, sender) = (Host { roots: self.roots.clone(), ..Host::default() }, self.sender.clone());
         let take_snapshot = self.take_snapshot;
@@ -66,7 +76,8 @@ impl SnapshotQueue {
             .name("snapshot".to_owned())
             .stack_size(1 << 20)
             .spawn(move || drop(sender.send(take_snapshot(&host, id, occasion))))
-            .context("starting a thread that reads the table")?;
+            .context("starting a thread that reads the table, tried again later")?;
+        self.is_begun = true;
         Ok(())
     }
 
@@ -75,14 +86,16 @@ impl SnapshotQueue {
         !self.queue.is_empty()
     }
 
-    /// What was found meanwhile.
-    pub fn taken(&mut self) -> Result<Option<Snapshot>> {
+    /// What was found meanwhile. What couldn't be begun is tried again.
+    pub fn taken(&mut self) -> Option<Snapshot> {
         let found = self.receiver.try_recv().ok();
         if found.is_some() {
             self.queue.pop_front();
-            self.begin()?;
+            let _ = self.begin();
+        } else if !self.is_begun {
+            let _ = self.begin();
         }
-        Ok(found)
+        found
     }
 }
 
@@ -140,7 +153,6 @@ mod tests {
             found.extend(
                 snapshots
                     .taken()
-                    .unwrap()
                     .map(|one| (one.listing.unwrap_err().to_string(), one.facts.unwrap().occasion)),
             );
             std::thread::yield_now();

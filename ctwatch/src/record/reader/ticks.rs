@@ -1,7 +1,7 @@
 //! Ticks in order, a few hundred at a time: memory stays small, and no row is fetched on its own.
 //! Within a run tick numbers have no gaps, so a missing tick is noticed.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use anyhow::Result;
@@ -9,15 +9,15 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
 use rusqlite::{Connection, Row, params};
 
-use super::{RecordedRun, Recording, RowSpan, each, slot, slots_of_run};
+use super::{RecordedRun, Recording, RowSpan, each, slot};
 use crate::model::NetnsId;
 use crate::record::census;
 use crate::record::columns::{
-    NETNS, NetnsColumns, TICK, TICK_CAUSE, TICK_FLOW, TICK_LOSS, TICK_NETNS, TickCauseColumns, TickColumns,
-    TickFlowColumns, TickLossColumns, TickNetnsColumns,
+    NETNS, NetnsColumns, SlotColumns, TICK, TICK_CAUSE, TICK_FLOW, TICK_LOSS, TICK_NETNS, TickCauseColumns,
+    TickColumns, TickFlowColumns, TickLossColumns, TickNetnsColumns,
 };
 use crate::record::limits::{self, Totals};
-use crate::record::open::{ReadError, corrupt_row};
+use crate::record::open::{ReadError, corrupt_row, too_much};
 use crate::record::tick::{NetnsTick, Presence, Tick};
 
 /// Ticks read at once.
@@ -136,12 +136,25 @@ impl Numbers {
     /// Reads them, of slots and namespaces where they are.
     pub fn of(connection: &Connection, run: i64, spans: [RowSpan; 2]) -> Result<Self, ReadError> {
         let [[first, last], of_netns] = spans;
-        let sql = format!("{} AND s.id BETWEEN ?2 AND ?3", slots_of_run());
-        let slots = each(connection, &sql, [run, first, last], |row| Ok(slot(row)?))?;
-        let sql = format!("{} WHERE +run = ?1 AND id BETWEEN ?2 AND ?3", NetnsColumns::SELECT);
-        let [first, last] = of_netns;
-        let netns = each(connection, &sql, [run, first, last], |row| {
+        // No index on `run` is taken (`+`): each row is looked at once, whatever the file holds.
+        let sql = format!(
+            "{} WHERE +run = ?1 AND id BETWEEN ?2 AND ?3 LIMIT {}",
+            NetnsColumns::SELECT,
+            limits::NETNS + 1
+        );
+        let [first_netns, last_netns] = of_netns;
+        let netns = each(connection, &sql, [run, first_netns, last_netns], |row| {
             Ok((row.get(NETNS.id)?, NetnsId::from_packed(row.get(NETNS.number)?)))
+        })?;
+        if netns.len() > limits::NETNS {
+            return too_much("namespaces in a run");
+        }
+        let of_run: HashMap<i64, NetnsId> = netns.iter().copied().collect();
+        let sql = format!("{} WHERE id BETWEEN ?1 AND ?2", SlotColumns::SELECT);
+        let mut slots = Vec::new();
+        each(connection, &sql, [first, last], |row| {
+            slots.extend(slot(row, &of_run)?);
+            if slots.len() > limits::SLOTS { too_much("slots in a run") } else { Ok(()) }
         })?;
         Ok(Self { run, slots: Lookup::new(slots), netns: Lookup::new(netns) })
     }

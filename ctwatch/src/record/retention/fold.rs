@@ -7,9 +7,8 @@ use ctwatch_common::slot::{SlotKey, SlotKind};
 
 use crate::model::NetnsId;
 use crate::record::tick::{NetnsTick, Presence, Tick};
+use crate::record::writer::dictionary::GONE;
 
-/// What namespaces that are gone are called together: no netns has this number.
-pub(super) const GONE: NetnsId = NetnsId::from_packed(0);
 /// Slots of losses, and as many of flows, that a sum keeps.
 pub(super) const SLOTS: usize = 4096;
 

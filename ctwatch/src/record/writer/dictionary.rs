@@ -1,21 +1,31 @@
-//! Small numbers for what ticks and events refer to again and again: slots, namespaces, owners.
+//! Small numbers for what ticks and events refer to again and again: slots, namespaces, owners. Of a run there are only so
+//! many, whatever comes and goes: readers hold all of them.
 //! After a failed transaction the dictionary must be reloaded: the file doesn't have what was added.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use ctwatch_common::slot::{KIND_FLAGS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
+use ctwatch_common::slot::{KIND_FLAGS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey, SlotKind};
 use rusqlite::types::Null;
 use rusqlite::{Connection, ToSql, params};
 
 use crate::model::{NetnsId, Owner, Role};
 use crate::record::columns::{NETNS, NetnsColumns, OwnerColumns, SlotColumns};
 use crate::record::event::text;
-use crate::record::reader::{slot, slots_of_run};
+use crate::record::limits;
+use crate::record::reader::slot;
 use crate::record::rows::{Names, netns_checksum};
+use crate::record::tick::{NetnsTick, Tick};
 
 /// Owners remembered. One that is forgotten gets a second row, which does no harm.
 const OWNERS: usize = 1024;
+/// What namespaces that are gone are called together in a sum: no netns has this number.
+pub(in crate::record) const GONE: NetnsId = NetnsId::from_packed(0);
+/// What namespaces without a number of their own are called together: nor this one.
+const OTHERS: NetnsId = NetnsId::from_packed(1);
+/// Namespaces that get a number of their own: [`OTHERS`] and those that are gone have one together.
+const MOST_NETNS: usize = limits::NETNS - 2;
 
 /// The numbers of one run.
 #[derive(Debug)]
@@ -24,12 +34,14 @@ pub struct Dictionary {
     slots: HashMap<SlotKey, i64>,
     netns: HashMap<NetnsId, i64>,
     owners: HashMap<Arc<Owner>, i64>,
+    /// Something had no room.
+    is_full: bool,
 }
 
 impl Dictionary {
     /// For a run that has nothing in the file yet.
     pub fn new(run: i64) -> Self {
-        Self { run, slots: HashMap::new(), netns: HashMap::new(), owners: HashMap::new() }
+        Self { run, slots: HashMap::new(), netns: HashMap::new(), owners: HashMap::new(), is_full: false }
     }
 
     /// For a run whose slots and namespaces are in the file.
@@ -41,18 +53,75 @@ impl Dictionary {
         while let Some(row) = rows.next()? {
             dictionary.netns.insert(NetnsId::from_packed(row.get(NETNS.number)?), row.get(NETNS.id)?);
         }
-        let mut statement = connection.prepare_cached(&slots_of_run())?;
-        let mut rows = statement.query([run])?;
+        let of_run = dictionary.netns.iter().map(|(id, row)| (*row, *id)).collect();
+        let mut statement = connection.prepare_cached(SlotColumns::SELECT)?;
+        let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let (id, key) = slot(row)?;
-            dictionary.slots.insert(key, id);
+            if let Some((id, key)) = slot(row, &of_run)? {
+                dictionary.slots.insert(key, id);
+            }
         }
         Ok(dictionary)
+    }
+
+    /// Whether something had no room since this was last asked.
+    pub fn take_full(&mut self) -> bool {
+        std::mem::take(&mut self.is_full)
+    }
+
+    /// Whether a netns has a number, or there is one left for it.
+    pub fn has_room_for(&mut self, id: NetnsId) -> bool {
+        let has_room = self.netns.len() < MOST_NETNS || self.netns.contains_key(&id);
+        self.is_full |= !has_room;
+        has_room
+    }
+
+    /// A tick of which all has a number: what has none is in its sums, by cause and by kernel counter.
+    pub fn fit<'a>(&mut self, tick: &'a Tick) -> Cow<'a, Tick> {
+        let slots = self.slots.len() + tick.losses.len() + tick.flows.len();
+        // Each slot may be of a netns that nothing else was of.
+        let netns = self.netns.len() + tick.netns.len() + tick.losses.len() + tick.flows.len();
+        if slots <= limits::SLOTS && netns <= MOST_NETNS {
+            return Cow::Borrowed(tick);
+        }
+        let mut room = Room { dictionary: self, netns: HashSet::new(), slots: HashSet::new() };
+        let mut fitting = tick.clone();
+        fitting.netns.retain(|one| room.takes_netns(one.id));
+        fitting.losses.retain(|(key, _)| room.takes(*key));
+        fitting.flows.retain(|(key, _)| room.takes(*key));
+        let (netns, slots) = (room.netns, room.slots);
+        let has_number = |id: NetnsId| self.netns.contains_key(&id) || netns.contains(&id);
+        let has_slot = |key: SlotKey| self.slots.contains_key(&key) || slots.contains(&key);
+        let mut others: Option<NetnsTick> = None;
+        for one in tick.netns.iter().filter(|one| !has_number(one.id)) {
+            let others = others.get_or_insert(NetnsTick { id: OTHERS, ..NetnsTick::default() });
+            for (sums, more) in [(&mut others.kernel, one.kernel), (&mut others.width, one.width)] {
+                sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+            }
+        }
+        for (key, losses) in tick.losses.iter().filter(|(key, _)| !has_slot(*key)) {
+            match key.decode() {
+                Some(SlotKind::Loss { cause, .. }) => fitting.overflow[cause as usize] += losses,
+                // No program counts such a kind.
+                Some(SlotKind::Flows) | None => {}
+            }
+        }
+        for (_, counts) in tick.flows.iter().filter(|(key, _)| !has_slot(*key)) {
+            fitting.flows_overflow += counts.iter().sum::<i64>();
+        }
+        self.is_full |= (fitting.netns.len(), fitting.losses.len(), fitting.flows.len())
+            != (tick.netns.len(), tick.losses.len(), tick.flows.len());
+        fitting.netns.extend(others);
+        fitting.netns.sort_by_key(|one| one.id);
+        Cow::Owned(fitting)
     }
 
     /// Stores the names of namespaces.
     pub fn name(&mut self, connection: &Connection, names: &HashMap<NetnsId, Names>) -> rusqlite::Result<()> {
         for (id, names) in names {
+            if !self.has_room_for(*id) {
+                continue;
+            }
             let row = self.netns(connection, *id)?;
             let crc = netns_checksum(self.run, *id, names);
             connection
@@ -62,20 +131,22 @@ impl Dictionary {
         Ok(())
     }
 
-    /// The number of a netns.
+    /// The number of a netns. There is room for it ([`Dictionary::has_room_for`]).
     pub fn netns(&mut self, connection: &Connection, id: NetnsId) -> rusqlite::Result<i64> {
         if let Some(row) = self.netns.get(&id) {
             return Ok(*row);
         }
+        let name = (id == OTHERS).then(|| "others".into());
+        let names = Names { name, container: None };
         NetnsColumns::<&dyn ToSql> {
             id: &Null,
             run: &self.run,
             number: &id.packed(),
             inode: &id.inode(),
             life: &id.generation(),
-            name: &Null,
+            name: &names.name,
             container: &Null,
-            crc: &netns_checksum(self.run, id, &Names::default()),
+            crc: &netns_checksum(self.run, id, &names),
         }
         .insert(connection)?;
         let row = connection.last_insert_rowid();
@@ -135,5 +206,38 @@ impl Dictionary {
         }
         self.owners.insert(Arc::clone(who), row);
         Ok(row)
+    }
+}
+
+/// What gets a number when a tick is written.
+struct Room<'a> {
+    dictionary: &'a Dictionary,
+    netns: HashSet<NetnsId>,
+    slots: HashSet<SlotKey>,
+}
+
+impl Room<'_> {
+    fn takes_netns(&mut self, id: NetnsId) -> bool {
+        let known = &self.dictionary.netns;
+        let has_room = known.len() + self.netns.len() < MOST_NETNS;
+        // Those that many share.
+        let is_known = known.contains_key(&id) || self.netns.contains(&id) || [GONE, OTHERS].contains(&id);
+        if !is_known && has_room {
+            self.netns.insert(id);
+        }
+        is_known || has_room
+    }
+
+    fn takes(&mut self, key: SlotKey) -> bool {
+        let known = &self.dictionary.slots;
+        if known.contains_key(&key) || self.slots.contains(&key) {
+            return true;
+        }
+        let has_room = known.len() + self.slots.len() < limits::SLOTS;
+        let is_taken = has_room && self.takes_netns(NetnsId::from_packed(key.netns));
+        if is_taken {
+            self.slots.insert(key);
+        }
+        is_taken
     }
 }

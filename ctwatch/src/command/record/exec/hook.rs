@@ -3,17 +3,15 @@
 
 use std::io::{ErrorKind, PipeReader, Read as _, Write as _, pipe};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
+use crate::children::Family;
 use crate::foreign::Foreign;
 use crate::stderr;
 
@@ -45,19 +43,18 @@ fn run_within(time: Duration, words: &[String], json: &str, stop: &AtomicBool) -
     let mut running =
         Running::start(program, arguments, json).map_err(|error| failed("starting it", &error))?;
     let (mut end, mut ending) = (Instant::now() + time, None);
-    while !running.has_ended().map_err(|error| failed("waiting for it", &error))? {
+    while !running.family.has_ended().map_err(|error| failed("waiting for it", &error))? {
         running.exchange();
         if ending.is_none() && (Instant::now() >= end || stop.load(Ordering::Relaxed)) {
             ending = Some(if Instant::now() >= end { "it ran too long" } else { "the run ended" });
             end = Instant::now() + GRACE;
-            running.send(Signal::SIGTERM);
+            running.family.send(Signal::SIGTERM);
         } else if ending.is_some() && Instant::now() >= end {
-            running.send(Signal::SIGKILL);
+            running.family.send(Signal::SIGKILL);
         }
     }
     // What it printed last; and whoever it left behind in its group ends with it.
     running.exchange();
-    running.send(Signal::SIGKILL);
     let status = running.reap().map_err(|error| failed("waiting for it", &error))?;
     match ending {
         Some(why) => {
@@ -69,8 +66,7 @@ fn run_within(time: Duration, words: &[String], json: &str, stop: &AtomicBool) -
 }
 
 struct Running {
-    child: Child,
-    group: Pid,
+    family: Family,
     /// Its stdin, until all is in there, and what isn't yet.
     stdin: Option<ChildStdin>,
     json: Vec<u8>,
@@ -85,30 +81,18 @@ impl Running {
         let mut command = Command::new(program);
         command.args(arguments).env_clear().env("PATH", PATH);
         command.envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command.stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
-        let mut child = command.spawn()?;
+        command.stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer);
+        let mut family = Family::start(&mut command)?;
         // Our ends of the pipes are nobody else's.
-        let stdin = child.stdin.take().filter(dont_block);
+        let stdin = family.stdin().filter(dont_block);
         let output = Some(output).filter(dont_block);
-        let group = Pid::from_raw(child.id().cast_signed());
         let json = format!("{json}\n").into_bytes();
-        Ok(Self { child, group, stdin, json, output, printed: Printed::new(|line| stderr::line(line)) })
-    }
-
-    /// Whether it has ended. It is not reaped yet: until then its number, and so its group's, is nobody else's.
-    fn has_ended(&self) -> std::io::Result<bool> {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        Ok(waitid(Id::Pid(self.group), flags)? != WaitStatus::StillAlive)
-    }
-
-    fn send(&self, signal: Signal) {
-        // There may be nobody left.
-        let _ = killpg(self.group, signal);
+        Ok(Self { family, stdin, json, output, printed: Printed::new(|line| stderr::line(line)) })
     }
 
     fn reap(mut self) -> std::io::Result<ExitStatus> {
         self.printed.finish();
-        self.child.wait()
+        self.family.reap()
     }
 
     /// Waits a moment for it to read or to print.
