@@ -44,6 +44,7 @@ pub fn judge(
         published.port == target.port && Some(target.proto) == Protocol::from_name(published.proto.raw())
     });
     known.objections.extend(published.map(self::published));
+    known.objections.extend(machine.published_is_cut.then(published_elsewhere));
     if firewall.can_nft() || firewall.can_iptables() {
         let mut commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
         if machine.is_openwrt {
@@ -98,6 +99,7 @@ pub fn rules(
         Err(objections) => (None, objections),
     };
     objections.extend(machine.published.iter().take(3).map(published));
+    objections.extend(machine.published_is_cut.then(published_elsewhere));
     // Helpers that the kernel assigns without a rule.
     let by_sysctl = |one: &&Objection| one.place == "sysctl";
     objections.extend(known.values().flat_map(|known| &known.objections).find(by_sysctl).cloned());
@@ -106,6 +108,19 @@ pub fn rules(
         tracking: tracking.into_iter().map(|one| format!("{}: {}", one.place, one.rule)).collect(),
         removal,
         objections,
+    }
+}
+
+/// Where not all ports that are published are known.
+fn published_elsewhere() -> Objection {
+    Objection {
+        kind: ObjectionKind::Unknown,
+        rule: Foreign::default(),
+        place: Foreign::default(),
+        text: "whether a program publishes this port for a container is unknown: there are more sockets or processes than could be \
+               looked at"
+            .to_owned(),
+        remedy: None,
     }
 }
 

@@ -97,7 +97,7 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
     machine.table.count = Some(listing.entries);
     if question.bare {
         (machine.settings, machine.managers) = Default::default();
-        (machine.published, machine.notes) = Default::default();
+        (machine.published, machine.published_is_cut, machine.notes) = Default::default();
     }
     let (mut measure, sampled) = replay(recording, &worst, listing, question.window_s).with_context(doing)?;
     let services = measure.services();

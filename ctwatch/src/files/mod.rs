@@ -2,6 +2,7 @@
 //! Nothing outside this room opens one by its name alone.
 
 pub mod file_system;
+pub mod lists;
 pub mod patience;
 pub mod place;
 pub mod process_root;
