@@ -42,6 +42,12 @@ impl Limit {
         Self { until: self.until.min(Instant::now() + time), ..self }
     }
 
+    /// When the time is over.
+    #[must_use]
+    pub const fn until(&self) -> Instant {
+        self.until
+    }
+
     /// The time is over.
     #[must_use]
     pub fn is_over(&self) -> bool {

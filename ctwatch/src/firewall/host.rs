@@ -57,7 +57,7 @@ impl Host {
 }
 
 /// Networks remembered of each family: whose netns it is adds as many as he likes, and then they are unknown.
-const NETWORKS: usize = 1 << 16;
+pub const NETWORKS: usize = 1 << 16;
 
 /// Networks that were found, unless there are too many, or a line isn't understood.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::dump::{Dump, Save, Tools};
-use super::host::{HostFacts, LocalV4, LocalV6};
+use super::host::{HostFacts, LocalV4, LocalV6, NETWORKS};
 use super::run::{Budget, output};
 use super::{Firewall, Note};
 use crate::files::lists::{self, Extent, Limit};
@@ -17,6 +17,7 @@ use crate::foreign::{Foreign, Shown as _};
 use crate::kernel;
 use crate::kernel::nf_tables::Family;
 use crate::kernel::roots::Roots;
+use crate::kernel::routes;
 
 /// Bytes of IPVS' services: tens of thousands of them.
 const SERVICES: usize = 8 << 20;
@@ -160,26 +161,40 @@ fn without_nft(programs: &Programs, dump: &Dump, notes: &mut Vec<Note>) {
 /// The host's own addresses, and whether it forwards. Whose netns it is has any number of routes and devices: what takes too long is
 /// unknown.
 fn host(roots: &Roots, limit: &mut Limit) -> HostFacts {
-    let folder = roots.proc("thread-self/net");
-    let (mut v4, mut v6) = (LocalV4::default(), LocalV6::default());
-    let mut read = |name: &str, take: &mut dyn FnMut(&str)| {
-        lists::each_line(&folder.join(name), limit, |line| {
-            take(line);
-            ControlFlow::Continue(())
-        })
-    };
-    let routes_v4 = read("fib_trie", &mut |line| v4.line(line));
-    let routes_v6 = read("ipv6_route", &mut |line| v6.line(line));
-    let is_whole = |read: &std::io::Result<Extent>| matches!(read, Ok(Extent::Whole));
+    let asked = |is_ipv6| routes::local_networks(is_ipv6, limit.until(), NETWORKS).ok();
+    let (own_v4, own_v6) = (asked(false), asked(true));
     HostFacts {
-        own_v4: is_whole(&routes_v4).then(|| v4.found()).flatten(),
-        own_v6: match &routes_v6 {
-            // Without IPv6 there is no such file, and no packet of it.
-            Err(_) if routes_v4.is_ok() && !folder.join("if_inet6").exists() => Some(Vec::new()),
-            _ => is_whole(&routes_v6).then(|| v6.found()).flatten(),
-        },
+        own_v4: own_v4.or_else(|| listed_v4(roots, limit)),
+        own_v6: own_v6.or_else(|| listed_v6(roots, limit)),
         forwards_v4: forwards(roots, "ipv4", limit),
         forwards_v6: forwards(roots, "ipv6", limit),
+    }
+}
+
+/// Where the kernel can't be asked for them alone. A hundred thousand routes take its list two seconds, and a million some minutes:
+/// each page begins with a walk from the first one (fib_trie_get_idx, net/ipv4/fib_trie.c, 6.18).
+fn listed_v4(roots: &Roots, limit: &mut Limit) -> Option<Vec<String>> {
+    let mut networks = LocalV4::default();
+    let list = roots.proc("thread-self/net/fib_trie");
+    let read = lists::each_line(&list, limit, |line| {
+        networks.line(line);
+        ControlFlow::Continue(())
+    });
+    matches!(read, Ok(Extent::Whole)).then(|| networks.found()).flatten()
+}
+
+fn listed_v6(roots: &Roots, limit: &mut Limit) -> Option<Vec<String>> {
+    let mut networks = LocalV6::default();
+    let folder = roots.proc("thread-self/net");
+    let read = lists::each_line(&folder.join("ipv6_route"), limit, |line| {
+        networks.line(line);
+        ControlFlow::Continue(())
+    });
+    match read {
+        Ok(Extent::Whole) => networks.found(),
+        Ok(Extent::Cut) => None,
+        // Without IPv6 there is no such file, and no packet of it.
+        Err(_) => (!folder.join("if_inet6").exists() && folder.join("fib_trie").exists()).then(Vec::new),
     }
 }
 
@@ -334,12 +349,34 @@ mod tests {
     #[test]
     fn a_router_s_own_addresses_are_found_behind_all_its_routes_or_unknown() {
         let (_folder, roots) = roots(&[("thread-self/net/fib_trie", &routes(100_000))]);
-        let facts = host(&roots, &mut Limit::new(MINUTE, u64::MAX));
-        assert_eq!(facts.own_v4, Some(vec!["192.0.2.1/32".to_owned()]));
-        assert_eq!(facts.own_v6, Some(Vec::new()), "it has no IPv6");
+        let mut limit = Limit::new(MINUTE, u64::MAX);
+        assert_eq!(listed_v4(&roots, &mut limit), Some(vec!["192.0.2.1/32".to_owned()]));
+        assert_eq!(listed_v6(&roots, &mut limit), Some(Vec::new()), "it has no IPv6");
         for mut cut in [Limit::new(MINUTE, 1 << 20), Limit::new(Duration::ZERO, u64::MAX)] {
-            assert_eq!(host(&roots, &mut cut).own_v4, None);
+            assert_eq!(listed_v4(&roots, &mut cut), None);
         }
+    }
+
+    #[test]
+    fn the_kernel_tells_the_same_own_addresses_as_its_lists() {
+        // Without routes that come and go meanwhile, as others' tests may have them.
+        let both = || {
+            let roots = Roots::default();
+            let limit = || Limit::new(MINUTE, u64::MAX);
+            let sorted = |networks: Option<Vec<String>>| {
+                networks.map(|networks| networks.into_iter().collect::<BTreeSet<_>>())
+            };
+            let asked = |is_ipv6| sorted(routes::local_networks(is_ipv6, limit().until(), NETWORKS).ok());
+            let listed = [listed_v4(&roots, &mut limit()), listed_v6(&roots, &mut limit())].map(sorted);
+            ([asked(false), asked(true)], listed)
+        };
+        for _ in 0..50 {
+            let ([asked_v4, asked_v6], [listed_v4, listed_v6]) = both();
+            if asked_v4.is_some() && asked_v4 == listed_v4 && (asked_v6.is_none() || asked_v6 == listed_v6) {
+                return;
+            }
+        }
+        panic!("{:?}", both());
     }
 
     #[test]
@@ -354,8 +391,8 @@ mod tests {
         }
         let (_folder, roots) =
             roots(&[("thread-self/net/fib_trie", &v4), ("thread-self/net/ipv6_route", &v6)]);
-        let facts = host(&roots, &mut Limit::new(MINUTE, u64::MAX));
-        assert_eq!((facts.own_v4, facts.own_v6), (None, None));
+        let mut limit = Limit::new(MINUTE, u64::MAX);
+        assert_eq!((listed_v4(&roots, &mut limit), listed_v6(&roots, &mut limit)), (None, None));
     }
 
     #[test]
