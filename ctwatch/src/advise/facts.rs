@@ -134,3 +134,27 @@ fn published(published: &Published) -> Objection {
         remedy: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::Dump;
+
+    #[test]
+    fn where_not_all_published_ports_are_known_nothing_is_exempted() {
+        let target = ServiceTarget { port: 8080, proto: Protocol::TCP, direction: Some(Direction::Loopback) };
+        let (firewall, _) = Firewall::parse(&Dump::default());
+        let inside = NetnsCommands::here(true);
+        let refused = |published_is_cut| {
+            let machine = Machine { published_is_cut, ..Machine::default() };
+            let mut known = ServiceFacts::default();
+            judge(&mut known, &target, &machine, &firewall, &inside);
+            let of_all = rules(&firewall, &machine, &BTreeMap::new(), &inside).objections;
+            let is_it =
+                |one: &Objection| one.kind == ObjectionKind::Unknown && one.text.contains("publishes");
+            (known.objections.iter().any(is_it), of_all.iter().any(is_it))
+        };
+        assert_eq!(refused(true), (true, true));
+        assert_eq!(refused(false), (false, false));
+    }
+}
