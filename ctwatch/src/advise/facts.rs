@@ -44,6 +44,7 @@ pub fn judge(
         published.port == target.port && Some(target.proto) == Protocol::from_name(published.proto.raw())
     });
     known.objections.extend(published.map(self::published));
+    known.objections.extend(machine.published_is_cut.then(published_elsewhere));
     if firewall.can_nft() || firewall.can_iptables() {
         let mut commands = firewall.notrack_commands(&exempt, firewall.preferred_tool());
         if machine.is_openwrt {
@@ -98,6 +99,7 @@ pub fn rules(
         Err(objections) => (None, objections),
     };
     objections.extend(machine.published.iter().take(3).map(published));
+    objections.extend(machine.published_is_cut.then(published_elsewhere));
     // Helpers that the kernel assigns without a rule.
     let by_sysctl = |one: &&Objection| one.place == "sysctl";
     objections.extend(known.values().flat_map(|known| &known.objections).find(by_sysctl).cloned());
@@ -109,6 +111,19 @@ pub fn rules(
     }
 }
 
+/// Where not all ports that are published are known.
+fn published_elsewhere() -> Objection {
+    Objection {
+        kind: ObjectionKind::Unknown,
+        rule: Foreign::default(),
+        place: Foreign::default(),
+        text: "whether a program publishes this port for a container is unknown: there are more sockets or processes than could be \
+               looked at"
+            .to_owned(),
+        remedy: None,
+    }
+}
+
 fn published(published: &Published) -> Objection {
     let Published { program, pid, proto, port, .. } = published;
     Objection {
@@ -117,5 +132,29 @@ fn published(published: &Published) -> Objection {
         place: Foreign::default(),
         text: format!("{program} publishes {port}/{proto} for a container, whose packets may need NAT"),
         remedy: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::Dump;
+
+    #[test]
+    fn where_not_all_published_ports_are_known_nothing_is_exempted() {
+        let target = ServiceTarget { port: 8080, proto: Protocol::TCP, direction: Some(Direction::Loopback) };
+        let (firewall, _) = Firewall::parse(&Dump::default());
+        let inside = NetnsCommands::here(true);
+        let refused = |published_is_cut| {
+            let machine = Machine { published_is_cut, ..Machine::default() };
+            let mut known = ServiceFacts::default();
+            judge(&mut known, &target, &machine, &firewall, &inside);
+            let of_all = rules(&firewall, &machine, &BTreeMap::new(), &inside).objections;
+            let is_it =
+                |one: &Objection| one.kind == ObjectionKind::Unknown && one.text.contains("publishes");
+            (known.objections.iter().any(is_it), of_all.iter().any(is_it))
+        };
+        assert_eq!(refused(true), (true, true));
+        assert_eq!(refused(false), (false, false));
     }
 }

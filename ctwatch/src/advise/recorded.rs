@@ -97,13 +97,13 @@ pub fn case(recording: &Recording, version: &'static str, question: &Question) -
     machine.table.count = Some(listing.entries);
     if question.bare {
         (machine.settings, machine.managers) = Default::default();
-        (machine.published, machine.notes) = Default::default();
+        (machine.published, machine.published_is_cut, machine.notes) = Default::default();
     }
     let (mut measure, sampled) = replay(recording, &worst, listing, question.window_s).with_context(doing)?;
     let services = measure.services();
     let rules = rules_then(recording, &worst).with_context(doing)?;
     if let Some(ports) = ports_then(recording, &worst).with_context(doing)? {
-        machine.ephemeral_ports = Some(ports);
+        machine.ephemeral_ports = ports;
     }
     let mut source = source(version, &worst, (listing, apart_s), &measure, &machine, sampled);
     match &rules {
@@ -158,9 +158,12 @@ fn rules_then(recording: &Recording, worst: &PeakWindow) -> Result<Result<RulesT
     }))
 }
 
-/// The ports that clients got in a netns other than the recorder's, if that was recorded.
-fn ports_then(recording: &Recording, worst: &PeakWindow) -> Result<Option<machine::EphemeralPorts>> {
+/// The ports that clients got in a netns other than the recorder's, if that was recorded, and is known.
+fn ports_then(recording: &Recording, worst: &PeakWindow) -> Result<Option<Option<machine::EphemeralPorts>>> {
     let settings = recording.netns_settings(worst.run.id)?;
+    if !settings.iter().any(|one| one.netns == worst.netns) {
+        return Ok(None);
+    }
     let value = |name: &str| {
         let full = format!("net.ipv4.{name}");
         let of = settings.iter().filter(|one| one.netns == worst.netns && one.setting.name == full);
@@ -168,7 +171,7 @@ fn ports_then(recording: &Recording, worst: &PeakWindow) -> Result<Option<machin
         let then = of.iter().rposition(|one| one.setting.at.mono_us <= worst.to.mono_us).unwrap_or(0);
         (!of.is_empty()).then(|| of.swap_remove(then).setting.value.clone().map(Foreign::into_raw))?
     };
-    Ok(machine::ports::from_sysctls(value))
+    Ok(Some(machine::ports::from_sysctls(value)))
 }
 
 /// What a recording holds besides ticks.

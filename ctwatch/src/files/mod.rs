@@ -2,6 +2,7 @@
 //! Nothing outside this room opens one by its name alone.
 
 pub mod file_system;
+pub mod lists;
 pub mod patience;
 pub mod place;
 pub mod process_root;
@@ -42,13 +43,26 @@ pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_at_most(open_regular(path)?, most)
 }
 
-fn read_at_most(file: File, most: u64) -> io::Result<Vec<u8>> {
+fn read_at_most(mut file: File, most: u64) -> io::Result<Vec<u8>> {
+    /// A list of the kernel's in /proc/sys is told at the first read alone, as far as that reaches (proc_do_large_bitmap,
+    /// kernel/sysctl.c): no list of ports is longer.
+    const AT_ONCE: u64 = 512 << 10;
+    let mut some = vec![0; (most + 1).min(AT_ONCE) as usize];
     let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {most} bytes")));
+    loop {
+        match file.read(&mut some) {
+            Ok(0) => return Ok(bytes),
+            Ok(length) => bytes.extend_from_slice(&some[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if bytes.len() as u64 > most {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("it is larger than {most} bytes"),
+            ));
+        }
     }
-    Ok(bytes)
 }
 
 /// Whether a mode lets others write than the owner and the groups that are ours.

@@ -70,6 +70,19 @@ impl ProcessFolder {
         Ok(bytes)
     }
 
+    /// Where its open files lead, in words, those with the lowest numbers first.
+    ///
+    /// # Errors
+    /// As [`ProcessFolder::read`].
+    pub fn open_files(&self) -> io::Result<impl Iterator<Item = PathBuf> + use<>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let folder = File::from(openat(&self.0, "fd", flags, Mode::empty())?);
+        let files = std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()))?;
+        Ok(files.map_while(Result::ok).filter_map(move |file| {
+            readlinkat(&folder, file.file_name().as_os_str()).ok().map(PathBuf::from)
+        }))
+    }
+
     /// Its root, and where in it it works.
     ///
     /// # Errors

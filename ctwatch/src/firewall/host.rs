@@ -56,43 +56,122 @@ impl Host {
     }
 }
 
-/// The local networks in `/proc/net/fib_trie`: what `fib daddr type local` and addrtype ask for IPv4 (table local alone,
-/// __inet_dev_addr_type, net/ipv4/fib_frontend.c, 6.12). It is called "Main" where the kernel has joined the two.
-pub fn local_v4(fib_trie: &str) -> Option<Vec<String>> {
-    let section = |wanted: &str| {
-        let mut lines = fib_trie.lines().skip_while(|line| *line != wanted).skip(1);
-        let lines: Vec<&str> = lines.by_ref().take_while(|line| line.starts_with(' ')).collect();
-        (!lines.is_empty()).then_some(lines)
-    };
-    let lines = section("Local:").or_else(|| section("Main:"))?;
-    let mut found = Vec::new();
-    let mut address = None;
-    for line in lines {
-        let line = line.trim();
-        if let Some(leaf) = line.strip_prefix("|-- ") {
-            address = Some(leaf);
-        } else if let Some(entry) = line.strip_prefix('/')
-            && let [bits, _, "LOCAL", ..] = entry.split_whitespace().collect::<Vec<_>>()[..]
-        {
-            found.push(format!("{}/{bits}", address?));
+/// Networks remembered of each family: whose netns it is adds as many as he likes, and then they are unknown.
+pub const NETWORKS: usize = 1 << 16;
+
+/// Networks that were found, unless there are too many, or a line isn't understood.
+#[derive(Debug)]
+struct Networks(Option<Vec<String>>);
+
+impl Networks {
+    const NONE: Self = Self(Some(Vec::new()));
+
+    fn add(&mut self, network: Option<String>) {
+        match (&mut self.0, network) {
+            (Some(found), Some(network)) if found.len() < NETWORKS => found.push(network),
+            (found, _) => *found = None,
         }
     }
-    Some(found)
+}
+
+/// The local networks in `/proc/net/fib_trie`: what `fib daddr type local` and addrtype ask for IPv4 (table local alone,
+/// __inet_dev_addr_type, net/ipv4/fib_frontend.c, 6.12). It is called "Main" where the kernel has joined the two. Line by line: a
+/// router's has millions of them.
+#[derive(Debug, Default)]
+pub struct LocalV4 {
+    /// Of the tables "Local:" and "Main:".
+    tables: [Option<Networks>; 2],
+    /// The one that goes on.
+    table: Option<usize>,
+    leaf: String,
+}
+
+impl LocalV4 {
+    /// The next line.
+    pub fn line(&mut self, line: &str) {
+        if !line.starts_with(' ') {
+            self.table = match line {
+                "Local:" => Some(0),
+                "Main:" => Some(1),
+                _ => None,
+            };
+            self.leaf.clear();
+            return;
+        }
+        let Some(table) = self.table else { return };
+        let found = self.tables[table].get_or_insert(Networks::NONE);
+        let line = line.trim();
+        if let Some(leaf) = line.strip_prefix("|-- ") {
+            self.leaf.clear();
+            self.leaf.push_str(leaf);
+        } else if let Some(entry) = line.strip_prefix('/').filter(|entry| entry.contains("LOCAL")) {
+            let mut words = entry.split_whitespace();
+            if let (Some(bits), Some("LOCAL")) = (words.next(), words.nth(1)) {
+                found.add((!self.leaf.is_empty()).then(|| format!("{}/{bits}", self.leaf)));
+            }
+        }
+    }
+
+    /// What was found; `None` if that isn't all.
+    pub fn found(self) -> Option<Vec<String>> {
+        self.tables.into_iter().flatten().next()?.0
+    }
 }
 
 /// The local networks in `/proc/net/ipv6_route`: those with RTF_LOCAL, include/uapi/linux/ipv6_route.h, 6.12.
-pub fn local_v6(ipv6_route: &str) -> Option<Vec<String>> {
-    const RTF_LOCAL: u32 = 0x8000_0000;
-    let mut found = Vec::new();
-    for line in ipv6_route.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [address, bits, _, _, _, _, _, _, flags, _] = words[..] else { return None };
-        if u32::from_str_radix(flags, 16).ok()? & RTF_LOCAL != 0 {
-            let address = std::net::Ipv6Addr::from_bits(u128::from_str_radix(address, 16).ok()?);
-            found.push(format!("{address}/{}", u8::from_str_radix(bits, 16).ok()?));
+#[derive(Debug)]
+pub struct LocalV6(Networks);
+
+impl Default for LocalV6 {
+    fn default() -> Self {
+        Self(Networks::NONE)
+    }
+}
+
+impl LocalV6 {
+    /// The next line.
+    pub fn line(&mut self, line: &str) {
+        match local_route(line) {
+            Some(None) => {}
+            Some(network) => self.0.add(network),
+            None => self.0.add(None),
         }
     }
-    Some(found)
+
+    /// What was found; `None` if that isn't all.
+    pub fn found(self) -> Option<Vec<String>> {
+        self.0.0
+    }
+}
+
+/// The network of a route, if it is a local one; `None` if it isn't understood.
+fn local_route(line: &str) -> Option<Option<String>> {
+    const RTF_LOCAL: u32 = 0x8000_0000;
+    let mut words = line.split_whitespace();
+    let (address, bits) = (words.next()?, words.next()?);
+    let flags = words.nth(6)?;
+    if words.count() != 1 {
+        return None;
+    }
+    if u32::from_str_radix(flags, 16).ok()? & RTF_LOCAL == 0 {
+        return Some(None);
+    }
+    let address = std::net::Ipv6Addr::from_bits(u128::from_str_radix(address, 16).ok()?);
+    Some(Some(format!("{address}/{}", u8::from_str_radix(bits, 16).ok()?)))
+}
+
+/// Of a whole text.
+pub fn local_v4(fib_trie: &str) -> Option<Vec<String>> {
+    let mut networks = LocalV4::default();
+    fib_trie.lines().for_each(|line| networks.line(line));
+    networks.found()
+}
+
+/// Of a whole text.
+pub fn local_v6(ipv6_route: &str) -> Option<Vec<String>> {
+    let mut networks = LocalV6::default();
+    ipv6_route.lines().for_each(|line| networks.line(line));
+    networks.found()
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ pub use iptables::{is_save, is_table};
 pub use ir::Tool;
 pub use listing::{Listed, Published};
 pub use read::{list, read};
+pub use run::Budget;
 pub use stateless::SAVED;
 
 use crate::foreign::Foreign;

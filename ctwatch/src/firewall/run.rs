@@ -14,53 +14,99 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::children::Family;
+use crate::files::lists::Limit;
 
-/// A tool that takes longer is stopped: 40,000 rules take nft a second.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// A tool that prints more is stopped: 40,000 rules are 40 MB of JSON.
-const LONGEST: usize = 256 << 20;
-/// The same for its errors.
+/// The longest text of a tool's errors.
 const LONGEST_ERRORS: usize = 64 << 10;
 
-/// Runs it to its end. `path` is the PATH it gets.
-pub(super) fn output(program: &Path, arguments: &[&str], path: &OsStr) -> Result<Output> {
-    limited(program, arguments, path, PATIENCE, LONGEST)
+/// What all tools that one question needs may take together, in time and in what they print: the owner of a netns decides how many
+/// rules it has. What comes when nothing is left is stopped, and its rules are unknown.
+#[derive(Debug)]
+pub struct Budget {
+    patience: Duration,
+    until: Instant,
+    longest: usize,
+    left: usize,
+    lists: Limit,
 }
 
-fn limited(
+impl Budget {
+    /// For the netns that was asked about, from now on. 250,000 rules are 250 MB of JSON and 60 MB of text, for which nft takes
+    /// a dozen seconds.
+    #[must_use]
+    pub fn whole() -> Self {
+        Self::new(Duration::from_secs(30), 320 << 20, Duration::from_secs(3))
+    }
+
+    /// For a netns that is looked at because it lost packets. A recording keeps no longer rules than 48 MB.
+    #[must_use]
+    pub fn of_others() -> Self {
+        Self::new(Duration::from_secs(5), 96 << 20, Duration::from_secs(1))
+    }
+
+    fn new(patience: Duration, longest: usize, lists: Duration) -> Self {
+        let until = Instant::now() + patience;
+        Self { patience, until, longest, left: longest, lists: Limit::new(lists, u64::MAX) }
+    }
+
+    /// What the kernel's own lists may take.
+    pub(super) fn lists(&mut self) -> &mut Limit {
+        &mut self.lists
+    }
+}
+
+/// Runs it to its end. `path` is the PATH it gets.
+pub(super) fn output(
     program: &Path,
     arguments: &[&str],
     path: &OsStr,
-    patience: Duration,
-    longest: usize,
+    budget: &mut Budget,
 ) -> Result<Output> {
     let mut command = Command::new(program);
     // Nothing of our environment: it may name libraries, locales or other programs. Nor our folder.
     command.args(arguments).env_clear().env("PATH", path).env("LC_ALL", "C").current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let until = budget.until;
+    let together = if budget.left < budget.longest { " with those before it" } else { "" };
+    let too_long = || anyhow::anyhow!("it took longer{together} than {:?} and was stopped", budget.patience);
+    if Instant::now() >= until {
+        return Err(too_long());
+    }
     let mut running = Family::start(&mut command).context("starting it")?;
-    let until = Instant::now() + patience;
+    let most = format!("{} MB{together}", budget.longest >> 20);
     let mut streams = [
-        Stream::new(running.stdout().map(OwnedFd::from), longest),
-        Stream::new(running.stderr().map(OwnedFd::from), LONGEST_ERRORS),
+        Stream::new(running.stdout().map(OwnedFd::from), budget.left, most),
+        Stream::new(
+            running.stderr().map(OwnedFd::from),
+            LONGEST_ERRORS,
+            format!("{} kB of errors", LONGEST_ERRORS >> 10),
+        ),
     ];
-    let too_long = || anyhow::anyhow!("it took longer than {patience:?} and was stopped");
+    let read = read_all(&mut streams, until, too_long);
+    let [stdout, stderr] = streams.map(|stream| stream.text);
+    let status = read.and_then(|()| {
+        while !running.has_ended().context("waiting for it")? {
+            if Instant::now() > until {
+                return Err(too_long());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        running.reap().context("waiting for it")
+    });
+    budget.left = budget.left.saturating_sub(stdout.len());
+    Ok(Output { status: status?, stdout, stderr })
+}
+
+/// Until both are at their end.
+fn read_all(streams: &mut [Stream; 2], until: Instant, too_long: impl Fn() -> anyhow::Error) -> Result<()> {
     while streams.iter().any(|stream| stream.from.is_some()) {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(too_long());
         }
-        read_some(&mut streams, left)?;
+        read_some(streams, left)?;
     }
-    while !running.has_ended().context("waiting for it")? {
-        if Instant::now() > until {
-            return Err(too_long());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let status = running.reap().context("waiting for it")?;
-    let [stdout, stderr] = streams.map(|stream| stream.text);
-    Ok(Output { status, stdout, stderr })
+    Ok(())
 }
 
 /// What it prints to one of its pipes; `None` once that is at its end.
@@ -68,11 +114,13 @@ struct Stream {
     from: Option<File>,
     text: Vec<u8>,
     longest: usize,
+    /// The same in words.
+    most: String,
 }
 
 impl Stream {
-    fn new(from: Option<OwnedFd>, longest: usize) -> Self {
-        Self { from: from.map(File::from), text: Vec::new(), longest }
+    fn new(from: Option<OwnedFd>, longest: usize, most: String) -> Self {
+        Self { from: from.map(File::from), text: Vec::new(), longest, most }
     }
 
     /// Reads once; it is known that something is there.
@@ -86,10 +134,7 @@ impl Stream {
             Err(error) => return Err(error).context("reading what it prints"),
         }
         if self.text.len() > self.longest {
-            let most = self.longest >> 10;
-            let most =
-                if most >= 1024 { format!("{} MB", most >> 10) } else { format!("{most} kB of errors") };
-            bail!("it printed more than {most} and was stopped");
+            bail!("it printed more than {} and was stopped", self.most);
         }
         Ok(())
     }
@@ -123,8 +168,29 @@ mod tests {
     use super::*;
 
     fn within(time: Duration, script: &str, longest: usize) -> Result<Output> {
+        told(script, &mut Budget::new(time, longest, time))
+    }
+
+    fn told(script: &str, budget: &mut Budget) -> Result<Output> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        limited(Path::new("/bin/sh"), &["-c", script], &path, time, longest)
+        output(Path::new("/bin/sh"), &["-c", script], &path, budget)
+    }
+
+    #[test]
+    fn all_tools_of_a_question_share_what_they_may_take() {
+        let mut budget = Budget::new(Duration::from_secs(30), 1 << 20, Duration::ZERO);
+        let half = "seq 100000";
+        assert_eq!(told(half, &mut budget).expect("there is room").stdout.len(), 588_895);
+        let second = told(half, &mut budget).expect_err("both are too much");
+        assert!(format!("{second:#}").contains("more than 1 MB with those before it"), "{second:#}");
+        assert!(told("echo one more", &mut budget).is_err(), "nothing is left");
+        let mut budget = Budget::new(Duration::from_millis(600), 1 << 20, Duration::ZERO);
+        assert!(told("echo; sleep 0.4", &mut budget).is_ok());
+        let started = Instant::now();
+        let late = told("sleep 60", &mut budget).expect_err("no time is left");
+        assert!(format!("{late:#}").contains("longer with those before it than 600ms"), "{late:#}");
+        assert!(told("sleep 60", &mut budget).is_err());
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
 
     /// For what ends by itself, or is ended for what it prints, on a busy host, too.

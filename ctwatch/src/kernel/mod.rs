@@ -8,6 +8,7 @@ pub mod netlink;
 pub mod nf_tables;
 pub mod release;
 pub mod roots;
+pub mod routes;
 pub mod symbols;
 
 use std::thread;

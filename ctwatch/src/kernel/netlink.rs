@@ -1,4 +1,4 @@
-//! A NETLINK_NETFILTER socket, and one request over it: what ctnetlink and nfnetlink_hook have in common.
+//! A netlink socket, and one request over it: what ctnetlink, nfnetlink_hook and rtnetlink have in common.
 //! It reads requests' answers only; no request made here changes anything.
 
 use std::fmt;
@@ -17,6 +17,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 // include/uapi/linux/netlink.h
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP: u16 = 0x300;
+const NETLINK_GET_STRICT_CHK: libc::c_int = 12;
 
 /// NLMSG_ERROR
 pub const ERROR: u16 = 2;
@@ -39,12 +40,34 @@ pub fn dump_here(
     kind: u16,
     family: u8,
     attributes: &[u8],
-    mut each: impl FnMut(&[u8]) -> Result<Next>,
+    each: impl FnMut(&[u8]) -> Result<Next>,
 ) -> Result<()> {
-    let mut socket = open().context("opening a NETLINK_NETFILTER socket")?;
-    socket
-        .write_all(&request(kind, NLM_F_DUMP, family, attributes))
-        .context("asking the kernel for a dump")?;
+    let socket = open(libc::NETLINK_NETFILTER).context("opening a NETLINK_NETFILTER socket")?;
+    dump(socket, &request(kind, NLM_F_DUMP, family, attributes), each)
+}
+
+/// The same of NETLINK_ROUTE. The kernel takes what stands in the body as what is wanted (NETLINK_GET_STRICT_CHK, from 4.20 on).
+pub fn dump_routes_here(kind: u16, body: &[u8], each: impl FnMut(&[u8]) -> Result<Next>) -> Result<()> {
+    let socket = open(libc::NETLINK_ROUTE).context("opening a NETLINK_ROUTE socket")?;
+    let is_strict: libc::c_int = 1;
+    // SAFETY: the pointer and length describe one live integer.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_NETLINK,
+            NETLINK_GET_STRICT_CHK,
+            (&raw const is_strict).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if done < 0 {
+        return Err(std::io::Error::last_os_error()).context("asking the kernel to look at what is wanted");
+    }
+    dump(socket, &message(kind, NLM_F_DUMP, body), each)
+}
+
+fn dump(mut socket: File, request: &[u8], mut each: impl FnMut(&[u8]) -> Result<Next>) -> Result<()> {
+    socket.write_all(request).context("asking the kernel for a dump")?;
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = receive(&mut socket, &mut buffer)?;
@@ -56,7 +79,7 @@ pub fn dump_here(
 
 /// Asks for something that is told in one datagram, in the netns this thread is in.
 pub fn ask_here(kind: u16, family: u8) -> Result<Vec<u8>> {
-    let mut socket = open().context("opening a NETLINK_NETFILTER socket")?;
+    let mut socket = open(libc::NETLINK_NETFILTER).context("opening a NETLINK_NETFILTER socket")?;
     socket.write_all(&request(kind, 0, family, &[])).context("asking the kernel")?;
     let mut buffer = vec![0; BUFFER];
     let length = receive(&mut socket, &mut buffer)?;
@@ -104,22 +127,23 @@ pub fn refusal(body: &[u8]) -> Refusal {
 }
 
 fn request(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
-    let mut out = (20 + attributes.len() as u32).to_ne_bytes().to_vec();
+    // struct nfgenmsg
+    message(kind, flags, &[&[family, 0, 0, 0], attributes].concat())
+}
+
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    let mut out = (16 + body.len() as u32).to_ne_bytes().to_vec();
     out.extend(kind.to_ne_bytes());
     out.extend((NLM_F_REQUEST | flags).to_ne_bytes());
     out.extend([0; 8]);
-    // struct nfgenmsg
-    out.extend([family, 0, 0, 0]);
-    out.extend(attributes);
+    out.extend(body);
     out
 }
 
 /// A socket of the netns this thread is in.
-fn open() -> std::io::Result<File> {
+fn open(protocol: libc::c_int) -> std::io::Result<File> {
     // SAFETY: socket(2) takes plain numbers.
-    let fd = unsafe {
-        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER)
-    };
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
     if fd < 0 {
         return Err(std::io::Error::last_os_error());
     }

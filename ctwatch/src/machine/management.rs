@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::doubts::Doubts;
+use super::listening::Listening;
 use super::{Host, Notes, file};
 use crate::foreign::Foreign;
 use crate::model::Protocol;
 use crate::process::claim::Claim;
-use crate::process::{procfs, sockets};
+use crate::process::handle::Process;
+use crate::process::procfs;
 
 /// What serves logins, as the kernel cuts its name.
 const SERVERS: [Claim; 3] = [
@@ -34,14 +37,11 @@ pub struct Login {
 pub fn logins(host: &Host) -> (Vec<Login>, Vec<String>) {
     let (mut doubts, mut notes) = (Doubts::new(), Notes::default());
     let roots = &host.roots;
-    let folder = roots.proc("thread-self/net");
-    let mut listening: BTreeMap<u64, u16> = BTreeMap::new();
-    sockets::each_listening(&folder, Protocol::TCP.0, |address, port, inode| {
-        // What listens on loopback alone lets nobody in.
-        if !address.to_canonical().is_loopback() {
-            listening.insert(inode, port);
-        }
-    });
+    let mut listening = Listening::read(roots, &[Protocol::TCP]);
+    // What listens on loopback alone lets nobody in.
+    listening.by_inode.retain(|_, (_, address, _)| !address.to_canonical().is_loopback());
+    let listening = Arc::new(listening);
+    let mut is_cut = listening.is_cut;
     let mut found: BTreeMap<u16, String> = BTreeMap::new();
     let mut pids = procfs::processes(roots);
     pids.sort_unstable();
@@ -49,26 +49,35 @@ pub fn logins(host: &Host) -> (Vec<Login>, Vec<String>) {
         let Some(name) = procfs::name(roots, pid) else { continue };
         let name = Foreign::from_bytes(&name).raw().trim_end_matches('\0').to_owned();
         let server = SERVERS.iter().find(|known| known.name == name);
-        if server.is_none() && pid != 1 {
-            continue;
-        }
-        let ports: Vec<u16> =
-            procfs::sockets_of(roots, pid).filter_map(|inode| listening.get(&inode).copied()).collect();
-        // Only who listens is asked: sshd has a process for each login.
-        let is_believed = |claim| doubts.ask(host, pid, claim, |_| Some(())).is_some();
-        if ports.is_empty() || !server.is_none_or(is_believed) {
-            continue;
-        }
-        for port in &ports {
+        let (ports, has_more) = match server {
+            // Whose sockets they are is judged before they are looked at. sshd has a process for each login, which is its
+            // user's: only one that listens is worth a note.
+            Some(claim) => {
+                let (judged, asked) = (Arc::clone(&listening), Arc::clone(&listening));
+                let matters = move |process: &Process| judged.is_of(process);
+                let said = doubts.ask(host, pid, claim, matters, move |process| Some(asked.of(process)));
+                said.unwrap_or_default()
+            }
+            None if pid == 1 => {
+                Process::open(roots, pid).map(|process| listening.of(&process)).unwrap_or_default()
+            }
+            None => continue,
+        };
+        is_cut |= has_more;
+        for (_, _, port) in ports {
             if server.is_some() {
                 // Who starts it for each connection holds the same socket.
-                found.insert(*port, format!("{name} (pid {pid})"));
-            } else if *port == USUAL_PORT || is_of_a_socket_unit(host, *port) {
-                found.entry(*port).or_insert_with(|| format!("{name}, which starts sshd for each login"));
+                found.insert(port, format!("{name} (pid {pid})"));
+            } else if port == USUAL_PORT || is_of_a_socket_unit(host, port) {
+                found.entry(port).or_insert_with(|| format!("{name}, which starts sshd for each login"));
             }
         }
     }
+    is_cut |= doubts.unseen;
     doubts.tell(&mut notes);
+    if is_cut {
+        notes.add("there are more sockets or processes than could be looked at: ports for logins may be missing; name them with --keep");
+    }
     (found.into_iter().map(|(port, who)| Login { port, who }).collect(), notes.0)
 }
 

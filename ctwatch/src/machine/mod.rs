@@ -6,6 +6,7 @@ pub mod endpoint;
 mod file;
 #[cfg(test)]
 mod fixture;
+mod listening;
 pub mod management;
 pub mod managers;
 pub mod ports;
@@ -106,6 +107,9 @@ pub struct Machine {
     pub managers: Vec<Manager>,
     /// Ports that programs publish for containers.
     pub published: Vec<Published>,
+    /// There may be more of those than could be looked at.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub published_is_cut: bool,
     /// It is OpenWrt, which keeps its firewall's files elsewhere.
     #[serde(default)]
     pub is_openwrt: bool,
@@ -131,6 +135,10 @@ pub fn read(host: &Host) -> Machine {
         notes.add("can't read any timeout of this netns from /proc/sys/net/netfilter");
     }
     let managers = managers::read(host, cpus, &mut notes);
+    let (published, published_is_cut) = published::read(host, &mut notes);
+    if published_is_cut {
+        notes.add("there are more sockets or processes than could be looked at: ports published for containers may be missing");
+    }
     Machine {
         kernel_release,
         kernel_version,
@@ -141,7 +149,8 @@ pub fn read(host: &Host) -> Machine {
         ephemeral_ports: ports::read(roots),
         settings: settings::read(host, &mut notes),
         managers,
-        published: published::read(host, &mut notes),
+        published,
+        published_is_cut,
         is_openwrt: host.root.join("etc/openwrt_release").exists(),
         table,
         notes: notes.0,

@@ -52,7 +52,8 @@ pub fn from_sysctls(value: impl Fn(&str) -> Option<String>) -> Option<EphemeralP
     let range = value("ip_local_port_range")?;
     let mut bounds = range.split_ascii_whitespace().map(str::parse);
     let (low, high) = (bounds.next()?.ok()?, bounds.next()?.ok()?);
-    let reserved = value("ip_local_reserved_ports").unwrap_or_default();
+    // Where that can't be read there may be any.
+    let reserved = value("ip_local_reserved_ports")?;
     let number = |name: &str| value(name)?.trim().parse::<u8>().ok();
     Some(EphemeralPorts {
         low,
@@ -111,6 +112,36 @@ mod tests {
         assert_eq!(ports(0, 2, true).reuses_time_wait(true), Some(true));
         assert_eq!(ports(0, 2, true).reuses_time_wait(false), Some(false));
         assert_eq!(ports(0, 1, false).reuses_time_wait(false), Some(false));
+    }
+
+    #[test]
+    fn where_the_reserved_ports_are_unknown_so_is_how_many_are_left() {
+        let of = |reserved: Option<&str>| {
+            from_sysctls(|name| match name {
+                "ip_local_port_range" => Some("32768\t60999".to_owned()),
+                "ip_local_reserved_ports" => reserved.map(str::to_owned),
+                _ => None,
+            })
+        };
+        assert_eq!(of(Some("")).map(|ports| ports.ceiling()), Some(28_232));
+        assert_eq!(of(Some("40000-40099")).map(|ports| ports.ceiling()), Some(28_132));
+        assert_eq!(of(None), None);
+    }
+
+    #[test]
+    fn a_long_list_of_reserved_ports_is_read_whole() {
+        // In a netns of its own, as no setting of this host is changed.
+        let list: Vec<String> = (0..400).map(|number| (40_000 + 2 * number).to_string()).collect();
+        let found = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+            let file = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+            std::fs::write(file, list.join(",")).ok()?;
+            Some(read(&Roots::default()))
+        });
+        // Without the right to make one there is nothing to see.
+        if let Some(found) = found.join().unwrap() {
+            assert_eq!(found.map(|ports| ports.reserved), Some(400));
+        }
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! Ports that a user-space program publishes for a container: exempting them could cut the container off.
 //! Ports published by NAT rules are found in `firewall`.
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::doubts::Doubts;
+use super::listening::Listening;
 use super::{Host, Notes, software};
 use crate::foreign::Foreign;
-use crate::kernel::roots::Roots;
 use crate::model::Protocol;
 use crate::process::claim::Claim;
-use crate::process::{procfs, sockets};
+use crate::process::handle::Process;
+use crate::process::procfs;
 
 /// A published port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,29 +50,50 @@ const FORWARDERS: [Claim; 7] = [
     forwarder("gvproxy", &["gvproxy"]),
 ];
 
-/// All ports that programs of this host publish in this thread's netns.
-pub(super) fn read(host: &Host, notes: &mut Notes) -> Vec<Published> {
+/// Ports that are remembered.
+const MOST: usize = 1 << 12;
+
+/// All ports that programs of this host publish in this thread's netns; and whether there may be more.
+pub(super) fn read(host: &Host, notes: &mut Notes) -> (Vec<Published>, bool) {
     let roots = &host.roots;
     let mut doubts = Doubts::new();
-    let mut found = Vec::new();
+    let mut found: Vec<Published> = Vec::new();
+    let listening = OnceCell::new();
+    let mut is_cut = false;
     for pid in procfs::processes(roots) {
         let Some(name) = procfs::name(roots, pid) else { continue };
         let name = Foreign::from_bytes(&name).raw().trim_end_matches('\0').to_owned();
         if name == DOCKER_PROXY.name {
-            let said = doubts.ask(host, pid, &DOCKER_PROXY, |process| {
-                Some(of_docker_proxy(process.pid, &process.arguments()))
-            });
+            let said = doubts.ask(
+                host,
+                pid,
+                &DOCKER_PROXY,
+                |_| true,
+                |process| Some(of_docker_proxy(process.pid, &process.arguments())),
+            );
             found.extend(said.flatten());
         } else if let Some(claim) = FORWARDERS.iter().find(|known| known.name == name) {
-            let ports = of_forwarder(roots, pid, claim.name);
-            if !ports.is_empty() && doubts.ask(host, pid, claim, |_| Some(())).is_some() {
-                found.extend(ports);
-            }
+            let listening: &Arc<Listening> =
+                listening.get_or_init(|| Arc::new(Listening::read(roots, &[Protocol::TCP, Protocol::UDP])));
+            is_cut |= listening.is_cut;
+            // Whoever isn't believed and has no socket here is nobody's business.
+            let (judged, asked) = (Arc::clone(listening), Arc::clone(listening));
+            let matters = move |process: &Process| judged.is_of(process);
+            let said = doubts.ask(host, pid, claim, matters, move |process| Some(asked.of(process)));
+            let (ports, has_more) = said.unwrap_or_default();
+            is_cut |= has_more;
+            found.extend(ports.into_iter().map(|port| of_forwarder(pid, claim.name, port)));
+        }
+        if found.len() > MOST {
+            found.truncate(MOST);
+            is_cut = true;
+            break;
         }
     }
+    is_cut |= doubts.unseen;
     doubts.tell(notes);
     found.sort_by_key(|published| (published.port, published.pid, published.proto.clone()));
-    found
+    (found, is_cut)
 }
 
 /// "docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip 172.17.0.2 -container-port 80"
@@ -87,26 +111,17 @@ fn of_docker_proxy(pid: u32, arguments: &[String]) -> Option<Published> {
     })
 }
 
-/// Their ports come and go while they run, so only their sockets tell: those of this netns, whatever others they have.
-fn of_forwarder(roots: &Roots, pid: u32, name: &str) -> Vec<Published> {
-    let held: Vec<u64> = procfs::sockets_of(roots, pid).collect();
-    let mut found = Vec::new();
-    for (proto, Protocol(number)) in [("tcp", Protocol::TCP), ("udp", Protocol::UDP)] {
-        sockets::each_listening(&roots.proc("thread-self/net"), number, |address, port, inode| {
-            // Control sockets on loopback are no published ports, but published ports may be there too.
-            if held.contains(&inode) {
-                found.push(Published {
-                    program: name.into(),
-                    pid,
-                    proto: proto.into(),
-                    address: Some(address).filter(|address| !address.is_unspecified()),
-                    port,
-                    to: None,
-                });
-            }
-        });
+/// Their ports come and go while they run, so only their sockets tell: those of this netns, whatever others they have. Control
+/// sockets on loopback are no published ports, but published ports may be there too.
+fn of_forwarder(pid: u32, name: &str, (protocol, address, port): (Protocol, IpAddr, u16)) -> Published {
+    Published {
+        program: name.into(),
+        pid,
+        proto: if protocol == Protocol::UDP { "udp" } else { "tcp" }.into(),
+        address: Some(address).filter(|address| !address.is_unspecified()),
+        port,
+        to: None,
     }
-    found
 }
 
 #[cfg(test)]
@@ -131,7 +146,7 @@ mod tests {
             port: 8080,
             to: Some(("172.17.0.2".parse().unwrap(), 80)),
         };
-        assert_eq!(read(&fixture.host, &mut Notes::default()), [expected]);
+        assert_eq!(read(&fixture.host, &mut Notes::default()), (vec![expected], false));
     }
 
     #[test]
@@ -143,9 +158,29 @@ mod tests {
             ("proc/thread-self/net/tcp", tcp),
             ("proc/50/net/tcp", tcp.replace(":1F90", ":1F91").as_str()),
         ]);
-        let found = read(&fixture.host, &mut Notes::default());
-        assert_eq!(found.len(), 1, "{found:?}");
+        let (found, is_cut) = read(&fixture.host, &mut Notes::default());
+        assert_eq!((found.len(), is_cut), (1, false), "{found:?}");
         assert_eq!((found[0].port, found[0].proto.raw(), found[0].to), (8080, "tcp", None));
+    }
+
+    #[test]
+    fn more_ports_than_are_remembered_are_said_to_be_more() {
+        let mut table = "header\n".to_owned();
+        let sockets: Vec<(String, String)> =
+            (0..MOST + 1).map(|n| (format!("proc/50/fd/{n}"), format!("-> socket:[{}]", n + 1))).collect();
+        for number in 0..=MOST {
+            table += &format!(
+                "  0: 00000000:{:04X} 00000000:0000 0A 0:0 0:0 0 0 0 {} 1\n",
+                number + 1,
+                number + 1
+            );
+        }
+        let mut files = vec![("proc/50/comm", "pasta\n"), ("proc/thread-self/net/tcp", table.as_str())];
+        files.extend(sockets.iter().map(|(path, link)| (path.as_str(), link.as_str())));
+        let fixture = Fixture::of(&files);
+        let machine = super::super::read(&fixture.host);
+        assert_eq!((machine.published.len(), machine.published_is_cut), (MOST, true));
+        assert!(machine.notes.iter().any(|note| note.contains("may be missing")), "{:?}", machine.notes);
     }
 
     #[test]

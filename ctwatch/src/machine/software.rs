@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 use crate::process::handle::Process;
+use crate::process::procfs;
 
 /// What a process is. As text it is a plain lower-case name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -213,11 +214,17 @@ pub struct Program {
     pub software: Software,
 }
 
-/// What the process with this number is. One whose files don't answer is known by its name alone.
+/// What the process with this number is, if that is still the one that is meant. One whose files don't answer is known by its name
+/// alone.
 #[must_use]
-pub fn identify(roots: &Roots, pid: u32) -> Option<Program> {
-    let known = Process::look(roots, pid, |process| {
-        let name = process.name()?;
+pub fn identify(
+    roots: &Roots,
+    pid: u32,
+    is_meant: impl Fn(&Process) -> bool + Clone + Send + 'static,
+) -> Option<Program> {
+    let is_meant_still = is_meant.clone();
+    let known = Process::look(roots, pid, move |process| {
+        let name = Some(process).filter(|process| is_meant(process))?.name()?;
         let program = process.program();
         let program = program.as_deref().and_then(std::path::Path::to_str);
         let mut software = Software::of(name.raw(), program, &process.arguments());
@@ -229,10 +236,19 @@ pub fn identify(roots: &Roots, pid: u32) -> Option<Program> {
         Some(Program { pid: process.pid, name, software })
     });
     known.unwrap_or_else(|_| {
-        let name = Process::open(roots, pid).ok()?.name()?;
+        let name = Process::open(roots, pid).ok().filter(is_meant_still)?.name()?;
         let software = Software::of(name.raw(), None, &[]);
         Some(Program { pid, name, software })
     })
+}
+
+/// What the process is that sent something a while ago, with this name then; `None` if the number may be another one's by now.
+#[must_use]
+pub fn identify_sender(roots: &Roots, pid: u32, name: &procfs::Name) -> Option<Program> {
+    let started = Process::open(roots, pid).ok()?.started();
+    procfs::is_called(roots, pid, name)
+        .then(|| identify(roots, pid, move |process| process.started() == started))
+        .flatten()
 }
 
 /// The value of an option among arguments: "-name value", "--name value" or "--name=value".
@@ -308,7 +324,9 @@ mod tests {
             let mut found = Vec::new();
             for entry in std::fs::read_dir(&host.roots.proc).unwrap().flatten() {
                 let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-                found.extend(pid.and_then(|pid| identify(&host.roots, pid)).map(|program| program.software));
+                found.extend(
+                    pid.and_then(|pid| identify(&host.roots, pid, |_| true)).map(|program| program.software),
+                );
             }
             found.sort();
             assert_eq!(found, [NginxLua, NginxLua, Redis, Other("curl".to_owned())], "{kernel}");
@@ -324,7 +342,7 @@ mod tests {
             ("proc/7/exe", "-> ../../srv/shop"),
             ("proc/8/comm", "shop\n"),
         ]);
-        let software = |pid| identify(&fixture.host.roots, pid).unwrap().software;
+        let software = |pid| identify(&fixture.host.roots, pid, |_| true).unwrap().software;
         assert_eq!(software(7), Go);
         assert_eq!(software(8), Other("shop".to_owned()), "its program can't be read");
     }

@@ -7,7 +7,8 @@ use saphyr_parser::{Event, Parser, ScalarStyle};
 
 /// How deep it may be nested.
 const DEPTH: usize = 32;
-/// Of how many parts it may be made, once aliases are replaced by what they stand for; a long text is several.
+/// Of how many parts it may be made, once aliases are replaced by what they stand for, and what has an anchor is counted twice; a long
+/// text is several.
 const PARTS: usize = 1 << 18;
 /// Letters of a text that are one part.
 const LETTERS: usize = 16;
@@ -76,12 +77,14 @@ impl Yaml {
                 #[expect(unreachable_patterns, reason = "the parser may learn of more")]
                 _ => continue,
             };
-            parts += size;
+            // What has an anchor is kept twice, with all that is in it.
+            let kept = if anchor == 0 { 0 } else { value.parts() };
+            parts += size + kept;
             if parts > PARTS {
                 return Err(format!("it has more than {PARTS} parts"));
             }
             if anchor != 0 {
-                anchors.insert(anchor, (value.clone(), value.parts()));
+                anchors.insert(anchor, (value.clone(), kept));
             }
             match open.last_mut() {
                 None => return Ok(value),
@@ -153,6 +156,19 @@ mod tests {
         assert_eq!(Yaml::read("a: null\nb: ~\nc:\n").unwrap().get("b"), Some(&Yaml::Null));
         assert_eq!(Yaml::read("").unwrap(), Yaml::Null);
         assert_eq!(Yaml::read("a: [x, 'y z', {b: c}]").unwrap().get("a").unwrap().words(), ["x", "y z"]);
+    }
+
+    #[test]
+    fn anchors_around_anchors_count_with_all_that_is_in_them() {
+        let nested = |levels: usize, items: usize| {
+            let open: String = (0..levels).map(|level| format!("&a{level} [")).collect();
+            format!("{open}{}{}", "x,".repeat(items), "]".repeat(levels))
+        };
+        // 30 copies of 200,000 words would be 6 million.
+        assert!(Yaml::read(&nested(30, 200_000)).is_err_and(|why| why.contains("parts")));
+        assert!(Yaml::read(&nested(30, 1000)).is_ok());
+        assert!(Yaml::read(&"- &a x\n".repeat(100_000)).is_ok());
+        assert!(Yaml::read(&"- &a x\n".repeat(140_000)).is_err_and(|why| why.contains("parts")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Who listens where a lost packet was going. Found by a thread of its own, once per netns and a few seconds.
 //! The watch never waits for it: whoever asked asks again, and a storm of new namespaces is answered "unknown".
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use crate::kernel::roots::Roots;
 use crate::model::{Name, NetnsId, Owner, ProcessId, Role};
 use crate::netns::{self, Netns};
-use crate::process::{cgroup, container, procfs, sockets};
+use crate::process::procfs::{Held, Holder};
+use crate::process::sockets::{Limit, Recipient};
+use crate::process::{container, procfs, sockets};
 
 /// Where a packet was going.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +35,10 @@ const LIMIT: usize = 4096;
 const WAITING: usize = 256;
 /// How long an answer counts.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long one look may take in all netns that were asked about, in one of them, and through all processes: anybody may have
+/// any number of sockets, files and processes.
+const LOOK_TIME: Duration = Duration::from_secs(1);
+const LOOK_TIME_EACH: Duration = Duration::from_millis(250);
 /// The thread rests so many times longer than it worked.
 const REST: u32 = 9;
 
@@ -159,29 +165,50 @@ fn answer_all(
     for (target, netns) in questions {
         by_netns.entry(target.netns).or_insert_with(|| (netns, Vec::new())).1.push(target);
     }
-    let mut found: Vec<(Destination, Option<u64>)> = Vec::new();
-    for (netns, targets) in by_netns.values() {
+    // What comes to the netns this runs in isn't held up by what others have in theirs.
+    let own = netns::own().ok();
+    let mut in_turn: Vec<_> = by_netns.values().collect();
+    in_turn.sort_by_key(|(netns, _)| Some(netns.id) != own);
+    let limit = Limit::new(LOOK_TIME, u64::MAX);
+    let mut found: Vec<(Destination, Recipient)> = Vec::new();
+    for (netns, targets) in in_turn {
         let folder = roots.proc("thread-self/net");
-        let look = || Ok(targets.iter().map(|target| (*target, socket_at(&folder, target))).collect());
+        let mut limit = limit.at_most(LOOK_TIME_EACH);
+        let look = || Ok(receivers_at(&folder, targets, &mut limit));
         let looked: anyhow::Result<Vec<_>> = netns::run_inside(netns, look);
-        // A netns that died meanwhile has no listeners.
-        found.extend(looked.unwrap_or_else(|_| targets.iter().map(|target| (*target, None)).collect()));
+        let receivers = looked.unwrap_or_else(|_| {
+            // A netns that died meanwhile has no listeners.
+            let is_there = netns::leads_there(netns);
+            vec![if is_there { Recipient::Unknown } else { Recipient::Nobody }; targets.len()]
+        });
+        found.extend(targets.iter().copied().zip(receivers));
     }
-    let sockets: Vec<u64> = found.iter().filter_map(|(_, socket)| *socket).collect();
+    let socket = |receiver: &Recipient| match receiver {
+        Recipient::Socket(inode) => Some(*inode),
+        Recipient::Nobody | Recipient::Unknown => None,
+    };
+    let sockets: HashSet<u64> = found.iter().filter_map(|(_, receiver)| socket(receiver)).collect();
     let netns: Vec<u64> = by_netns.keys().map(|netns| u64::from(netns.inode())).collect();
-    let holders = if sockets.is_empty() { HashMap::new() } else { procfs::holders(roots, &sockets, &netns) };
-    found.into_iter().all(|(target, socket)| {
-        let pid = socket.and_then(|socket| holders.get(&socket)).copied();
-        answer.send((target, Arc::new(who(roots, pid)))).is_ok()
+    let held = match sockets.is_empty() {
+        true => Held::default(),
+        false => procfs::holders(roots, &sockets, &netns, Instant::now() + LOOK_TIME),
+    };
+    found.into_iter().all(|(target, receiver)| {
+        let holder = socket(&receiver).and_then(|socket| held.by.get(&socket));
+        let is_unknown = receiver == Recipient::Unknown
+            || (holder.is_none() && receiver != Recipient::Nobody && held.is_cut);
+        answer.send((target, Arc::new(who(holder, is_unknown)))).is_ok()
     })
 }
 
-/// The socket that would have taken the packet, if it was going to this very host.
-fn socket_at(folder: &Path, target: &Destination) -> Option<u64> {
-    if !is_local(target.to) {
-        return None;
-    }
-    sockets::receiving_socket(folder, target.proto, target.to, target.port)
+/// The sockets that would have taken the packets, of those that were going to this very host.
+fn receivers_at(folder: &Path, targets: &[Destination], limit: &mut Limit) -> Vec<Recipient> {
+    let local: Vec<bool> = targets.iter().map(|target| is_local(target.to)).collect();
+    let wanted = targets.iter().zip(&local).filter(|(_, is_local)| **is_local);
+    let wanted: Vec<_> = wanted.map(|(target, _)| (target.proto, target.to, target.port)).collect();
+    let mut found = sockets::receivers(folder, &wanted, limit).into_iter();
+    let receiver = |is_local: bool| if is_local { found.next() } else { None };
+    local.into_iter().map(receiver).map(|receiver| receiver.unwrap_or(Recipient::Nobody)).collect()
 }
 
 /// Whether this netns has that address: only then a socket can be bound to it, unless a sysctl says otherwise.
@@ -191,14 +218,15 @@ fn is_local(address: IpAddr) -> bool {
     !nonlocal.is_ok_and(|value| value.first() != Some(&b'0')) && UdpSocket::bind((address, 0)).is_ok()
 }
 
-fn who(roots: &Roots, pid: Option<u32>) -> Owner {
-    let process = pid.and_then(|pid| {
-        Some(ProcessId { pid, name: Name::from_padded(procfs::name(roots, pid)?), role: Role::Listener })
-    });
-    let cgroup = process.and_then(|process| cgroup::of_process(roots, process.pid));
+/// `is_unknown`: somebody may listen there.
+fn who(holder: Option<&Holder>, is_unknown: bool) -> Owner {
+    let Some(Holder { pid, name, cgroup }) = holder else {
+        return Owner { unattributable: is_unknown, ..Owner::default() };
+    };
+    let process = ProcessId { pid: *pid, name: Name::from_padded(*name), role: Role::Listener };
     let container =
         cgroup.as_ref().and_then(|path| container::of_path(path.raw())).map(|container| container.name);
-    Owner { process, cgroup, container, unattributable: false }
+    Owner { process: Some(process), cgroup: cgroup.clone(), container, unattributable: false }
 }
 
 #[cfg(test)]
@@ -237,6 +265,20 @@ mod tests {
         assert_eq!((process.pid, process.role), (std::process::id(), Role::Listener));
         let elsewhere = Destination { to: "192.0.2.1".parse().unwrap(), ..target };
         assert_eq!(ask(&mut listeners, elsewhere).process, None, "that address is another host's");
+    }
+
+    #[test]
+    fn where_not_everybody_was_looked_at_nobody_is_no_answer() {
+        assert!(who(None, true).unattributable && !who(None, false).unattributable);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let to = |to: &str| Destination { netns: own_netns().id, proto: 6, to: to.parse().unwrap(), port };
+        let look = |time| {
+            let mut limit = Limit::new(time, u64::MAX);
+            receivers_at(Path::new("/proc/thread-self/net"), &[to("192.0.2.1"), to("127.0.0.1")], &mut limit)
+        };
+        assert_eq!(look(Duration::ZERO), [Recipient::Nobody, Recipient::Unknown]);
+        assert!(matches!(look(Duration::from_secs(60))[..], [Recipient::Nobody, Recipient::Socket(_)]));
     }
 
     #[test]

@@ -96,6 +96,8 @@ impl OwnerResolver {
         };
         match listener {
             Some(who) if who.process.is_some() => who,
+            // Too many sockets or processes for all to be looked at.
+            Some(who) if who.unattributable => self.unknown_owner(netns, entered, true),
             // Nobody listens: it was to be forwarded, or refused.
             Some(_) => self.unknown_owner(netns, entered, false),
             None => self.unknown_owner(netns, entered, !forwarded),

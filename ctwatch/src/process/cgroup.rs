@@ -1,12 +1,15 @@
 //! From a cgroup's id to its path: on cgroup v2 the id is the inode number of its directory.
-//! The tree is walked only when an unknown id turns up, and seldom: a storm of new cgroups must not cost a core.
+//! The tree is walked only when an unknown id turns up, in slices, and seldom: neither a storm of new cgroups nor a tree of
+//! tens of thousands, which any user may have, may hold up who asks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::fs::ReadDir;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::container;
+use super::container::{self, CgroupKind};
+use super::handle::Process;
 use crate::foreign::{Foreign, Shown as _};
 use crate::kernel::roots::Roots;
 
@@ -22,22 +25,26 @@ const DEPTH: usize = 24;
 const BETWEEN_WALKS: Duration = Duration::from_secs(1);
 /// A walk may take up to one part in so many of the time.
 const SHARE: u32 = 20;
+/// How long a slice of a walk takes.
+const SLICE: Duration = Duration::from_millis(20);
+/// Files that a slice looks at however long that takes: a host of ordinary size is walked in one.
+const AT_LEAST: usize = 1 << 12;
 
 /// The paths of all cgroups.
 #[derive(Debug)]
 pub struct Cgroups {
     roots: Roots,
-    paths: HashMap<u64, Foreign>,
-    /// Of all paths together.
-    letters: usize,
-    next_walk: Option<Instant>,
+    paths: Paths,
+    /// The one that goes on. What it has found counts already, and so does what the last one found.
+    walk: Option<Walk>,
+    next_look: Option<Instant>,
 }
 
 impl Cgroups {
     /// Nothing read yet.
     #[must_use]
     pub fn new(roots: &Roots) -> Self {
-        Self { roots: roots.clone(), paths: HashMap::new(), letters: 0, next_walk: None }
+        Self { roots: roots.clone(), paths: Paths::new(LIMIT), walk: None, next_look: None }
     }
 
     /// The path of a cgroup below the root of the hierarchy; `None` if it isn't known at present.
@@ -45,47 +52,149 @@ impl Cgroups {
         if id == 0 {
             return None;
         }
-        if !self.paths.contains_key(&id) && self.next_walk.is_none_or(|next| now >= next) {
-            self.walk();
-            let now_then = Instant::now();
-            self.next_walk = Some(now_then + BETWEEN_WALKS.max((now_then - now) * SHARE));
+        if self.known(id).is_none() && self.next_look.is_none_or(|next| now >= next) {
+            let began = Instant::now();
+            let is_over = self.go_on(LIMIT, AT_LEAST, began + SLICE);
+            let took = began.elapsed() * SHARE;
+            self.next_look = Some(now + if is_over { BETWEEN_WALKS.max(took) } else { took });
         }
-        self.paths.get(&id)
+        self.known(id)
     }
 
-    /// Reads the whole tree anew: ids of cgroups that are gone go with it.
-    fn walk(&mut self) {
-        self.paths.clear();
-        self.letters = 0;
-        let Some(root) = unified(&self.roots) else { return };
-        if let Ok(metadata) = std::fs::metadata(&root) {
-            self.paths.insert(metadata.ino(), "/".into());
-        }
-        self.walk_below(&root, &Foreign::default(), DEPTH);
+    fn known(&self, id: u64) -> Option<&Foreign> {
+        let walk = self.walk.as_ref().and_then(|walk| walk.found.by_id.get(&id));
+        walk.or_else(|| self.paths.by_id.get(&id))
     }
 
-    fn walk_below(&mut self, folder: &Path, path: &Foreign, depth: usize) {
-        let Ok(entries) = std::fs::read_dir(folder) else { return };
-        for entry in entries.flatten() {
-            // The kernel tells type and inode number along with the name: no look-up per file.
-            if self.paths.len() >= LIMIT
-                || self.letters >= LETTERS
-                || !entry.file_type().is_ok_and(|kind| kind.is_dir())
-            {
-                continue;
+    /// One slice of a walk, a new one if none goes on; true if it has come to its end.
+    fn go_on(&mut self, limit: usize, at_least: usize, until: Instant) -> bool {
+        let walk = self.walk.get_or_insert_with(|| Walk::new(&self.roots, limit));
+        if !walk.go_on(at_least, until) {
+            return false;
+        }
+        // Ids of cgroups that are gone go with the walk before.
+        if let Some(walk) = self.walk.take() {
+            self.paths = walk.found;
+        }
+        true
+    }
+}
+
+/// Paths by their cgroup's id.
+#[derive(Debug)]
+struct Paths {
+    by_id: HashMap<u64, Foreign>,
+    limit: usize,
+    /// Of all paths together.
+    letters: usize,
+    /// Of those whose makers may be anybody.
+    of_others: usize,
+}
+
+impl Paths {
+    fn new(limit: usize) -> Self {
+        Self { by_id: HashMap::new(), limit, letters: 0, of_others: 0 }
+    }
+
+    /// What users and containers make of their own may take half of the room.
+    fn has_room(&self, is_others: bool) -> bool {
+        let part = if is_others { 2 } else { 1 };
+        let taken = if is_others { self.of_others } else { self.by_id.len() };
+        taken < self.limit / part && self.letters < LETTERS / part
+    }
+
+    fn insert(&mut self, id: u64, path: Foreign, is_others: bool) {
+        self.letters += path.size();
+        self.of_others += usize::from(is_others);
+        self.by_id.insert(id, path);
+    }
+}
+
+/// A directory that is still to be read.
+#[derive(Debug)]
+struct Folder {
+    place: PathBuf,
+    path: Foreign,
+    depth: usize,
+    /// Below a user's slice or a container: others than root may have made it.
+    is_others: bool,
+}
+
+/// A walk through the tree, level by level, so that what services and containers are in comes before what anybody made below.
+#[derive(Debug)]
+struct Walk {
+    found: Paths,
+    /// What others may have made comes last, too.
+    open: VecDeque<Folder>,
+    open_of_others: VecDeque<Folder>,
+    reading: Option<(ReadDir, Folder)>,
+}
+
+impl Walk {
+    fn new(roots: &Roots, limit: usize) -> Self {
+        let mut found = Paths::new(limit);
+        let mut open = VecDeque::new();
+        if let Some(place) = unified(roots) {
+            if let Ok(metadata) = std::fs::metadata(&place) {
+                found.insert(metadata.ino(), "/".into(), false);
             }
-            let name = entry.file_name();
-            let below = Foreign::from(format!("{}/{}", path.raw(), name.shown().raw()));
-            if below.raw().len() > LONGEST {
-                continue;
+            open.push_back(Folder { place, path: Foreign::default(), depth: DEPTH, is_others: false });
+        }
+        Self { found, open, open_of_others: VecDeque::new(), reading: None }
+    }
+
+    /// True if it has come to its end.
+    fn go_on(&mut self, at_least: usize, until: Instant) -> bool {
+        let mut looked_at = 0;
+        loop {
+            let Some((mut entries, folder)) = self.reading.take().or_else(|| self.next()) else {
+                return true;
+            };
+            while let Some(entry) = entries.next() {
+                let Ok(entry) = entry else { continue };
+                looked_at += 1;
+                // The kernel tells type and inode number along with the name: no look-up per file.
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    self.add(&folder, &entry);
+                }
+                if looked_at >= at_least && Instant::now() >= until {
+                    self.reading = Some((entries, folder));
+                    return false;
+                }
             }
-            self.letters += below.raw().len();
-            if depth > 1 {
-                self.walk_below(&entry.path(), &below, depth - 1);
-            }
-            self.paths.insert(entry.ino(), below);
         }
     }
+
+    fn next(&mut self) -> Option<(ReadDir, Folder)> {
+        loop {
+            let folder = self.open.pop_front().or_else(|| self.open_of_others.pop_front())?;
+            // It may have gone meanwhile.
+            if let Ok(entries) = std::fs::read_dir(&folder.place) {
+                return Some((entries, folder));
+            }
+        }
+    }
+
+    fn add(&mut self, folder: &Folder, entry: &std::fs::DirEntry) {
+        if !self.found.has_room(folder.is_others) {
+            return;
+        }
+        let path = Foreign::from(format!("{}/{}", folder.path.raw(), entry.file_name().shown().raw()));
+        if path.size() > LONGEST {
+            return;
+        }
+        self.found.insert(entry.ino(), path.clone(), folder.is_others);
+        if folder.depth > 1 {
+            let is_others = folder.is_others || is_handed_over(path.raw());
+            let below = Folder { place: entry.path(), path, depth: folder.depth - 1, is_others };
+            if is_others { &mut self.open_of_others } else { &mut self.open }.push_back(below);
+        }
+    }
+}
+
+/// Whether others than root may make cgroups below this one.
+fn is_handed_over(path: &str) -> bool {
+    container::of_path(path).is_some_and(|container| container.kind != CgroupKind::Unit)
 }
 
 /// Where the v2 hierarchy is mounted: alone, or beside v1.
@@ -99,9 +208,14 @@ fn unified(roots: &Roots) -> Option<PathBuf> {
 /// The cgroup that says most about a process, over all hierarchies it is in.
 #[must_use]
 pub fn of_process(roots: &Roots, pid: u32) -> Option<Foreign> {
+    of(&Process::open(roots, pid).ok()?)
+}
+
+/// The same of a process that is looked at already.
+#[must_use]
+pub fn of(process: &Process) -> Option<Foreign> {
     // Its maker chose its name, of any bytes.
-    let text = Foreign::from_bytes(&std::fs::read(roots.proc(format!("{pid}/cgroup"))).ok()?);
-    most_telling(text.raw()).filter(|path| path.len() <= LONGEST).map(Foreign::from)
+    most_telling(process.cgroups()?.raw()).filter(|path| path.len() <= LONGEST).map(Foreign::from)
 }
 
 /// Of the lines of /proc/PID/cgroup ("hierarchy:controllers:path"): a container's, else a unit's, else any but the root.
@@ -119,6 +233,7 @@ pub fn most_telling(text: &str) -> Option<&str> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::path::Path;
 
     fn roots(folder: &Path) -> Roots {
         Roots { proc: folder.join("proc"), sys: folder.join("sys") }
@@ -185,6 +300,48 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_of_tens_of_thousands_is_walked_in_slices() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().join("sys/fs/cgroup");
+        for number in 0..500 {
+            make(&root, &format!("user.slice/user-1000.slice/user@1000.service/flood-{number}"));
+        }
+        let redis = make(&root, "system.slice/redis.service");
+        fs::write(root.join("cgroup.procs"), "").unwrap();
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        let mut cgroups = Cgroups::new(&roots(temporary.path()));
+        let over = Instant::now();
+        let mut slices = 0;
+        while !cgroups.go_on(LIMIT, 40, over) {
+            slices += 1;
+            assert!(cgroups.known(redis).is_some() || slices < 3, "the flood comes last");
+        }
+        assert!(slices >= 500 / 40, "{slices}");
+        assert_eq!(cgroups.paths.by_id.len(), 506);
+        // The next walk begins anew, and what the last one found counts meanwhile.
+        assert!(!cgroups.go_on(LIMIT, 1, over));
+        assert_eq!(cgroups.known(redis).map(Foreign::raw), Some("/system.slice/redis.service"));
+        assert!(cgroups.walk.is_some());
+    }
+
+    #[test]
+    fn a_user_s_cgroups_leave_room_for_those_of_the_host() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().join("sys/fs/cgroup");
+        for number in 0..300 {
+            make(&root, &format!("user.slice/user-1000.slice/flood-{number}"));
+        }
+        let scope = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod4c8f1e2d_0a1b_4c3d_8e5f_a1b2c3d4e5f6.slice";
+        let deep = make(&root, &format!("{scope}/cri-containerd-{}.scope", "ab".repeat(32)));
+        fs::write(root.join("cgroup.procs"), "").unwrap();
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        let mut cgroups = Cgroups::new(&roots(temporary.path()));
+        assert!(cgroups.go_on(100, usize::MAX, Instant::now()));
+        assert!(cgroups.known(deep).is_some());
+        assert!(cgroups.paths.by_id.len() < 100 && cgroups.paths.of_others == 50);
+    }
+
+    #[test]
     fn names_without_an_end_are_not_kept() {
         let temporary = tempfile::tempdir().unwrap();
         let root = temporary.path().join("sys/fs/cgroup");
@@ -193,7 +350,11 @@ mod tests {
         fs::write(root.join("cgroup.controllers"), "").unwrap();
         let mut cgroups = Cgroups::new(&roots(temporary.path()));
         assert_eq!(cgroups.path(long, Instant::now()), None);
-        assert!(cgroups.letters <= 4 * LONGEST && cgroups.paths.len() == 5, "{}", cgroups.letters);
+        assert!(
+            cgroups.paths.letters <= 4 * LONGEST && cgroups.paths.by_id.len() == 5,
+            "{:?}",
+            cgroups.paths
+        );
         fs::create_dir_all(temporary.path().join("proc/7")).unwrap();
         fs::write(temporary.path().join("proc/7/cgroup"), format!("0::/{}\n", "x".repeat(LONGEST))).unwrap();
         assert_eq!(of_process(&roots(temporary.path()), 7), None);

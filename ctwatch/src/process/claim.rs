@@ -27,6 +27,8 @@ pub enum Doubt {
     Powerless,
     /// Its program is not of that name, or others than root may have put it there.
     Program(String),
+    /// It ran another program when it was asked than when it was judged.
+    Changed,
     /// It may not be looked at.
     Hidden(String),
 }
@@ -38,6 +40,7 @@ impl fmt::Display for Doubt {
             Self::UserNamespace => f.write_str("it is root in a user namespace of its own only"),
             Self::Powerless => f.write_str("it lacks CAP_NET_ADMIN"),
             Self::Program(why) => f.write_str(why),
+            Self::Changed => f.write_str("it became another program meanwhile"),
             Self::Hidden(why) => write!(f, "it can't be looked at: {why}"),
         }
     }

@@ -10,6 +10,8 @@ pub enum CgroupKind {
     Container,
     /// A systemd unit.
     Unit,
+    /// What a user calls a container of his.
+    OfUser,
     /// A user's session.
     Session,
 }
@@ -17,19 +19,19 @@ pub enum CgroupKind {
 /// Whom a cgroup belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
-    /// "docker:3f2a9c0b1d2e", "unit:redis.service", "user:1000"
+    /// "docker:3f2a9c0b1d2e", "unit:redis.service", "user:1000", "user:1000/podman:3f2a9c0b1d2e"
     pub name: Foreign,
-    /// Uid of the Kubernetes pod it is part of.
-    pub pod: Option<Foreign>,
     /// What it is.
     pub kind: CgroupKind,
+    /// "pod:" and the uid of the Kubernetes pod it is part of.
+    pod: Option<Foreign>,
 }
 
 impl Container {
     /// What the netns of its processes is called: all containers of a pod share one.
     #[must_use]
     pub fn netns_name(&self) -> Foreign {
-        self.pod.as_ref().map_or_else(|| self.name.clone(), |pod| format!("pod:{}", pod.raw()).into())
+        self.pod.clone().unwrap_or_else(|| self.name.clone())
     }
 }
 
@@ -49,25 +51,53 @@ const SCOPES: [(&str, &str); 7] = [
 /// What a unit with processes of its own ends in.
 const UNITS: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
 
-/// Whom the cgroup with this path belongs to.
+/// Whom the cgroup with this path belongs to. What is below a user's slice, or below a container, was named by that user or by
+/// who is root in there: such a name only counts behind theirs, so that nobody passes for another one's container.
 #[must_use]
 pub fn of_path(path: &str) -> Option<Container> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    // Root's own sessions are no others'.
+    let user = (0..parts.len()).find_map(|at| Some((at, user(parts[at]).filter(|uid| *uid != "0")?)));
+    let end = user.map_or(parts.len(), |(at, _)| at);
+    let outer = (0..end).find_map(|at| Some((at, of_part(&parts, at)?)));
     // The innermost container: they nest (kind, docker in docker).
-    let container = (0..parts.len()).rev().find_map(|at| of_part(&parts, at));
-    if let Some(name) = container {
+    let innermost = |from: usize, to: usize| (from..to).rev().find_map(|at| of_part(&parts, at));
+    let pod_in = |parts: &[&str]| Some(format!("pod:{}", pod(parts)?));
+    let both = |outer: &str, inner: Option<&str>| {
+        Foreign::from(inner.map_or_else(|| outer.to_owned(), |inner| format!("{outer}/{inner}")))
+    };
+    if let Some((at, name)) = outer {
+        let inner = innermost(at + 1, end);
+        let (pod, inner_pod) = (pod_in(&parts[..=at]), pod_in(&parts[at + 1..end]).or_else(|| inner.clone()));
         return Some(Container {
-            name: name.into(),
-            pod: pod(&parts).map(Foreign::from),
+            pod: (pod.is_some() || inner_pod != inner)
+                .then(|| both(pod.as_ref().unwrap_or(&name), inner_pod.as_deref())),
+            name: both(&name, inner.as_deref()),
             kind: CgroupKind::Container,
         });
     }
     let of_kind = |name: String, kind| Some(Container { name: name.into(), pod: None, kind });
-    if let Some(uid) = parts.iter().find_map(|part| part.strip_prefix("user-")?.strip_suffix(".slice")) {
+    if let Some((at, uid)) = user {
+        let name = format!("user:{uid}");
+        let below = &parts[at + 1..];
+        let Some(inner) = innermost(at + 1, parts.len()) else { return of_kind(name, CgroupKind::Session) };
+        return Some(Container {
+            pod: pod_in(below).map(|pod| both(&name, Some(&pod))),
+            name: both(&name, Some(&inner)),
+            kind: CgroupKind::OfUser,
+        });
+    }
+    if let Some(uid) = parts.iter().find_map(|part| self::user(part)) {
         return of_kind(format!("user:{uid}"), CgroupKind::Session);
     }
     let unit = parts.iter().rev().find(|part| UNITS.iter().any(|end| part.ends_with(end)))?;
     of_kind(format!("unit:{unit}"), CgroupKind::Unit)
+}
+
+/// "user-1000.slice"
+fn user(part: &str) -> Option<&str> {
+    let uid = part.strip_prefix("user-")?.strip_suffix(".slice")?;
+    (!uid.is_empty() && uid.bytes().all(|byte| byte.is_ascii_digit())).then_some(uid)
 }
 
 /// The container whose cgroup is the directory `parts[at]`.
@@ -164,7 +194,10 @@ mod tests {
     fn podman_with_and_without_root() {
         is("/machine.slice/libpod-ID.scope", "podman:3f2a9c0b1d2e");
         is("/machine.slice/libpod-ID.scope/container", "podman:3f2a9c0b1d2e");
-        is("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope", "podman:3f2a9c0b1d2e");
+        is(
+            "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-ID.scope",
+            "user:1000/podman:3f2a9c0b1d2e",
+        );
         is("/libpod_parent/libpod-ID", "podman:3f2a9c0b1d2e");
         is(
             "/machine.slice/libpod-conmon-ID.scope",
@@ -189,25 +222,54 @@ mod tests {
             ),
         ] {
             let container = of_path(&path.replace("ID", ID)).expect(&path);
-            assert_eq!(
-                (container.name.raw(), container.pod.as_ref().map(Foreign::raw)),
-                (expected, Some(POD)),
-                "{path}"
-            );
-            assert_eq!(container.netns_name(), format!("pod:{POD}"));
+            assert_eq!(container.name, expected, "{path}");
+            assert_eq!(container.netns_name(), format!("pod:{POD}"), "{path}");
         }
         let statically = format!("/kubepods/burstable/pod0123456789abcdef0123456789abcdef/{ID}");
-        assert_eq!(
-            of_path(&statically).unwrap().pod.as_ref().map(|text| text.raw()),
-            Some("0123456789abcdef0123456789abcdef")
-        );
+        assert_eq!(of_path(&statically).unwrap().netns_name(), "pod:0123456789abcdef0123456789abcdef");
     }
 
     #[test]
-    fn a_container_in_a_container_is_the_inner_one() {
+    fn a_container_in_a_container_is_named_behind_the_outer_one() {
         let outer = "0".repeat(64);
         let inner = format!("/docker/{outer}/kubelet/kubepods/pod{POD}/cri-containerd-{ID}.scope");
-        assert_eq!(of_path(&inner).unwrap().name, "containerd:3f2a9c0b1d2e");
+        let found = of_path(&inner).unwrap();
+        assert_eq!(found.name, "docker:000000000000/containerd:3f2a9c0b1d2e");
+        assert_eq!(found.netns_name(), format!("docker:000000000000/pod:{POD}"));
+        let in_a_pod = of_path(&format!("/kubepods/pod{POD}/{outer}/docker/{ID}")).unwrap();
+        assert_eq!(in_a_pod.name, "cri:000000000000/docker:3f2a9c0b1d2e");
+        assert_eq!(in_a_pod.netns_name(), format!("pod:{POD}/docker:3f2a9c0b1d2e"));
+        is("/lxc.payload.web/system.slice/docker-ID.scope", "lxc:web/docker:3f2a9c0b1d2e");
+    }
+
+    #[test]
+    fn nobody_passes_for_another_one_s_container() {
+        let own = "/user.slice/user-1000.slice/user@1000.service";
+        let others = format!("docker-{ID}.scope");
+        for (below, expected) in [
+            (others.clone(), "user:1000/docker:3f2a9c0b1d2e"),
+            (format!("app.slice/docker/{ID}"), "user:1000/docker:3f2a9c0b1d2e"),
+            ("lxc/web".to_owned(), "user:1000/lxc:web"),
+            ("machine.slice/machine-build.scope".to_owned(), "user:1000/machine:build"),
+            (format!("user-0.slice/{others}"), "user:1000/docker:3f2a9c0b1d2e"),
+            (format!("user-1001.slice/{others}"), "user:1000/docker:3f2a9c0b1d2e"),
+            ("redis.service".to_owned(), "user:1000"),
+        ] {
+            let found = of_path(&format!("{own}/{below}")).unwrap();
+            assert_eq!(found.name, expected, "{below}");
+            assert!(found.kind > CgroupKind::Unit, "{below}: a unit's word is worth more");
+            assert_eq!(found.netns_name(), expected, "{below}");
+        }
+        let pods =
+            of_path(&format!("{own}/kubepods.slice/kubepods-pod{}.slice/{others}", POD.replace('-', "_")));
+        assert_eq!(pods.unwrap().netns_name(), format!("user:1000/pod:{POD}"));
+        // A container's own users, and its root.
+        let outer = format!("/system.slice/docker-{}.scope", "0".repeat(64));
+        is(&format!("{outer}{own}/{others}"), "docker:000000000000");
+        is(&format!("{outer}/{others}"), "docker:000000000000/docker:3f2a9c0b1d2e");
+        // Root's own.
+        is(&format!("/user.slice/user-0.slice/{others}"), "docker:3f2a9c0b1d2e");
+        is("/user.slice/user-0.slice/session-1.scope", "user:0");
     }
 
     #[test]

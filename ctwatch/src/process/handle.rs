@@ -18,6 +18,8 @@ const ARGUMENTS: u64 = 1 << 20;
 const WORDS: usize = 1 << 14;
 /// A file of the kernel's of which the process decides the length.
 const LISTS: u64 = 4 << 20;
+/// The longest line of /proc/PID/stat, and all of /proc/PID/cgroup: the kernel cuts each path at 4 KiB.
+const LINES: u64 = 128 << 10;
 /// How long a process's own files may take: its file system may be one that never answers.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -27,6 +29,15 @@ pub struct Process {
     /// Its number.
     pub pid: u32,
     folder: ProcessFolder,
+}
+
+/// What a process has been running since when. Another program has its code, stack and heap elsewhere: these places are drawn
+/// anew by exec (load_elf_binary, fs/binfmt_elf.c).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    started: Option<u64>,
+    places: [Option<u64>; 3],
+    program: Option<PathBuf>,
 }
 
 impl Process {
@@ -51,11 +62,62 @@ impl Process {
         within(PATIENCE, move || Self::open(&roots, pid).ok().and_then(|process| look(&process)))
     }
 
+    /// What it runs now; the same at two times means that it was so in between. `None` once it has ended.
+    #[must_use]
+    pub fn image(&self) -> Option<Image> {
+        let text = self.folder.read("stat", LINES).ok()?;
+        // Its name, in brackets, may have brackets and blanks.
+        let end = text.iter().rposition(|byte| *byte == b')')?;
+        let rest = Foreign::from_bytes(&text[end + 1..]).into_raw();
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        // As proc_pid_stat(5) numbers them, of which the first two are left behind.
+        let field = |number: usize| fields.get(number - 3)?.parse().ok();
+        let (start_code, start_stack, start_brk) = (26, 28, 47);
+        let places = [start_code, start_stack, start_brk].map(field);
+        Some(Image { started: field(22), places, program: self.program() })
+    }
+
+    /// When it started, in ticks since boot: of two processes that have one number one after the other, these differ.
+    #[must_use]
+    pub fn started(&self) -> Option<u64> {
+        self.image()?.started
+    }
+
+    /// Its open files: of sockets the inode number.
+    pub(super) fn files(&self) -> impl Iterator<Item = Option<u64>> + use<> {
+        self.folder
+            .open_files()
+            .into_iter()
+            .flatten()
+            .map(|file| file.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
+    }
+
+    /// The sockets among the first `most` of its files, by inode number: those it listens on came before its connections.
+    pub fn sockets(&self, most: usize) -> impl Iterator<Item = u64> + use<> {
+        self.files().take(most).flatten()
+    }
+
+    /// Whether it has more open files than these.
+    #[must_use]
+    pub fn has_more_files(&self, most: usize) -> bool {
+        self.files().nth(most).is_some()
+    }
+
+    /// The lines of /proc/PID/cgroup.
+    pub(super) fn cgroups(&self) -> Option<Foreign> {
+        let text = self.folder.read("cgroup", LINES).ok()?;
+        // One that was cut has a last line that isn't whole.
+        ((text.len() as u64) < LINES).then(|| Foreign::from_bytes(&text))
+    }
+
     /// The kernel's name for it.
     #[must_use]
     pub fn name(&self) -> Option<Foreign> {
-        let name = self.folder.read("comm", NAME).ok()?;
-        Some(Foreign::from_bytes(name.trim_ascii_end()))
+        Some(Foreign::from_bytes(&self.comm()?))
+    }
+
+    pub(super) fn comm(&self) -> Option<Vec<u8>> {
+        Some(self.folder.read("comm", NAME).ok()?.trim_ascii_end().to_owned())
     }
 
     /// The arguments it was started with, its own name first, as far as they go within a megabyte.

@@ -1,9 +1,13 @@
 //! What /proc says of processes: names, and which of them holds a socket.
-//! Looking through all their files is dear: only the listeners' thread does it, for many sockets at once.
+//! Looking through all their files is dear: it is done for many sockets at once, beside the watch, and ends in time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
 
+use super::cgroup;
+use super::handle::Process;
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 
 /// A name as the kernel keeps it (TASK_COMM_LEN, include/linux/sched.h).
@@ -37,31 +41,71 @@ fn fixed(text: &[u8]) -> Name {
     name
 }
 
-/// Which process holds each of these sockets, by inode number. `netns`: where their owners most likely live.
+/// Who holds a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number.
+    pub pid: u32,
+    /// The kernel's name for it.
+    pub name: Name,
+    /// The cgroup that says most about it.
+    pub cgroup: Option<Foreign>,
+}
+
+/// Who holds which socket, as far as that was found out.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// By the socket's inode number.
+    pub by: HashMap<u64, Holder>,
+    /// Not all processes were looked at: who isn't found may still be there.
+    pub is_cut: bool,
+}
+
+/// Files of a process between two looks at the clock.
+const FILES_AT_ONCE: usize = 256;
+
+/// Which process holds each of these sockets, by inode number. `netns`: where their owners most likely live. Anybody may have
+/// any number of processes and files, so it ends in time.
 ///
 /// A socket that several processes hold is the first one's, and process 1's last of all: it holds the sockets it
 /// activates services by.
 #[must_use]
-pub fn holders(roots: &Roots, sockets: &[u64], netns: &[u64]) -> HashMap<u64, u32> {
-    let mut found = HashMap::new();
-    let mut processes = processes(roots);
-    processes.sort_unstable_by_key(|pid| {
+pub fn holders(roots: &Roots, sockets: &HashSet<u64>, netns: &[u64], until: Instant) -> Held {
+    let mut held = Held::default();
+    let mut processes = Vec::new();
+    for pid in self::processes(roots) {
+        if Instant::now() >= until {
+            return Held { is_cut: true, ..held };
+        }
         let lives_in =
             std::fs::metadata(roots.proc(format!("{pid}/ns/net"))).map_or(0, |metadata| metadata.ino());
-        (*pid == 1, !netns.contains(&lives_in), *pid)
-    });
-    for pid in processes {
-        if sockets.iter().all(|socket| found.contains_key(socket)) {
+        processes.push((pid == 1, !netns.contains(&lives_in), pid));
+    }
+    processes.sort_unstable();
+    for (_, _, pid) in processes {
+        if held.by.len() == sockets.len() {
             break;
         }
-        let Ok(files) = std::fs::read_dir(roots.proc(format!("{pid}/fd"))) else { continue };
-        for file in files.flatten() {
-            if let Some(socket) = socket_of(&file.path()).filter(|socket| sockets.contains(socket)) {
-                found.entry(socket).or_insert(pid);
+        // All of it through its folder, so that it is one process's, whoever has the number next.
+        let Ok(process) = Process::open(roots, pid) else { continue };
+        let mut holder = None;
+        for (number, socket) in process.files().enumerate() {
+            if number % FILES_AT_ONCE == 0 && Instant::now() >= until {
+                return Held { is_cut: true, ..held };
+            }
+            let Some(socket) = socket.filter(|socket| sockets.contains(socket)) else { continue };
+            let known = holder.get_or_insert_with(|| holder_of(&process));
+            if let Some(known) = known {
+                held.by.entry(socket).or_insert_with(|| known.clone());
             }
         }
     }
-    found
+    held
+}
+
+fn holder_of(process: &Process) -> Option<Holder> {
+    let name = fixed(&process.comm()?);
+    Some(Holder { pid: process.pid, name, cgroup: cgroup::of(process) })
 }
 
 /// The numbers of all processes, in no order; of as many as a host is not likely to have.
@@ -72,24 +116,21 @@ pub fn processes(roots: &Roots) -> Vec<u32> {
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(MOST).collect()
 }
 
-/// The sockets a process holds, among its first files: those it listens on came before its connections.
-pub fn sockets_of(roots: &Roots, pid: u32) -> impl Iterator<Item = u64> + use<> {
-    const MOST: usize = 1 << 16;
-    let files = std::fs::read_dir(roots.proc(format!("{pid}/fd"))).into_iter().flatten().flatten().take(MOST);
-    files.filter_map(|file| socket_of(&file.path()))
-}
-
-/// "socket:[12345]"
-fn socket_of(link: &std::path::Path) -> Option<u64> {
-    let target = std::fs::read_link(link).ok()?;
-    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::symlink;
+
+    const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
+
+    fn held(roots: &Roots, sockets: &[u64], netns: &[u64]) -> Vec<(u64, u32)> {
+        let found = holders(roots, &sockets.iter().copied().collect(), netns, Instant::now() + MINUTE);
+        assert!(!found.is_cut);
+        let mut by: Vec<_> = found.by.iter().map(|(socket, holder)| (*socket, holder.pid)).collect();
+        by.sort_unstable();
+        by
+    }
 
     fn process(roots: &Roots, pid: u32, name: &str, sockets: &[u64]) {
         let folder = roots.proc(pid.to_string());
@@ -113,8 +154,7 @@ mod tests {
         process(&roots, 1, "systemd", &[700, 701]);
         process(&roots, 812, "nginx", &[800, 701]);
         process(&roots, 815, "nginx", &[800]);
-        let found = holders(&roots, &[700, 701, 800, 900], &[]);
-        assert_eq!(found, HashMap::from([(700, 1), (701, 812), (800, 812)]));
+        assert_eq!(held(&roots, &[700, 701, 800, 900], &[]), [(700, 1), (701, 812), (800, 812)]);
     }
 
     #[test]
@@ -124,7 +164,20 @@ mod tests {
         process(&roots, 10, "dockerd", &[5]);
         process(&roots, 20, "redis", &[5]);
         let netns = fs::metadata(roots.proc("20/ns/net")).unwrap().ino();
-        assert_eq!(holders(&roots, &[5], &[netns]), HashMap::from([(5, 20)]));
+        assert_eq!(held(&roots, &[5], &[netns]), [(5, 20)]);
+    }
+
+    #[test]
+    fn a_look_at_too_many_processes_or_files_is_cut_and_says_so() {
+        let temporary = tempfile::tempdir().unwrap();
+        let roots = Roots { proc: temporary.path().to_owned(), sys: temporary.path().to_owned() };
+        process(&roots, 10, "flood", &(1000..3000).collect::<Vec<u64>>());
+        process(&roots, 20, "redis", &[5]);
+        let found = holders(&roots, &HashSet::from([5]), &[], Instant::now());
+        assert!(found.is_cut && found.by.is_empty(), "{found:?}");
+        let whole = holders(&roots, &HashSet::from([5]), &[], Instant::now() + MINUTE);
+        assert!(!whole.is_cut);
+        assert_eq!((whole.by[&5].pid, &whole.by[&5].name), (20, b"redis\0\0\0\0\0\0\0\0\0\0\0"));
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! The socket tables of one netns (/proc/net/tcp and its like): which socket takes what comes to an address and port.
-//! Only listening TCP and SCTP sockets and unconnected UDP sockets count; the others have packets of their own.
+//! Only listening TCP and SCTP sockets and unconnected UDP sockets count; the others have packets of their own. Whoever lives in
+//! the netns may have any number of them, so each look has a limit, and what it didn't get to see is unknown.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::ControlFlow;
 use std::path::Path;
+
+use crate::files::lists;
+pub use crate::files::lists::{Extent, Limit};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -12,66 +16,86 @@ const SCTP: u8 = 132;
 /// TCP_LISTEN and, of an unconnected UDP socket, TCP_CLOSE (include/net/tcp_states.h).
 const LISTEN: u8 = 0x0A;
 const UNCONNECTED: u8 = 0x07;
-/// Lines read of one table.
-const LINES: usize = 200_000;
 
-/// The inode number of the socket that takes packets to this address and port. `folder`: /proc/…/net in that netns.
+/// Where a packet goes: protocol number, address and port.
+pub type To = (u8, IpAddr, u16);
+
+/// Who takes a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipient {
+    /// The socket with this inode number.
+    Socket(u64),
+    /// No socket of this netns.
+    Nobody,
+    /// Not all sockets were looked at, or they can't be.
+    Unknown,
+}
+
+/// Which sockets take packets to these addresses and ports. `folder`: /proc/…/net in that netns. Each table is read once.
 #[must_use]
-pub fn receiving_socket(folder: &Path, proto: u8, to: IpAddr, port: u16) -> Option<u64> {
-    let mut best: Option<(BindMatch, u64)> = None;
-    let mut consider = |at: Option<IpAddr>, inode: u64| {
-        let Some(fit) = at.map_or(Some(BindMatch::Everything), |at| fit(at, to)) else { return };
-        if inode != 0 && best.is_none_or(|(known, _)| fit < known) {
-            best = Some((fit, inode));
-        }
-    };
-    match proto {
-        TCP | UDP => {
-            let (name, state) = if proto == TCP { ("tcp", LISTEN) } else { ("udp", UNCONNECTED) };
-            for file in [name.to_owned(), format!("{name}6")] {
-                each_line(&folder.join(file), |line| {
-                    let Some(socket) = socket(line) else { return true };
-                    if socket.state == state && socket.port == port {
-                        consider(Some(socket.address), socket.inode);
-                    }
-                    // Listening sockets come first (tcp_get_idx, net/ipv4/tcp_ipv4.c): the rest may be a million lines.
-                    proto == UDP || socket.state == LISTEN
-                });
-            }
-        }
-        SCTP => each_line(&folder.join("sctp/eps"), |line| {
-            if let Some((local, inode)) = endpoint(line)
-                && local == port
-            {
-                consider(None, inode);
-            }
-            true
-        }),
-        _ => {}
+pub fn receivers(folder: &Path, to: &[To], limit: &mut Limit) -> Vec<Recipient> {
+    let mut by_port: HashMap<(u8, u16), Vec<usize>> = HashMap::new();
+    for (index, (proto, _, port)) in to.iter().enumerate() {
+        by_port.entry((*proto, *port)).or_default().push(index);
     }
-    best.map(|(_, inode)| inode)
+    let mut best: Vec<Option<(BindMatch, u64)>> = vec![None; to.len()];
+    let mut unseen: Vec<u8> = Vec::new();
+    for proto in [TCP, UDP, SCTP].into_iter().filter(|proto| to.iter().any(|(wanted, ..)| wanted == proto)) {
+        let mut consider = |at: Option<IpAddr>, port: u16, inode: u64| {
+            for index in by_port.get(&(proto, port)).map_or(&[][..], Vec::as_slice) {
+                let Some(fit) = at.map_or(Some(BindMatch::Everything), |at| fit(at, to[*index].1)) else {
+                    continue;
+                };
+                if inode != 0 && best[*index].is_none_or(|(known, _)| fit < known) {
+                    best[*index] = Some((fit, inode));
+                }
+            }
+        };
+        let extent = match proto {
+            SCTP => each_row(&folder.join("sctp/eps"), limit, |line| {
+                if let Some((port, inode)) = endpoint(line) {
+                    consider(None, port, inode);
+                }
+                ControlFlow::Continue(())
+            }),
+            _ => each_listening(folder, proto, limit, |address, port, inode| {
+                consider(Some(address), port, inode);
+            }),
+        };
+        unseen.extend((extent == Extent::Cut).then_some(proto));
+    }
+    best.into_iter()
+        .zip(to)
+        .map(|(best, (proto, ..))| match best {
+            Some((BindMatch::Exact, inode)) => Recipient::Socket(inode),
+            // One that fits better may have come later.
+            _ if unseen.contains(proto) => Recipient::Unknown,
+            Some((_, inode)) => Recipient::Socket(inode),
+            None => Recipient::Nobody,
+        })
+        .collect()
 }
 
 /// Shows address, port and inode number of every socket that takes new connections, or packets from anybody.
-pub fn each_listening(folder: &Path, proto: u8, mut each: impl FnMut(IpAddr, u16, u64)) {
+pub fn each_listening(
+    folder: &Path,
+    proto: u8,
+    limit: &mut Limit,
+    mut each: impl FnMut(IpAddr, u16, u64),
+) -> Extent {
     let (name, state) = if proto == UDP { ("udp", UNCONNECTED) } else { ("tcp", LISTEN) };
-    for file in [name.to_owned(), format!("{name}6")] {
-        each_line(&folder.join(file), |line| {
-            let Some(socket) = socket(line) else { return true };
-            if socket.state == state && socket.inode != 0 {
-                each(socket.address, socket.port, socket.inode);
-            }
-            proto == UDP || socket.state == LISTEN
-        });
-    }
-}
-
-/// The inode numbers of the sockets that listen on this port, on whatever address.
-#[must_use]
-pub fn listening(folder: &Path, proto: u8, port: u16) -> Vec<u64> {
-    let mut found = Vec::new();
-    each_listening(folder, proto, |_, at, inode| found.extend((at == port).then_some(inode)));
-    found
+    each_socket(folder, name, limit, |line| {
+        let Some(socket) = socket(line) else { return ControlFlow::Continue(()) };
+        if socket.state == state && socket.inode != 0 {
+            each(socket.address, socket.port, socket.inode);
+        }
+        // Listening sockets come first (tcp_get_idx, net/ipv4/tcp_ipv4.c): the rest may be a million lines.
+        if proto == UDP || socket.state == LISTEN {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })
 }
 
 /// A socket that is connected, or about to be.
@@ -88,15 +112,38 @@ pub struct Connected {
 }
 
 /// Shows every connected socket that somebody holds: TIME_WAIT and orphans have no holder any more.
-pub fn each_connected(folder: &Path, proto: u8, mut each: impl FnMut(Connected)) {
+pub fn each_connected(
+    folder: &Path,
+    proto: u8,
+    limit: &mut Limit,
+    mut each: impl FnMut(Connected) -> ControlFlow<()>,
+) -> Extent {
     let name = if proto == UDP { "udp" } else { "tcp" };
-    for file in [name.to_owned(), format!("{name}6")] {
-        each_line(&folder.join(file), |line| {
-            if let Some(connected) = connected(line) {
-                each(connected);
-            }
-            true
-        });
+    each_socket(folder, name, limit, |line| connected(line).map_or(ControlFlow::Continue(()), &mut each))
+}
+
+/// Rows of both families, below their headers.
+fn each_socket(
+    folder: &Path,
+    name: &str,
+    limit: &mut Limit,
+    mut each: impl FnMut(&str) -> ControlFlow<()>,
+) -> Extent {
+    let whole = [name.to_owned(), format!("{name}6")]
+        .map(|file| each_row(&folder.join(file), limit, &mut each) == Extent::Whole);
+    if whole == [true; 2] { Extent::Whole } else { Extent::Cut }
+}
+
+fn each_row(file: &Path, limit: &mut Limit, mut each: impl FnMut(&str) -> ControlFlow<()>) -> Extent {
+    let mut is_header = true;
+    let read = lists::each_line(file, limit, |line| {
+        if std::mem::take(&mut is_header) { ControlFlow::Continue(()) } else { each(line) }
+    });
+    match read {
+        Ok(extent) => extent,
+        // A kernel without that protocol or family.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Extent::Whole,
+        Err(_) => Extent::Cut,
     }
 }
 
@@ -131,19 +178,6 @@ fn fit(at: IpAddr, to: IpAddr) -> Option<BindMatch> {
         Some(BindMatch::Family)
     } else {
         (at.is_ipv6()).then_some(BindMatch::Everything)
-    }
-}
-
-/// Lines below the header, until `each` has had enough.
-fn each_line(file: &Path, mut each: impl FnMut(&str) -> bool) {
-    let Ok(file) = File::open(file) else { return };
-    let mut file = BufReader::with_capacity(1 << 16, file);
-    let mut line = String::new();
-    for number in 0..LINES {
-        line.clear();
-        if !file.read_line(&mut line).is_ok_and(|length| length > 0) || (number > 0 && !each(&line)) {
-            return;
-        }
     }
 }
 
@@ -219,13 +253,45 @@ mod tests {
 0000000000000000 0000000000000000 2   10  24   9899      0 51001 0.0.0.0 
 ";
 
-    fn receiver_of(proto: u8, to: &str, port: u16) -> Option<u64> {
+    fn unlimited() -> Limit {
+        Limit::new(std::time::Duration::from_secs(60), 1 << 30)
+    }
+
+    fn tables() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("sctp")).unwrap();
         for (name, text) in [("tcp", TCP4), ("tcp6", TCP6), ("udp", UDP4), ("sctp/eps", SCTP)] {
             fs::write(folder.path().join(name), text).unwrap();
         }
-        receiving_socket(folder.path(), proto, to.parse().unwrap(), port)
+        folder
+    }
+
+    fn receiver_of(proto: u8, to: &str, port: u16) -> Option<u64> {
+        let folder = tables();
+        match receivers(folder.path(), &[(proto, to.parse().unwrap(), port)], &mut unlimited())[..] {
+            [Recipient::Socket(inode)] => Some(inode),
+            [Recipient::Nobody] => None,
+            ref other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn where_not_all_sockets_were_seen_nobody_is_not_an_answer() {
+        let folder = tables();
+        let to = |text: &str, port| (TCP, text.parse().unwrap(), port);
+        // Redis's own address comes first; a flood of others comes before the rest.
+        let flood: String = (0..5000)
+            .map(|n| format!("  {n}: 0200007F:{:04X} 00000000:0000 0A 0:0 0:0 0 0 0 {n}\n", n + 1))
+            .collect();
+        fs::write(folder.path().join("tcp"), TCP4.replacen("   1:", &format!("{flood}   1:"), 1)).unwrap();
+        let wanted = [to("127.0.0.1", 6379), to("10.0.0.5", 80), to("127.0.0.1", 9)];
+        let cut =
+            receivers(folder.path(), &wanted, &mut Limit::new(std::time::Duration::from_secs(60), 10_000));
+        assert_eq!(cut, [Recipient::Socket(21001), Recipient::Unknown, Recipient::Unknown]);
+        let whole = receivers(folder.path(), &wanted, &mut unlimited());
+        assert_eq!(whole, [Recipient::Socket(21001), Recipient::Socket(21002), Recipient::Nobody]);
+        let late = receivers(folder.path(), &wanted, &mut Limit::new(std::time::Duration::ZERO, 1 << 30));
+        assert_eq!(late, [Recipient::Unknown; 3]);
     }
 
     #[test]
@@ -259,15 +325,26 @@ mod tests {
         for (text, inodes) in [(TCP4, vec![21004]), (time_wait.as_str(), vec![])] {
             fs::write(folder.path().join("tcp"), text).unwrap();
             let mut found = Vec::new();
-            each_connected(folder.path(), 6, |connected| found.push(connected));
+            let extent = each_connected(folder.path(), 6, &mut unlimited(), |connected| {
+                found.push(connected);
+                ControlFlow::Continue(())
+            });
+            assert_eq!(extent, Extent::Whole);
             assert_eq!(found.iter().map(|connected| connected.inode).collect::<Vec<_>>(), inodes);
             assert!(
                 found.iter().all(|connected| connected.peer.is_loopback() && connected.peer_port == 6379)
             );
         }
         fs::write(folder.path().join("tcp6"), TCP6).unwrap();
-        assert_eq!(listening(folder.path(), 6, 80), [21002, 21003]);
-        assert_eq!(listening(folder.path(), 6, 6379), [21001, 31002]);
+        fs::write(folder.path().join("tcp"), TCP4).unwrap();
+        let mut found = Vec::new();
+        let extent =
+            each_listening(folder.path(), 6, &mut unlimited(), |_, port, inode| found.push((port, inode)));
+        assert_eq!(extent, Extent::Whole);
+        let of_port = |wanted| {
+            found.iter().filter(|(port, _)| *port == wanted).map(|(_, inode)| *inode).collect::<Vec<_>>()
+        };
+        assert_eq!((of_port(80), of_port(6379)), (vec![21002, 21003], vec![21001, 31002]));
     }
 
     #[test]

@@ -22,6 +22,10 @@ pub(super) const TEXT: usize = 64 << 10;
 pub(super) const FACTS: usize = 4 << 20;
 /// The longest name: of a host, a netns, a container, a version.
 pub(super) const NAME: usize = 4 << 10;
+/// The longest value of a setting that a recorder keeps: numbers, and lists of ports.
+pub(super) const VALUE: usize = 4 << 10;
+/// The longest text of a notice that a recorder keeps.
+pub(super) const NOTICE: usize = 16 << 10;
 /// What a rule set is compressed to at most.
 pub(super) const PACKED: usize = 32 << 20;
 /// The longest row of all, and the longest of those without a rule set.

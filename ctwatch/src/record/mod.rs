@@ -10,6 +10,7 @@ mod digest;
 mod event;
 pub mod files;
 pub mod full;
+mod kept_settings;
 mod layout;
 mod limits;
 pub mod lines;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::delta_encoder::DeltaEncoder;
+use super::kept_settings::KeptSettings;
+use super::limits;
 use super::rows::{EndReason, Incident, MachineSnapshot, Names, NetnsSetting, Notice, RunEnd, StoredListing};
 use super::rules::StoredRules;
 use super::sampler::{COARSE, DETAILED, Sampler};
@@ -69,6 +71,7 @@ pub struct Recorder {
     encoder: DeltaEncoder,
     sampler: Sampler,
     sysctls: Sysctls,
+    kept_settings: KeptSettings,
     names: HashMap<NetnsId, Names>,
     triggers: Vec<(Trigger, Option<Incident>)>,
     /// To be written with the next tick.
@@ -107,6 +110,7 @@ impl Recorder {
             encoder: DeltaEncoder::default(),
             sampler: Sampler::new(limit),
             sysctls: Sysctls::new(roots),
+            kept_settings: KeptSettings::default(),
             names: HashMap::new(),
             triggers,
             pending: Batch::default(),
@@ -127,15 +131,27 @@ impl Recorder {
         self.sampler.add(loss);
     }
 
-    /// Takes a notice.
+    /// Takes a notice. One that is longer than any should be, as names in it may make it, is cut: no reader takes it.
     pub fn notice(&mut self, at: WallMono, code: &str, text: &str) {
+        let end = text.floor_char_boundary(limits::NOTICE);
+        let text = if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() };
         self.pending.notices.push(Notice { at, code: code.into(), text: text.into() });
     }
 
     /// Takes a snapshot of the machine and of a table.
     pub fn found(&mut self, listing: Option<StoredListing>, facts: Option<MachineSnapshot>) {
         self.pending.listings.extend(listing);
-        self.pending.facts.extend(facts);
+        match facts {
+            // No reader takes it.
+            Some(facts) if facts.json.len() > limits::FACTS => {
+                let text = format!(
+                    "what is known of the machine takes {} bytes, more than a recording keeps: it is left out",
+                    facts.json.len()
+                );
+                self.notice(facts.at, "facts_too_large", &text);
+            }
+            facts => self.pending.facts.extend(facts),
+        }
     }
 
     /// Takes a rule set that is new or changed.
@@ -145,7 +161,17 @@ impl Recorder {
 
     /// Takes settings of another netns that are new or changed.
     pub fn netns_settings(&mut self, settings: impl IntoIterator<Item = NetnsSetting>) {
-        self.pending.netns_settings.extend(settings);
+        let was_cut = self.kept_settings.is_cut();
+        for setting in settings {
+            self.pending.netns_settings.extend(self.kept_settings.keep(setting));
+        }
+        if self.kept_settings.is_cut() && !was_cut {
+            self.notice(
+                WallMono::now(),
+                "settings_cut",
+                "settings of other netns are longer, or change more often, than a recording keeps: some are unknown from here on",
+            );
+        }
     }
 
     /// Takes the sample at the end of an interval.
@@ -335,6 +361,7 @@ impl Recorder {
         self.next_tick = next_tick;
         self.encoder.begin_file();
         self.sysctls.forget();
+        self.kept_settings = KeptSettings::default();
         self.settings_at = None;
         self.is_full = false;
         self.names.clear();

@@ -2,8 +2,12 @@
 //! Only reads, and only below the given roots; a setting that can't be read counts as absent.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use super::limits;
 use super::rows::Setting;
+use crate::files::read_regular;
+use crate::foreign::Foreign;
 use crate::kernel::roots::Roots;
 use crate::model::WallMono;
 
@@ -58,11 +62,17 @@ impl Sysctls {
 
     fn read(&self) -> BTreeMap<String, String> {
         let mut found = conntrack(&self.roots);
-        if let Ok(value) = std::fs::read_to_string(self.roots.sys(HASHSIZE)) {
-            found.insert(format!("/sys/{HASHSIZE}"), value.trim().to_owned());
+        if let Some(value) = value(&self.roots.sys(HASHSIZE)) {
+            found.insert(format!("/sys/{HASHSIZE}"), value);
         }
         found
     }
+}
+
+/// A value, unless it is longer than a recording keeps: lists of ports may be, as whose netns it is pleases.
+fn value(path: &Path) -> Option<String> {
+    let bytes = read_regular(path, limits::VALUE as u64).ok()?;
+    Some(Foreign::from_bytes(bytes.trim_ascii()).into_raw())
 }
 
 /// conntrack's settings of the netns this thread is in.
@@ -76,8 +86,8 @@ fn conntrack(roots: &Roots) -> BTreeMap<String, String> {
         if file == "nf_conntrack_count" {
             continue;
         }
-        if let Ok(value) = std::fs::read_to_string(entry.path()) {
-            found.insert(format!("net.netfilter.{file}"), value.trim().to_owned());
+        if let Some(value) = value(&entry.path()) {
+            found.insert(format!("net.netfilter.{file}"), value);
         }
     }
     found
@@ -88,8 +98,8 @@ fn conntrack(roots: &Roots) -> BTreeMap<String, String> {
 pub fn read_netns(roots: &Roots) -> BTreeMap<String, String> {
     let mut found = conntrack(roots);
     for name in ["ip_local_port_range", "ip_local_reserved_ports", "tcp_tw_reuse", "tcp_timestamps"] {
-        if let Ok(value) = std::fs::read_to_string(roots.proc(format!("sys/net/ipv4/{name}"))) {
-            found.insert(format!("net.ipv4.{name}"), value.trim().to_owned());
+        if let Some(value) = value(&roots.proc(format!("sys/net/ipv4/{name}"))) {
+            found.insert(format!("net.ipv4.{name}"), value);
         }
     }
     found
@@ -127,6 +137,13 @@ mod tests {
             ),
             (Some("131072"), Some("65536"))
         );
+        // A list that no recording keeps is unknown, as if it weren't there.
+        let ports = roots.proc("sys/net/ipv4/ip_local_reserved_ports");
+        fs::create_dir_all(ports.parent().unwrap()).unwrap();
+        for (text, is_kept) in [("1,3\n".to_owned(), true), ("1,".repeat(limits::VALUE), false)] {
+            fs::write(&ports, text).unwrap();
+            assert_eq!(read_netns(&roots).contains_key("net.ipv4.ip_local_reserved_ports"), is_kept);
+        }
         fs::remove_file(sysctl.join("nf_conntrack_max")).unwrap();
         assert_eq!(sysctls.changes(at)[0].value, None);
     }

@@ -128,3 +128,47 @@ fn an_incident_is_told_with_its_number_once_it_is_in_the_file() {
     assert_eq!(recorder.numbered(20_000_000), [(late[0].clone(), None)]);
     assert!(recorder.numbered(20_000_000).is_empty());
 }
+
+/// What whoever has a netns can make of its settings, and of names in notices and facts.
+#[test]
+fn a_recorder_writes_nothing_that_no_reader_takes() {
+    use ctwatch::record::rows::{MachineSnapshot, NetnsSetting, Setting, SnapshotReason};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recorded.ctw");
+    let mut recorder = recorder(&path);
+    let mut seconds = Seconds::default();
+    let ports: String = (1..65_000).step_by(2).map(|port| format!("{port},")).collect();
+    let setting = |second: i64, name: String, value: &str, before: Option<&str>| NetnsSetting {
+        netns: super::synthetic::HOST,
+        setting: Setting {
+            at: at(second),
+            name: name.into(),
+            value: Some(value.into()),
+            before: before.map(Into::into),
+        },
+    };
+    for second in 1..=20 {
+        let reserved = "net.ipv4.ip_local_reserved_ports".to_owned();
+        // 40,000 changes with 4 KB each are more than a reader holds, and the list is longer than any text.
+        let changes = (0..2000).map(|n| setting(second, format!("a{}", n % 40), &ports[..4000], Some("1")));
+        recorder.netns_settings(changes.chain([setting(second, reserved, &ports, Some("1,3"))]));
+        recorder.notice(at(second), "no_listing", &"é".repeat(100_000));
+        let json = format!("\"{}\"", "x".repeat(5 << 20));
+        recorder
+            .found(None, Some(MachineSnapshot { at: at(second), occasion: SnapshotReason::Trigger, json }));
+        seconds.pass(second, false, &mut recorder);
+    }
+    recorder.finish(EndReason::Duration).unwrap();
+    let recording = Recording::open(&path).unwrap();
+    let run = recording.runs().unwrap().remove(0);
+    let settings = recording.netns_settings(run.id).unwrap();
+    let last = |name: &str| settings.iter().rfind(|one| one.setting.name == *name).unwrap();
+    for name in ["a0", "a39", "net.ipv4.ip_local_reserved_ports"] {
+        assert_eq!(last(name).setting.value, None, "{name}: what isn't kept is unknown");
+    }
+    let notices = recording.notices(run.id).unwrap();
+    for code in ["no_listing", "settings_cut", "facts_too_large"] {
+        assert!(notices.iter().any(|notice| notice.code == *code), "{code}");
+    }
+    assert!(recording.machines(run.id).unwrap().is_empty());
+}

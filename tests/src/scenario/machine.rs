@@ -132,7 +132,7 @@ pub(super) fn real_programs_are_identified(_: &Guest) -> Result<Outcome> {
     let (report, endpoints) = std::thread::scope(|scope| -> Result<_> {
         let load = scope.spawn(|| load.run());
         let endpoints = when_under_way()
-            .map(|()| endpoint::read(&Host::default().roots, &[REDIS, HTTP], Duration::from_secs(2)));
+            .map(|()| endpoint::read(&Host::default().roots, &[REDIS, HTTP], Duration::from_secs(2)).0);
         run(&["redis-cli", "client", "unpause"])?;
         Ok((load.join().expect("the load doesn't panic"), endpoints?))
     })?;

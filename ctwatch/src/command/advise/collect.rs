@@ -1,7 +1,9 @@
 //! What `ctwatch advise` reads beside the window: the table once, the machine, its firewall, who is behind the ports.
 //! Reads only; what follows from it is decided in `advise`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -16,25 +18,27 @@ use crate::advise::netns_commands::NetnsCommands;
 use crate::advise::target::ServiceTarget;
 use crate::conntrack::census;
 use crate::error::Failure;
+use crate::files::lists::{self, Extent, Limit};
 use crate::firewall::{self, Firewall};
 use crate::kernel::roots::Roots;
 use crate::machine::endpoint::{self, Client, Endpoint, Port};
 use crate::machine::management::{self, Login};
 use crate::machine::{self, Host, Machine, Writable, software};
-use crate::model::{Direction, Flow, HOST_NETNS, Loss, NetnsId, Protocol, Role};
+use crate::model::{Direction, Flow, HOST_NETNS, Loss, Name, NetnsId, Protocol, Role};
 use crate::netns::{self, InitialNetns, Netns};
 
 /// Services of which everything is looked up.
 const LOOKED_UP: usize = 12;
 /// How long to look for the processes behind ports.
 const PATIENCE: Duration = Duration::from_millis(1500);
-
+/// How long a list of devices may take: whose netns it is has any number of them.
+const DEVICES_TIME: Duration = Duration::from_secs(1);
 /// Processes remembered for one port.
 const SENDERS: usize = 8;
 
 /// Whose packets were refused, by the port they were for: with a full table few connections live long enough to be met.
 #[derive(Default)]
-pub(super) struct Senders(BTreeMap<Port, BTreeSet<u32>>);
+pub(super) struct Senders(BTreeMap<Port, BTreeMap<u32, Name>>);
 
 impl Senders {
     pub fn note(&mut self, loss: &Loss) {
@@ -43,21 +47,27 @@ impl Senders {
         let Some(Flow { proto, tuple }) = loss.packet.flow() else { return };
         let pids = self.0.entry(Port { proto: proto.0, port: tuple.dport }).or_default();
         if pids.len() < SENDERS {
-            pids.insert(process.pid);
+            pids.insert(process.pid, process.name);
         }
     }
 
-    /// Adds them to the clients of the ports that were looked at.
-    fn join(&self, roots: &Roots, endpoints: &mut BTreeMap<Port, Endpoint>) {
+    /// Adds them to the clients of the ports that were looked at, as long as there is time: each may be slow to answer. False
+    /// if there wasn't.
+    fn join(&self, roots: &Roots, endpoints: &mut BTreeMap<Port, Endpoint>, until: Instant) -> bool {
         for (port, pids) in &self.0 {
             let Some(endpoint) = endpoints.get_mut(port) else { continue };
-            for program in pids.iter().filter_map(|pid| software::identify(roots, *pid)) {
+            for (pid, name) in pids {
+                if Instant::now() >= until {
+                    return false;
+                }
+                let Some(program) = software::identify_sender(roots, *pid, &name.padded()) else { continue };
                 let is_known = |client: &Client| client.program.software == program.software;
                 if !endpoint.clients.iter().any(is_known) {
                     endpoint.clients.push(Client { program, processes: 1, connections: 0 });
                 }
             }
         }
+        true
     }
 }
 
@@ -67,7 +77,7 @@ pub(super) struct Found {
     firewall: Firewall,
     endpoints: BTreeMap<Port, Endpoint>,
     services: Vec<Service>,
-    lookups_per_s: f64,
+    lookups_per_s: Option<f64>,
     logins: Vec<Login>,
     pub notes: Vec<String>,
 }
@@ -91,11 +101,24 @@ pub(super) fn collect_facts(
         .take(LOOKED_UP)
         .map(|service| Port { proto: service.proto.0, port: service.port })
         .collect();
-    let mut endpoints = endpoint::read(&host.roots, &ports, PATIENCE);
-    senders.join(&host.roots, &mut endpoints);
-    let lookups_per_s = (packets_here() - packets) / since.elapsed().as_secs_f64();
-    let (firewall, _, firewall_notes) = firewall::read(&host.roots);
     let mut notes = machine.notes.clone();
+    let (mut endpoints, cut) = endpoint::read(&host.roots, &ports, PATIENCE);
+    notes.extend(cut.map(str::to_owned));
+    if !senders.join(&host.roots, &mut endpoints, Instant::now() + PATIENCE) {
+        notes.push(
+            "processes take too long to say what they are: clients of some ports may be missing".to_owned(),
+        );
+    }
+    let lookups_per_s = packets
+        .zip(packets_here())
+        .map(|(before, now)| (now - before).max(0.0) / since.elapsed().as_secs_f64());
+    if lookups_per_s.is_none() {
+        notes.push("packets per second are unknown (/proc/net/dev): no expired entry is reckoned to be found before gc comes".to_owned());
+    }
+    let (logins, doubts) = management::logins(host);
+    notes.extend(doubts);
+    // Last, so that nobody's sockets or processes make it old before it is judged by.
+    let (firewall, _, firewall_notes) = firewall::read(&host.roots);
     notes.extend(firewall_notes.into_iter().map(|note| format!("{}: {}", note.tool, note.text)));
     if netns.name.as_ref().is_none_or(|name| *name != HOST_NETNS)
         && machine.table.initial_netns == Some(false)
@@ -104,22 +127,28 @@ pub(super) fn collect_facts(
             "nf_conntrack_max is one number for all netns, and only the host's root can change it".to_owned(),
         );
     }
-    let (logins, doubts) = management::logins(host);
-    notes.extend(doubts);
     Ok(Found { machine, firewall, endpoints, services, lookups_per_s, logins, notes })
 }
 
-/// Packets that all devices of this netns have seen; those of lo count once.
-fn packets_here() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+/// Packets that all devices of this netns have seen; those of lo count once. `None` if they are too many devices, or can't be read.
+fn packets_here() -> Option<f64> {
+    packets_in(Path::new("/proc/thread-self/net/dev"), Limit::new(DEVICES_TIME, u64::MAX))
+}
+
+fn packets_in(file: &Path, mut limit: Limit) -> Option<f64> {
     let of = |line: &str| {
-        let (device, numbers) = line.split_once(':')?;
+        let (device, numbers) = line.rsplit_once(':')?;
         let numbers: Vec<f64> =
             numbers.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
         let (received, sent) = (numbers.get(1)?, numbers.get(9)?);
         Some(if device.trim() == "lo" { *sent } else { received + sent })
     };
-    text.lines().filter_map(of).sum()
+    let mut sum = 0.0;
+    let extent = lists::each_line(file, &mut limit, |line| {
+        sum += of(line).unwrap_or(0.0);
+        ControlFlow::Continue(())
+    });
+    (extent.ok()? == Extent::Whole).then_some(sum)
 }
 
 /// Puts everything together.
@@ -163,7 +192,10 @@ pub(super) fn case(
         gc: Gc {
             // Up to 5.14 one scan every two minutes.
             every_s: machine.kernel_version.filter(|version| *version < (5, 15)).map(|_| 120.0),
-            reaped_per_s: if buckets > 0 { lookups_per_s / buckets as f64 } else { 0.0 },
+            reaped_per_s: match lookups_per_s {
+                Some(lookups) if buckets > 0 => lookups / buckets as f64,
+                _ => 0.0,
+            },
         },
         unevictable: measure.unevictable(),
     };
@@ -246,4 +278,25 @@ fn known(
     }
     facts::judge(&mut known, target, machine, firewall, inside);
     known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_those_of_all_devices_whatever_they_are_called_or_unknown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let row = |name: &[u8], received: u32, sent: u32| {
+            [name, format!(": 9 {received} 0 0 0 0 0 0 9 {sent} 0 0 0 0 0 0\n").as_bytes()].concat()
+        };
+        let text = [&b"Inter-|   Receive\n face |bytes\n"[..], &row(b"    lo", 5, 5), &row(b"\xff:x", 20, 3)]
+            .concat();
+        std::fs::write(file.path(), text).unwrap();
+        let minute = Duration::from_secs(60);
+        assert_eq!(packets_in(file.path(), Limit::new(minute, u64::MAX)), Some(28.0));
+        assert_eq!(packets_in(file.path(), Limit::new(minute, 90)), None);
+        assert_eq!(packets_in(file.path(), Limit::new(Duration::ZERO, u64::MAX)), None);
+        assert_eq!(packets_in(Path::new("/nowhere"), Limit::new(minute, u64::MAX)), None);
+    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::advise::rule_set::RuleSet;
-use crate::firewall::{self, Dump};
+use crate::firewall::{self, Budget, Dump};
 use crate::kernel::nf_tables;
 use crate::kernel::roots::Roots;
 use crate::model::{NetnsId, WallMono};
@@ -248,7 +248,7 @@ fn list(look: &Look) -> Option<Listing> {
     let generation = nf_tables::generation(&look.roots).ok().flatten();
     let began = Instant::now();
     is_wanted(look, generation, has_legacy_rules(&look.roots), began).then(|| Listing {
-        dump: firewall::list(&look.roots),
+        dump: firewall::list(&look.roots, if look.is_own { Budget::whole() } else { Budget::of_others() }),
         generation,
         began,
     })

@@ -116,12 +116,18 @@ pub(super) fn read(host: &Host, cpus: Option<u32>, notes: &mut Notes) -> Vec<Man
         let Some(name) = procfs::name(&host.roots, pid) else { continue };
         let name = Foreign::from_bytes(&name).raw().trim_end_matches('\0').to_owned();
         let Some((claim, kind)) = CLAIMS.iter().find(|(claim, _)| claim.name == name) else { continue };
-        let said = doubts.ask(host, pid, claim, move |process| match kind {
-            Kind::KubeProxy => kube_proxy::of_process(process, claim.name, cpus),
-            Kind::K3s | Kind::Rke2 => Some(kube_proxy::of_rancher(process, *kind, cpus)),
-            Kind::MicroK8s => Some(kube_proxy::of_microk8s(process, cpus)),
-            Kind::Kubelet | Kind::Tuned | Kind::Ufw => Some(of_kubelet(process.pid)),
-        });
+        let said = doubts.ask(
+            host,
+            pid,
+            claim,
+            |_| true,
+            move |process| match kind {
+                Kind::KubeProxy => kube_proxy::of_process(process, claim.name, cpus),
+                Kind::K3s | Kind::Rke2 => Some(kube_proxy::of_rancher(process, *kind, cpus)),
+                Kind::MicroK8s => Some(kube_proxy::of_microk8s(process, cpus)),
+                Kind::Kubelet | Kind::Tuned | Kind::Ufw => Some(of_kubelet(process.pid)),
+            },
+        );
         match said {
             Some(manager) if manager.kind == Kind::Kubelet => kubelet = Some(manager),
             said => found.extend(said),
