@@ -180,6 +180,8 @@ const DROPS: &[Column] = &[
     ("by_sport", Int),
     ("by_dst", Text),
     ("by_dport", Int),
+    ("zone_original", Int),
+    ("zone_reply", Int),
 ];
 
 const OCCUPANCY: &[Column] = &[

@@ -183,6 +183,7 @@ impl Retention {
                  (SELECT 1 FROM incident i WHERE event.tick BETWEEN i.detail_from AND i.detail_to)",
             )?
             .execute([self.swept, to])?;
+        drop_zones(connection, [self.swept, to])?;
         self.swept = to + 1;
         Ok(())
     }
@@ -485,7 +486,14 @@ fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Re
     };
     let sql = format!("DELETE FROM event WHERE tick BETWEEN ?1 AND ?2 AND ({which})");
     transaction.prepare_cached(&sql)?.execute([place.first, place.id])?;
-    Ok(())
+    Ok(drop_zones(transaction, [place.first, place.id])?)
+}
+
+/// Drops the zones of losses that are dropped, in this range of ticks.
+fn drop_zones(connection: &Connection, ticks: [i64; 2]) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM event_zone WHERE tick BETWEEN ?1 AND ?2 AND NOT EXISTS \
+               (SELECT 1 FROM event e WHERE e.tick = event_zone.tick AND e.place = event_zone.place)";
+    connection.prepare_cached(sql)?.execute(ticks).map(drop)
 }
 
 /// Drops what was in the tables of namespaces that are gone.
@@ -544,6 +552,9 @@ fn drop_old_run(connection: &mut Connection, current: i64, keep: &Keep<'_>) -> R
     statements.push(
         "DELETE FROM listing_phase WHERE listing IN (SELECT id FROM listing WHERE run = ?1)".to_owned(),
     );
+    statements.push(format!(
+        "DELETE FROM event_zone WHERE (tick, place) IN (SELECT tick, place FROM event WHERE netns IN {netns})"
+    ));
     for table in ["census", "event", "slot"] {
         statements.push(format!("DELETE FROM {table} WHERE netns IN {netns}"));
     }

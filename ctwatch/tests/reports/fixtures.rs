@@ -228,6 +228,7 @@ pub fn loss(ipv6: bool, proto: u8) -> Loss {
         count: Some(262_144),
         max: Some(262_144),
         length: 60,
+        zone: None,
     };
     Loss::new(time(123), Cause::TableFull, packet)
 }

@@ -114,6 +114,7 @@ impl<'a> Breakdown<'a> {
             proto: Some(Protocol(entry.proto)),
             port: Some(entry.port),
             loopback: Some(direction == Direction::Loopback),
+            zone: None,
         };
         let addresses = (IpAddr::from(entry.src), IpAddr::from(entry.dst));
         self.settings.filter.judge(&facts, Some(addresses)) == Verdict::Pass
