@@ -135,6 +135,8 @@ const ARRIVALS: &[Column] = &[
     ("service", Text),
     ("inserts", Int),
     ("deletes", Int),
+    ("icmp_type", Int),
+    ("icmp_code", Int),
 ];
 
 const DROPS: &[Column] = &[
@@ -197,6 +199,8 @@ const OCCUPANCY: &[Column] = &[
     ("entries", Int),
     ("assured", Int),
     ("time_wait", Int),
+    ("icmp_type", Int),
+    ("icmp_code", Int),
 ];
 
 const LISTINGS: &[Column] = &[
@@ -215,6 +219,8 @@ const LISTINGS: &[Column] = &[
     ("entered", Int),
     ("look_s", Int),
     ("pairs", Int),
+    ("icmp_type", Int),
+    ("icmp_code", Int),
 ];
 
 const SETTINGS: &[Column] = &[
