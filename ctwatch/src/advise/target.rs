@@ -61,7 +61,8 @@ impl FromStr for ServiceTarget {
             && !proto.is_empty()
         {
             // "icmp type 8 code 0", as a report has it.
-            let (kind, direction) = kind.split_once('/').map_or((kind, None), |(kind, way)| (kind, Some(way)));
+            let (kind, direction) =
+                kind.split_once('/').map_or((kind, None), |(kind, way)| (kind, Some(way)));
             let way = direction.map_or_else(String::new, |way| format!("/{way}"));
             let proto = Protocol::from_words(proto).filter(|proto| proto.is_icmp()).ok_or_else(help)?;
             return format!("type {kind}/{proto}{way}").parse().map_err(|_| help());

@@ -18,7 +18,9 @@ mod timeout;
 
 pub use address::{Address, LocalAddress};
 pub use backend::Backend;
-pub use census::{Census, CensusKey, FlowOffset, FlowSample, PortDetail, StateCounts, TimeoutHistogram};
+pub use census::{
+    Census, CensusKey, FlowOffset, FlowSample, HiddenEntries, PortDetail, StateCounts, TimeoutHistogram,
+};
 pub use clock::{Clock, LAST_US, WallMono, monotonic_ns};
 pub use counters::{CounterSource, KernelCounters};
 pub use direction::{Direction, Locals};
