@@ -451,3 +451,53 @@ fn named(text: &str) -> Name {
 pub(super) const fn netns_of(loss: &Loss) -> NetnsId {
     loss.packet.netns
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::schema;
+
+    fn read_back(connection: &Connection) -> Vec<Option<Zone>> {
+        let mut statement = connection.prepare(selecting(connection).unwrap()).unwrap();
+        let mut rows = statement.query([0, i64::MAX]).unwrap();
+        let mut zones = Vec::new();
+        while let Some(row) = rows.next().unwrap() {
+            let (_, _, loss) = read(row).expect("a whole row");
+            zones.push(loss.expect("a known cause").packet.zone);
+        }
+        zones
+    }
+
+    fn written(zones: &[Option<Zone>]) -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(schema::TABLES).unwrap();
+        connection.execute_batch(schema::LATER).unwrap();
+        connection
+            .execute("INSERT INTO netns VALUES (1, 1, 4026531840, 4026531840, 0, 'host', NULL, 0)", [])
+            .unwrap();
+        for (place, zone) in zones.iter().enumerate() {
+            let packet = Packet { zone: *zone, ..Packet::default() };
+            let loss = Loss::new(Timestamp::UNIX_EPOCH, Cause::Clash, packet);
+            insert(&connection, (1, place), false, 1, None, &loss).unwrap();
+        }
+        connection
+    }
+
+    #[test]
+    fn zones_are_kept_and_one_that_is_unknown_stays_so() {
+        let zones = [None, Some(Zone::DEFAULT), Zone::new(2, 0), Zone::new(0, 7), Zone::new(9, 9)];
+        assert_eq!(read_back(&written(&zones)), zones);
+    }
+
+    #[test]
+    fn a_file_from_before_zones_is_read_and_a_zone_that_was_changed_is_noticed() {
+        let connection = written(&[None]);
+        connection.execute_batch("DROP TABLE event_zone").unwrap();
+        assert_eq!(read_back(&connection), [None]);
+        let connection = written(&[Zone::new(2, 0)]);
+        connection.execute_batch("UPDATE event_zone SET original = 3").unwrap();
+        let mut statement = connection.prepare(selecting(&connection).unwrap()).unwrap();
+        let mut rows = statement.query([0, i64::MAX]).unwrap();
+        assert!(read(rows.next().unwrap().expect("a row")).is_err());
+    }
+}

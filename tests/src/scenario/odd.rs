@@ -227,9 +227,11 @@ pub(super) fn clash_between_zones(_: &Guest) -> Result<Outcome> {
     checks.equal("zones of rows by flow", zones, vec![(Some(2), Some(0))]);
 
     let path = file.to_str().context("a path")?;
-    let replayed = text(&ctwatch(&["replay", path, "--speed", "max", "--events", "--cause", "clash"])?);
+    // Lines are wrapped.
+    let words = |output: &Output| text(output).split_whitespace().collect::<Vec<_>>().join(" ");
+    let replayed = words(&ctwatch(&["replay", path, "--speed", "max", "--events", "--cause", "clash"])?);
     checks.that(replayed.contains("zone 2 (original only) input v2"), format!("replay: {replayed}"));
-    let shown = text(&ctwatch(&["replay", path, "--speed", "max", "--by", "flow"])?);
+    let shown = words(&ctwatch(&["replay", path, "--speed", "max", "--by", "flow"])?);
     checks.that(shown.contains("zone 2 (original only)"), format!("replay --by flow: {shown}"));
     let exported = text(&ctwatch(&["export", path, "--to", "csv", "--table", "drops"])?);
     let mut lines = exported.lines();
