@@ -470,13 +470,16 @@ mod tests {
 
     fn written(zones: &[Option<Zone>]) -> Connection {
         let connection = Connection::open_in_memory().unwrap();
+        // Runs and causes don't matter here.
+        connection.pragma_update(None, "foreign_keys", false).unwrap();
         connection.execute_batch(schema::TABLES).unwrap();
         connection.execute_batch(schema::LATER).unwrap();
         connection
             .execute("INSERT INTO netns VALUES (1, 1, 4026531840, 4026531840, 0, 'host', NULL, 0)", [])
             .unwrap();
         for (place, zone) in zones.iter().enumerate() {
-            let packet = Packet { zone: *zone, ..Packet::default() };
+            let netns = NetnsId::from_packed(4_026_531_840);
+            let packet = Packet { netns, zone: *zone, ..Packet::default() };
             let loss = Loss::new(Timestamp::UNIX_EPOCH, Cause::Clash, packet);
             insert(&connection, (1, place), false, 1, None, &loss).unwrap();
         }
