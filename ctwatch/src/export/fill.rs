@@ -387,7 +387,7 @@ impl Run<'_> {
     fn losses(&self, at: &At, key: SlotKey, losses: i64) -> Option<[Value; 16]> {
         let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
         let (netns, proto) = (NetnsId::from_packed(key.netns), Protocol(key.proto));
-        let known = attributed.then(|| Port::of(proto, key.port)).unwrap_or_default();
+        let known = if attributed { Port::of(proto, key.port) } else { Port::default() };
         let Port { port, service, icmp_type, icmp_code } = known;
         Some(row![
             at.run,
