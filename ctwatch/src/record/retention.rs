@@ -629,3 +629,36 @@ fn give_back(connection: &Connection) -> Result<(), ReadError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::schema;
+
+    #[test]
+    fn the_zone_of_a_loss_goes_with_it() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.pragma_update(None, "foreign_keys", false).unwrap();
+        connection.execute_batch(schema::TABLES).unwrap();
+        connection.execute_batch(schema::LATER).unwrap();
+        let columns = "(tick, place, detail, wall_us, at_ns, netns, cause, flags, proto, family, sport, dport, icmp, hook, \
+                       ifindex, length, count, max, sender_pid, sender_cgroup, reply_sport, reply_dport, status, \
+                       tcp_state, jiffies_left, crc)";
+        let zeroes = vec!["0"; 24].join(", ");
+        for place in [0, 1] {
+            connection
+                .execute(&format!("INSERT INTO event {columns} VALUES (7, {place}, {zeroes})"), [])
+                .unwrap();
+        }
+        for (tick, place) in [(7, 0), (7, 1), (9, 0)] {
+            connection.execute("INSERT INTO event_zone VALUES (?1, ?2, 2, 0, 0)", [tick, place]).unwrap();
+        }
+        connection.execute("DELETE FROM event WHERE place = 1", []).unwrap();
+        drop_zones(&connection, [1, 8]).unwrap();
+        let mut statement = connection.prepare("SELECT tick, place FROM event_zone ORDER BY tick").unwrap();
+        let left = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let left: Vec<(i64, i64)> = left.map(Result::unwrap).collect();
+        // That of a tick that wasn't looked at stays until it is.
+        assert_eq!(left, [(7, 0), (9, 0)]);
+    }
+}
