@@ -115,6 +115,12 @@ pub struct Config {
     pub net_references: u32,
     /// nf_conn.proto.tcp.state
     pub ct_tcp_state: u32,
+    /// nf_conn.zone, [`NONE`] without CONFIG_NF_CONNTRACK_ZONES
+    pub ct_zone: u32,
+    /// sk_buff.skb_iif, from the start of the struct; [`NONE`] if unknown
+    pub skb_iif: u32,
+    /// net_device.l3mdev_ops, [`NONE`] without CONFIG_NET_L3_MASTER_DEV
+    pub dev_l3mdev: u32,
     /// task_struct.stack
     pub task_stack: u32,
     /// task_struct.flags

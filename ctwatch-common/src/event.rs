@@ -133,8 +133,23 @@ pub struct EntryPart {
     pub left: i32,
     /// nf_conn.proto.tcp.state, or [`NO_TCP_STATE`].
     pub tcp_state: u8,
-    /// Always 0.
-    pub reserved: [u8; 3],
+    /// nf_conn.zone.dir: in which directions `zone` holds (see [`zone`]), or [`zone::UNKNOWN`]. It may be known without
+    /// [`flag::ENTRY`]: that of an entry that was wanted, or made.
+    pub zone_directions: u8,
+    /// nf_conn.zone.id
+    pub zone: u16,
+}
+
+/// Directions of a zone: bits of struct nf_conntrack_zone's `dir` (include/net/netfilter/nf_conntrack_zones.h).
+pub mod zone {
+    /// Neither: the zone is not known.
+    pub const UNKNOWN: u8 = 0;
+    /// NF_CT_ZONE_DIR_ORIG
+    pub const ORIGINAL: u8 = 1;
+    /// NF_CT_ZONE_DIR_REPL
+    pub const REPLY: u8 = 2;
+    /// NF_CT_DEFAULT_ZONE_DIR
+    pub const BOTH: u8 = 3;
 }
 
 /// Not a TCP entry, or its state could not be read.
@@ -150,7 +165,8 @@ impl EntryPart {
         status: 0,
         left: 0,
         tcp_state: NO_TCP_STATE,
-        reserved: [0; 3],
+        zone_directions: zone::UNKNOWN,
+        zone: 0,
     };
 }
 

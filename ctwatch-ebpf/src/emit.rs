@@ -11,7 +11,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::config::NONE;
 use ctwatch_common::door::kind;
-use ctwatch_common::event::{EntryPart, LossEvent, NO_TCP_STATE, OwnerPart, Record, flag};
+use ctwatch_common::event::{EntryPart, LossEvent, NO_TCP_STATE, OwnerPart, Record, flag, zone};
 use ctwatch_common::slot::{
     BANKS, KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, LOSS_SLOTS, PROBES, Room, SlotKey, first_slot,
     next_slot,
@@ -243,6 +243,36 @@ pub fn push(event: &LossEvent) {
     push_filled(event, |_| {});
 }
 
+/// Pushes a record that says of its entry no more than the zone.
+#[inline(always)]
+pub fn push_of_zone(event: &LossEvent, zone: u32) {
+    push_filled(
+        event,
+        #[inline(always)]
+        // SAFETY: the reserved record.
+        |record| unsafe { fill_zone(record, zone) },
+    );
+}
+
+/// Fills in a struct nf_conntrack_zone (include/net/netfilter/nf_conntrack_zones.h): id, flags, directions.
+///
+/// # Safety
+/// `record` must be valid for writes.
+#[inline(always)]
+pub unsafe fn fill_zone(record: *mut Record, zone: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*record).entry.zone = zone as u16;
+        (*record).entry.zone_directions = (zone >> 24) as u8 & zone::BOTH;
+    }
+}
+
+/// An entry's struct nf_conntrack_zone; 0 if the kernel has none.
+#[inline(always)]
+pub fn zone_of_entry(entry: u64) -> u32 {
+    if config!(ct_zone) == NONE { 0 } else { read(entry + u64::from(config!(ct_zone))) }
+}
+
 /// Pushes the record of a packet, with the entry it holds, if any, and with its sender where that
 /// is certain.
 #[inline(always)]
@@ -267,7 +297,7 @@ pub unsafe fn fill_packet(record: *mut Record, event: &LossEvent, skb: &Skb, ent
     // SAFETY: the caller's.
     unsafe {
         if entry != 0 {
-            describe_entry(entry, &raw mut (*record).entry);
+            describe_entry(entry, record);
             flags |= flag::ENTRY;
         }
         if config!(owners) != 0
@@ -338,17 +368,19 @@ fn push_written(kind: u8, write: impl FnOnce(*mut Record)) {
 /// Describes an entry that is still there. On a stack frame of its own: the caller's is nearly full.
 ///
 /// # Safety
-/// `to` must point into a reserved record.
+/// `record` must be valid for writes.
 #[inline(never)]
-pub unsafe fn describe_entry(entry: u64, to: *mut EntryPart) {
+pub unsafe fn describe_entry(entry: u64, record: *mut Record) {
     let reply: [u64; 5] = read(entry + u64::from(config!(ct_tuple)) + u64::from(config!(ct_reply)));
     let (status, left, tcp_state) = state_of_entry(entry, (reply[4] >> 48) as u8);
     // SAFETY: the caller's.
     unsafe {
+        let to = &raw mut (*record).entry;
         describe_reply(&reply, to);
         (*to).status = status;
         (*to).left = left;
         (*to).tcp_state = tcp_state;
+        fill_zone(record, zone_of_entry(entry));
     }
 }
 

@@ -108,9 +108,11 @@ pub struct Victim {
     pub reply: [u64; 5],
     pub status: u32,
     pub left: i32,
-    pub tcp_state: u32,
+    /// Its struct nf_conntrack_zone.
+    pub zone: u32,
+    pub tcp_state: u16,
     /// Whether it has been counted as evicted by early_drop.
-    pub counted: u32,
+    pub counted: u16,
 }
 
 /// How many victims of one context are remembered (a power of two): early_drop empties one hash chain.
@@ -129,7 +131,7 @@ pub struct Victims {
 pub static NOBODY: Victims = Victims {
     net: 0,
     seen: 0,
-    last: [Victim { original: [0; 5], reply: [0; 5], status: 0, left: 0, tcp_state: 0, counted: 0 };
+    last: [Victim { original: [0; 5], reply: [0; 5], status: 0, left: 0, zone: 0, tcp_state: 0, counted: 0 };
         REMEMBERED],
 };
 
@@ -145,6 +147,8 @@ pub struct Pending {
     pub net: u64,
     pub skb: u64,
     pub tuple: [u64; 5],
+    /// The new flow's struct nf_conntrack_zone; 0 if unknown.
+    pub zone: u64,
 }
 
 /// Pending new flows, by stack pointer at entry.

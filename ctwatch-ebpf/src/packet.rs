@@ -4,7 +4,7 @@
 use crate::config::config;
 use crate::read::{field, read, read_bytes, read_words};
 use core::mem::MaybeUninit;
-use ctwatch_common::config::{HEAD_SPAN, SKB_SPAN};
+use ctwatch_common::config::{HEAD_SPAN, NONE, SKB_SPAN};
 use ctwatch_common::event::{EntryPart, IPV4, IPV6, LossEvent, flag, hook};
 
 const SKB_WORDS: usize = SKB_SPAN / 8;
@@ -126,8 +126,13 @@ impl Skb {
             event.hook = hook::LOCAL_OUT;
             event.flags |= flag::OUT;
         } else if has_entry {
-            // At confirm a packet is at LOCAL_IN or POST_ROUTING: the skb doesn't say which.
             event.hook = hook::UNKNOWN;
+            if event.place < hook::OPENVSWITCH {
+                event.hook = confirmed_at(self.address, device, self.route_device());
+                if event.hook == hook::POST_ROUTING {
+                    event.flags |= flag::OUT;
+                }
+            }
         } else {
             event.hook = hook::PRE_ROUTING;
         }
@@ -216,6 +221,28 @@ fn describe_from_headers(skb: u64, event: &mut LossEvent) {
         event.flags |= flag::TUPLE;
         ports(transport, event);
     }
+}
+
+/// The hook of a packet that holds an entry: where entries are confirmed, LOCAL_IN or POST_ROUTING; unknown where the packet
+/// doesn't tell. `skb_iif` is set by __netif_receive_skb_core (net/core/dev.c) and vrf_ip_rcv (drivers/net/vrf.c) to where
+/// the packet came in, `dev` by ip_output to where it leaves. A route to this host is over the loopback device, or over the
+/// VRF itself (ip_rt_get_dev, net/ipv4/route.c; ip6_rt_get_dev_rcu, net/ipv6/route.c). On a stack frame of its own.
+#[inline(never)]
+fn confirmed_at(skb: u64, device: u64, route: u64) -> u8 {
+    if config!(skb_iif) == NONE {
+        return hook::UNKNOWN;
+    }
+    let came_by: u32 = read(skb + u64::from(config!(skb_iif)));
+    if came_by != read(device + u64::from(config!(dev_ifindex))) {
+        // Another than the one it came by, or it didn't come by any.
+        return hook::POST_ROUTING;
+    }
+    if route == 0 {
+        return hook::UNKNOWN;
+    }
+    let is_vrf = config!(dev_l3mdev) != NONE && read::<u64>(device + u64::from(config!(dev_l3mdev))) != 0;
+    // A router with one arm sends packets out where they came in.
+    if route != device || is_vrf { hook::LOCAL_IN } else { hook::UNKNOWN }
 }
 
 /// How many bytes of a packet come before its network header: those of the link layer, if they are part of it at this moment.

@@ -116,6 +116,7 @@ pub extern "C" fn report_victim(stack: u64, index: u64, netns: u64, at: u64) -> 
                 (*record).entry.status = (*victim).status;
                 (*record).entry.left = (*victim).left;
                 (*record).entry.tcp_state = (*victim).tcp_state as u8;
+                emit::fill_zone(record, (*victim).zone);
             }
         });
     }

@@ -12,10 +12,13 @@ use crate::read::{read, stack_at_entry, stack_at_its_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use core::mem::MaybeUninit;
-use ctwatch_common::event::hook;
+use ctwatch_common::config::NONE;
+use ctwatch_common::event::{hook, zone};
 
 /// MAX_ERRNO, include/linux/err.h
 const MAX_ERRNO: u64 = 4095;
+/// NF_CT_FLAG_MARK in the third byte of struct nf_conntrack_zone, include/net/netfilter/nf_conntrack_zones.h
+const FLAG_MARK: u32 = 1 << 16;
 
 #[inline(always)]
 pub fn on_entry(ctx: &ProbeContext) {
@@ -26,7 +29,8 @@ pub fn on_entry(ctx: &ProbeContext) {
         return;
     }
     let skb = if on_alloc { 0 } else { ctx.arg::<u64>(3).unwrap_or(0) };
-    let pending = Pending { net, skb, tuple: read(tuple) };
+    let zone = u64::from(wanted_zone(ctx.arg::<u64>(1).unwrap_or(0), on_alloc));
+    let pending = Pending { net, skb, tuple: read(tuple), zone };
     let _ = PENDING.insert(stack_at_entry(ctx), pending, ANY);
 }
 
@@ -35,7 +39,7 @@ pub fn on_return(ctx: &RetProbeContext) {
     let key = stack_at_its_entry(ctx);
     let Some(found) = PENDING.get_ptr(key) else { return };
     // SAFETY: a pointer into the map's value, of this context alone.
-    let Pending { net, skb: address, tuple } = unsafe { *found };
+    let Pending { net, skb: address, tuple, zone } = unsafe { *found };
     let _ = PENDING.remove(key);
     let result: u64 = ctx.ret();
     if result < u64::MAX - MAX_ERRNO + 1 || config!(by_kfree_skb) != 0 {
@@ -68,6 +72,23 @@ pub fn on_return(ctx: &RetProbeContext) {
     describe_from_tuple(&tuple, event);
     emit::count_losses(emit::loss_key(event, cause), 1);
     if emit::wants_losses() {
-        emit::push(event);
+        emit::push_of_zone(event, zone as u32);
+    }
+}
+
+/// The zone that a new flow is to be tracked in: `__nf_conntrack_alloc` is given it, `init_conntrack` the packet's template,
+/// which may say that it is the packet's mark (nf_ct_zone_tmpl, include/net/netfilter/nf_conntrack_zones.h): then it is
+/// unknown.
+#[inline(always)]
+fn wanted_zone(argument: u64, on_alloc: bool) -> u32 {
+    if config!(ct_zone) == NONE {
+        0
+    } else if on_alloc {
+        read(argument)
+    } else if argument == 0 {
+        u32::from(zone::BOTH) << 24
+    } else {
+        let zone: u32 = read(argument + u64::from(config!(ct_zone)));
+        if zone & FLAG_MARK == 0 { zone } else { 0 }
     }
 }

@@ -51,13 +51,13 @@ fn describe_flow(ctx: &ProbeContext, address: u64, ct: u64, inum: u32) {
     {
         event.at = at;
         event.kind = KIND_PUSHER;
-        emit::push(event);
+        emit::push_of_zone(event, emit::zone_of_entry(ct));
     }
     if emit::wants_inserts() {
         // SAFETY: the helper has no preconditions.
         event.at = unsafe { bpf_ktime_get_ns() };
         event.kind = KIND_FLOWS;
-        emit::push(event);
+        emit::push_of_zone(event, emit::zone_of_entry(ct));
     }
     if config!(owners) != 0 {
         let mut skb = Skb::uninit();

@@ -18,7 +18,7 @@ const NF_ACCEPT: u32 = 1;
 #[inline(always)]
 pub fn on_entry(ctx: &ProbeContext) {
     let Some(skb) = ctx.arg::<u64>(0) else { return };
-    let _ = PENDING.insert(stack_at_entry(ctx), Pending { net: 0, skb, tuple: [0; 5] }, ANY);
+    let _ = PENDING.insert(stack_at_entry(ctx), Pending { net: 0, skb, tuple: [0; 5], zone: 0 }, ANY);
 }
 
 #[inline(always)]

@@ -75,7 +75,7 @@ fn evicted_by_gc(ct: u64, net: u64) {
     if emit::wants_losses() {
         event.flags |= flag::ENTRY;
         // SAFETY: a reserved record.
-        emit::push_filled(event, |record| unsafe { emit::describe_entry(ct, &raw mut (*record).entry) });
+        emit::push_filled(event, |record| unsafe { emit::describe_entry(ct, record) });
     }
 }
 
@@ -98,7 +98,8 @@ fn remember(ct: u64, net: u64, stack: u64) {
         let (status, left, tcp_state) = emit::state_of_entry(ct, proto);
         (*victim).status = status;
         (*victim).left = left;
-        (*victim).tcp_state = u32::from(tcp_state);
+        (*victim).zone = emit::zone_of_entry(ct);
+        (*victim).tcp_state = u16::from(tcp_state);
         (*victim).counted = 0;
         (*victims).net = net;
         (*victims).seen += 1;

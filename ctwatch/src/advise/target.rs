@@ -40,7 +40,6 @@ impl ServiceTarget {
 impl fmt::Display for ServiceTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port.to_be_bytes() {
-            [kind, 0] if self.proto.is_icmp() => write!(f, "type {kind}/{}", self.proto)?,
             [kind, code] if self.proto.is_icmp() => write!(f, "type {kind} code {code}/{}", self.proto)?,
             _ => write!(f, "{}/{}", self.port, self.proto)?,
         }
@@ -58,6 +57,16 @@ impl FromStr for ServiceTarget {
                  N/icmp\""
             )
         };
+        if let Some((proto, kind)) = text.split_once(" type ")
+            && !proto.is_empty()
+        {
+            // "icmp type 8 code 0", as a report has it.
+            let (kind, direction) =
+                kind.split_once('/').map_or((kind, None), |(kind, way)| (kind, Some(way)));
+            let way = direction.map_or_else(String::new, |way| format!("/{way}"));
+            let proto = Protocol::from_words(proto).filter(|proto| proto.is_icmp()).ok_or_else(help)?;
+            return format!("type {kind}/{proto}{way}").parse().map_err(|_| help());
+        }
         let mut parts = text.split('/');
         let what = parts.next().unwrap_or_default();
         let proto = match parts.next() {
@@ -120,16 +129,18 @@ mod tests {
             "443/tcp/in",
             "5432/tcp/out",
             "80/sctp/fwd",
-            "type 8/icmp/lo",
+            "type 8 code 0/icmp/lo",
             "type 3 code 1/icmp",
         ] {
             assert_eq!(text.parse::<ServiceTarget>().expect(text).to_string(), text);
         }
         for (text, means) in [
-            ("8/icmp", "type 8/icmp"),
-            ("type 128 code 0/icmpv6/lo", "type 128/icmpv6/lo"),
-            ("32768/icmpv6/lo", "type 128/icmpv6/lo"),
-            ("Type 128/ICMP6/loopback", "type 128/icmpv6/lo"),
+            ("8/icmp", "type 8 code 0/icmp"),
+            ("type 8/icmp", "type 8 code 0/icmp"),
+            ("icmp type 3 code 1", "type 3 code 1/icmp"),
+            ("icmpv6 type 128 code 0/lo", "type 128 code 0/icmpv6/lo"),
+            ("32768/icmpv6/lo", "type 128 code 0/icmpv6/lo"),
+            ("Type 128/ICMP6/loopback", "type 128 code 0/icmpv6/lo"),
             ("6379/TCP/IN", "6379/tcp/in"),
             ("53/UDP/forward", "53/udp/fwd"),
         ] {
@@ -148,6 +159,8 @@ mod tests {
             "nothing",
             "type 300/icmp",
             "type/icmp",
+            "tcp type 8 code 0",
+            "icmp type 8 code 0/icmp",
             "type 8/tcp",
             "6379/gre",
             "6379/tcp/up",

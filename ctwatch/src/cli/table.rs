@@ -37,7 +37,7 @@ const AFTER: &str = "\
 Columns: entries; their share of the table and of nf_conntrack_max; the share
   of them assured, and in TIME_WAIT; time until 50 % and 90 % of them expire
   unless refreshed; median age (needs net.netfilter.nf_conntrack_timestamp);
-  error: `entries` may be off by this much
+  ≥ and up to: at least so many, and up to so many more
 
 Examples:
   ctwatch table                             by service port

@@ -15,7 +15,7 @@ use super::netns_spec;
 use super::{VERSION, confine, event_loop, view};
 use crate::children::threads;
 use crate::cli::{Config, TableConfig};
-use crate::conntrack::census::{self, Refusal};
+use crate::conntrack::census::{self, Refusal, hidden};
 use crate::conntrack::{addresses, module, tracking};
 use crate::contract::breakdown::{Skipped, TableReport};
 use crate::error::{Exit, Failure};
@@ -167,9 +167,13 @@ impl Look {
                 restarts += 1;
                 continue;
             }
+            let count = census::entries_here();
+            let fewest = count_before.min(count).map(u64::from);
+            let hidden = fewest.is_some_and(|counted| counted > listing.entries);
             return Ok(rows.end(ScanContext {
                 count_before,
-                count: census::entries_here(),
+                count,
+                hidden: hidden.then(|| hidden::hidden_here(&self.roots)),
                 max: census::max_here(),
                 listed: listing.entries,
                 duplicates: listing.duplicates,

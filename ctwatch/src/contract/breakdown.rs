@@ -76,12 +76,53 @@ pub struct TableBreakdown {
     /// What such a difference can come from; left out if there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<Reason>,
+    /// Which entries the listing leaves out, if the kernel counts more than were listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<Hidden>,
     /// Whether conntrack tracks here, if the table is empty; null if the kernel doesn't tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tracks: Option<Option<bool>>,
     /// How long the listing took.
     #[serde(serialize_with = "rounded_millis")]
     pub took_s: f64,
+}
+
+/// Entries that the kernel counts and no listing of the table shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Hidden {
+    /// Removed from the table and still referenced; null if the kernel doesn't list them.
+    pub dying: Option<u64>,
+    /// Whose first packet is under way; null if the kernel doesn't list them.
+    pub unconfirmed: Option<u64>,
+    /// `dying` and `unconfirmed` are all there are. If not, there may be more of them.
+    pub complete: bool,
+    /// What then remains of [`TableBreakdown::unlisted`].
+    pub others: u64,
+    /// Whose they are, most entries first; so many at most as there may be rows.
+    pub services: Vec<HiddenService>,
+}
+
+/// Entries of one sort and service that no listing shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HiddenService {
+    /// [`Reason::Dying`] or [`Reason::Unconfirmed`].
+    pub sort: Reason,
+    /// The protocol.
+    pub proto: Protocol,
+    /// The service port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The well-known name of the service; null if the port has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<Option<&'static str>>,
+    /// ICMP type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// ICMP code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
+    /// Its entries.
+    pub entries: u64,
 }
 
 /// Why the kernel's count and a listing can differ.
@@ -156,9 +197,18 @@ pub struct Row {
     /// By so many `entries` may be too high (in the rest row: too low); left out if it is exact.
     #[serde(skip_serializing_if = "is_zero_u64")]
     pub error: u64,
-    /// Their part of the listed entries of this table, rounded down.
+    /// They are at least so many; left out if `entries` is exact.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries_min: Option<u64>,
+    /// And at most so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries_max: Option<u64>,
+    /// Rest row, if counts are not exact: none of its keys has more entries than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub each_at_most: Option<u64>,
+    /// Their part of the listed entries of this table, rounded down; that of `entries_min` where there is one.
     pub share: f64,
-    /// Their part of nf_conntrack_max, rounded down; null if there is no limit.
+    /// The same part of nf_conntrack_max; null if there is no limit.
     pub share_of_max: Option<f64>,
     /// The assured part of them; null if unknown.
     pub assured_share: Option<f64>,

@@ -125,6 +125,12 @@ pub struct Packet {
     /// It travelled over the loopback device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loopback: Option<bool>,
+    /// Conntrack zone of the entry's original direction, of one that was to be made, too; 0 is the default one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone_original: Option<u16>,
+    /// That of its reply direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone_reply: Option<u16>,
     /// Its tuple was missed.
     #[serde(skip_serializing_if = "is_false")]
     pub unattributed: bool,

@@ -198,6 +198,12 @@ pub struct Row {
     /// The packets travelled over the loopback device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loopback: Option<bool>,
+    /// Conntrack zone of the entry's original direction, of one that was to be made, too; 0 is the default one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone_original: Option<u16>,
+    /// That of its reply direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone_reply: Option<u16>,
     /// Too little is known of these losses for a row of their own.
     #[serde(skip_serializing_if = "is_false")]
     pub unattributed: bool,

@@ -226,6 +226,7 @@ impl Run<'_> {
             for ((proto, port, direction), collected) in listing.census.services() {
                 for (phase, seen) in &collected.phases {
                     let proto = Protocol(*proto);
+                    let Port { port, service, icmp_type, icmp_code } = Port::of(proto, *port);
                     let row = row![
                         id,
                         listing.at.time,
@@ -233,8 +234,8 @@ impl Run<'_> {
                         listing.netns.inode(),
                         self.name(listing.netns),
                         proto.to_string(),
-                        *port,
-                        service(proto, *port),
+                        port,
+                        service,
                         direction.name(),
                         phase.name(),
                         seen.timeout,
@@ -242,6 +243,8 @@ impl Run<'_> {
                         seen.entered,
                         listing.census.look_s(),
                         collected.pairs(),
+                        icmp_type,
+                        icmp_code,
                     ];
                     sink.row(ExportTable::Listings, &row)?;
                 }
@@ -327,7 +330,7 @@ impl Run<'_> {
                 let (netns, proto) = (NetnsId::from_packed(key.netns), Protocol(key.proto));
                 let At { run, tick, time, interval_s } = at;
                 let (inserts, name) = (inserts - failed, self.name(netns));
-                let (port, service) = (key.port, service(proto, key.port));
+                let Port { port, service, icmp_type, icmp_code } = Port::of(proto, key.port);
                 let row = row![
                     run,
                     tick,
@@ -340,6 +343,8 @@ impl Run<'_> {
                     service,
                     inserts,
                     *deletes,
+                    icmp_type,
+                    icmp_code,
                 ];
                 sink.row(ExportTable::Arrivals, &row)?;
             }
@@ -382,8 +387,8 @@ impl Run<'_> {
     fn losses(&self, at: &At, key: SlotKey, losses: i64) -> Option<[Value; 16]> {
         let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
         let (netns, proto) = (NetnsId::from_packed(key.netns), Protocol(key.proto));
-        let port = (attributed && proto.has_ports()).then_some(key.port);
-        let icmp = (attributed && proto.is_icmp()).then(|| key.port.to_be_bytes());
+        let known = if attributed { Port::of(proto, key.port) } else { Port::default() };
+        let Port { port, service, icmp_type, icmp_code } = known;
         Some(row![
             at.run,
             at.tick,
@@ -393,9 +398,9 @@ impl Run<'_> {
             self.name(netns),
             proto.to_string(),
             port,
-            port.and_then(|port| service(proto, port)),
-            icmp.map(|[kind, _]| kind),
-            icmp.map(|[_, code]| code),
+            service,
+            icmp_type,
+            icmp_code,
             attributed.then_some(loopback),
             cause.name(),
             cause.unit().name(),
@@ -407,6 +412,7 @@ impl Run<'_> {
     fn occupancy(&self, at: &At, census: &Census, sink: &mut dyn Sink) -> Result<()> {
         for key in &census.keys {
             let proto = Protocol(key.proto);
+            let Port { port, service, icmp_type, icmp_code } = Port::of(proto, key.port);
             let row = row![
                 at.run,
                 at.tick,
@@ -415,15 +421,40 @@ impl Run<'_> {
                 self.name(census.netns),
                 census.exact,
                 proto.to_string(),
-                key.port,
-                service(proto, key.port),
+                port,
+                service,
                 key.entries,
                 key.assured,
                 key.time_wait,
+                icmp_type,
+                icmp_code,
             ];
             sink.row(ExportTable::Occupancy, &row)?;
         }
         Ok(())
+    }
+}
+
+/// What a key's port stands for, in columns.
+#[derive(Clone, Copy, Default)]
+struct Port {
+    /// Where the protocol has ports.
+    port: Option<u16>,
+    service: Option<&'static str>,
+    icmp_type: Option<u8>,
+    icmp_code: Option<u8>,
+}
+
+impl Port {
+    fn of(proto: Protocol, number: u16) -> Self {
+        let port = proto.has_ports().then_some(number);
+        let icmp = proto.is_icmp().then(|| number.to_be_bytes());
+        Self {
+            port,
+            service: port.and_then(|port| service(proto, port)),
+            icmp_type: icmp.map(|[kind, _]| kind),
+            icmp_code: icmp.map(|[_, code]| code),
+        }
     }
 }
 

@@ -135,6 +135,8 @@ const ARRIVALS: &[Column] = &[
     ("service", Text),
     ("inserts", Int),
     ("deletes", Int),
+    ("icmp_type", Int),
+    ("icmp_code", Int),
 ];
 
 const DROPS: &[Column] = &[
@@ -180,6 +182,8 @@ const DROPS: &[Column] = &[
     ("by_sport", Int),
     ("by_dst", Text),
     ("by_dport", Int),
+    ("zone_original", Int),
+    ("zone_reply", Int),
 ];
 
 const OCCUPANCY: &[Column] = &[
@@ -195,6 +199,8 @@ const OCCUPANCY: &[Column] = &[
     ("entries", Int),
     ("assured", Int),
     ("time_wait", Int),
+    ("icmp_type", Int),
+    ("icmp_code", Int),
 ];
 
 const LISTINGS: &[Column] = &[
@@ -213,6 +219,8 @@ const LISTINGS: &[Column] = &[
     ("entered", Int),
     ("look_s", Int),
     ("pairs", Int),
+    ("icmp_type", Int),
+    ("icmp_code", Int),
 ];
 
 const SETTINGS: &[Column] = &[

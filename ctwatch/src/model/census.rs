@@ -18,6 +18,17 @@ pub struct CensusKey {
     pub time_wait: u32,
 }
 
+/// Entries that a listing leaves out though the kernel counts them, by port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HiddenEntries {
+    /// Removed from the table and still referenced; `None` if the kernel doesn't tell.
+    pub dying: Option<Vec<CensusKey>>,
+    /// Not in the table yet, as their first packet is under way; `None` if the kernel doesn't tell.
+    pub unconfirmed: Option<Vec<CensusKey>>,
+    /// These are all of both sorts.
+    pub complete: bool,
+}
+
 /// Entries by state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateCounts {

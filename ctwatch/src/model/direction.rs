@@ -48,6 +48,8 @@ impl Direction {
 #[derive(Clone, Debug)]
 pub struct Locals {
     addresses: HashSet<Address>,
+    /// What all hosts of a network hear.
+    broadcasts: HashSet<Address>,
     /// Whole networks on a loopback device.
     networks: Vec<IpNet>,
 }
@@ -63,30 +65,39 @@ impl Locals {
     #[must_use]
     pub fn new(found: &[LocalAddress]) -> Self {
         let mut addresses = HashSet::from([Address::from(IpAddr::from(Ipv6Addr::LOCALHOST))]);
+        let mut broadcasts = HashSet::new();
         let mut networks = vec![IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8))];
         for LocalAddress { address, prefix, on_loopback, broadcast } in found {
             addresses.insert((*address).into());
-            addresses.extend(broadcast.map(Address::from));
+            broadcasts.extend(broadcast.map(Address::from));
             // fib_add_ifaddr, net/ipv4/fib_frontend.c: a network on a loopback device is local as a whole.
             if *on_loopback && address.is_ipv4() {
                 networks.extend(IpNet::new(*address, *prefix).map(|network| network.trunc()));
             }
         }
         networks.dedup();
-        Self { addresses, networks }
+        Self { addresses, broadcasts, networks }
     }
 
     /// Where this entry's flow goes. The far end is the reply's source: what the destination became after NAT.
     #[must_use]
     pub fn direction(&self, entry: &TableEntry) -> Direction {
+        let is_for_many = is_for_many(entry.reply_src) || self.broadcasts.contains(&entry.reply_src);
         match (self.holds(entry.src), self.holds(entry.reply_src)) {
             (true, true) => Direction::Loopback,
+            // What many hosts are meant to hear leaves by a device of theirs, though its sender may hear it, too.
+            (true, false) if is_for_many && Self::is_on_loopback(entry.src) => Direction::Loopback,
             (true, false) => Direction::Out,
             (false, true) => Direction::In,
-            // What many hosts are meant to hear isn't forwarded by this one.
-            (false, false) if is_for_many(entry.reply_src) => Direction::In,
+            // It isn't forwarded by this host either.
+            (false, false) if is_for_many => Direction::In,
             (false, false) => Direction::Forwarded,
         }
+    }
+
+    /// Nothing with such a source leaves this host.
+    fn is_on_loopback(address: Address) -> bool {
+        IpAddr::from(address).is_loopback()
     }
 
     fn holds(&self, address: Address) -> bool {
@@ -154,5 +165,15 @@ mod tests {
         assert_eq!(direction("0.0.0.0", "255.255.255.255"), Direction::In);
         assert_eq!(direction("fe80::1", "ff02::fb"), Direction::In);
         assert_eq!(direction("192.0.2.7", "224.0.0.251"), Direction::Out);
+    }
+
+    #[test]
+    fn loopback_is_what_travels_over_lo_alone() {
+        for out in ["192.0.2.255", "255.255.255.255", "224.0.0.251"] {
+            assert_eq!(direction("192.0.2.7", out), Direction::Out, "{out}");
+        }
+        assert_eq!(direction("fd00::7", "ff02::fb"), Direction::Out);
+        assert_eq!(direction("127.0.0.1", "127.255.255.255"), Direction::Loopback);
+        assert_eq!(direction("127.0.0.1", "224.0.0.1"), Direction::Loopback);
     }
 }

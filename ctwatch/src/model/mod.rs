@@ -18,14 +18,16 @@ mod timeout;
 
 pub use address::{Address, LocalAddress};
 pub use backend::Backend;
-pub use census::{Census, CensusKey, FlowOffset, FlowSample, PortDetail, StateCounts, TimeoutHistogram};
+pub use census::{
+    Census, CensusKey, FlowOffset, FlowSample, HiddenEntries, PortDetail, StateCounts, TimeoutHistogram,
+};
 pub use clock::{Clock, LAST_US, WallMono, monotonic_ns};
 pub use counters::{CounterSource, KernelCounters};
 pub use direction::{Direction, Locals};
 pub use entry::{EntryFields, TableEntry};
 pub use event::{FromKernel, Insert, Loss, NetnsAccess, NetnsSample, Sample, SlotSample};
 pub use ids::{HOST_NETNS, NetnsId, Owner, ProcessId, Role, THIS_NETNS, is_home_netns};
-pub use packet::{Device, EntryState, Flow, Hook, Name, Packet, Sender, Tuple};
+pub use packet::{Device, EntryState, Flow, Hook, Name, Packet, Sender, Tuple, Zone};
 pub use protocol::{Protocol, port_of_service, service};
 pub use service_port::ServicePort;
 pub use state_name::{TCP_STATES, state_name};

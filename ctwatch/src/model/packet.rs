@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use ctwatch_common::event::hook;
+use ctwatch_common::event::{hook, zone};
 
 use super::{NetnsId, Protocol};
 use crate::foreign::Foreign;
@@ -141,6 +141,69 @@ pub struct Tuple {
     pub dport: u16,
 }
 
+/// The conntrack zone an entry is in, in each direction: 0 where it has none of its own. Equal tuples of two zones are two
+/// entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Zone {
+    original: u16,
+    reply: u16,
+}
+
+impl Zone {
+    /// Where entries are that no rule puts elsewhere.
+    pub const DEFAULT: Self = Self { original: 0, reply: 0 };
+
+    /// From a struct nf_conntrack_zone (include/net/netfilter/nf_conntrack_zones.h): its id, and the bits of the directions
+    /// it holds in. `None` if there is none.
+    #[must_use]
+    pub const fn from_kernel(id: u16, directions: u8) -> Option<Self> {
+        Some(match directions {
+            zone::ORIGINAL => Self { original: id, reply: 0 },
+            zone::REPLY => Self { original: 0, reply: id },
+            zone::BOTH => Self { original: id, reply: id },
+            _ => return None,
+        })
+    }
+
+    /// The zone of either direction; `None` if they are two, which no kernel has.
+    #[must_use]
+    pub const fn new(original: u16, reply: u16) -> Option<Self> {
+        if original == reply || original == 0 || reply == 0 { Some(Self { original, reply }) } else { None }
+    }
+
+    /// In one number that isn't 0.
+    #[must_use]
+    pub const fn packed(self) -> u32 {
+        let Self { original, reply } = self;
+        let (id, directions) = if original == reply {
+            (original, zone::BOTH)
+        } else if reply == 0 {
+            (original, zone::ORIGINAL)
+        } else {
+            (reply, zone::REPLY)
+        };
+        (directions as u32) << 16 | id as u32
+    }
+
+    /// The zone that was packed.
+    #[must_use]
+    pub const fn from_packed(number: u32) -> Option<Self> {
+        if number >> 24 != 0 { None } else { Self::from_kernel(number as u16, (number >> 16) as u8) }
+    }
+
+    /// That of the original direction.
+    #[must_use]
+    pub const fn original(self) -> u16 {
+        self.original
+    }
+
+    /// That of the reply direction.
+    #[must_use]
+    pub const fn reply(self) -> u16 {
+        self.reply
+    }
+}
+
 /// A flow by its original direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
@@ -186,6 +249,8 @@ pub struct Packet {
     pub max: Option<u32>,
     /// Its length, bytes; 0 if unknown.
     pub length: u32,
+    /// The zone of its entry, of the one it was to get, or of the entry that was lost.
+    pub zone: Option<Zone>,
 }
 
 impl Packet {
@@ -262,4 +327,28 @@ pub struct Sender {
     pub pid: u32,
     /// Its name.
     pub name: Name,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_zone_survives_packing(id: u16, directions in 1..=3u8) {
+            let zone = Zone::from_kernel(id, directions).expect("a zone");
+            prop_assert_ne!(zone.packed(), 0);
+            prop_assert_eq!(Zone::from_packed(zone.packed()), Some(zone));
+            prop_assert_eq!(Zone::new(zone.original(), zone.reply()), Some(zone));
+        }
+    }
+
+    #[test]
+    fn what_is_no_zone_is_none() {
+        assert_eq!(Zone::from_packed(0), None);
+        assert_eq!(Zone::from_packed(1 << 24 | 1 << 16), None);
+        assert_eq!(Zone::from_kernel(7, 0), None);
+        assert_eq!(Zone::new(1, 2), None);
+    }
 }

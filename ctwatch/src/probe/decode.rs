@@ -13,12 +13,15 @@ use ctwatch_common::slot::KIND_FLOWS;
 
 use crate::model::{
     Device, EntryState, FromKernel, Hook, KernelCounters, Name, NetnsId, Packet, Protocol, Sender, Tuple,
+    Zone,
 };
 
 /// What a record says.
 #[must_use]
 pub fn decode(bytes: &[u8]) -> Option<FromKernel> {
     let Record { loss: event, entry, owner } = record(bytes)?;
+    let zone = Zone::from_kernel(entry.zone, entry.zone_directions);
+    let packet = |event: &LossEvent| Packet { zone, ..packet(event) };
     Some(match event.kind {
         KIND_NETNS_GONE => FromKernel::NetnsGone {
             netns: NetnsId::from_packed(event.netns),
@@ -59,6 +62,7 @@ fn packet(event: &LossEvent) -> Packet {
         count: has(event, flag::COUNT).then_some(event.count),
         max: has(event, flag::MAX).then_some(event.max),
         length: event.length,
+        zone: None,
     }
 }
 
@@ -141,7 +145,8 @@ fn entry(record: &mut impl Buf) -> EntryPart {
         status: record.get_u32_ne(),
         left: record.get_i32_ne(),
         tcp_state: record.get_u8(),
-        reserved: block(record),
+        zone_directions: record.get_u8(),
+        zone: record.get_u16_ne(),
     }
 }
 
@@ -257,6 +262,18 @@ mod tests {
             panic!("it is a loss");
         };
         assert_eq!((packet.is_icmp(), packet.service_port()), (true, Some(0x801)));
+    }
+
+    #[test]
+    fn the_zone_of_an_entry_is_told_and_of_none_unknown() {
+        let zone = |entry: EntryPart| match decoded(&Record { loss: redis(), entry, ..Record::EMPTY }) {
+            Some(FromKernel::Loss { packet, .. }) => packet.zone.map(|zone| (zone.original(), zone.reply())),
+            other => panic!("it is a loss: {other:?}"),
+        };
+        assert_eq!(zone(EntryPart::EMPTY), None);
+        for (zone_directions, known) in [(1, (2, 0)), (2, (0, 2)), (3, (2, 2))] {
+            assert_eq!(zone(EntryPart { zone: 2, zone_directions, ..EntryPart::EMPTY }), Some(known));
+        }
     }
 
     #[test]

@@ -84,6 +84,9 @@ pub fn resolve(btf: &Btf, symbols: &Symbols) -> Result<Config> {
             .find_map(|field| btf.offset("net", field))
             .context("this kernel's BTF has no reference count in struct net")?,
         ct_tcp_state: btf.offset("nf_conn", "proto.tcp.state").unwrap_or(NONE),
+        ct_zone: if_shaped(btf, "nf_conn", "zone", 4),
+        skb_iif: if_shaped(btf, "sk_buff", "skb_iif", 4),
+        dev_l3mdev: if_shaped(btf, "net_device", "l3mdev_ops", 8),
         task_stack: need("task_struct", "stack")?,
         task_flags: need("task_struct", "flags")?,
         ..Config::default()
@@ -129,6 +132,12 @@ fn check_shapes(btf: &Btf) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where a field is that ctwatch can do without: nowhere if it isn't of this size.
+fn if_shaped(btf: &Btf, structure: &str, field: &str, size: u32) -> u32 {
+    let offset = btf.offset(structure, field);
+    offset.filter(|_| btf.field_size(structure, field) == Some(size)).unwrap_or(NONE)
 }
 
 /// Whether each netns has a limit of its own beside the initial one's, as patches under review would have it (none up to
@@ -204,6 +213,14 @@ mod tests {
             error.contains("ip_conntrack_stat.drop") && error.contains("8 bytes instead of 4"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_ctwatch_can_do_without_is_left_out_if_it_has_another_shape() {
+        let btf = coming_kernel(4);
+        assert_eq!(if_shaped(&btf, "ip_conntrack_stat", "drop", 4), 0);
+        assert_eq!(if_shaped(&btf, "ip_conntrack_stat", "drop", 8), NONE);
+        assert_eq!(if_shaped(&btf, "nf_conn", "zone", 4), NONE);
     }
 
     #[test]

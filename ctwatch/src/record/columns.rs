@@ -123,6 +123,9 @@ columns! {
         sender_cgroup, reply_src, reply_sport, reply_dst, reply_dport, status, tcp_state,
         jiffies_left, jiffies_per_s, by_proto, by_src, by_sport, by_dst, by_dport, crc
     ];
+    EVENT_ZONE: EventZoneColumns = event_zone [
+        tick, place, original, reply, crc
+    ];
     CENSUS: CensusColumns = census [
         id, tick, netns, rebase, exact, timeouts, omitted, crc
     ];

@@ -8,29 +8,48 @@ use ctwatch_common::Cause;
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, ToSql};
 
-use super::columns::{EVENT, EventColumns, OwnerColumns};
+use super::columns::{EVENT, EventColumns, EventZoneColumns, OwnerColumns};
 use super::digest::Digest;
 use super::limits;
 use super::open::{ReadError, corrupt_row};
+use super::rules::has_table;
 use crate::foreign::{Foreign, bytes_of};
 use crate::model::{
     Device, EntryState, Flow, Hook, Loss, Name, NetnsId, Owner, Packet, ProcessId, Protocol, Role, Sender,
-    Tuple,
+    Tuple, Zone,
 };
 
-/// Losses with their netns and owner.
-pub(super) static SELECT: LazyLock<String> = LazyLock::new(|| {
+/// Losses with their netns, owner and zone.
+static SELECT: LazyLock<String> = LazyLock::new(|| {
+    let zones = "LEFT JOIN event_zone z ON z.tick = e.tick AND z.place = e.place";
+    select(&EventZoneColumns::of("z"), zones)
+});
+
+/// The same of a file from before zones were thought of.
+static SELECT_WITHOUT_ZONES: LazyLock<String> = LazyLock::new(|| {
+    let none = vec!["NULL"; EventZoneColumns::NAMES.len()];
+    select(&none.join(", "), "")
+});
+
+fn select(zone: &str, zones: &str) -> String {
     let (event, owner) = (EventColumns::of("e"), OwnerColumns::of("o"));
     format!(
-        "SELECT {event}, {owner}, n.number FROM event e CROSS JOIN netns n ON n.id = e.netns \
-         LEFT JOIN owner o ON o.id = e.owner WHERE e.tick BETWEEN ?1 AND ?2 ORDER BY e.tick, e.place"
+        "SELECT {event}, {owner}, n.number, {zone} FROM event e CROSS JOIN netns n ON n.id = e.netns \
+         LEFT JOIN owner o ON o.id = e.owner {zones} WHERE e.tick BETWEEN ?1 AND ?2 ORDER BY e.tick, e.place"
     )
-});
+}
+
+/// What reads the losses of a span of ticks.
+pub(super) fn selecting(connection: &Connection) -> rusqlite::Result<&'static str> {
+    Ok(if has_table(connection, "event_zone")? { &SELECT } else { &SELECT_WITHOUT_ZONES })
+}
 
 /// Positions of the owner's columns in a row of [`SELECT`].
 const OWNER: OwnerColumns<usize> = OwnerColumns::starting_at(EventColumns::NAMES.len());
 /// Position of the netns's number in such a row.
 const NETNS_NUMBER: usize = EventColumns::NAMES.len() + OwnerColumns::NAMES.len();
+/// Positions of the zone's columns.
+const ZONE: EventZoneColumns<usize> = EventZoneColumns::starting_at(NETNS_NUMBER + 1);
 
 /// Bits of the column `flags`: what of the row is known. Part of the file format.
 mod flag {
@@ -48,6 +67,8 @@ mod flag {
     pub const ENTRY: u8 = 32;
     /// The sending process is known.
     pub const OWNER: u8 = 64;
+    /// The zone is known: that of the row in event_zone, else the default one.
+    pub const ZONE: u8 = 128;
 }
 
 /// The column `hook` where none is known.
@@ -88,6 +109,8 @@ struct EventRow {
     jiffies_left: i32,
     jiffies_per_s: Option<u32>,
     by: Option<FlowColumns>,
+    /// In a table of its own, and not in the checksum: see [`zone_checksum`].
+    zone: Option<Zone>,
 }
 
 /// The columns of the flow that pushed an entry out.
@@ -103,7 +126,7 @@ struct FlowColumns {
 impl EventRow {
     fn of(loss: &Loss) -> Self {
         let Loss { time: _, cause, packet, entry, sender, pushed_out_by, owner: _, jiffies_per_s } = loss;
-        let Packet { at_ns, netns, proto, tuple, icmp, is_loopback, hook, device, count, max, length } =
+        let Packet { at_ns, netns, proto, tuple, icmp, is_loopback, hook, device, count, max, length, zone } =
             packet;
         let bit = |is_set: bool, bit: u8| if is_set { bit } else { 0 };
         let reply = entry.and_then(|entry| entry.reply);
@@ -127,7 +150,8 @@ impl EventRow {
                 | bit(device.is_output, flag::OUT)
                 | bit(tuple.is_some(), flag::TUPLE)
                 | bit(entry.is_some(), flag::ENTRY)
-                | bit(sender.is_some(), flag::OWNER),
+                | bit(sender.is_some(), flag::OWNER)
+                | bit(zone.is_some(), flag::ZONE),
             proto: proto.unwrap_or_default().0,
             family,
             src: address(|tuple| tuple.src, *tuple),
@@ -159,6 +183,7 @@ impl EventRow {
                 dst: Some(tuple.dst.to_string()),
                 dport: tuple.dport,
             }),
+            zone: *zone,
         }
     }
 
@@ -182,6 +207,7 @@ impl EventRow {
             count: has(flag::COUNT).then_some(self.count),
             max: has(flag::MAX).then_some(self.max),
             length: self.length,
+            zone: self.zone.filter(|_| has(flag::ZONE)),
         };
         let entry = has(flag::ENTRY).then(|| EntryState {
             reply: self::tuple(&self.reply_src, self.reply_sport, &self.reply_dst, self.reply_dport),
@@ -309,7 +335,32 @@ pub(super) fn insert(
         by_dport: &by.map(|by| by.dport),
         crc: &row.checksum(tick, loss.time, loss.owner.as_deref()),
     }
+    .insert(connection)?;
+    let Some(zone) = row.zone.filter(|zone| *zone != Zone::DEFAULT) else { return Ok(()) };
+    let (original, reply) = (zone.original(), zone.reply());
+    EventZoneColumns::<&dyn ToSql> {
+        tick: &tick,
+        place: &(place as i64),
+        original: &original,
+        reply: &reply,
+        crc: &zone_checksum(tick, place as i64, (original, reply)),
+    }
     .insert(connection)
+}
+
+fn zone_checksum(tick: i64, place: i64, (original, reply): (u16, u16)) -> u32 {
+    Digest::default().ints(&[tick, place, original.into(), reply.into()]).finish()
+}
+
+/// The zone in a row of its own, else the default one.
+fn zone(row: &Row<'_>, tick: i64) -> Result<Zone, ReadError> {
+    let Some(original) = row.get::<_, Option<u16>>(ZONE.original)? else { return Ok(Zone::DEFAULT) };
+    let (reply, crc): (u16, u32) = (row.get(ZONE.reply)?, row.get(ZONE.crc)?);
+    let expected = zone_checksum(tick, row.get(EVENT.place)?, (original, reply));
+    match Zone::new(original, reply).filter(|_| expected == crc) {
+        Some(zone) => Ok(zone),
+        None => corrupt_row("event_zone of tick", tick),
+    }
 }
 
 /// Reads a loss, its tick and whether it is detail. No loss where only a later version knows the cause.
@@ -345,6 +396,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, bool, Option<Loss>), ReadError
         jiffies_left: row.get(EVENT.jiffies_left)?,
         jiffies_per_s: row.get(EVENT.jiffies_per_s)?,
         by: pushed_out_by(row)?,
+        zone: Some(zone(row, tick)?),
     };
     let Some(time) = limits::time(row.get(EVENT.wall_us)?) else {
         return corrupt_row("event of tick", tick);
@@ -398,4 +450,57 @@ fn named(text: &str) -> Name {
 /// Which netns a loss happened in.
 pub(super) const fn netns_of(loss: &Loss) -> NetnsId {
     loss.packet.netns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::schema;
+
+    fn read_back(connection: &Connection) -> Vec<Option<Zone>> {
+        let mut statement = connection.prepare(selecting(connection).unwrap()).unwrap();
+        let mut rows = statement.query([0, i64::MAX]).unwrap();
+        let mut zones = Vec::new();
+        while let Some(row) = rows.next().unwrap() {
+            let (_, _, loss) = read(row).expect("a whole row");
+            zones.push(loss.expect("a known cause").packet.zone);
+        }
+        zones
+    }
+
+    fn written(zones: &[Option<Zone>]) -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        // Runs and causes don't matter here.
+        connection.pragma_update(None, "foreign_keys", false).unwrap();
+        connection.execute_batch(schema::TABLES).unwrap();
+        connection.execute_batch(schema::LATER).unwrap();
+        connection
+            .execute("INSERT INTO netns VALUES (1, 1, 4026531840, 4026531840, 0, 'host', NULL, 0)", [])
+            .unwrap();
+        for (place, zone) in zones.iter().enumerate() {
+            let netns = NetnsId::from_packed(4_026_531_840);
+            let packet = Packet { netns, zone: *zone, ..Packet::default() };
+            let loss = Loss::new(Timestamp::UNIX_EPOCH, Cause::Clash, packet);
+            insert(&connection, (1, place), false, 1, None, &loss).unwrap();
+        }
+        connection
+    }
+
+    #[test]
+    fn zones_are_kept_and_one_that_is_unknown_stays_so() {
+        let zones = [None, Some(Zone::DEFAULT), Zone::new(2, 0), Zone::new(0, 7), Zone::new(9, 9)];
+        assert_eq!(read_back(&written(&zones)), zones);
+    }
+
+    #[test]
+    fn a_file_from_before_zones_is_read_and_a_zone_that_was_changed_is_noticed() {
+        let connection = written(&[None]);
+        connection.execute_batch("DROP TABLE event_zone").unwrap();
+        assert_eq!(read_back(&connection), [None]);
+        let connection = written(&[Zone::new(2, 0)]);
+        connection.execute_batch("UPDATE event_zone SET original = 3").unwrap();
+        let mut statement = connection.prepare(selecting(&connection).unwrap()).unwrap();
+        let mut rows = statement.query([0, i64::MAX]).unwrap();
+        assert!(read(rows.next().unwrap().expect("a row")).is_err());
+    }
 }

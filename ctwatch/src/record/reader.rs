@@ -191,8 +191,12 @@ impl Recording {
     /// # Errors
     /// See [`Recording::runs`].
     pub fn losses(&self, numbers: std::ops::RangeInclusive<i64>) -> Result<Vec<(i64, Loss)>> {
-        let losses = self.all(&event::SELECT, [*numbers.start(), *numbers.end()], event::read)?;
+        let losses = self.all(self.select_losses()?, [*numbers.start(), *numbers.end()], event::read)?;
         Ok(losses.into_iter().filter_map(|(tick, _, loss)| Some((tick, loss?))).collect())
+    }
+
+    fn select_losses(&self) -> Result<&'static str> {
+        Ok(event::selecting(&self.connection).map_err(|error| open::fault(&self.path, &error))?)
     }
 
     /// As [`Recording::losses`], one by one.
@@ -204,7 +208,7 @@ impl Recording {
         numbers: std::ops::RangeInclusive<i64>,
         mut take: impl FnMut(&Loss),
     ) -> Result<()> {
-        self.all(&event::SELECT, [*numbers.start(), *numbers.end()], |row| {
+        self.all(self.select_losses()?, [*numbers.start(), *numbers.end()], |row| {
             if let (_, _, Some(loss)) = event::read(row)? {
                 take(&loss);
             }

@@ -183,6 +183,7 @@ impl Retention {
                  (SELECT 1 FROM incident i WHERE event.tick BETWEEN i.detail_from AND i.detail_to)",
             )?
             .execute([self.swept, to])?;
+        drop_zones(connection, [self.swept, to])?;
         self.swept = to + 1;
         Ok(())
     }
@@ -485,7 +486,14 @@ fn drop_samples(transaction: &Transaction<'_>, place: &TickRow) -> Result<(), Re
     };
     let sql = format!("DELETE FROM event WHERE tick BETWEEN ?1 AND ?2 AND ({which})");
     transaction.prepare_cached(&sql)?.execute([place.first, place.id])?;
-    Ok(())
+    Ok(drop_zones(transaction, [place.first, place.id])?)
+}
+
+/// Drops the zones of losses that are dropped, in this range of ticks.
+fn drop_zones(connection: &Connection, ticks: [i64; 2]) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM event_zone WHERE tick BETWEEN ?1 AND ?2 AND NOT EXISTS \
+               (SELECT 1 FROM event e WHERE e.tick = event_zone.tick AND e.place = event_zone.place)";
+    connection.prepare_cached(sql)?.execute(ticks).map(drop)
 }
 
 /// Drops what was in the tables of namespaces that are gone.
@@ -544,6 +552,9 @@ fn drop_old_run(connection: &mut Connection, current: i64, keep: &Keep<'_>) -> R
     statements.push(
         "DELETE FROM listing_phase WHERE listing IN (SELECT id FROM listing WHERE run = ?1)".to_owned(),
     );
+    statements.push(format!(
+        "DELETE FROM event_zone WHERE (tick, place) IN (SELECT tick, place FROM event WHERE netns IN {netns})"
+    ));
     for table in ["census", "event", "slot"] {
         statements.push(format!("DELETE FROM {table} WHERE netns IN {netns}"));
     }
@@ -617,4 +628,37 @@ fn give_back(connection: &Connection) -> Result<(), ReadError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::schema;
+
+    #[test]
+    fn the_zone_of_a_loss_goes_with_it() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.pragma_update(None, "foreign_keys", false).unwrap();
+        connection.execute_batch(schema::TABLES).unwrap();
+        connection.execute_batch(schema::LATER).unwrap();
+        let columns = "(tick, place, detail, wall_us, at_ns, netns, cause, flags, proto, family, sport, dport, icmp, hook, \
+                       ifindex, length, count, max, sender_pid, sender_cgroup, reply_sport, reply_dport, status, \
+                       tcp_state, jiffies_left, crc)";
+        let zeroes = vec!["0"; 24].join(", ");
+        for place in [0, 1] {
+            connection
+                .execute(&format!("INSERT INTO event {columns} VALUES (7, {place}, {zeroes})"), [])
+                .unwrap();
+        }
+        for (tick, place) in [(7, 0), (7, 1), (9, 0)] {
+            connection.execute("INSERT INTO event_zone VALUES (?1, ?2, 2, 0, 0)", [tick, place]).unwrap();
+        }
+        connection.execute("DELETE FROM event WHERE place = 1", []).unwrap();
+        drop_zones(&connection, [1, 8]).unwrap();
+        let mut statement = connection.prepare("SELECT tick, place FROM event_zone ORDER BY tick").unwrap();
+        let left = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let left: Vec<(i64, i64)> = left.map(Result::unwrap).collect();
+        // That of a tick that wasn't looked at stays until it is.
+        assert_eq!(left, [(7, 0), (9, 0)]);
+    }
 }

@@ -36,3 +36,15 @@ CREATE TABLE IF NOT EXISTS netns_setting (
   before TEXT,
   crc INTEGER NOT NULL
 );
+
+-- The conntrack zone of an individual loss's entry where it isn't the default one (event.flags 128 says that it is known).
+CREATE TABLE IF NOT EXISTS event_zone (
+  -- Those of the event
+  tick INTEGER NOT NULL,
+  place INTEGER NOT NULL,
+  -- Of the entry's original direction, and of its reply direction
+  original INTEGER NOT NULL,
+  reply INTEGER NOT NULL,
+  crc INTEGER NOT NULL,
+  PRIMARY KEY (tick, place)
+) WITHOUT ROWID;

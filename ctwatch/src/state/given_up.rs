@@ -54,6 +54,7 @@ mod tests {
             proto: Some(Protocol(proto)),
             port: Some(port),
             loopback: Some(true),
+            zone: None,
         };
         ClassifiedLoss { cause: Cause::TableFull, facts }.key(By::Port, None)
     }

@@ -7,7 +7,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::slot::{SlotKey, SlotKind};
 
 use super::settings::By;
-use crate::model::{Loss, Name, NetnsId, Packet, ProcessId, Protocol, Role, Tuple};
+use crate::model::{Loss, Name, NetnsId, Packet, ProcessId, Protocol, Role, Tuple, Zone};
 
 /// A loss, as far as it is known.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,8 @@ pub(super) struct Facts {
     /// The service port, or ICMP's `type << 8 | code`.
     pub port: Option<u16>,
     pub loopback: Option<bool>,
+    /// Of the entry; rows by flow alone tell it.
+    pub zone: Option<Zone>,
 }
 
 /// What one row stands for: only what `--by` asks for is in it, the rest is zero.
@@ -52,6 +54,8 @@ pub(super) struct Fields {
     flags: u8,
     pub src: [u8; 16],
     pub dst: [u8; 16],
+    /// [`Zone::packed`]; 0 if it is unknown.
+    pub zone: u32,
 }
 
 impl Fields {
@@ -88,6 +92,11 @@ impl Fields {
         Some(ProcessId { pid: u32::from_be_bytes([a, b, c, d]), name: Name::from_padded(self.src), role })
     }
 
+    /// The zone of a row by flow, if it is known.
+    pub fn zone(&self) -> Option<Zone> {
+        Zone::from_packed(self.zone)
+    }
+
     /// The number of a row's container; 0 if it is unknown.
     pub fn container(&self) -> u32 {
         let [a, b, c, d, ..] = self.dst;
@@ -103,7 +112,7 @@ impl Fields {
         let [dst_high, dst_low] = halves(self.dst);
         let ids = u64::from(self.netns) << 32 | u64::from(self.port) << 16 | u64::from(self.sport);
         let kinds = u32::from_be_bytes([self.proto, self.family, self.cause, self.flags]);
-        Key([ids, u64::from(kinds), src_high, src_low, dst_high, dst_low])
+        Key([ids, u64::from(self.zone) << 32 | u64::from(kinds), src_high, src_low, dst_high, dst_low])
     }
 }
 
@@ -122,6 +131,7 @@ impl Key {
             flags,
             src: bytes(src_high, src_low),
             dst: bytes(dst_high, dst_low),
+            zone: (kinds >> 32) as u32,
         }
     }
 
@@ -147,6 +157,7 @@ impl ClassifiedLoss {
             proto: (attributed || key.proto != 0).then_some(Protocol(key.proto)),
             port: attributed.then_some(key.port),
             loopback: attributed.then_some(loopback),
+            zone: None,
         };
         Some(Self { cause, facts })
     }
@@ -186,6 +197,7 @@ impl ClassifiedLoss {
             }
             if by == By::Flow {
                 fields.sport = tuple.sport;
+                fields.zone = self.facts.zone.map_or(0, Zone::packed);
             }
         }
         fields.pack()
@@ -235,6 +247,7 @@ impl Facts {
             proto: packet.proto,
             port: packet.service_port(),
             loopback: packet.loopback(),
+            zone: packet.zone,
         }
     }
 }
@@ -261,7 +274,8 @@ mod tests {
 
     #[test]
     fn a_process_and_a_container_survive_packing() {
-        let facts = Facts { netns: NetnsId::from_inode(7), proto: None, port: None, loopback: None };
+        let facts =
+            Facts { netns: NetnsId::from_inode(7), proto: None, port: None, loopback: None, zone: None };
         let seen = ClassifiedLoss { cause: Cause::TableFull, facts };
         for role in [Role::Sender, Role::Listener] {
             let process = ProcessId { pid: u32::MAX - 1, name: Name::new(b"a-name-that-is-"), role };
@@ -277,9 +291,9 @@ mod tests {
         fn a_key_keeps_every_field(
             (netns, port, sport) in any::<(u32, u16, u16)>(),
             (proto, family, cause, flags) in any::<(u8, u8, u8, u8)>(),
-            (src, dst) in any::<([u8; 16], [u8; 16])>(),
+            (src, dst, zone) in any::<([u8; 16], [u8; 16], u32)>(),
         ) {
-            let fields = Fields { netns, port, sport, proto, family, cause, flags, src, dst };
+            let fields = Fields { netns, port, sport, proto, family, cause, flags, src, dst, zone };
             let key = fields.pack();
             prop_assert_eq!(key.fields(), fields);
             prop_assert_eq!(key.cause(), cause);

@@ -364,7 +364,8 @@ impl State {
         for cause in Cause::ALL {
             let count = self.overflow[cause as usize];
             if count > 0 && self.settings.filter.passes_cause(cause) {
-                let facts = Facts { netns: NetnsId::default(), proto: None, port: None, loopback: None };
+                let facts =
+                    Facts { netns: NetnsId::default(), proto: None, port: None, loopback: None, zone: None };
                 tally.add(ClassifiedLoss { cause, facts }.key(By::Cause, None), count);
             }
         }

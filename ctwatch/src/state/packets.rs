@@ -8,7 +8,7 @@ use crate::contract::{
     Certainty, DropEvent, Entry, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View, fill,
 };
 use crate::foreign::Foreign;
-use crate::model::{self, EntryState, Hook, Insert, Loss, Protocol, TCP_STATES};
+use crate::model::{self, EntryState, Hook, Insert, Loss, Protocol, TCP_STATES, Zone};
 
 pub(super) fn drop_event(
     loss: &Loss,
@@ -73,6 +73,8 @@ fn packet(packet: &model::Packet) -> Packet {
         icmp_code: icmp.map(|_| packet.icmp[1]),
         icmp_id: icmp.map(|tuple| tuple.sport),
         loopback: packet.loopback(),
+        zone_original: packet.zone.map(Zone::original),
+        zone_reply: packet.zone.map(Zone::reply),
         unattributed: packet.tuple.is_none(),
     }
 }

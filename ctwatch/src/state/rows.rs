@@ -13,7 +13,7 @@ use super::settings::By;
 use super::tally::{Sum, Tallied};
 use super::unattributed::Unattributed;
 use crate::contract::{Certainty, Process, Row};
-use crate::model::{Backend, NetnsId, Protocol, service};
+use crate::model::{Backend, NetnsId, Protocol, Zone, service};
 
 /// What rows look like in this run.
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +128,8 @@ impl RowBuilder<'_> {
             return;
         }
         row.loopback = Some(fields.loopback());
+        (row.zone_original, row.zone_reply) =
+            (fields.zone().map(Zone::original), fields.zone().map(Zone::reply));
         let flow = self.by == By::Flow;
         if proto.is_icmp() {
             let [kind, code] = fields.port.to_be_bytes();
@@ -198,6 +200,8 @@ fn blank(unit: Unit, certainty: Certainty) -> Row {
         icmp_code: None,
         icmp_id: None,
         loopback: None,
+        zone_original: None,
+        zone_reply: None,
         unattributed: false,
         rest: false,
         overflow: false,

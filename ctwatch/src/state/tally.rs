@@ -297,6 +297,7 @@ mod tests {
             proto: Some(Protocol::TCP),
             port: Some(port),
             loopback: Some(false),
+            zone: None,
         };
         ClassifiedLoss { cause: Cause::TableFull, facts }.key(By::Port, None)
     }

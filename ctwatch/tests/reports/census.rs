@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::fixtures::{HOST, WEB1, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
 use ctwatch::contract::breakdown::{Skipped, TableReport};
-use ctwatch::model::{Address, LocalAddress, Locals, NetnsId, TableEntry};
+use ctwatch::model::{Address, CensusKey, HiddenEntries, LocalAddress, Locals, NetnsId, TableEntry};
 use ctwatch::state::Filter;
 use ctwatch::state::table::{Breakdown, BreakdownConfig, Dimension, Keys, ScanContext, TableResult, combine};
 use ctwatch::view::View;
@@ -151,6 +151,14 @@ fn odd() -> Vec<TableReport> {
     ];
     for tracks in [Some(true), Some(false), None] {
         let seen = ScanContext { tracks: Some(tracks), ..named("host", None, 0) };
+        reports.push(report(&by_port, vec![listed(&by_port, HOST, &[], seen)]));
+    }
+    let dying = CensusKey { proto: 58, port: 128 << 8, entries: 78, assured: 0, time_wait: 0 };
+    let all = HiddenEntries { dying: Some(vec![dying]), unconfirmed: Some(Vec::new()), complete: true };
+    for hidden in [all, HiddenEntries::default()] {
+        let count = Some(80);
+        let seen = ScanContext { count_before: count, count, hidden: Some(hidden), ..named("host", None, 0) };
+        let seen = ScanContext { tracks: Some(None), ..seen };
         reports.push(report(&by_port, vec![listed(&by_port, HOST, &[], seen)]));
     }
     let skipped = |name: &str| Skipped {

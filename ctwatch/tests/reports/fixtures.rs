@@ -10,7 +10,7 @@ use ctwatch::foreign::Shown as _;
 use ctwatch::model::{
     Backend, Census, CensusKey, CounterSource, Device, EntryState, Flow, FlowOffset, FlowSample, Hook,
     Insert, KernelCounters, Loss, Name, NetnsAccess, NetnsId, NetnsSample, Owner, Packet, PortDetail,
-    ProcessId, Protocol, Role, Sample, SlotSample, TimeoutKind, Timeouts, Tuple,
+    ProcessId, Protocol, Role, Sample, SlotSample, TimeoutKind, Timeouts, Tuple, Zone,
 };
 use ctwatch::record::lines::Line;
 use ctwatch::record::trigger::Measured;
@@ -228,6 +228,7 @@ pub fn loss(ipv6: bool, proto: u8) -> Loss {
         count: Some(262_144),
         max: Some(262_144),
         length: 60,
+        zone: None,
     };
     Loss::new(time(123), Cause::TableFull, packet)
 }
@@ -309,9 +310,13 @@ pub fn events() -> Vec<Event> {
         max: None,
         ..blind.packet
     };
-    let insert = Insert { time: time(123), packet: loss(false, 6).packet };
+    let packet = Packet { zone: Some(Zone::DEFAULT), ..loss(false, 6).packet };
+    let insert = Insert { time: time(123), packet };
     let mut clash = evicted();
     clash.cause = Cause::Clash;
+    clash.packet.zone = Zone::new(2, 0);
+    clash.packet.hook = Some(Hook::LocalIn);
+    clash.packet.device.name = Some(Name::new(b"v2"));
     clash.entry.as_mut().unwrap().reply = Some(tuple([10, 96, 0, 1], 6379, [10, 0, 0, 1], 42_901));
     let before = [
         of("nginx", Role::Sender, Some("unit:nginx.service"), loss(false, 6)),

@@ -49,6 +49,10 @@ pub struct Row {
     pub unattributed: bool,
     /// In rows by container.
     pub container: Option<String>,
+    /// In rows by flow: the zone of the entry's original direction.
+    pub zone_original: Option<u16>,
+    /// And that of its reply direction.
+    pub zone_reply: Option<u16>,
 }
 
 impl Row {
@@ -260,6 +264,10 @@ pub struct Drop {
     pub icmp_code: Option<u8>,
     /// ICMP identifier.
     pub icmp_id: Option<u16>,
+    /// The zone of the entry's original direction.
+    pub zone_original: Option<u16>,
+    /// And that of its reply direction.
+    pub zone_reply: Option<u16>,
     /// "output", "prerouting" or null.
     pub hook: Option<String>,
     /// Incoming device.

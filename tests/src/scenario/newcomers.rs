@@ -165,9 +165,12 @@ pub(super) fn quiet_and_icmp(_: &Guest) -> Result<Outcome> {
     let echo = services.iter().find(|one| one["proto"] == "icmpv6").context("no ICMPv6 service")?;
     checks.equal("type", echo["icmp_type"].as_u64(), Some(128));
     checks.that(echo["port"].is_null(), format!("a port: {echo}"));
-    checks.that(told["what_if"]["change"] == "notrack=type 128/icmpv6/lo", format!("{}", told["what_if"]));
+    checks.that(
+        told["what_if"]["change"] == "notrack=type 128 code 0/icmpv6/lo",
+        format!("{}", told["what_if"]),
+    );
     let shown = run(&["ctwatch", "advise", "--window", "3s", "--what-if", "notrack=128/icmpv6"])?;
-    checks.that(shown.contains("type 128/icmpv6"), shown);
+    checks.that(shown.contains("type 128 code 0/icmpv6"), shown);
 
     // A burst that is over.
     let _limit = Setting::set(sysctl::MAX, 2_000)?;

@@ -1,21 +1,29 @@
 //! What people met in odd places: tables of other namespaces in trouble, tables without a limit, rows that sum up others.
 //! Judged by what ctwatch says where a person or a script reads it.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::record::Recorder;
 use super::usage::{ended, said};
 use super::{Guest, Outcome};
+use crate::census::{ctwatch_table, table_of};
 use crate::checks::Checks;
-use crate::netns::Netns;
+use crate::ctnetlink::{Entry, Maker};
+use crate::ctwatch::Drops;
+use crate::netns::{Netns, own_inode};
 use crate::nftables;
+use crate::shell::{run, sh};
 use crate::sysctl::{self, Setting};
 use crate::table::{self, LIMIT, Mix};
+use crate::traffic::icmp::Icmp;
 use crate::traffic::loopback;
 use crate::traffic::udp::{self, Plan};
 
@@ -138,6 +146,209 @@ pub(super) fn rows_and_columns(_: &Guest) -> Result<Outcome> {
             shown.lines().filter_map(|line| line.split(' ').next()).filter(is_time).map(str::len).collect();
         let is_one = !widths.is_empty() && widths.iter().all(|one| *one == width);
         checks.that(is_one, format!("{interval}: times of {widths:?} columns: {shown}"));
+    }
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// Two VRFs with the same addresses, each in a zone of its own in the original direction alone: both have one reply tuple,
+/// so the second flow clashes with the first. The tuples are equal; the zones tell them apart, wherever the loss is shown.
+pub(super) fn clash_between_zones(_: &Guest) -> Result<Outcome> {
+    let _ = run(&["modprobe", "vrf"]);
+    let router = Netns::create("router")?;
+    let clients = [Netns::create("one")?, Netns::create("two")?];
+    let inside = format!("ip -n {}", router.name());
+    for (number, client) in (1..).zip(&clients) {
+        let (netns, table) = (client.name(), 100 + number);
+        sh(&format!("{inside} link add r{number} type veth peer name e0 netns {netns}"))?;
+        if sh(&format!("{inside} link add v{number} type vrf table {table}")).is_err() {
+            return Ok(Outcome::Skipped("this kernel has no VRF".into()));
+        }
+        sh(&format!("{inside} link set v{number} up"))?;
+        sh(&format!("{inside} link set r{number} master v{number} up"))?;
+        sh(&format!("{inside} addr add 10.0.0.1/24 dev r{number}"))?;
+        sh(&format!("ip -n {netns} addr add 10.0.0.2/24 dev e0"))?;
+        sh(&format!("ip -n {netns} link set e0 up"))?;
+    }
+    router.run(|| {
+        nftables::load(
+            "table inet ctw_zones {\n\
+             chain early { type filter hook prerouting priority -300;\n\
+             iifname {r1, v1} ct original zone set 1; iifname {r2, v2} ct original zone set 2; }\n\
+             chain in { type filter hook input priority 0; ct state new counter; }\n}\n",
+        )
+    })?;
+    let to = Ipv4Addr::new(10, 0, 0, 1).into();
+    let ping = |client: &Netns, packets: u16| {
+        client.run(|| {
+            let socket = Icmp::open(to)?;
+            (0..packets).try_for_each(|number| socket.echo(to, 1, number).map(drop))?;
+            Ok(())
+        })
+    };
+    let folder = TempDir::new()?;
+    let file = folder.path().join("zones.ctw");
+    let mut recorder = Recorder::start(folder.path(), &file, &["--when", "drops>0"])?;
+    let by_flow = Drops::start(&["--by", "flow"])?;
+    let drops = Drops::start(&["--events"])?;
+    let before = router.counters()?;
+    let packets = 3;
+    ping(&clients[0], packets)?;
+    // The first has its entry, once its neighbour is known.
+    let until = Instant::now() + Duration::from_secs(30);
+    while router.run(|| sysctl::read(sysctl::COUNT))? == 0 {
+        ensure!(Instant::now() < until, "the first flow has no entry");
+        thread::sleep(Duration::from_millis(50));
+    }
+    ping(&clients[1], packets)?;
+    drops.wait_for("a clash", |lines| lines.iter().any(|line| line["type"] == "drop"))?;
+    drops.wait_for_ticks(2)?;
+    by_flow.wait_for_ticks(2)?;
+    let (run, flows) = (drops.stop()?, by_flow.stop()?);
+    recorder.signal(Signal::SIGINT)?;
+    let (code, _, said) = recorder.end()?;
+    ensure!(code == Some(0), "record failed: {said}");
+    let kernel = router.counters()?.since(&before);
+
+    let mut checks = Checks::new();
+    let clashes: Vec<_> =
+        run.drops.iter().filter(|drop| drop.cause == "clash" && drop.netns == router.inode()).collect();
+    checks.figure("clashes", clashes.len());
+    checks.equal("clashes against Δinsert_failed", clashes.len() as u64, kernel.get("insert_failed"));
+    checks.that(!clashes.is_empty(), "nothing clashed");
+    for drop in clashes {
+        let place = (drop.hook.as_deref(), drop.device_in.as_deref(), drop.device_out.as_deref());
+        checks.equal("hook and devices of a clash", place, (Some("input"), Some("v2"), None));
+        checks.equal("its zones", (drop.zone_original, drop.zone_reply), (Some(2), Some(0)));
+        checks.equal("its type and code", (drop.icmp_type, drop.icmp_code), (Some(8), Some(0)));
+    }
+    let rows = flows.end.rows.iter().filter(|row| row.cause() == "clash");
+    let zones: Vec<_> = rows.map(|row| (row.zone_original, row.zone_reply)).collect();
+    checks.equal("zones of rows by flow", zones, vec![(Some(2), Some(0))]);
+
+    let path = file.to_str().context("a path")?;
+    // Lines are wrapped.
+    let words = |output: &Output| text(output).split_whitespace().collect::<Vec<_>>().join(" ");
+    let replayed = words(&ctwatch(&["replay", path, "--speed", "max", "--events", "--cause", "clash"])?);
+    checks.that(replayed.contains("zone 2 (original only) input v2"), format!("replay: {replayed}"));
+    let shown = words(&ctwatch(&["replay", path, "--speed", "max", "--by", "flow"])?);
+    checks.that(shown.contains("zone 2 (original only)"), format!("replay --by flow: {shown}"));
+    let exported = text(&ctwatch(&["export", path, "--to", "csv", "--table", "drops"])?);
+    let mut lines = exported.lines();
+    let columns: Vec<&str> = lines.next().context("no header")?.split(',').collect();
+    let place = |name: &str| columns.iter().position(|column| *column == name);
+    let (original, reply) = (place("zone_original").context("a column")?, place("zone_reply"));
+    let zones = lines.map(|line| line.split(',').collect::<Vec<_>>()).map(|cells| {
+        (cells.get(original).copied().unwrap_or_default(), reply.and_then(|place| cells.get(place).copied()))
+    });
+    checks.that(zones.clone().count() > 0, "nothing exported");
+    for zones in zones {
+        checks.equal("zones exported", zones, ("2", Some("0")));
+    }
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// A flush takes entries out of the table whose packets wait for a neighbour that isn't there: they count, and no listing
+/// shows them. Up to 5.18 the kernel lists them elsewhere; later ones don't, and that is said.
+pub(super) fn dying_entries(guest: &Guest) -> Result<Outcome> {
+    const FLOWS: u16 = 40;
+    let netns = Netns::create("flushed")?;
+    let name = netns.name();
+    sh(&format!("ip -n {name} link add v0 type veth peer name v1"))?;
+    sh(&format!("ip -n {name} link set v0 up"))?;
+    sh(&format!("ip -n {name} link set v1 up"))?;
+    sh(&format!("ip -n {name} addr add 2001:db8::1/64 dev v0 nodad"))?;
+    let mut checks = Checks::new();
+    netns.run(|| {
+        nftables::track()?;
+        // A neighbour is asked for three times, a second apart; by then the packets are gone, and their entries.
+        fs::write("/proc/sys/net/ipv6/neigh/v0/mcast_solicit", "60").context("mcast_solicit")?;
+        for index in 1..=FLOWS {
+            let to: IpAddr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, index).into();
+            Icmp::open(to)?.echo(to, index, 1)?;
+        }
+        run(&["conntrack", "-F"]).map(drop)
+    })?;
+    let counted = netns.run(|| sysctl::read(sysctl::COUNT))?;
+    let report = ctwatch_table(&["--netns", name])?;
+    let shown = text(&ctwatch(&["table", "--netns", name])?);
+    let table = table_of(&report, netns.inode())?;
+    checks.figure("counted", counted);
+    checks.equal("entries the kernel counts", counted, u64::from(FLOWS));
+    checks.equal("of which are listed", table["listed"].as_u64(), Some(0));
+    checks.equal("unlisted", table["unlisted"].as_u64(), Some(counted));
+    let hidden = &table["hidden"];
+    if guest.is_5_10() {
+        let judge = netns.run(|| run(&["conntrack", "-L", "dying"]))?;
+        checks.equal(
+            "dying against conntrack -L dying",
+            hidden["dying"].as_u64(),
+            Some(judge.lines().count() as u64),
+        );
+        checks.equal("dying", hidden["dying"].as_u64(), Some(counted));
+        checks.equal("unconfirmed", hidden["unconfirmed"].as_u64(), Some(0));
+        checks.equal("others", hidden["others"].as_u64(), Some(0));
+        checks.equal("complete", hidden["complete"].as_bool(), Some(true));
+        checks.equal("reasons", &table["reasons"], &serde_json::json!(["dying"]));
+        let service = &hidden["services"][0];
+        let key = ["sort", "proto", "icmp_type", "icmp_code", "entries"].map(|name| service[name].clone());
+        checks.equal(
+            "whose they are",
+            Value::from(key.to_vec()),
+            serde_json::json!(["dying", "icmpv6", 128, 0, counted]),
+        );
+        let words = format!("{counted} dying of type 128 code 0/icmpv6");
+        checks.that(shown.contains(&words), format!("no `{words}`: {shown}"));
+    } else {
+        checks.equal("dying", &hidden["dying"], &Value::Null);
+        checks.equal("unconfirmed", &hidden["unconfirmed"], &Value::Null);
+        checks.equal("complete", hidden["complete"].as_bool(), Some(false));
+        checks.that(shown.contains("not readable"), format!("it doesn't say that it can't tell: {shown}"));
+    }
+    checks.that(!shown.contains("the table is empty"), format!("it isn't empty: {shown}"));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// More destinations than can be counted each: one that has many is told with bounds, and of those that may have one no row
+/// claims more.
+pub(super) fn bounds(_: &Guest) -> Result<Outcome> {
+    const HEAVY: [u8; 4] = [10, 200, 0, 1];
+    let _limit = Setting::set(sysctl::MAX, 150_000)?;
+    let entries = 70_000_u32;
+    // It begins after the others have taken all cells.
+    let dst = |index: u32| if index % 50 == 49 { HEAVY } else { (0x0B00_0000 + index).to_be_bytes() };
+    Maker::open()?.create(
+        (0..entries)
+            .map(|index| Entry { dst: (IpAddr::from(dst(index)), 53), ..Entry::nth(index, 53, None, true) }),
+    )?;
+    let truth = (0..entries).filter(|index| dst(*index) == HEAVY).count() as u64;
+    let netns = own_inode()?;
+    let mut checks = Checks::new();
+    let report: Value = serde_json::from_slice(
+        &ctwatch(&["table", "--by", "dst", "--top", "4", "--format", "json"])?.stdout,
+    )?;
+    let rows: Vec<&Value> =
+        report["rows"].as_array().context("no rows")?.iter().filter(|row| row["netns"] == netns).collect();
+    checks.equal("rows: the heavy one, and the others", rows.len(), 2);
+    let (heavy, rest) = (rows.first().context("no row")?, rows.last().context("no row")?);
+    checks.equal("the heavy one", heavy["dst"].as_str(), Some("10.200.0.1"));
+    let of = |row: &Value, name: &str| row[name].as_u64();
+    let bound = |row: &Value, name| of(row, name).or(of(row, "entries")).unwrap_or(0);
+    let (least, most) = (bound(heavy, "entries_min"), bound(heavy, "entries_max"));
+    checks.that((least..=most).contains(&truth), format!("{truth} is not between {least} and {most}"));
+    let (least, most) = (bound(rest, "entries_min"), bound(rest, "entries_max"));
+    let others = u64::from(entries) - truth;
+    checks.that((least..=most).contains(&others), format!("{others} is not between {least} and {most}"));
+    let each = of(rest, "each_at_most").unwrap_or(0);
+    checks.that((1..=4).contains(&each), format!("others have at most {each} each"));
+    let shown = text(&ctwatch(&["table", "--by", "dst,state", "--top", "4"])?);
+    let ghosts = shown.lines().filter(|line| line.contains(" 11.")).count();
+    checks.equal("rows of destinations of which one entry is certain", ghosts, 0);
+    checks.that(shown.contains("none without a row has more than"), format!("it doesn't say so: {shown}"));
+    for line in shown
+        .lines()
+        .filter(|line| line.trim_end().rsplit(' ').next().is_some_and(|last| last.starts_with('+')))
+    {
+        checks.that(line.contains('≥'), format!("a bound that isn't shown as one: {line}"));
     }
     Ok(Outcome::Passed(checks.finish()?))
 }

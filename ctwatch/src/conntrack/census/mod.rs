@@ -1,6 +1,7 @@
 //! A census: every entry of a netns's table, read once over ctnetlink and summed up while it streams by.
 //! Read-only, and never on the thread that watches: a large table takes seconds.
 
+pub mod hidden;
 pub mod parse;
 mod recent;
 pub(crate) mod tally;
@@ -21,8 +22,10 @@ use parse::{Message, Messages};
 use recent::Recent;
 use tally::Tally;
 
-/// NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
-const CT_GET: u16 = 1 << 8 | 1;
+/// NFNL_SUBSYS_CTNETLINK << 8
+const CT_SUBSYSTEM: u16 = 1 << 8;
+/// IPCTNL_MSG_CT_GET
+const CT_GET: u16 = CT_SUBSYSTEM | 1;
 
 /// What one dump held.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +48,7 @@ pub struct Count {
 pub fn count_entries() -> Result<Count> {
     let started = Instant::now();
     let mut tally = Tally::new();
-    let interrupted = dump_here(EntryFields::default(), |entry| tally.add(entry), || Next::Go)?;
+    let interrupted = dump_here(CT_GET, EntryFields::default(), |entry| tally.add(entry), || Next::Go)?;
     let (entries, duplicates) = (tally.entries, tally.duplicates);
     let (keys, details) = tally.finish();
     Ok(Count { keys, details, entries, duplicates, interrupted, took: started.elapsed() })
@@ -77,6 +80,7 @@ pub fn list_entries(
     let mut recent = Recent::new();
     let mut listing = Listing::default();
     listing.interrupted = dump_here(
+        CT_GET,
         wanted,
         |entry| {
             if recent.repeats(entry) {
@@ -122,12 +126,13 @@ impl Buckets {
 
 /// Hands over every entry of a dump; returns whether the kernel called it inconsistent. `after` each datagram it may end.
 fn dump_here(
+    kind: u16,
     wanted: EntryFields,
     mut each: impl FnMut(&TableEntry),
     mut after: impl FnMut() -> Next,
 ) -> Result<bool> {
     let mut interrupted = false;
-    netlink::dump_here(CT_GET, libc::AF_UNSPEC as u8, &[], |datagram| {
+    netlink::dump_here(kind, libc::AF_UNSPEC as u8, &[], |datagram| {
         let mut messages = Messages::new(datagram, wanted);
         let mut done = false;
         for message in messages.by_ref() {
@@ -146,7 +151,10 @@ fn dump_here(
         let next = after();
         Ok(if done { Next::Stop } else { next })
     })
-    .context("dumping the conntrack table (IPCTNL_MSG_CT_GET)")?;
+    .with_context(|| match kind {
+        CT_GET => "dumping the conntrack table (IPCTNL_MSG_CT_GET)".to_owned(),
+        other => format!("dumping a list of ctnetlink's (message {})", other & 0xFF),
+    })?;
     Ok(interrupted)
 }
 

@@ -21,11 +21,24 @@ impl Drops {
         }))
     }
 
-    pub fn row(&mut self, run: i64, tick: i64, name: Option<Foreign>, loss: &Loss) -> Option<[Value; 42]> {
+    pub fn row(&mut self, run: i64, tick: i64, name: Option<Foreign>, loss: &Loss) -> Option<[Value; 44]> {
         let Event::Drop(event) = self.0.loss(loss)? else { return None };
         let DropEvent { packet, reply, entry, pushed_out_by, process, .. } = &event;
-        let Packet { netns, proto, src, sport, dst, dport, icmp_type, icmp_code, icmp_id, loopback, .. } =
-            packet;
+        let Packet {
+            netns,
+            proto,
+            src,
+            sport,
+            dst,
+            dport,
+            icmp_type,
+            icmp_code,
+            icmp_id,
+            loopback,
+            zone_original,
+            zone_reply,
+            ..
+        } = packet;
         let by = pushed_out_by.flatten();
         let certainty = if event.certainty == Certainty::Exact { "exact" } else { "inferred" };
         let role = |role| if role == Role::Sender { "sender" } else { "listener" };
@@ -72,6 +85,8 @@ impl Drops {
             by.and_then(|by| by.tuple.sport),
             by.map(|by| by.tuple.dst.to_string()),
             by.and_then(|by| by.tuple.dport),
+            *zone_original,
+            *zone_reply,
         ])
     }
 }

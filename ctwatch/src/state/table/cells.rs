@@ -1,6 +1,7 @@
 //! Entries by key in a bounded number of cells: exact while there are cells, Space-Saving from then on.
 //! One hash and a few additions per entry; no allocation once the cells are there.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use super::key::Wide;
@@ -232,9 +233,13 @@ impl<K: Key> Cells<K> {
         }
     }
 
-    /// The keys with the most entries, most first.
-    pub fn finish(mut self, top: usize) -> Vec<Counted<K>> {
-        let mut order: Vec<u32> = (0..self.cells.len() as u32).collect();
+    /// The keys with the most entries, most first, without those of which only one entry is certain; and where that is not
+    /// all that there is to know, how many entries any other key has at most.
+    pub fn finish(mut self, top: usize) -> (Vec<Counted<K>>, Option<u64>) {
+        let is_told = |cell: &Cell<K>| cell.error == 0 || cell.entries - cell.error > 1;
+        let told = |place: &u32| is_told(&self.cells[*place as usize]);
+        let mut order: Vec<u32> = (0..self.cells.len() as u32).filter(told).collect();
+        let is_approximate = self.cells.iter().any(|cell| cell.error > 0);
         let rank = |place: &u32| {
             let cell = &self.cells[*place as usize];
             (std::cmp::Reverse(cell.entries), cell.key)
@@ -244,7 +249,19 @@ impl<K: Key> Cells<K> {
             order.truncate(top);
         }
         order.sort_unstable_by_key(rank);
-        order.into_iter().map(|place| self.counted(place)).collect()
+        let shown: HashSet<u32> = order.iter().copied().collect();
+        let others = (0u32..).zip(&self.cells).filter(|(place, _)| !shown.contains(place));
+        let most = others.map(|(_, cell)| cell.entries).max();
+        // A key without a cell has no more entries than the cell with the fewest.
+        let fewest = self.cells.iter().map(|cell| cell.entries).min();
+        let each_at_most = most.max(fewest).filter(|_| is_approximate).map(u64::from);
+        (order.into_iter().map(|place| self.counted(place)).collect(), each_at_most)
+    }
+
+    /// All of them, in no order.
+    #[cfg(test)]
+    fn all(mut self) -> Vec<Counted<K>> {
+        (0..self.cells.len() as u32).map(|place| self.counted(place)).collect()
     }
 
     fn counted(&mut self, place: u32) -> Counted<K> {
@@ -285,7 +302,7 @@ mod tests {
         for key in keys {
             cells.add(*key, &TableEntry { assured: true, left: 60, ..TableEntry::default() }, None);
         }
-        cells.finish(usize::MAX)
+        cells.all()
     }
 
     fn truth(keys: &[u64]) -> HashMap<u64, u64> {
@@ -340,8 +357,28 @@ mod tests {
         let keys = [5, 5, 5, 9, 9, 1, 1, 3];
         let mut cells = Cells::new(16);
         keys.iter().for_each(|key: &u64| cells.add(*key, &TableEntry::default(), None));
-        let top: Vec<_> = cells.finish(3).iter().map(|row| (row.key, row.entries)).collect();
+        let top: Vec<_> = cells.finish(3).0.iter().map(|row| (row.key, row.entries)).collect();
         assert_eq!(top, [(5, 3), (1, 2), (9, 2)]);
+    }
+
+    #[test]
+    fn a_row_of_which_one_entry_is_certain_is_left_out() {
+        let mut cells = Cells::new(8);
+        for key in 0..100_u64 {
+            cells.add(key, &TableEntry::default(), None);
+            cells.add(1_000, &TableEntry::default(), None);
+        }
+        let (rows, each_at_most) = cells.finish(4);
+        assert_eq!(
+            rows.iter().map(|row| (row.key, row.entries, row.error)).collect::<Vec<_>>(),
+            [(1_000, 100, 0)]
+        );
+        // 100 keys in the seven other cells.
+        assert_eq!(each_at_most, Some(15));
+        let mut few = Cells::new(8);
+        (0..5_u64).for_each(|key| few.add(key, &TableEntry::default(), None));
+        let (rows, each_at_most) = few.finish(4);
+        assert_eq!((rows.len(), each_at_most), (4, None), "all of one entry, and all exact");
     }
 
     #[test]
@@ -353,7 +390,7 @@ mod tests {
         for _ in 0..1_000 {
             cells.add(9_999, &TableEntry { left: 50, ..TableEntry::default() }, Some(7));
         }
-        let row = cells.finish(1)[0];
+        let row = cells.finish(1).0[0];
         assert_eq!((row.key, row.left_median, row.age_median), (9_999, Some(50.0), Some(7.0)));
     }
 }

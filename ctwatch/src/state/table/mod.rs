@@ -114,21 +114,24 @@ impl<'a> Breakdown<'a> {
             proto: Some(Protocol(entry.proto)),
             port: Some(entry.port),
             loopback: Some(direction == Direction::Loopback),
+            zone: None,
         };
         let addresses = (IpAddr::from(entry.src), IpAddr::from(entry.dst));
         self.settings.filter.judge(&facts, Some(addresses)) == Verdict::Pass
     }
 
-    /// The largest rows, and the sum of all that matched.
-    fn finish(self) -> (Vec<Counted<Wide>>, Sum) {
+    /// The largest rows, the sum of all that matched, and if not every key could be counted, how many entries one that has
+    /// no row can have at most.
+    fn finish(self) -> (Vec<Counted<Wide>>, Sum, Option<u64>) {
         let top = self.settings.top;
-        let rows = match self.cells {
+        let (rows, others) = match self.cells {
             AnyCells::Wide(cells) => cells.finish(top),
             AnyCells::Narrow(cells) => {
-                cells.finish(top).into_iter().map(|row| row.with_key(Wide::narrow(row.key))).collect()
+                let (rows, others) = cells.finish(top);
+                (rows.into_iter().map(|row| row.with_key(Wide::narrow(row.key))).collect(), others)
             }
         };
-        (rows, self.matched)
+        (rows, self.matched, others)
     }
 }
 

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use super::cells::{Counted, Sum};
 use super::key::Wide;
 use super::{Breakdown, BreakdownConfig, Dimension, Keys};
-use crate::contract::breakdown::{Reason, Row, Skipped, TableBreakdown, TableReport};
+use crate::contract::breakdown::{Hidden, HiddenService, Reason, Row, Skipped, TableBreakdown, TableReport};
 use crate::contract::{SCHEMA, fill};
 use crate::foreign::Foreign;
-use crate::model::{Protocol, service, state_name};
+use crate::model::{CensusKey, HiddenEntries, Protocol, service, state_name};
 use jiff::Timestamp;
 
 /// One netns's table, counted.
@@ -18,6 +18,8 @@ pub struct TableResult {
     table: TableBreakdown,
     rows: Vec<Row>,
     matched: Sum,
+    /// No key that has no row has more entries, where counts are not exact.
+    each_at_most: Option<u64>,
 }
 
 /// What was seen around the listing of one table.
@@ -39,6 +41,8 @@ pub struct ScanContext {
     pub resized: bool,
     /// The kernel called the dump inconsistent.
     pub interrupted: bool,
+    /// What the kernel counts and the listing leaves out, asked if there is any.
+    pub hidden: Option<HiddenEntries>,
     /// Whether conntrack tracks, asked if nothing was listed.
     pub tracks: Option<Option<bool>>,
     /// How long it took.
@@ -55,8 +59,9 @@ impl Breakdown<'_> {
     pub fn end(self, seen: ScanContext) -> TableResult {
         let (settings, netns, filters) = (self.settings, self.netns, self.filters);
         let unevictable = self.unevictable;
-        let (counted, matched) = self.finish();
-        let (unlisted, reasons) = difference(&seen);
+        let (counted, matched, each_at_most) = self.finish();
+        let (unlisted, mut reasons) = difference(&seen);
+        let top = settings.top;
         let ScanContext {
             count_before,
             count,
@@ -66,11 +71,16 @@ impl Breakdown<'_> {
             restarts,
             resized,
             interrupted: _,
+            hidden,
             tracks,
             took_s,
             name,
             container,
         } = seen;
+        let hidden = hidden.filter(|_| unlisted > 0).map(|hidden| name_hidden(&hidden, unlisted, top));
+        if let Some(hidden) = &hidden {
+            reasons.retain(|reason| may_be(*reason, hidden));
+        }
         let table = TableBreakdown {
             netns,
             name,
@@ -87,11 +97,12 @@ impl Breakdown<'_> {
             resized,
             unlisted,
             reasons,
+            hidden,
             tracks,
             took_s,
         };
         let rows = counted.iter().map(|counted| row(settings.by, counted, &table)).collect();
-        TableResult { table, rows, matched }
+        TableResult { table, rows, matched, each_at_most }
     }
 }
 
@@ -119,6 +130,53 @@ fn difference(seen: &ScanContext) -> (i64, Vec<Reason>) {
     (unlisted, reasons)
 }
 
+/// What the kernel's lists say of the entries that were not listed.
+fn name_hidden(hidden: &HiddenEntries, unlisted: i64, top: usize) -> Hidden {
+    let HiddenEntries { dying, unconfirmed, complete } = hidden;
+    let sum = |keys: &Vec<CensusKey>| keys.iter().map(|key| u64::from(key.entries)).sum::<u64>();
+    let (dying_sum, unconfirmed_sum) = (dying.as_ref().map(sum), unconfirmed.as_ref().map(sum));
+    let named = dying_sum.unwrap_or(0) + unconfirmed_sum.unwrap_or(0);
+    let of = |sort, keys: &Option<Vec<CensusKey>>| {
+        let keys = keys.clone().unwrap_or_default();
+        keys.into_iter().map(move |key| hidden_service(sort, &key)).collect::<Vec<_>>()
+    };
+    let mut services = [of(Reason::Dying, dying), of(Reason::Unconfirmed, unconfirmed)].concat();
+    services.sort_by_key(|service| std::cmp::Reverse(service.entries));
+    services.truncate(top);
+    Hidden {
+        dying: dying_sum,
+        unconfirmed: unconfirmed_sum,
+        complete: *complete,
+        others: unlisted.unsigned_abs().saturating_sub(named),
+        services,
+    }
+}
+
+fn hidden_service(sort: Reason, key: &CensusKey) -> HiddenService {
+    let proto = Protocol(key.proto);
+    let port = proto.has_ports().then_some(key.port);
+    let icmp = proto.is_icmp().then(|| key.port.to_be_bytes());
+    HiddenService {
+        sort,
+        proto,
+        port,
+        service: port.map(|port| service(proto, port)),
+        icmp_type: icmp.map(|[kind, _]| kind),
+        icmp_code: icmp.map(|[_, code]| code),
+        entries: key.entries.into(),
+    }
+}
+
+/// Whether, with what the kernel's lists say, this can still be a reason.
+fn may_be(reason: Reason, hidden: &Hidden) -> bool {
+    match reason {
+        Reason::Dying => hidden.dying.map_or(!hidden.complete, |dying| dying > 0 || !hidden.complete),
+        Reason::Unconfirmed => hidden.unconfirmed.is_none_or(|unconfirmed| unconfirmed > 0),
+        Reason::Expired | Reason::ReplyOnly => hidden.others > 0 || !hidden.complete,
+        Reason::Churn | Reason::Resize | Reason::Interrupted => true,
+    }
+}
+
 fn row(by: Keys, counted: &Counted<Wide>, table: &TableBreakdown) -> Row {
     let fields = by.fields(counted.key);
     let proto = fields.proto.map(Protocol);
@@ -139,16 +197,19 @@ fn row(by: Keys, counted: &Counted<Wide>, table: &TableBreakdown) -> Row {
         zone: fields.zone,
         mark: fields.mark,
         error: counted.error,
+        entries_min: (counted.error > 0).then_some(certain),
+        entries_max: (counted.error > 0).then_some(counted.entries),
         assured_share: (certain > 0).then(|| part(counted.assured, certain)),
         time_wait_share: (certain > 0 && tells_time_wait).then(|| part(counted.time_wait, certain)),
         timeout_left_median_s: counted.left_median.map(f64::round),
         timeout_left_p90_s: counted.left_p90.map(f64::round),
         age_median_s: counted.age_median.map(f64::round),
-        ..of_table(by, counted.entries, table)
+        entries: counted.entries,
+        ..of_table(by, certain, table)
     }
 }
 
-/// A row that says nothing but whose and how many.
+/// A row that says nothing but whose and how many, at least.
 fn of_table(by: Keys, entries: u64, table: &TableBreakdown) -> Row {
     Row {
         netns: table.netns,
@@ -200,12 +261,21 @@ pub fn combine(
 }
 
 fn rest(by: Keys, finished: &TableResult, shown: &[Row]) -> Option<Row> {
-    let TableResult { table, rows: _, matched } = finished;
+    let TableResult { table, rows, matched, each_at_most } = finished;
     let shown = shown.iter().filter(|row| row.netns == table.netns);
+    // Those shown are its largest.
+    let left_out = rows.get(shown.clone().count()).map(|row| row.entries);
     let (entries, error) =
         shown.fold((0, 0), |(entries, error), row| (entries + row.entries, error + row.error));
     let entries = matched.entries.saturating_sub(entries);
-    (entries + error > 0).then(|| Row { rest: true, error, ..of_table(by, entries, table) })
+    (entries + error > 0).then(|| Row {
+        rest: true,
+        error,
+        entries_min: (error > 0).then_some(entries),
+        entries_max: (error > 0).then_some(entries + error),
+        each_at_most: each_at_most.map(|most| most.max(left_out.unwrap_or(0))),
+        ..of_table(by, entries, table)
+    })
 }
 
 /// For [`super::tests`]: counts these entries as one quiet table.

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use super::rows::quiet;
 use super::*;
 use crate::contract::breakdown;
-use crate::model::Address;
+use crate::model::{Address, CensusKey, HiddenEntries};
 use crate::state::PortRange;
 use proptest::prelude::*;
 
@@ -144,6 +144,79 @@ fn what_moved_meanwhile_is_no_difference_and_what_did_not_is() {
     assert_eq!(difference(100, 100, 90, 0), (10, vec![Expired, Unconfirmed, Dying, ReplyOnly]));
     assert_eq!(difference(100, 110, 90, 0), (10, vec![Expired, Unconfirmed, Dying, ReplyOnly, Churn]));
     assert_eq!(difference(100, 100, 103, 0), (-3, vec![Churn]));
+}
+
+/// A table of which the kernel counts 80 entries more than were listed, and what its lists say of them.
+fn hidden(entries: HiddenEntries) -> breakdown::TableBreakdown {
+    let settings = settings(Keys::default(), 2);
+    let census = Breakdown::new(&settings, NetnsId::from_packed(1), Locals::default(), 0);
+    let count = Some(80);
+    let seen = ScanContext { count_before: count, count, hidden: Some(entries), ..ScanContext::default() };
+    let report = combine(&settings, vec![census.end(seen)], Vec::new(), false, "0", Default::default(), 0.0);
+    report.tables.into_iter().next().expect("one table")
+}
+
+fn of_port(proto: u8, port: u16, entries: u32) -> CensusKey {
+    CensusKey { proto, port, entries, assured: 0, time_wait: 0 }
+}
+
+#[test]
+fn entries_that_no_listing_shows_are_counted_by_name_where_the_kernel_lists_them() {
+    use breakdown::Reason::{Dying, Expired, ReplyOnly, Unconfirmed};
+    let all = hidden(HiddenEntries {
+        dying: Some(vec![of_port(6, 80, 9), of_port(58, 128 << 8, 70)]),
+        unconfirmed: Some(vec![of_port(17, 53, 1)]),
+        complete: true,
+    });
+    let told = all.hidden.expect("asked");
+    assert_eq!((told.dying, told.unconfirmed, told.others), (Some(79), Some(1), 0));
+    let first = &told.services[0];
+    assert_eq!((first.sort, first.icmp_type, first.icmp_code, first.port), (Dying, Some(128), Some(0), None));
+    assert_eq!((told.services.len(), all.reasons), (2, vec![Unconfirmed, Dying]));
+    let some =
+        hidden(HiddenEntries { dying: Some(Vec::new()), unconfirmed: Some(Vec::new()), complete: true });
+    assert_eq!((some.hidden.expect("asked").others, some.reasons), (80, vec![Expired, ReplyOnly]));
+}
+
+#[test]
+fn what_the_kernel_does_not_list_is_unknown_and_not_none() {
+    use breakdown::Reason::{Dying, Expired, ReplyOnly, Unconfirmed};
+    let unknown = hidden(HiddenEntries::default());
+    let told = unknown.hidden.expect("asked");
+    assert_eq!((told.dying, told.unconfirmed, told.complete, told.others), (None, None, false, 80));
+    assert_eq!(unknown.reasons, [Expired, Unconfirmed, Dying, ReplyOnly]);
+}
+
+#[test]
+fn a_bound_is_told_as_one_and_its_share_is_that_of_what_is_certain() {
+    // Twice as many destinations as there are cells: one of 1,000 entries, the others of one each.
+    let settings = settings(Keys::one(Dimension::Dst), 4);
+    let mut census = Breakdown::new(&settings, NetnsId::from_packed(1), Locals::default(), 0);
+    let entry = |dst: u32| TableEntry {
+        dst: Address::from(IpAddr::from(dst.to_be_bytes())),
+        ..TableEntry { proto: 17, ..TableEntry::default() }
+    };
+    let mut listed = 0;
+    for index in 0..2 * WIDE as u32 {
+        census.add(&entry(0x0A00_0000 + index));
+        listed += 1;
+        if index > WIDE as u32 && index < WIDE as u32 + 1_001 {
+            census.add(&entry(0x0B00_0000));
+            listed += 1;
+        }
+    }
+    let count = Some(listed as u32);
+    let end = ScanContext { count_before: count, count, listed, max: count, ..ScanContext::default() };
+    let report = combine(&settings, vec![census.end(end)], Vec::new(), false, "0", Default::default(), 0.0);
+    let [row, rest] = &report.rows[..] else { panic!("{:?}", report.rows) };
+    assert_eq!(row.dst, Some(IpAddr::from([11, 0, 0, 0])));
+    let (least, most) = (row.entries_min.expect("a bound"), row.entries_max.expect("a bound"));
+    assert!(least <= 1_000 && 1_000 <= most && most == row.entries && most - least == row.error, "{row:?}");
+    assert!(row.share <= 1_000.0 / listed as f64, "{row:?}");
+    assert_eq!(rest.entries_min, Some(rest.entries));
+    assert_eq!(rest.entries_max, Some(rest.entries + rest.error));
+    assert!(rest.each_at_most.is_some_and(|most| (1..=3).contains(&most)), "{rest:?}");
+    assert_eq!(row.entries + rest.entries, listed);
 }
 
 proptest! {

@@ -162,7 +162,6 @@ fn description(service: &ServiceLine) -> String {
     let server = service.server.as_ref().map(ToString::to_string);
     let name = server.as_deref().or(service.service).unwrap_or_default();
     let what = match (service.port, service.icmp_type, service.icmp_code) {
-        (_, Some(kind), Some(0)) => format!("type {kind}/{}", service.proto),
         (_, Some(kind), Some(code)) => format!("type {kind} code {code}/{}", service.proto),
         (port, ..) => format!("{}/{}", port.unwrap_or(0), service.proto),
     };

@@ -1,7 +1,7 @@
 //! The output of `ctwatch table`: each table's fill, then its rows, then any discrepancy with the kernel's count.
 //! Addresses are never cut off: a key too long for its column gets a line of its own.
 
-use crate::contract::breakdown::{Reason, Row, TableBreakdown, TableReport};
+use crate::contract::breakdown::{Hidden, HiddenService, Reason, Row, TableBreakdown, TableReport};
 use crate::foreign::Foreign;
 use crate::model::is_home_netns;
 use crate::text::{
@@ -45,6 +45,7 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
     for table in shown {
         lines.push(table_line(table, clock, paint));
         let rows = rows_of(table);
+        let each_at_most = rows.iter().find_map(|row| row.each_at_most);
         if !rows.is_empty() {
             lines.push(columns.header(&report.by, paint));
         }
@@ -53,7 +54,7 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
         }
         lines.extend(evictable(table));
         lines.extend(discrepancy(table, paint));
-        lines.extend(remarks(table));
+        lines.extend(remarks(table, each_at_most));
     }
     lines.extend(without_rows(others));
     lines.extend(unlisted(report).iter().map(|line| paint.on(WARN, line)));
@@ -124,7 +125,7 @@ impl Columns {
     fn header(&self, by: &[&'static str], paint: Paint) -> String {
         let keys = title(by);
         let keys = shorten(&keys, self.key());
-        let tail = self.tail(["assured", "t_wait", "left", "p90", "age", "error"].map(str::to_owned));
+        let tail = self.tail(["assured", "t_wait", "left", "p90", "age", "up to"].map(str::to_owned));
         let head = format!("{:>ENTRIES$} {:>SHARE$} {:>SHARE$} ", "entries", "table", "max");
         paint.on(FAINT, &format!("{head}{keys:<0$}{tail}", self.key()))
     }
@@ -142,12 +143,17 @@ impl Columns {
 
     fn row(&self, row: &Row, by: &[&'static str]) -> Vec<String> {
         let share = |share: Option<f64>| share.map(percent).unwrap_or_default();
-        // Empty for an exact count among inexact ones.
-        let error = match row.error {
-            0 => String::new(),
-            error if row.rest => format!("+{}", thousands(error)),
-            error => format!("-{}", thousands(error)),
+        let is_exact = row.error == 0;
+        let bound = if is_exact { "" } else { "≥" };
+        // Of what is rounded down to nothing, that it is at least so much says nothing.
+        let bounded = |part: Option<f64>| match part {
+            Some(part) if (0.01..1.0).contains(&part) => format!("{bound}{}", percent(part)),
+            part => share(part),
         };
+        // Empty for an exact count among inexact ones.
+        let error = if is_exact { String::new() } else { format!("+{}", thousands(row.error)) };
+        let least = row.entries_min.unwrap_or(row.entries);
+        let entries = format!("{bound}{}", thousands(least));
         let tail = self.tail([
             share(row.assured_share),
             share(row.time_wait_share),
@@ -158,9 +164,9 @@ impl Columns {
         ]);
         let head = format!(
             "{:>ENTRIES$} {:>SHARE$} {:>SHARE$}",
-            thousands(row.entries),
-            percent(row.share),
-            share(row.share_of_max)
+            if width(&entries) > ENTRIES { format!("{bound}{least}") } else { entries },
+            bounded(Some(row.share)),
+            bounded(row.share_of_max)
         );
         let key = key(row, by);
         if width(&key) <= self.key() {
@@ -262,6 +268,10 @@ fn discrepancy(table: &TableBreakdown, paint: Paint) -> Vec<String> {
     if table.unlisted == 0 {
         return Vec::new();
     }
+    if let Some(hidden) = table.hidden.as_ref().filter(|hidden| names(hidden) > 0) {
+        let texts = [of_hidden(table, hidden), services(hidden)];
+        return texts.iter().flat_map(|text| remark(text)).map(|line| paint.on(WARN, &line)).collect();
+    }
     let reasons: Vec<&str> = table.reasons.iter().map(|reason| words(*reason)).collect();
     let reasons = match reasons.split_last() {
         Some((last, [])) => format!("; they may be {last}"),
@@ -274,7 +284,51 @@ fn discrepancy(table: &TableBreakdown, paint: Paint) -> Vec<String> {
     } else {
         format!("{difference} more were listed than the kernel counts{reasons}")
     };
-    remark(&text).iter().map(|line| paint.on(WARN, line)).collect()
+    let unasked = table.hidden.as_ref().filter(|hidden| !hidden.complete).map(|_| NOT_READABLE);
+    let texts = [Some(text.as_str()), unasked];
+    texts.into_iter().flatten().flat_map(remark).map(|line| paint.on(WARN, &line)).collect()
+}
+
+const NOT_READABLE: &str =
+    "which of them are unconfirmed or dying is not readable: this kernel has no list of them";
+
+/// How many of what was not listed the kernel names.
+fn names(hidden: &Hidden) -> u64 {
+    hidden.dying.unwrap_or(0) + hidden.unconfirmed.unwrap_or(0)
+}
+
+fn of_hidden(table: &TableBreakdown, hidden: &Hidden) -> String {
+    let sorts = [(hidden.dying, Reason::Dying), (hidden.unconfirmed, Reason::Unconfirmed)];
+    let mut sorts: Vec<String> = sorts
+        .into_iter()
+        .filter_map(|(entries, sort)| Some((entries.filter(|entries| *entries > 0)?, sort)))
+        .map(|(entries, sort)| format!("{} {}", thousands(entries), words(sort)))
+        .collect();
+    if hidden.others > 0 {
+        let may_be = if hidden.complete { "" } else { ", which may be such, too" };
+        sorts.push(format!(
+            "{} {} or {}{may_be}",
+            thousands(hidden.others),
+            words(Reason::Expired),
+            words(Reason::ReplyOnly)
+        ));
+    }
+    let difference = thousands(table.unlisted.unsigned_abs());
+    format!("the kernel counts {difference} more than were listed: {}", sorts.join(", "))
+}
+
+fn services(hidden: &Hidden) -> String {
+    let name = |one: &HiddenService| {
+        let proto = one.proto;
+        let what = match (one.port, one.icmp_type, one.icmp_code) {
+            (Some(port), ..) => format!("{port}/{proto}"),
+            (None, Some(kind), Some(code)) => format!("type {kind} code {code}/{proto}"),
+            _ => proto.to_string(),
+        };
+        let sort = if one.sort == Reason::Dying { "dying" } else { "unconfirmed" };
+        format!("{} {sort} of {what}", thousands(one.entries))
+    };
+    hidden.services.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ")
 }
 
 const fn words(reason: Reason) -> &'static str {
@@ -289,7 +343,7 @@ const fn words(reason: Reason) -> &'static str {
     }
 }
 
-fn remarks(table: &TableBreakdown) -> Vec<String> {
+fn remarks(table: &TableBreakdown, each_at_most: Option<u64>) -> Vec<String> {
     let mut remarks = Vec::new();
     if table.duplicates > 0 {
         let entries = counted(table.duplicates, "entry was", "entries were");
@@ -303,12 +357,17 @@ fn remarks(table: &TableBreakdown) -> Vec<String> {
     } else if table.restarts > 0 {
         remarks.push("the table was resized during the listing; listing restarted".to_owned());
     }
-    match table.tracks {
+    // It isn't empty if there is something that can't be listed.
+    match table.tracks.filter(|_| table.unlisted <= 0) {
         Some(Some(true)) => remarks.push("the table is empty, though rules here enable conntrack".to_owned()),
         Some(Some(false)) => remarks.push("the table is empty: no rule here enables conntrack".to_owned()),
         Some(None) => remarks
             .push("the table is empty; this kernel can't tell whether rules enable conntrack".to_owned()),
         None => {}
+    }
+    if let Some(most) = each_at_most {
+        let entries = counted(most, "entry", "entries");
+        remarks.push(format!("too many keys to count each: none without a row has more than {entries}"));
     }
     if table.listed > 0 && table.matched == Some(0) {
         remarks.push("no entries match the filters".to_owned());
@@ -366,7 +425,9 @@ mod tests {
                 src: addresses.map(|(src, _)| std::net::IpAddr::V6(src.into())),
                 dst: addresses.map(|(_, dst)| std::net::IpAddr::V6(dst.into())),
                 entries: entries.into(),
-                error,
+                error: error.min(entries.into()),
+                entries_min: (error > 0).then(|| u64::from(entries).saturating_sub(error)),
+                entries_max: (error > 0).then_some(entries.into()),
                 share: share.unwrap_or(0.0),
                 share_of_max: share,
                 assured_share: share,
@@ -377,6 +438,72 @@ mod tests {
                 ..Row::default()
             },
         )
+    }
+
+    #[test]
+    fn a_bound_is_shown_as_one() {
+        let row = Row {
+            entries: 1_004,
+            error: 4,
+            entries_min: Some(1_000),
+            entries_max: Some(1_004),
+            share: 0.25,
+            share_of_max: Some(0.001),
+            ..Row::default()
+        };
+        let shown = Columns::of(std::slice::from_ref(&row)).row(&row, &["dst"]).join("\n");
+        assert!(shown.starts_with("    ≥1,000 ≥25 %   0 %") && shown.ends_with("+4"), "{shown}");
+    }
+
+    #[test]
+    fn entries_that_are_not_listed_are_named_and_the_table_is_not_called_empty() {
+        let hidden = Hidden {
+            dying: Some(78),
+            unconfirmed: Some(0),
+            complete: true,
+            others: 2,
+            services: vec![HiddenService {
+                sort: Reason::Dying,
+                proto: Protocol::ICMPV6,
+                port: None,
+                service: None,
+                icmp_type: Some(128),
+                icmp_code: Some(0),
+                entries: 78,
+            }],
+        };
+        let table = |hidden: Option<Hidden>| TableBreakdown {
+            netns: NetnsId::from_packed(4_026_532_299),
+            name: None,
+            container: None,
+            count: Some(80),
+            count_before: Some(80),
+            max: Some(1_000),
+            fill: Some(0.08),
+            listed: 0,
+            unevictable: 0,
+            matched: None,
+            duplicates: 0,
+            restarts: 0,
+            resized: false,
+            unlisted: 80,
+            reasons: vec![Reason::Dying],
+            hidden,
+            tracks: Some(None),
+            took_s: 0.0,
+        };
+        let shown = |table: &TableBreakdown| {
+            let lines = [discrepancy(table, Paint(false)), remarks(table, None)].concat();
+            lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
+        };
+        let named = shown(&table(Some(hidden)));
+        assert_eq!(
+            named,
+            "the kernel counts 80 more than were listed: 78 dying (removed from the table, still referenced), 2 expired but not \
+             yet collected or reachable only by reply tuple (after a clash) 78 dying of type 128 code 0/icmpv6"
+        );
+        let unknown = shown(&table(Some(Hidden { others: 80, ..Hidden::default() })));
+        assert!(unknown.contains("not readable") && !unknown.contains("empty"), "{unknown}");
     }
 
     proptest! {

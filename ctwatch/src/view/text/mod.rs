@@ -288,10 +288,11 @@ impl<W: Write> TextView<W> {
             (Some(kind), Some(code), Some(id)) => format!(" type {kind} code {code} id {id}"),
             _ => String::new(),
         };
+        let zone = row_lines::zone(packet.zone_original, packet.zone_reply);
         let text = if packet.unattributed {
             format!("{clock} {head} {proto} tuple unknown{tail}")
         } else {
-            format!("{clock} {head} {proto} {src} -> {dst}{icmp}{tail}")
+            format!("{clock} {head} {proto} {src} -> {dst}{icmp}{zone}{tail}")
         };
         for line in wrap(&text, 13) {
             writeln!(self.out, "{line}")?;

@@ -30,7 +30,6 @@ fn name(occupant: &Occupant) -> String {
     let proto = occupant.proto;
     match (occupant.port, occupant.icmp_type, occupant.icmp_code) {
         (Some(port), ..) => format!("{port}/{proto}"),
-        (None, Some(kind), Some(0) | None) => format!("type {kind}/{proto}"),
         (None, Some(kind), Some(code)) => format!("type {kind} code {code}/{proto}"),
         _ => proto.to_string(),
     }
@@ -78,7 +77,7 @@ mod tests {
         );
         assert_eq!(
             line(&occupants[1..], true).as_deref(),
-            Some("      top occupants: 443/tcp 12 %, type 8/icmp 9 %")
+            Some("      top occupants: 443/tcp 12 %, type 8 code 0/icmp 9 %")
         );
         assert!(line(&occupants[..1], false).is_some_and(|line| line.contains(": about 6379/tcp 71 %")));
         assert_eq!(line(&occupants[3..], true), None);

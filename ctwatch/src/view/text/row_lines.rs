@@ -173,7 +173,18 @@ fn flow(row: &Row, proto: &str) -> String {
         (Some(kind), Some(code), Some(id)) => format!("type {kind} code {code} id {id}"),
         _ => service(row).to_owned(),
     };
-    format!("{proto} {src} -> {dst} {detail}").trim_end().to_owned()
+    let zone = zone(row.zone_original, row.zone_reply);
+    format!("{proto} {src} -> {dst} {detail}{zone}").trim_end().to_owned()
+}
+
+/// A zone that isn't the default one, and if it holds in one direction only, in which.
+pub(super) fn zone(original: Option<u16>, reply: Option<u16>) -> String {
+    match original.zip(reply) {
+        None | Some((0, 0)) => String::new(),
+        Some((original, 0)) => format!(" zone {original} (original only)"),
+        Some((0, reply)) => format!(" zone {reply} (reply only)"),
+        Some((original, _)) => format!(" zone {original}"),
+    }
 }
 
 fn service(row: &Row) -> &'static str {
