@@ -114,7 +114,9 @@ fn large_values_many_rows_and_pages_read_again_take_no_more_than_others() {
             worst = (worst.0.max(ran.cpu), worst.1.max(ran.kib));
             refusals += usize::from(ran.status.code() != Some(0));
             if ran.status.code() != Some(0) {
-                assert!(ran.error.contains(said), "{what}: {ran:?}");
+                // Advice takes the latest facts alone, and these are none.
+                let are_none = name == "advise" && ran.error.contains("from another version");
+                assert!(ran.error.contains(said) || are_none, "{what}: {ran:?}");
             }
         }
         // Nobody reads all of that one: whether anything is there is all that is asked.
