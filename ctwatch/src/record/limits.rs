@@ -60,7 +60,7 @@ const PAGES: u64 = 50_000;
 /// Bytes of texts and other values that are read of any file, each as often as it is.
 const VALUES: u64 = 8 << 20;
 /// Bytes of them for each byte of the file.
-const VALUES_PER_BYTE: u64 = 16;
+const VALUES_PER_BYTE: u64 = 8;
 /// Pages for each KiB of the file: all readers look at 13 or fewer.
 const PAGES_PER_KIB: u64 = 128;
 

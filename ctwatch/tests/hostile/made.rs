@@ -265,6 +265,10 @@ fn share_facts(path: &Path) {
     let cells = usize::from(u16::from_be_bytes([leaf[3], leaf[4]]));
     let at = usize::from(u16::from_be_bytes([leaf[6 + 2 * cells], leaf[7 + 2 * cells]]));
     let cell = leaf[at..].to_vec();
+    // And it has no other row.
+    let page = pages.page(last);
+    page[3..5].copy_from_slice(&1_u16.to_be_bytes());
+    page[8..10].copy_from_slice(&(at as u16).to_be_bytes());
     // Payload's length and the row's number are varints, of 4 and of 2 bytes: a payload of 4,000,000 bytes, and rows from 128.
     let usable = pages.size;
     let length = cell[..4].iter().fold(0, |sum, byte| sum << 7 | usize::from(byte & 0x7F));
