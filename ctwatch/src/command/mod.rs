@@ -22,6 +22,7 @@ use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::{Config, Format};
+use crate::kernel::standing::Standing;
 use crate::model::NetnsId;
 use crate::sandbox::{self, Files, Work};
 use crate::stderr;
@@ -34,13 +35,17 @@ use crate::view::text::TextView;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Gives up what this command doesn't need; before anything else, as threads hand it down. Only who asks hears of a
-/// kernel that lacks something: `check` says so, too.
-fn confine(config: &Config, work: Work, files: &Files) {
-    for what in sandbox::enter(work, files, &config.roots()) {
+/// kernel that lacks something: `check` says so, too. What the process could do before is returned: it tells whoever started
+/// it what is missing.
+fn confine(config: &Config, work: Work, files: &Files) -> Standing {
+    let roots = config.roots();
+    let standing = Standing::look(&roots);
+    for what in sandbox::enter(work, files, &roots) {
         if config.verbosity > 0 {
             stderr::line(format_args!("not confined: {what}"));
         }
     }
+    standing
 }
 
 /// What a command that waits runs in: one thread.
