@@ -7,6 +7,7 @@ mod fuse;
 mod listings;
 mod output;
 mod progress;
+mod rights;
 mod words;
 
 use std::path::{Path, PathBuf};
