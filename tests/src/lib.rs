@@ -13,6 +13,7 @@ pub mod counters;
 pub mod ctnetlink;
 pub mod ctwatch;
 pub mod difference;
+pub mod environments;
 pub mod lab;
 pub mod module_file;
 pub mod native;
