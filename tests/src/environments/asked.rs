@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::Environment;
 
 /// How long a cell's words may be.
-const LONGEST: usize = 130;
+const LONGEST: usize = 200;
 
 const NOTHING: &str = "nothing is wrong";
 

@@ -1,13 +1,14 @@
-//! A container as runc starts it, with the guest's own root in it and the rights that an engine would give.
+//! A container as runc starts it, with the guest's own programs in it and the rights that an engine would give.
 //! Each run is a container of its own, gone when the command has ended.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::ended;
 use crate::shell::run;
@@ -152,10 +153,10 @@ impl Bundle {
     pub fn run(&self, line: &[&str]) -> Result<Output> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("ctw-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let folder = Folder::make(&name)?;
-        let bundle = folder.0.to_str().context("the bundle's path")?;
+        let folder = bundle(if self.user_namespace { FIRST_USER } else { 0 })?;
+        let bundle = folder.path().to_str().context("the bundle's path")?;
         run(&["runc", "spec", "--bundle", bundle])?;
-        let file = folder.0.join(CONFIG);
+        let file = folder.path().join(CONFIG);
         let spec: Value = serde_json::from_slice(&fs::read(&file)?).context("runc's config.json")?;
         fs::write(&file, self.config(spec, line).to_string())?;
         let output = ended(Command::new("runc").args(["run", "--bundle", bundle, &name]));
@@ -175,14 +176,15 @@ impl Bundle {
         config["root"] = json!({ "path": ROOT, "readonly": true });
         if let Some(mounts) = config["mounts"].as_array_mut() {
             mounts.push(json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" }));
+            for folder in PROGRAMS.iter().filter(|folder| Path::new(folder).is_dir()) {
+                mounts.push(bound(folder));
+            }
             if self.user_namespace || self.host_netns {
                 // A sysfs of its own takes a netns of its own; engines bind the host's.
-                mounts.retain(|mount| mount["destination"] != "/sys");
-                let options = ["rbind", "nosuid", "noexec", "nodev", "ro"];
-                mounts.push(
-                    json!({ "destination": "/sys", "type": "none", "source": "/sys", "options": options }),
-                );
-                mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup");
+                mounts.retain(|mount| {
+                    mount["destination"] != "/sys" && mount["destination"] != "/sys/fs/cgroup"
+                });
+                mounts.push(bound("/sys"));
             }
         }
         let namespaces = ["mount", "ipc", "uts", "cgroup"]
@@ -197,7 +199,7 @@ impl Bundle {
             config["linux"]["readonlyPaths"] = json!([]);
         }
         if self.user_namespace {
-            let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+            let map = json!([{ "containerID": 0, "hostID": FIRST_USER, "size": 65_536 }]);
             config["linux"]["uidMappings"] = map.clone();
             config["linux"]["gidMappings"] = map;
         }
@@ -229,29 +231,25 @@ impl Bundle {
 
 const CONFIG: &str = "config.json";
 const ROOT: &str = "rootfs";
+/// What a container gets of the guest, to run programs.
+const PROGRAMS: &[&str] = &["/bin", "/sbin", "/lib", "/lib64", "/usr", "/etc", "/ctw"];
+/// The first user that a user namespace maps.
+const FIRST_USER: u32 = 100_000;
 
-/// A bundle's folder, with the guest's root bound into it, read-only. Nothing here removes more than an empty folder: what is
-/// still bound must not be emptied.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn make(name: &str) -> Result<Self> {
-        let folder = Self(std::env::temp_dir().join(name));
-        let root = folder.0.join(ROOT);
-        fs::create_dir_all(&root).context("a folder for the bundle")?;
-        let root = root.to_str().context("a path that is no text")?;
-        run(&["busybox", "mount", "--bind", "/", root])?;
-        run(&["busybox", "mount", "-o", "remount,bind,ro", root])?;
-        Ok(folder)
-    }
+fn bound(folder: &str) -> Value {
+    let options = ["rbind", "nosuid", "nodev", "ro"];
+    json!({ "destination": folder, "type": "none", "source": folder, "options": options })
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What a container left mounted below it keeps it busy: lazily.
-        let _ = Command::new("busybox").args(["umount", "-l"]).arg(self.0.join(ROOT)).status();
-        let _ = fs::remove_file(self.0.join(CONFIG));
-        let _ = fs::remove_dir(self.0.join(ROOT));
-        let _ = fs::remove_dir(&self.0);
+/// A bundle: all that is mounted in it is in the container's own mount namespace, and goes with it.
+fn bundle(owner: u32) -> Result<TempDir> {
+    let folder = tempfile::tempdir().context("a folder for the bundle")?;
+    let root = folder.path().join(ROOT);
+    fs::create_dir(&root)?;
+    // A user namespace's root is not root here.
+    for path in [folder.path(), &root] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     }
+    std::os::unix::fs::chown(&root, Some(owner), Some(owner))?;
+    Ok(folder)
 }
