@@ -8,6 +8,7 @@ mod listings;
 mod output;
 mod progress;
 mod rights;
+mod troubleshooting;
 mod words;
 
 use std::path::{Path, PathBuf};
