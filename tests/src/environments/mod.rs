@@ -4,13 +4,13 @@
 mod asked;
 mod bundle;
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::netns::Netns;
+use crate::netns::{Netns, own_inode};
 use crate::nftables;
 use crate::table::{self, Mix};
 pub use asked::{Asked, Cell};
@@ -26,8 +26,6 @@ pub struct Environment {
     pub name: &'static str,
     /// How it is made here.
     pub how: &'static str,
-    /// ctwatch has a netns of its own there, which is not the host's.
-    pub own_netns: bool,
     kind: Kind,
 }
 
@@ -74,49 +72,43 @@ const PODMAN: &[&str] = &[
 
 /// A user that hidepid hides others from.
 const HIDEPID_AS_USER: &[&str] = &[
-    "busybox",
     "unshare",
     "-m",
-    "sh",
+    "bash",
     "-c",
     "busybox mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"",
-    "sh",
+    "bash",
 ];
 /// Root, whom it hides others from without CAP_SYS_PTRACE.
 const HIDEPID_AS_ROOT: &[&str] = &[
-    "busybox",
     "unshare",
     "-m",
-    "sh",
+    "bash",
     "-c",
     "busybox mount -t proc -o hidepid=2 proc /proc && exec setpriv --inh-caps -all --bounding-set -sys_ptrace \"$@\"",
-    "sh",
+    "bash",
 ];
 
 /// All of them, in the order of the table. Those that lock the kernel down are the last, as it stays so.
 #[must_use]
 pub fn all() -> Vec<Environment> {
-    let container =
-        |name, how, own_netns, bundle| Environment { name, how, own_netns, kind: Kind::Container(bundle) };
-    let by = |name, how, own_netns, line| Environment { name, how, own_netns, kind: Kind::By(line) };
+    let container = |name, how, bundle| Environment { name, how, kind: Kind::Container(bundle) };
+    let by = |name, how, line| Environment { name, how, kind: Kind::By(line) };
     vec![
-        by("the host, root", "nothing is taken away", false, &["env"]),
+        by("the host, root", "nothing is taken away", &["env"]),
         by(
             "the host, another user",
             "uid 65534",
-            false,
             &["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"],
         ),
         container(
             "docker run",
             "docker's capabilities, netns and pids of its own; docker's seccomp profile in what it refuses without CAP_SYS_ADMIN",
-            true,
             Bundle::new(Rights::Only(DOCKER)).filtered(Filter::Engine),
         ),
         container(
             "docker run --network host --pid host --cap-add SYS_ADMIN --cap-add NET_ADMIN --cap-add SYSLOG --cap-add SYS_PTRACE",
             "the same with these, for which the profile lets bpf(), perf_event_open() and setns() pass",
-            false,
             Bundle::new(Rights::And(DOCKER, &["SYS_ADMIN", "NET_ADMIN", "SYSLOG", "SYS_PTRACE"]))
                 .with_host_pids()
                 .with_host_netns(),
@@ -124,57 +116,48 @@ pub fn all() -> Vec<Environment> {
         container(
             "docker run --privileged",
             "all capabilities, no profile; netns and pids of its own",
-            true,
             Bundle::new(Rights::All),
         ),
         container(
             "podman run, rootless",
             "podman's capabilities in a user namespace that maps 65,536 users, and that profile",
-            true,
             Bundle::new(Rights::Only(PODMAN)).in_user_namespace().filtered(Filter::Engine),
         ),
         container(
             "a pod in Kubernetes",
             "containerd's capabilities, no profile (seccompProfile is Unconfined unless asked for)",
-            true,
             Bundle::new(Rights::Only(DOCKER)),
         ),
         container(
             "a privileged pod, hostNetwork: true",
             "all capabilities; the host's netns, pids of its own",
-            false,
             Bundle::new(Rights::All).with_host_netns(),
         ),
         container(
             "a privileged pod, hostPID: true",
             "all capabilities; the host's pids, a netns of its own",
-            true,
             Bundle::new(Rights::All).with_host_pids(),
         ),
         container(
             "a privileged pod, hostPID and hostNetwork: true",
             "all capabilities; the host's pids and netns",
-            false,
             Bundle::new(Rights::All).with_host_pids().with_host_netns(),
         ),
         container(
             "LXC, unprivileged",
             "all capabilities in a user namespace that maps 65,536 users; LXC's seccomp list refuses nothing that matters here",
-            true,
             Bundle::new(Rights::All).in_user_namespace(),
         ),
-        by("unshare -U -r -n", "util-linux", true, &["unshare", "-U", "-r", "-n"]),
-        by("hidepid=2, another user", "a /proc mounted so, uid 65534", false, HIDEPID_AS_USER),
+        by("unshare -U -r -n", "util-linux", &["unshare", "-U", "-r", "-n"]),
+        by("hidepid=2, another user", "a /proc mounted so, uid 65534", HIDEPID_AS_USER),
         by(
             "hidepid=2, root without CAP_SYS_PTRACE",
             "a /proc mounted so, as ProtectProc=invisible does",
-            false,
             HIDEPID_AS_ROOT,
         ),
         container(
             "a seccomp profile that refuses the calls",
             "all capabilities, the host's namespaces; bpf(), perf_event_open() and setns() get EPERM, as with SystemCallFilter=@system-service",
-            false,
             Bundle::new(Rights::All).with_host_pids().with_host_netns().filtered(Filter::Calls(&[
                 "bpf",
                 "perf_event_open",
@@ -184,13 +167,11 @@ pub fn all() -> Vec<Environment> {
         Environment {
             name: "lockdown=integrity",
             how: "written to /sys/kernel/security/lockdown",
-            own_netns: false,
             kind: Kind::LockedDown("integrity"),
         },
         Environment {
             name: "lockdown=confidentiality",
             how: "the same",
-            own_netns: false,
             kind: Kind::LockedDown("confidentiality"),
         },
     ]
@@ -260,33 +241,57 @@ fn ended(command: &mut Command) -> Result<Output> {
     Ok(Output { status, stdout: fs::read(out)?, stderr: fs::read(err)? })
 }
 
+/// What there is to be seen, by inode number: the host's netns, and another one in which a process lives.
+pub struct Namespaces {
+    host: u64,
+    other: u64,
+}
+
+/// A process that lives in a netns until this is dropped, as a container's do.
+struct Inhabitant(Child);
+
+impl Drop for Inhabitant {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Runs each command in each environment whose name contains `only`, and returns the rows of the table.
 ///
 /// # Errors
-/// An environment can't be made, or a command neither works nor says why not.
+/// An environment can't be made, or a command neither works nor says why not: all of these at once.
 pub fn table(only: &str) -> Result<String> {
     nftables::track()?;
     table::fill_to(Mix::Realistic, 200)?;
     // What a host with containers has: another netns, which tracks.
     let other = Netns::create("elsewhere")?;
     other.run(nftables::track)?;
-    let mut text = String::new();
+    let lives = Command::new("ip")
+        .args(["netns", "exec", other.name(), "sleep", "3600"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("a process for another netns")?;
+    let _inhabitant = Inhabitant(lives);
+    let namespaces = Namespaces { host: own_inode()?, other: other.inode() };
+    let (mut text, mut wrong) = (String::new(), Vec::new());
     for environment in all().iter().filter(|one| one.name.contains(only)) {
-        let cells = Asked::ALL.map(|asked| {
+        let mut cells = Vec::new();
+        for asked in Asked::ALL {
             let started = Instant::now();
-            let cell = asked.in_environment(environment);
-            eprintln!(
-                "{}: {}: {} ({:.1} s)",
-                environment.name,
-                asked.name(),
-                cell.as_ref().map_or_else(|error| format!("{error:#}"), ToString::to_string),
-                started.elapsed().as_secs_f64()
-            );
-            cell
-        });
-        let cells: Vec<String> =
-            cells.into_iter().map(|cell| cell.map(|cell| cell.to_string())).collect::<Result<_>>()?;
+            let cell = asked.in_environment(environment, &namespaces);
+            let shown = cell.as_ref().map_or_else(|error| format!("{error:#}"), ToString::to_string);
+            let took = started.elapsed().as_secs_f64();
+            eprintln!("{}: {}: {shown} ({took:.1} s)", environment.name, asked.name());
+            match cell {
+                Ok(_) => cells.push(shown),
+                Err(_) => wrong.push(shown),
+            }
+        }
         text += &format!("| {} | {} | {} |\n", environment.name, environment.how, cells.join(" | "));
     }
+    ensure!(wrong.is_empty(), "{} cells have no words: {}", wrong.len(), wrong.join("; "));
     Ok(text)
 }
