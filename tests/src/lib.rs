@@ -14,6 +14,7 @@ pub mod cpu_times;
 pub mod ctnetlink;
 pub mod ctwatch;
 pub mod difference;
+pub mod environments;
 pub mod lab;
 pub mod module_file;
 pub mod native;

@@ -9,7 +9,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ctwatch_tests::cases::{self, Asker, Options};
 use ctwatch_tests::traffic::http;
-use ctwatch_tests::{advice, bench, bench_record, census, difference, lab, native, scenario, sys};
+use ctwatch_tests::{
+    advice, bench, bench_record, census, difference, environments, lab, native, scenario, sys,
+};
 
 #[derive(Parser)]
 #[command(name = "ctwatch-tests", about = "End-to-end tests of ctwatch on the running kernel")]
@@ -42,6 +44,13 @@ enum Task {
     Soak {
         #[arg(long, default_value_t = 60)]
         minutes: u64,
+    },
+    /// Run each command in containers, pods and services as people have them, and print the rows of docs/troubleshooting.md; only
+    /// in a throw-away VM
+    Environments {
+        /// Only those whose name contains this
+        #[arg(long, default_value = "")]
+        only: String,
     },
     /// Run the tracepoint backend on this host in a private netns; touches no sysctl
     Native,
@@ -129,6 +138,10 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Guest { kernel, only, lane, list, one } => guest(&kernel, &only, lane, list, one.as_deref()),
         Task::Soak { minutes } => scenario::soak::run(minutes).map(|held| u8::from(!held)),
+        Task::Environments { only } => environments::table(&only).map(|rows| {
+            print!("{rows}");
+            0
+        }),
         Task::Native => native::run().map(|()| 0),
         Task::Cases { names, folder, library, by_hand, jobs, slowness } => {
             let asker = match (library, by_hand) {

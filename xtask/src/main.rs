@@ -12,6 +12,7 @@ mod demo;
 mod deny;
 mod dist;
 mod ebpf;
+mod environments;
 mod fuzz;
 mod kernels;
 mod progress;
@@ -48,6 +49,8 @@ enum Task {
     Test(test::Args),
     /// Run the exactness scenarios on every kernel that Debian offers, and write docs/kernels.md
     Kernels(kernels::Args),
+    /// Run each command in containers, pods and services as people have them, and write docs/troubleshooting.md's table
+    Environments(environments::Args),
     /// Ask about random rule sets, or about those of tests/cases, on this host, and try the answers with flows
     Rules(rules::Args),
     /// Measure what ctwatch costs
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Browser => browser::run(),
         Task::Test(args) => test::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::Environments(args) => environments::run(&args),
         Task::Rules(args) => rules::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),

@@ -22,6 +22,7 @@ use crate::conntrack::{addresses, census};
 use crate::contract::Notice;
 use crate::error::{Exit, Failure};
 use crate::kernel::roots::Roots;
+use crate::kernel::standing::Standing;
 use crate::machine::Host;
 use crate::model::{Backend, Locals, Loss, Sample};
 use crate::netns::{self, Netns};
@@ -40,11 +41,11 @@ pub fn run(config: &Config, advise: &AdviseConfig) -> Result<Exit> {
     if let Some(path) = &advise.recording {
         return recorded::run(config, advise, path);
     }
-    confine(config, Work::RunsPrograms, &Files::default());
-    event_loop()?.block_on(measure_and_advise(config, advise))
+    let standing = confine(config, Work::RunsPrograms, &Files::default());
+    event_loop()?.block_on(measure_and_advise(config, advise, &standing))
 }
 
-async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Exit> {
+async fn measure_and_advise(config: &Config, advise: &AdviseConfig, standing: &Standing) -> Result<Exit> {
     let roots = config.roots();
     let own = netns::own()?;
     let wanted =
@@ -59,7 +60,7 @@ async fn measure_and_advise(config: &Config, advise: &AdviseConfig) -> Result<Ex
         .ok_or_else(|| Failure::usage(format!("--netns: {wanted} is gone")))?;
     let mut shutdown = Shutdown::new()?;
     let Some(Watched { mut measure, senders, measured_by, mut notes }) =
-        watch(config, advise, &roots, &netns, &mut shutdown).await?
+        watch(config, advise, &roots, standing, &netns, &mut shutdown).await?
     else {
         return Ok(Exit::Done);
     };
@@ -178,10 +179,11 @@ async fn watch(
     config: &Config,
     advise: &AdviseConfig,
     roots: &Roots,
+    standing: &Standing,
     netns: &Netns,
     shutdown: &mut Shutdown,
 ) -> Result<Option<Watched>> {
-    let request = AttachRequest { roots, choice: BackendChoice::Auto, or_counters: true, log_level: 0 };
+    let request = AttachRequest { roots, choice: BackendChoice::Auto, standing, log_level: 0 };
     let options = |_, unasked: ProbeOptions| ProbeOptions {
         flows: unasked.kprobes,
         loss_events: true,

@@ -1,16 +1,17 @@
 //! `ctwatch check`: can it run here, with which backend, and what would change that.
-//! It attaches nothing and leaves nothing behind.
+//! What it says of rights has been tried, and what was tried is taken away again.
 
 use anyhow::{Context, Result};
 
 use super::live::backend;
-use super::preflight::look;
+use super::preflight::{Trials, look};
 use super::{VERSION, confine, view};
 use crate::cli::{BackendChoice, CheckConfig, Config};
-use crate::conntrack::{module, stat};
+use crate::conntrack::census;
 use crate::contract::{self, CheckItem, CheckProgram, SCHEMA};
 use crate::error::{Exit, shortage};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, calls};
+use crate::netns;
 use crate::probe::{Probe, offsets};
 use crate::sandbox::{self, Files, Support, Work};
 use crate::stderr::Progress;
@@ -20,53 +21,51 @@ use ctwatch_common::config::Config as Offsets;
 pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
     let roots = config.roots();
     let confines = confines();
-    confine(config, Work::Watches, &Files::default());
+    let standing = confine(config, Work::Watches, &Files::default());
     let kernel = Kernel::read(&roots);
-    let try_bpf = || {
+    let program = || {
         let (symbols, btf) = kernel.both()?;
         Probe::try_load(&offsets::resolve(btf, symbols)?)
     };
+    let kprobe = || {
+        let (symbols, btf) = kernel.both()?;
+        Probe::try_kprobe(&offsets::resolve(btf, symbols)?, symbols)
+    };
+    let other_netns = || netns::try_to_enter(netns::discover()?.values());
+    let trials = Trials {
+        refused: calls::refused(),
+        program: &program,
+        kprobe: &kprobe,
+        listing: &census::try_to_list,
+        netns: &other_netns,
+    };
     let progress = Progress::show(|| "trying what this kernel has and allows".to_owned());
-    let mut found = look(&roots, &kernel, Some(&try_bpf));
-    if module::loaded(&roots).is_some() {
-        found.items.push(judge());
-    }
+    let mut found = look(&roots, &kernel, &standing, Some(&trials));
     found.items.push(confines);
-    let chosen = backend::choose(BackendChoice::Auto, &found).ok().map(|(backend, _)| backend);
+    let chosen = backend::choose(BackendChoice::Auto, &found);
     let programs = if check.verifier { verify(&kernel)? } else { Vec::new() };
     drop(progress);
     let rejected = programs.iter().any(|program| !program.ok);
+    let (backend, reason) = match chosen {
+        Ok((backend, reason)) => (Some(backend), reason),
+        Err(_) => (None, None),
+    };
     view(check.format, &config.look)
         .check(&contract::Check {
             schema: SCHEMA,
             version: VERSION.to_owned(),
             kernel_release: roots.release(),
-            backend: chosen.map(|backend| backend.name()),
+            backend: backend.map(|backend| backend.name()),
+            backend_reason: reason,
             items: found.items,
             programs,
         })
         .context("writing the result")?;
-    Ok(match (chosen, rejected) {
+    Ok(match (backend, rejected) {
         (_, true) => Exit::Failed,
         (Some(_), false) => Exit::Done,
         (None, false) => Exit::CannotWatch,
     })
-}
-
-/// Whether the kernel's own counters, which judge ctwatch's, can be read, and where.
-fn judge() -> CheckItem {
-    const REMEDY: &str = "run as root; without /proc/net/stat/nf_conntrack (CONFIG_NF_CONNTRACK_PROCFS) it takes CAP_NET_ADMIN and \
-                          `modprobe nf_conntrack_netlink`. Until then losses are counted, but nothing confirms them";
-    let (ok, found) = match stat::read_here() {
-        Ok(stat) => (true, format!("read from {}", stat.from.title())),
-        Err(error) => (false, format!("not readable: {error:#}")),
-    };
-    CheckItem {
-        name: "kernel counters".to_owned(),
-        ok: Some(ok),
-        found,
-        remedy: (!ok).then(|| REMEDY.to_owned()),
-    }
 }
 
 /// What this kernel has to confine ctwatch with. It watches the same without.

@@ -1,6 +1,8 @@
 //! `ctwatch drops`: the live stream.
 //! Every number comes from the watch and goes through the state; every word goes through the view.
 
+use std::io::{IsTerminal as _, stdout};
+
 use anyhow::Result;
 use jiff::Timestamp;
 
@@ -11,6 +13,7 @@ use crate::cli::{BackendChoice, Config, DropsConfig, TableFullBy};
 use crate::contract::{End, Notice};
 use crate::error::Exit;
 use crate::kernel::roots::Roots;
+use crate::kernel::standing::Standing;
 use crate::model::{Backend, Insert, Loss, Sample};
 use crate::probe::diagnostics;
 use crate::probe::plan::ProbeOptions;
@@ -22,11 +25,12 @@ use crate::view::View;
 pub fn run(config: &Config, drops: &DropsConfig) -> Result<Exit> {
     let roots = config.roots();
     let lists_only = drops.backend == BackendChoice::Forced(Backend::Counters);
-    confine(config, if lists_only { Work::Lists } else { Work::Watches }, &Files::default());
-    event_loop()?.block_on(stream(config, drops, roots))
+    let work = if lists_only { Work::Lists } else { Work::Watches };
+    let standing = confine(config, work, &Files::default());
+    event_loop()?.block_on(stream(config, drops, roots, &standing))
 }
 
-async fn stream(config: &Config, drops: &DropsConfig, roots: Roots) -> Result<Exit> {
+async fn stream(config: &Config, drops: &DropsConfig, roots: Roots, standing: &Standing) -> Result<Exit> {
     // Wrong usage is told before anything waits or is loaded.
     let wanted_netns = netns_spec::resolve(&drops.netns)?;
     let (out, output) = Output::open()?;
@@ -34,7 +38,7 @@ async fn stream(config: &Config, drops: &DropsConfig, roots: Roots) -> Result<Ex
     let mut shutdown = Shutdown::new()?;
     let log_level = if config.verbosity >= 2 { diagnostics::DEBUG } else { 0 };
     let config_of = |backend| drops.settings(backend, wanted_netns.clone());
-    let request = AttachRequest { roots: &roots, choice: drops.backend, or_counters: false, log_level };
+    let request = AttachRequest { roots: &roots, choice: drops.backend, standing, log_level };
     let options = |backend: Backend, unasked: ProbeOptions| ProbeOptions {
         flows: unasked.kprobes && (drops.count_flows || drops.insert_events),
         insert_events: drops.insert_events,
@@ -49,6 +53,10 @@ async fn stream(config: &Config, drops: &DropsConfig, roots: Roots) -> Result<Ex
     let Some(mut session) = LiveSession::attach(request, options, waiting, &mut shutdown).await? else {
         return output.finish().map(|()| Exit::Done);
     };
+    if !stdout().is_terminal() {
+        // Whoever reads only rows hears of it, too.
+        session.tell_if_counters_must_do(drops.backend);
+    }
     view.start(&session.start_record(&roots))?;
     let mut shown = Shown { state: State::new(config_of(session.backend)), view, output: Some(output) };
     shutdown.after(drops.duration);

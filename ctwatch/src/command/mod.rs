@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::{Config, Format};
+use crate::kernel::standing::Standing;
 use crate::model::NetnsId;
 use crate::sandbox::{self, Files, Work};
 use crate::stderr;
@@ -35,13 +36,17 @@ use crate::view::text::TextView;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Gives up what this command doesn't need; before anything else, as threads hand it down. What fails is said; of a kernel
-/// that lacks something only who asks hears. `check` says both, too.
-fn confine(config: &Config, work: Work, files: &Files) {
-    let not = sandbox::enter(work, files, &config.roots());
+/// that lacks something only who asks hears. `check` says both, too. What the process could do before is returned: it tells
+/// whoever started it what is missing.
+fn confine(config: &Config, work: Work, files: &Files) -> Standing {
+    let roots = config.roots();
+    let standing = Standing::look(&roots);
+    let not = sandbox::enter(work, files, &roots);
     let lacking = if config.verbosity > 0 { not.lacking } else { Vec::new() };
     for what in not.failed.into_iter().chain(lacking) {
         stderr::line(format_args!("not confined: {what}"));
     }
+    standing
 }
 
 /// What a command that waits runs in: one thread.

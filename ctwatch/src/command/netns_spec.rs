@@ -5,6 +5,9 @@ use anyhow::Result;
 
 use crate::cli::NetnsSpec;
 use crate::error::{ExitContext as _, Failure};
+use crate::kernel::capabilities::Capability;
+use crate::kernel::roots::Roots;
+use crate::kernel::standing::Standing;
 use crate::model::NetnsId;
 use crate::netns;
 
@@ -26,8 +29,9 @@ pub(super) fn resolve(specs: &[NetnsSpec]) -> Result<Option<Vec<NetnsId>>> {
             ))
             .into()),
             NetnsSpec::Pid(pid) => netns::id_of(format!("/proc/{pid}/ns/net").as_ref()).or_usage(|| {
+                let how = Standing::look(&Roots::default()).how_to_get(&[Capability::SysPtrace]);
                 format!(
-                    "--netns pid:{pid}: no such process, or no permission to read its namespace (run as root)"
+                    "--netns pid:{pid}: no such process, or no permission to read its namespace (this needs CAP_SYS_PTRACE: {how})"
                 )
             }),
         })

@@ -1,20 +1,25 @@
 //! Can ctwatch watch here, with which backend, and if not, what would change that?
-//! It reads /proc and /sys only; trying the bpf() call itself is the caller's part, handed in as a finding.
+//! It reads /proc and /sys; what has to be tried is handed in, and whoever attaches anyway leaves it out.
+
+mod rights;
+
+use std::fmt;
 
 use anyhow::Result;
 
-use crate::conntrack::module;
+use crate::conntrack::{module, stat};
 use crate::contract::CheckItem;
-use crate::error::shortage;
 use crate::kernel::Kernel;
 use crate::kernel::btf::Btf;
-use crate::kernel::capabilities::{Capabilities, Capability};
+use crate::kernel::calls::Refused;
+use crate::kernel::capabilities::Capability;
 use crate::kernel::cpus;
 use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
+use crate::kernel::standing::{OUTSIDE, Standing};
 use crate::kernel::symbols::Symbols;
 use crate::model::THIS_NETNS;
-use crate::netns::{self, InitialNetns};
+use crate::netns::{self, Entered, InitialNetns};
 use crate::probe::offsets;
 use crate::probe::plan::RawTpReentrancy;
 use crate::probe::room::NetnsRoom;
@@ -27,20 +32,55 @@ pub struct Preflight {
     /// Each thing looked at, in the order of the check.
     pub items: Vec<CheckItem>,
     /// The first thing that rules out every backend that uses programs.
-    pub obstacle: Option<String>,
+    pub obstacle: Option<Obstacle>,
     /// kprobes can be used; else why not.
     pub kprobes: Result<(), String>,
+    /// The kernel's own counters can be read, which is all that the last backend takes; else why not.
+    pub counters: Result<(), String>,
     /// How the kernel runs raw tracepoint programs.
     pub raw_tracepoints: RawTpReentrancy,
 }
 
-/// Looks at everything. `try_bpf` loads a program and says how that went; who attaches anyway leaves it out.
-pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<()>>) -> Preflight {
+/// What rules out programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The item it is.
+    pub name: &'static str,
+    /// What was found.
+    pub found: String,
+    /// What would change it.
+    pub remedy: String,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, found, remedy } = self;
+        write!(f, "{name}: {found}; {remedy}")
+    }
+}
+
+/// What can only be found out by doing it. Each leaves nothing behind.
+pub struct Trials<'a> {
+    /// The system calls that something refuses before the kernel looks at them.
+    pub refused: Vec<Refused>,
+    /// Loads a program and its maps.
+    pub program: &'a dyn Fn() -> Result<()>,
+    /// Attaches a kprobe; false if there is nothing yet to attach it to.
+    pub kprobe: &'a dyn Fn() -> Result<bool>,
+    /// Begins to list this netns's table.
+    pub listing: &'a dyn Fn() -> Result<()>,
+    /// Enters another netns.
+    pub netns: &'a dyn Fn() -> Result<Entered>,
+}
+
+/// Looks at everything. Without `trials` nothing is tried.
+pub fn look(roots: &Roots, kernel: &Kernel, standing: &Standing, trials: Option<&Trials<'_>>) -> Preflight {
     let release = roots.release();
     let mut found = Preflight {
         items: Vec::new(),
         obstacle: None,
         kprobes: Ok(()),
+        counters: Ok(()),
         raw_tracepoints: kernel
             .btf
             .as_ref()
@@ -53,31 +93,27 @@ pub fn look(roots: &Roots, kernel: &Kernel, try_bpf: Option<&dyn Fn() -> Result<
         format!("Linux {release}"),
         "ctwatch needs Linux 5.10 or later (ring buffer, raw tracepoint test runs): boot a newer kernel",
     );
-    found.capabilities(roots);
-    found.types(&kernel.btf, kernel.symbols.as_ref().ok());
-    found.symbols(&kernel.symbols);
+    let symbols = kernel.symbols.as_ref().ok();
+    found.capabilities(standing, symbols.is_some_and(|symbols| symbols.hidden));
+    if let Some(trials) = trials {
+        found.calls(roots, standing, &trials.refused);
+    }
+    found.types(&kernel.btf, symbols);
     found.functions(kernel);
-    found.kprobes(roots, kernel.symbols.as_ref().ok());
+    found.symbols(&kernel.symbols, roots, standing);
     found.lockdown(roots);
     found.conntrack(roots);
-    found.census(roots);
+    if let Some(trials) = trials {
+        found.program(trials);
+    }
+    found.kprobes(roots, symbols, trials);
+    found.census(roots, standing, trials);
+    found.other_netns(standing, trials);
     found.host(roots);
-    if try_bpf.is_some() {
+    found.judge(roots, standing);
+    if trials.is_some() {
         // All processes are asked for their netns: whoever is about to attach does so anyway.
         found.cpus(roots);
-    }
-    if let Some(try_bpf) = try_bpf
-        && found.obstacle.is_none()
-    {
-        let result = try_bpf();
-        let is_ok = result.is_ok();
-        let text = match &result {
-            Ok(()) => "programs load, and so do their maps (ring buffer, mmapable arrays)".to_owned(),
-            Err(error) => format!("{error:#}"),
-        };
-        let remedy = result.err().as_ref().and_then(shortage::remedy);
-        let remedy = remedy.unwrap_or("run as root, outside seccomp and user namespaces that forbid bpf()");
-        found.need("bpf", is_ok, text, remedy);
     }
     found
 }
@@ -93,35 +129,11 @@ impl Preflight {
     }
 
     /// Something no backend with programs can do without.
-    fn need(&mut self, name: &str, ok: bool, text: String, remedy: &str) {
+    fn need(&mut self, name: &'static str, ok: bool, text: String, remedy: &str) {
         if !ok && self.obstacle.is_none() {
-            self.obstacle = Some(format!("{name}: {text}; {remedy}"));
+            self.obstacle = Some(Obstacle { name, found: text.clone(), remedy: remedy.to_owned() });
         }
         self.note(name, Some(ok), text, (!ok).then_some(remedy));
-    }
-
-    fn capabilities(&mut self, roots: &Roots) {
-        let Some(these) = Capabilities::effective(roots) else {
-            self.note("capabilities", None, "/proc/self/status has no CapEff line".to_owned(), None);
-            return;
-        };
-        let has = |capability| these.has(capability);
-        let missing: Vec<&str> = [
-            ("CAP_BPF", has(Capability::Bpf) || has(Capability::SysAdmin)),
-            ("CAP_PERFMON", has(Capability::Perfmon) || has(Capability::SysAdmin)),
-            // Other netns can only be entered with it, and 5.10 to 6.x attach kprobes with it.
-            ("CAP_SYS_ADMIN", has(Capability::SysAdmin)),
-            ("CAP_NET_ADMIN", has(Capability::NetAdmin)),
-        ]
-        .into_iter()
-        .filter_map(|(name, ok)| (!ok).then_some(name))
-        .collect();
-        let text = if missing.is_empty() {
-            "CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_NET_ADMIN are present".to_owned()
-        } else {
-            format!("missing {}", missing.join(", "))
-        };
-        self.need("capabilities", missing.is_empty(), text, "run as root: sudo ctwatch …");
     }
 
     fn types(&mut self, btf: &Result<Btf>, symbols: Option<&Symbols>) {
@@ -166,52 +178,6 @@ impl Preflight {
         }
     }
 
-    fn symbols(&mut self, symbols: &Result<Symbols>) {
-        let (ok, text, remedy) = match symbols {
-            Err(error) => (false, format!("{error:#}"), "mount /proc"),
-            Ok(symbols) if symbols.hidden => (
-                false,
-                "/proc/kallsyms shows only zeroes".to_owned(),
-                "run as root, and set kernel.kptr_restrict to 0 or 1 while ctwatch starts",
-            ),
-            Ok(symbols)
-                if symbols.get("nf_hook_slow").is_none() && symbols.function("init_conntrack").is_none() =>
-            {
-                (
-                    false,
-                    "neither nf_hook_slow nor init_conntrack is in /proc/kallsyms".to_owned(),
-                    "boot a kernel built with CONFIG_NETFILTER and CONFIG_KALLSYMS; `ctwatch drops --backend counters` shows totals meanwhile",
-                )
-            }
-            Ok(_) => (true, "nf_hook_slow is in /proc/kallsyms".to_owned(), ""),
-        };
-        self.need("symbols", ok, text, remedy);
-    }
-
-    fn kprobes(&mut self, roots: &Roots, symbols: Option<&Symbols>) {
-        const REMEDY: &str = "boot a kernel with CONFIG_KPROBES and CONFIG_KPROBE_EVENTS; until then ctwatch uses the tracepoint backend";
-        let there = roots.sys("bus/event_source/devices/kprobe/type").exists()
-            || roots.sys("kernel/tracing/kprobe_events").exists()
-            || roots.sys("kernel/debug/tracing/kprobe_events").exists();
-        let loaded = module::loaded(roots).is_some();
-        if !there {
-            let text = "this kernel has no kprobes".to_owned();
-            self.kprobes = Err(text.clone());
-            self.note("kprobes", Some(false), text, Some(REMEDY));
-        } else if loaded && symbols.is_some_and(|symbols| symbols.function("early_drop").is_none()) {
-            let text = "early_drop is not in /proc/kallsyms, so it can't be probed".to_owned();
-            self.kprobes = Err(text.clone());
-            self.note(
-                "kprobes",
-                Some(false),
-                text,
-                Some("a kernel that keeps early_drop out of line; until then ctwatch uses the tracepoint backend"),
-            );
-        } else {
-            self.note("kprobes", Some(true), "kprobes can be attached".to_owned(), None);
-        }
-    }
-
     fn lockdown(&mut self, roots: &Roots) {
         match std::fs::read_to_string(roots.sys("kernel/security/lockdown")) {
             Ok(text) if text.contains("[confidentiality]") => self.need(
@@ -234,13 +200,7 @@ impl Preflight {
         if module::loaded(roots).is_some() {
             self.note("conntrack", Some(true), "nf_conntrack is loaded".to_owned(), None);
         } else if module::is_hidden(roots) {
-            self.need(
-                "conntrack",
-                false,
-                "nf_conntrack is loaded, but its sysctls are hidden from this user namespace".to_owned(),
-                "run outside the container, or as root in the initial user namespace (docker: without userns-remap; \
-                 podman: as root)",
-            );
+            self.need("conntrack", false, HIDDEN.to_owned(), OUTSIDE);
         } else {
             self.note(
                 "conntrack",
@@ -273,6 +233,33 @@ impl Preflight {
         }
     }
 
+    /// Whether the kernel's own counters, which judge ctwatch's and do without programs, can be read, and where.
+    fn judge(&mut self, roots: &Roots, standing: &Standing) {
+        if module::loaded(roots).is_none() {
+            if module::is_hidden(roots) {
+                self.counters = Err(HIDDEN.to_owned());
+            } else if !roots.proc("sys/kernel/osrelease").exists() {
+                self.counters = Err("/proc is not readable".to_owned());
+            }
+            return;
+        }
+        match stat::read_here() {
+            Ok(stat) => {
+                self.note("kernel counters", Some(true), format!("read from {}", stat.from.title()), None);
+            }
+            Err(error) => {
+                let text = format!("not readable: {error:#}");
+                let remedy = format!(
+                    "without /proc/net/stat/nf_conntrack (CONFIG_NF_CONNTRACK_PROCFS) it takes `modprobe nf_conntrack_netlink` and \
+                     CAP_NET_ADMIN ({}). Until then losses are counted, but nothing confirms them",
+                    standing.how_to_get(&[Capability::NetAdmin])
+                );
+                self.note("kernel counters", Some(false), text.clone(), Some(&remedy));
+                self.counters = Err(text);
+            }
+        }
+    }
+
     /// Records are kept for each CPU that may ever come up, not only for those that are online.
     fn cpus(&mut self, roots: &Roots) {
         let (Ok(possible), Ok(online)) = (cpus::possible(&roots.sys), cpus::online(&roots.sys)) else {
@@ -293,37 +280,10 @@ impl Preflight {
         let remedy = "nothing: of more namespaces that lose packets at the same time only drops of a full table and evictions are counted";
         self.note("cpus", Some(enough), text, (!enough).then_some(remedy));
     }
-
-    /// What `ctwatch table` needs, which is less than watching does.
-    fn census(&mut self, roots: &Roots) {
-        let Some(these) = Capabilities::effective(roots) else { return };
-        let has = |capability| these.has(capability);
-        let reads = has(Capability::NetAdmin);
-        let text = if reads {
-            "`ctwatch table` can list this netns's table (CAP_NET_ADMIN)"
-        } else {
-            "`ctwatch table` can't list this netns's table: CAP_NET_ADMIN is missing"
-        };
-        let remedy = (!reads)
-            .then_some("run as root, or `setcap cap_net_admin+ep` the binary: listing needs nothing else");
-        self.note("census", Some(reads), text.to_owned(), remedy);
-        let missing: Vec<&str> = [
-            ("CAP_SYS_ADMIN (to enter them)", has(Capability::SysAdmin)),
-            ("CAP_SYS_PTRACE (to find them)", has(Capability::SysPtrace)),
-            ("CAP_NET_ADMIN", reads),
-        ]
-        .into_iter()
-        .filter_map(|(name, has)| (!has).then_some(name))
-        .collect();
-        if missing.is_empty() {
-            let text = "tables of other netns can be listed, too (CAP_SYS_ADMIN, CAP_SYS_PTRACE)";
-            self.note("other netns", Some(true), text.to_owned(), None);
-        } else {
-            let text = format!("tables of other netns can't be listed: missing {}", missing.join(", "));
-            self.note("other netns", Some(false), text, Some("run as root"));
-        }
-    }
 }
+
+/// Before Linux 5.15.
+const HIDDEN: &str = "nf_conntrack is loaded, but its sysctls are hidden from this user namespace";
 
 /// Which of the ways this kernel has. What programs read through perf must lie where they look for it.
 fn raw_tracepoints(btf: &Btf, roots: &Roots) -> RawTpReentrancy {
@@ -345,74 +305,4 @@ fn raw_tracepoints(btf: &Btf, roots: &Roots) -> RawTpReentrancy {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-
-    fn roots(files: &[(&str, &str)]) -> (tempfile::TempDir, Roots) {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        for (path, text) in files {
-            let path = folder.path().join(path);
-            fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
-            fs::write(path, text).expect("a file");
-        }
-        let roots = Roots { proc: folder.path().join("proc"), sys: folder.path().join("sys") };
-        (folder, roots)
-    }
-
-    #[test]
-    fn without_root_the_first_obstacle_says_run_as_root() {
-        let (_keep, roots) = roots(&[
-            ("proc/sys/kernel/osrelease", "6.12.1\n"),
-            ("proc/self/status", "Name:\tx\nCapEff:\t0000000000000000\n"),
-            ("proc/kallsyms", "0000000000000000 T nf_hook_slow\n"),
-        ]);
-        let found = look(
-            &roots,
-            &Kernel::read(&roots),
-            Some(&|| panic!("bpf() is not tried when something is missing already")),
-        );
-        let obstacle = found.obstacle.expect("something is missing");
-        assert!(obstacle.contains("CAP_BPF") && obstacle.contains("run as root"), "{obstacle}");
-    }
-
-    #[test]
-    fn the_right_to_read_one_table_is_told_apart_from_the_right_to_read_all() {
-        for (capabilities, own, others) in [
-            ("0000000000000000", false, false),
-            ("0000000000001000", true, false),
-            ("000001ffffffffff", true, true),
-        ] {
-            let status = format!("Name:\tx\nCapEff:\t{capabilities}\n");
-            let (_keep, roots) = roots(&[("proc/self/status", status.as_str())]);
-            let found = look(&roots, &Kernel::read(&roots), None);
-            let ok = |name: &str| found.items.iter().find(|item| item.name == name).and_then(|item| item.ok);
-            assert_eq!((ok("census"), ok("other netns")), (Some(own), Some(others)), "{capabilities}");
-        }
-    }
-
-    #[test]
-    fn a_kernel_without_the_needed_symbol_is_told_what_would_help() {
-        let (_keep, roots) = roots(&[
-            ("proc/sys/kernel/osrelease", "6.12.1\n"),
-            ("proc/self/status", "CapEff:\t000001ffffffffff\n"),
-            ("proc/kallsyms", "ffffffff81000000 T something_else\n"),
-        ]);
-        let found = look(&roots, &Kernel::read(&roots), None);
-        let item = found.items.iter().find(|item| item.name == "symbols").expect("looked at");
-        assert_eq!(item.ok, Some(false));
-        assert!(item.remedy.as_deref().is_some_and(|remedy| remedy.contains("counters")));
-    }
-
-    #[test]
-    fn an_old_kernel_and_lockdown_are_named() {
-        let (_keep, roots) = roots(&[
-            ("proc/sys/kernel/osrelease", "4.19.0-27\n"),
-            ("sys/kernel/security/lockdown", "none integrity [confidentiality]\n"),
-        ]);
-        let found = look(&roots, &Kernel::read(&roots), None);
-        assert!(found.obstacle.expect("too old").contains("4.19"));
-        let lockdown = found.items.iter().find(|item| item.name == "lockdown").expect("looked at");
-        assert_eq!(lockdown.ok, Some(false));
-    }
-}
+mod tests;

@@ -28,6 +28,7 @@ use crate::error::{Exit, Failure};
 use crate::files::place::{self, Sharing};
 use crate::foreign::{Foreign, Shown as _, harmless, to_json};
 use crate::kernel::roots::Roots;
+use crate::kernel::standing::Standing;
 use crate::model::{Backend, Loss, NetnsId, Sample, WallMono};
 use crate::outlet::Outlet;
 use crate::probe::diagnostics;
@@ -59,11 +60,11 @@ pub fn run(config: &Config, record: &RecordConfig) -> Result<Exit> {
     let output = place::file(&record.output, Sharing::Refused)
         .map_err(|error| Failure::usage(format!("recording to {}: {error}", record.output.shown())))?;
     let record = RecordConfig { output, ..record.clone() };
-    confine(config, Work::RunsPrograms, &Files::keep(&record.output));
-    event_loop()?.block_on(keep(config, &record, roots))
+    let standing = confine(config, Work::RunsPrograms, &Files::keep(&record.output));
+    event_loop()?.block_on(keep(config, &record, roots, &standing))
 }
 
-async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Exit> {
+async fn keep(config: &Config, record: &RecordConfig, roots: Roots, standing: &Standing) -> Result<Exit> {
     // Whether the file can be written is told before anything waits; it is made once there is something to write.
     let mut lock = Lock::take(&record.output)?;
     Writer::check(&record.output)?;
@@ -74,7 +75,7 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Ex
     // A host may load conntrack never, and then this is all the time there is.
     shutdown.after(record.duration);
     let mut waited = false;
-    let request = AttachRequest { roots: &roots, choice: record.backend, or_counters: false, log_level };
+    let request = AttachRequest { roots: &roots, choice: record.backend, standing, log_level };
     let options = |_, unasked: ProbeOptions| ProbeOptions {
         flows: unasked.kprobes && record.count_flows,
         loss_events: true,
@@ -93,6 +94,7 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots) -> Result<Ex
     let Some(mut session) = session.await? else {
         return Ok(if record.once { Exit::NoIncident } else { Exit::Done });
     };
+    session.tell_if_counters_must_do(record.backend);
     let cannot_fire = check_triggers(record, session.backend, session.watch.has_no_limit())?;
     let mut recording = Recording::start(record, &roots, lock, &session)?;
     for text in cannot_fire {

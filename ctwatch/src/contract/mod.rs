@@ -376,6 +376,8 @@ pub struct Check {
     pub kernel_release: String,
     /// The backend `drops` would use; null if none works.
     pub backend: Option<&'static str>,
+    /// Why no better one, and what that costs; null for the best, and where none works.
+    pub backend_reason: Option<String>,
     /// What was looked at.
     pub items: Vec<CheckItem>,
     /// What the verifier said, with `--verifier`.

@@ -1,7 +1,8 @@
 //! What the running kernel is like: its BTF, its symbols, its release, what it allows.
-//! Nothing here loads or attaches anything; /proc and /sys roots are arguments, so fixtures can stand in.
+//! Nothing here loads or attaches anything, and what `calls` tries does nothing; /proc and /sys roots are arguments, so fixtures can stand in.
 
 pub mod btf;
+pub mod calls;
 pub mod capabilities;
 pub mod cpus;
 pub mod netlink;
@@ -9,6 +10,7 @@ pub mod nf_tables;
 pub mod release;
 pub mod roots;
 pub mod routes;
+pub mod standing;
 pub mod symbols;
 
 use std::thread;

@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::capabilities::Capability;
+use super::roots::Roots;
+use super::standing::Standing;
+
 /// The kernel fills at most 32 KB of a dump at once (netlink_recvmsg, net/netlink/af_netlink.c).
 const BUFFER: usize = 64 << 10;
 /// The kernel answers at once; a silence this long means that it never will.
@@ -108,11 +112,14 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = std::io::Error::from_raw_os_error(self.0);
         let remedy = match self.0 {
-            libc::EPERM | libc::EACCES => " (this needs CAP_NET_ADMIN: run as root)",
-            libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT => {
-                " (the kernel has no ctnetlink: `modprobe nf_conntrack_netlink`)"
+            libc::EPERM | libc::EACCES => {
+                let standing = Standing::look(&Roots::default());
+                format!(" (this needs CAP_NET_ADMIN: {})", standing.how_to_get(&[Capability::NetAdmin]))
             }
-            _ => "",
+            libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT => {
+                " (the kernel has no ctnetlink: `modprobe nf_conntrack_netlink`)".to_owned()
+            }
+            _ => String::new(),
         };
         write!(f, "the kernel refused: {error}{remedy}")
     }

@@ -83,7 +83,7 @@ impl WhyUnknown {
                 "start the container with the host's processes: hostPID: true in Kubernetes, --pid=host in Docker"
             }
             Self::Hidden => {
-                "run as root with CAP_SYS_PTRACE, with a /proc that shows process 1 (not mounted with hidepid)"
+                "it takes CAP_SYS_PTRACE in the initial user namespace, and a /proc that shows process 1 (not mounted with hidepid)"
             }
         }
     }

@@ -18,7 +18,7 @@ mod initial;
 mod name;
 
 pub use discover::{NetnsFinder, discover};
-pub use enter::{enter, on_netns_thread, run_inside};
+pub use enter::{Entered, enter, on_netns_thread, run_inside, try_to_enter};
 pub use initial::{InitialNetns, WhyUnknown};
 
 /// A netns and a way into it.

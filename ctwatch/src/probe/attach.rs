@@ -157,7 +157,22 @@ impl Probe {
 
     /// Whether this kernel takes our maps and a program.
     pub fn try_load(config: &Config) -> Result<()> {
-        load_program(&mut object::load(None, config, MapSizes::SMALL, 0)?, "sync")
+        load_program(&mut object::load(None, config, MapSizes::SMALL, 0).map_err(with_remedy)?, "sync")
+    }
+
+    /// Whether a program may be attached to a kernel function: one is, and it is taken away again. It counts nothing, as its maps
+    /// are nobody's. False where the function isn't there, since nf_conntrack isn't loaded.
+    pub fn try_kprobe(config: &Config, symbols: &Symbols) -> Result<bool> {
+        let Some(function) = symbols.function("early_drop") else { return Ok(false) };
+        let attachment = Attachment {
+            program: "early_drop_return",
+            function: function.name.clone(),
+            kind: HookKind::Kretprobe,
+        };
+        let mut ebpf = object::load(None, config, MapSizes::SMALL, 0).map_err(with_remedy)?;
+        load_program(&mut ebpf, attachment.program)?;
+        attach(&mut ebpf, &attachment, symbols)?;
+        Ok(true)
     }
 
     /// All programs of the object, each loaded (so: verified), with the number of instructions the verifier

@@ -83,8 +83,8 @@ pub(super) fn remedy(error: &anyhow::Error) -> Option<&'static str> {
              docker: --ulimit memlock=-1"
         }
         Some(libc::EPERM | libc::EACCES) => {
-            "not permitted: run as root in the initial user namespace, with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN, and \
-             without a seccomp profile, LSM or lockdown that forbids bpf() and perf_event_open()"
+            "not permitted: it takes CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON, in the initial user namespace, and no seccomp \
+             profile, LSM or lockdown that forbids bpf() and perf_event_open()"
         }
         _ => "`ctwatch check` shows what this kernel allows",
     })

@@ -11,10 +11,7 @@ use super::handle::Process;
 use crate::files::root_owned::{is_roots_alone, root_owned};
 use crate::foreign::Shown as _;
 use crate::kernel::capabilities::{Capabilities, Capability};
-
-/// Where /proc/PID/ns/user leads in the initial user namespace: PROC_USER_INIT_INO, include/linux/proc_ns.h, the same from 3.8
-/// to 7.3.
-const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
+use crate::kernel::standing::INITIAL_USER_NAMESPACE;
 
 /// Why a process isn't what it calls itself, as far as can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]

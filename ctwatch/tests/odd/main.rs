@@ -7,6 +7,8 @@ mod fuse;
 mod listings;
 mod output;
 mod progress;
+mod rights;
+mod troubleshooting;
 mod words;
 
 use std::path::{Path, PathBuf};

@@ -363,6 +363,7 @@ pub fn check(works: bool) -> Check {
         version: "0.1.0".to_owned(),
         kernel_release: "6.12.43+deb13-cloud-amd64".to_owned(),
         backend: works.then_some("kprobe"),
+        backend_reason: None,
         items: vec![
             privileges,
             item("BTF", Some(true), "/sys/kernel/btf/vmlinux, 5.2 MB", None),

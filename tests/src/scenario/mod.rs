@@ -303,6 +303,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("bounds_are_shown_as_bounds", odd::bounds, 400, ON_6_12),
     Scenario("no_limit_is_said_in_every_view", odd::no_limit, 400, ON_6_12),
     Scenario("rows_that_sum_up_others_and_times_keep_their_place", odd::rows_and_columns, 300, ON_6_12),
+    Scenario("rights_of_containers_and_user_namespaces_are_told", odd::rights, 400, ON_6_12),
     Scenario("filters_and_keys", filters::filters_and_keys, 600, ON_6_12),
     Scenario(
         "record_by_script_and_without_loss_of_its_own",

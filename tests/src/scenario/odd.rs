@@ -18,6 +18,7 @@ use crate::census::{ctwatch_table, table_of};
 use crate::checks::Checks;
 use crate::ctnetlink::{Entry, Maker};
 use crate::ctwatch::Drops;
+use crate::environments::Environment;
 use crate::netns::{Netns, own_inode};
 use crate::nftables;
 use crate::shell::{run, sh};
@@ -350,5 +351,61 @@ pub(super) fn bounds(_: &Guest) -> Result<Outcome> {
     {
         checks.that(line.contains('≥'), format!("a bound that isn't shown as one: {line}"));
     }
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// Rights as containers and user namespaces leave them, where there are kprobes to be refused: what `check` says has been tried, no
+/// root is told to become root, and what falls to the counters counts as the kernel does.
+pub(super) fn rights(_: &Guest) -> Result<Outcome> {
+    nftables::track()?;
+    let words = |output: &Output| {
+        let all = format!("{}{}", text(output), String::from_utf8_lossy(&output.stderr));
+        all.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let mut checks = Checks::new();
+    let host = words(&ctwatch(&["check"])?);
+    for tried in ["one was attached to early_drop", "get through", "table: tried", "programs load"] {
+        checks.that(host.contains(tried), format!("`{tried}` is not said on the host: {host}"));
+    }
+    for (name, right, wrong) in [
+        ("docker run", "missing CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_NET_ADMIN", "run as root"),
+        ("docker run", "perf_event_open() (EPERM), setns() (EPERM) are refused", "kptr_restrict"),
+        ("docker run", "--cap-add SYS_ADMIN", "sudo"),
+        (
+            "podman run, rootless",
+            "in a user namespace: capabilities of the initial one are needed",
+            "are present",
+        ),
+        ("unshare -U -r -n", "run it on the host", "one was attached"),
+        ("unshare -U -r -n", "CAP_SYSLOG of the initial user namespace is missing", "kptr_restrict"),
+        (
+            "a seccomp profile that refuses the calls",
+            "bpf() (EPERM), perf_event_open() (EPERM), setns() (EPERM)",
+            "sudo",
+        ),
+        ("a seccomp profile that refuses the calls", "--security-opt seccomp=unconfined", "one was entered"),
+    ] {
+        let there = Environment::named(name)?;
+        let check = words(&there.run(&["ctwatch", "check"])?);
+        checks.that(check.contains(right), format!("{name}: `{right}` is not said: {check}"));
+        checks.that(!check.contains(wrong), format!("{name}: `{wrong}`: {check}"));
+        checks.that(check.contains("would use the counters backend"), format!("{name}: {check}"));
+        let named = there.run(&["ctwatch", "drops", "--duration", "1s", "--backend", "kprobe"])?;
+        checks.equal(&format!("{name}: exit code of a backend that was named"), named.status.code(), Some(3));
+    }
+    // Without a right, in the host's netns: the counters alone count what the senders are refused.
+    let _limit = table::lower_limit()?;
+    table::fill(Mix::Assured)?;
+    let mut drops = Drops::start_by(
+        &["setpriv", "--inh-caps", "-all", "--bounding-set", "-all"],
+        &["--duration", "20s"],
+    )?;
+    let refused = udp::send(&Plan::new(loopback(&[6379]), 40))?.total_refused();
+    let run = drops.finish()?;
+    checks.figure("refused", refused);
+    checks.equal("backend without any right", run.start.backend.as_str(), "counters");
+    checks.equal("kernel_counters.drop", run.end.kernel_counters.get("drop").copied(), Some(refused));
+    checks
+        .that(run.stderr.contains("totals only"), format!("stderr doesn't say what is lost: {}", run.stderr));
     Ok(Outcome::Passed(checks.finish()?))
 }

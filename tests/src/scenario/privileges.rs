@@ -1,5 +1,5 @@
 //! The capabilities of docs/privileges.md where kprobes are: each command of a live watch runs with exactly those of its row,
-//! counts to the last loss with them, and says what it lacks without one.
+//! counts to the last loss with them, and says what it lacks, and what that costs, without one.
 
 use std::process::Command;
 
@@ -67,8 +67,15 @@ pub(super) fn exactly_those(guest: &Guest) -> Result<Outcome> {
             _ => continue,
         };
         let rest: Vec<&str> = rights.iter().copied().filter(|one| *one != missing).collect();
-        let output = ended(&mut with(&rest, &["drops", "--duration", "1s"]))?;
-        said(&mut checks, &format!("without {missing}"), &output, 3, word);
+        let output = ended(&mut with(&rest, &["drops", "--backend", "kprobe", "--duration", "1s"]))?;
+        said(&mut checks, &format!("kprobe without {missing}"), &output, 3, word);
+        // Where no backend was asked for by name the kernel's counters do.
+        let output = ended(&mut with(&rest, &["drops", "--duration", "1s", "--format", "json"]))?;
+        said(&mut checks, &format!("without {missing}"), &output, 0, word);
+        said(&mut checks, &format!("without {missing}"), &output, 0, "totals only");
+        let start = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+        let start: Value = serde_json::from_str(&start).with_context(|| format!("a start line: {start}"))?;
+        checks.equal(&format!("backend without {missing}"), start["backend"].as_str(), Some("counters"));
     }
 
     // The programs that advice runs have what they need, too.

@@ -30,10 +30,15 @@ pub(super) fn errors(_: &Guest) -> Result<Outcome> {
     mistake("an unknown cause", &["drops", "--cause", "bad_luck"], 2, "bad_luck")?;
     mistake("a bad interval", &["drops", "--interval", "soon"], 2, "soon")?;
 
-    let output = ended(Command::new("ctwatch").arg("drops").uid(65_534).gid(65_534))?;
-    said(&mut checks, "not root", &output, 3, "root");
+    for (backend, code) in [("kprobe", 3), ("tracepoint", 3), ("auto", 0)] {
+        let line = ["drops", "--duration", "1s", "--backend", backend];
+        let output = ended(Command::new("ctwatch").args(line).uid(65_534).gid(65_534))?;
+        said(&mut checks, &format!("{backend}, not root"), &output, code, "run as root: sudo ctwatch");
+    }
     let output = ended(Command::new("ctwatch").arg("check").uid(65_534).gid(65_534))?;
-    checks.equal("exit code of check when not root", output.status.code(), Some(3));
+    checks.equal("exit code of check when not root", output.status.code(), Some(0));
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    checks.that(shown.contains("would use the counters backend"), format!("check, not root: {shown}"));
     let output = ended(Command::new("ctwatch").args(["check", "--format", "json"]))?;
     checks.equal("exit code of check as root", output.status.code(), Some(0));
     let parsed = serde_json::from_slice::<serde_json::Value>(&output.stdout);

@@ -10,17 +10,17 @@ use super::notices::waiting_for_conntrack;
 use super::{Shutdown, StopReason, backend};
 use crate::cli::BackendChoice;
 use crate::command::VERSION;
-use crate::command::preflight::{Preflight, look};
+use crate::command::preflight::look;
 use crate::conntrack::module;
 use crate::contract::{Hook, Notice, SCHEMA, Start};
 use crate::error::{ExitContext as _, shortage};
 use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
+use crate::kernel::standing::Standing;
 use crate::model::Backend;
 use crate::probe::object::Loader;
-use crate::probe::plan::{Attachment, HookKind, MissingHook, ProbeOptions};
-use crate::probe::refusal::HookRefused;
-use crate::stderr::Progress;
+use crate::probe::plan::{Attachment, MissingHook, ProbeOptions};
+use crate::stderr::{self, Progress};
 use crate::watch::{StartInfo, Watch, WatchConfig};
 
 /// How often to see whether conntrack has been loaded.
@@ -36,8 +36,8 @@ pub(in crate::command) struct AttachRequest<'a> {
     pub roots: &'a Roots,
     /// Which backend.
     pub choice: BackendChoice,
-    /// Where no program can be loaded, the kernel's counters will do.
-    pub or_counters: bool,
+    /// What this process could do before it gave up what it doesn't need.
+    pub standing: &'a Standing,
     /// For aya-log in the kernel: 0 is off.
     pub log_level: u8,
 }
@@ -74,8 +74,8 @@ impl LiveSession {
     ) -> Result<Option<Self>> {
         let roots = request.roots;
         let (mut loader, mut kernel) = Loader::beside(|| Kernel::read(roots));
-        let mut found = look(roots, &kernel, None);
-        let (mut backend, mut reason) = request.choose(&found)?;
+        let mut found = look(roots, &kernel, request.standing, None);
+        let (mut backend, mut reason) = backend::choose(request.choice, &found)?;
         if module::loaded(roots).is_none() {
             waiting(&waiting_for_conntrack())?;
             loader = None;
@@ -84,8 +84,8 @@ impl LiveSession {
             }
             // Before it was loaded its functions could not be looked for.
             kernel = Kernel::read(roots);
-            found = look(roots, &kernel, None);
-            (backend, reason) = request.choose(&found)?;
+            found = look(roots, &kernel, request.standing, None);
+            (backend, reason) = backend::choose(request.choice, &found)?;
         }
         let config = |backend| WatchConfig {
             roots: roots.clone(),
@@ -95,13 +95,13 @@ impl LiveSession {
         };
         let progress = Progress::show(|| "loading the programs and attaching them".to_owned());
         let mut started = Watch::start(config(backend), kernel, loader);
-        if let Err(error) = &started
-            && request.choice == BackendChoice::Auto
-            && let Some(refused) = error.downcast_ref::<HookRefused>()
-            && matches!(refused.kind, HookKind::Kprobe | HookKind::Kretprobe)
+        while let Err(error) = &started
+            && shortage::remedy(error).is_none()
+            && let Some(next) = backend::next(request.choice, backend, &found)
         {
-            reason = Some(format!("{refused}: causes are inferred from the kernel's counters"));
-            backend = Backend::Tracepoint;
+            // Programs that were refused as such are refused to the next backend, too.
+            reason = Some(backend::instead(next, error));
+            backend = next;
             started = Watch::start(config(backend), Kernel::read(roots), None);
         }
         drop(progress);
@@ -109,6 +109,13 @@ impl LiveSession {
         // What programs and maps have left has to do for all that is read from here on.
         shortage::ensure_room()?;
         Ok(Some(Self { watch, backend, reason, start }))
+    }
+
+    /// Says on stderr what the counters don't tell, where nobody asked for them.
+    pub fn tell_if_counters_must_do(&self, choice: BackendChoice) {
+        if let (BackendChoice::Auto, Backend::Counters, Some(reason)) = (choice, self.backend, &self.reason) {
+            stderr::line(format_args!("the counters backend will have to do: {reason}"));
+        }
     }
 
     /// The first record.
@@ -134,15 +141,6 @@ impl LiveSession {
             hooks: attachments.iter().map(hook).chain(missing.iter().map(no_hook)).collect(),
             since_boot: *since_boot,
             kernel_counters_from: *counters_from,
-        }
-    }
-}
-
-impl AttachRequest<'_> {
-    fn choose(&self, found: &Preflight) -> Result<(Backend, Option<String>)> {
-        match backend::choose(self.choice, found) {
-            Err(error) if self.or_counters => Ok((Backend::Counters, Some(format!("{error:#}")))),
-            chosen => chosen,
         }
     }
 }

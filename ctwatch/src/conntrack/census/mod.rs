@@ -54,6 +54,11 @@ pub fn count_entries() -> Result<Count> {
     Ok(Count { keys, details, entries, duplicates, interrupted, took: started.elapsed() })
 }
 
+/// Whether the table of the netns this thread is in may be listed: begins, and ends after the first entries.
+pub fn try_to_list() -> Result<()> {
+    dump_here(CT_GET, EntryFields::default(), |_| {}, || Next::Stop).map(drop)
+}
+
 /// How the listing of a table went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Listing {

@@ -387,7 +387,8 @@ fn unlisted(report: &TableReport) -> Vec<String> {
     let mut texts = Vec::new();
     if report.own_netns_only {
         texts.push(
-            "Only this netns: listing others needs CAP_SYS_ADMIN and CAP_SYS_PTRACE (run as root)".to_owned(),
+            "Only this netns: listing others needs CAP_SYS_ADMIN and CAP_SYS_PTRACE (`ctwatch check` says how to get them)"
+                .to_owned(),
         );
     }
     for skipped in report.skipped.iter().take(NAMED) {

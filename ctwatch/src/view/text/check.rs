@@ -5,7 +5,7 @@ use crate::contract::{Check, CheckItem, CheckProgram};
 use crate::text::{ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, left, thousands, width, wrap};
 
 pub(super) fn lines(check: &Check, paint: Paint) -> Vec<String> {
-    let Check { schema: _, version, kernel_release, backend, items, programs } = check;
+    let Check { schema: _, version, kernel_release, backend, backend_reason, items, programs } = check;
     let verdict = match backend {
         Some(backend) => {
             format!("ctwatch {version} on Linux {kernel_release}: would use the {backend} backend")
@@ -13,6 +13,9 @@ pub(super) fn lines(check: &Check, paint: Paint) -> Vec<String> {
         None => format!("ctwatch {version} on Linux {kernel_release}: cannot watch here"),
     };
     let mut lines = wrap(&verdict, 2);
+    if let Some(reason) = backend_reason {
+        lines.extend(wrap(&format!("Why this backend: {reason}"), 2));
+    }
     lines.push(String::new());
     let names = items.iter().map(|item| width(&item.name)).max().unwrap_or(0);
     lines.extend(items.iter().flat_map(|item| item_lines(item, names, paint)));

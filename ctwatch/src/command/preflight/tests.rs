@@ -1,0 +1,191 @@
+use super::*;
+use crate::kernel::calls::Call;
+use crate::kernel::standing::INITIAL_USER_NAMESPACE;
+use anyhow::bail;
+use std::fs;
+
+const ALL: &str = "Uid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n";
+const NONE_AS_ROOT: &str = "Uid:\t0\t0\t0\t0\nCapEff:\t0000000000000000\n";
+const ZEROES: &str = "0000000000000000 T nf_hook_slow\n";
+
+/// Roots with these files, in the initial user namespace unless `user` says another.
+fn roots_of(files: &[(&str, &str)], user: &str) -> (tempfile::TempDir, Roots) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (path, text) in files {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+        fs::write(path, text).expect("a file");
+    }
+    let namespaces = folder.path().join("proc/self/ns");
+    fs::create_dir_all(&namespaces).expect("a folder");
+    std::os::unix::fs::symlink(user, namespaces.join("user")).expect("a link");
+    let roots = Roots { proc: folder.path().join("proc"), sys: folder.path().join("sys") };
+    (folder, roots)
+}
+
+fn roots(files: &[(&str, &str)]) -> (tempfile::TempDir, Roots) {
+    roots_of(files, INITIAL_USER_NAMESPACE)
+}
+
+/// Nothing may be tried where something is missing already.
+fn look_at(roots: &Roots, trials: bool) -> Preflight {
+    let nothing = Trials {
+        refused: Vec::new(),
+        program: &|| panic!("bpf() is not tried when something is missing already"),
+        kprobe: &|| panic!("no kprobe is tried when something is missing already"),
+        listing: &|| panic!("nf_conntrack isn't loaded, and nobody may load it"),
+        netns: &|| Ok(Entered::OnlyOwn),
+    };
+    look(roots, &Kernel::read(roots), &Standing::look(roots), trials.then_some(&nothing))
+}
+
+fn item<'a>(found: &'a Preflight, name: &str) -> &'a CheckItem {
+    found.items.iter().find(|item| item.name == name).unwrap_or_else(|| panic!("no item {name}"))
+}
+
+#[test]
+fn without_root_the_first_obstacle_says_run_as_root() {
+    let (_keep, roots) = roots(&[
+        ("proc/sys/kernel/osrelease", "6.12.1\n"),
+        ("proc/self/status", "Name:\tx\nUid:\t1000\t1000\t1000\t1000\nCapEff:\t0000000000000000\n"),
+        ("proc/kallsyms", ZEROES),
+    ]);
+    let obstacle = look_at(&roots, true).obstacle.expect("something is missing").to_string();
+    assert!(obstacle.contains("CAP_BPF") && obstacle.contains("run as root"), "{obstacle}");
+}
+
+#[test]
+fn root_without_capabilities_is_told_the_flags_that_give_all_of_them() {
+    let (_keep, roots) = roots(&[
+        ("proc/sys/kernel/osrelease", "6.12.1\n"),
+        ("proc/sys/kernel/kptr_restrict", "0\n"),
+        ("proc/self/status", NONE_AS_ROOT),
+        ("proc/kallsyms", ZEROES),
+    ]);
+    let found = look_at(&roots, true);
+    let obstacle = found.obstacle.clone().expect("something is missing").to_string();
+    assert!(!obstacle.contains("run as root"), "{obstacle}");
+    for words in
+        ["--cap-add SYS_ADMIN", "--cap-add NET_ADMIN", "--cap-add SYSLOG", "securityContext", "systemd"]
+    {
+        assert!(obstacle.contains(words), "{words}: {obstacle}");
+    }
+    let symbols = item(&found, "symbols");
+    assert!(symbols.found.contains("CAP_SYSLOG is missing"), "{symbols:?}");
+    assert!(!format!("{symbols:?}").contains("kptr_restrict"), "it is 0: {symbols:?}");
+    assert_eq!((item(&found, "bpf").ok, item(&found, "other netns").ok), (None, Some(false)));
+}
+
+#[test]
+fn addresses_that_the_sysctl_hides_are_no_matter_of_capabilities() {
+    let (_keep, roots) = roots(&[
+        ("proc/sys/kernel/kptr_restrict", "2\n"),
+        ("proc/self/status", ALL),
+        ("proc/kallsyms", ZEROES),
+    ]);
+    let found = look_at(&roots, false);
+    let symbols = item(&found, "symbols");
+    assert!(symbols.found.contains("kernel.kptr_restrict is 2"), "{symbols:?}");
+    assert!(symbols.remedy.as_deref().is_some_and(|remedy| !remedy.contains("SYSLOG")), "{symbols:?}");
+}
+
+#[test]
+fn capabilities_of_another_user_namespace_are_not_called_present() {
+    let (_keep, roots) = roots_of(
+        &[
+            ("proc/sys/kernel/osrelease", "6.12.1\n"),
+            ("proc/sys/kernel/kptr_restrict", "0\n"),
+            ("proc/self/status", ALL),
+            ("proc/kallsyms", ZEROES),
+            ("sys/bus/event_source/devices/kprobe/type", "6\n"),
+        ],
+        "user:[4026532577]",
+    );
+    let found = look_at(&roots, true);
+    let capabilities = item(&found, "capabilities");
+    assert_eq!(capabilities.ok, Some(false));
+    assert!(
+        capabilities.found.starts_with("in a user namespace: capabilities of the initial one are needed")
+    );
+    assert!(capabilities.remedy.as_deref().is_some_and(|remedy| remedy.starts_with("run it on the host")));
+    for name in ["kprobes", "bpf"] {
+        assert_eq!(item(&found, name).ok, None, "{name} was not tried");
+    }
+    assert_eq!(item(&found, "other netns").ok, Some(false));
+    assert!(!format!("{:?}", found.items).contains("kptr_restrict"), "{:?}", found.items);
+}
+
+#[test]
+fn a_call_that_a_filter_refuses_is_named_with_what_lets_it_pass() {
+    let refused = |call| Refused { call, code: libc::EPERM };
+    for (calls, is_obstacle) in
+        [(&[Call::Setns][..], false), (&[Call::PerfEventOpen], false), (&[Call::Bpf, Call::Setns], true)]
+    {
+        let (_keep, roots) = roots(&[("proc/sys/kernel/osrelease", "6.12.1\n"), ("proc/self/status", ALL)]);
+        let trials = Trials {
+            refused: calls.iter().copied().map(refused).collect(),
+            program: &|| Ok(()),
+            kprobe: &|| Ok(true),
+            listing: &|| Ok(()),
+            netns: &|| bail!("EPERM"),
+        };
+        let found = look(&roots, &Kernel::read(&roots), &Standing::look(&roots), Some(&trials));
+        let item = item(&found, "system calls");
+        assert_eq!(item.ok, Some(false));
+        assert!(item.found.contains("seccomp profile") && item.found.contains(calls[0].name()), "{item:?}");
+        assert!(
+            item.remedy.as_deref().is_some_and(|remedy| remedy.contains("seccomp=unconfined")),
+            "{item:?}"
+        );
+        let by_this = found.obstacle.is_some_and(|obstacle| obstacle.name == "system calls");
+        assert_eq!(by_this, is_obstacle, "{calls:?}");
+        assert_eq!(found.kprobes.is_err(), true);
+    }
+}
+
+#[test]
+fn the_right_to_read_one_table_is_told_apart_from_the_right_to_read_all() {
+    for (capabilities, own, others) in [
+        ("0000000000000000", false, false),
+        ("0000000000001000", true, false),
+        ("000001ffffffffff", true, true),
+    ] {
+        let status = format!("Name:\tx\nCapEff:\t{capabilities}\n");
+        let (_keep, roots) = roots(&[("proc/self/status", status.as_str())]);
+        let found = look_at(&roots, false);
+        let ok = |name: &str| item(&found, name).ok;
+        assert_eq!((ok("census"), ok("other netns")), (Some(own), Some(others)), "{capabilities}");
+    }
+}
+
+#[test]
+fn a_kernel_without_the_needed_symbol_is_told_what_would_help() {
+    let (_keep, roots) = roots(&[
+        ("proc/sys/kernel/osrelease", "6.12.1\n"),
+        ("proc/self/status", "CapEff:\t000001ffffffffff\n"),
+        ("proc/kallsyms", "ffffffff81000000 T something_else\n"),
+    ]);
+    let found = look_at(&roots, false);
+    let item = item(&found, "symbols");
+    assert_eq!(item.ok, Some(false));
+    assert!(item.remedy.as_deref().is_some_and(|remedy| remedy.contains("counters")));
+}
+
+#[test]
+fn an_old_kernel_and_lockdown_are_named() {
+    let (_keep, roots) = roots(&[
+        ("proc/sys/kernel/osrelease", "4.19.0-27\n"),
+        ("sys/kernel/security/lockdown", "none integrity [confidentiality]\n"),
+    ]);
+    let found = look_at(&roots, false);
+    assert!(found.obstacle.as_ref().expect("too old").found.contains("4.19"));
+    assert_eq!(item(&found, "lockdown").ok, Some(false));
+}
+
+#[test]
+fn where_there_is_no_proc_the_counters_are_not_called_readable() {
+    let (_keep, there) = roots(&[("proc/sys/kernel/osrelease", "6.12.1\n")]);
+    assert_eq!(look_at(&there, false).counters, Ok(()));
+    let nowhere = Roots { proc: "/nowhere".into(), sys: "/nowhere".into() };
+    assert!(look_at(&nowhere, false).counters.is_err());
+}

@@ -1,0 +1,165 @@
+//! Every message that docs/troubleshooting.md quotes is one of the program's, and every refusal of the program's is quoted there.
+//! Both by the string literals of the sources, without their tests.
+
+use std::path::{Path, PathBuf};
+
+const DOCUMENT: &str = "../docs/troubleshooting.md";
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && path.file_name().unwrap() != "testing" {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|ending| ending == "rs")
+            && path.file_name().unwrap() != "tests.rs"
+        {
+            found.push(path);
+        }
+    }
+}
+
+/// A string literal, and what stands before it.
+struct Literal {
+    text: String,
+    before: String,
+}
+
+/// The literals of a source, lines that are broken with a backslash put together.
+fn literals(source: &str) -> Vec<Literal> {
+    let source = source.split("#[cfg(test)]").next().unwrap();
+    let mut found = Vec::new();
+    let mut rest = source;
+    let mut code = String::new();
+    while let Some(c) = rest.chars().next() {
+        if rest.starts_with("//") {
+            rest = rest.find('\n').map_or("", |end| &rest[end..]);
+        } else if rest.starts_with("'\"'") || rest.starts_with("'\\\"'") {
+            rest = &rest[if rest.starts_with("'\"'") { 3 } else { 4 }..];
+        } else if c == '"' {
+            let mut text = String::new();
+            let mut inside = rest[1..].char_indices();
+            let end = loop {
+                match inside.next().expect("a literal ends") {
+                    (at, '"') => break at,
+                    (_, '\\') => match inside.next().expect("an escape ends").1 {
+                        '\n' => {
+                            while inside.as_str().starts_with(char::is_whitespace) {
+                                inside.next();
+                            }
+                        }
+                        'n' => text.push('\n'),
+                        other => text.push(other),
+                    },
+                    (_, other) => text.push(other),
+                }
+            };
+            found.push(Literal { text, before: code.clone() });
+            code.clear();
+            rest = &rest[1 + end + 1..];
+        } else {
+            code.push(c);
+            rest = &rest[c.len_utf8()..];
+        }
+    }
+    found
+}
+
+fn all_literals() -> Vec<Literal> {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    files.sort();
+    files.iter().flat_map(|file| literals(&std::fs::read_to_string(file).unwrap())).collect()
+}
+
+fn document() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(DOCUMENT)).unwrap()
+}
+
+/// The messages that headings quote.
+fn quoted(document: &str) -> Vec<&str> {
+    document.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`')).collect()
+}
+
+/// What stands between the holes of a message, `…` in the document and `{…}` in the sources.
+fn pieces(message: &str) -> Vec<String> {
+    let mut pieces = vec![String::new()];
+    let mut depth = 0_u32;
+    for c in message.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => {
+                depth = depth.saturating_sub(1);
+                pieces.push(String::new());
+            }
+            '…' => pieces.push(String::new()),
+            c if depth == 0 => pieces.last_mut().unwrap().push(c),
+            _ => {}
+        }
+    }
+    pieces.into_iter().filter(|piece| piece.chars().filter(|c| c.is_alphabetic()).count() > 1).collect()
+}
+
+#[test]
+fn every_message_quoted_is_one_of_the_program_s() {
+    let (document, literals) = (document(), all_literals());
+    let messages = quoted(&document);
+    assert!(messages.len() > 40, "{} messages", messages.len());
+    for message in messages {
+        let wanted = pieces(message);
+        assert!(!wanted.is_empty(), "{message}");
+        for piece in wanted {
+            let piece = piece.trim();
+            // A hole of the document is a hole, or an ellipsis, of the sources.
+            assert!(
+                literals.iter().any(|one| pieces(&one.text).iter().any(|own| own.contains(piece))),
+                "docs/troubleshooting.md quotes what the program doesn't say: {piece:?} of {message:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_refusal_and_everything_not_readable_is_explained() {
+    let document = document();
+    let explained: Vec<String> = quoted(&document).iter().flat_map(|message| pieces(message)).collect();
+    let mut missing = Vec::new();
+    let mut looked_at = 0;
+    for Literal { text, before } in all_literals() {
+        let before = before.trim_end().trim_end_matches("format!(").trim_end().to_owned();
+        let is_refusal = before.ends_with("cannot_watch(") || before.ends_with("or_cannot_watch(||");
+        let Some(longest) = pieces(&text).into_iter().max_by_key(String::len) else { continue };
+        let words = longest.trim().trim_matches(|c: char| !c.is_alphanumeric());
+        if words.len() < 8 || !(is_refusal || text.contains("not readable")) {
+            continue;
+        }
+        looked_at += 1;
+        if !explained.iter().any(|one| one.contains(words) || words.contains(one.trim()) && one.len() > 8) {
+            missing.push(text);
+        }
+    }
+    assert!(looked_at >= 8, "only {looked_at} were found");
+    assert_eq!(missing, Vec::<String>::new(), "not in docs/troubleshooting.md");
+}
+
+#[test]
+fn each_line_of_check_that_rules_out_programs_has_its_place() {
+    let document = document();
+    let mut names: Vec<String> = all_literals()
+        .into_iter()
+        .filter(|one| one.before.trim_end().ends_with(".need("))
+        .map(|one| one.text)
+        .collect();
+    names.dedup();
+    assert!(names.len() >= 8, "{names:?}");
+    for name in names {
+        assert!(document.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+#[test]
+fn literals_are_found_as_they_are_written() {
+    let source = "let a = \"one \\\n        two\"; // \"no\"\nlet b = '\"'; f(\"x \\\"y\\\" {z}\");\n#[cfg(test)] \"no\"";
+    let texts: Vec<String> = literals(source).into_iter().map(|one| one.text).collect();
+    assert_eq!(texts, ["one two", "x \"y\" {z}"]);
+    assert_eq!(pieces("ab … cd {e} fg"), ["ab ", " cd ", " fg"]);
+}
