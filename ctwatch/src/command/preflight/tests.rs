@@ -139,7 +139,7 @@ fn a_call_that_a_filter_refuses_is_named_with_what_lets_it_pass() {
         );
         let by_this = found.obstacle.is_some_and(|obstacle| obstacle.name == "system calls");
         assert_eq!(by_this, is_obstacle, "{calls:?}");
-        assert_eq!(found.kprobes.is_err(), true);
+        assert!(found.kprobes.is_err());
     }
 }
 
