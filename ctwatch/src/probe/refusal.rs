@@ -7,6 +7,8 @@ use std::io;
 use anyhow::Result;
 
 use super::plan::{HookKind, ProbeOptions, RawTpReentrancy};
+use crate::kernel::release::release_number;
+use crate::kernel::roots::Roots;
 use crate::kernel::symbols::Symbols;
 
 /// One function can't be hooked: it is notrace, blacklisted, inlined or gone.
@@ -78,7 +80,7 @@ pub(super) fn remedy(error: &anyhow::Error) -> Option<&'static str> {
     Some(match errno(error) {
         Some(libc::EMFILE | libc::ENFILE) => return None,
         Some(libc::ENOMEM) => "the kernel has no memory left for maps and programs",
-        Some(libc::EPERM) if !memlock_is_unlimited() => {
+        Some(libc::EPERM) if locks_memory(&Roots::default().release()) && !memlock_is_unlimited() => {
             "before Linux 5.11 maps count against RLIMIT_MEMLOCK: `ulimit -l unlimited`; systemd: LimitMEMLOCK=infinity; \
              docker: --ulimit memlock=-1"
         }
@@ -88,6 +90,12 @@ pub(super) fn remedy(error: &anyhow::Error) -> Option<&'static str> {
         }
         _ => "`ctwatch check` shows what this kernel allows",
     })
+}
+
+/// Whether this kernel counts maps against RLIMIT_MEMLOCK: bpf_map_charge_init (kernel/bpf/syscall.c) went with 5.11. What is
+/// not known to be later may.
+fn locks_memory(release: &str) -> bool {
+    release_number(release).is_none_or(|number| number < (5, 11))
 }
 
 fn memlock_is_unlimited() -> bool {
@@ -127,6 +135,8 @@ mod tests {
         let permitted = remedy(&failed(libc::EPERM)).unwrap();
         assert!(permitted.contains("CAP_BPF") || permitted.contains("LimitMEMLOCK"), "{permitted}");
         assert_ne!(remedy(&failed(libc::ENOENT)), remedy(&failed(libc::ENOMEM)));
+        let locks = ["5.10.0-43-cloud-amd64", "5.11.0", "6.12.117", "7.3.4", "unnamed"].map(locks_memory);
+        assert_eq!(locks, [true, false, false, false, true]);
     }
 
     #[test]

@@ -109,7 +109,9 @@ fn too_few_threads_are_told_whichever_command_it_is() {
     let waiting = recorder(&own.join("b.ctw"), &folder.path().join("proc"));
     let mut commands = readers(&path);
     commands.push(("record", waiting));
-    for arguments in [&["check"][..], &["table"], &["drops"], &["advise", "--window", "3s"]] {
+    for arguments in
+        [&["check"][..], &["table"], &["drops", "--duration", "1s"], &["advise", "--window", "3s"]]
+    {
         let mut command = Command::new(&program);
         command.args(arguments);
         commands.push((arguments[0], command));

@@ -286,6 +286,10 @@ fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Count> {
 }
 
 fn cargo_test() -> Result<Count> {
+    if sh::is_root() {
+        // Some load rules, in namespaces of their own.
+        apt::install_on_host(&["nftables", "iproute2"], "the tests on the host")?;
+    }
     let mut command = Command::new("cargo");
     command.args(["test", "--workspace", "--exclude", "ctwatch-ebpf", "--no-fail-fast"]);
     command.current_dir(workspace::root()).stdout(Stdio::piped());
