@@ -6,11 +6,20 @@ pub mod threads;
 use std::io;
 use std::os::unix::process::{CommandExt as _, parent_id};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
+
+/// How long a program that was killed is waited for: one that waits for a disk in the kernel ends when that answers.
+const DYING: Duration = Duration::from_secs(2);
+
+/// Programs that were killed and had not ended in time: they are reaped when another one starts.
+static LEFT: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 /// A program that was started, and all that it starts unless it leaves the group. Dropped, it is killed and reaped.
 ///
@@ -28,6 +37,8 @@ impl Family {
     /// # Errors
     /// It can't be started.
     pub fn start(command: &mut Command) -> io::Result<Self> {
+        let is_there = |left: &Pid| waitpid(*left, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
+        LEFT.lock().unwrap_or_else(PoisonError::into_inner).retain(is_there);
         let own = std::process::id();
         let with_us = move || {
             set_pdeathsig(Signal::SIGKILL)?;
@@ -74,14 +85,22 @@ impl Family {
     /// How it ended. Whoever it left behind in its group ends now, and so does it if it hasn't.
     ///
     /// # Errors
-    /// The kernel doesn't say.
+    /// The kernel doesn't say, or the program doesn't end although it was killed.
     pub fn reap(mut self) -> io::Result<ExitStatus> {
-        self.end()
+        self.end(DYING)
     }
 
-    fn end(&mut self) -> io::Result<ExitStatus> {
+    fn end(&mut self, patience: Duration) -> io::Result<ExitStatus> {
         self.send(Signal::SIGKILL);
         self.is_reaped = true;
+        let until = Instant::now() + patience;
+        while !self.has_ended()? {
+            if Instant::now() >= until {
+                LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(self.group);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "it was killed and doesn't end"));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
         self.child.wait()
     }
 }
@@ -89,7 +108,7 @@ impl Family {
 impl Drop for Family {
     fn drop(&mut self) {
         if !self.is_reaped {
-            let _ = self.end();
+            let _ = self.end(DYING);
         }
     }
 }
@@ -98,7 +117,6 @@ impl Drop for Family {
 mod tests {
     use super::*;
     use std::path::Path;
-    use std::time::{Duration, Instant};
 
     fn sh(script: &str) -> Command {
         let mut command = Command::new("sh");
@@ -145,6 +163,21 @@ mod tests {
         assert!(!Path::new(&format!("/proc/{process}")).exists(), "a zombie at least");
     }
 
+    #[test]
+    fn one_that_does_not_end_in_time_is_waited_for_no_longer_and_reaped_when_another_starts() {
+        let mut family = Family::start(&mut sh("exec sleep 1000")).unwrap();
+        let process = format!("/proc/{}", family.group);
+        // No process ends in no time, but for chance.
+        if let Err(error) = family.end(Duration::ZERO) {
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
+        drop(family);
+        ends("a zombie", || {
+            drop(Family::start(&mut sh("exit")).unwrap());
+            !Path::new(&process).exists()
+        });
+    }
+
     /// The kernel goes by the thread that started it.
     #[test]
     fn it_ends_with_who_started_it() {
@@ -157,6 +190,6 @@ mod tests {
         });
         let process = started.join().unwrap();
         ends("it", || !lives(&process));
-        nix::sys::wait::waitpid(Pid::from_raw(process.parse().unwrap()), None).unwrap();
+        waitpid(Pid::from_raw(process.parse().unwrap()), None).unwrap();
     }
 }

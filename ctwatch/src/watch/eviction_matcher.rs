@@ -9,12 +9,15 @@ use ctwatch_common::Cause;
 
 use crate::model::{Flow, Loss};
 
-/// How long an eviction waits: its flow is confirmed when its first packet has passed the firewall.
-const MAX_WAIT: Duration = Duration::from_millis(50);
+/// How long an eviction waits at least: its flow is confirmed when its first packet has passed the firewall.
+const WAIT: Duration = Duration::from_millis(50);
+/// Who is read of later than this after it isn't named. Events are taken every tenth of a second, so that half of a pair may
+/// come with the next ones.
+const NAMED_WITHIN: Duration = Duration::from_millis(250);
 /// How many wait.
 const ROOM: usize = 1 << 14;
 
-/// The evictions that wait, oldest first.
+/// The evictions that wait, oldest first, and when each was read of.
 #[derive(Debug, Default)]
 pub(super) struct EvictionMatcher(VecDeque<(Loss, Instant)>);
 
@@ -24,21 +27,22 @@ impl EvictionMatcher {
         if loss.cause != Cause::Evicted {
             return Some(loss);
         }
-        self.0.push_back((loss, now + MAX_WAIT));
+        self.0.push_back((loss, now));
         if self.0.len() > ROOM { self.0.pop_front().map(|(oldest, _)| oldest) } else { None }
     }
 
     /// A flow that pushed out all victims with its time: one early_drop can remove several. They are among the last.
     pub fn resolve(&mut self, at_ns: u64, pusher: Option<Flow>, now: Instant) {
-        let victims = self.0.iter_mut().rev().take_while(|(_, until)| now < *until);
+        let victims = self.0.iter_mut().rev().take_while(|(_, since)| now < *since + NAMED_WITHIN);
         for (victim, _) in victims.filter(|(loss, _)| loss.packet.at_ns == at_ns) {
             victim.pushed_out_by = pusher;
         }
     }
 
-    /// Hands over those that have waited long enough.
-    pub fn release(&mut self, now: Instant, each: &mut impl FnMut(&Loss)) {
-        while let Some((loss, _)) = self.0.pop_front_if(|(_, until)| *until <= now) {
+    /// Hands over those that had waited long enough when events began to be taken the last time, so that what came then could
+    /// name their flows.
+    pub fn release(&mut self, began: Instant, each: &mut impl FnMut(&Loss)) {
+        while let Some((loss, _)) = self.0.pop_front_if(|(_, since)| *since + WAIT <= began) {
             each(&loss);
         }
     }
@@ -78,10 +82,11 @@ mod tests {
         let mut seen = Vec::new();
         let mut see = |loss: &Loss| seen.push((loss.packet.at_ns, loss.pushed_out_by.is_some()));
         for _ in 0..3 {
-            matcher.release(start + MAX_WAIT / 2, &mut see);
+            matcher.release(start + WAIT / 2, &mut see);
         }
-        matcher.resolve(2, pusher(), start + MAX_WAIT / 2);
-        matcher.release(start + MAX_WAIT, &mut see);
+        // With the next events, a tenth of a second later.
+        matcher.resolve(2, pusher(), start + WAIT * 2);
+        matcher.release(start + WAIT * 2, &mut see);
         assert_eq!(seen, [(2, true), (3, false)]);
     }
 
@@ -90,7 +95,7 @@ mod tests {
         let start = Instant::now();
         let mut matcher = EvictionMatcher::default();
         assert!(matcher.hold(loss(Cause::Evicted, 2), start).is_none());
-        matcher.resolve(2, pusher(), start + MAX_WAIT);
+        matcher.resolve(2, pusher(), start + NAMED_WITHIN);
         let mut seen = Vec::new();
         matcher.flush(&mut |loss| seen.push((loss.packet.at_ns, loss.pushed_out_by.is_some())));
         assert_eq!(seen, [(2, false)]);

@@ -61,13 +61,15 @@ impl LossPipeline {
         each: &mut impl FnMut(Observed<'_>),
     ) -> usize {
         self.release_answered(namespaces, &mut |loss| each(Observed::Loss(loss)));
-        self.evictions.release(Instant::now(), &mut |loss| each(Observed::Loss(loss)));
-        let Some(probe) = probe else { return 0 };
+        let now = Instant::now();
+        let Some(probe) = probe else {
+            self.evictions.release(now, &mut |loss| each(Observed::Loss(loss)));
+            return 0;
+        };
         self.measure_jiffies(probe);
         let Self { clock, jiffies, owners, evictions, pending_owners } = self;
         let jiffies_per_s = jiffies.as_ref().and_then(Jiffies::per_s);
-        let now = Instant::now();
-        probe.drain(limit, |said| match said {
+        let taken = probe.drain(limit, |said| match said {
             FromKernel::NetnsGone { netns, counters } => gone.push((netns, counters)),
             FromKernel::Pusher { at_ns, flow } => evictions.resolve(at_ns, flow, now),
             FromKernel::Insert(packet) => {
@@ -83,7 +85,9 @@ impl LossPipeline {
                     each(Observed::Loss(&loss));
                 }
             }
-        })
+        });
+        evictions.release(now, &mut |loss| each(Observed::Loss(loss)));
+        taken
     }
 
     /// Finds out how long a jiffy is, which takes two readings.
