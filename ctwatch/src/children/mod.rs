@@ -128,7 +128,7 @@ mod tests {
         let until = Instant::now() + Duration::from_secs(20);
         while !has_ended() {
             assert!(Instant::now() < until, "{what} goes on");
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -181,7 +181,7 @@ mod tests {
     /// The kernel goes by the thread that started it.
     #[test]
     fn it_ends_with_who_started_it() {
-        let started = std::thread::spawn(|| {
+        let started = thread::spawn(|| {
             let family = Family::start(&mut sh("exec sleep 1000")).unwrap();
             let process = family.group.to_string();
             // As if this were killed: nothing is dropped.

@@ -1,7 +1,9 @@
 //! Who listens where a lost packet was going. Found by a thread of its own, once per netns and a few seconds.
 //! The watch never waits for it: whoever asked asks again, and a storm of new namespaces is answered "unknown".
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +11,10 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
 use crate::kernel::roots::Roots;
+use crate::kernel::routes;
 use crate::model::{Name, NetnsId, Owner, ProcessId, Role};
 use crate::netns::{self, Netns};
 use crate::process::procfs::{Held, Holder};
@@ -41,6 +46,8 @@ const LOOK_TIME: Duration = Duration::from_secs(1);
 const LOOK_TIME_EACH: Duration = Duration::from_millis(250);
 /// The thread rests so many times longer than it worked.
 const REST: u32 = 9;
+/// A netns with more networks of its own is one of which nothing is known.
+const LOCAL_NETWORKS: usize = 1 << 16;
 
 /// What is known of listeners.
 #[derive(Debug)]
@@ -203,19 +210,47 @@ fn answer_all(
 
 /// The sockets that would have taken the packets, of those that were going to this very host.
 fn receivers_at(folder: &Path, targets: &[Destination], limit: &mut Limit) -> Vec<Recipient> {
-    let local: Vec<bool> = targets.iter().map(|target| is_local(target.to)).collect();
-    let wanted = targets.iter().zip(&local).filter(|(_, is_local)| **is_local);
+    let networks = LocalNetworks::default();
+    let local: Vec<Option<bool>> = targets.iter().map(|target| is_local(target.to, &networks)).collect();
+    let wanted = targets.iter().zip(&local).filter(|(_, is_local)| **is_local == Some(true));
     let wanted: Vec<_> = wanted.map(|(target, _)| (target.proto, target.to, target.port)).collect();
     let mut found = sockets::receivers(folder, &wanted, limit).into_iter();
-    let receiver = |is_local: bool| if is_local { found.next() } else { None };
-    local.into_iter().map(receiver).map(|receiver| receiver.unwrap_or(Recipient::Nobody)).collect()
+    let receiver = |is_local| match is_local {
+        Some(true) => found.next().unwrap_or(Recipient::Unknown),
+        Some(false) => Recipient::Nobody,
+        None => Recipient::Unknown,
+    };
+    local.into_iter().map(receiver).collect()
 }
 
-/// Whether this netns has that address: only then a socket can be bound to it, unless a sysctl says otherwise.
-fn is_local(address: IpAddr) -> bool {
+/// The networks for which this netns takes packets, of IPv4 and of IPv6; asked for once, when they are needed.
+#[derive(Debug, Default)]
+struct LocalNetworks([OnceCell<Option<Vec<String>>>; 2]);
+
+impl LocalNetworks {
+    /// Whether that address is in one of them; none if the kernel doesn't tell.
+    fn have(&self, address: IpAddr) -> Option<bool> {
+        let until = Instant::now() + LOOK_TIME_EACH;
+        let ask = || routes::local_networks(address.is_ipv6(), until, LOCAL_NETWORKS).ok();
+        let networks = self.0[usize::from(address.is_ipv6())].get_or_init(ask).as_ref()?;
+        let network = |text: &String| text.parse::<IpNet>();
+        Some(networks.iter().filter_map(|text| network(text).ok()).any(|network| network.contains(&address)))
+    }
+}
+
+/// Whether this netns has that address. A socket can be bound to it alone, and the routes are asked where that proves nothing: a
+/// sysctl allows others (as keepalived and HAProxy want), or the address needs a device (fe80::).
+fn is_local(address: IpAddr, networks: &LocalNetworks) -> Option<bool> {
     let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
     let nonlocal = std::fs::read(format!("/proc/sys/net/{family}/ip_nonlocal_bind"));
-    !nonlocal.is_ok_and(|value| value.first() != Some(&b'0')) && UdpSocket::bind((address, 0)).is_ok()
+    if nonlocal.is_ok_and(|value| value.first() == Some(&b'0')) {
+        match UdpSocket::bind((address, 0)) {
+            Ok(_) => return Some(true),
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => return Some(false),
+            Err(_) => {}
+        }
+    }
+    networks.have(address)
 }
 
 /// `is_unknown`: somebody may listen there.
@@ -265,6 +300,26 @@ mod tests {
         assert_eq!((process.pid, process.role), (std::process::id(), Role::Listener));
         let elsewhere = Destination { to: "192.0.2.1".parse().unwrap(), ..target };
         assert_eq!(ask(&mut listeners, elsewhere).process, None, "that address is another host's");
+    }
+
+    #[test]
+    fn where_any_address_may_be_bound_the_routes_say_which_are_local() {
+        let in_netns_of_its_own = || {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                eprintln!("only root may make a netns");
+                return;
+            }
+            let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            assert!(up.expect("there is ip").success());
+            // It is this netns's own.
+            for nonlocal in ["0", "1"] {
+                std::fs::write("/proc/sys/net/ipv4/ip_nonlocal_bind", nonlocal).expect("root may");
+                let networks = LocalNetworks::default();
+                assert_eq!(is_local(IpAddr::from([127, 0, 0, 7]), &networks), Some(true), "{nonlocal}");
+                assert_eq!(is_local(IpAddr::from([192, 0, 2, 77]), &networks), Some(false), "{nonlocal}");
+            }
+        };
+        thread::spawn(in_netns_of_its_own).join().expect("it holds");
     }
 
     #[test]

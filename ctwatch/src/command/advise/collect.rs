@@ -113,7 +113,7 @@ pub(super) fn collect_facts(
         .zip(packets_here())
         .map(|(before, now)| (now - before).max(0.0) / since.elapsed().as_secs_f64());
     if lookups_per_s.is_none() {
-        notes.push("packets per second are unknown (/proc/net/dev): no expired entry is reckoned to be found before gc comes".to_owned());
+        notes.push("packets per second are unknown (/proc/net/dev can't be read in time): the estimate assumes that expired entries leave only when the kernel's garbage collection runs".to_owned());
     }
     let (logins, doubts) = management::logins(host);
     notes.extend(doubts);
