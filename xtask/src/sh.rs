@@ -48,6 +48,19 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     }
 }
 
+/// Has the child hear SIGINT: a shell starts what runs in its background deaf to it, and deafness is handed down.
+pub fn hears_sigint(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only an async-signal-safe call is made.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::signal(libc::SIGINT, libc::SIG_DFL) == libc::SIG_ERR {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        })
+    }
+}
+
 /// From here on, what this thread starts leaves the CPUs to others that want them.
 pub fn give_way() {
     // SAFETY: the call takes numbers only. On Linux it is about the thread, whose children inherit it.

@@ -293,6 +293,7 @@ fn cargo_test() -> Result<Count> {
     let mut command = Command::new("cargo");
     command.args(["test", "--workspace", "--exclude", "ctwatch-ebpf", "--no-fail-fast"]);
     command.current_dir(workspace::root()).stdout(Stdio::piped());
+    sh::hears_sigint(&mut command);
     let mut child = sh::die_with_parent(&mut command).spawn().context("starting cargo test")?;
     let mut count = Count::default();
     for line in BufReader::new(child.stdout.take().expect("stdout is piped")).lines() {
