@@ -314,7 +314,24 @@ pub(super) fn confirmed_or_taken_back(_: &Guest) -> Result<Outcome> {
     talk.stop();
     checks.figure("answered", talk.answered.load(Relaxed));
     checks.equal("connections that were not answered", talk.failed.load(Relaxed), 0);
+    // Nobody counts on after a try, whoever ended it.
+    thread::sleep(Duration::from_secs(2));
+    checks.equal("programs that go on counting", counting()?, Vec::new());
     Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// The command lines of ctwatch's that run.
+fn counting() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").context("listing processes")? {
+        let folder = process?.path();
+        // It may be none, or end meanwhile.
+        if fs::read_to_string(folder.join("comm")).is_ok_and(|name| name.trim() == "ctwatch") {
+            let words = fs::read(folder.join("cmdline")).unwrap_or_default();
+            found.push(String::from_utf8_lossy(&words).replace('\0', " "));
+        }
+    }
+    Ok(found)
 }
 
 fn path(path: &Path) -> Result<&str> {
