@@ -32,15 +32,10 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
         Probe::try_kprobe(&offsets::resolve(btf, symbols)?, symbols)
     };
     let other_netns = || netns::try_to_enter(netns::discover()?.values());
-    let trials = Trials {
-        refused: calls::refused(),
-        program: &program,
-        kprobe: &kprobe,
-        listing: &census::try_to_list,
-        netns: &other_netns,
-    };
+    let trials =
+        Trials { program: &program, kprobe: &kprobe, listing: &census::try_to_list, netns: &other_netns };
     let progress = Progress::show(|| "trying what this kernel has and allows".to_owned());
-    let mut found = look(&roots, &kernel, &standing, Some(&trials));
+    let mut found = look(&roots, &kernel, &standing, &calls::refused(), Some(&trials));
     found.items.push(confines);
     let chosen = backend::choose(BackendChoice::Auto, &found);
     let programs = if check.verifier { verify(&kernel)? } else { Vec::new() };

@@ -12,7 +12,6 @@ use crate::contract::CheckItem;
 use crate::kernel::Kernel;
 use crate::kernel::btf::Btf;
 use crate::kernel::calls::Refused;
-use crate::kernel::capabilities::Capability;
 use crate::kernel::cpus;
 use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
@@ -61,8 +60,6 @@ impl fmt::Display for Obstacle {
 
 /// What can only be found out by doing it. Each leaves nothing behind.
 pub struct Trials<'a> {
-    /// The system calls that something refuses before the kernel looks at them.
-    pub refused: Vec<Refused>,
     /// Loads a program and its maps.
     pub program: &'a dyn Fn() -> Result<()>,
     /// Attaches a kprobe; false if there is nothing yet to attach it to.
@@ -73,8 +70,15 @@ pub struct Trials<'a> {
     pub netns: &'a dyn Fn() -> Result<Entered>,
 }
 
-/// Looks at everything. Without `trials` nothing is tried.
-pub fn look(roots: &Roots, kernel: &Kernel, standing: &Standing, trials: Option<&Trials<'_>>) -> Preflight {
+/// Looks at everything. `refused`: the system calls that something refuses before the kernel looks at them. Without `trials`
+/// nothing else is tried.
+pub fn look(
+    roots: &Roots,
+    kernel: &Kernel,
+    standing: &Standing,
+    refused: &[Refused],
+    trials: Option<&Trials<'_>>,
+) -> Preflight {
     let release = roots.release();
     let mut found = Preflight {
         items: Vec::new(),
@@ -95,9 +99,7 @@ pub fn look(roots: &Roots, kernel: &Kernel, standing: &Standing, trials: Option<
     );
     let symbols = kernel.symbols.as_ref().ok();
     found.capabilities(standing, symbols.is_some_and(|symbols| symbols.hidden));
-    if let Some(trials) = trials {
-        found.calls(roots, standing, &trials.refused);
-    }
+    found.calls(roots, standing, refused);
     found.types(&kernel.btf, symbols);
     found.functions(kernel);
     found.symbols(&kernel.symbols, roots, standing);
@@ -108,7 +110,7 @@ pub fn look(roots: &Roots, kernel: &Kernel, standing: &Standing, trials: Option<
     }
     found.kprobes(roots, symbols, trials);
     found.census(roots, standing, trials);
-    found.other_netns(standing, trials);
+    found.other_netns(roots, standing, trials);
     found.host(roots);
     found.judge(roots, standing);
     if trials.is_some() {
@@ -252,7 +254,7 @@ impl Preflight {
                 let remedy = format!(
                     "without /proc/net/stat/nf_conntrack (CONFIG_NF_CONNTRACK_PROCFS) it takes `modprobe nf_conntrack_netlink` and \
                      CAP_NET_ADMIN ({}). Until then losses are counted, but nothing confirms them",
-                    standing.how_to_get(&[Capability::NetAdmin])
+                    standing.how_to_list_here()
                 );
                 self.note("kernel counters", Some(false), text.clone(), Some(&remedy));
                 self.counters = Err(text);

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::capabilities::Capability;
 use super::roots::Roots;
 use super::standing::Standing;
 
@@ -114,7 +113,7 @@ impl fmt::Display for Refusal {
         let remedy = match self.0 {
             libc::EPERM | libc::EACCES => {
                 let standing = Standing::look(&Roots::default());
-                format!(" (this needs CAP_NET_ADMIN: {})", standing.how_to_get(&[Capability::NetAdmin]))
+                format!(" (this needs CAP_NET_ADMIN: {})", standing.how_to_list_here())
             }
             libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT => {
                 " (the kernel has no ctnetlink: `modprobe nf_conntrack_netlink`)".to_owned()

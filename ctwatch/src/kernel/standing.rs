@@ -67,16 +67,46 @@ impl Standing {
             return OUTSIDE.to_owned();
         }
         if self.is_root == Some(false) {
-            return "run as root: sudo ctwatch …".to_owned();
+            return format!("run as root: sudo ctwatch …; in a container: {}", self.flags(capabilities));
         }
+        self.flags(capabilities)
+    }
+
+    /// How whoever started this process would let it list tables of the netns it is in. ctnetlink asks the user namespace that
+    /// owns the netns (nfnetlink_rcv, net/netfilter/nfnetlink.c, 5.10 to 7.3), so that a container in a user namespace and a
+    /// netns of its own takes no more than the capability there.
+    #[must_use]
+    pub fn how_to_list_here(&self) -> String {
+        const WANTED: &[Capability] = &[Capability::NetAdmin];
+        let is_outside = self.user_namespace == UserNamespace::Other;
+        if is_outside && self.has_here(Capability::NetAdmin) == Some(false) {
+            let flags = self.flags(WANTED);
+            return format!("{flags}; for a netns that isn't this user namespace's own: {OUTSIDE}");
+        }
+        self.how_to_get(WANTED)
+    }
+
+    /// Whether this capability is there, be it in this user namespace alone; `None` if that can't be told.
+    #[must_use]
+    pub fn has_here(&self, capability: Capability) -> Option<bool> {
+        Some(self.effective?.has(capability))
+    }
+
+    /// The flags and settings that give these to a container or a unit. Another user than root gets none of them by exec().
+    fn flags(&self, capabilities: &[Capability]) -> String {
         let names: Vec<&str> = capabilities.iter().map(|one| one.name()).collect();
         let short: Vec<&str> = names.iter().map(|name| name.trim_start_matches("CAP_")).collect();
         let added: Vec<String> = short.iter().map(|name| format!("--cap-add {name}")).collect();
+        let (added, short, names) = (added.join(" "), short.join(", "), names.join(" "));
+        if self.is_root == Some(false) {
+            return format!(
+                "docker, podman: --user 0 {added}; Kubernetes: securityContext: runAsUser: 0 and capabilities: add: [{short}]; \
+                 systemd: User=root or AmbientCapabilities= with {names}"
+            );
+        }
         format!(
-            "docker, podman: {}; Kubernetes: securityContext: capabilities: add: [{}]; systemd: CapabilityBoundingSet= with {}",
-            added.join(" "),
-            short.join(", "),
-            names.join(" "),
+            "docker, podman: {added}; Kubernetes: securityContext: capabilities: add: [{short}]; systemd: CapabilityBoundingSet= \
+             with {names}"
         )
     }
 }
@@ -158,7 +188,11 @@ mod tests {
             standing(&status, Some(INITIAL_USER_NAMESPACE), None)
                 .how_to_get(&[Capability::SysAdmin, Capability::Syslog])
         };
-        assert!(none("1000").contains("sudo"));
+        let user = none("1000");
+        assert!(user.starts_with("run as root: sudo ctwatch …; in a container: "), "{user}");
+        for words in ["--user 0 --cap-add SYS_ADMIN", "runAsUser: 0", "User=root or AmbientCapabilities="] {
+            assert!(user.contains(words), "there is no sudo in a container: {words}: {user}");
+        }
         let root = none("0");
         assert!(!root.contains("sudo") && !root.contains("as root"), "{root}");
         assert!(root.contains("--cap-add SYS_ADMIN --cap-add SYSLOG"), "{root}");
@@ -166,5 +200,17 @@ mod tests {
             root.contains("add: [SYS_ADMIN, SYSLOG]") && root.contains("CAP_SYS_ADMIN CAP_SYSLOG"),
             "{root}"
         );
+    }
+
+    #[test]
+    fn listing_the_own_netns_of_a_user_namespace_takes_the_flag_and_no_way_out() {
+        let inside = |capabilities: &str| {
+            let status = format!("Uid:\t0\t0\t0\t0\nCapEff:\t{capabilities}\n");
+            standing(&status, Some("user:[4026532577]"), Some("0 100000 65536\n")).how_to_list_here()
+        };
+        let podman = inside("00000000800405fb");
+        assert!(podman.starts_with("docker, podman: --cap-add NET_ADMIN; "), "{podman}");
+        // It is there: the netns is somebody else's.
+        assert_eq!(inside("0000000000001000"), OUTSIDE);
     }
 }

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
 use super::{Netns, id_of};
 use crate::children::threads;
 use crate::foreign::Shown as _;
+use crate::kernel::calls::LET_CALLS_PASS;
 use crate::kernel::capabilities::Capability;
 use crate::kernel::roots::Roots;
 use crate::kernel::standing::Standing;
@@ -43,10 +45,24 @@ pub fn enter(netns: &Netns) -> Result<()> {
         File::open(&netns.path).with_context(|| format!("opening the netns {}", netns.path.shown()))?;
     let found = file.metadata().context("looking up an open netns")?.ino();
     ensure!(found == u64::from(netns.id.inode()), "{} leads to another netns by now", netns.path.shown());
-    setns(file, CloneFlags::CLONE_NEWNET).with_context(|| {
-        let how = Standing::look(&Roots::default()).how_to_get(&[Capability::SysAdmin]);
-        format!("entering the netns {} (this needs CAP_SYS_ADMIN: {how})", netns.path.shown())
+    setns(file, CloneFlags::CLONE_NEWNET).map_err(|error| {
+        let needs = match error {
+            Errno::EPERM | Errno::EACCES | Errno::ENOSYS => {
+                format!(" ({})", needs(&Standing::look(&Roots::default())))
+            }
+            _ => String::new(),
+        };
+        anyhow::Error::new(error).context(format!("entering the netns {}{needs}", netns.path.shown()))
     })
+}
+
+/// What setns() takes that isn't there. The kernel itself asks for CAP_SYS_ADMIN alone (netns_install, net/core/net_namespace.c,
+/// 5.10 to 7.3).
+fn needs(standing: &Standing) -> String {
+    if standing.has(Capability::SysAdmin) == Some(true) {
+        return format!("setns() is refused by a seccomp profile or a security module: {LET_CALLS_PASS}");
+    }
+    format!("this needs CAP_SYS_ADMIN: {}", standing.how_to_get(&[Capability::SysAdmin]))
 }
 
 /// What came of trying to enter another netns.
@@ -81,4 +97,31 @@ pub fn try_to_enter<'a>(namespaces: impl IntoIterator<Item = &'a Netns>) -> Resu
         setns(file, CloneFlags::CLONE_NEWNET).context("entering this netns again")?;
         Ok(Entered::OnlyOwn)
     })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::capabilities::Capabilities;
+    use crate::kernel::standing::UserNamespace;
+
+    #[test]
+    fn who_has_the_capability_is_told_of_the_filter_and_who_lacks_it_of_the_capability() {
+        let standing = |status: &str, user_namespace| Standing {
+            effective: Capabilities::in_status(status),
+            user_namespace,
+            is_root: Some(true),
+        };
+        let all = "CapEff:\t000001ffffffffff\n";
+        let filtered = needs(&standing(all, UserNamespace::Initial));
+        assert!(filtered.contains("seccomp=unconfined") && !filtered.contains("CAP_SYS_ADMIN"), "{filtered}");
+        for (status, user_namespace) in [
+            ("CapEff:\t0000000000000000\n", UserNamespace::Initial),
+            (all, UserNamespace::Other),
+            (all, UserNamespace::Unknown),
+        ] {
+            let lacking = needs(&standing(status, user_namespace));
+            assert!(lacking.starts_with("this needs CAP_SYS_ADMIN: "), "{lacking}");
+        }
+    }
 }

@@ -34,6 +34,13 @@ pub enum WhyUnknown {
     Hidden,
 }
 
+/// Whether this /proc shows all processes: whether its process 1 lives in the initial pid namespace. `None` if that can't be told.
+#[must_use]
+pub fn sees_all_processes(roots: &Roots) -> Option<bool> {
+    let metadata = std::fs::metadata(roots.proc("1/ns/pid")).ok()?;
+    Some(metadata.ino() == INITIAL_PID_NAMESPACE)
+}
+
 impl InitialNetns {
     /// Looks; `own` is the netns of this process.
     #[must_use]

@@ -19,7 +19,7 @@ mod name;
 
 pub use discover::{NetnsFinder, discover};
 pub use enter::{Entered, enter, on_netns_thread, run_inside, try_to_enter};
-pub use initial::{InitialNetns, WhyUnknown};
+pub use initial::{InitialNetns, WhyUnknown, sees_all_processes};
 
 /// A netns and a way into it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::io;
 use anyhow::Result;
 
 use super::plan::{HookKind, ProbeOptions, RawTpReentrancy};
+use crate::kernel::calls::LET_CALLS_PASS;
 use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
 use crate::kernel::symbols::Symbols;
@@ -80,7 +81,7 @@ pub(super) fn remedy(error: &anyhow::Error) -> Option<&'static str> {
     Some(match errno(error) {
         Some(libc::EMFILE | libc::ENFILE) => return None,
         Some(libc::ENOMEM) => "the kernel has no memory left for maps and programs",
-        Some(libc::EPERM) if locks_memory(&Roots::default().release()) && !memlock_is_unlimited() => {
+        Some(libc::EPERM) if may_be_for_locked_memory() => {
             "before Linux 5.11 maps count against RLIMIT_MEMLOCK: `ulimit -l unlimited`; systemd: LimitMEMLOCK=infinity; \
              docker: --ulimit memlock=-1"
         }
@@ -90,6 +91,20 @@ pub(super) fn remedy(error: &anyhow::Error) -> Option<&'static str> {
         }
         _ => "`ctwatch check` shows what this kernel allows",
     })
+}
+
+/// What would let programs pass, if it may be a filter or a security module that refuses them.
+#[must_use]
+pub fn may_be_a_filter(error: &anyhow::Error) -> Option<&'static str> {
+    match errno(error)? {
+        libc::EPERM if may_be_for_locked_memory() => None,
+        libc::EPERM | libc::EACCES | libc::ENOSYS => Some(LET_CALLS_PASS),
+        _ => None,
+    }
+}
+
+fn may_be_for_locked_memory() -> bool {
+    locks_memory(&Roots::default().release()) && !memlock_is_unlimited()
 }
 
 /// Whether this kernel counts maps against RLIMIT_MEMLOCK: bpf_map_charge_init (kernel/bpf/syscall.c) went with 5.11. What is

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use nix::unistd::geteuid;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
 use super::files::{self, wal};
@@ -214,15 +215,24 @@ fn head(path: &Path) -> Result<[u8; HEAD], Fault> {
     let unreadable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => Fault::Missing(path.to_owned()),
         std::io::ErrorKind::UnexpectedEof => Fault::NotARecording(path.to_owned()),
-        std::io::ErrorKind::PermissionDenied => Fault::Unreadable(
-            path.to_owned(),
-            format!("{error}; recordings are readable by root only: use sudo"),
-        ),
+        std::io::ErrorKind::PermissionDenied => {
+            Fault::Unreadable(path.to_owned(), format!("{error}; {}", how_to_read(geteuid().is_root())))
+        }
         _ => Fault::Unreadable(path.to_owned(), error.to_string()),
     };
     let mut head = [0; HEAD];
     open_regular(path).and_then(|mut file| file.read_exact(&mut head)).map_err(unreadable)?;
     Ok(head)
+}
+
+/// What lets a recording be read that is another user's.
+const fn how_to_read(is_root: bool) -> &'static str {
+    if is_root {
+        "it is another user's, and root reads it with CAP_DAC_OVERRIDE alone, in a user namespace that maps its owner: docker, podman: \
+         --cap-add DAC_OVERRIDE"
+    } else {
+        "recordings are readable by root only: use sudo, in a container docker, podman: --user 0"
+    }
 }
 
 fn examine_head(path: &Path) -> Result<(), Fault> {

@@ -2,7 +2,12 @@
 //! what it refuses when a backend was named. As root, on a kernel with nf_conntrack; `docker` and the like are cut down here by
 //! the same capabilities, namespaces and filters.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
+use std::thread;
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
 use super::said;
 
@@ -104,4 +109,54 @@ fn what_is_lost_with_the_counters_is_in_the_recording_and_on_stderr() {
     let (code, stdout, stderr) = said(super::ctwatch(&["export", path, "--to", "ndjson"]));
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stdout.contains("totals only"), "{stdout}");
+}
+
+/// Under a filter that refuses these system calls: it is this thread's, and its children's.
+fn filtered(calls: &[libc::c_long], arguments: &[&str]) -> (Option<i32>, String) {
+    let rules: BTreeMap<_, _> = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let refusal = SeccompAction::Errno(libc::EPERM as u32);
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, arch).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    let run = || {
+        apply_filter(&filter).unwrap();
+        by(&["env"], arguments)
+    };
+    thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
+#[test]
+fn a_run_under_a_filter_names_it_and_the_flag_that_lets_its_calls_pass() {
+    let (code, drops) = filtered(&[libc::SYS_bpf], &["drops", "--duration", "1s"]);
+    assert_eq!(code, Some(0), "{drops}");
+    for words in ["system calls: bpf() (EPERM) is refused", "For more: ", "--security-opt seccomp=unconfined"]
+    {
+        assert!(drops.contains(words), "{words}: {drops}");
+    }
+    assert!(!drops.contains("RLIMIT_MEMLOCK"), "{drops}");
+}
+
+#[test]
+fn another_user_in_a_container_is_told_more_than_sudo() {
+    let user = &["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let (_, drops) = by(user, &["drops", "--duration", "1s"]);
+    for words in ["sudo ctwatch", "--user 0 --cap-add SYS_ADMIN", "runAsUser: 0", "User=root"] {
+        assert!(drops.contains(words), "{words}: {drops}");
+    }
+}
+
+#[test]
+fn root_that_may_not_read_a_recording_is_not_sent_to_sudo() {
+    let folder = super::folder();
+    let path = super::any_recording(folder.path());
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+    let without = &["setpriv", "--inh-caps", "-all", "--bounding-set", "-dac_override,-dac_read_search"];
+    let (_, refused) = by(without, &["report", &path]);
+    assert!(refused.contains("CAP_DAC_OVERRIDE") && !refused.contains("sudo"), "{refused}");
+    std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+    let (_, refused) =
+        by(&["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"], &["report", &path]);
+    assert!(refused.contains("use sudo"), "{refused}");
 }

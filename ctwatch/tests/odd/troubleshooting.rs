@@ -157,6 +157,19 @@ fn each_line_of_check_that_rules_out_programs_has_its_place() {
 }
 
 #[test]
+fn the_table_of_environments_on_6_12_blames_no_limit_of_older_kernels() {
+    let document = document();
+    let (_, rest) = document.split_once("<!-- cargo xtask environments: begin -->").unwrap();
+    let (table, _) = rest.split_once("<!-- cargo xtask environments: end -->").unwrap();
+    let wrong: Vec<&str> = table
+        .lines()
+        .filter(|row| row.contains("before Linux 5.11"))
+        .map(|row| row.split('|').nth(1).unwrap_or(row).trim())
+        .collect();
+    assert_eq!(wrong, Vec::<&str>::new(), "made with Debian's kernel 6.12");
+}
+
+#[test]
 fn literals_are_found_as_they_are_written() {
     let source = "let a = \"one \\\n        two\"; // \"no\"\nlet b = '\"'; f(\"x \\\"y\\\" {z}\");\n#[cfg(test)] \"no\"";
     let texts: Vec<String> = literals(source).into_iter().map(|one| one.text).collect();

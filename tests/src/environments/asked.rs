@@ -42,6 +42,14 @@ pub enum Cell {
     Refuses(String),
 }
 
+/// What a command did in an environment.
+pub struct Answer {
+    /// In a cell's words.
+    pub cell: Cell,
+    /// Whether it had the table of the other netns, or, of `check`, says that it can be had; `None` if it says nothing of it.
+    pub has_other: Option<bool>,
+}
+
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -87,20 +95,26 @@ impl Asked {
     ///
     /// # Errors
     /// It ended in another way than an exit code of ctwatch's, or said something that it never says.
-    pub fn in_environment(self, environment: &Environment, there_are: &Namespaces) -> Result<Cell> {
+    pub fn in_environment(self, environment: &Environment, there_are: &Namespaces) -> Result<Answer> {
         let output = environment.run(self.line())?;
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
             Some(0) => {
                 let records = json(&output).with_context(|| stderr.clone())?;
-                self.worked(&records, there_are).with_context(|| format!("{}: {stderr}", self.name()))
+                let cell =
+                    self.worked(&records, there_are).with_context(|| format!("{}: {stderr}", self.name()))?;
+                Ok(Answer { cell, has_other: self.has_other(&records, there_are) })
             }
             // `check` says it on stdout.
             Some(3) if self == Self::Check => {
                 let records = json(&output)?;
-                Ok(Cell::Refuses(records.first().map_or_else(String::new, wrong_items)))
+                let cell = Cell::Refuses(records.first().map_or_else(String::new, wrong_items));
+                Ok(Answer { cell, has_other: self.has_other(&records, there_are) })
             }
-            Some(2 | 3) => Ok(Cell::Refuses(quoted(stderr.trim().trim_start_matches("error: ")))),
+            Some(2 | 3) => {
+                let cell = Cell::Refuses(quoted(stderr.trim().trim_start_matches("error: ")));
+                Ok(Answer { cell, has_other: None })
+            }
             code => bail!("{}: {}: {code:?}: {stderr}", environment.name, self.name()),
         }
     }
@@ -136,6 +150,37 @@ impl Asked {
         let words: Vec<String> = words.into_iter().flatten().collect();
         Ok(if words.is_empty() { Cell::Works } else { Cell::InPart(words.join("; ")) })
     }
+
+    /// Whether it had the other netns's table, or says that it can be had.
+    fn has_other(self, records: &[Value], there_are: &Namespaces) -> Option<bool> {
+        let first = records.first()?;
+        match self {
+            Self::Check => {
+                first["items"].as_array()?.iter().find(|item| item["name"] == "other netns")?["ok"].as_bool()
+            }
+            Self::Drops | Self::Record => Some(seen(counted(records)).contains(&there_are.other)),
+            Self::Table => Some(seen(first["tables"].as_array()?.iter()).contains(&there_are.other)),
+            // It is of one netns.
+            Self::Advise => None,
+        }
+    }
+}
+
+/// What did otherwise with the other netns than `check` says; none if it can't tell.
+pub fn against_check(has_other: &[(Asked, Option<bool>)]) -> Option<String> {
+    let said = has_other.iter().find(|(asked, _)| *asked == Asked::Check)?.1?;
+    let against: Vec<&str> = has_other
+        .iter()
+        .filter(|(_, did)| did.is_some_and(|did| did != said))
+        .map(|(asked, _)| asked.name())
+        .collect();
+    let verb = if said { "says that tables of other netns can be listed" } else { "says that they can't" };
+    (!against.is_empty()).then(|| format!("`check` {verb}, against {}", against.join(", ")))
+}
+
+/// The namespaces of these tables.
+fn seen<'a>(tables: impl Iterator<Item = &'a Value>) -> BTreeSet<u64> {
+    tables.filter_map(|table| table["netns"].as_u64()).collect()
 }
 
 /// The tables whose entries were counted: those of each tick of `drops`, or each row of a recording.
@@ -152,7 +197,7 @@ fn of_record(record: &Value) -> &[Value] {
 impl Namespaces {
     /// Which of those that there are isn't among these.
     fn unseen<'a>(&self, tables: impl Iterator<Item = &'a Value>) -> Option<String> {
-        let seen: BTreeSet<u64> = tables.filter_map(|table| table["netns"].as_u64()).collect();
+        let seen = seen(tables);
         let words = match (seen.contains(&self.host), seen.contains(&self.other)) {
             (true, true) => return None,
             (true, false) => "the host's netns, and no other",
@@ -211,6 +256,28 @@ mod tests {
         let worked = |count| Asked::Drops.worked(&[start.clone(), tick(count)], &there_are).unwrap();
         assert_eq!(worked(Some(0)), Cell::Works);
         assert_eq!(worked(None), Cell::InPart("the host's netns, and no other".to_owned()));
+    }
+
+    #[test]
+    fn what_check_says_of_other_netns_is_held_against_what_drops_and_table_did() {
+        let there_are = Namespaces { host: 1, other: 2 };
+        let check = |ok: Option<bool>| {
+            let records = [serde_json::json!({ "items": [{ "name": "other netns", "ok": ok }] })];
+            (Asked::Check, Asked::Check.has_other(&records, &there_are))
+        };
+        let tables = |inodes: &[u64]| {
+            let tables: Vec<Value> =
+                inodes.iter().map(|netns| serde_json::json!({ "netns": netns, "count": 7 })).collect();
+            [serde_json::json!({ "tables": tables })]
+        };
+        let did = |asked: Asked, inodes: &[u64]| (asked, asked.has_other(&tables(inodes), &there_are));
+        let (drops, table) = (did(Asked::Drops, &[1]), did(Asked::Table, &[1, 2]));
+        let says_yes = against_check(&[check(Some(true)), drops, table]).unwrap();
+        assert!(says_yes.ends_with("can be listed, against drops"), "{says_yes}");
+        let says_no = against_check(&[check(Some(false)), drops, table]).unwrap();
+        assert!(says_no.ends_with("can't, against table"), "{says_no}");
+        assert_eq!(against_check(&[check(None), drops, table]), None);
+        assert_eq!(against_check(&[check(Some(true)), table, (Asked::Drops, None)]), None);
     }
 
     #[test]

@@ -13,7 +13,8 @@ use anyhow::{Context, Result, ensure};
 use crate::netns::{Netns, own_inode};
 use crate::nftables;
 use crate::table::{self, Mix};
-pub use asked::{Asked, Cell};
+use asked::against_check;
+pub use asked::{Answer, Asked, Cell};
 use bundle::{Bundle, Filter, Rights};
 
 /// How long a command may take under emulation.
@@ -278,20 +279,30 @@ pub fn table(only: &str) -> Result<String> {
     let namespaces = Namespaces { host: own_inode()?, other: other.inode() };
     let (mut text, mut wrong) = (String::new(), Vec::new());
     for environment in all().iter().filter(|one| one.name.contains(only)) {
-        let mut cells = Vec::new();
+        let (mut cells, mut has_other) = (Vec::new(), Vec::new());
         for asked in Asked::ALL {
             let started = Instant::now();
-            let cell = asked.in_environment(environment, &namespaces);
-            let shown = cell.as_ref().map_or_else(|error| format!("{error:#}"), ToString::to_string);
+            let answer = asked.in_environment(environment, &namespaces);
+            let shown =
+                answer.as_ref().map_or_else(|error| format!("{error:#}"), |answer| answer.cell.to_string());
             let took = started.elapsed().as_secs_f64();
             eprintln!("{}: {}: {shown} ({took:.1} s)", environment.name, asked.name());
-            match cell {
-                Ok(_) => cells.push(shown),
+            match answer {
+                Ok(answer) => {
+                    cells.push(shown);
+                    has_other.push((asked, answer.has_other));
+                }
                 Err(_) => wrong.push(shown),
             }
         }
+        wrong.extend(against_check(&has_other).map(|text| format!("{}: {text}", environment.name)));
         text += &format!("| {} | {} | {} |\n", environment.name, environment.how, cells.join(" | "));
     }
-    ensure!(wrong.is_empty(), "{} cells have no words: {}", wrong.len(), wrong.join("; "));
+    ensure!(
+        wrong.is_empty(),
+        "{} cells have no words, or others than they should: {}",
+        wrong.len(),
+        wrong.join("; ")
+    );
     Ok(text)
 }

@@ -7,6 +7,7 @@ use crate::cli::BackendChoice;
 use crate::command::preflight::{Obstacle, Preflight};
 use crate::error::Failure;
 use crate::model::Backend;
+use crate::probe::refusal::may_be_a_filter;
 
 /// What the kernel's counters alone don't tell.
 pub const LOST_WITH_COUNTERS: &str = "totals only, as the kernel counts them: no ports, flows or processes, no single events, and of causes only \
@@ -71,9 +72,11 @@ pub fn next(choice: BackendChoice, refused: Backend, found: &Preflight) -> Optio
 
 /// Why it is this backend, after another was refused.
 pub fn instead(backend: Backend, refused: &anyhow::Error) -> String {
+    let for_more =
+        may_be_a_filter(refused).map_or_else(String::new, |remedy| format!(". For more: {remedy}"));
     match backend {
-        Backend::Counters => format!("{refused:#}; {LOST_WITH_COUNTERS}"),
-        Backend::Kprobe | Backend::Tracepoint => format!("{refused:#}: {INFERRED}"),
+        Backend::Counters => format!("{refused:#}; {LOST_WITH_COUNTERS}{for_more}"),
+        Backend::Kprobe | Backend::Tracepoint => format!("{refused:#}: {INFERRED}{for_more}"),
     }
 }
 
@@ -117,6 +120,20 @@ mod tests {
             let text = refused.to_string();
             assert!(text.contains("missing CAP_SYS_ADMIN") && text.contains("--backend counters"), "{text}");
             assert_eq!(next(BackendChoice::Forced(backend), backend, &found(false, Ok(()))), None);
+        }
+    }
+
+    #[test]
+    fn a_refusal_that_nothing_spoke_against_names_what_may_let_it_pass() {
+        let refused = |code| anyhow::Error::new(std::io::Error::from_raw_os_error(code));
+        for backend in [Backend::Tracepoint, Backend::Counters] {
+            let reason = instead(backend, &refused(libc::EACCES));
+            assert!(
+                reason.contains("For more: docker, podman: --security-opt seccomp=unconfined"),
+                "{reason}"
+            );
+            let reason = instead(backend, &refused(libc::ENOMEM));
+            assert!(!reason.contains("For more"), "no profile is short of memory: {reason}");
         }
     }
 

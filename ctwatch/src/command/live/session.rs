@@ -14,9 +14,9 @@ use crate::command::preflight::look;
 use crate::conntrack::module;
 use crate::contract::{Hook, Notice, SCHEMA, Start};
 use crate::error::{ExitContext as _, shortage};
-use crate::kernel::Kernel;
 use crate::kernel::roots::Roots;
 use crate::kernel::standing::Standing;
+use crate::kernel::{Kernel, calls};
 use crate::model::Backend;
 use crate::probe::object::Loader;
 use crate::probe::plan::{Attachment, MissingHook, ProbeOptions};
@@ -74,7 +74,9 @@ impl LiveSession {
     ) -> Result<Option<Self>> {
         let roots = request.roots;
         let (mut loader, mut kernel) = Loader::beside(|| Kernel::read(roots));
-        let mut found = look(roots, &kernel, request.standing, None);
+        // What refuses bpf() is told by name, with what lets it pass; programs that fail for it say only EPERM.
+        let refused = calls::refused();
+        let mut found = look(roots, &kernel, request.standing, &refused, None);
         let (mut backend, mut reason) = backend::choose(request.choice, &found)?;
         if module::loaded(roots).is_none() {
             waiting(&waiting_for_conntrack())?;
@@ -84,7 +86,7 @@ impl LiveSession {
             }
             // Before it was loaded its functions could not be looked for.
             kernel = Kernel::read(roots);
-            found = look(roots, &kernel, request.standing, None);
+            found = look(roots, &kernel, request.standing, &refused, None);
             (backend, reason) = backend::choose(request.choice, &found)?;
         }
         let config = |backend| WatchConfig {

@@ -4,16 +4,14 @@
 use super::{Entered, OUTSIDE, Preflight, Roots, Standing, Symbols, Trials};
 use crate::conntrack::module;
 use crate::error::shortage;
-use crate::kernel::calls::{Call, Refused};
+use crate::kernel::calls::{Call, LET_CALLS_PASS, Refused};
 use crate::kernel::capabilities::Capability;
 use crate::kernel::standing::UserNamespace;
+use crate::netns;
 use anyhow::Result;
 
 const IN_A_USER_NAMESPACE: &str =
     "in a user namespace: capabilities of the initial one are needed, and those here count only inside it";
-const LET_CALLS_PASS: &str = "docker, podman: --security-opt seccomp=unconfined, or a profile that allows them (that of the engine does with \
-                              --cap-add SYS_ADMIN); Kubernetes: securityContext: seccompProfile: type: Unconfined; systemd: \
-                              SystemCallFilter= with them";
 const NO_KPROBES: &str = "boot a kernel with CONFIG_KPROBES and CONFIG_KPROBE_EVENTS; until then ctwatch uses the tracepoint backend";
 
 impl Preflight {
@@ -165,34 +163,37 @@ impl Preflight {
     /// What `ctwatch table` needs, which is less than watching does.
     pub(super) fn census(&mut self, roots: &Roots, standing: &Standing, trials: Option<&Trials<'_>>) {
         // A first question loads ctnetlink, and that loads nf_conntrack.
-        let tried = trials.filter(|_| module::loaded(roots).is_some()).map(|trials| (trials.listing)());
-        let (ok, text) = match &tried {
-            Some(Ok(())) => (Some(true), "`ctwatch table` can list this netns's table: tried".to_owned()),
+        let is_loaded = module::loaded(roots).is_some();
+        let tried = trials.filter(|_| is_loaded).map(|trials| (trials.listing)());
+        let (ok, text) = match (&tried, standing.has_here(Capability::NetAdmin)) {
+            (Some(Ok(())), _) => {
+                (Some(true), "`ctwatch table` can list this netns's table: tried".to_owned())
+            }
             // What is missing is said with what gives it, below.
-            Some(Err(error)) if standing.has(Capability::NetAdmin) != Some(false) => {
+            (Some(Err(_)) | None, Some(false)) => {
+                let text = "`ctwatch table` can't list this netns's table: CAP_NET_ADMIN is missing";
+                (Some(false), text.to_owned())
+            }
+            (Some(Err(error)), _) => {
                 (Some(false), format!("`ctwatch table` can't list this netns's table: {error:#}"))
             }
-            Some(Err(_)) | None => match standing.has(Capability::NetAdmin) {
-                Some(true) => {
-                    (Some(true), "`ctwatch table` can list this netns's table (CAP_NET_ADMIN)".to_owned())
-                }
-                Some(false) => {
-                    let text = "`ctwatch table` can't list this netns's table: CAP_NET_ADMIN is missing";
-                    (Some(false), text.to_owned())
-                }
-                None => (None, "whether this netns's table can be listed can't be told".to_owned()),
-            },
+            (None, _) if !is_loaded => {
+                let text = "whether `ctwatch table` can list this netns's table was not tried: nf_conntrack isn't loaded";
+                (None, text.to_owned())
+            }
+            (None, _) => (None, "whether this netns's table can be listed was not tried".to_owned()),
         };
         let remedy = (ok == Some(false)).then(|| {
             format!(
                 "{}; or `setcap cap_net_admin+ep` the binary: listing needs nothing else",
-                standing.how_to_get(&[Capability::NetAdmin])
+                standing.how_to_list_here()
             )
         });
         self.note("census", ok, text, remedy.as_deref());
     }
 
-    pub(super) fn other_netns(&mut self, standing: &Standing, trials: Option<&Trials<'_>>) {
+    /// Whether others can be entered, and found: by a name, or by a process that lives there.
+    pub(super) fn other_netns(&mut self, roots: &Roots, standing: &Standing, trials: Option<&Trials<'_>>) {
         use Capability::{NetAdmin, SysAdmin, SysPtrace};
         const NAME: &str = "other netns";
         if standing.user_namespace == UserNamespace::Other {
@@ -200,8 +201,8 @@ impl Preflight {
             self.note(NAME, Some(false), text.to_owned(), Some(OUTSIDE));
             return;
         }
-        let missing = standing.missing(&[SysAdmin, SysPtrace, NetAdmin]);
-        if !missing.is_empty() {
+        if !standing.missing(&[SysAdmin, NetAdmin]).is_empty() {
+            let missing = standing.missing(&[SysAdmin, SysPtrace, NetAdmin]);
             let what_for = |one: &Capability| match one {
                 SysAdmin => "CAP_SYS_ADMIN (to enter them)",
                 SysPtrace => "CAP_SYS_PTRACE (to find them)",
@@ -212,25 +213,67 @@ impl Preflight {
             self.note(NAME, Some(false), text, Some(&standing.how_to_get(&missing)));
             return;
         }
-        match trials.map(|trials| (trials.netns)()) {
-            Some(Ok(Entered::Another)) => {
-                let text = "tables of other netns can be listed, too: one was entered";
-                self.note(NAME, Some(true), text.to_owned(), None);
+        let unseen = Unseen::look(roots, standing);
+        let (ok, text) = match (trials.map(|trials| (trials.netns)()), &unseen) {
+            (Some(Ok(Entered::Another)), None) => {
+                (Some(true), "tables of other netns can be listed, too: one was entered".to_owned())
             }
-            Some(Ok(Entered::OnlyOwn)) => {
+            (Some(Ok(Entered::Another)), Some(Unseen { what, .. })) => {
+                (Some(true), format!("tables of other netns can be listed, too: one was entered; {what}"))
+            }
+            (Some(Ok(Entered::OnlyOwn)), None) => {
                 let text = "tables of other netns can be listed, too: none is to be seen now, but setns() is allowed";
-                self.note(NAME, Some(true), text.to_owned(), None);
+                (Some(true), text.to_owned())
             }
-            Some(Err(error)) => {
+            (Some(Ok(Entered::OnlyOwn)), Some(Unseen { what, is_known: true, .. })) => (
+                Some(false),
+                format!("tables of other netns can't be listed: none is to be seen, and {what}"),
+            ),
+            (Some(Ok(Entered::OnlyOwn)), Some(Unseen { what, is_known: false, .. })) => {
+                (None, format!("no other netns is to be seen, and {what}"))
+            }
+            (Some(Err(error)), _) => {
                 let text = format!("tables of other netns can't be listed: {error:#}");
                 self.note(NAME, Some(false), text, Some(LET_CALLS_PASS));
+                return;
             }
-            None if standing.has(SysAdmin) == Some(true) => {
-                let text = "tables of other netns can be listed, too (CAP_SYS_ADMIN, CAP_SYS_PTRACE)";
-                self.note(NAME, Some(true), text.to_owned(), None);
-            }
-            None => self.note(NAME, None, "whether they can be entered can't be told".to_owned(), None),
+            (None, _) => (None, "whether they can be entered was not tried".to_owned()),
+        };
+        let remedy = unseen.filter(|_| trials.is_some()).map(|unseen| unseen.remedy);
+        self.note(NAME, ok, text, remedy.as_deref());
+    }
+}
+
+/// Which netns can't be found from here.
+struct Unseen {
+    /// In words.
+    what: &'static str,
+    /// What would show them.
+    remedy: String,
+    /// Else it may be so.
+    is_known: bool,
+}
+
+impl Unseen {
+    fn look(roots: &Roots, standing: &Standing) -> Option<Self> {
+        const PTRACE: Capability = Capability::SysPtrace;
+        if standing.has(PTRACE) == Some(false) {
+            let what = "those of processes that may not be looked at aren't found: CAP_SYS_PTRACE is missing";
+            return Some(Self { what, remedy: standing.how_to_get(&[PTRACE]), is_known: true });
         }
+        let all = netns::sees_all_processes(roots);
+        let (what, remedy) = match all {
+            Some(true) => return None,
+            Some(false) => (
+                "namespaces of other processes can't be seen from this pid namespace",
+                "docker, podman: --pid=host; Kubernetes: hostPID: true",
+            ),
+            None => (
+                "whether all processes can be seen can't be told: process 1 may not be looked at",
+                "a /proc that shows process 1 (not mounted with hidepid)",
+            ),
+        };
+        Some(Self { what, remedy: remedy.to_owned(), is_known: all.is_some() })
     }
 }
 

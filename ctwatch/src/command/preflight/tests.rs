@@ -30,13 +30,12 @@ fn roots(files: &[(&str, &str)]) -> (tempfile::TempDir, Roots) {
 /// Nothing may be tried where something is missing already.
 fn look_at(roots: &Roots, trials: bool) -> Preflight {
     let nothing = Trials {
-        refused: Vec::new(),
         program: &|| panic!("bpf() is not tried when something is missing already"),
         kprobe: &|| panic!("no kprobe is tried when something is missing already"),
         listing: &|| panic!("nf_conntrack isn't loaded, and nobody may load it"),
         netns: &|| Ok(Entered::OnlyOwn),
     };
-    look(roots, &Kernel::read(roots), &Standing::look(roots), trials.then_some(&nothing))
+    look(roots, &Kernel::read(roots), &Standing::look(roots), &[], trials.then_some(&nothing))
 }
 
 fn item<'a>(found: &'a Preflight, name: &str) -> &'a CheckItem {
@@ -123,13 +122,17 @@ fn a_call_that_a_filter_refuses_is_named_with_what_lets_it_pass() {
     {
         let (_keep, roots) = roots(&[("proc/sys/kernel/osrelease", "6.12.1\n"), ("proc/self/status", ALL)]);
         let trials = Trials {
-            refused: calls.iter().copied().map(refused).collect(),
             program: &|| Ok(()),
             kprobe: &|| Ok(true),
             listing: &|| Ok(()),
             netns: &|| bail!("EPERM"),
         };
-        let found = look(&roots, &Kernel::read(&roots), &Standing::look(&roots), Some(&trials));
+        let calls_refused: Vec<Refused> = calls.iter().copied().map(refused).collect();
+        let (kernel, standing) = (Kernel::read(&roots), Standing::look(&roots));
+        // A run that attaches anyway tries nothing else, and meets the same obstacle.
+        let by_run = look(&roots, &kernel, &standing, &calls_refused, None).obstacle;
+        assert_eq!(by_run.is_some_and(|obstacle| obstacle.name == "system calls"), is_obstacle, "{calls:?}");
+        let found = look(&roots, &kernel, &standing, &calls_refused, Some(&trials));
         let item = item(&found, "system calls");
         assert_eq!(item.ok, Some(false));
         assert!(item.found.contains("seccomp profile") && item.found.contains(calls[0].name()), "{item:?}");
@@ -143,6 +146,19 @@ fn a_call_that_a_filter_refuses_is_named_with_what_lets_it_pass() {
     }
 }
 
+/// What is found where programs load, the listing comes out as `listing` says, and other netns as `netns`.
+fn tried(roots: &Roots, listing: bool, netns: Entered) -> Preflight {
+    let trials = Trials {
+        program: &|| Ok(()),
+        kprobe: &|| Ok(true),
+        listing: &|| if listing { Ok(()) } else { bail!("EPERM") },
+        netns: &|| Ok(netns),
+    };
+    look(roots, &Kernel::read(roots), &Standing::look(roots), &[], Some(&trials))
+}
+
+const LOADED: (&str, &str) = ("proc/sys/net/netfilter/nf_conntrack_max", "262144\n");
+
 #[test]
 fn the_right_to_read_one_table_is_told_apart_from_the_right_to_read_all() {
     for (capabilities, own, others) in [
@@ -151,10 +167,61 @@ fn the_right_to_read_one_table_is_told_apart_from_the_right_to_read_all() {
         ("000001ffffffffff", true, true),
     ] {
         let status = format!("Name:\tx\nCapEff:\t{capabilities}\n");
-        let (_keep, roots) = roots(&[("proc/self/status", status.as_str())]);
-        let found = look_at(&roots, false);
+        let (_keep, roots) = roots(&[("proc/self/status", status.as_str()), LOADED]);
+        let found = tried(&roots, own, Entered::Another);
         let ok = |name: &str| item(&found, name).ok;
         assert_eq!((ok("census"), ok("other netns")), (Some(own), Some(others)), "{capabilities}");
+    }
+}
+
+#[test]
+fn a_listing_that_was_not_tried_is_neither_possible_nor_lacks_what_is_there() {
+    for user in [INITIAL_USER_NAMESPACE, "user:[4026532577]"] {
+        let (_keep, roots) = roots_of(&[("proc/self/status", ALL)], user);
+        // conntrack isn't loaded, and a question would load it.
+        let census = item(&look_at(&roots, true), "census").clone();
+        assert_eq!(census.ok, None, "{census:?}");
+        assert!(census.found.ends_with("not tried: nf_conntrack isn't loaded"), "{census:?}");
+        assert_eq!(census.remedy, None);
+    }
+}
+
+#[test]
+fn podman_s_root_is_told_the_flag_that_lists_its_own_netns_and_not_to_leave() {
+    let status = "Uid:\t0\t0\t0\t0\nCapEff:\t00000000800405fb\n";
+    let (_keep, roots) = roots_of(&[("proc/self/status", status), LOADED], "user:[4026532577]");
+    let census = item(&tried(&roots, false, Entered::OnlyOwn), "census").clone();
+    let remedy = census.remedy.clone().expect("a flag gives it");
+    assert!(remedy.starts_with("docker, podman: --cap-add NET_ADMIN; "), "{census:?}");
+}
+
+#[test]
+fn namespaces_of_processes_that_are_not_seen_are_not_called_listable() {
+    // Any other inode number than the initial pid namespace's, as in a pod with hostNetwork and without hostPID.
+    let (_keep, pod) = roots(&[("proc/self/status", ALL), ("proc/1/ns/pid", "")]);
+    let other = item(&tried(&pod, true, Entered::OnlyOwn), "other netns").clone();
+    assert_eq!(other.ok, Some(false), "{other:?}");
+    assert!(other.found.contains("can't be seen from this pid namespace"), "{other:?}");
+    let remedy = other.remedy.clone().expect("a flag shows them");
+    assert!(remedy.contains("--pid=host") && remedy.contains("hostPID: true"), "{other:?}");
+    // One that has a name can be entered all the same, which is not all there may be.
+    let named = item(&tried(&pod, true, Entered::Another), "other netns").clone();
+    assert!(named.ok == Some(true) && named.found.contains("from this pid namespace"), "{named:?}");
+    // Whether all are seen can't be told.
+    let (_keep, hidden) = roots(&[("proc/self/status", ALL)]);
+    assert_eq!(item(&tried(&hidden, true, Entered::OnlyOwn), "other netns").ok, None);
+}
+
+#[test]
+fn without_the_right_to_look_at_processes_other_netns_are_tried_and_what_is_not_found_is_said() {
+    // All but CAP_SYS_PTRACE.
+    let status = "Uid:\t0\t0\t0\t0\nCapEff:\t000001fffff7ffff\n";
+    let (_keep, roots) = roots(&[("proc/self/status", status), ("proc/1/ns/pid", "")]);
+    for (entered, ok) in [(Entered::Another, true), (Entered::OnlyOwn, false)] {
+        let other = item(&tried(&roots, true, entered), "other netns").clone();
+        assert_eq!(other.ok, Some(ok), "{other:?}");
+        assert!(other.found.contains("CAP_SYS_PTRACE is missing"), "{other:?}");
+        assert!(other.remedy.as_deref().is_some_and(|remedy| remedy.contains("SYS_PTRACE")), "{other:?}");
     }
 }
 
