@@ -242,7 +242,8 @@ impl<K: Key> Cells<K> {
         let is_approximate = self.cells.iter().any(|cell| cell.error > 0);
         let rank = |place: &u32| {
             let cell = &self.cells[*place as usize];
-            (std::cmp::Reverse(cell.entries), cell.key)
+            // By what is certain, which is what is shown.
+            (std::cmp::Reverse((cell.entries - cell.error, cell.entries)), cell.key)
         };
         if top < order.len() {
             order.select_nth_unstable_by_key(top, rank);
