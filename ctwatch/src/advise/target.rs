@@ -143,6 +143,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<ServiceTarget>().expect(text).to_string(), means);
         }
+        let gre = ServiceTarget { port: 0, proto: Protocol(47), direction: Some(Direction::In) };
+        assert_eq!(gre.to_string(), "gre/in");
         assert_eq!("6379".parse::<ServiceTarget>().expect("tcp by default").to_string(), "6379/tcp");
     }
 

@@ -354,6 +354,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_certain_decides_who_comes_first() {
+        let mut cells = Cells::new(2);
+        // The third takes over the cell of the second, and with it what may be its.
+        for (key, times) in [(1_u64, 5), (2, 4), (3, 3)] {
+            (0..times).for_each(|_| cells.add(key, &TableEntry::default(), None));
+        }
+        let top: Vec<_> = cells.finish(2).0.iter().map(|row| (row.key, row.entries, row.error)).collect();
+        assert_eq!(top, [(1, 5, 0), (3, 7, 4)]);
+    }
+
+    #[test]
     fn the_top_comes_first_and_in_a_fixed_order() {
         let keys = [5, 5, 5, 9, 9, 1, 1, 3];
         let mut cells = Cells::new(16);
