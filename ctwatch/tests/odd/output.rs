@@ -33,7 +33,18 @@ fn a_full_disk_behind_stdout_is_a_failure_of_every_command() {
         &["advise", "--window", "3s"],
         &["advise", "--window", "3s", "--format", "json"],
         &["record", "--backend", "counters", "--duration", "1s", "-o", recorded],
-        &["record", "--backend", "counters", "--duration", "1s", "--once", "-o", recorded],
+        &[
+            "record",
+            "--backend",
+            "counters",
+            "--duration",
+            "1s",
+            "--when",
+            "drops>0",
+            "--once",
+            "-o",
+            recorded,
+        ],
     ] {
         let mut command = ctwatch(arguments);
         command.stdout(File::options().write(true).open("/dev/full").unwrap());
