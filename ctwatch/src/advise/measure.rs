@@ -12,7 +12,7 @@ use super::distinct::{Distinct, FirstSeen};
 use super::refused::{FirstTimeouts, RefusedFlows, new_flows, shown_doublings, try_after};
 use crate::listing::{Added, Listing, ServiceEntries};
 use crate::model::{
-    Address, Direction, Flow, Locals, Loss, NetnsId, Protocol, Sample, SlotSample, TableEntry, TimeoutKind,
+    Address, Direction, Locals, Loss, NetnsId, Protocol, Sample, SlotSample, TableEntry, TimeoutKind,
     Timeouts,
 };
 
@@ -143,7 +143,8 @@ impl Measure {
     /// One loss.
     pub fn loss(&mut self, loss: &Loss) {
         let packet = &loss.packet;
-        let (Some(Flow { proto, tuple }), Some(port)) = (packet.flow(), packet.service_port()) else {
+        let (Some(proto), Some(tuple), Some(port)) = (packet.proto, packet.tuple, packet.service_port())
+        else {
             return;
         };
         if loss.cause != Cause::TableFull || packet.netns != self.netns {

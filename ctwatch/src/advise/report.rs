@@ -100,7 +100,7 @@ pub struct TableDemand {
 pub struct ServiceLine {
     /// The protocol.
     pub proto: Protocol,
-    /// Service port; null for ICMP.
+    /// Service port; null where the protocol has none.
     pub port: Option<u16>,
     /// Its ICMP type; null if it isn't ICMP.
     pub icmp_type: Option<u8>,
@@ -310,7 +310,7 @@ fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> Servic
     let is_icmp = service.proto.is_icmp();
     ServiceLine {
         proto: service.proto,
-        port: (!is_icmp).then_some(service.port),
+        port: service.proto.has_ports().then_some(service.port),
         icmp_type: is_icmp.then_some(icmp_type),
         icmp_code: is_icmp.then_some(icmp_code),
         basis: service.basis,

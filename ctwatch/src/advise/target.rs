@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use crate::model::{Direction, Protocol, port_of_service};
+use crate::model::{Direction, Protocol, ServicePort, port_of_service};
 
 /// How a direction is written in a target.
 const fn short(direction: Direction) -> &'static str {
@@ -39,10 +39,7 @@ impl ServiceTarget {
 
 impl fmt::Display for ServiceTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port.to_be_bytes() {
-            [kind, code] if self.proto.is_icmp() => write!(f, "type {kind} code {code}/{}", self.proto)?,
-            _ => write!(f, "{}/{}", self.port, self.proto)?,
-        }
+        write!(f, "{}", ServicePort { proto: self.proto.0, port: self.port })?;
         self.direction.map_or(Ok(()), |direction| write!(f, "/{}", short(direction)))
     }
 }
@@ -146,6 +143,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<ServiceTarget>().expect(text).to_string(), means);
         }
+        let gre = ServiceTarget { port: 0, proto: Protocol(47), direction: Some(Direction::In) };
+        assert_eq!(gre.to_string(), "gre/in");
         assert_eq!("6379".parse::<ServiceTarget>().expect("tcp by default").to_string(), "6379/tcp");
     }
 

@@ -127,6 +127,12 @@ impl Format {
             Self::Json => "json",
         }
     }
+
+    fn value(self) -> (PossibleValue, Self) {
+        // One object per line has these names, too.
+        let others: &[&str] = if self == Self::Json { &["ndjson", "jsonl"] } else { &[] };
+        (PossibleValue::new(self.name()).aliases(others), self)
+    }
 }
 
 /// `--format`
@@ -134,7 +140,7 @@ impl Format {
 pub struct FormatArgs {
     /// text, or json (one object per line)
     #[arg(
-        long, value_name = "FORMAT", value_parser = choice(Format::ALL.map(|format| (format.name(), format))),
+        long, value_name = "FORMAT", value_parser = choice(Format::ALL.map(Format::value)),
         default_value = Format::Text.name(), hide_possible_values = true
     )]
     pub format: Format,
@@ -190,7 +196,7 @@ pub struct FromArgs {
         long,
         value_name = "WHEN",
         allow_hyphen_values = true,
-        help = "Start here: 2026-03-14T12:00:00Z; local time as\n'2026-03-14 12:00' or 12:00; +10m from the start\nof the recording; -10m from its end"
+        help = "Start here: 2026-03-14T12:00:00Z, or with +01:00\nfor Z; local time as '2026-03-14 12:00', 12:00 or\n'12:00 CET'; +10m from the start of the recording;\n-10m from its end"
     )]
     pub from: Option<Moment>,
 }
@@ -235,8 +241,7 @@ impl<T: Clone + Send + Sync + 'static> Choice<T> {
             choices.find(|(value, _)| value.get_name_and_aliases().any(|name| plain(name) == text))
         };
         let text = plain(text);
-        let chosen = known(&text).or_else(|| known(text.strip_suffix('s')?));
-        chosen.map(|(_, value)| value.clone())
+        singulars(&text).find_map(known).map(|(_, value)| value.clone())
     }
 }
 
@@ -275,10 +280,16 @@ pub fn plain(text: &str) -> String {
     text.to_lowercase().replace('-', "_")
 }
 
-/// What is said of a word that belongs elsewhere.
+/// A word, and what it may be the plural of: "ports", "processes".
+pub fn singulars(word: &str) -> impl Iterator<Item = &str> {
+    [Some(word), word.strip_suffix('s'), word.strip_suffix("es")].into_iter().flatten()
+}
+
+/// What is said of a word that belongs elsewhere, whichever of a key's names it is.
 pub fn hint(hints: &[(&str, &'static str)], text: &str) -> Option<&'static str> {
     let text = plain(text);
-    hints.iter().find(|(word, _)| *word == text).map(|(_, hint)| *hint)
+    let is = |key: &str| singulars(&text).any(|word| word == key || other_names(key).contains(&word));
+    hints.iter().find(|(key, _)| is(key)).map(|(_, hint)| *hint)
 }
 
 /// What else the keys of `drops` and `table` are called.
@@ -303,7 +314,7 @@ pub fn other_names(key: &str) -> &'static [&'static str] {
 fn keys() -> Choice<By> {
     let value = |by: By| (PossibleValue::new(by.name()).aliases(other_names(by.name())), by);
     const TABLE: &str = "an entry has that, a drop has not: 'ctwatch table --by' groups by it";
-    let hints = &[("state", TABLE), ("direction", TABLE), ("dir", TABLE), ("zone", TABLE), ("mark", TABLE)];
+    let hints = &[("state", TABLE), ("direction", TABLE), ("zone", TABLE), ("mark", TABLE)];
     Choice { hints, ..choice(By::ALL.map(value)) }
 }
 
@@ -342,6 +353,7 @@ pub enum NetnsSpec {
 const SHORTEST: Duration = Duration::from_millis(100);
 
 pub fn ports(text: &str) -> Result<PortRange, String> {
+    let text = text.trim();
     const GOOD: &str = "use ports and ranges like 80,6000-6010";
     let number = |text: &str| {
         text.parse::<u16>().map_err(|_| match port_of_service(text) {
@@ -368,6 +380,7 @@ pub fn ports(text: &str) -> Result<PortRange, String> {
 }
 
 pub fn cidr(text: &str) -> Result<IpNet, String> {
+    let text = text.trim();
     let good = "use an address or a network like 10.0.0.0/8 or fd00::/8";
     if let Ok(address) = IpAddr::from_str(text) {
         return Ok(IpNet::from(address));
@@ -385,6 +398,7 @@ pub fn cidr(text: &str) -> Result<IpNet, String> {
 }
 
 pub fn protocol(text: &str) -> Result<Protocol, String> {
+    let text = text.trim();
     Protocol::from_words(text).ok_or_else(|| {
         let near = nearest(text, Protocol::names());
         let near = near.map_or_else(String::new, |near| format!("did you mean `{near}`? "));
@@ -401,6 +415,7 @@ const SAME_CAUSES: [(&str, Cause); 4] = [
 ];
 
 pub fn cause(text: &str) -> Result<Cause, String> {
+    let text = text.trim();
     let bare = |text: &str| plain(text).replace('_', "");
     let known = Cause::ALL.into_iter().find(|cause| bare(cause.name()) == bare(text));
     let same = || SAME_CAUSES.into_iter().find(|(word, _)| *word == plain(text)).map(|(_, cause)| cause);
@@ -411,6 +426,7 @@ pub fn cause(text: &str) -> Result<Cause, String> {
 }
 
 pub fn netns(text: &str) -> Result<NetnsSpec, String> {
+    let text = text.trim();
     if let Some(pid) = text.strip_prefix("pid:") {
         let pid = pid.parse().map_err(|_| "use a process id, as in pid:1234".to_owned())?;
         return Ok(NetnsSpec::Pid(pid));
@@ -432,7 +448,13 @@ pub fn netns(text: &str) -> Result<NetnsSpec, String> {
 
 pub fn duration(text: &str) -> Result<Duration, String> {
     let good = "use a time like 500ms, 1s or 2m";
-    positive(SignedDuration::from_str(text).map_err(|_| good.to_owned())?, good)
+    positive(SignedDuration::from_str(text).map_err(|_| without_unit(text, good))?, good)
+}
+
+/// That it is no time, and if it is a number alone, which it may be.
+fn without_unit(text: &str, good: &str) -> String {
+    let is_number = text.parse::<f64>().is_ok_and(|number| number.is_finite() && number > 0.0);
+    if is_number { format!("{good}; did you mean {text}s?") } else { good.to_owned() }
 }
 
 fn positive(duration: SignedDuration, good: &str) -> Result<Duration, String> {
@@ -451,7 +473,7 @@ pub fn interval(text: &str) -> Result<Duration, String> {
 /// A duration that may be written in days.
 pub fn age(text: &str) -> Result<Duration, String> {
     let good = "use a time like 30s, 5m, 12h or 7d";
-    let span = jiff::Span::from_str(text).map_err(|_| good.to_owned())?;
+    let span = jiff::Span::from_str(text).map_err(|_| without_unit(text, good))?;
     let age = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| good.to_owned())?;
     positive(age, good)
 }

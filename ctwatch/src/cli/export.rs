@@ -76,7 +76,7 @@ pub enum ExportFormat {
 /// The format that the ending of a file stands for.
 fn by_ending(path: &Path) -> Option<ExportFormat> {
     match path.extension()?.to_str()?.to_lowercase().as_str() {
-        "ndjson" | "jsonl" => Some(ExportFormat::Ndjson),
+        "ndjson" | "jsonl" | "json" => Some(ExportFormat::Ndjson),
         "csv" => Some(ExportFormat::Csv),
         "parquet" => Some(ExportFormat::Parquet),
         _ => None,

@@ -1,6 +1,7 @@
 //! `ctwatch record` on the command line: arguments, resolved config, help examples.
 //! Conflicts between flags are found here, before anything is read.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -135,6 +136,17 @@ impl RecordConfig {
 /// A file: a recording is written here and there, so it can't be a stream.
 fn file() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| {
+        let ending = path.extension().and_then(OsStr::to_str).unwrap_or_default().to_lowercase();
+        match ending.as_str() {
+            "html" | "htm" | "md" | "txt" => {
+                return Err("a recording is a database: name it like a.ctw, and `ctwatch report a.ctw -o` makes such a file of it");
+            }
+            "json" | "ndjson" | "jsonl" | "csv" | "parquet" => {
+                return Err("a recording is a database: name it like a.ctw, and `ctwatch export a.ctw -o` makes such a file of it \
+                            (`ctwatch drops --format json` is a stream)");
+            }
+            _ => {}
+        }
         if path == Path::new("-") {
             return Err("a recording is a database and can't be written to standard output: name a file (./- if it is to be \
                         called so). For a stream: `ctwatch drops --format json`");
@@ -155,9 +167,11 @@ fn size(text: &str) -> Result<u64, String> {
         "kb" | "k" => 1e3,
         "mb" | "m" => 1e6,
         "gb" | "g" => 1e9,
+        "tb" | "t" => 1e12,
         "kib" => 1024.0,
         "mib" => 1_048_576.0,
         "gib" => 1_073_741_824.0,
+        "tib" => 1_099_511_627_776.0,
         _ => return Err(good.to_owned()),
     };
     let bytes = number.parse::<f64>().map_err(|_| good.to_owned())? * factor;
@@ -189,6 +203,7 @@ mod tests {
         assert_eq!(size("500MB"), Ok(500_000_000));
         assert_eq!(size("1.5GiB"), Ok(1_610_612_736));
         assert_eq!(size("2gb"), Ok(2_000_000_000));
+        assert_eq!((size("1TB"), size("1TiB")), (Ok(1_000_000_000_000), Ok(1_099_511_627_776)));
         for bad in ["", "500", "MB", "1kB", "5 apples", "1.2.3MB"] {
             assert!(size(bad).is_err(), "{bad}");
         }

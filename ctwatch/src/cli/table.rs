@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::common::{self, FilterArgs, Format, FormatArgs, NetnsSpec, hint, other_names, plain};
+use super::common::{self, FilterArgs, Format, FormatArgs, NetnsSpec, hint, other_names, plain, singulars};
 use crate::state::table::{BreakdownConfig, Dimension, Keys};
 use crate::text::did_you_mean;
 
@@ -86,7 +86,7 @@ fn keys(text: &str) -> Result<Keys, String> {
             Dimension::ALL.into_iter().find(called)
         };
         let word = plain(name);
-        let found = known(&word).or_else(|| known(word.strip_suffix('s')?));
+        let found = singulars(&word).find_map(known);
         found.ok_or_else(|| {
             if let Some(hint) = hint(ELSEWHERE, name) {
                 return hint.to_owned();

@@ -24,7 +24,7 @@ use super::{VERSION, confine, event_loop};
 use crate::children::threads;
 use crate::cli::{Config, RecordConfig};
 use crate::contract::{Notice, Start, TableStatus};
-use crate::error::{Exit, Failure};
+use crate::error::{Exit, Failure, is_closed_pipe};
 use crate::files::place::{self, Sharing};
 use crate::foreign::{Foreign, Shown as _, harmless, to_json};
 use crate::kernel::roots::Roots;
@@ -117,7 +117,7 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots, standing: &S
     closed?;
     match recording.output.finish() {
         // A reader who went has been told of on stderr, and took nothing from the recording.
-        Err(error) if error.is::<std::io::Error>() => {}
+        Err(error) if is_closed_pipe(&error) => {}
         finished => finished?,
     }
     Ok(if record.once && recording.recorder.incidents() == 0 { Exit::NoIncident } else { Exit::Done })

@@ -192,9 +192,9 @@ pub struct Row {
     /// The sum of keys that have no row here.
     #[serde(skip_serializing_if = "is_false")]
     pub rest: bool,
-    /// Its entries.
+    /// Its entries, those that are certain if counts are not exact.
     pub entries: u64,
-    /// By so many `entries` may be too high (in the rest row: too low); left out if it is exact.
+    /// So many more may be its; left out if `entries` is exact.
     #[serde(skip_serializing_if = "is_zero_u64")]
     pub error: u64,
     /// They are at least so many; left out if `entries` is exact.
@@ -206,7 +206,7 @@ pub struct Row {
     /// Rest row, if counts are not exact: none of its keys has more entries than this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub each_at_most: Option<u64>,
-    /// Their part of the listed entries of this table, rounded down; that of `entries_min` where there is one.
+    /// Their part of the listed entries of this table, rounded down.
     pub share: f64,
     /// The same part of nf_conntrack_max; null if there is no limit.
     pub share_of_max: Option<f64>,

@@ -167,6 +167,15 @@ pub struct Flow {
     /// Where from and where to.
     #[serde(flatten)]
     pub tuple: Tuple,
+    /// ICMP type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    /// ICMP code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
+    /// ICMP id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_id: Option<u16>,
 }
 
 /// An entry that was lost, or not inserted.

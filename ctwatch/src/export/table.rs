@@ -184,6 +184,9 @@ const DROPS: &[Column] = &[
     ("by_dport", Int),
     ("zone_original", Int),
     ("zone_reply", Int),
+    ("by_icmp_type", Int),
+    ("by_icmp_code", Int),
+    ("by_icmp_id", Int),
 ];
 
 const OCCUPANCY: &[Column] = &[

@@ -71,8 +71,13 @@ impl Locals {
             addresses.insert((*address).into());
             broadcasts.extend(broadcast.map(Address::from));
             // fib_add_ifaddr, net/ipv4/fib_frontend.c: a network on a loopback device is local as a whole.
-            if *on_loopback && address.is_ipv4() {
-                networks.extend(IpNet::new(*address, *prefix).map(|network| network.trunc()));
+            // Elsewhere its last address is a broadcast, whether or not one was set (prefixes shorter than 31; up to 7.3).
+            let IpAddr::V4(v4) = *address else { continue };
+            let Ok(network) = Ipv4Net::new(v4, *prefix) else { continue };
+            if *on_loopback {
+                networks.push(IpNet::V4(network.trunc()));
+            } else if *prefix < 31 {
+                broadcasts.insert(IpAddr::V4(network.broadcast()).into());
             }
         }
         networks.dedup();
@@ -130,6 +135,8 @@ mod tests {
             local("127.0.0.1", 8, true, None),
             local("10.1.0.1", 16, true, None),
             local("192.0.2.7", 24, false, Some("192.0.2.255")),
+            local("203.0.113.70", 26, false, None),
+            local("198.18.0.2", 31, false, None),
             local("fd00::7", 64, false, None),
         ]);
         let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
@@ -161,6 +168,10 @@ mod tests {
     #[test]
     fn what_many_hosts_hear_is_not_forwarded() {
         assert_eq!(direction("192.0.2.9", "192.0.2.255"), Direction::In);
+        assert_eq!(direction("203.0.113.71", "203.0.113.127"), Direction::In, "without brd");
+        assert_eq!(direction("203.0.113.70", "203.0.113.127"), Direction::Out);
+        assert_eq!(direction("203.0.113.71", "203.0.113.126"), Direction::Forwarded);
+        assert_eq!(direction("192.0.2.9", "198.18.0.3"), Direction::Forwarded, "the other end of a /31");
         assert_eq!(direction("192.0.2.9", "224.0.0.251"), Direction::In);
         assert_eq!(direction("0.0.0.0", "255.255.255.255"), Direction::In);
         assert_eq!(direction("fe80::1", "ff02::fb"), Direction::In);

@@ -202,6 +202,17 @@ impl Zone {
     pub const fn reply(self) -> u16 {
         self.reply
     }
+
+    /// Words that follow a flow: none for the default zone, and of one that holds in one direction only, in which.
+    #[must_use]
+    pub fn suffix(self) -> String {
+        match (self.original, self.reply) {
+            (0, 0) => String::new(),
+            (original, 0) => format!(" zone {original} (original only)"),
+            (0, reply) => format!(" zone {reply} (reply only)"),
+            (original, _) => format!(" zone {original}"),
+        }
+    }
 }
 
 /// A flow by its original direction.
@@ -209,8 +220,17 @@ impl Zone {
 pub struct Flow {
     /// Its protocol.
     pub proto: Protocol,
-    /// Its original direction.
+    /// Its original direction; of ICMP the destination port is `type << 8 | code`, and 0 if these are unknown.
     pub tuple: Tuple,
+}
+
+impl Flow {
+    /// ICMP type and code, as far as they are known: type 0 is an answer, and begins no flow.
+    #[must_use]
+    pub fn icmp(&self) -> Option<(u8, u8)> {
+        let [kind, code] = self.tuple.dport.to_be_bytes();
+        (self.proto.is_icmp() && kind != 0).then_some((kind, code))
+    }
 }
 
 /// The device a packet was seen at.
@@ -276,7 +296,8 @@ impl Packet {
     /// Its flow, if it was the first packet of one.
     #[must_use]
     pub fn flow(&self) -> Option<Flow> {
-        Some(Flow { proto: self.proto?, tuple: self.tuple? })
+        let tuple = Tuple { dport: self.service_port()?, ..self.tuple? };
+        Some(Flow { proto: self.proto?, tuple })
     }
 }
 

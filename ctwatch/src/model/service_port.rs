@@ -17,6 +17,13 @@ pub struct ServicePort {
 }
 
 impl ServicePort {
+    /// From the parts that a record has it in: a port, or a type and a code, or neither.
+    #[must_use]
+    pub fn of_parts(proto: Protocol, port: Option<u16>, icmp: Option<(u8, u8)>) -> Self {
+        let port = port.or_else(|| icmp.map(|(kind, code)| u16::from_be_bytes([kind, code])));
+        Self { proto: proto.0, port: port.unwrap_or(0) }
+    }
+
     /// What usually listens there.
     #[must_use]
     pub fn service(self) -> Option<&'static str> {
@@ -40,7 +47,7 @@ impl fmt::Display for ServicePort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let proto = Protocol(self.proto);
         match proto {
-            proto if proto.is_icmp() => write!(f, "{proto} type {} code {}", self.port >> 8, self.port & 255),
+            proto if proto.is_icmp() => write!(f, "type {} code {}/{proto}", self.port >> 8, self.port & 255),
             proto if proto.has_ports() => write!(f, "{}/{proto}", self.port),
             proto => write!(f, "{proto}"),
         }
@@ -50,5 +57,19 @@ impl fmt::Display for ServicePort {
 impl Serialize for ServicePort {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_spelled_one_way_whatever_it_has_instead_of_a_port() {
+        let spelled = |proto, port, icmp| ServicePort::of_parts(proto, port, icmp).to_string();
+        assert_eq!(spelled(Protocol::TCP, Some(6379), None), "6379/tcp");
+        assert_eq!(spelled(Protocol(1), None, Some((8, 0))), "type 8 code 0/icmp");
+        assert_eq!(spelled(Protocol(58), None, Some((128, 0))), "type 128 code 0/icmpv6");
+        assert_eq!(spelled(Protocol(47), None, None), "gre");
     }
 }

@@ -10,7 +10,7 @@ use ctwatch_common::cause::{CAUSES, Unit};
 
 use super::model::Estimate;
 use super::scan::Lossy;
-use crate::model::{Loss, Owner, Packet, Role, ServicePort};
+use crate::model::{Loss, Owner, Packet, Role, ServicePort, Zone};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 
@@ -20,6 +20,9 @@ const ROWS: usize = 8;
 const AT_ONCE: usize = 256;
 
 type Sums<K> = HashMap<K, (f64, u64)>;
+
+/// Equal tuples of two zones are two flows.
+type Flow = (IpAddr, IpAddr, ServicePort, Option<Zone>);
 
 /// Events kept, then estimates by flow, source and process.
 type Estimates = (u64, Vec<Estimate>, Vec<Estimate>, Vec<Estimate>);
@@ -33,7 +36,7 @@ pub(super) fn estimate(
 ) -> Result<Estimates> {
     let unit = if of_packets { Unit::Packets } else { Unit::Entries };
     let mut kept = 0;
-    let mut flows: Sums<(IpAddr, IpAddr, ServicePort)> = HashMap::new();
+    let mut flows: Sums<Flow> = HashMap::new();
     let mut sources: Sums<IpAddr> = HashMap::new();
     let mut processes: Sums<String> = HashMap::new();
     for ticks in lossy.chunks(AT_ONCE) {
@@ -58,12 +61,15 @@ pub(super) fn estimate(
                 add(&mut processes, process(loss.owner.as_deref()), weight);
                 let Some((tuple, port)) = loss.packet.tuple.zip(port(&loss.packet)) else { continue };
                 add(&mut sources, tuple.src, weight);
-                add(&mut flows, (tuple.src, tuple.dst, port), weight);
+                add(&mut flows, (tuple.src, tuple.dst, port, loss.packet.zone), weight);
             }
         }
     }
     let shown = |address: IpAddr| address.to_string();
-    let flow = |(src, dst, port): (IpAddr, IpAddr, ServicePort)| format!("{src} -> {dst} {port}");
+    let flow = |(src, dst, port, zone): Flow| {
+        let zone = zone.map(Zone::suffix).unwrap_or_default();
+        format!("{src} -> {dst} {port}{zone}")
+    };
     Ok((kept, most(flows, flow), most(sources, shown), most(processes, |name| name)))
 }
 

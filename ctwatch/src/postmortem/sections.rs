@@ -281,9 +281,8 @@ fn occupants(host: &Host, clock: &Clock) -> Vec<Block> {
     blocks.push(Block::Text(listed(worst, clock)));
     if let Some(Unevictable { entries, of, at }) = &worst.unevictable {
         blocks.push(Block::Text(format!(
-            "{} of {} entries were assured when counted at {}: a full table could make room of the others only.",
-            thousands(*entries),
-            thousands(*of),
+            "{} when counted at {}: a full table could make room of the others only.",
+            assured(*entries, *of),
             clock.time(*at)
         )));
     }
@@ -453,4 +452,22 @@ fn changed(host: &Host, clock: &Clock) -> Vec<Block> {
         )));
     }
     blocks
+}
+
+/// "1 of 2 entries was assured"
+fn assured(entries: u64, of: u64) -> String {
+    let were = if entries == 1 { "was" } else { "were" };
+    format!("{} of {} {were} assured", thousands(entries), counted(of, "entry", "entries"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(assured(1, 1), "1 of 1 entry was assured");
+        assert_eq!(assured(1, 2), "1 of 2 entries was assured");
+        assert_eq!(assured(1_000, 2_000), "1,000 of 2,000 entries were assured");
+    }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{
     Backend, Census, CensusKey, Device, Hook, Loss, Name, NetnsId, Owner, Packet, ProcessId, Protocol, Role,
-    Tuple, WallMono,
+    Tuple, WallMono, Zone,
 };
 use crate::record::Writer;
 use crate::record::rows::{EndReason, Incident, Names, Notice, Run, RunEnd, Setting};
@@ -163,6 +163,23 @@ fn every_figure_is_that_of_the_recording() {
     assert_eq!((host.kernel_counters.drop, host.in_kernel_terms.drop), (400, 400));
     assert!(host.certainty.gaps.is_empty() && host.certainty.unfinished_runs.is_empty());
     assert!(host.no_advice.as_ref().unwrap().contains("entry by entry"), "{:?}", host.no_advice);
+}
+
+#[test]
+fn equal_tuples_of_two_zones_are_two_flows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = Writer::open(&path, &run(0)).unwrap();
+    let mut in_zone = loss(1, 6379);
+    in_zone.packet.zone = Zone::new(7, 7);
+    let events = vec![(loss(1, 6379), true), (in_zone, true)];
+    let tick = Some(tick(1, MAX, 30, 10));
+    writer.write(&Batch { tick, events, ..Batch::default() }).unwrap();
+    writer.end(&RunEnd { at: at(1), reason: EndReason::Signal, last_tick: 1 }).unwrap();
+    let flows: Vec<String> =
+        one(&request(&path)).victims.flows.into_iter().map(|flow| flow.what.to_string()).collect();
+    let plain = "127.0.0.1 -> 127.0.0.1 6379/tcp".to_owned();
+    assert_eq!(flows, [plain.clone(), plain + " zone 7"]);
 }
 
 #[test]

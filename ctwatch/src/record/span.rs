@@ -1,6 +1,7 @@
 //! `--from` and `--to`: moments as people write them, and the span of a recording they denote.
 //! A tick belongs to the span in which it ends, so that adjacent spans add up.
 
+use std::fmt;
 use std::str::FromStr;
 
 use jiff::civil::{DateTime, Time};
@@ -19,6 +20,10 @@ pub enum Moment {
     Local(DateTime),
     /// The first such time in the recording by the local clock, or the first after `--from`: 12:00
     Clock(Time),
+    /// The same with what clocks are called then, as reports print it: 2026-11-01 01:00:05 EST
+    LocalIn(DateTime, Abbreviation),
+    /// 01:00:05 EST
+    ClockIn(Time, Abbreviation),
     /// +10m: this long after the recording begins.
     AfterStart(SignedDuration),
     /// -10m: this long before it ends.
@@ -29,8 +34,8 @@ impl FromStr for Moment {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let good = "give 2026-03-14T12:00:00Z, a local time like '2026-03-14 12:00' or 12:00, +10m from the start of the \
-                    recording, or -10m from its end";
+        let good = "give 2026-03-14T12:00:00Z or 2026-03-14T12:00:00+01:00, a local time like '2026-03-14 12:00' or 12:00 (in \
+                    the hour that comes twice also '01:00 EST'), +10m from the start of the recording, or -10m from its end";
         let duration = |text: &str| {
             let duration = text.parse::<SignedDuration>().ok().filter(|duration| !duration.is_negative());
             duration.ok_or_else(|| format!("`{text}` is not a duration like 90s or 10m; {good}"))
@@ -41,9 +46,14 @@ impl FromStr for Moment {
         if let Some(text) = text.strip_prefix('-') {
             return duration(text).map(Self::BeforeEnd);
         }
-        let date_or_time = || {
-            let local = text.parse().ok().filter(|_| text.contains('-')).map(Self::Local);
-            local.or_else(|| text.parse().ok().filter(|_| text.contains(':')).map(Self::Clock))
+        let date = |text: &str| text.parse().ok().filter(|_| text.contains('-'));
+        let time = |text: &str| text.parse().ok().filter(|_| text.contains(':'));
+        let date_or_time = || date(text).map(Self::Local).or_else(|| time(text).map(Self::Clock));
+        let named = || {
+            let (text, name) = text.rsplit_once(' ')?;
+            let name = Abbreviation::of(name)?;
+            let local = date(text).map(|local| Self::LocalIn(local, name));
+            local.or_else(|| time(text).map(|time| Self::ClockIn(time, name)))
         };
         let at = text.parse().ok().map(|time| {
             let offset = Pieces::parse(text).ok().and_then(|pieces| pieces.to_numeric_offset());
@@ -52,7 +62,39 @@ impl FromStr for Moment {
                 None => Self::At(time),
             }
         });
-        at.or_else(date_or_time).ok_or_else(|| good.to_owned())
+        at.or_else(date_or_time).or_else(named).ok_or_else(|| good.to_owned())
+    }
+}
+
+/// What clocks are called at some time in some zone: EST, CEST, +03.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abbreviation([u8; 6]);
+
+impl Abbreviation {
+    fn of(text: &str) -> Option<Self> {
+        let is_one = (2..=6).contains(&text.len())
+            && text.starts_with(|first: char| first.is_ascii_alphabetic() || "+-".contains(first))
+            && text.bytes().skip(1).all(|byte| byte.is_ascii_alphanumeric());
+        let mut name = [0; 6];
+        name.get_mut(..text.len()).filter(|_| is_one)?.copy_from_slice(text.to_ascii_uppercase().as_bytes());
+        Some(Self(name))
+    }
+
+    const UTC: Self = Self(*b"UTC\0\0\0");
+
+    /// The zone that is meant: this one, or UTC.
+    fn zone(self, zone: &TimeZone) -> TimeZone {
+        if self == Self::UTC { TimeZone::UTC } else { zone.clone() }
+    }
+
+    fn is_of(self, time: Timestamp, zone: &TimeZone) -> bool {
+        Self::of(zone.to_offset_info(time).abbreviation()) == Some(self)
+    }
+}
+
+impl fmt::Display for Abbreviation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take_while(|byte| **byte != 0).try_for_each(|byte| write!(f, "{}", char::from(*byte)))
     }
 }
 
@@ -75,6 +117,24 @@ impl Moment {
             |from: Timestamp, by: SignedDuration| from.checked_add(by).map_err(|error| error.to_string());
         match self {
             Self::At(time) | Self::AtOffset(time, _) => Ok(time),
+            Self::LocalIn(local, name) => {
+                let zone = &name.zone(zone);
+                let found = instants(local, zone)?.into_iter().find(|time| name.is_of(*time, zone));
+                found.ok_or_else(|| never(local.to_string().as_str(), name))
+            }
+            Self::ClockIn(time, name) => {
+                let zone = &name.zone(zone);
+                let mut day = after.to_zoned(zone.clone()).date();
+                for _ in 0..DAYS {
+                    let times = instants(day.to_datetime(time), zone)?;
+                    let found = times.into_iter().find(|time| *time >= after && name.is_of(*time, zone));
+                    if let Some(found) = found {
+                        return Ok(found);
+                    }
+                    day = day.tomorrow().map_err(|error| error.to_string())?;
+                }
+                Err(never(&time.to_string(), name))
+            }
             Self::Local(local) => {
                 let times = instants(local, zone)?;
                 let found = times.iter().find(|time| **time >= after).or(times.first());
@@ -108,6 +168,14 @@ impl Moment {
             _ => time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string(),
         }
     }
+}
+
+/// Clocks are never called that when they show this.
+fn never(time: &str, name: Abbreviation) -> String {
+    format!(
+        "there is no {time} {name} here then (TZ decides what clocks are called); give it with an offset, as \
+         2026-03-14T12:00:00+01:00"
+    )
 }
 
 /// "+05:30"
@@ -282,6 +350,26 @@ mod tests {
         );
         let error = from("02:30").unwrap_err();
         assert!(error.contains("covers 2026-11-01 01:59:50 EDT to 2026-11-01 01:00:15 EST"), "{error}");
+    }
+
+    #[test]
+    fn a_time_is_taken_as_a_report_prints_it() {
+        let both = ("2026-11-01T05:00:00Z", "2026-11-01T07:00:00Z");
+        let from = |text: &str| span(both, text, "").map(|span| span.from.unwrap().to_string());
+        for (text, meant) in [
+            ("01:30:05 EDT", "2026-11-01T05:30:05Z"),
+            ("01:30:05 EST", "2026-11-01T06:30:05Z"),
+            ("2026-11-01 01:30:05 EST", "2026-11-01T06:30:05Z"),
+            ("2026-11-01 01:30 est", "2026-11-01T06:30:00Z"),
+            ("06:30 UTC", "2026-11-01T06:30:00Z"),
+            ("2026-11-01 06:30 UTC", "2026-11-01T06:30:00Z"),
+        ] {
+            assert_eq!(from(text).as_deref(), Ok(meant), "{text}");
+        }
+        for unknown in ["01:30 CEST", "2026-11-01 01:30 CEST", "2026-11-01 00:30 EST"] {
+            let error = from(unknown).unwrap_err();
+            assert!(error.contains("there is no") && error.contains("+01:00"), "{unknown}: {error}");
+        }
     }
 
     #[test]

@@ -93,7 +93,14 @@ const fn mirror(original: Tuple) -> Tuple {
 }
 
 fn flow(flow: model::Flow) -> Flow {
-    Flow { proto: flow.proto, tuple: tuple(flow.proto, flow.tuple) }
+    let icmp = flow.icmp();
+    Flow {
+        proto: flow.proto,
+        tuple: tuple(flow.proto, flow.tuple),
+        icmp_type: icmp.map(|(kind, _)| kind),
+        icmp_code: icmp.map(|(_, code)| code),
+        icmp_id: icmp.map(|_| flow.tuple.sport),
+    }
 }
 
 fn entry(state: &EntryState, jiffies_per_s: Option<u32>) -> Entry {

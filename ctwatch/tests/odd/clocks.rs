@@ -77,6 +77,15 @@ fn what_clocks_showed_twice_has_the_zone_beside_it() {
     let (_, replayed, _) = said(in_new_york(&["replay", &recording, "--speed", "max"]));
     let said_once = replayed.matches("clocks were put back").count();
     assert_eq!(said_once, 1, "{replayed}");
+    // Of one that begins in the second of both hours, the first time says in which.
+    let late = self::folder();
+    let late = self::recording(late.path(), "2026-11-01T06:00:05Z", 20).to_str().unwrap().to_owned();
+    let (_, replayed, stderr) = said(in_new_york(&["replay", &late, "--speed", "max"]));
+    assert_eq!(replayed.matches("clocks show this hour twice today").count(), 1, "{replayed}{stderr}");
+    assert!(replayed.contains(" EST"), "{replayed}");
+    // As it is printed, it is taken.
+    let (code, _, stderr) = said(in_new_york(&["report", &recording, "--from", "01:00:05 EST"]));
+    assert_eq!(code, Some(0), "{stderr}");
     // Where nothing is ambiguous, nothing is added.
     let folder = self::folder();
     let noon = crate::any_recording(folder.path());

@@ -37,6 +37,9 @@ fn case_and_other_names_are_understood() {
         "--by PROTOCOL",
         "--by ports",
         "--format JSON",
+        "--format ndjson",
+        "--format jsonl",
+        "--by processes",
         "--loopback=NO",
         "--speed MAX",
     ] {
@@ -62,6 +65,19 @@ fn near_misses_are_told() {
         ("drops --cause full", "did you mean `table_full`?"),
         ("table --by process", "ctwatch drops --by process"),
         ("table --by cause", "ctwatch drops --by cause"),
+        ("table --by pid", "ctwatch drops --by process"),
+        ("table --by proc", "ctwatch drops --by process"),
+        ("table --by processes", "ctwatch drops --by process"),
+        ("table --by reason", "ctwatch drops --by cause"),
+        ("table --by conn", "each entry is a flow"),
+        ("drops --by states", "ctwatch table --by"),
+        ("drops --by zones", "ctwatch table --by"),
+        ("drops --duration 30", "did you mean 30s?"),
+        ("drops --interval 2", "did you mean 2s?"),
+        ("record -o a.html", "ctwatch report"),
+        ("record -o a.md", "ctwatch report"),
+        ("record -o a.json", "ctwatch export"),
+        ("record -o a.csv", "ctwatch export"),
         ("table --by stat", "did you mean `state`?"),
         ("record -o x --when fil>90%", "did you mean `fill`?"),
         ("record -o x --when fill>=90", "did you mean fill>=90%?"),
@@ -74,6 +90,28 @@ fn near_misses_are_told() {
         let stderr = usage(line);
         assert!(stderr.contains(hint), "{line}: {stderr}");
     }
+}
+
+#[test]
+fn a_list_may_have_spaces_and_json_is_lines_of_it() {
+    let folder = folder();
+    let recording = crate::any_recording(folder.path());
+    let lists = [
+        ["--port", "80, 443"],
+        ["--proto", "tcp, udp"],
+        ["--src", "10.0.0.0/8, ::1"],
+        ["--cause", "clash, dying"],
+    ];
+    for list in lists {
+        let (code, _, stderr) =
+            said(ctwatch(&[&["replay", &recording, "--speed", "max"], &list[..]].concat()));
+        assert_eq!(code, Some(0), "{list:?}: {stderr}");
+    }
+    let json = folder.path().join("a.json");
+    let (code, _, stderr) = said(ctwatch(&["export", &recording, "-o", json.to_str().unwrap()]));
+    assert_eq!(code, Some(0), "{stderr}");
+    let lines = std::fs::read_to_string(json).unwrap();
+    assert!(lines.lines().count() > 1 && lines.lines().all(|line| line.starts_with("{\"type\":")), "{lines}");
 }
 
 #[test]

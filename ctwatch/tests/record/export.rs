@@ -6,13 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use ctwatch::export::{Choice, ColumnType, ExportTable, Sink, Value, export};
+use ctwatch::listing::Listing as Listed;
+use ctwatch::model::{Census, CensusKey, Direction, Protocol, TableEntry as Entry, TimeoutKind};
 use ctwatch::record::Recording;
 use ctwatch::record::rows::{EndReason, RunEnd};
 use ctwatch::record::span::Span;
 use ctwatch::record::writer::Batch;
+use ctwatch::testing::slot;
+use ctwatch_common::Cause;
+use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, SlotKey};
 use serde_json::Value as Json;
 
-use super::synthetic::{at, incident, tick, write};
+use super::synthetic::{HOST, at, batch, incident, tick, write};
 
 /// Ten seconds, an incident, an end.
 fn recording(folder: &Path, seconds: i64) -> PathBuf {
@@ -144,6 +149,41 @@ fn ndjson_and_csv_hold_the_same() {
             }
         }
     }
+}
+
+#[test]
+fn icmp_has_a_type_and_a_code_and_no_port_in_each_table() {
+    const ECHO: u16 = 8 << 8 | 1;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let mut batch = batch(1);
+    let key = SlotKey { proto: 1, ..slot(ECHO, KIND_FLOWS) };
+    let tick = batch.tick.as_mut().unwrap();
+    tick.flows = vec![(key, [3, 1, 0])];
+    tick.losses = vec![(SlotKey { kind: Cause::TableFull as u8 | KIND_LOOPBACK, ..key }, 2)];
+    let keys = vec![CensusKey { proto: 1, port: ECHO, entries: 9, assured: 0, time_wait: 0 }];
+    tick.censuses = vec![Census { netns: HOST, keys, exact: true, ..Census::default() }];
+    let entry = Entry { proto: 1, port: ECHO, left: 9, ..Entry::default() };
+    batch.listings[0].census = Listed::new([(TimeoutKind::Icmp, 30)].into(), 15);
+    batch.listings[0].census.add(&entry, Direction::In);
+    let (loss, _) = &mut batch.events[0];
+    loss.pushed_out_by.as_mut().unwrap().proto = Protocol(1);
+    loss.pushed_out_by.as_mut().unwrap().tuple.dport = ECHO;
+    writer.write(&batch).unwrap();
+    writer.end(&RunEnd { at: at(1), reason: EndReason::Signal, last_tick: 1 }).unwrap();
+    let rows: Vec<Json> = exported(&[path.to_str().unwrap(), "--to", "ndjson"])
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for table in ["losses", "arrivals", "occupancy", "listings"] {
+        let row = rows.iter().find(|row| row["type"] == table).unwrap_or_else(|| panic!("no {table}"));
+        assert_eq!((&row["port"], &row["service"]), (&Json::Null, &Json::Null), "{row}");
+        assert_eq!((row["icmp_type"].as_u64(), row["icmp_code"].as_u64()), (Some(8), Some(1)), "{row}");
+    }
+    let drop = rows.iter().find(|row| row["type"] == "drops").unwrap();
+    let by = ["by_icmp_type", "by_icmp_code", "by_icmp_id", "by_dport"].map(|name| drop[name].as_u64());
+    assert_eq!(by, [Some(8), Some(1), Some(5), None], "{drop}");
 }
 
 #[test]

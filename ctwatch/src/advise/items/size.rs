@@ -8,7 +8,7 @@ use crate::firewall::Commands;
 use crate::foreign::Shown as _;
 use crate::machine::table::Module;
 use crate::text::shell::quote;
-use crate::text::{mib, thousands};
+use crate::text::{counted, mib, thousands};
 
 /// Room for this multiple of the present peak; rounding up to a power of two adds more.
 const HEADROOM: f64 = 1.5;
@@ -36,9 +36,9 @@ fn item(case: &Case, max: u32) -> Item {
         kind: ChangeKind::Size,
         title: format!("raise nf_conntrack_max from {} to {max}, buckets to match", before.max),
         evidence: format!(
-            "the present load needs {}{} entries on average, {} just before garbage collection; the limit is {}",
+            "the present load needs {}{} on average, {} just before garbage collection; the limit is {}",
             case.demand.basis().word(),
-            thousands(before.needed as u64),
+            counted(before.needed as u64, "entry", "entries"),
             thousands(before.peak as u64),
             thousands(before.max.into())
         ),

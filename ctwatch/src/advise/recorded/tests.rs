@@ -4,7 +4,7 @@ use super::*;
 use crate::advise::report::report;
 use crate::firewall::{Dump, HostFacts, Note, Tools};
 use crate::listing::Listing as Listed;
-use crate::model::{Direction, TableEntry as Entry, TimeoutKind};
+use crate::model::{Direction, Protocol, TableEntry as Entry, TimeoutKind};
 use crate::record::Writer;
 use crate::record::rows::MachineSnapshot;
 use crate::record::rules::{Packed, StoredRules};
@@ -114,6 +114,20 @@ fn the_worst_window_gives_the_demand() {
     assert!(!notrack.refused.is_empty() && notrack.commands.now.is_empty(), "{notrack:?}");
     assert_eq!(notrack.refused[0].rule, "unknown: recorded before rule sets were kept");
     assert!(report.notes.iter().any(|note| note.contains("unknown: recorded before")), "{:?}", report.notes);
+}
+
+#[test]
+fn a_protocol_without_ports_has_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut listed = listing(70);
+    for left in 0..60 {
+        listed.census.add(&Entry { proto: 47, left, ..Entry::default() }, Direction::In);
+    }
+    let recording = write(&folder.path().join("a.ctw"), vec![listed], vec![facts()]);
+    let (case, source) = case(&recording, "0.1.0", &question()).unwrap();
+    let report = report(&case, source, None);
+    let gre = report.services.iter().find(|service| service.proto == Protocol(47)).expect("it is listed");
+    assert_eq!((gre.port, gre.icmp_type), (None, None));
 }
 
 #[test]

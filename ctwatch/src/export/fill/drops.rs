@@ -21,7 +21,7 @@ impl Drops {
         }))
     }
 
-    pub fn row(&mut self, run: i64, tick: i64, name: Option<Foreign>, loss: &Loss) -> Option<[Value; 44]> {
+    pub fn row(&mut self, run: i64, tick: i64, name: Option<Foreign>, loss: &Loss) -> Option<[Value; 47]> {
         let Event::Drop(event) = self.0.loss(loss)? else { return None };
         let DropEvent { packet, reply, entry, pushed_out_by, process, .. } = &event;
         let Packet {
@@ -87,6 +87,9 @@ impl Drops {
             by.and_then(|by| by.tuple.dport),
             *zone_original,
             *zone_reply,
+            by.and_then(|by| by.icmp_type),
+            by.and_then(|by| by.icmp_code),
+            by.and_then(|by| by.icmp_id),
         ])
     }
 }

@@ -242,7 +242,8 @@ impl<K: Key> Cells<K> {
         let is_approximate = self.cells.iter().any(|cell| cell.error > 0);
         let rank = |place: &u32| {
             let cell = &self.cells[*place as usize];
-            (std::cmp::Reverse(cell.entries), cell.key)
+            // By what is certain, which is what is shown.
+            (std::cmp::Reverse((cell.entries - cell.error, cell.entries)), cell.key)
         };
         if top < order.len() {
             order.select_nth_unstable_by_key(top, rank);
@@ -350,6 +351,17 @@ mod tests {
             let wide = count(most, &wide).iter().map(|row| row.entries).collect();
             prop_assert_eq!(sums(narrow), sums(wide));
         }
+    }
+
+    #[test]
+    fn what_is_certain_decides_who_comes_first() {
+        let mut cells = Cells::new(2);
+        // The third takes over the cell of the second, and with it what may be its.
+        for (key, times) in [(1_u64, 5), (2, 4), (3, 3)] {
+            (0..times).for_each(|_| cells.add(key, &TableEntry::default(), None));
+        }
+        let top: Vec<_> = cells.finish(2).0.iter().map(|row| (row.key, row.entries, row.error)).collect();
+        assert_eq!(top, [(1, 5, 0), (3, 7, 4)]);
     }
 
     #[test]

@@ -204,7 +204,6 @@ fn row(by: Keys, counted: &Counted<Wide>, table: &TableBreakdown) -> Row {
         timeout_left_median_s: counted.left_median.map(f64::round),
         timeout_left_p90_s: counted.left_p90.map(f64::round),
         age_median_s: counted.age_median.map(f64::round),
-        entries: counted.entries,
         ..of_table(by, certain, table)
     }
 }
@@ -263,11 +262,11 @@ pub fn combine(
 fn rest(by: Keys, finished: &TableResult, shown: &[Row]) -> Option<Row> {
     let TableResult { table, rows, matched, each_at_most } = finished;
     let shown = shown.iter().filter(|row| row.netns == table.netns);
-    // Those shown are its largest.
-    let left_out = rows.get(shown.clone().count()).map(|row| row.entries);
-    let (entries, error) =
-        shown.fold((0, 0), |(entries, error), row| (entries + row.entries, error + row.error));
-    let entries = matched.entries.saturating_sub(entries);
+    let at_most = |row: &Row| row.entries + row.error;
+    // Those shown are its first.
+    let left_out = rows.iter().skip(shown.clone().count()).map(at_most).max();
+    let (most, error) = shown.fold((0, 0), |(most, error), row| (most + at_most(row), error + row.error));
+    let entries = matched.entries.saturating_sub(most);
     (entries + error > 0).then(|| Row {
         rest: true,
         error,

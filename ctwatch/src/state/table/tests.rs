@@ -211,12 +211,13 @@ fn a_bound_is_told_as_one_and_its_share_is_that_of_what_is_certain() {
     let [row, rest] = &report.rows[..] else { panic!("{:?}", report.rows) };
     assert_eq!(row.dst, Some(IpAddr::from([11, 0, 0, 0])));
     let (least, most) = (row.entries_min.expect("a bound"), row.entries_max.expect("a bound"));
-    assert!(least <= 1_000 && 1_000 <= most && most == row.entries && most - least == row.error, "{row:?}");
+    assert!(least <= 1_000 && 1_000 <= most && least == row.entries && most - least == row.error, "{row:?}");
     assert!(row.share <= 1_000.0 / listed as f64, "{row:?}");
     assert_eq!(rest.entries_min, Some(rest.entries));
     assert_eq!(rest.entries_max, Some(rest.entries + rest.error));
     assert!(rest.each_at_most.is_some_and(|most| (1..=3).contains(&most)), "{rest:?}");
-    assert_eq!(row.entries + rest.entries, listed);
+    assert_eq!(row.entries + row.error + rest.entries, listed);
+    assert_eq!(row.entries_min, Some(row.entries), "as in the row of the others");
 }
 
 proptest! {

@@ -82,6 +82,20 @@ fn an_eviction_names_the_flow_it_made_room_for() {
     loss.pushed_out_by = packet("10.0.0.3", 5, "10.0.0.4", 443).flow();
     let flow = shown(&loss).pushed_out_by.unwrap().unwrap();
     assert_eq!((flow.proto, flow.tuple.sport, flow.tuple.dport), (Protocol::TCP, Some(5), Some(443)));
+    assert_eq!((flow.icmp_type, flow.icmp_code, flow.icmp_id), (None, None, None));
+}
+
+#[test]
+fn an_eviction_for_a_ping_names_its_type_code_and_id() {
+    let mut loss = evicted();
+    let ping = Packet { proto: Some(Protocol(1)), icmp: [8, 1], ..packet("10.0.0.3", 77, "10.0.0.4", 0) };
+    loss.pushed_out_by = ping.flow();
+    let flow = shown(&loss).pushed_out_by.unwrap().unwrap();
+    assert_eq!((flow.icmp_type, flow.icmp_code, flow.icmp_id), (Some(8), Some(1), Some(77)));
+    assert_eq!((flow.tuple.sport, flow.tuple.dport), (None, None));
+    // Recordings of earlier versions don't have it.
+    loss.pushed_out_by.as_mut().unwrap().tuple.dport = 0;
+    assert_eq!(shown(&loss).pushed_out_by.unwrap().unwrap().icmp_type, None);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::advise::demand::{Basis, Outcome};
 use crate::advise::items::{Item, Level, TARGET_FILL};
 use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
 use crate::foreign::joined;
+use crate::model::ServicePort;
 use crate::text::shell::one_line;
 use crate::text::{
     ALERT, COLUMNS, FAINT, OK, PLAIN, Paint, WARN, counted, mib, rate, shorten, thousands, width, wrap,
@@ -161,10 +162,7 @@ fn services(report: &Advice, paint: Paint) -> Vec<String> {
 fn description(service: &ServiceLine) -> String {
     let server = service.server.as_ref().map(ToString::to_string);
     let name = server.as_deref().or(service.service).unwrap_or_default();
-    let what = match (service.port, service.icmp_type, service.icmp_code) {
-        (_, Some(kind), Some(code)) => format!("type {kind} code {code}/{}", service.proto),
-        (port, ..) => format!("{}/{}", port.unwrap_or(0), service.proto),
-    };
+    let what = ServicePort::of_parts(service.proto, service.port, service.icmp_type.zip(service.icmp_code));
     let mut text = format!("{what} {} {name}", service.direction.name());
     if !service.clients.is_empty() {
         text += &format!(" from {}", joined(&service.clients));

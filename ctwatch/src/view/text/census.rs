@@ -3,7 +3,7 @@
 
 use crate::contract::breakdown::{Hidden, HiddenService, Reason, Row, TableBreakdown, TableReport};
 use crate::foreign::Foreign;
-use crate::model::is_home_netns;
+use crate::model::{ServicePort, is_home_netns};
 use crate::text::{
     ALERT, COLUMNS, FAINT, PLAIN, Paint, WARN, counted, left, percent, short_duration, shorten, thousands,
     took, width, wrap,
@@ -152,7 +152,7 @@ impl Columns {
         };
         // Empty for an exact count among inexact ones.
         let error = if is_exact { String::new() } else { format!("+{}", thousands(row.error)) };
-        let least = row.entries_min.unwrap_or(row.entries);
+        let least = row.entries;
         let entries = format!("{bound}{}", thousands(least));
         let tail = self.tail([
             share(row.assured_share),
@@ -319,12 +319,7 @@ fn of_hidden(table: &TableBreakdown, hidden: &Hidden) -> String {
 
 fn services(hidden: &Hidden) -> String {
     let name = |one: &HiddenService| {
-        let proto = one.proto;
-        let what = match (one.port, one.icmp_type, one.icmp_code) {
-            (Some(port), ..) => format!("{port}/{proto}"),
-            (None, Some(kind), Some(code)) => format!("type {kind} code {code}/{proto}"),
-            _ => proto.to_string(),
-        };
+        let what = ServicePort::of_parts(one.proto, one.port, one.icmp_type.zip(one.icmp_code));
         let sort = if one.sort == Reason::Dying { "dying" } else { "unconfirmed" };
         format!("{} {sort} of {what}", thousands(one.entries))
     };
@@ -427,8 +422,8 @@ mod tests {
                 dst: addresses.map(|(_, dst)| std::net::IpAddr::V6(dst.into())),
                 entries: entries.into(),
                 error: error.min(entries.into()),
-                entries_min: (error > 0).then(|| u64::from(entries).saturating_sub(error)),
-                entries_max: (error > 0).then_some(entries.into()),
+                entries_min: (error > 0).then_some(entries.into()),
+                entries_max: (error > 0).then(|| u64::from(entries) + error.min(entries.into())),
                 share: share.unwrap_or(0.0),
                 share_of_max: share,
                 assured_share: share,
@@ -444,7 +439,7 @@ mod tests {
     #[test]
     fn a_bound_is_shown_as_one() {
         let row = Row {
-            entries: 1_004,
+            entries: 1_000,
             error: 4,
             entries_min: Some(1_000),
             entries_max: Some(1_004),

@@ -14,8 +14,8 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 use std::time::Duration;
 
-use jiff::Timestamp;
-use jiff::tz::{Offset, TimeZone};
+use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
+use jiff::{Timestamp, Zoned};
 
 use self::screen::Screen;
 use super::View;
@@ -93,11 +93,18 @@ impl<W: Write> TextView<W> {
         Self { with_tenths: interval < Duration::from_secs(1), ..self }
     }
 
-    /// What clocks show; where they were put forward or back since the last time shown, that is said first.
+    /// What clocks show; where they were put forward or back since the last time shown, or the first one comes twice, that is
+    /// said first.
     fn clock(&mut self, time: Timestamp, format: &str) -> io::Result<String> {
         let zoned = time.to_zoned(self.time_zone.clone());
         let offset = self.offset.replace(zoned.offset());
         let clock = zoned.strftime(format).to_string();
+        if offset.is_none() && comes_twice(&zoned) {
+            let text =
+                format!("{clock} clocks show this hour twice today: it is {}", zoned.strftime("%H:%M:%S %Z"));
+            let text = self.paint.on(WARN, &text);
+            writeln!(self.out, "{text}")?;
+        }
         if let Some(before) = offset.filter(|before| *before != zoned.offset()) {
             let was = time.to_zoned(TimeZone::fixed(before)).strftime("%H:%M:%S").to_string();
             let text = format!(
@@ -284,10 +291,7 @@ impl<W: Write> TextView<W> {
         let proto = packet.proto.map(|proto| proto.to_string()).unwrap_or_default();
         let src = row_lines::endpoint(packet.src, packet.sport);
         let dst = row_lines::endpoint(packet.dst, packet.dport);
-        let icmp = match (packet.icmp_type, packet.icmp_code, packet.icmp_id) {
-            (Some(kind), Some(code), Some(id)) => format!(" type {kind} code {code} id {id}"),
-            _ => String::new(),
-        };
+        let icmp = icmp(packet.icmp_type, packet.icmp_code, packet.icmp_id);
         let zone = row_lines::zone(packet.zone_original, packet.zone_reply);
         let text = if packet.unattributed {
             format!("{clock} {head} {proto} tuple unknown{tail}")
@@ -299,6 +303,12 @@ impl<W: Write> TextView<W> {
         }
         Ok(())
     }
+}
+
+/// Whether clocks show this time a second time, before or after.
+fn comes_twice(time: &Zoned) -> bool {
+    let offset = time.time_zone().to_ambiguous_timestamp(time.datetime()).offset();
+    matches!(offset, AmbiguousOffset::Fold { .. })
 }
 
 /// The process and container whose packet it was, as far as known.
@@ -326,9 +336,17 @@ fn of_entry(event: &DropEvent) -> String {
         text += &format!(" NAT, reply {}", arrow(reply));
     }
     if let Some(Some(flow)) = &event.pushed_out_by {
-        text += &format!(" displaced by {} {}", flow.proto, arrow(&flow.tuple));
+        let icmp = icmp(flow.icmp_type, flow.icmp_code, flow.icmp_id);
+        text += &format!(" displaced by {} {}{icmp}", flow.proto, arrow(&flow.tuple));
     }
     text
+}
+
+fn icmp(kind: Option<u8>, code: Option<u8>, id: Option<u16>) -> String {
+    match (kind, code, id) {
+        (Some(kind), Some(code), Some(id)) => format!(" type {kind} code {code} id {id}"),
+        _ => String::new(),
+    }
 }
 
 fn arrow(tuple: &Tuple) -> String {

@@ -2,6 +2,7 @@
 //! It fits 80 columns: the smallest occupants are left out first.
 
 use crate::contract::Occupant;
+use crate::model::ServicePort;
 use crate::text::{COLUMNS, percent, width};
 
 /// The same indent as rows.
@@ -27,12 +28,8 @@ pub(super) fn line(occupants: &[Occupant], exact: bool) -> Option<String> {
 }
 
 fn name(occupant: &Occupant) -> String {
-    let proto = occupant.proto;
-    match (occupant.port, occupant.icmp_type, occupant.icmp_code) {
-        (Some(port), ..) => format!("{port}/{proto}"),
-        (None, Some(kind), Some(code)) => format!("type {kind} code {code}/{proto}"),
-        _ => proto.to_string(),
-    }
+    let Occupant { proto, port, icmp_type, icmp_code, .. } = *occupant;
+    ServicePort::of_parts(proto, port, icmp_type.zip(icmp_code)).to_string()
 }
 
 fn state(occupant: &Occupant) -> String {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ctwatch_common::cause::Unit;
 
 use crate::contract::{Certainty, Process, Row};
-use crate::model::Role;
+use crate::model::{Role, Zone};
 use crate::state::By;
 use crate::text::{ALERT, COLUMNS, FAINT, Paint, left, thousands, width};
 
@@ -179,12 +179,8 @@ fn flow(row: &Row, proto: &str) -> String {
 
 /// A zone that isn't the default one, and if it holds in one direction only, in which.
 pub(super) fn zone(original: Option<u16>, reply: Option<u16>) -> String {
-    match original.zip(reply) {
-        None | Some((0, 0)) => String::new(),
-        Some((original, 0)) => format!(" zone {original} (original only)"),
-        Some((0, reply)) => format!(" zone {reply} (reply only)"),
-        Some((original, _)) => format!(" zone {original}"),
-    }
+    let zone = original.zip(reply).and_then(|(original, reply)| Zone::new(original, reply));
+    zone.map(Zone::suffix).unwrap_or_default()
 }
 
 fn service(row: &Row) -> &'static str {

@@ -124,8 +124,8 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
         ));
     }
     if end.netns_gone > 0 && end.kernel_counters != end.counted.in_kernel_terms() {
-        let gone = thousands(end.netns_gone);
-        texts.push(format!("{gone} netns were deleted; their final kernel counts are missing."));
+        let gone = counted(end.netns_gone, "netns was deleted; its", "netns were deleted; their");
+        texts.push(format!("{gone} final kernel counts are missing."));
     }
     let differences = differences(&end.unexplained);
     if !differences.is_empty() {
@@ -156,4 +156,21 @@ pub(super) fn differences(unexplained: &Unexplained) -> Vec<String> {
         format!("{name} {} {side}", thousands(left.unsigned_abs()))
     })
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Backend;
+    use crate::state::{State, StateConfig};
+    use jiff::Timestamp;
+
+    #[test]
+    fn one_netns_that_was_deleted_is_one() {
+        let mut end = State::new(StateConfig::totals(Backend::Kprobe, false)).end(Timestamp::UNIX_EPOCH);
+        end.kernel_counters.drop = 4;
+        let said = |gone| trust(&End { netns_gone: gone, ..end.clone() }, "kprobe").join("\n");
+        assert!(said(1).contains("1 netns was deleted; its final kernel counts are missing."), "{}", said(1));
+        assert!(said(2).contains("2 netns were deleted; their final kernel counts are"), "{}", said(2));
+    }
 }
