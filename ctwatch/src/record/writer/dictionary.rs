@@ -265,3 +265,54 @@ impl Room<'_> {
         is_taken
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+
+    fn tick(presence: Presence, complete: bool) -> Tick {
+        let mut tick = Tick::quiet(Timestamp::UNIX_EPOCH, 1, 1);
+        let one = |id, presence, complete| NetnsTick {
+            id: NetnsId::from_packed(id),
+            presence,
+            complete,
+            kernel: [1, 0, 0, 0],
+            ..NetnsTick::default()
+        };
+        tick.netns = vec![one(1 << 30, Presence::Present, false), one((1 << 30) + 1, presence, complete)];
+        tick
+    }
+
+    fn full() -> Dictionary {
+        let mut dictionary = Dictionary::new(1);
+        dictionary.netns = (0..MOST_NETNS).map(|n| (NetnsId::from_packed(n as u32 + 2), n as i64)).collect();
+        dictionary
+    }
+
+    fn others(dictionary: &mut Dictionary, tick: &Tick) -> NetnsTick {
+        let fitting = dictionary.fit(tick);
+        assert_eq!(fitting.netns.len(), 1);
+        fitting.netns[0]
+    }
+
+    #[test]
+    fn a_sum_of_others_is_whole_only_as_long_as_each_of_them_is() {
+        for (presence, complete, is_whole) in [
+            (Presence::Present, false, true),
+            (Presence::Gone, true, true),
+            (Presence::Absent, true, true),
+            (Presence::Unreadable, false, false),
+            (Presence::Gone, false, false),
+            (Presence::Absent, false, false),
+        ] {
+            let mut dictionary = full();
+            let sum = others(&mut dictionary, &tick(presence, complete));
+            let expected = if is_whole { Presence::Present } else { Presence::Unreadable };
+            assert_eq!((sum.id, sum.kernel[0]), (OTHERS, 2));
+            assert_eq!((sum.presence, sum.complete), (expected, false), "{presence:?}, {complete}");
+            let later = others(&mut dictionary, &tick(Presence::Present, false));
+            assert_eq!(later.presence, expected, "what is missing stays so: {presence:?}, {complete}");
+        }
+    }
+}
