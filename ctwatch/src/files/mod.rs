@@ -31,8 +31,33 @@ fn reopen_regular(name: &File) -> io::Result<File> {
     if !name.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    File::options().read(true).custom_flags(flags).open(format!("/proc/self/fd/{}", name.as_raw_fd()))
+    reopen(name, libc::O_RDONLY)
+}
+
+/// What a name (O_PATH) stands for: whoever calls has looked at its kind. As it is there, nothing is made.
+///
+/// # Errors
+/// If it can't be opened, or there is no /proc to do so by.
+pub fn reopen(name: &File, flags: libc::c_int) -> io::Result<File> {
+    reopen_in(Path::new("/proc/self/fd"), name, flags)
+}
+
+fn reopen_in(descriptors: &Path, name: &File, flags: libc::c_int) -> io::Result<File> {
+    let access = flags & libc::O_ACCMODE;
+    let others = flags & !(libc::O_ACCMODE | libc::O_CREAT | libc::O_NOFOLLOW);
+    File::options()
+        .read(access != libc::O_WRONLY)
+        .write(access != libc::O_RDONLY)
+        .custom_flags(others | libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(descriptors.join(name.as_raw_fd().to_string()))
+        .map_err(|error| match error.kind() {
+            // An open descriptor is always there.
+            io::ErrorKind::NotFound => {
+                let why = "/proc isn't mounted, and files are opened by it: mount -t proc proc /proc";
+                io::Error::new(io::ErrorKind::Unsupported, why)
+            }
+            _ => error,
+        })
 }
 
 /// A regular file's bytes.
@@ -90,6 +115,16 @@ mod tests {
             let error = open_regular(path).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path:?}: {error}");
         }
+    }
+
+    #[test]
+    fn without_proc_a_file_that_is_there_is_not_called_missing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let name = File::options().read(true).custom_flags(libc::O_PATH).open(file.path()).unwrap();
+        assert!(reopen(&name, libc::O_RDWR).unwrap().metadata().unwrap().is_file());
+        let error = reopen_in(Path::new("/nonexistent"), &name, libc::O_RDONLY).unwrap_err();
+        assert!(error.to_string().contains("/proc isn't mounted"), "{error}");
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! A census has one checksum over all its rows; how many ports were left out for size is recorded.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 
 use rusqlite::types::Null;
 use rusqlite::{Connection, ToSql};
@@ -12,7 +13,7 @@ use super::columns::{
 use super::digest::Digest;
 use super::limits;
 use super::open::{ReadError, corrupt_row, too_much};
-use super::reader::each;
+use super::reader::{each, for_each};
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
 use crate::model::{
     Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, TimeoutKind, Timeouts,
@@ -25,6 +26,9 @@ const DETAILS: usize = 16;
 
 /// Those of a file that is read, with room for other versions: there are 256 protocols.
 const MOST_DETAILS: usize = 1024;
+
+/// What those of several ticks may take at once.
+const AT_ONCE: usize = 16 << 20;
 
 /// Writes a census.
 pub(super) fn insert(
@@ -115,8 +119,14 @@ fn ordered(mut census: Census) -> Census {
     census
 }
 
-/// Reads the censuses that ended in these ticks.
-pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i64, Census)>, ReadError> {
+/// Reads the censuses that ended in these ticks: those up to `least`, and as many of the others as there is room for at once. If
+/// that is not all of them: from which tick on they are missing.
+pub(super) fn read(
+    connection: &Connection,
+    from: i64,
+    to: i64,
+    least: i64,
+) -> Result<(Vec<(i64, Census)>, Option<i64>), ReadError> {
     // The netns's number follows the census's own columns.
     const NETNS_NUMBER: usize = CensusColumns::NAMES.len();
     let sql = format!(
@@ -124,9 +134,13 @@ pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i
          ORDER BY c.tick, c.id",
         CensusColumns::of("c")
     );
-    let mut held = 0;
-    each(connection, &sql, [from, to], |row| {
+    let (mut found, mut held, mut missing_from) = (Vec::new(), 0, None);
+    for_each(connection, &sql, [from, to], limits::TEXT, |row, values| {
         let (id, tick): (i64, i64) = (row.get(CENSUS.id)?, row.get(CENSUS.tick)?);
+        if held > AT_ONCE && tick > least {
+            missing_from = Some(tick);
+            return Ok(ControlFlow::Break(()));
+        }
         let Some(timeouts) = timeouts_from(&row.get::<_, String>(CENSUS.timeouts)?) else {
             return corrupt_row("census", id);
         };
@@ -142,17 +156,24 @@ pub(super) fn read(connection: &Connection, from: i64, to: i64) -> Result<Vec<(i
         if !are_details || !fits(&census) {
             return corrupt_row("census", id);
         }
-        held += census.keys.len() * size_of::<CensusKey>()
+        held += values
+            + size_of::<Census>()
+            + census.keys.len() * size_of::<CensusKey>()
             + census.bases.len() * size_of::<FlowOffset>()
             + census.details.len() * size_of::<PortDetail>();
         if held > limits::HELD {
-            return too_much("censuses");
+            return too_much("bytes of censuses at once", limits::HELD);
         }
         let census = ordered(census);
         let omitted = row.get::<_, u32>(CENSUS.omitted)? as usize;
         let holds = checksum(tick, &census, omitted) == row.get::<_, u32>(CENSUS.crc)?;
-        if holds { Ok((tick, census)) } else { corrupt_row("census", id) }
-    })
+        if !holds {
+            return corrupt_row("census", id);
+        }
+        found.push((tick, census));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok((found, missing_from))
 }
 
 /// Whether a table can have had so many entries: an int counts them. So no sum of parts overflows.
@@ -193,7 +214,7 @@ fn read_details(connection: &Connection, id: i64, census: &mut Census) -> Result
     let sql = format!("{} WHERE census = ?1", CensusDetailColumns::SELECT);
     let read = each(connection, &sql, [id], |row| {
         if census.details.len() >= MOST_DETAILS {
-            return too_much("ports in a census");
+            return too_much("ports with details in a census", MOST_DETAILS);
         }
         let port = u16::try_from(row.get::<_, i64>(CENSUS_DETAIL.port)?).ok();
         let mut detail = PortDetail::new(row.get(CENSUS_DETAIL.proto)?, port);

@@ -48,6 +48,12 @@ impl KeptSettings {
         Some(stored)
     }
 
+    /// The file holds nothing more of this netns.
+    pub fn forget(&mut self, netns: NetnsId) {
+        self.all -= self.by_netns.remove(&netns).unwrap_or(0);
+        self.unknown.retain(|(of, _)| *of != netns);
+    }
+
     /// Whether something was left out.
     pub const fn is_cut(&self) -> bool {
         self.is_cut
@@ -91,6 +97,12 @@ mod tests {
         let mut kept = KeptSettings::default();
         let rows = (0..200_000).filter_map(|netns| kept.keep(setting(netns, "a", "1", None))).count();
         assert!((10_000..ALL / ROW).contains(&rows), "{rows}");
+        // Those that retention drops make room for others.
+        assert_eq!(kept.keep(setting(300_000, "a", "1", None)), None);
+        (0..100).for_each(|netns| kept.forget(NetnsId::from_packed(netns)));
+        let rows = (300_000..400_000).filter_map(|netns| kept.keep(setting(netns, "a", "1", None))).count();
+        assert!((100..110).contains(&rows), "{rows}");
+        kept.forget(NetnsId::from_packed(7));
         let mut kept = KeptSettings::default();
         assert_eq!(kept.keep(setting(1, "a", &"1".repeat(limits::VALUE + 1), None)), None);
         assert!(kept.is_cut());

@@ -143,7 +143,7 @@ fn read_services(connection: &Connection, id: i64, held: &mut usize) -> Result<O
         all += u64::from(bucket.entries).max(u64::from(bucket.entered)).max(idle_entries);
         *held += size_of::<TimeoutBucket>() + size_of::<ServiceEntries>();
         if *held > limits::HELD {
-            return too_much("table listings");
+            return too_much("bytes of table listings at once", limits::HELD);
         }
         let key = (row.get(LISTING_PHASE.proto)?, row.get(LISTING_PHASE.port)?, direction);
         let service = phases.entry(key).or_default();

@@ -33,6 +33,8 @@ pub enum Fault {
     Truncated(PathBuf, u64, u64),
     /// Its content is not what was written.
     Damaged(PathBuf, String),
+    /// It asks for more than a file of its size may: memory, time, rows of a kind.
+    TooMuch(PathBuf, String),
     /// Reading it was to end ([`limits::stop_reading`]).
     Stopped(PathBuf),
 }
@@ -68,6 +70,13 @@ impl fmt::Display for Fault {
                 path.shown(),
                 path.shown()
             ),
+            Self::TooMuch(path, what) => write!(
+                f,
+                "reading {}: it takes more than ctwatch allows a file of its size ({what}): if nobody but ctwatch wrote to \
+                 it, please report that; `sqlite3 -readonly {}` reads it without limits",
+                path.shown(),
+                path.shown()
+            ),
             Self::Stopped(path) => write!(f, "reading {}: interrupted", path.shown()),
         }
     }
@@ -80,6 +89,7 @@ impl std::error::Error for Fault {}
 pub(super) enum ReadError {
     Sql(rusqlite::Error),
     Corrupt(String),
+    TooMuch(String),
     Stopped,
 }
 
@@ -95,10 +105,24 @@ impl ReadError {
         match self {
             Self::Sql(error) => fault(path, &error),
             Self::Corrupt(what) => Fault::Damaged(path.to_owned(), what),
+            Self::TooMuch(what) => Fault::TooMuch(path.to_owned(), what),
             Self::Stopped => Fault::Stopped(path.to_owned()),
         }
     }
+
+    /// What ran into a limit for readers, if that was it: the file may be as it was written.
+    pub fn limit(&self) -> Option<String> {
+        match self {
+            Self::TooMuch(what) => Some(what.clone()),
+            Self::Sql(error) if error.sqlite_error_code() == Some(ErrorCode::OutOfMemory) => {
+                Some(OUT_OF_MEMORY.to_owned())
+            }
+            Self::Sql(_) | Self::Corrupt(_) | Self::Stopped => None,
+        }
+    }
 }
+
+const OUT_OF_MEMORY: &str = "more memory than SQLite may take for a recording";
 
 /// The error for a row whose checksum doesn't match.
 pub(super) fn corrupt_row<T>(table: &str, id: i64) -> Result<T, ReadError> {
@@ -106,8 +130,8 @@ pub(super) fn corrupt_row<T>(table: &str, id: i64) -> Result<T, ReadError> {
 }
 
 /// The error for more rows, or larger ones, than a recorder writes.
-pub(super) fn too_much<T>(what: &str) -> Result<T, ReadError> {
-    Err(ReadError::Corrupt(format!("it has more {what} than a recorder writes")))
+pub(super) fn too_much<T>(what: &str, most: usize) -> Result<T, ReadError> {
+    Err(ReadError::TooMuch(format!("more than {most} {what}")))
 }
 
 /// Opens a file for reading, even if its directory is read-only.
@@ -183,15 +207,12 @@ pub(super) fn fault(path: &Path, error: &rusqlite::Error) -> Fault {
         }
         Some(ErrorCode::SystemIoFailure) => Fault::Damaged(path.to_owned(), error.to_string()),
         Some(ErrorCode::OperationInterrupted) if limits::is_stopped() => Fault::Stopped(path.to_owned()),
-        Some(ErrorCode::OperationInterrupted) => Fault::Damaged(
-            path.to_owned(),
-            "reading it takes more than a file of its size can need".to_owned(),
-        ),
-        Some(ErrorCode::OutOfMemory) => {
-            Fault::Damaged(path.to_owned(), "reading it takes more memory than any recording does".to_owned())
+        Some(ErrorCode::OperationInterrupted) => {
+            Fault::TooMuch(path.to_owned(), "more steps or pages than reading it can need".to_owned())
         }
+        Some(ErrorCode::OutOfMemory) => Fault::TooMuch(path.to_owned(), OUT_OF_MEMORY.to_owned()),
         Some(ErrorCode::TooBig) => {
-            Fault::Damaged(path.to_owned(), "a value is longer than any that a recorder writes".to_owned())
+            Fault::TooMuch(path.to_owned(), "a value is longer than any that a recorder writes".to_owned())
         }
         Some(_) => Fault::Unreadable(path.to_owned(), error.to_string()),
     }

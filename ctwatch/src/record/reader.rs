@@ -7,6 +7,7 @@ mod ticks;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -123,7 +124,8 @@ impl Recording {
             Ok(RecordedRun { id, run, first_tick, last_possible: i64::MAX, end: None })
         })?;
         if runs.len() > limits::RUNS {
-            return Err(self.damaged("it has more runs than a recorder writes").into());
+            let much: Result<(), _> = too_much("runs", limits::RUNS);
+            much.map_err(|error| error.into_fault(&self.path))?;
         }
         // Ticks are numbered through all runs.
         for next in (1..runs.len()).rev() {
@@ -208,13 +210,14 @@ impl Recording {
         numbers: std::ops::RangeInclusive<i64>,
         mut take: impl FnMut(&Loss),
     ) -> Result<()> {
-        self.all(self.select_losses()?, [*numbers.start(), *numbers.end()], |row| {
+        let (sql, span) = (self.select_losses()?, [*numbers.start(), *numbers.end()]);
+        let read = for_each(&self.connection, sql, span, limits::TEXT, |row, _| {
             if let (_, _, Some(loss)) = event::read(row)? {
                 take(&loss);
             }
-            Ok(())
-        })
-        .map(drop)
+            Ok(ControlFlow::Continue(()))
+        });
+        Ok(read.map_err(|error| error.into_fault(&self.path))?)
     }
 
     /// Which tables were listed in a run.
@@ -482,7 +485,7 @@ impl Recording {
             let [first, last] = spans.entry(run).or_insert([id, id]);
             (*first, *last) = ((*first).min(id), (*last).max(id));
             if spans.len() > limits::RUNS {
-                return too_much("runs");
+                return too_much("runs", limits::RUNS);
             }
         }
         Ok(spans)
@@ -538,11 +541,30 @@ fn each_of<T, P: rusqlite::Params>(
     longest: usize,
     mut read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
 ) -> Result<Vec<T>, ReadError> {
+    let (mut found, mut held) = (Vec::new(), 0);
+    for_each(connection, sql, parameters, longest, |row, values| {
+        held += values + size_of::<T>().max(LEAST);
+        if held > limits::HELD {
+            return too_much(&format!("bytes in rows of {} at once", table_of(sql)), limits::HELD);
+        }
+        found.push(read(row)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
+}
+
+/// Takes the rows of a query one by one, each with the bytes of its texts and blobs. None of them is held.
+pub(super) fn for_each<P: rusqlite::Params>(
+    connection: &Connection,
+    sql: &str,
+    parameters: P,
+    longest: usize,
+    mut take: impl FnMut(&Row<'_>, usize) -> Result<ControlFlow<()>, ReadError>,
+) -> Result<(), ReadError> {
     let mut statement = connection.prepare_cached(sql)?;
     let columns = statement.column_count();
     let mut rows = statement.query(parameters)?;
-    let mut found = Vec::new();
-    let (mut held, left) = (0, limits::ValuesLeft::of(connection));
+    let left = limits::ValuesLeft::of(connection);
     while let Some(row) = rows.next()? {
         if limits::is_stopped() {
             return Err(ReadError::Stopped);
@@ -550,19 +572,26 @@ fn each_of<T, P: rusqlite::Params>(
         let mut values = 0;
         for column in 0..columns {
             values += match row.get_ref(column)? {
-                ValueRef::Text(text) if text.len() > longest => return too_much("text in one row"),
+                ValueRef::Text(text) if text.len() > longest => {
+                    return too_much(&format!("bytes in a text of {}", table_of(sql)), longest);
+                }
                 ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len(),
                 ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => 0,
             };
         }
         if values > 0 && left.is_some_and(|left| !left.take(values)) {
-            return too_much("text and blobs");
+            let what = "its texts and blobs are more bytes than a file of its size can have";
+            return Err(ReadError::TooMuch(what.to_owned()));
         }
-        held += values + size_of::<T>().max(LEAST);
-        if held > limits::HELD {
-            return too_much("rows of a kind");
+        if take(row, values)?.is_break() {
+            break;
         }
-        found.push(read(row)?);
     }
-    Ok(found)
+    Ok(())
+}
+
+/// The first table that a query of ours is about.
+fn table_of(sql: &str) -> &str {
+    let after = sql.split_once(" FROM ").map(|(_, after)| after);
+    after.and_then(|after| after.split_whitespace().next()).unwrap_or("the file")
 }

@@ -187,13 +187,17 @@ impl Recorder {
         }
         let fired = self.run_triggers(&report, at);
         self.unnumbered.extend(fired.iter().cloned());
+        for netns in self.writer.iter().flat_map(WriterThread::forgotten) {
+            self.kept_settings.forget(netns);
+        }
         if self.writer.as_ref().is_some_and(WriterThread::is_full)
             && !std::mem::replace(&mut self.is_full, true)
         {
             let (slots, netns) = (super::SLOTS, super::NETNS);
             let text = format!(
-                "this run has more keys or namespaces than a recording keeps apart ({slots} and {netns}): those beyond are \
-                 in the sums by cause and by kernel counter alone"
+                "this run has more ports or namespaces than a recording keeps apart ({slots} and {netns}): totals stay exact, \
+                 but for namespaces beyond that no single losses, table listings, firewall rules or settings are kept. A \
+                 new file (SIGHUP) starts afresh"
             );
             self.notice(at, "slots_full", &text);
         }

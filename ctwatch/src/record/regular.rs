@@ -4,13 +4,15 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Once;
 
 use libc::{c_char, c_int, mode_t};
 use nix::errno::Errno;
 use rusqlite::{Connection, OpenFlags, ffi};
+
+use crate::files;
 
 /// What SQLite opens that isn't a file of ours: random bytes, and something in the place of closed descriptors below 3.
 const DEVICES: [&CStr; 2] = [c"/dev/urandom", c"/dev/null"];
@@ -51,6 +53,7 @@ extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
     match open_checked(path, flags, mode as mode_t) {
         Ok(file) => file.into_raw_fd(),
         Err(error) => {
+            // That there is no /proc was said when the file was looked at.
             Errno::set_raw(error.raw_os_error().unwrap_or(libc::EINVAL));
             -1
         }
@@ -92,10 +95,7 @@ fn reopen(name: &File, flags: c_int) -> io::Result<OwnedFd> {
     if !kind.is_file() && !is_folder {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    let path = format!("/proc/self/fd/{}\0", name.as_raw_fd());
-    let path = CStr::from_bytes_with_nul(path.as_bytes()).map_err(io::Error::other)?;
-    let not_again = libc::O_CREAT | libc::O_NOFOLLOW;
-    open_as_it_is(path, (flags & !not_again) | libc::O_NONBLOCK | libc::O_NOCTTY, 0)
+    files::reopen(name, flags).map(OwnedFd::from)
 }
 
 fn open_as_it_is(path: &CStr, flags: c_int, mode: mode_t) -> io::Result<OwnedFd> {

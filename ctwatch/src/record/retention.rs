@@ -13,14 +13,15 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 use super::Writer;
 use super::open::ReadError;
 use super::reader::{ANY_ROW, Numbers, Stored, each};
-use super::rows::Names;
+use super::rows::{Names, Notice};
 use super::rules;
 use super::tick::Tick;
 use super::writer::dictionary::{Dictionary, GONE};
-use super::writer::{TickRow, insert_tick};
+use super::writer::{Batch, TickRow, insert_tick};
+use crate::model::{NetnsId, WallMono};
 use ages::Ages;
 
-/// Ticks handled in one step: some tens of milliseconds.
+/// Ticks handled in one step, if they aren't too large: some tens of milliseconds.
 const STEP: usize = 600;
 /// Ticks that get older than `--keep` wait until the oldest is older by this part of it, and by no more than this: whenever
 /// ticks are added to a sum, the whole of it is written anew.
@@ -78,6 +79,13 @@ pub struct Retention {
     names_left: i64,
     /// More ticks older than `--keep` wait than one step merges.
     summing: bool,
+    /// Ticks up to this one can't be merged, as there is more of something than may be held at once.
+    unsummed: i64,
+    /// What there is too much of for a step, until it is told: only the first is.
+    too_much: Option<String>,
+    is_told: bool,
+    /// Namespaces of the current run whose settings and rules were dropped.
+    forgotten: Vec<NetnsId>,
     /// The first notice of the current run that is left, or one before it.
     notices_from: i64,
     ages: Option<Ages>,
@@ -104,6 +112,10 @@ impl Retention {
             names_in: 0,
             names_left: 0,
             summing: false,
+            unsummed: 0,
+            too_much: None,
+            is_told: false,
+            forgotten: Vec::new(),
             notices_from: 0,
             ages: None,
             busy: false,
@@ -124,15 +136,44 @@ impl Retention {
         let run = writer.run();
         let known_owners = writer.known_owners();
         let (path, connection) = writer.parts();
-        let forgotten =
-            self.try_step(connection, run, known_owners, now_us).map_err(|error| match error {
-                ReadError::Sql(error) => anyhow::Error::from(error),
-                ReadError::Corrupt(_) | ReadError::Stopped => error.into_fault(path).into(),
-            })?;
-        if forgotten {
+        let done = self.try_step(connection, run, known_owners, now_us);
+        let forgotten = self.unless_too_much(done).map_err(|error| match error {
+            ReadError::Sql(error) => anyhow::Error::from(error),
+            ReadError::Corrupt(_) | ReadError::TooMuch(_) | ReadError::Stopped => {
+                error.into_fault(path).into()
+            }
+        })?;
+        if forgotten.unwrap_or(true) {
             writer.reload_dictionary()?;
         }
+        if let Some(what) = self.too_much.take().filter(|_| !std::mem::replace(&mut self.is_told, true)) {
+            let text = format!(
+                "a part of this recording can't be made smaller (at once that takes {what}): it may grow beyond --max-size and \
+                 stay longer than --keep. Nothing is lost; a new file (SIGHUP) starts afresh"
+            );
+            let notice = Notice { at: WallMono::now(), code: "not_thinned".into(), text: text.into() };
+            writer.write(&Batch { notices: vec![notice], ..Batch::default() })?;
+        }
         Ok(())
+    }
+
+    /// The namespaces whose settings and rules were dropped since this was last asked.
+    pub(super) fn take_forgotten(&mut self) -> Vec<NetnsId> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// What readers are allowed is no reason for a recorder to end: it leaves such a step out, and says so.
+    fn unless_too_much<T>(&mut self, done: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
+        match done {
+            Ok(done) => Ok(Some(done)),
+            Err(error) => match error.limit() {
+                Some(what) => {
+                    self.too_much = Some(what);
+                    Ok(None)
+                }
+                None => Err(error),
+            },
+        }
     }
 
     fn try_step(
@@ -229,25 +270,33 @@ impl Retention {
             "DELETE FROM slot WHERE id NOT IN (SELECT slot FROM tick_loss UNION SELECT slot FROM tick_flow)",
             [],
         )?;
-        dropped += transaction.execute(
-            "DELETE FROM netns WHERE id NOT IN (SELECT netns FROM tick_netns UNION SELECT netns FROM slot \
-             UNION SELECT netns FROM event UNION SELECT netns FROM census UNION SELECT netns FROM listing \
-             UNION SELECT netns FROM rules UNION SELECT netns FROM netns_setting)",
-            [],
-        )?;
+        // One that is there has a row in a tick, or in a sum. Settings and rules of one that isn't say nothing any more.
+        let of_none = "NOT IN (SELECT netns FROM tick_netns UNION SELECT netns FROM slot UNION SELECT netns FROM event \
+             UNION SELECT netns FROM census UNION SELECT netns FROM listing)";
+        let with_settings = format!(
+            "SELECT number FROM netns WHERE run = ?1 AND id {of_none} AND id IN (SELECT netns FROM netns_setting)"
+        );
+        let forgotten = each(&transaction, &with_settings, [run], |row| Ok(row.get::<_, u32>(0)?))?;
+        for table in ["netns_setting", "rules"] {
+            transaction.execute(&format!("DELETE FROM {table} WHERE netns {of_none}"), [])?;
+        }
+        dropped += transaction.execute(&format!("DELETE FROM netns WHERE id {of_none}"), [])?;
         transaction.commit()?;
+        self.forgotten.extend(forgotten.into_iter().map(NetnsId::from_packed));
         self.names_left = names.saturating_sub_unsigned(dropped as u64);
         Ok(dropped > 0)
     }
 
     /// Merges what is older than `--keep`, except around incidents.
     fn sum_up_old(&mut self, connection: &mut Connection, keep: &Keep<'_>) -> Result<Step, ReadError> {
-        let oldest = "SELECT id, run, mono_us FROM tick WHERE level < 4 AND NOT EXISTS \
+        let oldest = "SELECT id, run, mono_us FROM tick WHERE level < 4 AND id > ?1 AND NOT EXISTS \
              (SELECT 1 FROM incident i WHERE tick.id >= i.detail_from AND tick.first <= i.detail_to) ORDER BY id LIMIT 1";
         // Sums come before everything else: this search is short.
         let found = connection
             .prepare_cached(oldest)?
-            .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
+            .query_row([self.unsummed], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+            })
             .optional()?;
         let due = found.filter(|(_, run, mono_us)| self.summing || keep.is_due(*run, *mono_us));
         let Some((from, run, _)) = due else {
@@ -268,10 +317,13 @@ impl Retention {
         drop(rows);
         drop(statement);
         self.summing = ticks == STEP;
-        match to {
-            Some(to) => self.downsample(connection, run, from, to, SUM).map(|_| Step::Done),
-            None => Ok(Step::Exhausted),
+        let Some(to) = to else { return Ok(Step::Exhausted) };
+        let done = self.downsample(connection, run, from, to, SUM);
+        match self.unless_too_much(done)? {
+            Some(reached) => self.summing |= reached < to,
+            None => self.unsummed = to,
         }
+        Ok(Step::Done)
     }
 
     /// Drops notices of the current run that are older than `--keep`, as its ticks are by then.
@@ -315,7 +367,8 @@ impl Retention {
                     continue;
                 };
                 let to = ids.iter().take_while(|(_, of)| *of == run).last().map_or(from, |(id, _)| *id);
-                self.cursors[usize::from(level)] = self.downsample(connection, run, from, to, level + 1)?;
+                let done = self.downsample(connection, run, from, to, level + 1);
+                self.cursors[usize::from(level)] = self.unless_too_much(done)?.unwrap_or(to);
                 return Ok(Step::Done);
             }
             if self.release_oldest_incident(connection, current)? {
@@ -354,21 +407,24 @@ impl Retention {
         let numbers = Numbers::of(connection, run, [ANY_ROW; 2])?;
         // A sum is extended, not followed by another one.
         let from = if level == SUM { sum_before(connection, run, from)?.unwrap_or(from) } else { from };
+        // A sum alone would be written again as it is.
+        let least = if level == SUM { 2 } else { 1 };
+        let batch = numbers.ticks(connection, from, to, least..=STEP + 1)?;
         let mut ticks = Vec::new();
-        for (tick, crc) in numbers.ticks(connection, from, to, STEP + 1)? {
+        for (tick, crc) in batch.ticks {
             if tick.tick.checksum() != crc {
                 return super::open::corrupt_row("tick", tick.id);
             }
             ticks.push(tick);
         }
-        while level < SUM
-            && let [.., before, last] = ticks.as_slice()
-            && belongs(before, last, level)
-        {
-            ticks.pop();
-        }
-        if level < SUM && ticks.len() > 1 {
-            ticks.pop();
+        if level < SUM {
+            let goes_on = |two: &[Stored]| belongs(&two[0], &two[1], level);
+            let whole = ticks.windows(2).rposition(|two| !goes_on(two)).map_or(0, |last| last + 1);
+            // A group larger than what is read at once becomes several ticks.
+            let is_part = whole == 0 && !batch.are_last;
+            if !is_part {
+                ticks.truncate(whole.max(1));
+            }
         }
         let reached = ticks.last().map_or(to, |tick| tick.id);
         let transaction = connection.transaction()?;

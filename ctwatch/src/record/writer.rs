@@ -168,7 +168,7 @@ impl Writer {
             self.connection.pragma_update(None, "synchronous", "NORMAL")?;
         }
         if written.is_err() {
-            self.dictionary = Dictionary::load(&self.connection, self.run)?;
+            self.dictionary.reload(&self.connection)?;
         }
         written?;
         self.is_full |= self.dictionary.take_full();
@@ -267,8 +267,7 @@ impl Writer {
 impl Writer {
     /// For [`super::Retention`], which dropped numbers of namespaces or slots: they may be needed again.
     pub(super) fn reload_dictionary(&mut self) -> rusqlite::Result<()> {
-        self.dictionary = Dictionary::load(&self.connection, self.run)?;
-        Ok(())
+        self.dictionary.reload(&self.connection)
     }
 
     /// For [`super::Retention`]: owners from this number on may be referenced again.

@@ -16,7 +16,7 @@ use super::writer::{Batch, Writer};
 use super::{Fault, Lock};
 use crate::children::threads;
 use crate::foreign::Shown as _;
-use crate::model::WallMono;
+use crate::model::{NetnsId, WallMono};
 
 /// Batches that may wait for the disk.
 const WAITING: usize = 16;
@@ -38,6 +38,7 @@ pub struct WriterThread {
     sender: SyncSender<Message>,
     /// Receives the numbers of incidents once they are in the file.
     numbers: Option<Receiver<IncidentNumber>>,
+    forgotten: Receiver<NetnsId>,
     waiting: Arc<AtomicUsize>,
     full: Arc<AtomicBool>,
     thread: JoinHandle<Option<Result<()>>>,
@@ -61,11 +62,17 @@ impl WriterThread {
         let full = Arc::new(AtomicBool::new(false));
         let is_full = Arc::clone(&full);
         let (number_sender, numbers) = channel();
+        let (forget, forgotten) = channel();
         let thread = threads::start("recorder", 1 << 20, move || {
-            write_all(writer, limits, &lock, &receiver, &behind, &is_full, &number_sender)
+            write_all(writer, limits, &lock, &receiver, &behind, &is_full, (&number_sender, &forget))
         })
         .context("starting the writer thread")?;
-        Ok(Self { sender, numbers: Some(numbers), waiting, full, thread })
+        Ok(Self { sender, numbers: Some(numbers), forgotten, waiting, full, thread })
+    }
+
+    /// Namespaces whose settings and rules were dropped since the last call.
+    pub(super) fn forgotten(&self) -> impl Iterator<Item = NetnsId> + '_ {
+        self.forgotten.try_iter()
     }
 
     /// Numbers of incidents that were written since the last call.
@@ -116,7 +123,7 @@ fn write_all(
     messages: &Receiver<Message>,
     waiting: &AtomicUsize,
     full: &AtomicBool,
-    numbers: &Sender<IncidentNumber>,
+    (numbers, forget): (&Sender<IncidentNumber>, &Sender<NetnsId>),
 ) -> Result<()> {
     let mut retention = Retention::new(limits);
     for message in messages {
@@ -130,6 +137,9 @@ fn write_all(
                 }
                 if let (Ok(()), Some(tick)) = (&written, &batch.tick) {
                     written = retention.step(&mut writer, tick.mono_us);
+                    for netns in retention.take_forgotten() {
+                        let _ = forget.send(netns);
+                    }
                 }
                 written
             }

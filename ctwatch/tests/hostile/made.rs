@@ -51,28 +51,31 @@ pub const SCRIPTS: &[(&str, &str, &str)] = &[
     ("text that is none", "UPDATE run SET host = CAST(x'FFFE' AS TEXT)", "damaged"),
 ];
 
+/// What is said of more than is allowed: the file may be as it was written.
+const ALLOWED: &str = "more than ctwatch allows a file of its size";
+
 /// What takes a program: what it is, and what is said of it then.
 pub const PROGRAMS: &[(&str, &str)] = &[
-    ("a long host name", "damaged"),
-    ("a long notice", "damaged"),
-    ("a long setting", "damaged"),
-    ("a long name of a netns", "damaged"),
+    ("a long host name", ALLOWED),
+    ("a long notice", ALLOWED),
+    ("a long setting", ALLOWED),
+    ("a long name of a netns", ALLOWED),
     ("long facts", ""),
     ("a long listing", ""),
     ("a long rule set", ""),
-    ("a long incident", "damaged"),
+    ("a long incident", ALLOWED),
     ("a long event", ""),
     ("many tables", "tables"),
     ("many runs", "damaged"),
     ("many notices", "damaged"),
     ("many names", "damaged"),
     ("pages that are shared", ""),
-    ("pages that many cells share", "damaged"),
+    ("pages that many cells share", ALLOWED),
     ("pages that many cells of another kind share", ""),
-    ("pages that many cells share, and a hole", "damaged"),
-    ("facts that many rows share", "more text and blobs"),
+    ("pages that many cells share, and a hole", ALLOWED),
+    ("facts that many rows share", "texts and blobs"),
     ("deep JSON", "damaged"),
-    ("wide JSON", "damaged"),
+    ("wide JSON", ALLOWED),
     ("wide facts", ""),
 ];
 

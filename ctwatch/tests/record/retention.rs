@@ -404,3 +404,163 @@ fn what_comes_and_goes_leaves_a_file_that_does_not_grow() {
     assert!(notices < 4096 + 3 * 400, "{notices} notices");
     assert!(sizes[2] < sizes[1] + (1 << 18), "{sizes:?}");
 }
+
+/// Names come and go for months, each with a number one higher; a port of the host's own is in use all the time.
+#[test]
+fn names_with_numbers_far_apart_are_found_and_downsampled() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let mut retention = Retention::new(RetentionLimits { max_size: 1 << 18, ..NEVER });
+    let other = rusqlite::Connection::open(&path).unwrap();
+    let mut lost = Totals::new();
+    for second in 1..=3000i64 {
+        let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
+        let young = SlotKey {
+            netns: 4_026_540_000 + (second / 300) as u32,
+            ..slot((second / 30) as u16, 1 | KIND_LOOPBACK)
+        };
+        let old = slot(6379, 1 | KIND_LOOPBACK);
+        tick.losses = vec![(old, 1), (young, 2)];
+        tick.losses.sort_by_key(|(key, _)| *key);
+        for (key, losses) in &tick.losses {
+            lost.entry(*key).or_default()[0] += losses;
+        }
+        writer.write(&Batch { tick: Some(tick), ..Batch::default() }).unwrap();
+        if second % 300 == 0 {
+            // Those that came and went meanwhile.
+            for sql in [
+                "INSERT INTO slot SELECT id + 40000, netns, proto, port, 9, loopback, unattributed FROM slot ORDER BY id DESC LIMIT 1",
+                "INSERT INTO netns SELECT id + 40000, run, number + 1000000, inode, life, name, container, crc FROM netns \
+                 ORDER BY id DESC LIMIT 1",
+            ] {
+                assert_eq!(other.execute(sql, []).unwrap(), 1);
+            }
+        }
+        retention.step(&mut writer, at(second).mono_us).unwrap();
+    }
+    drop(writer);
+    let numbers = |sql: &str| other.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert!(numbers("SELECT max(slot) - min(slot) FROM tick_loss") > 300_000);
+    assert!(numbers("SELECT max(id) - min(id) FROM netns") > 300_000);
+    assert!(ticks_by_level(&path).keys().any(|level| *level > 0), "{:?}", ticks_by_level(&path));
+    // Made up above, without a checksum of their own.
+    other.execute("DELETE FROM netns WHERE id NOT IN (SELECT netns FROM slot)", []).unwrap();
+    assert_eq!(totals(&path), lost);
+}
+
+/// Ticks that stand for a minute of a host with many services, and those that they become.
+#[test]
+fn ticks_with_thousands_of_slots_are_read_and_downsampled_a_few_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    // 512 of them have more rows (2^21) than a reader holds.
+    const SLOTS: u16 = 4_200;
+    const LARGE: i64 = 515;
+    const TICKS: i64 = LARGE + 980;
+    let mut lost = 0;
+    for second in 1..=TICKS {
+        let mut tick = Tick::quiet(at(second * 60).time, at(second * 60).mono_us, 60_000_000);
+        let slots = if second <= LARGE { SLOTS } else { 1 };
+        tick.losses = (1..=slots).map(|port| (slot(port, 1 | KIND_LOOPBACK), second)).collect();
+        tick.losses.sort_by_key(|(key, _)| *key);
+        lost += i64::from(slots) * second;
+        writer.write(&Batch { tick: Some(tick), ..Batch::default() }).unwrap();
+    }
+    let other = rusqlite::Connection::open(&path).unwrap();
+    assert_eq!(other.execute("UPDATE tick SET level = 2", []).unwrap() as i64, TICKS);
+    let sum = |path: &Path| {
+        let recording = Recording::open(path).unwrap();
+        let run = recording.runs().unwrap().remove(0);
+        let ticks = recording.ticks(&run, i64::MIN..=i64::MAX).unwrap().map(|tick| tick.unwrap().tick);
+        // A sum keeps the slots with the most.
+        let of = |tick: Tick| {
+            tick.losses.iter().map(|(_, losses)| losses).sum::<i64>() + tick.overflow.iter().sum::<i64>()
+        };
+        ticks.map(of).sum::<i64>()
+    };
+    assert_eq!(sum(&path), lost);
+    let mut retention = Retention::new(RetentionLimits { max_size: 1 << 20, ..NEVER });
+    for second in 1..=300 {
+        writer.write(&Batch::default()).unwrap();
+        retention.step(&mut writer, at(TICKS * 60 + second).mono_us).unwrap();
+    }
+    drop(writer);
+    let levels = ticks_by_level(&path);
+    assert!(levels[&3] > 10 && levels[&3] < 200, "{levels:?}");
+    assert_eq!(sum(&path), lost);
+}
+
+/// As an older recorder left them: more than a reader takes.
+#[test]
+fn what_no_reader_takes_ends_no_recorder_and_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let mut retention = Retention::new(RetentionLimits { max_size: 1 << 17, ..NEVER });
+    let other = rusqlite::Connection::open(&path).unwrap();
+    for second in 1..=1300 {
+        if second == 1100 {
+            let many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 140000) \
+                        INSERT INTO netns SELECT 1000 + i, 1, 1000 + i, 1, 1, 'a', NULL, 1 FROM n";
+            other.execute(many, []).unwrap();
+        }
+        writer.write(&Batch { tick: batch(second).tick, ..Batch::default() }).unwrap();
+        retention.step(&mut writer, at(second).mono_us).unwrap();
+    }
+    let recording = Recording::open(&path).unwrap();
+    let run = recording.runs().unwrap().remove(0);
+    let refused = recording.ticks(&run, i64::MIN..=i64::MAX).unwrap_err().to_string();
+    drop(recording);
+    assert!(
+        refused.contains("more than ctwatch allows") && refused.contains("131072 namespaces"),
+        "{refused}"
+    );
+    other.execute("DELETE FROM netns WHERE id > 1000", []).unwrap();
+    drop(writer);
+    let recording = Recording::open(&path).unwrap();
+    recording.verify().unwrap();
+    let notices = recording.notices(1).unwrap();
+    let told: Vec<_> = notices.iter().filter(|notice| notice.code.raw() == "not_thinned").collect();
+    assert_eq!(told.len(), 1, "{notices:?}");
+}
+
+/// Containers come and go, and each loses something once.
+#[test]
+fn settings_and_rules_of_namespaces_that_are_gone_go_with_them() {
+    use ctwatch::record::rows::{NetnsSetting, Setting, SnapshotReason};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let mut writer = write(&path, 0);
+    let mut retention = Retention::new(RetentionLimits { keep: Duration::from_secs(150), ..NEVER });
+    let netns = |second: i64| NetnsId::from_packed(4_026_540_000 + second as u32);
+    for second in 1..=4400i64 {
+        let mut tick = Tick::quiet(at(second).time, at(second).mono_us, 1_000_000);
+        let one = |second, presence| NetnsTick { id: netns(second), presence, ..NetnsTick::default() };
+        tick.netns = vec![one(second, Presence::Present)];
+        // The first one stays.
+        if second > 2 {
+            tick.netns.insert(0, one(second - 1, Presence::Absent));
+        }
+        let setting = Setting { at: at(second), name: "a".into(), value: Some("1".into()), before: None };
+        let rules = super::synthetic::rules(second, SnapshotReason::Start);
+        let batch = Batch {
+            tick: Some(tick),
+            netns_settings: vec![NetnsSetting { netns: netns(second), setting }],
+            rules: vec![ctwatch::record::rules::StoredRules { netns: netns(second), ..rules }],
+            ..Batch::default()
+        };
+        writer.write(&batch).unwrap();
+        retention.step(&mut writer, at(second).mono_us).unwrap();
+    }
+    drop(writer);
+    let recording = Recording::open(&path).unwrap();
+    recording.verify().unwrap();
+    let settings = recording.netns_settings(1).unwrap();
+    let rules = recording.rules(1).unwrap();
+    assert!(settings.len() < 2600 && rules.len() == settings.len(), "{}, {}", settings.len(), rules.len());
+    assert_eq!(settings[0].netns, netns(1), "it is there");
+    assert_eq!(settings.last().unwrap().netns, netns(4400));
+    assert!(recording.names(1).unwrap().len() < 2600);
+}

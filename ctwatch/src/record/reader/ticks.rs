@@ -2,14 +2,14 @@
 //! Within a run tick numbers have no gaps, so a missing tick is noticed.
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::RangeInclusive;
+use std::ops::{ControlFlow, RangeInclusive};
 
 use anyhow::Result;
 use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
 use rusqlite::{Connection, Row, params};
 
-use super::{RecordedRun, Recording, RowSpan, each, slot};
+use super::{RecordedRun, Recording, RowSpan, each, for_each, slot, table_of};
 use crate::model::NetnsId;
 use crate::record::census;
 use crate::record::columns::{
@@ -22,6 +22,8 @@ use crate::record::tick::{NetnsTick, Presence, Tick};
 
 /// Ticks read at once.
 const BATCH: usize = 512;
+/// Rows of a table read at once, but for those of a single tick: a downsampled one may have all slots of its run.
+const ROWS: usize = 64 << 10;
 
 /// A tick and its position in the recording.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +50,8 @@ pub struct Ticks<'a> {
     last: Option<i64>,
     from: i64,
     to: i64,
+    /// Ticks that are asked for next.
+    limit: usize,
     done: bool,
     totals: Totals,
 }
@@ -71,18 +75,21 @@ impl<'a> Ticks<'a> {
             last,
             from: from.max(run.first_tick),
             to: to.min(run.last_possible),
+            limit: BATCH,
             done: false,
             totals: Totals::default(),
         })
     }
 
     fn fill(&mut self) -> Result<()> {
-        let Self { recording, numbers, from, to, .. } = &*self;
-        let batch = numbers.ticks(&recording.connection, *from, *to, BATCH);
+        let Self { recording, numbers, from, to, limit, .. } = &*self;
+        let batch = numbers.ticks(&recording.connection, *from, *to, 1..=*limit);
         let batch = batch.map_err(|error| error.into_fault(recording.path()))?;
-        self.done = batch.len() < BATCH;
-        limits::count_ticks(batch.len());
-        for (stored, crc) in batch {
+        self.done = batch.are_last;
+        // Rows of ticks that come only next time are read again then: few, if as many ticks are asked for as there was room for.
+        self.limit = (2 * batch.ticks.len()).clamp(1, BATCH);
+        limits::count_ticks(batch.ticks.len());
+        for (stored, crc) in batch.ticks {
             if !self.totals.add(stored.tick.moved(), stored.tick.interval_us) {
                 return Err(self.damaged(format!("tick {}: numbers that no counter reaches", stored.id)));
             }
@@ -124,6 +131,14 @@ impl Iterator for Ticks<'_> {
     }
 }
 
+/// Successive ticks with their stored checksums.
+#[derive(Debug)]
+pub(in crate::record) struct Batch {
+    pub ticks: Vec<(Stored, u32)>,
+    /// No tick of those that were asked for comes after them.
+    pub are_last: bool,
+}
+
 /// The slots and namespaces of one run by their numbers in the file.
 #[derive(Debug)]
 pub(in crate::record) struct Numbers {
@@ -147,48 +162,47 @@ impl Numbers {
             Ok((row.get(NETNS.id)?, NetnsId::from_packed(row.get(NETNS.number)?)))
         })?;
         if netns.len() > limits::NETNS {
-            return too_much("namespaces in a run");
+            return too_much("namespaces in a run", limits::NETNS);
         }
         let of_run: HashMap<i64, NetnsId> = netns.iter().copied().collect();
         let sql = format!("{} WHERE id BETWEEN ?1 AND ?2", SlotColumns::SELECT);
         let mut slots = Vec::new();
         each(connection, &sql, [first, last], |row| {
             slots.extend(slot(row, &of_run)?);
-            if slots.len() > limits::SLOTS { too_much("slots in a run") } else { Ok(()) }
+            if slots.len() > limits::SLOTS { too_much("slots in a run", limits::SLOTS) } else { Ok(()) }
         })?;
         Ok(Self { run, slots: Lookup::new(slots), netns: Lookup::new(netns) })
     }
 
-    /// The next ticks with their stored checksums.
+    /// The next ticks: as many as there is room for at once, but so many at least and at most.
     pub fn ticks(
         &self,
         connection: &Connection,
         from: i64,
         to: i64,
-        limit: usize,
-    ) -> Result<Vec<(Stored, u32)>, ReadError> {
+        many: RangeInclusive<usize>,
+    ) -> Result<Batch, ReadError> {
+        let (least, limit) = many.into_inner();
         let sql =
             format!("{} WHERE id BETWEEN ?1 AND ?2 AND +run = ?3 ORDER BY id LIMIT ?4", TickColumns::SELECT);
         let mut batch = each(connection, &sql, params![from, to, self.run, limit as i64], tick)?;
-        let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(batch) };
-        let (span, first) = ([first.0.id, last.0.id], first.0.first);
-        let within = |select: &str| format!("{select} WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick");
-        let mut place = Places::new(&mut batch);
-        each(connection, &within(TickNetnsColumns::SELECT), span, |row| {
+        let mut are_last = batch.len() < limit;
+        let Some(first) = batch.first().map(|(stored, _)| stored.first) else {
+            return Ok(Batch { ticks: batch, are_last });
+        };
+        are_last &= !fill(connection, &mut batch, least, TickNetnsColumns::SELECT, |row, place| {
             let tick = row.get(TICK_NETNS.tick)?;
             let netns = self.netns.get(row.get(TICK_NETNS.netns)?).ok_or_else(|| dangling(tick))?;
             place.tick(tick)?.netns.push(netns_tick(row, netns)?);
             Ok(())
         })?;
-        let mut place = Places::new(&mut batch);
-        each(connection, &within(TickLossColumns::SELECT), span, |row| {
+        are_last &= !fill(connection, &mut batch, least, TickLossColumns::SELECT, |row, place| {
             let tick = row.get(TICK_LOSS.tick)?;
             let slot = self.slots.get(row.get(TICK_LOSS.slot)?).ok_or_else(|| dangling(tick))?;
             place.tick(tick)?.losses.push((slot, row.get(TICK_LOSS.losses)?));
             Ok(())
         })?;
-        let mut place = Places::new(&mut batch);
-        each(connection, &within(TickFlowColumns::SELECT), span, |row| {
+        are_last &= !fill(connection, &mut batch, least, TickFlowColumns::SELECT, |row, place| {
             let tick = row.get(TICK_FLOW.tick)?;
             let slot = self.slots.get(row.get(TICK_FLOW.slot)?).ok_or_else(|| dangling(tick))?;
             let counts =
@@ -196,8 +210,7 @@ impl Numbers {
             place.tick(tick)?.flows.push((slot, counts));
             Ok(())
         })?;
-        let mut place = Places::new(&mut batch);
-        each(connection, &within(TickCauseColumns::SELECT), span, |row| {
+        are_last &= !fill(connection, &mut batch, least, TickCauseColumns::SELECT, |row, place| {
             let (id, cause) = (row.get(TICK_CAUSE.tick)?, usize::from(row.get::<_, u8>(TICK_CAUSE.cause)?));
             let tick = place.tick(id)?;
             if cause >= CAUSES {
@@ -207,19 +220,63 @@ impl Numbers {
             tick.lost_events[cause] = row.get(TICK_CAUSE.lost_events)?;
             Ok(())
         })?;
+        let read_anyway = batch[least.clamp(1, batch.len()) - 1].0.id;
+        let (censuses, missing_from) = census::read(connection, first, span(&batch)[1], read_anyway)?;
         let mut place = Places::new(&mut batch);
-        for (tick, census) in census::read(connection, first, span[1])? {
+        for (tick, census) in censuses {
             if let Some(tick) = place.at_or_after(tick) {
                 tick.censuses.push(census);
             }
+        }
+        if let Some(tick) = missing_from {
+            place.at_or_after(tick);
+            let whole = place.at;
+            are_last &= whole >= batch.len();
+            batch.truncate(whole);
         }
         for (Stored { tick, .. }, _) in &mut batch {
             tick.netns.sort_by_key(|netns| netns.id);
             tick.losses.sort_by_key(|(key, _)| *key);
             tick.flows.sort_by_key(|(key, _)| *key);
         }
-        Ok(batch)
+        Ok(Batch { ticks: batch, are_last })
     }
+}
+
+/// From the first to the last of them.
+fn span(batch: &[(Stored, u32)]) -> RowSpan {
+    let id = |one: Option<&(Stored, u32)>| one.map_or(0, |(stored, _)| stored.id);
+    [id(batch.first()), id(batch.last())]
+}
+
+/// Reads the rows that a table has of these ticks. Of ticks that there is no room for it leaves nothing in the batch; whether
+/// there were any.
+fn fill(
+    connection: &Connection,
+    batch: &mut Vec<(Stored, u32)>,
+    least: usize,
+    select: &str,
+    mut read: impl FnMut(&Row<'_>, &mut Places<'_>) -> Result<(), ReadError>,
+) -> Result<bool, ReadError> {
+    let (span, before) = (span(batch), batch.len());
+    let (mut place, mut rows, mut whole) = (Places::new(batch), 0, before);
+    let sql = format!("{select} WHERE tick BETWEEN ?1 AND ?2 ORDER BY tick");
+    for_each(connection, &sql, span, limits::TEXT, |row, _| {
+        let was_at = place.at;
+        read(row, &mut place)?;
+        rows += 1;
+        // The first row of a tick.
+        if rows > ROWS && place.at > was_at && place.at >= least {
+            whole = place.at;
+            return Ok(ControlFlow::Break(()));
+        }
+        if rows > ROWS + least * limits::SLOTS {
+            return too_much(&format!("rows of {} in one tick", table_of(select)), limits::SLOTS);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    batch.truncate(whole);
+    Ok(whole < before)
 }
 
 /// Finds the ticks of rows that come in tick order.
@@ -250,34 +307,23 @@ impl<'a> Places<'a> {
     }
 }
 
-/// Lookup by number in the file. The numbers of one run are close together, and every row needs a lookup.
+/// Lookup by number in the file. Each new name gets the highest number so far and one, and those of what came and went are
+/// dropped: the numbers of a long run may be as far from each other as they like.
 #[derive(Debug)]
 struct Lookup<T> {
-    first: i64,
-    items: Vec<Option<T>>,
+    by_number: Vec<(i64, T)>,
 }
 
 impl<T: Copy> Lookup<T> {
-    fn new(pairs: Vec<(i64, T)>) -> Self {
-        // A number far from the others is damaged: rows that refer to it are dangling.
-        let most = 65_536 + 2 * pairs.len();
-        let first = pairs.iter().map(|(number, _)| *number).min().unwrap_or(0);
-        let mut items = Vec::new();
-        for (number, what) in pairs {
-            let Some(place) = number.checked_sub(first).and_then(|place| usize::try_from(place).ok()) else {
-                continue;
-            };
-            if place < most {
-                items.resize(items.len().max(place + 1), None);
-                items[place] = Some(what);
-            }
-        }
-        Self { first, items }
+    fn new(mut pairs: Vec<(i64, T)>) -> Self {
+        pairs.sort_by_key(|(number, _)| *number);
+        Self { by_number: pairs }
     }
 
     /// What has this number.
     fn get(&self, number: i64) -> Option<T> {
-        self.items.get(usize::try_from(number.checked_sub(self.first)?).ok()?).copied().flatten()
+        let place = self.by_number.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+        Some(self.by_number[place].1)
     }
 }
 

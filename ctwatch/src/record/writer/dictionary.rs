@@ -16,7 +16,7 @@ use crate::record::event::text;
 use crate::record::limits;
 use crate::record::reader::slot;
 use crate::record::rows::{Names, netns_checksum};
-use crate::record::tick::{NetnsTick, Tick};
+use crate::record::tick::{NetnsTick, Presence, Tick};
 
 /// Owners remembered. One that is forgotten gets a second row, which does no harm.
 const OWNERS: usize = 1024;
@@ -36,12 +36,21 @@ pub struct Dictionary {
     owners: HashMap<Arc<Owner>, i64>,
     /// Something had no room.
     is_full: bool,
+    /// Of some of those called [`OTHERS`] not all is counted: from then on their sum isn't whole.
+    others_lack: bool,
 }
 
 impl Dictionary {
     /// For a run that has nothing in the file yet.
     pub fn new(run: i64) -> Self {
-        Self { run, slots: HashMap::new(), netns: HashMap::new(), owners: HashMap::new(), is_full: false }
+        Self {
+            run,
+            slots: HashMap::new(),
+            netns: HashMap::new(),
+            owners: HashMap::new(),
+            is_full: false,
+            others_lack: false,
+        }
     }
 
     /// For a run whose slots and namespaces are in the file.
@@ -62,6 +71,13 @@ impl Dictionary {
             }
         }
         Ok(dictionary)
+    }
+
+    /// The same one as it is in the file by now.
+    pub fn reload(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let others_lack = self.others_lack;
+        *self = Self { others_lack, ..Self::load(connection, self.run)? };
+        Ok(())
     }
 
     /// Whether something had no room since this was last asked.
@@ -94,7 +110,15 @@ impl Dictionary {
         let has_slot = |key: SlotKey| self.slots.contains_key(&key) || slots.contains(&key);
         let mut others: Option<NetnsTick> = None;
         for one in tick.netns.iter().filter(|one| !has_number(one.id)) {
-            let others = others.get_or_insert(NetnsTick { id: OTHERS, ..NetnsTick::default() });
+            let others =
+                others.get_or_insert(NetnsTick { id: OTHERS, complete: true, ..NetnsTick::default() });
+            others.complete &= one.complete;
+            let is_whole = one.presence == Presence::Present
+                || (one.complete && matches!(one.presence, Presence::Gone | Presence::Absent));
+            self.others_lack |= !is_whole;
+            if self.others_lack {
+                others.presence = Presence::Unreadable;
+            }
             for (sums, more) in [(&mut others.kernel, one.kernel), (&mut others.width, one.width)] {
                 sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
             }
@@ -239,5 +263,56 @@ impl Room<'_> {
             self.slots.insert(key);
         }
         is_taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+
+    fn tick(presence: Presence, complete: bool) -> Tick {
+        let mut tick = Tick::quiet(Timestamp::UNIX_EPOCH, 1, 1);
+        let one = |id, presence, complete| NetnsTick {
+            id: NetnsId::from_packed(id),
+            presence,
+            complete,
+            kernel: [1, 0, 0, 0],
+            ..NetnsTick::default()
+        };
+        tick.netns = vec![one(1 << 30, Presence::Present, false), one((1 << 30) + 1, presence, complete)];
+        tick
+    }
+
+    fn full() -> Dictionary {
+        let mut dictionary = Dictionary::new(1);
+        dictionary.netns = (0..MOST_NETNS).map(|n| (NetnsId::from_packed(n as u32 + 2), n as i64)).collect();
+        dictionary
+    }
+
+    fn others(dictionary: &mut Dictionary, tick: &Tick) -> NetnsTick {
+        let fitting = dictionary.fit(tick);
+        assert_eq!(fitting.netns.len(), 1);
+        fitting.netns[0]
+    }
+
+    #[test]
+    fn a_sum_of_others_is_whole_only_as_long_as_each_of_them_is() {
+        for (presence, complete, is_whole) in [
+            (Presence::Present, false, true),
+            (Presence::Gone, true, true),
+            (Presence::Absent, true, true),
+            (Presence::Unreadable, false, false),
+            (Presence::Gone, false, false),
+            (Presence::Absent, false, false),
+        ] {
+            let mut dictionary = full();
+            let sum = others(&mut dictionary, &tick(presence, complete));
+            let expected = if is_whole { Presence::Present } else { Presence::Unreadable };
+            assert_eq!((sum.id, sum.kernel[0]), (OTHERS, 2));
+            assert_eq!((sum.presence, sum.complete), (expected, false), "{presence:?}, {complete}");
+            let later = others(&mut dictionary, &tick(Presence::Present, false));
+            assert_eq!(later.presence, expected, "what is missing stays so: {presence:?}, {complete}");
+        }
     }
 }
