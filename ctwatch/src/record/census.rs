@@ -30,6 +30,9 @@ const MOST_DETAILS: usize = 1024;
 /// What those of several ticks may take at once.
 const AT_ONCE: usize = 16 << 20;
 
+/// A census and the tick that it ended in.
+type OfTick = (i64, Census);
+
 /// Writes a census.
 pub(super) fn insert(
     connection: &Connection,
@@ -126,7 +129,7 @@ pub(super) fn read(
     from: i64,
     to: i64,
     least: i64,
-) -> Result<(Vec<(i64, Census)>, Option<i64>), ReadError> {
+) -> Result<(Vec<OfTick>, Option<i64>), ReadError> {
     // The netns's number follows the census's own columns.
     const NETNS_NUMBER: usize = CensusColumns::NAMES.len();
     let sql = format!(
