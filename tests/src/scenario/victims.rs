@@ -18,6 +18,7 @@ use crate::counters::Counters;
 use crate::ctnetlink::{Entry, Maker, TcpState};
 use crate::ctwatch::{Drops, Run};
 use crate::shell::{exists, interrupt, run};
+use crate::sysctl::Setting;
 use crate::table::{self, LIMIT, Mix};
 use crate::traffic::udp::{self, Plan};
 use crate::traffic::{Tally, loopback};
@@ -339,12 +340,15 @@ pub(super) fn of_many_tasks(_: &Guest) -> Result<Outcome> {
 }
 
 /// Twice as long as gc may stay away (GC_SCAN_INTERVAL, 120 s, in 5.10's nf_conntrack_core.c; a minute since 5.16), and some
-/// more: a pass that begins before the first packet is refused evicts nothing.
+/// more: a pass before the first packet is refused evicts nothing.
 const GC_PATIENCE: Duration = Duration::from_secs(270);
 
 pub(super) fn of_gc(_: &Guest) -> Result<Outcome> {
     nftables::track()?;
     let _limit = table::lower_limit()?;
+    // Nothing expires meanwhile: whoever lists a table takes what has expired out of it (ctnetlink_dump_table), ctwatch's census as
+    // well, and gc evicts nothing from one that is less than 95 % full just then.
+    let _timeout = Setting::set("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", 3600)?;
     let drops = Drops::start(&["--events"])?;
     // A third each: what early_drop may take, what only gc may take, what nobody may take.
     let made = LIMIT as u32;
