@@ -538,7 +538,10 @@ finish() {
 start_counting() {
     counting=
     command -v ctwatch > /dev/null 2>&1 || return 0
-    enter ctwatch drops --format json --interval 1s --duration $((patience + slow + 60))s < /dev/null > "$pending/drops" 2> /dev/null &
+    # Its own number: what is started here is a shell, which goes without it.
+    # shellcheck disable=SC2016
+    enter sh -c 'printf "%s\n" "$$" > "$1/counting"; exec ctwatch drops --format json --interval 1s --duration "$2"' \
+        sh "$pending" "$((patience + slow + 60))s" < /dev/null > "$pending/drops" 2> /dev/null &
     counting=$!
     waited=0
     while [ ! -s "$pending/drops" ] && [ "$waited" -lt 15 ]; do
@@ -548,8 +551,11 @@ start_counting() {
 }
 
 stop_counting() {
-    [ -n "${counting:-}" ] && kill "$counting" 2> /dev/null
     counting=
+    # Whoever takes it back may not be who started it; the number may be somebody else's by now.
+    counter=$(cat "$pending/counting" 2> /dev/null) || return 0
+    [ "$(cat "/proc/$counter/comm" 2> /dev/null)" = ctwatch ] && kill "$counter" 2> /dev/null
+    return 0
 }
 
 # Their number since counting began; nothing where nobody counts.
