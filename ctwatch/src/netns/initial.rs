@@ -34,11 +34,15 @@ pub enum WhyUnknown {
     Hidden,
 }
 
-/// Whether this /proc shows all processes: whether its process 1 lives in the initial pid namespace. `None` if that can't be told.
+/// Whether this /proc shows all processes: whether it is the initial pid namespace's. `None` if that can't be told.
 #[must_use]
 pub fn sees_all_processes(roots: &Roots) -> Option<bool> {
-    let metadata = std::fs::metadata(roots.proc("1/ns/pid")).ok()?;
-    Some(metadata.ino() == INITIAL_PID_NAMESPACE)
+    let is_initial = |path: &str| {
+        let metadata = std::fs::metadata(roots.proc(path)).ok()?;
+        Some(metadata.ino() == INITIAL_PID_NAMESPACE)
+    };
+    // Whoever lives in the initial pid namespace is in no other /proc than its own. Process 1 may be looked at by few.
+    if is_initial("self/ns/pid") == Some(true) { Some(true) } else { is_initial("1/ns/pid") }
 }
 
 impl InitialNetns {
@@ -121,5 +125,15 @@ mod tests {
         assert_eq!(look(&[EVERYWHERE]), InitialNetns::Unknown(WhyUnknown::Hidden));
         // No sysctls at all, and a process 1 of another pid namespace.
         assert_eq!(look(&["1/ns/pid", "1/ns/net"]), InitialNetns::Unknown(WhyUnknown::PidNamespace));
+    }
+
+    #[test]
+    fn who_lives_in_the_initial_pid_namespace_need_not_look_at_process_1() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir_all(folder.path().join("self/ns")).expect("a folder");
+        std::os::unix::fs::symlink("/proc/self/ns/pid", folder.path().join("self/ns/pid")).expect("a link");
+        let roots = Roots { proc: folder.path().to_owned(), sys: folder.path().to_owned() };
+        let own = fs::metadata("/proc/self/ns/pid").expect("/proc is readable").ino();
+        assert_eq!(sees_all_processes(&roots), (own == INITIAL_PID_NAMESPACE).then_some(true));
     }
 }
