@@ -93,6 +93,12 @@ impl Probe {
         Ok(NetnsId::from_packed(self.shared.sync_id()))
     }
 
+    /// Has what the netns at this address counted until now be none of ours, where it can't be entered to be registered. Before
+    /// [`Shared::start_watching`].
+    pub fn begin_now_at(&self, address: u64) -> Result<()> {
+        sync::register_netns(self.sync_program()?, address, Baseline::Current)
+    }
+
     /// What a CPU that is offline has counted in a netns so far: the programs begin there when it comes up. Before
     /// [`Shared::start_watching`].
     pub fn add_late_base(&mut self, netns: NetnsId, cpu: u32, base: Counters) -> Result<()> {

@@ -192,6 +192,13 @@ impl Watch {
                 bases.insert(netns.id, registered.bases);
             }
         }
+        // The initial netns was there before us also where it can't be entered, as from within a container. Taken for a new one, what it
+        // had counted would be ours if that was little.
+        if let Some(address) = init_net
+            && self.netns.initial.is_some_and(|initial| !bases.contains_key(&initial))
+        {
+            let _ = probe.begin_now_at(address);
+        }
         if bases.is_empty() {
             let mut reasons =
                 namespaces.values().filter_map(|netns| probe.register_netns(netns, Baseline::Current).err());
