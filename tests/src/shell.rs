@@ -2,9 +2,9 @@
 //! A failed command may not pass unseen: the error holds the command line and what it wrote.
 
 use std::io::Write;
-use std::process::{Child, Command, Stdio};
-use std::thread;
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -12,6 +12,31 @@ use nix::unistd::Pid;
 
 /// How long an interrupted program may take to end; emulation is slow.
 const END_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs a command that must end by itself, and takes what it writes and how it ended.
+pub fn ended(command: &mut Command) -> Result<Output> {
+    let folder = tempfile::tempdir().context("a folder for its output")?;
+    let (out, err) = (folder.path().join("out"), folder.path().join("err"));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&out)?)
+        .stderr(fs::File::create(&err)?)
+        .spawn()
+        .with_context(|| format!("starting {command:?}"))?;
+    let until = Instant::now() + Duration::from_secs(180);
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() > until {
+            let _ = child.kill();
+            let _ = child.wait();
+            ensure!(false, "{command:?} did not end within 180 s: {}", fs::read_to_string(&err)?);
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    Ok(Output { status, stdout: fs::read(out)?, stderr: fs::read(err)? })
+}
 
 /// Runs a program with its arguments and returns what it wrote to stdout.
 pub fn run(line: &[&str]) -> Result<String> {

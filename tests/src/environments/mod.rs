@@ -4,21 +4,20 @@
 mod asked;
 mod bundle;
 
+use std::fs;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::netns::{Netns, own_inode};
 use crate::nftables;
+use crate::shell::ended;
 use crate::table::{self, Mix};
 use asked::against_check;
 pub use asked::{Answer, Asked, Cell};
 use bundle::{Bundle, Filter, Rights};
 
-/// How long a command may take under emulation.
-const PATIENCE: Duration = Duration::from_secs(240);
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
 /// One place to run in.
@@ -215,31 +214,6 @@ fn lock_down(mode: &str) -> Result<()> {
     }
     ensure!(is()?.contains(&wanted), "the kernel is not locked down to {mode}");
     Ok(())
-}
-
-/// Runs a program that must end by itself, and takes what it writes.
-fn ended(command: &mut Command) -> Result<Output> {
-    let folder = tempfile::tempdir().context("a folder for its output")?;
-    let (out, err) = (folder.path().join("out"), folder.path().join("err"));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(fs::File::create(&out)?)
-        .stderr(fs::File::create(&err)?)
-        .spawn()
-        .with_context(|| format!("starting {command:?}"))?;
-    let until = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if Instant::now() > until {
-            child.kill().context("ending it")?;
-            child.wait()?;
-            ensure!(false, "{command:?} did not end: {}", fs::read_to_string(&err)?);
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
-    Ok(Output { status, stdout: fs::read(out)?, stderr: fs::read(err)? })
 }
 
 /// What there is to be seen, by inode number: the host's netns, and another one in which a process lives.

@@ -2,17 +2,16 @@
 //! Nothing is attached here; each case ends by itself.
 
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::process::{Command, Output};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use super::{Guest, Outcome};
 use crate::checks::Checks;
 use crate::ctwatch::Drops;
 use crate::nftables;
+pub(super) use crate::shell::ended;
 
 pub(super) fn errors(_: &Guest) -> Result<Outcome> {
     nftables::track()?;
@@ -72,29 +71,4 @@ pub(super) fn said(checks: &mut Checks, what: &str, output: &Output, code: i32, 
     checks.equal(&format!("exit code for {what}"), output.status.code(), Some(code));
     checks.that(stderr.contains(word), format!("{what}: stderr does not say `{word}`: {stderr}"));
     checks.that(!stderr.contains("panicked"), format!("{what}: {stderr}"));
-}
-
-/// Runs a command that must end by itself.
-pub(super) fn ended(command: &mut Command) -> Result<Output> {
-    let folder = tempfile::tempdir().context("a folder for its output")?;
-    let (out, err) = (folder.path().join("out"), folder.path().join("err"));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(fs::File::create(&out)?)
-        .stderr(fs::File::create(&err)?)
-        .spawn()
-        .with_context(|| format!("starting {command:?}"))?;
-    let until = Instant::now() + Duration::from_secs(180);
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if Instant::now() > until {
-            let _ = child.kill();
-            let _ = child.wait();
-            ensure!(false, "{command:?} did not end within 180 s: {}", fs::read_to_string(&err)?);
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
-    Ok(Output { status, stdout: fs::read(out)?, stderr: fs::read(err)? })
 }
