@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
@@ -47,14 +48,16 @@ pub fn enter(netns: &Netns) -> Result<()> {
     ensure!(found == u64::from(netns.id.inode()), "{} leads to another netns by now", netns.path.shown());
     setns(file, CloneFlags::CLONE_NEWNET).map_err(|error| {
         let needs = match error {
-            Errno::EPERM | Errno::EACCES | Errno::ENOSYS => {
-                format!(" ({})", needs(&Standing::look(&Roots::default())))
-            }
+            Errno::EPERM | Errno::EACCES | Errno::ENOSYS => format!(" ({})", *NEEDED),
             _ => String::new(),
         };
         anyhow::Error::new(error).context(format!("entering the netns {}{needs}", netns.path.shown()))
     })
 }
+
+/// Looked at once: whoever may not enter one netns is refused in each of them, tick after tick, and rights don't change any more once a
+/// command has given up what it doesn't need.
+static NEEDED: LazyLock<String> = LazyLock::new(|| needs(&Standing::look(&Roots::default())));
 
 /// What setns() takes that isn't there. The kernel itself asks for CAP_SYS_ADMIN alone (netns_install, net/core/net_namespace.c,
 /// 5.10 to 7.3).

@@ -320,29 +320,13 @@ fn floored(share: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::model::{CensusKey, FlowOffset, PortDetail};
+    use crate::testing::table_status;
     use proptest::prelude::*;
 
     const HOST: NetnsId = NetnsId::from_packed(4_026_531_840);
 
     fn table(count: u32) -> TableStatus {
-        TableStatus {
-            netns: HOST,
-            container: None,
-            name: None,
-            count: Some(count),
-            max: Some(1_000_000),
-            fill: None,
-            new_per_s: None,
-            gone_per_s: None,
-            full_in_s: None,
-            occupants: None,
-            occupancy_exact: None,
-            packets_lost: 0,
-            entries_lost: 0,
-            gone: false,
-            not_readable: false,
-            unexplained: None,
-        }
+        TableStatus { count: Some(count), max: Some(1_000_000), ..table_status(HOST) }
     }
 
     fn census(exact: bool, entries: &[(u16, u32)], counted: i64) -> Census {
