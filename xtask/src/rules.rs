@@ -46,5 +46,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         words.push("--harmless".to_owned());
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    Ok(if test::on_host(&words)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match test::on_host(&words)? {
+        test::Ended::Well => ExitCode::SUCCESS,
+        test::Ended::Badly { .. } => ExitCode::FAILURE,
+    })
 }

@@ -26,10 +26,14 @@ pub fn json_cell(text: &str) -> String {
     if serde_json::from_str::<serde::de::IgnoredAny>(text).is_err() {
         return sentence_cell(text);
     }
+    let text = text.trim();
+    if is_number(text) {
+        return text.to_owned();
+    }
     let mut out = String::with_capacity(text.len());
-    let mut is_start = false;
+    // Separators stand in strings only, and so does what comes right behind them. All of it may be one string.
+    let mut is_start = text.starts_with('"');
     for letter in visible(text).chars() {
-        // Separators stand in strings only, and so does what comes right behind them.
         if is_start && STARTS.contains(&letter) {
             push_escaped(&mut out, letter);
         } else {
@@ -56,10 +60,15 @@ fn guarded(text: &str) -> String {
     out
 }
 
-/// "-1", "+2.5"
+/// "-1", "+2.5", "-1e-7"
 fn is_number(text: &str) -> bool {
-    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let unsigned = |text| str::strip_prefix(text, ['-', '+']).unwrap_or(text);
     let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let (digits, power) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    if !is_digits(unsigned(power)) {
+        return false;
+    }
+    let digits = unsigned(digits);
     match digits.split_once('.') {
         Some((whole, part)) => is_digits(whole) && is_digits(part),
         None => is_digits(digits),

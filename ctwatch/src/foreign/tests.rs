@@ -219,7 +219,7 @@ fn widths_are_those_of_a_terminal() {
 
 #[test]
 fn numbers_are_numbers_and_formulas_are_text() {
-    for plain in ["", "-1", "+2.5", "0", "nginx", "::1", "a-b", "tcp/80; 5 lost", "/a=b"] {
+    for plain in ["", "-1", "+2.5", "-1e-7", "0", "nginx", "::1", "a-b", "tcp/80; 5 lost", "/a=b"] {
         assert_eq!(Foreign::from(plain).cell(), plain);
     }
     for (formula, cell) in [
@@ -227,6 +227,8 @@ fn numbers_are_numbers_and_formulas_are_text() {
         ("-1+cmd|' /C calc'!A0", "'-1+cmd|' /C calc'!A0"),
         ("@SUM(1)", "'@SUM(1)"),
         ("  +1", "'  +1"),
+        ("-e1", "'-e1"),
+        ("+1e", "'+1e"),
         ("＝1+1", "'＝1+1"),
         ("a;=1+1", "a;'=1+1"),
         ("a;\"=1", "a;'\"=1"),
@@ -235,6 +237,8 @@ fn numbers_are_numbers_and_formulas_are_text() {
     ] {
         assert_eq!(Foreign::from(formula).cell(), cell);
     }
+    assert_eq!(json_cell("\"=1\""), "\"\\u003d1\"");
+    assert_eq!(json_cell(" -1.5e3\n"), "-1.5e3");
     assert_eq!(json_cell("{\"a\":-1,\"b\":\";=x\"}"), "{\"a\":-1,\"b\":\";\\u003dx\"}");
 }
 

@@ -146,7 +146,7 @@ fn table(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows.iter().filter(|row| !row.wrong.is_empty()) {
         let Row { case, asked, right, got, wrong } = row;
-        let _ = writeln!(text, "{case:<40} {asked:<13} right: {right:<8} got: {got}");
+        let _ = writeln!(text, "WRONG {case:<40} {asked:<13} right: {right:<8} got: {got}");
         for line in wrong.iter().flat_map(|why| why.lines()) {
             let _ = writeln!(text, "    {line}");
         }
@@ -250,9 +250,9 @@ fn load(folder: &Path, case: &Case) -> Result<()> {
     let read = |name: &str| -> Option<String> { fs::read_to_string(folder.join(name)).ok() };
     let mut loaded = false;
     for (text, command) in [
-        (read("rules.v4"), vec![tool("iptables-restore")]),
-        (read("rules.v6"), vec![tool("ip6tables-restore")]),
-        (case.generate.as_ref().map(generate::Rules::text), vec![tool("iptables-restore")]),
+        (read("rules.v4"), vec![tool("iptables-restore"), "-w".to_owned()]),
+        (read("rules.v6"), vec![tool("ip6tables-restore"), "-w".to_owned()]),
+        (case.generate.as_ref().map(generate::Rules::text), vec![tool("iptables-restore"), "-w".to_owned()]),
         (read("rules.nft"), vec!["nft".to_owned(), "-f".to_owned(), "-".to_owned()]),
     ] {
         if let Some(text) = text {

@@ -36,7 +36,8 @@ impl RuleSet {
         if kind >= 60 {
             let legacy = kind >= 94;
             let tools: [&[&str]; 2] = if legacy {
-                [&["iptables-legacy-restore"], &["ip6tables-legacy-restore"]]
+                // One lock for all of this machine's namespaces.
+                [&["iptables-legacy-restore", "-w"], &["ip6tables-legacy-restore", "-w"]]
             } else {
                 [&["iptables-restore"], &["ip6tables-restore"]]
             };

@@ -53,8 +53,9 @@ pub fn run(options: &Options) -> Result<bool> {
                 }
                 let mut random = Random::new(seed, index);
                 let asked = ground::Asked::random(&mut random);
+                let patience = trial::patience(&place, &asked)?;
                 let Some((set, refusals)) = trial::load(&place, &mut random, &asked)? else { continue };
-                let trial = trial::Trial::new(&place, &asked, &set)?;
+                let trial = trial::Trial::new(&place, &asked, &set, patience)?;
                 let mut found = trial.all()?;
                 if only.is_none() && found.iter().any(trial::Answer::is_counterexample) {
                     // Flows of one round may meet what is left of another's; what a rule set does it does in a new place, too.
@@ -62,12 +63,16 @@ pub fn run(options: &Options) -> Result<bool> {
                     let mut random = Random::new(seed, index);
                     let asked = ground::Asked::random(&mut random);
                     let Some((set, refusals)) = trial::load(&place, &mut random, &asked)? else { continue };
-                    let mut again = trial::Trial::new(&place, &asked, &set)?.all()?;
+                    let mut again = trial::Trial::new(&place, &asked, &set, trial::LONG)?.all()?;
                     // Rules that limit rates let now these flows pass and now those.
                     again.iter_mut().zip(&found).for_each(|(again, first)| again.keep_what_repeats(first));
                     let first = found.iter().filter(|answer| answer.is_counterexample()).count();
                     let second = again.iter().filter(|answer| answer.is_counterexample()).count();
                     println!("--only {index}: {first} counterexamples, tried again {second}");
+                    found
+                        .iter()
+                        .filter(|answer| answer.is_counterexample())
+                        .for_each(|answer| println!("first: {answer}"));
                     found = again;
                     report(seed, index, harmless, &found);
                     tally.lock().expect("no thread panics with the lock").add(refusals, &found);
@@ -105,7 +110,10 @@ pub fn run(options: &Options) -> Result<bool> {
 
 fn report(seed: u64, index: u64, harmless: bool, found: &[trial::Answer]) {
     for answer in found.iter().filter(|answer| answer.is_counterexample()) {
-        println!("COUNTEREXAMPLE --seed {seed} --only {index}: {answer}\n{}", answer.rules());
+        // In one line what it is about: that one is repeated at the end of a whole run.
+        let harms: Vec<_> = answer.harms.iter().map(ToString::to_string).collect();
+        println!("COUNTEREXAMPLE --seed {seed} --only {index}: {}: {}", answer.piece, harms.join("; "));
+        println!("{answer}\n{}", answer.rules());
     }
     for answer in found.iter().filter(|answer| harmless && answer.is_refused_without_need()) {
         println!("HARMLESS --seed {seed} --only {index}: {answer}");

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use ctwatch::firewall::{self, Commands, ObjectionKind};
@@ -16,10 +16,10 @@ use crate::cases::{difference, rules, target};
 use crate::lab::{self, Entry, Flow, Piece, Place, Seen, Side, measure};
 use crate::shell::{run, run_with_input};
 
-/// A flow that passes needs a few milliseconds.
+/// A flow that passes needs a few milliseconds on a quiet machine.
 const SHORT: Duration = Duration::from_millis(150);
 /// For what seems to be broken: longer than a SYN's second attempt.
-const LONG: Duration = Duration::from_millis(2500);
+pub const LONG: Duration = Duration::from_millis(2500);
 /// For what is refused anyway.
 const MIDDLE: Duration = Duration::from_millis(400);
 /// So often another set is made where the tools refuse one.
@@ -161,6 +161,18 @@ pub fn is_unseen(kind: ObjectionKind, text: &str) -> bool {
             .any(|word| text.contains(word))
 }
 
+/// How long to wait now for answers that may never come: several times what the plain flows take where no rule is, lest a busy
+/// machine be taken for rules that refuse.
+pub fn patience(place: &Place, asked: &Asked) -> Result<Duration> {
+    place.host().run(|| run(&["nft", "flush", "ruleset"]).map(drop))?;
+    let is_plain =
+        |flow: &Flow| flow.from.is_none() && flow.from_port.is_none() && place.owner(flow.to.ip()).is_some();
+    let flows: Vec<Flow> = ground::flows(asked).into_iter().filter(is_plain).collect();
+    let began = Instant::now();
+    measure(place, &flows, LONG)?;
+    Ok((began.elapsed() * 4).clamp(SHORT, LONG))
+}
+
 /// Loads a random set; sets that the tools refuse are counted and made anew.
 pub fn load(place: &Place, random: &mut Random, asked: &Asked) -> Result<Option<(RuleSet, u32)>> {
     for refused in 0..ATTEMPTS {
@@ -194,18 +206,20 @@ pub struct Trial<'a> {
     before: Vec<Seen>,
     entries: Vec<Entry>,
     rules: String,
+    /// How long an answer may take.
+    patience: Duration,
 }
 
 impl<'a> Trial<'a> {
-    pub fn new(place: &'a Place, asked: &Asked, set: &RuleSet) -> Result<Self> {
+    pub fn new(place: &'a Place, asked: &Asked, set: &RuleSet, patience: Duration) -> Result<Self> {
         let flows = ground::flows(asked);
         place.host().run(lab::flush)?;
-        let before = measure(place, &flows, SHORT)?;
+        let before = measure(place, &flows, patience)?;
         // Whoever means harm must not be let in; what else becomes of them is nobody's concern.
         let counts = |(flow, seen): &(Flow, Seen)| !ground::is_hostile(flow) || seen.answer.is_none();
         let (flows, before) = flows.into_iter().zip(before).filter(counts).unzip();
         let (entries, rules) = place.host().run(|| Ok((lab::entries()?, rules()?)))?;
-        Ok(Self { place, asked: *asked, set: set.clone(), flows, before, entries, rules })
+        Ok(Self { place, asked: *asked, set: set.clone(), flows, before, entries, rules, patience })
     }
 
     /// The flows and what became of them before.
@@ -296,7 +310,7 @@ impl<'a> Trial<'a> {
         let host = self.place.host();
         let mut harms: Vec<Harm> = self.shell(&commands.now).into_iter().collect();
         host.run(lab::flush)?;
-        let after = measure(self.place, &self.flows, SHORT)?;
+        let after = measure(self.place, &self.flows, self.patience)?;
         let entries = host.run(lab::entries)?;
         let mut suspects: Vec<usize> =
             (0..self.flows.len()).filter(|at| after[*at].answer != self.before[*at].answer).collect();
@@ -313,7 +327,8 @@ impl<'a> Trial<'a> {
         }
         harms.extend(tracked);
         if !suspects.is_empty() {
-            let seen = self.confirm(&mut suspects, false, if counts { LONG } else { MIDDLE })?;
+            let seen =
+                self.confirm(&mut suspects, false, if counts { LONG } else { self.patience.max(MIDDLE) })?;
             if !counts {
                 harms.extend(suspects.drain(..).zip(seen).map(|(at, seen)| self.changed(at, &seen)));
             }
@@ -395,7 +410,7 @@ pub fn shrink(place: &Place, asked: &Asked, answers: &mut [Answer]) -> Result<()
             if put(place, &set)?.is_some() {
                 continue;
             }
-            let again = Trial::new(place, asked, &set)?.ask(&[answer.piece.side])?;
+            let again = Trial::new(place, asked, &set, LONG)?.ask(&[answer.piece.side])?;
             let same = again.into_iter().find(|one| {
                 one.is_counterexample() && self::kinds(one).iter().any(|kind| kinds.contains(kind))
             });

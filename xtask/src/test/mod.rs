@@ -413,25 +413,61 @@ fn native() -> Result<Count> {
         ("rules", &["rules", "--count", RULE_SETS, "--seed", SEED]),
     ];
     for (name, arguments) in tasks {
-        if on_host(arguments)?.success() {
-            count.passed += 1;
-        } else {
-            count.failed += 1;
-            count.failures.push(format!("ctwatch-tests {name}"));
+        match on_host(arguments)? {
+            Ended::Well => count.passed += 1,
+            Ended::Badly { why } => {
+                count.failed += 1;
+                count.failures.push(format!("ctwatch-tests {name}: {}", why.join("; ")));
+            }
         }
     }
     Ok(count)
 }
 
+/// How a task on this host ended.
+pub enum Ended {
+    Well,
+    Badly {
+        /// What it found wrong, or its last words.
+        why: Vec<String>,
+    },
+}
+
 /// Runs a task of the scenarios' runner on this host, with its ctwatch first on PATH.
-pub fn on_host(arguments: &[&str]) -> Result<std::process::ExitStatus> {
+pub fn on_host(arguments: &[&str]) -> Result<Ended> {
     let tests = dist::tests()?;
     let mut path = tests.parent().expect("a file has a folder").as_os_str().to_owned();
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let mut command = Command::new(&tests);
     command.args(arguments).env("PATH", path).current_dir(workspace::root());
-    sh::die_with_parent(&mut command).status().context("starting the native test")
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = sh::die_with_parent(&mut command).spawn().context("starting the native test")?;
+    let errors = child.stderr.take().expect("stderr is piped");
+    let errors = thread::spawn(move || {
+        let mut last = String::new();
+        for line in BufReader::new(errors).lines().map_while(io::Result::ok) {
+            eprintln!("{line}");
+            last = line;
+        }
+        last
+    });
+    let mut why = Vec::new();
+    for line in BufReader::new(child.stdout.take().expect("stdout is piped")).lines() {
+        let line = line.context("reading what the native test says")?;
+        println!("{line}");
+        why.extend(["WRONG ", "COUNTEREXAMPLE "].iter().any(|start| line.starts_with(start)).then_some(line));
+    }
+    let status = child.wait().context("waiting for the native test")?;
+    let last = errors.join().expect("reading lines doesn't panic");
+    if status.success() {
+        return Ok(Ended::Well);
+    }
+    why.extend(Some(last).filter(|line| !line.is_empty()));
+    if why.is_empty() {
+        why.push(status.to_string());
+    }
+    Ok(Ended::Badly { why })
 }
 
 #[cfg(test)]
