@@ -44,6 +44,8 @@ struct Flows {
     forecast: Forecast,
     /// Nothing came or went in the last tick.
     quiet: bool,
+    /// Entries that came and went since the last tick without a key being kept for them.
+    passed_by: u64,
     occupied: u64,
 }
 
@@ -119,7 +121,18 @@ impl Occupancy {
 
     /// What a key had counted that no slot of a later sample holds: inserts and as many deletes. Before the tick begins.
     pub fn retire(&mut self, netns: NetnsId, proto: u8, port: u16, inserts: u64, deletes: u64) {
-        let key = self.tables.entry(netns).or_default().keys.entry(flow_key(proto, port)).or_default();
+        let flows = self.tables.entry(netns).or_default();
+        let key = flow_key(proto, port);
+        // Else a scan would leave a key for each port, only for it to be forgotten at the end of the tick.
+        if inserts == deletes
+            && inserts < MANY
+            && flows.keys.len() > FEW_KEYS
+            && !flows.keys.contains_key(&key)
+        {
+            flows.passed_by += inserts;
+            return;
+        }
+        let key = flows.keys.entry(key).or_default();
         key.retired.0 += inserts;
         key.retired.1 += deletes;
     }
@@ -231,7 +244,7 @@ impl Flows {
     }
 
     fn end_tick(&mut self, interval_s: f64) {
-        self.quiet = true;
+        self.quiet = std::mem::take(&mut self.passed_by) == 0;
         self.occupied = 0;
         for key in self.keys.values_mut() {
             if interval_s > 0.0 {
@@ -460,6 +473,27 @@ mod tests {
         tick(&mut occupancy, &[&large[..], &[(1000, 100_000, 1)]].concat(), vec![]);
         let (shown, exact) = shown(&occupancy, 199_999);
         assert_eq!((shown[0], exact), ((Some(1000), 99_999), Some(true)));
+    }
+
+    #[test]
+    fn ports_that_a_scan_passes_by_between_two_ticks_take_no_room_but_the_tick_is_not_quiet() {
+        let mut occupancy = Occupancy::default();
+        let many: Vec<(u16, u64, u64)> = (0..5000).map(|port| (port, 2, 1)).collect();
+        tick(&mut occupancy, &[], vec![census(true, &[], 0)]);
+        tick(&mut occupancy, &many, vec![]);
+        tick(&mut occupancy, &many, vec![]);
+        assert_eq!(shown(&occupancy, 5001).1, Some(false));
+        for port in 5000..=u16::MAX {
+            occupancy.retire(HOST, 6, port, 1, 1);
+        }
+        // What is known keeps its counts.
+        occupancy.retire(HOST, 6, 0, 1, 1);
+        assert!(occupancy.tables[&HOST].keys.capacity() < 20_000);
+        tick(&mut occupancy, &many, vec![]);
+        assert_eq!(occupancy.tables[&HOST].keys[&flow_key(6, 0)].inserts, 3);
+        assert_eq!(shown(&occupancy, 5001).1, Some(true), "read while entries came and went");
+        tick(&mut occupancy, &many, vec![]);
+        assert_eq!(shown(&occupancy, 5001).1, Some(false));
     }
 
     proptest! {
