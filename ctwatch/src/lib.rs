@@ -18,6 +18,7 @@ pub mod foreign;
 pub mod kernel;
 pub mod listing;
 pub mod machine;
+pub mod memory;
 pub mod model;
 pub mod netns;
 pub mod outlet;

@@ -9,9 +9,10 @@ use std::process::ExitCode;
 use ctwatch::cli::{self, Command};
 use ctwatch::command::{advise, check, drops, export, record, replay, report, table};
 use ctwatch::error::shortage;
-use ctwatch::{error, stderr};
+use ctwatch::{error, memory, stderr};
 
 fn main() -> ExitCode {
+    memory::give_back_large_pieces();
     let config = cli::from_command_line();
     let result = shortage::ensure_room().map_err(Into::into).and_then(|()| match &config.command {
         Command::Drops(arguments) => drops::run(&config, arguments),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("foreign", &[]),
     ("error", &[]),
+    ("memory", &[]),
     ("outlet", &[]),
     ("files", &["foreign"]),
     ("text", &["foreign"]),
@@ -30,7 +31,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "record",
         &["foreign", "error", "files", "text", "model", "kernel", "children", "contract", "listing", "state"],
     ),
-    ("watch", &["model", "kernel", "netns", "conntrack", "probe", "owner"]),
+    ("watch", &["memory", "model", "kernel", "netns", "conntrack", "probe", "owner"]),
     ("advise", &["foreign", "text", "model", "contract", "listing", "firewall", "machine", "record"]),
     ("export", &["foreign", "model", "contract", "state", "record"]),
     ("view", &["foreign", "text", "model", "contract", "state", "advise"]),

@@ -25,6 +25,7 @@ use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
 use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
+use crate::memory;
 use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
 use crate::probe::doors::{self as places, Loaded};
 use crate::probe::object::{Loader, MapSizes};
@@ -210,7 +211,8 @@ impl Watch {
         self.netns.sums_all_cpus = late.complete(&mut probe, namespaces, &mut bases)?;
         probe.shared.carry_on(std::mem::take(&mut self.earlier.flows));
         probe.shared.start_watching();
-        give_back_memory();
+        // Reading the kernel's types took megabytes that a long watch must not hold on to.
+        memory::give_back();
         start.attachments = plan.attachments;
         start.missing = plan.missing;
         start.notes = plan.notes;
@@ -431,15 +433,6 @@ fn attach_what_attaches(
             Ok(probe) => return Ok((plan, probe)),
             Err(error) => error.downcast::<HookRefused>()?.do_without(&mut symbols, &mut options)?,
         }
-    }
-}
-
-/// Reading the kernel's types took megabytes that a long watch must not hold on to.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no preconditions; it only returns free pages to the kernel.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 
