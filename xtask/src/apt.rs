@@ -97,6 +97,40 @@ fn named(suites: &[Suite]) -> String {
 pub const BOOKWORM: [Suite; 3] =
     [Suite::Archive("bookworm"), Suite::Archive("bookworm-updates"), Suite::Security("bookworm-security")];
 
+/// A release with its suites: all that somebody's sources list has for it.
+pub struct Release {
+    /// As Debian calls it.
+    pub name: &'static str,
+    /// Where its packages are.
+    pub suites: &'static [Suite],
+}
+
+/// Those that users have, oldest first.
+pub const RELEASES: [Release; 8] = [
+    Release {
+        name: "bullseye",
+        suites: &[
+            Suite::Archive("bullseye"),
+            Suite::Archive("bullseye-updates"),
+            Suite::Security("bullseye-security"),
+        ],
+    },
+    Release { name: "bullseye-backports", suites: &[Suite::Archive("bullseye-backports")] },
+    Release { name: "bookworm", suites: &BOOKWORM },
+    Release { name: "bookworm-backports", suites: &[Suite::Archive("bookworm-backports")] },
+    Release {
+        name: "trixie",
+        suites: &[
+            Suite::Archive("trixie"),
+            Suite::Archive("trixie-updates"),
+            Suite::Security("trixie-security"),
+        ],
+    },
+    Release { name: "trixie-backports", suites: &[Suite::Archive("trixie-backports")] },
+    Release { name: "forky", suites: &[Suite::Archive("forky"), Suite::Security("forky-security")] },
+    Release { name: "sid", suites: &[Suite::Archive("sid")] },
+];
+
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An apt of its own: its own sources, lists and (empty) package status, so that it neither sees nor changes the host.

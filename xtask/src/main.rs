@@ -15,11 +15,13 @@ mod ebpf;
 mod environments;
 mod fuzz;
 mod kernels;
+mod markers;
 mod progress;
 mod rules;
 mod sh;
 mod soak;
 mod test;
+mod tools;
 mod verify;
 mod vm;
 mod workspace;
@@ -53,6 +55,8 @@ enum Task {
     Environments(environments::Args),
     /// Ask about random rule sets, or about those of tests/cases, on this host, and try the answers with flows
     Rules(rules::Args),
+    /// Ask about the cases and random rule sets with the nft and iptables of every release of Debian, and write docs/advice.md's table
+    Tools(tools::Args),
     /// Measure what ctwatch costs
     Bench(bench::Args),
     /// Fuzz what reads foreign bytes, and tell the figures
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
         Task::Kernels(args) => kernels::run(&args),
         Task::Environments(args) => environments::run(&args),
         Task::Rules(args) => rules::run(&args),
+        Task::Tools(args) => tools::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Soak(args) => soak::run(&args),

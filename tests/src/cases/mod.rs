@@ -104,10 +104,32 @@ pub struct Options<'a> {
     pub asker: Asker,
     /// How many times slower than real hardware this machine may be.
     pub slowness: u32,
+    /// These tools may be too old for some of the rules.
+    pub other_tools: bool,
 }
 
-/// Runs the cases and returns how many answers were right and a table of those that were not.
-pub fn run_all(options: &Options) -> Result<(usize, String)> {
+/// What came of all cases.
+pub struct Outcome {
+    /// So many answers were right.
+    pub right: usize,
+    /// A table of those that were not.
+    pub wrong: String,
+    /// Cases with rules that these tools don't take, and what they say.
+    pub unloadable: Vec<String>,
+}
+
+/// Its rules can't be loaded.
+#[derive(Debug)]
+struct Unloadable;
+
+impl std::fmt::Display for Unloadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("loading the rules")
+    }
+}
+
+/// Runs the cases.
+pub fn run_all(options: &Options) -> Result<Outcome> {
     let path = options.folder.join("cases.json");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let description: Description = serde_json::from_str(&text).context("reading cases.json")?;
@@ -117,11 +139,20 @@ pub fn run_all(options: &Options) -> Result<(usize, String)> {
     let wanted: Vec<_> = description.cases.iter().filter(|(name, _)| is_wanted(name)).collect();
     ensure!(!wanted.is_empty(), "no case's name begins with {}", options.only.join(" or "));
     let (next, rows) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let unloadable = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..options.jobs.clamp(1, wanted.len()) {
             scope.spawn(|| {
                 while let Some((name, case)) = wanted.get(next.fetch_add(1, Relaxed)) {
                     let found = try_case(name, case, &description.places, options).unwrap_or_else(|error| {
+                        if options.other_tools && error.is::<Unloadable>() {
+                            let why = format!("{error:#}").lines().next().unwrap_or_default().to_owned();
+                            unloadable
+                                .lock()
+                                .expect("no thread panics with the lock")
+                                .push(format!("{name}: {why}"));
+                            return Vec::new();
+                        }
                         vec![Row {
                             case: (*name).clone(),
                             asked: case.asked.join(" "),
@@ -138,7 +169,8 @@ pub fn run_all(options: &Options) -> Result<(usize, String)> {
     let mut rows = rows.into_inner().expect("no thread panics with the lock");
     rows.sort_by(|a, b| a.case.cmp(&b.case));
     let right = rows.iter().filter(|row| row.wrong.is_empty()).count();
-    Ok((right, table(&rows)))
+    let unloadable = unloadable.into_inner().expect("no thread panics with the lock");
+    Ok(Outcome { right, wrong: table(&rows), unloadable })
 }
 
 /// The wrong ones, widest columns last.
@@ -228,7 +260,7 @@ fn set_up(folder: &Path, case: &Case, places: &BTreeMap<String, Plan>) -> Result
         for line in &case.prepare {
             run(&["sh", "-c", line])?;
         }
-        load(folder, case)
+        load(folder, case).context(Unloadable)
     })?;
     let today = measure(&place, &flows, PATIENCE)?;
     for (flow, seen) in flows.iter().zip(&today) {

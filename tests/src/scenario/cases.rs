@@ -21,8 +21,9 @@ pub(super) fn have_the_right_answer(_: &Guest) -> Result<Outcome> {
         jobs: 3,
         asker: Asker::Program("ctwatch".into()),
         slowness: SLOWNESS,
+        other_tools: false,
     };
-    let (right, wrong) = run_all(&options)?;
+    let crate::cases::Outcome { right, wrong, .. } = run_all(&options)?;
     if !wrong.is_empty() {
         bail!("{right} answers are right; these are not:\n{wrong}");
     }

@@ -8,39 +8,8 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::offers::{self, Offer};
-use crate::apt::{self, PrivateApt, Suite};
+use crate::apt::{self, PrivateApt, RELEASES, Release, Suite};
 use crate::progress;
-
-/// A release with its suites: all that somebody's sources list has for it.
-struct Release {
-    name: &'static str,
-    suites: &'static [Suite],
-}
-
-const RELEASES: [Release; 8] = [
-    Release {
-        name: "bullseye",
-        suites: &[
-            Suite::Archive("bullseye"),
-            Suite::Archive("bullseye-updates"),
-            Suite::Security("bullseye-security"),
-        ],
-    },
-    Release { name: "bullseye-backports", suites: &[Suite::Archive("bullseye-backports")] },
-    Release { name: "bookworm", suites: &apt::BOOKWORM },
-    Release { name: "bookworm-backports", suites: &[Suite::Archive("bookworm-backports")] },
-    Release {
-        name: "trixie",
-        suites: &[
-            Suite::Archive("trixie"),
-            Suite::Archive("trixie-updates"),
-            Suite::Security("trixie-security"),
-        ],
-    },
-    Release { name: "trixie-backports", suites: &[Suite::Archive("trixie-backports")] },
-    Release { name: "forky", suites: &[Suite::Archive("forky"), Suite::Security("forky-security")] },
-    Release { name: "sid", suites: &[Suite::Archive("sid")] },
-];
 
 /// Lists that are younger are taken as they are: a run of many kernels may be made in many pieces.
 const FRESH: Duration = Duration::from_hours(24);

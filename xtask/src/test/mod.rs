@@ -1,7 +1,9 @@
 //! Everything that has to hold, in one run: format, lints, unit tests, docs, the eBPF object, real kernels.
 //! A failed stage never stops the others, and none of them may count as passed without having run.
 
+use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::thread;
@@ -394,7 +396,7 @@ fn run_vm(
 /// So many random rule sets are judged in each run, always the same: a fault that a change brings in is told from luck.
 /// `cargo xtask rules` takes others.
 const RULE_SETS: &str = "100";
-const SEED: &str = "21";
+pub const SEED: &str = "21";
 
 /// On this very kernel, in network namespaces of its own: the tracepoint backend, and the judge of rule sets as people have them and
 /// of random ones.
@@ -413,31 +415,44 @@ fn native() -> Result<Count> {
         ("rules", &["rules", "--count", RULE_SETS, "--seed", SEED]),
     ];
     for (name, arguments) in tasks {
-        match on_host(arguments)? {
-            Ended::Well => count.passed += 1,
-            Ended::Badly { why } => {
-                count.failed += 1;
-                count.failures.push(format!("ctwatch-tests {name}: {}", why.join("; ")));
-            }
+        let said = on_host(arguments, None)?;
+        if said.success {
+            count.passed += 1;
+        } else {
+            count.failed += 1;
+            count.failures.push(format!("ctwatch-tests {name}: {}", said.why()));
         }
     }
     Ok(count)
 }
 
-/// How a task on this host ended.
-pub enum Ended {
-    Well,
-    Badly {
-        /// What it found wrong, or its last words.
-        why: Vec<String>,
-    },
+/// What a task on this host printed, and whether it ended well.
+pub struct Said {
+    pub lines: Vec<String>,
+    pub success: bool,
+    /// Its last words on stderr.
+    last_error: String,
 }
 
-/// Runs a task of the scenarios' runner on this host, with its ctwatch first on PATH.
-pub fn on_host(arguments: &[&str]) -> Result<Ended> {
+impl Said {
+    /// What it found wrong, or why it couldn't go on.
+    fn why(&self) -> String {
+        let is_finding =
+            |line: &&String| ["WRONG ", "COUNTEREXAMPLE "].iter().any(|start| line.starts_with(start));
+        let found: Vec<&str> =
+            self.lines.iter().filter(is_finding).chain([&self.last_error]).map(String::as_str).collect();
+        found.join("; ")
+    }
+}
+
+/// Runs a task of the scenarios' runner on this host, with its ctwatch first on PATH, or what is in the folder `before`.
+pub fn on_host(arguments: &[&str], before: Option<&Path>) -> Result<Said> {
     let tests = dist::tests()?;
-    let mut path = tests.parent().expect("a file has a folder").as_os_str().to_owned();
-    path.push(":");
+    let mut path = OsString::new();
+    for folder in before.into_iter().chain(tests.parent()) {
+        path.push(folder);
+        path.push(":");
+    }
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let mut command = Command::new(&tests);
     command.args(arguments).env("PATH", path).current_dir(workspace::root());
@@ -452,22 +467,15 @@ pub fn on_host(arguments: &[&str]) -> Result<Ended> {
         }
         last
     });
-    let mut why = Vec::new();
+    let mut lines = Vec::new();
     for line in BufReader::new(child.stdout.take().expect("stdout is piped")).lines() {
         let line = line.context("reading what the native test says")?;
         println!("{line}");
-        why.extend(["WRONG ", "COUNTEREXAMPLE "].iter().any(|start| line.starts_with(start)).then_some(line));
+        lines.push(line);
     }
     let status = child.wait().context("waiting for the native test")?;
-    let last = errors.join().expect("reading lines doesn't panic");
-    if status.success() {
-        return Ok(Ended::Well);
-    }
-    why.extend(Some(last).filter(|line| !line.is_empty()));
-    if why.is_empty() {
-        why.push(status.to_string());
-    }
-    Ok(Ended::Badly { why })
+    let last_error = errors.join().expect("reading lines doesn't panic");
+    Ok(Said { lines, success: status.success(), last_error })
 }
 
 #[cfg(test)]
