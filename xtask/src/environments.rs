@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(status.exit_code());
     }
     if args.only.is_none() {
-        markers::put(FILE, NAME, HEAD, &rows)?;
+        markers::put_rows(FILE, NAME, HEAD, &rows)?;
     }
     Ok(ExitCode::SUCCESS)
 }

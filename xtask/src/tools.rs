@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     print!("{rows}");
     if args.only.is_none() {
-        markers::put(FILE, NAME, HEAD, &rows)?;
+        markers::put_rows(FILE, NAME, HEAD, &rows)?;
     }
     Ok(if is_all_right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

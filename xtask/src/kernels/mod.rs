@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::progress::{self, Steps};
 use crate::test::{Kept, Prefixed, guest_files};
 use crate::vm::{self, GuestFile, Kernel, Status, Vm};
-use crate::{cache, dist, sh, workspace};
+use crate::{cache, dist, markers, sh};
 use offers::Offer;
 use result::{Outcome, Results};
 use suites::Found;
@@ -278,13 +278,8 @@ fn stands_for(offer: &Offer) -> &'static str {
 }
 
 fn write_table(found: &Found, results: &Results) -> Result<()> {
-    let path = workspace::root().join("docs/kernels.md");
-    let document = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let rows: Vec<_> = found.offers.iter().map(|offer| (offer.clone(), results.of(offer))).collect();
-    let table = table::render(&rows, &found.suites, &document);
-    let document = table::replace(&document, &table)
-        .with_context(|| format!("finding the table in {}", path.display()))?;
-    fs::write(&path, document).with_context(|| format!("writing {}", path.display()))
+    markers::put("docs/kernels.md", table::NAME, |document| table::render(&rows, &found.suites, document))
 }
 
 fn today() -> Result<String> {

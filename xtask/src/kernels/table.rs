@@ -3,31 +3,22 @@
 
 use std::fmt::Write;
 
-use anyhow::{Context, Result};
-
 use super::offers::Offer;
 use super::result::Outcome;
 use super::suites::Read;
+use crate::markers;
 
-const BEGIN: &str = "<!-- cargo xtask kernels: begin -->";
-const END: &str = "<!-- cargo xtask kernels: end -->";
+/// The command that makes it.
+pub const NAME: &str = "kernels";
 /// So much of a failure's reason is told.
 const LONGEST_REASON: usize = 400;
 
 const HEAD: &str = "| kernel | flavour | series | from | backend | table full seen by | missing | passed | failed | skipped | \
                     Δdrop | counted | day |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
 
-/// Puts `table` in the place of what is between the markers of `document`.
-pub fn replace(document: &str, table: &str) -> Result<String> {
-    let (before, rest) = document.split_once(BEGIN).with_context(|| format!("no line {BEGIN}"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("no line {END}"))?;
-    Ok(format!("{before}{BEGIN}\n{table}{END}{after}"))
-}
-
 /// The rows of a table that was written before, each with what it is about.
 fn known_rows(document: &str) -> impl Iterator<Item = &str> {
-    let inside = document.split_once(BEGIN).and_then(|(_, rest)| rest.split_once(END));
-    inside.map_or("", |(inside, _)| inside).lines().filter(|line| line.starts_with("| "))
+    markers::between(document, NAME).unwrap_or_default().lines().filter(|line| line.starts_with("| "))
 }
 
 /// The table. Where this machine has no result, a row that `document` has for the same kernel stays.
@@ -237,13 +228,10 @@ mod tests {
 
     #[test]
     fn what_another_machine_wrote_stays_until_it_runs_here() {
-        let old =
-            format!("x\n{BEGIN}\n| a (6.1.9-1) | rt | old |\n- a: failed x\n| z (1) | gone |\n{END}\ny\n");
-        let table = render(&[(offer("a", &["sid"], "sid"), None)], &[], &old);
+        let old = "x\n<!-- cargo xtask kernels: begin -->\n| a (6.1.9-1) | rt | old |\n- a: failed x\n| z (1) | gone |\n<!-- cargo xtask kernels: end -->\ny\n";
+        let table = render(&[(offer("a", &["sid"], "sid"), None)], &[], old);
         assert!(table.contains("| a (6.1.9-1) | rt | old |") && table.contains("- a: failed x"));
-        let new = replace(&old, &table).unwrap();
+        let new = markers::replace(old, NAME, &table).unwrap();
         assert!(new.starts_with("x\n") && new.ends_with("\ny\n") && !new.contains("gone"));
-        assert_eq!(new, replace(&new, &table).unwrap());
-        assert!(replace("nothing", &table).is_err());
     }
 }
