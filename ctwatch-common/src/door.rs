@@ -20,6 +20,8 @@ pub mod kind {
     pub const TC_INGRESS: u8 = hook::TC_INGRESS;
     /// The same on one that goes out.
     pub const TC_EGRESS: u8 = hook::TC_EGRESS;
+    /// A bridge that tracks connections.
+    pub const BRIDGE: u8 = hook::BRIDGE;
 }
 
 /// The code of one function.

@@ -24,6 +24,8 @@ pub mod hook {
     pub const TC_INGRESS: u8 = 17;
     /// tc's action `ct`, on a packet that goes out.
     pub const TC_EGRESS: u8 = 18;
+    /// Bridge netfilter's own NF_BR_PRE_ROUTING, where a bridge tracks connections.
+    pub const BRIDGE: u8 = 19;
     /// The hook is not known.
     pub const UNKNOWN: u8 = 255;
 }

@@ -15,7 +15,7 @@ use ctwatch_common::event::{KIND_NETNS_GONE, hook};
 use ctwatch_common::netns::id;
 
 /// Namespaces are destroyed in batches. Those of a batch that are beyond this number are noticed by user space instead.
-const BATCH: u32 = 16 * STEP;
+const BATCH: u32 = 512 * STEP;
 const STEP: u32 = 32;
 
 #[inline(always)]

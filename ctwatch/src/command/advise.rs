@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 
 use super::live::{self, AttachRequest, Ended, LiveLoop, LiveSession, LiveSink, Shutdown, TickOutcome};
-use super::{VERSION, confine, event_loop, netns_spec};
+use super::{VERSION, confine, event_loop, netns_spec, preflight};
 use crate::advise::case::Case;
 use crate::advise::measure::Measure;
 use crate::advise::refused::FirstTimeouts;
@@ -22,7 +22,7 @@ use crate::conntrack::{addresses, census};
 use crate::contract::Notice;
 use crate::error::{Exit, Failure};
 use crate::kernel::roots::Roots;
-use crate::kernel::standing::Standing;
+use crate::kernel::standing::{OUTSIDE, Standing};
 use crate::machine::Host;
 use crate::model::{Backend, Locals, Loss, Sample};
 use crate::netns::{self, Netns};
@@ -51,7 +51,7 @@ async fn measure_and_advise(config: &Config, advise: &AdviseConfig, standing: &S
     let wanted =
         netns_spec::resolve(advise.netns.as_slice())?.and_then(|ids| ids.first().copied()).unwrap_or(own);
     if module::loaded(&roots).is_none() {
-        return Err(not_loaded());
+        return Err(if module::is_hidden(&roots) { hidden() } else { not_loaded() });
     }
     let namespaces = netns::discover()?;
     let netns = namespaces
@@ -232,6 +232,11 @@ async fn watch(
     let Measuring { measure, senders, window_s: _, notes } = sink;
     let measured_by = if counts_flows { "kprobe" } else { "census" };
     Ok(Some(Watched { measure, senders, measured_by, notes }))
+}
+
+/// An error with exit code 3.
+fn hidden() -> anyhow::Error {
+    Failure::cannot_watch(format!("{}; {}", preflight::HIDDEN, OUTSIDE)).into()
 }
 
 fn not_loaded() -> anyhow::Error {

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 
 use super::live::backend;
-use super::preflight::{Trials, look};
+use super::preflight::{self, Trials, look};
 use super::{VERSION, confine, view};
 use crate::cli::{BackendChoice, CheckConfig, Config};
 use crate::conntrack::census;
@@ -15,6 +15,7 @@ use crate::netns;
 use crate::probe::{Probe, offsets};
 use crate::sandbox::{self, Files, Support, Work};
 use crate::stderr::Progress;
+use crate::watch;
 use ctwatch_common::config::Config as Offsets;
 
 /// Runs it.
@@ -31,9 +32,18 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
         let (symbols, btf) = kernel.both()?;
         Probe::try_kprobe(&offsets::resolve(btf, symbols)?, symbols)
     };
+    let hooks = || {
+        let btf = kernel.btf.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
+        watch::missing_hooks(&kernel, preflight::raw_tracepoints(btf, &roots))
+    };
     let other_netns = || netns::try_to_enter(netns::discover()?.values());
-    let trials =
-        Trials { program: &program, kprobe: &kprobe, listing: &census::try_to_list, netns: &other_netns };
+    let trials = Trials {
+        program: &program,
+        kprobe: &kprobe,
+        hooks: &hooks,
+        listing: &census::try_to_list,
+        netns: &other_netns,
+    };
     let progress = Progress::show(|| "trying what this kernel has and allows".to_owned());
     let mut found = look(&roots, &kernel, &standing, &calls::refused(), Some(&trials));
     found.items.push(confines);

@@ -20,7 +20,7 @@ use crate::kernel::symbols::Symbols;
 use crate::model::THIS_NETNS;
 use crate::netns::{self, Entered, InitialNetns};
 use crate::probe::offsets;
-use crate::probe::plan::RawTpReentrancy;
+use crate::probe::plan::{MissingHook, RawTpReentrancy};
 use crate::probe::room::NetnsRoom;
 use crate::probe::shapes;
 use crate::text::{mib, thousands};
@@ -64,6 +64,8 @@ pub struct Trials<'a> {
     pub program: &'a dyn Fn() -> Result<()>,
     /// Attaches a kprobe; false if there is nothing yet to attach it to.
     pub kprobe: &'a dyn Fn() -> Result<bool>,
+    /// Attaches a program to each function that is hooked; which are not there, or refuse.
+    pub hooks: &'a dyn Fn() -> Result<Vec<MissingHook>>,
     /// Begins to list this netns's table.
     pub listing: &'a dyn Fn() -> Result<()>,
     /// Enters another netns.
@@ -109,6 +111,7 @@ pub fn look(
         found.program(trials);
     }
     found.kprobes(roots, symbols, trials);
+    found.hooks(roots, trials);
     found.census(roots, standing, trials);
     found.other_netns(roots, standing, trials);
     found.host(roots);
@@ -285,10 +288,10 @@ impl Preflight {
 }
 
 /// Before Linux 5.15.
-const HIDDEN: &str = "nf_conntrack is loaded, but its sysctls are hidden from this user namespace";
+pub const HIDDEN: &str = "nf_conntrack is loaded, but its sysctls are hidden from this user namespace";
 
 /// Which of the ways this kernel has. What programs read through perf must lie where they look for it.
-fn raw_tracepoints(btf: &Btf, roots: &Roots) -> RawTpReentrancy {
+pub fn raw_tracepoints(btf: &Btf, roots: &Roots) -> RawTpReentrancy {
     if btf.offset("bpf_prog", "active").is_none() {
         return RawTpReentrancy::Nested;
     }

@@ -16,13 +16,13 @@ use super::{VERSION, confine, event_loop, view};
 use crate::children::threads;
 use crate::cli::{Config, TableConfig};
 use crate::conntrack::census::{self, Refusal, hidden};
-use crate::conntrack::{addresses, module, tracking};
+use crate::conntrack::{addresses, module, stat, tracking};
 use crate::contract::breakdown::{Skipped, TableReport};
 use crate::error::{Exit, Failure};
 use crate::kernel::capabilities::{Capabilities, Capability};
 use crate::kernel::roots::Roots;
 use crate::model::{Locals, NetnsId};
-use crate::netns::{self, Netns};
+use crate::netns::{self, InitialNetns, Netns};
 use crate::sandbox::{Files, Work};
 use crate::state::table::{Breakdown, BreakdownConfig, ScanContext, TableResult, combine};
 use crate::stderr::Progress;
@@ -99,12 +99,14 @@ struct Look {
 impl Look {
     /// All tables that were asked for, or that may be entered.
     fn at_all(&self) -> Result<TableReport> {
-        if module::loaded(&self.roots).is_none() {
+        if module::loaded(&self.roots).is_none() && !module::is_hidden(&self.roots) {
             return Err(Failure::cannot_watch(NOT_LOADED).into());
         }
         let started = Instant::now();
         let namespaces = netns::discover()?;
         let own = netns::own()?;
+        let initial = InitialNetns::look(&self.roots, own).known();
+        let everywhere = netns::on_netns_thread(|| stat::limit_everywhere(namespaces.values(), initial))?;
         let may_enter =
             Capabilities::effective(&self.roots).is_none_or(|these| these.has(Capability::SysAdmin));
         let own_netns_only = self.netns.is_none() && !may_enter;
@@ -118,8 +120,9 @@ impl Look {
                 None => false,
             };
             // Whoever can't be entered is told apart from whoever can't be read.
-            let listed =
-                netns::run_inside(netns, || Ok(self.at(netns))).map_err(|error| unable(&error)).flatten();
+            let listed = netns::run_inside(netns, || Ok(self.at(netns, everywhere)))
+                .map_err(|error| unable(&error))
+                .flatten();
             match listed {
                 Ok(listed) => finished.push(listed),
                 Err(error) if must => {
@@ -145,8 +148,8 @@ impl Look {
         ))
     }
 
-    /// The table of the netns this thread is in.
-    fn at(&self, netns: &Netns) -> Result<TableResult> {
+    /// The table of the netns this thread is in. `everywhere` is the limit that holds in all of them.
+    fn at(&self, netns: &Netns, everywhere: Option<u32>) -> Result<TableResult> {
         let settings = &self.settings;
         let locals = if settings.needs_locals() {
             Locals::new(&addresses::local_addresses()?)
@@ -174,7 +177,7 @@ impl Look {
                 count_before,
                 count,
                 hidden: hidden.then(|| hidden::hidden_here(&self.roots)),
-                max: census::max_here(),
+                max: stat::stricter(everywhere, census::max_here()),
                 listed: listing.entries,
                 duplicates: listing.duplicates,
                 restarts,

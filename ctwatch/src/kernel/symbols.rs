@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// Functions and data to look for, without suffix.
-const WANTED: [&[u8]; 22] = [
+const WANTED: [&[u8]; 24] = [
     b"nf_hook_slow",
     b"early_drop",
     b"nf_ct_delete",
@@ -29,11 +29,13 @@ const WANTED: [&[u8]; 22] = [
     b"nfqnl_reinject",
     b"ovs_ct_execute",
     b"tcf_ct_act",
+    b"br_handle_frame",
+    b"nf_ct_bridge_pre",
     b"__netif_receive_skb_core",
     b"__dev_queue_xmit",
 ];
 /// How a line ends whose symbol is in a module of which the length of a function matters: there symbols come in any order.
-const UNSORTED: [&[u8]; 2] = [b"\t[nfnetlink_queue]\n", b"\t[openvswitch]\n"];
+const UNSORTED: [&[u8]; 3] = [b"\t[nfnetlink_queue]\n", b"\t[openvswitch]\n", b"\t[bridge]\n"];
 /// "ffffffff81000000 T " comes before the name.
 const NAME_AT: usize = 19;
 

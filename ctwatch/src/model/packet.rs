@@ -85,11 +85,13 @@ pub enum Hook {
     TcIngress = hook::TC_INGRESS,
     /// The same on one that goes out.
     TcEgress = hook::TC_EGRESS,
+    /// A bridge that tracks connections: what comes in by one of its ports.
+    Bridge = hook::BRIDGE,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PreRouting,
         Self::LocalIn,
         Self::Forward,
@@ -98,6 +100,7 @@ impl Hook {
         Self::OpenVSwitch,
         Self::TcIngress,
         Self::TcEgress,
+        Self::Bridge,
     ];
 
     /// The hook with this number, the kernel's own as far as it has one.
@@ -118,6 +121,7 @@ impl Hook {
             Self::OpenVSwitch => "openvswitch",
             Self::TcIngress => "tc_ingress",
             Self::TcEgress => "tc_egress",
+            Self::Bridge => "bridge",
         }
     }
 

@@ -181,6 +181,20 @@ impl Probe {
         Ok(true)
     }
 
+    /// Whether programs may be attached to all kernel functions of a plan: one is, to each, and it is taken away again.
+    pub fn try_hooks(config: &Config, symbols: &Symbols, planned: &[Attachment]) -> Result<()> {
+        let mut ebpf = object::load(None, config, MapSizes::SMALL, 0).map_err(with_remedy)?;
+        let program = "early_drop_return";
+        load_program(&mut ebpf, program)?;
+        let is_function = |one: &&Attachment| matches!(one.kind, HookKind::Kprobe | HookKind::Kretprobe);
+        for Attachment { function, .. } in planned.iter().filter(is_function) {
+            // What may be probed at its return may be probed where it begins.
+            let attachment = Attachment { program, function: function.clone(), kind: HookKind::Kretprobe };
+            attach(&mut ebpf, &attachment, symbols)?;
+        }
+        Ok(())
+    }
+
     /// All programs of the object, each loaded (so: verified), with the number of instructions the verifier
     /// went through if the kernel tells, or with its words.
     pub fn verify(config: &Config) -> Result<Vec<(String, Result<Option<u64>>)>> {

@@ -9,8 +9,12 @@ use crate::kernel::roots::Roots;
 use crate::kernel::symbols::Symbols;
 
 /// What brings a door with it, or keeps one in the kernel open, and a function by which its symbols are known.
-const MODULES: [(&str, &str); 3] =
-    [("nfnetlink_queue", "nfqnl_reinject"), ("openvswitch", "ovs_ct_execute"), ("act_ct", "tcf_ct_act")];
+const MODULES: [(&str, &str); 4] = [
+    ("nfnetlink_queue", "nfqnl_reinject"),
+    ("openvswitch", "ovs_ct_execute"),
+    ("act_ct", "tcf_ct_act"),
+    ("nf_conntrack_bridge", "nf_ct_bridge_pre"),
+];
 /// The longest that a function may be said to be: where a module's last one ends, kallsyms doesn't tell.
 const LONGEST: u64 = 16 << 10;
 
@@ -21,7 +25,9 @@ const LONGEST: u64 = 16 << 10;
 /// - `ovs_ct_execute` (net/openvswitch/conntrack.c);
 /// - `tcf_ct_act` (net/sched/act_ct.c) answers TC_ACT_SHOT, and whoever asked frees the packet: `sch_handle_ingress` and
 ///   `sch_handle_egress` (net/core/dev.c), inlined into these two. Before 6.11 it let a refused packet go on, and its mark
-///   and count would be taken for those of the next packet that tc drops.
+///   and count would be taken for those of the next packet that tc drops;
+/// - `nf_hook_bridge_pre` (net/bridge/br_input.c), inlined into `br_handle_frame`, runs the hooks of a bridge by itself: a door while
+///   bridges track connections (`ct` in a table of the family bridge loads nf_conntrack_bridge).
 #[must_use]
 pub fn find(symbols: &Symbols, release: Option<(u32, u32)>) -> Vec<Door> {
     let has = |function| symbols.parts(function).next().is_some();
@@ -30,6 +36,9 @@ pub fn find(symbols: &Symbols, release: Option<(u32, u32)>) -> Vec<Door> {
     if has("tcf_ct_act") && release >= Some((6, 11)) {
         functions.push(("__netif_receive_skb_core", kind::TC_INGRESS));
         functions.push(("__dev_queue_xmit", kind::TC_EGRESS));
+    }
+    if has("nf_ct_bridge_pre") {
+        functions.push(("br_handle_frame", kind::BRIDGE));
     }
     let mut doors = Vec::new();
     for (function, kind) in functions {
@@ -119,6 +128,15 @@ ffffffffc0008000 t nfqnl_recv_verdict\t[nfnetlink_queue]
     }
 
     #[test]
+    fn the_door_of_bridges_is_open_while_they_track_connections() {
+        let bridge =
+            "ffffffffc000b000 t br_handle_frame\t[bridge]\nffffffffc000b300 t br_pass_frame_up\t[bridge]\n";
+        assert_eq!(find(&symbols(bridge), None), []);
+        let with = format!("{bridge}ffffffffc000c000 t nf_ct_bridge_pre\t[nf_conntrack_bridge]\n");
+        assert_eq!(find(&symbols(&with), None), [Door::new(0xffff_ffff_c000_b000, 0x300, kind::BRIDGE)]);
+    }
+
+    #[test]
     fn where_packets_come_back_in_the_kernel_itself_its_module_has_no_door() {
         let found = find(
             &symbols(
@@ -142,7 +160,7 @@ ffffffffc0008000 t nfqnl_recv_verdict\t[nfnetlink_queue]
 
     #[test]
     fn a_module_that_came_after_the_symbols_were_read_is_not_known() {
-        let loaded = [Some(1), Some(2), Some(3)];
-        assert_eq!(known(loaded, &symbols(DEBIAN_6_12)), [Some(1), Some(2), None]);
+        let loaded = [Some(1), Some(2), Some(3), Some(4)];
+        assert_eq!(known(loaded, &symbols(DEBIAN_6_12)), [Some(1), Some(2), None, None]);
     }
 }

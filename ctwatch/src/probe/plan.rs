@@ -67,6 +67,22 @@ pub struct ProbeOptions {
 }
 
 impl ProbeOptions {
+    /// All that can be asked for, but for the other way to see a full table.
+    #[must_use]
+    pub const fn everything(raw_tracepoints: RawTpReentrancy) -> Self {
+        Self {
+            kprobes: true,
+            flows: true,
+            insert_events: true,
+            loss_events: true,
+            event_details: true,
+            owners: true,
+            invalid: true,
+            trace_init_conntrack: false,
+            raw_tracepoints,
+        }
+    }
+
     /// What the programs of a backend do unasked: count losses. `None` for the backend without programs.
     #[must_use]
     pub const fn for_backend(backend: Backend, raw_tracepoints: RawTpReentrancy) -> Option<Self> {

@@ -16,8 +16,11 @@ use super::schema;
 const ENTRIES: usize = 256;
 /// The longest text of a table.
 const TEXT: usize = 16 << 10;
-/// What the view `drops` lacked before there were hooks beyond the five of netfilter.
-const LATER_HOOKS: &str = " WHEN 16 THEN 'openvswitch' WHEN 17 THEN 'tc_ingress' WHEN 18 THEN 'tc_egress'";
+/// What the view `drops` lacked before there were these hooks, newest first.
+const LATER_HOOKS: [&str; 2] = [
+    " WHEN 19 THEN 'bridge'",
+    " WHEN 16 THEN 'openvswitch' WHEN 17 THEN 'tc_ingress' WHEN 18 THEN 'tc_egress'",
+];
 /// Words by which a column runs something.
 const RUNS: [&str; 8] = ["as", "check", "collate", "default", "generated", "virtual", "using", "select"];
 
@@ -38,8 +41,12 @@ static KNOWN: LazyLock<BTreeMap<String, Known>> = LazyLock::new(|| {
             _ => ("table", text.strip_prefix("CREATE TABLE ")?),
         };
         let name = rest.split([' ', '(']).next()?.to_owned();
-        let former = text.replace(&format!(" {}", plain(LATER_HOOKS)), "");
-        Some((name, Known { kind, texts: vec![text.clone(), former], always: always && kind == "table" }))
+        let mut texts = vec![text];
+        for hooks in LATER_HOOKS {
+            let former = texts[texts.len() - 1].replace(&format!(" {}", plain(hooks)), "");
+            texts.push(former);
+        }
+        Some((name, Known { kind, texts, always: always && kind == "table" }))
     });
     known.collect()
 });
@@ -183,10 +190,13 @@ mod tests {
         let sql: String = connection
             .query_row("SELECT sql FROM sqlite_master WHERE name = 'drops'", [], |row| row.get(0))
             .unwrap();
-        let former = sql.replace(LATER_HOOKS, "");
-        assert_ne!(former, sql);
-        connection.execute_batch(&format!("DROP VIEW drops; {former}")).unwrap();
-        examine(&connection).unwrap();
+        let mut former = sql;
+        for hooks in LATER_HOOKS {
+            assert!(former.contains(hooks));
+            former = former.replace(hooks, "");
+            connection.execute_batch(&format!("DROP VIEW drops; {former}")).unwrap();
+            examine(&connection).unwrap();
+        }
     }
 
     #[test]

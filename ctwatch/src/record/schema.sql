@@ -396,7 +396,7 @@ CREATE VIEW drops AS
       ELSE e.proto END AS proto,
     e.src, e.sport, e.dst, e.dport,
     CASE e.hook WHEN 0 THEN 'prerouting' WHEN 1 THEN 'input' WHEN 2 THEN 'forward' WHEN 3 THEN 'output'
-      WHEN 4 THEN 'postrouting' WHEN 16 THEN 'openvswitch' WHEN 17 THEN 'tc_ingress' WHEN 18 THEN 'tc_egress' END AS hook,
+      WHEN 4 THEN 'postrouting' WHEN 16 THEN 'openvswitch' WHEN 17 THEN 'tc_ingress' WHEN 18 THEN 'tc_egress' WHEN 19 THEN 'bridge' END AS hook,
     e.device, e.flags & 1 AS loopback, CASE WHEN e.flags & 2 THEN e.count END AS count,
     CASE WHEN e.flags & 4 THEN e.max END AS max, o.pid, o.name AS process, o.role, o.container
   FROM event e JOIN netns n ON n.id = e.netns JOIN cause c ON c.id = e.cause LEFT JOIN owner o ON o.id = e.owner;

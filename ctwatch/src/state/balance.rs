@@ -32,12 +32,15 @@ pub(super) struct Bracket {
     pub after: Four<u64>,
     /// The kernel's last word is missing (the netns died, or it can't be read): it may have counted any more.
     pub open: bool,
+    /// Not one word of it was heard.
+    pub unreadable: bool,
 }
 
 impl Bracket {
-    /// Counters of which we counted more than the kernel was heard to say: there is nothing to compare them with.
+    /// Counters of which we counted more than the kernel was heard to say, or of which nothing can be read, though we may have
+    /// counted nothing either: there is nothing to compare them with.
     pub fn unheard(&self, ours: Four<u64>) -> Four<bool> {
-        std::array::from_fn(|counter| self.open && ours[counter] > self.after[counter])
+        std::array::from_fn(|counter| self.unreadable || (self.open && ours[counter] > self.after[counter]))
     }
 }
 
@@ -116,7 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn drops(before: u64, after: u64) -> Bracket {
-        Bracket { before: [before, 0, 0, 0], after: [after, 0, 0, 0], open: false }
+        Bracket { before: [before, 0, 0, 0], after: [after, 0, 0, 0], open: false, unreadable: false }
     }
 
     fn total(account: &[(Bracket, u64)], elsewhere: u64) -> i64 {
@@ -152,6 +155,14 @@ mod tests {
         let dead = Bracket { open: true, ..drops(10, 10) };
         assert_eq!(total(&[(dead, 25)], 0), 0);
         assert_eq!(total(&[(dead, 8)], 0), 2);
+    }
+
+    #[test]
+    fn of_what_cannot_be_read_nothing_agrees_though_nothing_was_counted() {
+        let closed = Bracket { open: true, unreadable: true, ..drops(0, 0) };
+        assert_eq!(closed.unheard([0; 4]), [true; 4]);
+        let dead = Bracket { open: true, ..drops(10, 10) };
+        assert_eq!(dead.unheard([12, 0, 0, 0]), [true, false, false, false]);
     }
 
     #[test]

@@ -373,6 +373,7 @@ impl Netns {
     /// Has a line of its own: one that nobody could look into only if it lost something.
     fn is_listed(&self) -> bool {
         match self.life {
+            Life::Alive if self.is_unreadable() && self.count.is_none() => self.ours.losses != [0; CAUSES],
             Life::Alive | Life::Dying => true,
             Life::NeverSampled => self.ours.losses != [0; CAUSES],
             Life::Gone => false,
@@ -397,6 +398,7 @@ impl Netns {
             before: add(self.earlier, self.before),
             after: self.kernel_after(),
             // An earlier netns of this number may have died with counts that nobody read.
+            unreadable: self.is_unreadable(),
             open: self.is_unreadable() || (self.went_away() && !self.complete) || self.earlier != [0; 4],
         }
     }

@@ -36,6 +36,20 @@ impl BaselineCounters {
         }
     }
 
+    /// Whether the reading is another netns's: counters don't go back.
+    #[must_use]
+    pub fn is_of_another(&self, stat: &Stat) -> bool {
+        self.last.iter().zip(&stat.cpus).any(|(last, now)| {
+            let is_back = |from: u32, to: u32| to.wrapping_sub(from) > u32::MAX / 2;
+            last.is_some_and(|last| {
+                is_back(last.drop, now.drop)
+                    || is_back(last.early_drop, now.early_drop)
+                    || is_back(last.insert_failed, now.insert_failed)
+                    || is_back(last.chaintoolong, now.chaintoolong)
+            })
+        })
+    }
+
     /// Takes in a reading; returns the totals.
     pub fn update(&mut self, stat: &Stat) -> KernelCounters {
         self.entries = Some(stat.entries);
@@ -118,6 +132,15 @@ mod tests {
         // The first CPU's counter wrapped to 4, the second went on to 12.
         baseline.finish(KernelCounters { drop: 16, ..KernelCounters::default() });
         assert_eq!((baseline.total().drop, baseline.complete), (8, true));
+    }
+
+    #[test]
+    fn counters_that_go_back_are_another_netns_s_and_those_that_wrap_are_not() {
+        let mut baseline = BaselineCounters::new(Vec::new(), true);
+        baseline.update(&reading(&[5, u32::MAX]));
+        assert!(!baseline.is_of_another(&reading(&[5, 3])));
+        assert!(baseline.is_of_another(&reading(&[0, u32::MAX])));
+        assert!(baseline.is_of_another(&reading(&[9, u32::MAX - 1])));
     }
 
     #[test]

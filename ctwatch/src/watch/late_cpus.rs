@@ -82,6 +82,6 @@ impl LateCpus {
 }
 
 fn read(namespaces: &BTreeMap<NetnsId, Netns>) -> Result<BTreeMap<NetnsId, Stat>> {
-    let readings = stat::read_all(namespaces.values())?;
+    let readings = stat::read_all(namespaces.values(), None)?;
     Ok(readings.into_iter().filter_map(|(id, stat)| Some((id, stat.ok()?))).collect())
 }

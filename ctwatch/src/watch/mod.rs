@@ -29,7 +29,7 @@ use crate::memory;
 use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
 use crate::probe::doors::{self as places, Loaded};
 use crate::probe::object::{Loader, MapSizes};
-use crate::probe::plan::{Attachment, MissingHook, Plan, ProbeOptions, plan};
+use crate::probe::plan::{Attachment, MissingHook, Plan, ProbeOptions, RawTpReentrancy, plan};
 use crate::probe::refusal::HookRefused;
 use crate::probe::room::NetnsRoom;
 use crate::probe::shared::{FlowTotals, Taken};
@@ -148,7 +148,10 @@ impl Watch {
         };
         let bases = match self.config.probe_options {
             Some(options) => self.attach_programs(options, kernel, loader, &mut start)?,
-            None => self.present_counters()?,
+            None => {
+                self.netns.numbers_generations = true;
+                self.present_counters()?
+            }
         };
         for (id, bases) in bases {
             add_up(&mut start.since_boot, bases.iter().flatten());
@@ -222,7 +225,7 @@ impl Watch {
 
     /// The baseline where no programs run.
     fn present_counters(&self) -> Result<BTreeMap<NetnsId, Bases>> {
-        let readings = stat::read_all(self.netns.namespaces.values())?;
+        let readings = stat::read_all(self.netns.namespaces.values(), None)?;
         let bases = |stat: stat::Stat| stat.cpus.into_iter().map(Some).collect();
         Ok(readings.into_iter().filter_map(|(id, stat)| Some((id, bases(stat.ok()?)))).collect())
     }
@@ -414,6 +417,24 @@ impl EarlierTotals {
 
 /// Attaches all hooks that this kernel has and allows. One that it refuses costs what it stands for: a new plan does
 /// without it.
+/// Which hooks this kernel doesn't have or refuses, all options on: tried, and taken away again.
+pub fn missing_hooks(kernel: &Kernel, raw_tracepoints: RawTpReentrancy) -> Result<Vec<MissingHook>> {
+    let (symbols, btf) = kernel.both()?;
+    let mut symbols = symbols.clone();
+    let mut options = ProbeOptions::everything(raw_tracepoints);
+    for other in kernel.functions().map(|functions| shapes::compare(&functions).others).unwrap_or_default() {
+        other.do_without(&mut symbols, &mut options)?;
+    }
+    loop {
+        let mut config = offsets::resolve(btf, &symbols)?;
+        let plan = plan(&symbols, options, &mut config).map_err(anyhow::Error::msg)?;
+        match Probe::try_hooks(&config, &symbols, &plan.attachments) {
+            Ok(()) => return Ok(plan.missing),
+            Err(error) => error.downcast::<HookRefused>()?.do_without(&mut symbols, &mut options)?,
+        }
+    }
+}
+
 fn attach_what_attaches(
     mut loader: Option<Loader>,
     kernel: &Kernel,

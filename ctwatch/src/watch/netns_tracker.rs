@@ -30,6 +30,8 @@ const MOST: usize = 1 << 14;
 const TOLD: Duration = Duration::from_secs(10);
 /// The same, where nobody tells its last counts.
 const LAST_WORDS: Duration = Duration::from_secs(60);
+/// The same, where they are told and haven't come: the ring was full.
+const NO_LAST_WORDS: Duration = Duration::from_secs(600);
 
 /// The kernel's counters since the baseline, by netns.
 pub(super) type Totals = BTreeMap<NetnsId, KernelCounters>;
@@ -55,6 +57,8 @@ pub(super) struct NetnsTracker {
     pub has_too_many: bool,
     /// Where the kernel's counters were read last.
     pub counters_from: Option<CounterSource>,
+    /// No programs number those that have the same inode number one after another.
+    pub numbers_generations: bool,
     /// The programs tell when a netns is destroyed.
     pub ends_are_told: bool,
     /// The initial netns, as the kernel itself says; `None` if it doesn't.
@@ -68,6 +72,14 @@ pub(super) struct NetnsTracker {
 struct Gone {
     netns: Netns,
     since: Instant,
+    /// A sample had it as gone.
+    told: bool,
+}
+
+impl Gone {
+    fn now(netns: Netns) -> Self {
+        Self { netns, since: Instant::now(), told: false }
+    }
 }
 
 impl Default for NetnsTracker {
@@ -84,6 +96,7 @@ impl Default for NetnsTracker {
             last_rescan: Instant::now(),
             has_too_many: false,
             counters_from: None,
+            numbers_generations: false,
             ends_are_told: false,
             initial: None,
             sums_all_cpus: true,
@@ -111,6 +124,10 @@ impl NetnsTracker {
         let generation = self.generations.entry(inode).or_default();
         *generation = (*generation).max(id.generation() + 1);
         self.unreachable.remove(&id);
+        if self.forgotten.contains(&id) {
+            // It was summed up with what had been read until then.
+            return;
+        }
         let is_known = self.namespaces.contains_key(&id) || self.knows(id);
         if !is_known && (counters == KernelCounters::default() || !self.sums_all_cpus) {
             // It came and went between two looks and lost nothing, or what it lost can't be told.
@@ -124,19 +141,22 @@ impl NetnsTracker {
         self.unreadable.remove(&id);
         let unnoticed = || Netns { id, path: PathBuf::new(), name: None, container: None };
         let netns = self.namespaces.remove(&id).unwrap_or_else(unnoticed);
-        self.gone.insert(id, Gone { netns, since: Instant::now() });
+        self.gone.insert(id, Gone::now(netns));
     }
 
     /// Reads the kernel's counters in every netns.
     pub fn read_counters(&mut self, roots: &Roots) -> Result<Totals> {
-        let readings = stat::read_all(self.namespaces.values())?;
+        let readings = stat::read_all(self.namespaces.values(), self.initial)?;
         let mut totals = BTreeMap::new();
         for (id, stat) in readings {
             match stat {
                 Ok(stat) => {
                     self.counters_from = Some(stat.from);
                     self.unreadable.remove(&id);
-                    totals.insert(id, self.accumulate(id, &stat));
+                    match self.accumulate(id, &stat) {
+                        Some(total) => drop(totals.insert(id, total)),
+                        None => self.end_unnoticed(id),
+                    }
                 }
                 Err(_) => self.mark_unreadable(id, roots),
             }
@@ -144,8 +164,10 @@ impl NetnsTracker {
         Ok(totals)
     }
 
-    fn accumulate(&mut self, id: NetnsId, stat: &Stat) -> KernelCounters {
-        self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(Vec::new(), true)).update(stat)
+    /// The totals with this reading; none if it is another netns's, whose path and inode number are the same.
+    fn accumulate(&mut self, id: NetnsId, stat: &Stat) -> Option<KernelCounters> {
+        let baseline = self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(Vec::new(), true));
+        (!baseline.is_of_another(stat)).then(|| baseline.update(stat))
     }
 
     /// A netns can't be read: unless another process still leads there, it is gone.
@@ -158,9 +180,18 @@ impl NetnsTracker {
             self.unreadable.insert(id);
             return;
         }
+        self.end_unnoticed(id);
+    }
+
+    /// A netns is gone, and nobody told. What comes under its number is looked for at once.
+    fn end_unnoticed(&mut self, id: NetnsId) {
         if let Some(netns) = self.namespaces.remove(&id) {
-            self.gone.insert(id, Gone { netns, since: Instant::now() });
+            self.unreadable.remove(&id);
+            self.gone.insert(id, Gone::now(netns));
             self.last_rescan = Instant::now() - RESCAN_INTERVAL;
+            if self.numbers_generations {
+                self.generations.insert(id.inode(), id.generation() + 1);
+            }
         }
     }
 
@@ -185,7 +216,7 @@ impl NetnsTracker {
         if new.is_empty() {
             return;
         }
-        let readings = stat::read_all(new.iter()).unwrap_or_default();
+        let readings = stat::read_all(new.iter(), None).unwrap_or_default();
         let counted: HashMap<NetnsId, bool> = readings
             .into_iter()
             .map(|(id, stat)| {
@@ -245,8 +276,17 @@ impl NetnsTracker {
             }
         }
         let id = netns.id;
-        self.gone.remove(&id);
-        self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(bases, true));
+        match self.gone.get(&id) {
+            // Whoever reads samples must hear of the end before, or takes the new one's counts for the old one's.
+            Some(before) if !before.told => return,
+            Some(_) => {
+                self.gone.remove(&id);
+                self.baselines.insert(id, BaselineCounters::new(bases, true));
+            }
+            None => {
+                self.baselines.entry(id).or_insert_with(|| BaselineCounters::new(bases, true));
+            }
+        }
         self.namespaces.insert(id, netns);
     }
 
@@ -265,7 +305,12 @@ impl NetnsTracker {
             let complete = baselines.get(id).is_some_and(|baseline| baseline.complete);
             let age = now.duration_since(one.since);
             // Counted twice, were it forgotten before the programs tell.
-            let is_settled = if complete { age >= TOLD } else { !last_words_come && age >= LAST_WORDS };
+            let enough = match (complete, last_words_come) {
+                (true, _) => TOLD,
+                (false, false) => LAST_WORDS,
+                (false, true) => NO_LAST_WORDS,
+            };
+            let is_settled = age >= enough;
             if !is_settled {
                 return true;
             }
@@ -310,9 +355,10 @@ impl NetnsTracker {
         self.baselines.get(&id)?.entries
     }
 
-    /// All namespaces as a sample has them: `before` and `after` are the kernel's counters read around ours. Those that can't
-    /// be entered are there if they lost something.
-    pub fn samples(&self, before: &Totals, after: &Totals) -> Vec<NetnsSample> {
+    /// All namespaces as a sample has them: `before` and `after` are the kernel's counters read around ours. Those that nothing
+    /// leads to are there if they lost something.
+    pub fn samples(&mut self, before: &Totals, after: &Totals) -> Vec<NetnsSample> {
+        self.gone.values_mut().for_each(|gone| gone.told = true);
         let sample = |(id, baseline): (&NetnsId, &BaselineCounters)| {
             let netns = self.namespaces.get(id).or_else(|| self.gone.get(id).map(|gone| &gone.netns))?;
             Some(NetnsSample {
@@ -334,12 +380,14 @@ impl NetnsTracker {
         };
         let mut samples: Vec<NetnsSample> = self.baselines.iter().filter_map(sample).collect();
         let lost = self.unreachable.iter().filter(|(_, has_losses)| **has_losses);
-        samples.extend(lost.map(|(id, _)| self.unreadable(*id)));
+        let never_read = self.unreadable.iter().filter(|id| !self.baselines.contains_key(id));
+        let blank = lost.map(|(id, _)| id).chain(never_read);
+        samples.extend(blank.map(|id| self.blank(*id)));
         samples
     }
 
     /// A netns of which nothing is known but what it lost.
-    fn unreadable(&self, id: NetnsId) -> NetnsSample {
+    fn blank(&self, id: NetnsId) -> NetnsSample {
         let netns = self.namespaces.get(&id);
         let host = || (Some(id) == self.initial).then(|| HOST_NETNS.into());
         NetnsSample {
@@ -419,6 +467,75 @@ mod tests {
             tracker.retire(id, KernelCounters::default());
         }
         assert!(tracker.unreachable.is_empty() && tracker.baselines.is_empty() && tracker.gone.is_empty());
+    }
+
+    fn reading(drop: u32) -> Stat {
+        let cpus = vec![Counters { drop, ..Counters::default() }];
+        Stat { entries: 0, from: CounterSource::Procfs, max: None, cpus }
+    }
+
+    #[test]
+    fn whoever_takes_over_a_number_unnoticed_starts_at_nothing_and_the_old_one_keeps_its_counts() {
+        let mut tracker = NetnsTracker { numbers_generations: true, ..NetnsTracker::default() };
+        let id = NetnsId::from_inode(7);
+        tracker.begin(id, vec![Some(Counters::default())]);
+        tracker.namespaces.insert(id, netns(7, Some("blue")));
+        assert_eq!(tracker.accumulate(id, &reading(5)).map(|total| total.drop), Some(5));
+        // Another one has the name and the number.
+        assert!(tracker.accumulate(id, &reading(2)).is_none());
+        tracker.end_unnoticed(id);
+        assert!(tracker.is_due(Instant::now()), "it is looked for at once");
+        let next = tracker.present_id(7);
+        assert_ne!(next, id);
+        tracker.add(Netns { id: next, ..netns(7, Some("blue")) }, true, None);
+        assert_eq!(tracker.accumulate(next, &reading(2)).map(|total| total.drop), Some(2));
+        let samples = tracker.samples(&Totals::new(), &Totals::new());
+        let seen: Vec<_> = samples.iter().map(|one| (one.id, one.gone, one.after.drop)).collect();
+        assert_eq!(seen, [(id, true, 5), (next, false, 2)]);
+    }
+
+    #[test]
+    fn where_programs_number_them_the_end_is_told_before_the_next_one_counts() {
+        let mut tracker = NetnsTracker::default();
+        let id = NetnsId::from_inode(7);
+        tracker.begin(id, vec![Some(Counters::default())]);
+        tracker.namespaces.insert(id, netns(7, None));
+        tracker.accumulate(id, &reading(5)).expect("it is the same");
+        tracker.end_unnoticed(id);
+        tracker.add(netns(7, None), true, None);
+        assert!(!tracker.namespaces.contains_key(&id), "not before a sample said that the old one is gone");
+        assert!(tracker.samples(&Totals::new(), &Totals::new())[0].gone);
+        tracker.add(netns(7, None), true, None);
+        assert_eq!(tracker.accumulate(id, &reading(3)).map(|total| total.drop), Some(3));
+        let [sample] = &tracker.samples(&Totals::new(), &Totals::new())[..] else { panic!("one netns") };
+        assert!(!sample.gone);
+    }
+
+    #[test]
+    fn a_netns_that_was_never_read_is_in_every_sample_as_not_readable() {
+        let mut tracker = NetnsTracker::default();
+        let id = NetnsId::from_inode(7);
+        tracker.namespaces.insert(id, netns(7, Some("blue")));
+        tracker.unreadable.insert(id);
+        let [sample] = &tracker.samples(&Totals::new(), &Totals::new())[..] else { panic!("one netns") };
+        assert_eq!((sample.id, sample.access), (id, NetnsAccess::Unreadable));
+        assert_eq!(sample.name.as_ref().map(Foreign::raw), Some("blue"));
+    }
+
+    #[test]
+    fn last_counts_that_never_come_are_waited_for_only_so_long() {
+        let mut tracker = NetnsTracker { ends_are_told: true, ..NetnsTracker::default() };
+        let id = NetnsId::from_inode(7);
+        tracker.begin(id, vec![Some(Counters::default())]);
+        tracker.namespaces.insert(id, netns(7, None));
+        tracker.end_unnoticed(id);
+        tracker.forget_gone(Instant::now() + LAST_WORDS, [].iter());
+        assert_eq!(tracker.gone.len(), 1);
+        tracker.forget_gone(Instant::now() + NO_LAST_WORDS, [loss(id)].iter());
+        assert!(tracker.gone.is_empty() && tracker.baselines.is_empty() && tracker.knows(id));
+        // Too late: what had been read of it is part of the sums.
+        tracker.retire(id, KernelCounters { drop: 9, ..KernelCounters::default() });
+        assert!(tracker.gone.is_empty() && tracker.baselines.is_empty());
     }
 
     #[test]

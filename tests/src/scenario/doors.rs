@@ -77,6 +77,7 @@ pub(super) fn nfqueue(_: &Guest) -> Result<Outcome> {
     checks.figure("queued", sent);
     checks.equal("sends refused to a sender whose packets are queued", out.total_refused(), 0);
     hold(&mut checks, &run, &kernel, netns, &lost, &clashed);
+    clashes(&mut checks, &clashed);
     let events = run.drops.iter().filter(|drop| drop.cause == "table_full");
     let wrong: Vec<_> = events
         .filter(|drop| {
@@ -125,8 +126,51 @@ pub(super) fn openvswitch(_: &Guest) -> Result<Outcome> {
     let mut checks = Checks::new();
     checks.figure("sent", sent.total_accepted());
     hold(&mut checks, &run, &kernel, netns, &lost, &clashed);
+    clashes(&mut checks, &clashed);
     from_one_place(&mut checks, &run, "openvswitch", |drop| {
-        drop.device_in.as_deref() == Some(Datapath::FROM) && drop.device_out.is_none() && drop.netns == netns
+        drop.device_in.as_deref() == Some(FROM) && drop.device_out.is_none() && drop.netns == netns
+    });
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+pub(super) fn bridge(_: &Guest) -> Result<Outcome> {
+    let ports = [53, 4789, 6379];
+    let (sender, receiver) = (Netns::create("sender")?, Netns::create("receiver")?);
+    let arrived = receiver.run(|| Witness::place("prerouting", "udp", &ports))?;
+    let netns = own_inode()?;
+    let drops = Drops::start(&["--events"])?;
+    sh("modprobe bridge")?;
+    sh("ip link add ctwbr type bridge mcast_snooping 0")?;
+    sh("ip link set ctwbr up")?;
+    let receiving = join(&sender, &receiver, "10.9.7.", "fd09:7::", |_, port| {
+        sh(&format!("ip link set {port} master ctwbr")).map(drop)
+    })?;
+    // The chain of a firewall of its own in the same place comes first. `ct` has the bridge track from here on, while ctwatch watches.
+    nftables::load(&format!(
+        "table bridge ctw {{\n chain first {{\n  type filter hook prerouting priority -300;\n  udp dport {DROPPED_BY_THE_BRIDGE} drop\n \
+         }}\n chain tracks {{\n  type filter hook prerouting priority 0;\n  ct state new counter\n }}\n}}\n"
+    ))?;
+    drops.wait_for_ticks(3)?;
+    let before = Counters::read()?;
+    let _limit = table::lower_limit()?;
+    table::fill(Mix::Realistic)?;
+    let plan = |ports: &[u16], packets| {
+        let to = ports.iter().flat_map(|port| [(receiving.0, *port).into(), (receiving.1, *port).into()]);
+        Plan::new(to.collect(), packets)
+    };
+    let sent = sender.run(|| udp::send_on_every_cpu(&plan(&ports, 150)))?;
+    let firewall = sender.run(|| udp::send_on_every_cpu(&plan(&[DROPPED_BY_THE_BRIDGE], 150)))?;
+    drops.wait_for_ticks(2)?;
+    let run = drops.stop()?;
+    let kernel = Counters::read()?.since(&before);
+    let lost = missing(&sent.accepted(), &receiver.run(|| arrived.seen())?);
+
+    let mut checks = Checks::new();
+    checks.figure("sent", sent.total_accepted());
+    checks.figure("dropped by a rule", firewall.total_accepted());
+    hold(&mut checks, &run, &kernel, netns, &lost, &BTreeMap::new());
+    from_one_place(&mut checks, &run, "bridge", |drop| {
+        drop.device_in.as_deref() == Some(FROM) && drop.device_out.is_none() && drop.netns == netns
     });
     Ok(Outcome::Passed(checks.finish()?))
 }
@@ -178,6 +222,7 @@ pub(super) fn act_ct(guest: &Guest) -> Result<Outcome> {
     let mut checks = Checks::new();
     checks.figure("sent", sent.values().sum::<u64>());
     hold(&mut checks, &run, &kernel, netns, &lost, &clashed);
+    clashes(&mut checks, &clashed);
     let events = run.drops.iter().filter(|drop| is_loss(drop));
     let wrong: Vec<_> = events
         .filter(|drop| {
@@ -213,7 +258,6 @@ fn hold(
     checks.figure("Δdrop", kernel.get("drop"));
     checks.figure("Δearly_drop", kernel.get("early_drop"));
     checks.that(lost.values().sum::<u64>() > 200, "too few packets were refused to show anything");
-    checks.that(clashed.values().sum::<u64>() > 50, "too few packets clashed to show anything");
     checks.equal_maps(
         "table_full rows per port against what went missing",
         &run.end.per_port(netns, "udp", "table_full"),
@@ -233,6 +277,11 @@ fn hold(
     checks.equal("events and lost ones together", events + run.end.lost_events, kernel.get("drop"));
     checks.equal("losses without a tuple", run.end.unattributed(), 0);
     checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+}
+
+/// There were some to be told from others.
+fn clashes(checks: &mut Checks, clashed: &BTreeMap<u16, u64>) {
+    checks.that(clashed.values().sum::<u64>() > 50, "too few packets clashed to show anything");
 }
 
 /// Every refused packet was refused at this hook.
@@ -273,6 +322,44 @@ const ONE_PORT: u16 = 5555;
 const DROPPED_BY_TC: u16 = 7480;
 /// What is sent to this port, the switch drops.
 const DROPPED_BY_THE_SWITCH: u16 = 7490;
+/// What is sent to this port, a rule of the bridge's own drops.
+const DROPPED_BY_THE_BRIDGE: u16 = 7491;
+
+/// The port the sender is at.
+const FROM: &str = "ctwfrom";
+/// The port the receiver is at.
+const TO: &str = "ctwto";
+
+/// Gives both a port of a switch in the own netns, which `plug` plugs in, and addresses below these prefixes. Neighbours are written
+/// down. Returns the receiver's addresses.
+fn join(
+    sender: &Netns,
+    receiver: &Netns,
+    v4: &str,
+    v6: &str,
+    plug: impl Fn(u8, &str) -> Result<()>,
+) -> Result<(IpAddr, IpAddr)> {
+    let mut macs = Vec::new();
+    for (number, port, netns) in [(1, FROM, sender), (2, TO, receiver)] {
+        let name = netns.name();
+        sh(&format!("ip link add {port} type veth peer name eth0 netns {name}"))?;
+        sh(&format!("ip -n {name} addr add {v4}{number}/24 dev eth0"))?;
+        sh(&format!("ip -n {name} addr add {v6}{number}/64 dev eth0 nodad"))?;
+        sh(&format!("ip -n {name} link set eth0 up"))?;
+        sh(&format!("ip link set {port} up"))?;
+        plug(number, port)?;
+        let link = sh(&format!("ip -n {name} -o link show dev eth0"))?;
+        let mut words = link.split_whitespace().skip_while(|word| *word != "link/ether");
+        macs.push(words.nth(1).context("no MAC address in `ip link`")?.to_owned());
+    }
+    for (netns, number, mac) in [(sender, 2, &macs[1]), (receiver, 1, &macs[0])] {
+        let name = netns.name();
+        for address in [format!("{v4}{number}"), format!("{v6}{number}")] {
+            sh(&format!("ip -n {name} neigh replace {address} lladdr {mac} dev eth0 nud permanent"))?;
+        }
+    }
+    Ok((format!("{v4}2").parse()?, format!("{v6}2").parse()?))
+}
 
 /// A datapath of Open vSwitch in the own netns, between two others; deleted when dropped. The kernel's part alone: flows are
 /// written down, so that no packet waits for ovs-vswitchd.
@@ -283,35 +370,15 @@ struct Datapath {
 
 impl Datapath {
     const NAME: &str = "ctw-dp";
-    /// The port the sender is at.
-    const FROM: &str = "ctwfrom";
-    /// The port the receiver is at.
-    const TO: &str = "ctwto";
 
     /// UDP from `sender` to `receiver` passes conntrack and is committed; other packets simply pass.
     fn join(sender: &Netns, receiver: &Netns) -> Result<Self> {
         sh("modprobe openvswitch")?;
         sh(&format!("ovs-dpctl add-dp {}", Self::NAME))?;
-        let datapath = Self { receiver: ("10.9.8.2".parse()?, "fd09:8::2".parse()?) };
-        let mut macs = Vec::new();
-        for (number, port, netns) in [(1, Self::FROM, sender), (2, Self::TO, receiver)] {
-            let name = netns.name();
-            sh(&format!("ip link add {port} type veth peer name eth0 netns {name}"))?;
-            sh(&format!("ip -n {name} addr add 10.9.8.{number}/24 dev eth0"))?;
-            sh(&format!("ip -n {name} addr add fd09:8::{number}/64 dev eth0 nodad"))?;
-            sh(&format!("ip -n {name} link set eth0 up"))?;
-            sh(&format!("ip link set {port} up"))?;
-            sh(&format!("ovs-dpctl add-if {} {port},port_no={number}", Self::NAME))?;
-            let link = sh(&format!("ip -n {name} -o link show dev eth0"))?;
-            let mut words = link.split_whitespace().skip_while(|word| *word != "link/ether");
-            macs.push(words.nth(1).context("no MAC address in `ip link`")?.to_owned());
-        }
-        for (netns, number, mac) in [(sender, 2, &macs[1]), (receiver, 1, &macs[0])] {
-            let name = netns.name();
-            for address in [format!("10.9.8.{number}"), format!("fd09:8::{number}")] {
-                sh(&format!("ip -n {name} neigh replace {address} lladdr {mac} dev eth0 nud permanent"))?;
-            }
-        }
+        let receiver = join(sender, receiver, "10.9.8.", "fd09:8::", |number, port| {
+            sh(&format!("ovs-dpctl add-if {} {port},port_no={number}", Self::NAME)).map(drop)
+        })?;
+        let datapath = Self { receiver };
         for (ether, ip) in [("0x0800", "ipv4(proto=17,frag=no)"), ("0x86dd", "ipv6(proto=17,frag=no)")] {
             let flow = |ports: &str| format!("in_port(1),eth(),eth_type({ether}),{ip},udp({ports})");
             if ether == "0x0800" {

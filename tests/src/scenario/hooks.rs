@@ -83,6 +83,14 @@ fn counts_all_the_same(
         reason.contains(refused) && reason.contains("EINVAL"),
         format!("the reason doesn't say that the kernel refuses {refused}: {reason}"),
     );
+    let check =
+        String::from_utf8(ended(Command::new("ctwatch").args(["check"]))?.stdout).context("check's words")?;
+    let item = if backend == "kprobe" { "hooks" } else { "kprobes" };
+    let line = check.lines().find(|line| line.trim_start().starts_with(item)).unwrap_or_default();
+    checks.that(
+        check.contains(refused) && !line.contains("all attach"),
+        format!("check doesn't say that {refused} is refused: {check}"),
+    );
     checks.equal_maps(
         &format!("table_full rows per port against EPERM, without {refused}"),
         &run.end.per_port(netns, "udp", "table_full"),

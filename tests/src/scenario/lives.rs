@@ -50,18 +50,7 @@ pub(super) fn one_inode_two_lives(_: &Guest) -> Result<Outcome> {
     let _limit = table::lower_limit()?;
     let drops = Drops::start(&[])?;
     let first = live(Netns::create("life")?, &[1111], 60)?;
-    // The kernel hands out the lowest free inode number, so the next netns gets the first one's as soon as it is free.
-    let mut again = None;
-    for _ in 0..60 {
-        let netns = Netns::create("life")?;
-        if netns.inode() == first.inode {
-            again = Some(netns);
-            break;
-        }
-        drop(netns);
-        thread::sleep(Duration::from_millis(200));
-    }
-    let Some(again) = again else {
+    let Some(again) = again(first.inode)? else {
         return Ok(Outcome::Skipped("no netns got the inode number of the one before it".into()));
     };
     let second = live(again, &[1111, 2222], 40)?;
@@ -101,6 +90,60 @@ pub(super) fn one_inode_two_lives(_: &Guest) -> Result<Outcome> {
     checks.equal("losses without a tuple", run.end.unattributed(), 0);
     checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
     Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// Nobody tells of the first one's end, and the second one's counters start below where its own stood.
+pub(super) fn taken_over_unnoticed(_: &Guest) -> Result<Outcome> {
+    nftables::track()?;
+    let _limit = table::lower_limit()?;
+    let mut checks = Checks::new();
+    for backend in ["counters", "tracepoint"] {
+        let drops = Drops::start(&["--backend", backend])?;
+        let netns = Netns::create("life")?;
+        let first = lose(&netns, &[1111], 60)?;
+        // What is read last is all that it counted.
+        drops.wait_for_ticks(7)?;
+        drop(netns);
+        let Some(netns) = again(first.inode)? else {
+            return Ok(Outcome::Skipped("no netns got the inode number of the one before it".into()));
+        };
+        let second = lose(&netns, &[2222], 20)?;
+        drops.wait_for_ticks(8)?;
+        let run = drops.stop()?;
+        checks.figure(&format!("Δdrop of the first, {backend}"), first.drop);
+        checks.figure(&format!("Δdrop of the second, {backend}"), second.drop);
+        let kernel = |counter: &str| run.end.kernel_counters.get(counter).copied();
+        checks.equal(
+            &format!("kernel_counters.drop, {backend}"),
+            kernel("drop"),
+            Some(first.drop + second.drop),
+        );
+        checks.equal(
+            &format!("kernel_counters.early_drop, {backend}"),
+            kernel("early_drop"),
+            Some(first.early_drop + second.early_drop),
+        );
+        let tables =
+            || run.ticks.iter().flat_map(|tick| &tick.tables).filter(|table| table.netns == first.inode);
+        checks.that(
+            tables().any(|table| table.gone),
+            format!("no tick says that the first is gone, {backend}"),
+        );
+    }
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// Another netns with this inode number: the kernel hands out the lowest free one, so the next netns gets it as soon as it is free.
+fn again(inode: u64) -> Result<Option<Netns>> {
+    for _ in 0..60 {
+        let netns = Netns::create("life")?;
+        if netns.inode() == inode {
+            return Ok(Some(netns));
+        }
+        drop(netns);
+        thread::sleep(Duration::from_millis(200));
+    }
+    Ok(None)
 }
 
 /// The kernel cleans up behind a netns in its own time, and only then says what it counted last.

@@ -205,6 +205,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("nothing_is_left_after_sigint_sigterm_and_kill9", leftovers::nothing_is_left, 240, ALL),
     Scenario("refused_after_nfqueue_is_named", doors::nfqueue, 240, ALL),
     Scenario("refused_in_openvswitch_is_named", doors::openvswitch, 240, ALL),
+    Scenario("refused_on_a_bridge_is_named", doors::bridge, 240, ALL),
     // Before 6.11 act_ct lets a packet go on that conntrack refused.
     Scenario("refused_in_act_ct_is_named", doors::act_ct, 240, &["6.12", "7"]),
     Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240, ALL_AND_NO_PROCFS),
@@ -224,6 +225,7 @@ const SCENARIOS: &[Scenario] = &[
     // function that early_drop uses, which the scenario before this one watches on each kernel.
     Scenario("victims_of_gc_are_named", victims::of_gc, 500, OLDEST_AND_NEWEST),
     Scenario("one_inode_number_two_lives", lives::one_inode_two_lives, 240, ALL_AND_NO_PROCFS),
+    Scenario("an_inode_number_is_taken_over_unnoticed", lives::taken_over_unnoticed, 240, ON_5_10_AND_6_12),
     Scenario(
         "three_causes_in_two_netns_while_others_come_and_go",
         lives::three_causes_in_two_netns,
@@ -233,7 +235,12 @@ const SCENARIOS: &[Scenario] = &[
     Scenario("drop_storm_keeps_per_port_totals_exact", storm::per_port_totals_exact, 300, ALL_AND_NO_PROCFS),
     Scenario("a_new_victim_has_its_row_after_a_scan_of_all_ports", scan::new_victim_has_its_row, 400, ON_7),
     Scenario("the_story_names_redis_on_loopback_first", story::names_redis_first, 400, ALL),
-    Scenario("cpus_offline_at_start_plugged_and_unplugged_in_a_storm", cpus::come_and_go, 300, ALL),
+    Scenario(
+        "cpus_offline_at_start_plugged_and_unplugged_in_a_storm",
+        cpus::come_and_go,
+        300,
+        ALL_AND_NO_PROCFS,
+    ),
     Scenario("three_hundred_netns_and_three_hundred_more", crowds::three_hundred_and_more, 600, ON_REQUEST),
     Scenario(
         "more_namespaces_lose_than_there_is_room_for",

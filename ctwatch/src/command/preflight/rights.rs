@@ -1,7 +1,7 @@
 //! What this process may do here: by its standing, and where that is asked for, by doing it.
 //! What can't be told is neither yes nor no, and what a capability would give is said of no other.
 
-use super::{Entered, OUTSIDE, Preflight, Roots, Standing, Symbols, Trials};
+use super::{Entered, MissingHook, OUTSIDE, Preflight, Roots, Standing, Symbols, Trials};
 use crate::conntrack::module;
 use crate::error::shortage;
 use crate::kernel::calls::{Call, LET_CALLS_PASS, Refused};
@@ -157,6 +157,28 @@ impl Preflight {
                     refuse(self, format!("{error:#}"), remedy);
                 }
             }
+        }
+    }
+
+    /// What a start would do without.
+    pub(super) fn hooks(&mut self, roots: &Roots, trials: Option<&Trials<'_>>) {
+        let Some(trials) = trials
+            .filter(|_| self.obstacle.is_none() && self.kprobes.is_ok() && module::loaded(roots).is_some())
+        else {
+            return;
+        };
+        match (trials.hooks)() {
+            Ok(missing) if missing.is_empty() => {
+                self.note("hooks", Some(true), "all attach, and were taken away again".to_owned(), None);
+            }
+            Ok(missing) => {
+                let costs =
+                    |hook: &MissingHook| format!("{}: {} ({})", hook.function, hook.costs, hook.reason);
+                let text = missing.iter().map(costs).collect::<Vec<_>>().join("; ");
+                let remedy = "none: ctwatch does without these functions, and its start line says so, too";
+                self.note("hooks", Some(false), text, Some(remedy));
+            }
+            Err(error) => self.note("hooks", None, format!("unknown: {error:#}"), None),
         }
     }
 

@@ -32,6 +32,7 @@ fn look_at(roots: &Roots, trials: bool) -> Preflight {
     let nothing = Trials {
         program: &|| panic!("bpf() is not tried when something is missing already"),
         kprobe: &|| panic!("no kprobe is tried when something is missing already"),
+        hooks: &|| panic!("nor any other hook"),
         listing: &|| panic!("nf_conntrack isn't loaded, and nobody may load it"),
         netns: &|| Ok(Entered::OnlyOwn),
     };
@@ -124,6 +125,7 @@ fn a_call_that_a_filter_refuses_is_named_with_what_lets_it_pass() {
         let trials = Trials {
             program: &|| Ok(()),
             kprobe: &|| Ok(true),
+            hooks: &|| Ok(Vec::new()),
             listing: &|| Ok(()),
             netns: &|| bail!("EPERM"),
         };
@@ -151,6 +153,7 @@ fn tried(roots: &Roots, listing: bool, netns: Entered) -> Preflight {
     let trials = Trials {
         program: &|| Ok(()),
         kprobe: &|| Ok(true),
+        hooks: &|| Ok(Vec::new()),
         listing: &|| if listing { Ok(()) } else { bail!("EPERM") },
         netns: &|| Ok(netns),
     };

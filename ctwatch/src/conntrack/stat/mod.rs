@@ -27,12 +27,13 @@ pub struct Stat {
     pub max: Option<u32>,
 }
 
-/// Reads the counters and limits of many netns in one go.
+/// Reads the counters and limits of many netns in one go. `initial` is the one whose limit holds everywhere, if it is known.
 pub fn read_all<'a>(
-    namespaces: impl Iterator<Item = &'a Netns> + Send,
+    namespaces: impl Iterator<Item = &'a Netns> + Clone + Send,
+    initial: Option<NetnsId>,
 ) -> Result<Vec<(NetnsId, Result<Stat>)>> {
     netns::on_netns_thread(|| {
-        let everywhere = max_here();
+        let everywhere = limit_everywhere(namespaces.clone(), initial);
         let read = |netns: &Netns| -> Result<Stat> {
             netns::enter(netns)?;
             let stat = read_here()?;
@@ -42,8 +43,23 @@ pub fn read_all<'a>(
     })
 }
 
+/// The limit that holds everywhere: the initial netns's. Another one's own is its own alone where limits are kept per netns. On a
+/// thread that may be moved.
+pub fn limit_everywhere<'a>(
+    mut namespaces: impl Iterator<Item = &'a Netns>,
+    initial: Option<NetnsId>,
+) -> Option<u32> {
+    let initial = initial?;
+    if netns::own().is_ok_and(|own| own == initial) {
+        return max_here();
+    }
+    netns::enter(namespaces.find(|netns| netns.id == initial)?).ok()?;
+    max_here()
+}
+
 /// Which of two limits refuses packets first; 0 is no limit.
-fn stricter(a: Option<u32>, b: Option<u32>) -> Option<u32> {
+#[must_use]
+pub fn stricter(a: Option<u32>, b: Option<u32>) -> Option<u32> {
     match (a, b) {
         (Some(0), limit) | (limit, Some(0)) => limit,
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -61,7 +77,8 @@ fn counters_here() -> Result<Stat> {
         return Ok(stat);
     }
     // To ask ctnetlink would load nf_conntrack.
-    if module::loaded(&Roots::default()).is_none() {
+    let roots = Roots::default();
+    if module::loaded(&roots).is_none() && !module::is_hidden(&roots) {
         bail!("nf_conntrack is not loaded, so there are no counters");
     }
     ctnetlink::read_here()

@@ -30,7 +30,10 @@ fn a_netns_that_cannot_be_entered_neither_agrees_nor_went_away() {
     assert!(tick.unexplained.is_zero());
     let end = state.end(time(1));
     assert_eq!((end.netns_not_readable, end.netns_gone), (1, 0));
-    assert_eq!((end.agreement.drop, end.agreement.early_drop), (Agreement::NotReadable, Agreement::Agree));
+    assert_eq!(
+        (end.agreement.drop, end.agreement.early_drop),
+        (Agreement::NotReadable, Agreement::NotReadable)
+    );
 }
 
 #[test]

@@ -85,6 +85,7 @@ fn by_cause(counted: &Counted, asked: impl Fn(Cause) -> bool) -> Vec<String> {
 fn trust(end: &End, backend: &str) -> Vec<String> {
     let mut texts = Vec::new();
     if backend == "counters" {
+        texts.extend(not_readable(end));
         return texts;
     }
     if end.lost_events > 0 {
@@ -117,12 +118,7 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
     if backend == "tracepoint" {
         texts.push("Causes are inferred, not observed.".to_owned());
     }
-    if end.netns_not_readable > 0 {
-        let count = thousands(end.netns_not_readable);
-        texts.push(format!(
-            "{count} netns can't be entered: what the kernel counted there is not readable; `ctwatch check` says what would help."
-        ));
-    }
+    texts.extend(not_readable(end));
     if end.netns_gone > 0 && end.kernel_counters != end.counted.in_kernel_terms() {
         let gone = counted(end.netns_gone, "netns was deleted; its", "netns were deleted; their");
         texts.push(format!("{gone} final kernel counts are missing."));
@@ -138,6 +134,15 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
         texts.push(format!("Kernel counters: {}.", source.title()));
     }
     texts
+}
+
+fn not_readable(end: &End) -> Option<String> {
+    (end.netns_not_readable > 0).then(|| {
+        format!(
+            "{} netns can't be read: what the kernel counted there is unknown; `ctwatch check` says what would help.",
+            thousands(end.netns_not_readable)
+        )
+    })
 }
 
 /// Each counter that differs, in words.
