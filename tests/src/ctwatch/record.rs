@@ -96,6 +96,8 @@ pub struct Start {
     pub since_boot: BTreeMap<String, u64>,
     /// The running kernel.
     pub kernel_release: String,
+    /// Where the kernel's counters are read.
+    pub kernel_counters_from: Option<String>,
 }
 
 /// One attached program.
@@ -192,6 +194,10 @@ pub struct End {
     pub summed_up: BTreeMap<String, u64>,
     /// Namespaces whose last counts nobody read.
     pub netns_gone: u64,
+    /// A verdict on each of the kernel's counters: agree, differ, not_readable.
+    pub agreement: BTreeMap<String, String>,
+    /// Where the kernel's counters were read.
+    pub kernel_counters_from: Option<String>,
 }
 
 impl End {

@@ -209,6 +209,12 @@ const SCENARIOS: &[Scenario] = &[
     // Before 6.11 act_ct lets a packet go on that conntrack refused.
     Scenario("refused_in_act_ct_is_named", doors::act_ct, 240, &["6.12", "7"]),
     Scenario("two_netns_full_at_once", namespaces::two_full_at_once, 240, ALL_AND_NO_PROCFS),
+    Scenario(
+        "the_judge_is_named_in_check_start_and_end",
+        namespaces::judge_is_named,
+        240,
+        &["6.12", "6.12-no-procfs"],
+    ),
     Scenario("since_boot_is_what_the_kernel_counted_before", namespaces::since_boot, 240, ALL_AND_NO_PROCFS),
     Scenario("chain_too_long_is_told_apart", causes::chain_too_long, 300, ALL_AND_NO_PROCFS),
     Scenario("clash_is_told_apart", causes::clash, 300, ALL),

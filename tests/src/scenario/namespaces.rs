@@ -11,6 +11,7 @@ use crate::counters::Counters;
 use crate::ctwatch::Drops;
 use crate::netns::{Netns, own_inode};
 use crate::nftables;
+use crate::shell::run;
 use crate::table::{self, LIMIT, Mix};
 use crate::traffic::loopback;
 use crate::traffic::udp::{self, Plan};
@@ -69,6 +70,30 @@ pub(super) fn two_full_at_once(_: &Guest) -> Result<Outcome> {
     );
     checks.equal("losses without a tuple", run.end.unattributed(), 0);
     checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// The source of the kernel's counters, wherever it is told.
+pub(super) fn judge_is_named(guest: &Guest) -> Result<Outcome> {
+    nftables::track()?;
+    let (words, name) = if guest.kernel == "6.12-no-procfs" {
+        ("ctnetlink", "ctnetlink")
+    } else {
+        ("/proc/net/stat/nf_conntrack", "procfs")
+    };
+    let mut checks = Checks::new();
+    let check = run(&["ctwatch", "check"])?;
+    let line = check.lines().find(|line| line.contains("kernel counters")).unwrap_or_default();
+    checks.that(line.contains(words), format!("check names another source than {words}: {check}"));
+    let mut drops = Drops::start(&["--duration", "2s"])?;
+    let json = drops.finish()?;
+    checks.equal("source at the start", json.start.kernel_counters_from.as_deref(), Some(name));
+    checks.equal("source at the end", json.end.kernel_counters_from.as_deref(), Some(name));
+    let text = run(&["ctwatch", "drops", "--duration", "2s"])?;
+    checks.that(
+        text.contains(&format!("Kernel counters: {words}.")),
+        format!("the end names another source than {words}: {text}"),
+    );
     Ok(Outcome::Passed(checks.finish()?))
 }
 
