@@ -52,26 +52,41 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let only = args.only.as_deref().unwrap_or_default();
     let (mut rows, mut is_all_right) = (String::new(), true);
     for release in RELEASES.iter().filter(|release| release.name.contains(only)) {
-        match Tools::get(release, args.update) {
-            Ok(Some(tools)) => {
-                progress::say(&format!("{}: {}, {}", release.name, tools.nft, tools.iptables));
-                let (row, is_right) = tools.row(args.count)?;
-                rows += &row;
-                is_all_right &= is_right;
-            }
-            Ok(None) => progress::say(&format!("{} has no nft of its own", release.name)),
+        let root = match fetch(release, args.update) {
+            Ok(root) => root,
             // Said in the table: a suite that is missing is no suite that was read.
             Err(error) => {
                 progress::say(&format!("{}: {error:#}", release.name));
                 rows += &format!("| {} | can't be had from this machine's mirror | | | | |\n", release.name);
+                continue;
             }
-        }
+        };
+        let tools = Tools::of(release, &root)?;
+        progress::say(&format!("{}: nft {}, iptables {}", release.name, tools.nft, tools.iptables));
+        let (row, is_right) = tools.row(args.count)?;
+        rows += &row;
+        is_all_right &= is_right;
     }
     print!("{rows}");
     if args.only.is_none() {
         markers::put_rows(FILE, NAME, HEAD, &rows)?;
     }
     Ok(if is_all_right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Unpacks the programs of a release with what they depend on.
+fn fetch(release: &Release, update: bool) -> Result<PathBuf> {
+    let name = format!("rule-tools-{}", release.name);
+    let root = cache::dir()?.join(&name);
+    let mut suites = release.suites.to_vec();
+    let base = release.name.strip_suffix("-backports");
+    // What backports depend on is in the release itself.
+    suites.extend(RELEASES.iter().filter(|other| Some(other.name) == base).flat_map(|other| other.suites));
+    let target = base.map(|_| release.name);
+    cache::ensure(&name, &root, update, |root| {
+        PrivateApt::open(&name, &suites)?.unpack_closure(&PACKAGES, target, root)
+    })?;
+    Ok(root)
 }
 
 /// The programs of one release, called like those of the host.
@@ -83,19 +98,8 @@ struct Tools {
 }
 
 impl Tools {
-    /// Unpacks them; none where the release has the version of another one, as most backports.
-    fn get(release: &Release, update: bool) -> Result<Option<Self>> {
-        let root = cache::dir()?.join(format!("rule-tools-{}", release.name));
-        let mut suites = release.suites.to_vec();
-        let base = release.name.strip_suffix("-backports");
-        // What backports depend on is in the release itself.
-        suites
-            .extend(RELEASES.iter().filter(|other| Some(other.name) == base).flat_map(|other| other.suites));
-        let target = base.map(|_| release.name);
-        cache::ensure(&format!("rule-tools-{}", release.name), &root, update, |root| {
-            PrivateApt::open(&format!("rule-tools-{}", release.name), &suites)?
-                .unpack_closure(&PACKAGES, target, root)
-        })?;
+    /// Gives each program its name in a folder of this release's.
+    fn of(release: &Release, root: &Path) -> Result<Self> {
         let folder = workspace::target().join("rule-tools").join(release.name);
         if folder.is_dir() {
             fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
@@ -103,15 +107,15 @@ impl Tools {
         let named = root.join("ctwatch");
         fs::create_dir_all(&named).with_context(|| format!("creating {}", named.display()))?;
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        wrap(&root, &folder, "nft", &NFT)?;
-        wrap(&root, &folder, "xtables-nft-multi", &BY_NFT)?;
-        wrap(&root, &folder, "xtables-legacy-multi", &BY_X_TABLES)?;
+        wrap(root, &folder, "nft", &NFT)?;
+        wrap(root, &folder, "xtables-nft-multi", &BY_NFT)?;
+        wrap(root, &folder, "xtables-legacy-multi", &BY_X_TABLES)?;
         let version = |program: &str| -> Result<String> {
             let said = sh::capture(Command::new(folder.join(program)).arg("--version"))?;
             Ok(said.split_whitespace().nth(1).context("no version")?.trim_start_matches('v').to_owned())
         };
         let (nft, iptables) = (version("nft")?, version("iptables")?);
-        Ok(Some(Self { release: release.name, folder, nft, iptables }))
+        Ok(Self { release: release.name, folder, nft, iptables })
     }
 
     /// What the cases and random rule sets say with these tools.
@@ -147,6 +151,9 @@ impl Tools {
 /// Scripts that run one program under these names with its own libraries and modules, and none of the host's.
 fn wrap(root: &Path, folder: &Path, program: &str, names: &[&str]) -> Result<()> {
     let libraries = LIBRARIES.map(|dir| root.join(dir).display().to_string()).join(":");
+    // The link in /lib64 is an absolute one in older releases.
+    let loader = root.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+    ensure!(loader.exists(), "{} is missing", loader.display());
     for name in names {
         // One file acts by the name it is called with.
         let link = root.join("ctwatch").join(name);
@@ -157,7 +164,7 @@ fn wrap(root: &Path, folder: &Path, program: &str, names: &[&str]) -> Result<()>
         let script = format!(
             "#!/bin/sh\nXTABLES_LIBDIR='{}' exec '{}' --library-path '{libraries}' '{}' \"$@\"\n",
             root.join("usr/lib/x86_64-linux-gnu/xtables").display(),
-            root.join("lib64/ld-linux-x86-64.so.2").display(),
+            loader.display(),
             link.display(),
         );
         let path = folder.join(name);
