@@ -79,9 +79,10 @@ fn victims(cpus: u32) -> u32 {
     cpus.saturating_mul(64).clamp(1024, 16_384)
 }
 
-/// The ring is mapped twice over, all of it resident. Without events it carries no more than the ends of namespaces.
+/// The ring is mapped twice over, all of it resident once it has gone round. Without events it carries no more than the ends of
+/// namespaces: room for 1,900 that are destroyed together.
 fn ring_bytes(config: &Config) -> u32 {
-    if config.loss_events | config.insert_events == 0 { 64 << 10 } else { 4 << 20 }
+    if config.loss_events | config.insert_events == 0 { 256 << 10 } else { 4 << 20 }
 }
 
 /// Before 5.11 maps count against RLIMIT_MEMLOCK. A refusal shows when the maps are created.

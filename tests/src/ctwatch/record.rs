@@ -167,6 +167,8 @@ pub struct Tick {
     pub rows: Vec<Row>,
     /// Totals by cause since the baseline.
     pub counted: BTreeMap<String, u64>,
+    /// The kernel's counters since the baseline.
+    pub kernel_counters: BTreeMap<String, u64>,
     /// kernel − counted, per kernel counter.
     pub unexplained: BTreeMap<String, i64>,
 }

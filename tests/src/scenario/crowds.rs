@@ -12,9 +12,14 @@ use nix::sched::{CloneFlags, unshare};
 use super::lives::{live, lose};
 use super::{Guest, Outcome};
 use crate::checks::Checks;
+use crate::counters::Counters;
 use crate::ctwatch::Drops;
+use crate::lab::Room;
 use crate::netns::Netns;
 use crate::sysctl::{self, Setting};
+use crate::table::Mix;
+use crate::traffic::loopback;
+use crate::traffic::udp::{self, Plan};
 use crate::{nftables, table};
 
 const MANY: usize = 300;
@@ -46,6 +51,50 @@ pub(super) fn three_hundred_and_more(_: &Guest) -> Result<Outcome> {
     checks.equal("counted.table_full", run.end.counted("table_full"), lost.drop);
     checks.equal("kernel_counters.drop", run.end.kernel_counters.get("drop").copied(), Some(lost.drop));
     checks.equal("losses without a tuple", run.end.unattributed(), 0);
+    checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
+    Ok(Outcome::Passed(checks.finish()?))
+}
+
+/// Namespaces that end together: only open files hold them, and these are closed one right after another.
+const TOGETHER: usize = 700;
+/// An emulated 5.10 takes a minute for them.
+const CLEANED_UP: Duration = Duration::from_secs(200);
+
+pub(super) fn destroyed_at_once(_: &Guest) -> Result<Outcome> {
+    nftables::track()?;
+    let _limit = Setting::set(sysctl::MAX, TINY)?;
+    let drops = Drops::start(&["--top", "20"])?;
+    let rooms = (0..TOGETHER).map(|_| Room::new()).collect::<Result<Vec<_>>>()?;
+    let mut lost = 0;
+    for room in rooms.iter().step_by(100).chain(rooms.last()) {
+        lost += room.run(|| {
+            nftables::track()?;
+            table::fill(Mix::Assured)?;
+            udp::send(&Plan::new(loopback(&[6379]), 20))?;
+            Ok(Counters::read()?.get("drop"))
+        })?;
+    }
+    drops.wait_for_ticks(2)?;
+    drop(rooms);
+    // The kernel cleans up behind them in its own time.
+    let begun = Instant::now();
+    let mut told = None;
+    while begun.elapsed() < CLEANED_UP && told != Some(lost) {
+        drops.wait_for_ticks(1)?;
+        told = drops.last_tick().and_then(|tick| tick.kernel_counters.get("drop").copied());
+    }
+    drops.wait_for_ticks(2)?;
+    let run = drops.stop()?;
+
+    let mut checks = Checks::new();
+    checks.figure("namespaces", TOGETHER);
+    checks.figure("Δdrop", lost);
+    checks.that(lost > 100, "too little was lost to show anything");
+    checks.equal("counted.table_full", run.end.counted("table_full"), lost);
+    checks.equal("kernel_counters.drop", run.end.kernel_counters.get("drop").copied(), Some(lost));
+    checks.equal("namespaces whose last counts are missing", run.end.netns_gone, 0);
+    let verdicts: Vec<&str> = run.end.agreement.values().map(String::as_str).collect();
+    checks.equal("verdicts once all are gone", verdicts, vec!["agree"; 4]);
     checks.that(run.end.all_explained(), format!("unexplained {:?}", run.end.unexplained));
     Ok(Outcome::Passed(checks.finish()?))
 }

@@ -247,6 +247,7 @@ const SCENARIOS: &[Scenario] = &[
         300,
         ALL_AND_NO_PROCFS,
     ),
+    Scenario("namespaces_destroyed_at_once_are_told_each", crowds::destroyed_at_once, 300, ON_5_10_AND_6_12),
     Scenario("three_hundred_netns_and_three_hundred_more", crowds::three_hundred_and_more, 600, ON_REQUEST),
     Scenario(
         "more_namespaces_lose_than_there_is_room_for",
