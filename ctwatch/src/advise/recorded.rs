@@ -21,7 +21,7 @@ use super::target::ServiceTarget;
 use crate::firewall::{Firewall as Judge, Objection, ObjectionKind};
 use crate::foreign::{Foreign, Shown as _};
 use crate::machine::{self, Machine};
-use crate::model::{HOST_NETNS, Loss, NetnsId, WallMono, is_home_netns};
+use crate::model::{HOST_NETNS, Loss, NetnsId, NetnsNumber, WallMono, is_home_netns};
 use crate::record::Recording;
 use crate::record::delta_decoder::DeltaDecoder;
 use crate::record::reader::{Head, RecordedRun, Stored};
@@ -55,7 +55,7 @@ pub enum Which {
     /// Its name.
     Name(String),
     /// Its inode number.
-    Inode(u32),
+    Number(NetnsNumber),
 }
 
 /// The case a recording makes, and where it comes from.
@@ -215,7 +215,7 @@ impl Contents {
 impl Which {
     fn is(&self, id: NetnsId, names: Option<&HashMap<NetnsId, Names>>) -> bool {
         match self {
-            Self::Inode(inode) => id.inode() == *inode,
+            Self::Number(number) => number.means(id),
             Self::Name(wanted) => names
                 .and_then(|names| names.get(&id)?.name.as_ref())
                 .is_some_and(|name| name.is_called(wanted)),

@@ -42,7 +42,7 @@ impl NetnsFinder {
         let thorough = thorough || self.asked_all.is_none_or(|at| at.elapsed() >= ASK_ALL);
         let newest = newest_process();
         if !thorough && newest.is_some() && newest == self.newest {
-            // Whoever makes a netns is, or starts, a process or a thread. Those that are gone show when they are entered.
+            // A new netns comes with a new process or thread. Those that are gone show when they are entered.
             self.found.retain(|_, netns| super::leads_there(netns));
             return Ok(self.found.clone());
         }

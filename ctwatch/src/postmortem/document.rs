@@ -58,7 +58,7 @@ pub(super) struct Column {
 }
 
 impl Document {
-    /// Nothing in it acts on a terminal, nor hides from whoever reads it: the net below the escapes of names.
+    /// Nothing in it acts on a terminal or hides from the reader: the net below the escapes of names.
     pub fn harmless(mut self) -> Self {
         let all = |texts: &mut Vec<String>| texts.iter_mut().for_each(make_harmless);
         let table = |table: &mut TextTable| table.rows.iter_mut().flatten().for_each(make_harmless);

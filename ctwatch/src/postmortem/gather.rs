@@ -133,8 +133,7 @@ pub(super) fn host(
     let counted = Counted(scan.counted.map(unsigned));
     let kernel_counters = KernelCounters::from_array(scan.kernel.map(unsigned));
     let in_kernel_terms = counted.in_kernel_terms();
-    let [drop, early_drop, insert_failed, chaintoolong] = scan.unexplained;
-    let unexplained = Unexplained { drop, early_drop, insert_failed, chaintoolong };
+    let unexplained = Unexplained::from_array(scan.unexplained);
     let (theirs, ours) = (kernel_counters.as_array(), in_kernel_terms.as_array());
     let unheard = std::array::from_fn(|counter| scan.unheard && ours[counter] > theirs[counter]);
     let (mut file, mut host) = (path.shown(), describes.and_then(|run| run.run.host.clone()));
@@ -173,7 +172,7 @@ pub(super) fn host(
         file,
         host,
         kernel_release: describes.map(|run| run.run.kernel_release.clone()),
-        backend: describes.map(|run| run.run.backend.name().to_owned()),
+        backend: describes.map(|run| run.run.backend),
         span,
         incidents,
         story: story(&scan, &names),

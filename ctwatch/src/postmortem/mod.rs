@@ -51,7 +51,7 @@ pub struct Request {
 
 /// How to show a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum ReportFormat {
     /// For a terminal, at 80 columns.
     Text,
     /// For a wiki.
@@ -97,12 +97,12 @@ fn span(request: &Request, zone: &TimeZone) -> Result<Span> {
 ///
 /// # Errors
 /// A template can't be written.
-pub fn render(report: &Postmortem, format: Format, zone: &TimeZone) -> Result<String> {
+pub fn render(report: &Postmortem, format: ReportFormat, zone: &TimeZone) -> Result<String> {
     Ok(match format {
-        Format::Json => to_json(report)? + "\n",
-        Format::Text => text::render(&document(report, zone)),
-        Format::Markdown => markdown::render(&document(report, zone)),
-        Format::Html => html::render(report, &document(report, zone), zone)?,
+        ReportFormat::Json => to_json(report)? + "\n",
+        ReportFormat::Text => text::render(&document(report, zone)),
+        ReportFormat::Markdown => markdown::render(&document(report, zone)),
+        ReportFormat::Html => html::render(report, &document(report, zone), zone)?,
     })
 }
 

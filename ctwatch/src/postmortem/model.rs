@@ -8,9 +8,9 @@ use serde::{Serialize, Serializer};
 use super::headline::Facts;
 use super::series::Point;
 use crate::advise::report::Advice;
-use crate::contract::{Agreements, Counted, Unexplained, millis, rounded_millis as rounded};
+use crate::contract::{Agreements, Counted, Unexplained, millis, optional_millis, optional_rounded, rounded};
 use crate::foreign::Foreign;
-use crate::model::{KernelCounters, ServicePort};
+use crate::model::{Backend, KernelCounters, ServicePort};
 use crate::record::timeline::seconds;
 
 /// The report.
@@ -34,7 +34,7 @@ pub(super) struct Host {
     pub file: Foreign,
     pub host: Option<Foreign>,
     pub kernel_release: Option<Foreign>,
-    pub backend: Option<String>,
+    pub backend: Option<Backend>,
     /// What was looked at; null if no tick is in it.
     pub span: Option<Span>,
     /// The incident asked for, or all in the span.
@@ -361,14 +361,4 @@ pub(super) struct NoticeLine {
 /// Causes in their order, of which something was counted.
 pub(super) fn causes(counted: &Counted) -> impl Iterator<Item = (Cause, u64)> {
     Cause::ALL.into_iter().map(|cause| (cause, counted.of(cause))).filter(|(_, losses)| *losses > 0)
-}
-
-// serde passes `serialize_with` fields by reference.
-
-fn optional_millis<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_some(&time.map(|time| format!("{time:.3}")))
-}
-
-fn optional_rounded<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_some(&number.map(|number| (number * 1e3).round() / 1e3))
 }

@@ -73,7 +73,8 @@ pub(super) fn examine(connection: &Connection) -> Result<(), ReadError> {
         match KNOWN.get(name) {
             Some(known) => {
                 if known.kind != kind || !known.texts.contains(&sql) {
-                    return odd(format!("its {kind} {shown:?} is another one"));
+                    let what = format!("its {kind} {shown:?} differs from the one that a recorder makes");
+                    return Err(ReadError::Corrupt(what));
                 }
                 seen.push(name.to_owned());
             }

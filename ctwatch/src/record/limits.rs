@@ -113,7 +113,7 @@ pub(super) fn distrust(connection: &Connection) -> rusqlite::Result<()> {
     ] {
         connection.set_limit(limit, most)?;
     }
-    // Of the whole process: whoever records has no more.
+    // Of the whole process: a recorder has no more.
     connection.pragma_update(None, "hard_heap_limit", HEAP)?;
     // Damaged pages are to be noticed early.
     connection.pragma_update(None, "cell_size_check", true)?;

@@ -24,7 +24,7 @@ use ages::Ages;
 /// Ticks handled in one step, if they aren't too large: some tens of milliseconds.
 const STEP: usize = 600;
 /// Ticks that get older than `--keep` wait until the oldest is older by this part of it, and by no more than this: whenever
-/// ticks are added to a sum, the whole of it is written anew.
+/// ticks are added to a sum, the whole of it is rewritten.
 const SLACK_PART: u32 = 8;
 const SLACK: Duration = Duration::from_secs(600);
 /// Fewer ticks than this can wait.

@@ -20,7 +20,7 @@ use crate::model::{
     Backend, Census, CensusKey, Device, Direction, EntryState, Flow, FlowOffset, Hook, KernelCounters, Loss,
     Name, NetnsId, Owner, PortDetail, ProcessId, Protocol, Role, TableEntry, TimeoutKind, Timeouts, Tuple,
 };
-use crate::postmortem::{self, Format, Request};
+use crate::postmortem::{self, ReportFormat, Request};
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::replay::Replay;
@@ -119,7 +119,7 @@ fn replay(recording: &Recording, recorded: &RecordedRun, by: By) -> anyhow::Resu
         version: recorded.run.version.clone(),
         time: recorded.run.started.time,
         kernel_release: recorded.run.kernel_release.clone(),
-        backend: recorded.run.backend.name(),
+        backend: recorded.run.backend,
         backend_reason: recorded.run.backend_reason.clone(),
         hooks: recorded.run.report_hooks(),
         since_boot: recorded.run.since_boot,
@@ -178,7 +178,7 @@ fn report(file: &Path) {
         let request =
             Request { files: vec![file.to_owned()], incident: None, from: None, to: None, anonymize };
         let Ok(found) = postmortem::gather(&request, "0", &TimeZone::UTC) else { return };
-        for format in [Format::Text, Format::Markdown, Format::Html, Format::Json] {
+        for format in [ReportFormat::Text, ReportFormat::Markdown, ReportFormat::Html, ReportFormat::Json] {
             drop(postmortem::render(&found, format, &TimeZone::UTC).expect("it can be rendered"));
         }
     }
