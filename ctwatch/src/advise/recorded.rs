@@ -145,7 +145,7 @@ fn rules_then(recording: &Recording, worst: &PeakWindow) -> Result<Result<RulesT
         Err(error) => return Ok(Err(format!("{error:#}"))),
     };
     let (firewall, notes) = rules.parse();
-    let why = match then.occasion {
+    let why = match then.reason {
         SnapshotReason::Start => "when the recorder started",
         SnapshotReason::Trigger => "when a trigger fired",
         SnapshotReason::Changed => "when they had changed",
@@ -423,7 +423,7 @@ fn source(
         worst.from,
         worst.to.time,
         listing.at.time,
-        listing.occasion.name()
+        listing.reason.name()
     )];
     if apart_s.abs() > FAR_S {
         notes.push(format!(

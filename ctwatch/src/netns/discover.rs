@@ -97,16 +97,16 @@ impl NetnsFinder {
                 netns.path = entry.path();
             }
         }
-        let mut dwellers = NetnsNamer::default();
+        let mut namer = NetnsNamer::default();
         let mut asked_before: HashMap<NetnsId, bool> = HashMap::new();
         for (pid, id) in &self.homes {
             let netns = namespaces.entry(*id).or_insert_with(|| unnamed(*id, path_of(*pid)));
             let settled = !thorough && *asked_before.entry(*id).or_insert_with(|| self.keep_container(netns));
             if !settled && netns.name.as_ref().is_none_or(|name| *name != HOST_NETNS) {
-                dwellers.add_process(*id, *pid);
+                namer.add_process(*id, *pid);
             }
         }
-        dwellers.name(&mut namespaces);
+        namer.name(&mut namespaces);
         if let Some(own) = namespaces.get_mut(&own_id) {
             own.name.get_or_insert_with(|| THIS_NETNS.into());
         }

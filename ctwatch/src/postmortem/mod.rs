@@ -2,6 +2,8 @@
 //! Reads recordings and writes strings; nothing here touches the system.
 
 mod advice;
+mod at;
+mod clock;
 mod document;
 mod facts;
 mod gather;
@@ -9,6 +11,7 @@ mod headline;
 mod html;
 mod markdown;
 mod model;
+mod names;
 mod plots;
 mod sampled;
 mod scan;
@@ -24,7 +27,8 @@ use anyhow::Result;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use self::document::{Clock, Document, TextTable};
+use self::clock::Clock;
+use self::document::{Document, TextTable};
 use self::model::Host;
 use crate::error::Failure;
 use crate::foreign::{Foreign, to_json};
@@ -119,7 +123,7 @@ fn document(report: &Postmortem, zone: &TimeZone) -> Document {
 
 /// One for each host, with its name if there are several.
 fn headlines(report: &Postmortem, zone: &TimeZone) -> Vec<String> {
-    let sentence = |host: &Host| host.facts.sentence(&Clock::of(zone, host));
+    let sentence = |host: &Host| host.facts.sentence(&host.clock(zone));
     match report.hosts.as_slice() {
         [host] => vec![sentence(host)],
         hosts => {

@@ -10,7 +10,8 @@ use ctwatch_common::cause::{CAUSES, Unit};
 use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
-use super::model::{At, Gap, Step};
+use super::at::At;
+use super::model::{Gap, Step};
 use super::series::{Point, PortOrNone, Series};
 use super::states::States;
 use crate::contract::TableStatus;

@@ -3,7 +3,8 @@
 
 use jiff::tz::TimeZone;
 
-use super::document::{Block, Chapter, Clock, Section, TextTable};
+use super::clock::Clock;
+use super::document::{Block, Chapter, Section, TextTable};
 use super::model::{Change, Estimate, Host, Occupant, Unevictable, Worst, causes};
 use super::trust::{data_quality, prevention, reconciliation};
 use crate::foreign::Foreign;
@@ -14,7 +15,7 @@ use crate::text::{counted, duration, percent, rate, thousands};
 const MOMENTS: usize = 12;
 
 pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {
-    let clock = Clock::of(zone, host);
+    let clock = host.clock(zone);
     let mut lead = vec![format!(
         "{}, kernel {}, {} backend",
         host.file,

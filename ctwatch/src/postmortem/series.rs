@@ -7,7 +7,7 @@ use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 use serde::Serialize;
 
-use super::model::At;
+use super::at::At;
 use crate::contract::rounded;
 use crate::model::ServicePort;
 

@@ -1,7 +1,8 @@
 //! The sections that judge: reconciliation with the kernel's counters, prevention, data quality.
 //! Caveats are listed one by one, and so is that there are none.
 
-use super::document::{Block, Clock, TextTable};
+use super::clock::Clock;
+use super::document::{Block, TextTable};
 use super::model::{Certainty, Gap, Host};
 use crate::advise::items::Item;
 use crate::contract;

@@ -11,8 +11,9 @@ use anyhow::Result;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use super::Writer;
-use super::open::ReadError;
-use super::reader::{ANY_ROW, Numbers, Stored, each};
+use super::fault::ReadError;
+use super::query::{ANY_ROW, each};
+use super::reader::{Numbers, Stored};
 use super::rows::{Names, Notice};
 use super::rules;
 use super::tick::Tick;
@@ -413,7 +414,7 @@ impl Retention {
         let mut ticks = Vec::new();
         for (tick, crc) in batch.ticks {
             if tick.tick.checksum() != crc {
-                return super::open::corrupt_row("tick", tick.id);
+                return super::fault::corrupt_row("tick", tick.id);
             }
             ticks.push(tick);
         }

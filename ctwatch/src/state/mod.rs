@@ -2,6 +2,7 @@
 //! Pure: no I/O, no clocks, no drawing.
 
 mod balance;
+mod by;
 mod containers;
 mod filter;
 mod flow_model;
@@ -24,8 +25,9 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKind;
 use jiff::Timestamp;
 
+pub use by::By;
 pub use filter::{Filter, PortRange};
-pub use settings::{By, StateConfig};
+pub use settings::StateConfig;
 
 use crate::contract::{
     self, Agreements, Certainty, Counted, End, Event, Occupied, TableStatus, Tick, Unexplained,

@@ -98,7 +98,7 @@ fn listing(second: i64) -> StoredListing {
     }
     StoredListing {
         netns: NetnsId::from_packed(HOST),
-        occasion: SnapshotReason::Trigger,
+        reason: SnapshotReason::Trigger,
         at: at(second),
         took_us: 800_000,
         entries: 246_000,
@@ -115,7 +115,7 @@ fn batch(second: i64) -> Batch {
             let name = Names { name: Some("host".into()), container: None };
             batch.names = HashMap::from([(NetnsId::from_packed(HOST), name)]);
             let json = serde_json::to_string(&machine()).unwrap();
-            batch.facts = vec![MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json }];
+            batch.facts = vec![MachineSnapshot { at: at(0), reason: SnapshotReason::Start, json }];
             let night = batch.tick.as_mut().unwrap();
             night.censuses =
                 censuses().into_iter().filter(|census| census.netns == NetnsId::from_packed(HOST)).collect();

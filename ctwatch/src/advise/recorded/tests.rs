@@ -34,7 +34,7 @@ fn listing(second: i64) -> StoredListing {
     }
     StoredListing {
         netns: HOST,
-        occasion: SnapshotReason::Trigger,
+        reason: SnapshotReason::Trigger,
         at: at(second),
         took_us: 1,
         entries: 3_000,
@@ -48,7 +48,7 @@ fn facts() -> MachineSnapshot {
     let machine = Machine { kernel_release: "6.12.1".to_owned(), ..Machine::default() };
     MachineSnapshot {
         at: at(0),
-        occasion: SnapshotReason::Start,
+        reason: SnapshotReason::Start,
         json: serde_json::to_string(&machine).unwrap(),
     }
 }
@@ -203,8 +203,8 @@ fn rules(second: i64, redirects: bool, notes: Vec<Note>) -> StoredRules {
     let rules =
         RuleSet { dump: Dump { nft_json, tools, host: known_host(), unread: notes, ..Dump::default() } };
     let packed = Packed::new(&rules).unwrap();
-    let occasion = if second == 1 { SnapshotReason::Start } else { SnapshotReason::Changed };
-    StoredRules { netns: HOST, at: at(second), occasion, rules: Some(packed) }
+    let reason = if second == 1 { SnapshotReason::Start } else { SnapshotReason::Changed };
+    StoredRules { netns: HOST, at: at(second), reason, rules: Some(packed) }
 }
 
 fn advised(stored: Vec<StoredRules>) -> crate::advise::report::Advice {

@@ -252,7 +252,7 @@ fn batch(from: &mut Source<'_>, number: i64) -> Batch {
     }
     if from.flag() {
         let json = if from.flag() { MACHINE.to_owned() } else { from.text() };
-        batch.facts = vec![MachineSnapshot { at: from.moment(), occasion: occasion(from), json }];
+        batch.facts = vec![MachineSnapshot { at: from.moment(), reason: reason(from), json }];
         batch.listings = vec![listing(from)];
     }
     if from.flag() {
@@ -279,7 +279,7 @@ fn code(from: &mut Source<'_>) -> String {
     if from.flag() { known[from.below(known.len())].to_owned() } else { from.text() }
 }
 
-fn occasion(from: &mut Source<'_>) -> SnapshotReason {
+fn reason(from: &mut Source<'_>) -> SnapshotReason {
     [SnapshotReason::Start, SnapshotReason::Trigger, SnapshotReason::Changed][from.below(3)]
 }
 
@@ -337,7 +337,7 @@ fn rules(from: &mut Source<'_>) -> Option<StoredRules> {
         }
         _ => Some(Packed { size: from.unsigned(), bytes: from.text().into_bytes() }),
     };
-    Some(StoredRules { netns: netns(from), at: from.moment(), occasion: occasion(from), rules })
+    Some(StoredRules { netns: netns(from), at: from.moment(), reason: reason(from), rules })
 }
 
 fn listing(from: &mut Source<'_>) -> StoredListing {
@@ -356,7 +356,7 @@ fn listing(from: &mut Source<'_>) -> StoredListing {
     }
     StoredListing {
         netns: netns(from),
-        occasion: occasion(from),
+        reason: reason(from),
         at: from.moment(),
         took_us: from.number(),
         entries: from.unsigned(),
