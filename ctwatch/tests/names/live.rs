@@ -32,7 +32,7 @@ fn a_netns_may_be_called_anything() {
         : > "/run/netns/$name"
         unshare -n sh -c 'mount --bind /proc/self/ns/net "/run/netns/$1"' sh "$name" || exit 9
         for format in text json; do
-            "$0" table --by netns --format $format
+            "$0" table --by netns --format $format --netns "$1"
             "$0" drops --backend counters --duration 1s --format $format --netns "$1"
         done
         "$0" drops --netns nosuch
