@@ -88,7 +88,7 @@ pub fn message(error: &anyhow::Error) -> Option<String> {
     })
 }
 
-/// Whether whoever read what is written has gone.
+/// Whether the reader of the output has gone.
 #[must_use]
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {

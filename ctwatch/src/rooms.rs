@@ -145,6 +145,31 @@ impl Source {
         found
     }
 
+    /// Whatever it names by `crate::` or `super::`, from the room on.
+    fn paths(&self) -> Vec<Vec<String>> {
+        let own = self.module();
+        let code: Vec<&str> =
+            self.text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
+        let code = code.join("\n");
+        let mut paths = Vec::new();
+        for start in ["crate::", "super::"] {
+            for (at, _) in code.match_indices(start) {
+                if code[..at].ends_with(|c: char| c.is_alphanumeric() || "_:$".contains(c)) {
+                    continue;
+                }
+                let mut rest = &code[at..];
+                let mut base = if start == "crate::" { Vec::new() } else { own.clone() };
+                rest = rest.strip_prefix("crate::").unwrap_or(rest);
+                while let Some(upper) = rest.strip_prefix("super::") {
+                    base.pop();
+                    rest = upper;
+                }
+                leaves(&mut rest, &base, &mut paths);
+            }
+        }
+        paths
+    }
+
     /// The first names of a path, which may be a group over several lines.
     fn names(&self, rest: &str, number: usize) -> Vec<String> {
         let ident = |text: &str| {
@@ -170,6 +195,61 @@ impl Source {
         names.retain(|name| !name.is_empty() && name != "self");
         names
     }
+}
+
+/// Reads a path, of a group one for each of its leaves.
+fn leaves(text: &mut &str, prefix: &[String], found: &mut Vec<Vec<String>>) {
+    let mut path = prefix.to_vec();
+    loop {
+        *text = text.trim_start();
+        if let Some(group) = text.strip_prefix('{') {
+            *text = group.trim_start();
+            while !text.is_empty() && !text.starts_with('}') {
+                leaves(text, &path, found);
+                // Behind it may stand what it is called here.
+                let end = text.find([',', '}']).unwrap_or(text.len());
+                *text = text[end..].trim_start_matches(',').trim_start();
+            }
+            *text = text.strip_prefix('}').unwrap_or(text);
+            return;
+        }
+        let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+        path.push(text[..end].to_owned());
+        *text = &text[end..];
+        match text.strip_prefix("::") {
+            Some(rest) => *text = rest,
+            None => break,
+        }
+    }
+    found.push(path);
+}
+
+/// Which files of a room import each other in a circle: each import that is part of one. What a file has with those in its own
+/// folder, and they with it, is no circle: they are one piece in several files.
+fn circles(sources: &[Source]) -> Vec<String> {
+    let modules: BTreeSet<Vec<String>> = sources.iter().map(Source::module).collect();
+    let mut edges: BTreeSet<(Vec<String>, Vec<String>)> = BTreeSet::new();
+    for source in sources {
+        let own = source.module();
+        for path in source.paths() {
+            let longest = (1..=path.len()).rev().map(|length| &path[..length]);
+            let Some(other) = longest.into_iter().find(|path| modules.contains(*path)) else { continue };
+            let is_one_piece = own.starts_with(other) || other.starts_with(&own);
+            if other[0] == own[0] && !is_one_piece {
+                edges.insert((own.clone(), other.to_vec()));
+            }
+        }
+    }
+    loop {
+        let from: BTreeSet<_> = edges.iter().map(|(from, _)| from.clone()).collect();
+        let to: BTreeSet<_> = edges.iter().map(|(_, to)| to.clone()).collect();
+        let before = edges.len();
+        edges.retain(|edge| from.contains(&edge.1) && to.contains(&edge.0));
+        if edges.len() == before {
+            break;
+        }
+    }
+    edges.iter().map(|(from, to)| format!("{} imports {}", from.join("::"), to.join("::"))).collect()
 }
 
 /// All sources of the library but this one and those that only tests see.
@@ -269,6 +349,31 @@ fn a_room_stands_after_all_that_it_imports() {
             let is_before = ROOMS[..index].iter().any(|(other, _)| other == import);
             assert!(is_before, "{room} imports {import}, which doesn't stand before it");
         }
+    }
+}
+
+#[test]
+fn files_of_a_room_import_each_other_in_one_direction() {
+    let faults = circles(&sources());
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_circle_of_files_is_found_in_every_spelling() {
+    let source = |path: &str, text: &str| Source { path: PathBuf::from(path), text: text.to_owned() };
+    let base = source("record/base.rs", "use super::SCHEMA;\nuse crate::model::At;\n");
+    let reader =
+        source("record/reader.rs", "use super::{\n    base::{self, Row as Line},\n    limits,\n};\n");
+    let ticks = source("record/reader/ticks.rs", "use super::Reader;\nfn f() { super::super::base::g() }\n");
+    let limits = |text: &str| source("record/limits.rs", text);
+    let all = |last: Source| {
+        let at = |one: &Source| Source { path: one.path.clone(), text: one.text.clone() };
+        circles(&[at(&base), at(&reader), at(&ticks), last])
+    };
+    assert_eq!(all(limits("use super::base;\n// use super::reader;\n")), Vec::<String>::new());
+    for text in ["use super::{base, reader::Reader};\n", "fn f() { crate::record::reader::g() }\n"] {
+        let found = all(limits(text));
+        assert_eq!(found, ["record::limits imports record::reader", "record::reader imports record::limits"]);
     }
 }
 

@@ -69,7 +69,7 @@ impl Lines {
         self.put(&lines);
     }
 
-    /// Shows something until the next line, or until it is taken away. Whoever reads must have read all else.
+    /// Shows something until the next line, or until it is taken away. All earlier output must have been read.
     fn pass(&mut self, text: &str) {
         if self.outlet.meter().is_idle() {
             let columns = width(text);

@@ -23,11 +23,11 @@ pub fn install_on_host(packages: &[&str], purpose: &str) -> Result<()> {
     }
     progress::say(&format!("{purpose} needs: {remedy}"));
     progress::say("fetching the package lists");
-    sh::run_quiet(Command::new("apt-get").arg("update")).or_else(|error| {
+    let update = || sh::run_quiet(Command::new("apt-get").arg("update"));
+    if let Err(error) = progress::watched(update, || "still fetching them".to_owned()) {
         // The lists on disk may be good enough; the installation itself will tell.
         progress::say(&format!("{error:#}"));
-        anyhow::Ok(())
-    })?;
+    }
     let install = || {
         let mut command = Command::new("apt-get");
         command.args(["install", "--yes", "--no-install-recommends"]).args(&missing);

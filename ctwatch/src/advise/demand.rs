@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::gc::Gc;
 use super::target::ServiceTarget;
 use super::whatif::Changes;
+use crate::contract::{optional_rounded, rounded};
 use crate::model::{Direction, Protocol, TimeoutHistogram, TimeoutKind};
 
 /// Entries of one service in one state.
@@ -268,25 +269,25 @@ pub struct Demand {
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Outcome {
     /// Entries on average, if there is room for all.
-    #[serde(serialize_with = "super::report::rounded")]
+    #[serde(serialize_with = "rounded")]
     pub needed: f64,
     /// Entries just before gc collects the expired ones: the room it takes.
-    #[serde(serialize_with = "super::report::rounded")]
+    #[serde(serialize_with = "rounded")]
     pub peak: f64,
     /// Entries before gc comes for the first time, if this demand begins after an idle minute; none unless that is more
     /// than `peak`.
-    #[serde(serialize_with = "super::report::optional_rounded")]
+    #[serde(serialize_with = "optional_rounded")]
     pub after_idle: Option<f64>,
     /// nf_conntrack_max then; 0 is unlimited.
     pub max: u32,
     /// New flows dropped each second.
-    #[serde(serialize_with = "super::report::rounded")]
+    #[serde(serialize_with = "rounded")]
     pub refused_per_s: f64,
     /// The multiple of the rate at which the table overflows; none if no rate fills it.
-    #[serde(serialize_with = "super::report::optional_rounded")]
+    #[serde(serialize_with = "optional_rounded")]
     pub full_at_times: Option<f64>,
     /// Of `needed`, what rests on an assumed lifetime, since none of those flows got in.
-    #[serde(serialize_with = "super::report::rounded")]
+    #[serde(serialize_with = "rounded")]
     pub assumed: f64,
 }
 

@@ -26,7 +26,7 @@ impl NetnsCommands {
         Self { is_kept_at_boot, enter: String::new(), elsewhere: None }
     }
 
-    /// In the netns that this file leads into, and in no other: by the time somebody types it, the process may have ended and
+    /// In the netns that this file leads into, and in no other: by the time it is typed, the process may have ended and
     /// its number be another's, or the name lead elsewhere, even into the host's.
     #[must_use]
     pub fn inside(path: &Path, netns: NetnsId) -> Self {
@@ -39,7 +39,7 @@ impl NetnsCommands {
         Self { is_kept_at_boot: false, enter, elsewhere: Some(netns) }
     }
 
-    /// In another netns that whoever types them has to enter: what a recording knows of it is its number.
+    /// In another netns, which has to be entered first: a recording knows only its number.
     #[must_use]
     pub const fn entered(netns: NetnsId) -> Self {
         Self { is_kept_at_boot: false, enter: String::new(), elsewhere: Some(netns) }

@@ -14,7 +14,7 @@ pub struct RuleOwner {
 
 const KUBE_PROXY: RuleOwner = RuleOwner {
     name: "kube-proxy",
-    changed_in: "the Service it is for, or kube-proxy's configuration: it makes its rules anew all the time",
+    changed_in: "the Service it is for, or kube-proxy's configuration: kube-proxy rewrites its rules all the time",
 };
 const DOCKER: RuleOwner = RuleOwner {
     name: "Docker",
@@ -35,7 +35,7 @@ const OPENWRT: RuleOwner = RuleOwner {
 };
 const PODMAN: RuleOwner = RuleOwner {
     name: "podman",
-    changed_in: "how the container publishes its ports: netavark makes its rules anew",
+    changed_in: "how the container publishes its ports: netavark recreates its rules",
 };
 const LIBVIRT: RuleOwner = RuleOwner {
     name: "libvirt",

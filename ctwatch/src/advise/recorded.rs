@@ -21,7 +21,7 @@ use super::target::ServiceTarget;
 use crate::firewall::{Firewall as Judge, Objection, ObjectionKind};
 use crate::foreign::{Foreign, Shown as _};
 use crate::machine::{self, Machine};
-use crate::model::{HOST_NETNS, Loss, NetnsId, WallMono, is_home_netns};
+use crate::model::{HOST_NETNS, Loss, NetnsId, NetnsNumber, WallMono, is_home_netns};
 use crate::record::Recording;
 use crate::record::delta_decoder::DeltaDecoder;
 use crate::record::reader::{Head, RecordedRun, Stored};
@@ -55,7 +55,7 @@ pub enum Which {
     /// Its name.
     Name(String),
     /// Its inode number.
-    Inode(u32),
+    Number(NetnsNumber),
 }
 
 /// The case a recording makes, and where it comes from.
@@ -145,7 +145,7 @@ fn rules_then(recording: &Recording, worst: &PeakWindow) -> Result<Result<RulesT
         Err(error) => return Ok(Err(format!("{error:#}"))),
     };
     let (firewall, notes) = rules.parse();
-    let why = match then.occasion {
+    let why = match then.reason {
         SnapshotReason::Start => "when the recorder started",
         SnapshotReason::Trigger => "when a trigger fired",
         SnapshotReason::Changed => "when they had changed",
@@ -215,7 +215,7 @@ impl Contents {
 impl Which {
     fn is(&self, id: NetnsId, names: Option<&HashMap<NetnsId, Names>>) -> bool {
         match self {
-            Self::Inode(inode) => id.inode() == *inode,
+            Self::Number(number) => number.means(id),
             Self::Name(wanted) => names
                 .and_then(|names| names.get(&id)?.name.as_ref())
                 .is_some_and(|name| name.is_called(wanted)),
@@ -423,7 +423,7 @@ fn source(
         worst.from,
         worst.to.time,
         listing.at.time,
-        listing.occasion.name()
+        listing.reason.name()
     )];
     if apart_s.abs() > FAR_S {
         notes.push(format!(

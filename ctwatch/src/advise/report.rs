@@ -2,13 +2,14 @@
 //! Numbers come from the model; this only puts them together.
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::case::Case;
 use super::demand::{Basis, Outcome, Service};
 use super::items::{self, Combination, Item};
 use super::target::ServiceTarget;
 use super::whatif::Changes;
+use crate::contract::{millis, optional_rounded, rounded};
 use crate::foreign::Foreign;
 use crate::model::{Direction, NetnsId, Protocol, TimeoutKind, service as service_name};
 
@@ -24,7 +25,7 @@ pub struct Advice {
     /// Version of ctwatch.
     pub version: String,
     /// When the window ended.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "millis")]
     pub time: Timestamp,
     /// `uname -r`
     pub kernel_release: String,
@@ -377,22 +378,4 @@ fn answer(case: &Case, change: &Changes) -> WhatIf {
         after,
         warnings,
     }
-}
-
-// serde passes `serialize_with` fields by reference.
-
-/// Three digits after the point say more than the numbers hold.
-pub(super) fn rounded<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((number * 1e3).round() / 1e3)
-}
-
-pub(super) fn optional_rounded<S: Serializer>(
-    number: &Option<f64>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.serialize_some(&number.map(|number| (number * 1e3).round() / 1e3))
-}
-
-fn seconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{time:.3}"))
 }

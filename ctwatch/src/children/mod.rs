@@ -42,7 +42,7 @@ impl Family {
         let own = std::process::id();
         let with_us = move || {
             set_pdeathsig(Signal::SIGKILL)?;
-            // Whoever went before that was said to the kernel sends no signal.
+            // A parent that ended before the kernel was told sends no signal.
             if parent_id() == own { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
         };
         // SAFETY: between fork and exec this makes two system calls and takes neither memory nor locks.
@@ -82,7 +82,7 @@ impl Family {
         let _ = killpg(self.group, signal);
     }
 
-    /// How it ended. Whoever it left behind in its group ends now, and so does it if it hasn't.
+    /// How it ended. What it left behind in its group is ended now, and so is it if it hasn't ended.
     ///
     /// # Errors
     /// The kernel doesn't say, or the program doesn't end although it was killed.

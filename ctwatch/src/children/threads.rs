@@ -1,5 +1,5 @@
 //! Threads where a limit is reached for a moment (TasksMax=, docker's --pids-limit): what others in the same group, or our own
-//! hooks, take, they give back. Whoever can't do without a thread waits a little for it.
+//! hooks, take, they give back. What can't do without a thread waits a little for it.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// and how often.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// What a thread is to do. Whoever fails to start one drops it, so all that try have the same.
+/// What a thread is to do. A failed attempt to start one would drop it, so all attempts share it.
 struct Work<F>(Arc<Mutex<Option<F>>>);
 
 impl<T, F: FnOnce() -> T> Work<F> {

@@ -26,7 +26,7 @@ pub struct AdviseArgs {
     window: Duration,
     #[arg(
         long, value_name = "NETNS", value_parser = common::netns,
-        help = "Network namespace: host, a name, an inode or pid:N\n[default: the one ctwatch runs in]"
+        help = "Network namespace: host, a name, an inode or pid:N;\nof a recording also net:[N]#1, as ctwatch prints it\n[default: the one ctwatch runs in]"
     )]
     netns: Option<NetnsSpec>,
     #[arg(

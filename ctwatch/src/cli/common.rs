@@ -14,7 +14,7 @@ use ctwatch_common::Cause;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
-use crate::model::{Backend, NetnsId, Protocol, port_of_service};
+use crate::model::{Backend, NetnsNumber, Protocol, port_of_service};
 use crate::record::span::Moment;
 use crate::state::{By, Filter, PortRange};
 use crate::text::{did_you_mean, nearest};
@@ -38,7 +38,7 @@ pub struct FilterArgs {
     proto: Vec<Protocol>,
     #[arg(
         long, value_name = "NETNS", value_delimiter = ',', value_parser = netns, display_order = AFTER_CAUSE,
-        help = "Only these network namespaces: host, a name, an\ninode or pid:N"
+        help = "Only these network namespaces: host, a name, an\ninode (N or net:[N]) or pid:N"
     )]
     netns: Vec<NetnsSpec>,
     /// Only loopback traffic; with =no, all other traffic
@@ -196,7 +196,7 @@ pub struct FromArgs {
         long,
         value_name = "WHEN",
         allow_hyphen_values = true,
-        help = "Start here: 2026-03-14T12:00:00Z, or with +01:00\nfor Z; local time as '2026-03-14 12:00', 12:00 or\n'12:00 CET'; +10m from the start of the recording;\n-10m from its end"
+        help = "Start here: 2026-03-14T12:00:00Z or …+01:00; local\ntime as '2026-03-14 12:00', 12:00 or '12:00 CET';\n+10m from the start of the recording; -10m from\nits end"
     )]
     pub from: Option<Moment>,
 }
@@ -344,7 +344,7 @@ pub enum NetnsSpec {
     /// A name in /run/netns.
     Name(String),
     /// Its inode number.
-    Inode(NetnsId),
+    Inode(NetnsNumber),
     /// The one this process is in.
     Pid(u32),
 }
@@ -434,10 +434,8 @@ pub fn netns(text: &str) -> Result<NetnsSpec, String> {
     if text.eq_ignore_ascii_case("host") {
         return Ok(NetnsSpec::Host);
     }
-    // Also as readlink, lsns and ctwatch itself print it.
-    let inode = text.strip_prefix("net:[").and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    if let Ok(inode) = inode.parse() {
-        return Ok(NetnsSpec::Inode(NetnsId::from_inode(inode)));
+    if let Some(number) = NetnsNumber::from_words(text) {
+        return Ok(NetnsSpec::Inode(number));
     }
     // A file name in /run/netns (ip-netns(8)); anything else would read outside of it.
     if text.is_empty() || text == "." || text == ".." || text.contains('/') {
@@ -481,6 +479,7 @@ pub fn age(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::NetnsId;
 
     #[test]
     fn ports_are_single_or_ranges() {
@@ -516,8 +515,12 @@ mod tests {
     fn a_netns_name_cannot_leave_its_directory() {
         assert_eq!(netns("web1"), Ok(NetnsSpec::Name("web1".to_owned())));
         for inode in ["4026531840", "net:[4026531840]"] {
-            assert_eq!(netns(inode), Ok(NetnsSpec::Inode(NetnsId::from_inode(4_026_531_840))));
+            let number = NetnsNumber { inode: 4_026_531_840, generation: None };
+            assert_eq!(netns(inode), Ok(NetnsSpec::Inode(number)));
         }
+        let later = NetnsId::new(4_026_532_299, 1);
+        let number = NetnsNumber { inode: 4_026_532_299, generation: Some(1) };
+        assert_eq!(netns(&later.to_string()), Ok(NetnsSpec::Inode(number)));
         assert_eq!(netns("pid:812"), Ok(NetnsSpec::Pid(812)));
         assert_eq!(netns("host"), Ok(NetnsSpec::Host));
         for bad in ["", "..", "../1", "/proc/1/ns/net", "pid:", "pid:x"] {

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use clap::builder::PossibleValue;
 
-use super::common::{AnonymizeArgs, FromArgs, choice, plain, recording};
+use super::common::{AnonymizeArgs, FromArgs, plain, recording};
+use super::file_format::{EXPORT, ExportFormat, by_ending, by_name};
 use crate::export::ExportTable;
 use crate::record::span::Moment;
 use crate::text::did_you_mean;
@@ -20,11 +20,7 @@ pub struct ExportArgs {
 
     #[arg(
         long, value_name = "FORMAT", hide_possible_values = true,
-        value_parser = choice([
-            (PossibleValue::new("ndjson").aliases(["jsonl", "json"]), ExportFormat::Ndjson),
-            (PossibleValue::new("csv"), ExportFormat::Csv),
-            (PossibleValue::new("parquet"), ExportFormat::Parquet),
-        ]),
+        value_parser = by_name(&EXPORT),
         help = "ndjson, csv or parquet [default: by the extension\nof -o]"
     )]
     to: Option<ExportFormat>,
@@ -62,27 +58,6 @@ Examples:
 Exit codes: 0 success; 1 runtime failure (also a damaged file or Ctrl-C);
   2 usage error (also if the output already exists); 3 too few open files";
 
-/// A format of an export.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExportFormat {
-    /// One object per line.
-    Ndjson,
-    /// One file per table.
-    Csv,
-    /// One file per table, with types.
-    Parquet,
-}
-
-/// The format that the ending of a file stands for.
-fn by_ending(path: &Path) -> Option<ExportFormat> {
-    match path.extension()?.to_str()?.to_lowercase().as_str() {
-        "ndjson" | "jsonl" | "json" => Some(ExportFormat::Ndjson),
-        "csv" => Some(ExportFormat::Csv),
-        "parquet" => Some(ExportFormat::Parquet),
-        _ => None,
-    }
-}
-
 /// `ctwatch export`
 #[derive(Clone, Debug)]
 pub struct ExportConfig {
@@ -109,7 +84,7 @@ impl ExportConfig {
         let FromArgs { from } = start;
         let wanted = |one: &ExportTable| table.is_empty() || table.contains(one);
         let output = output.filter(|path| path != Path::new("-"));
-        let format = to.or_else(|| by_ending(output.as_deref()?)).ok_or(
+        let format = to.or_else(|| by_ending(&EXPORT, output.as_deref()?)).ok_or(
             "the format is missing: '--to <FORMAT>' with ndjson, csv or parquet, or '-o' with a file that ends in one of these",
         )?;
         Ok(Self {

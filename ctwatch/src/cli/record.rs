@@ -1,7 +1,6 @@
 //! `ctwatch record` on the command line: arguments, resolved config, help examples.
 //! Conflicts between flags are found here, before anything is read.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use clap::Args;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 
 use super::common::{self, BackendChoice, LiveArgs};
+use super::file_format::{EXPORT, REPORT, names_one};
 use crate::record::trigger::Condition;
 
 #[derive(Debug, Args)]
@@ -136,16 +136,12 @@ impl RecordConfig {
 /// A file: a recording is written here and there, so it can't be a stream.
 fn file() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| {
-        let ending = path.extension().and_then(OsStr::to_str).unwrap_or_default().to_lowercase();
-        match ending.as_str() {
-            "html" | "htm" | "md" | "txt" => {
-                return Err("a recording is a database: name it like a.ctw, and `ctwatch report a.ctw -o` makes such a file of it");
-            }
-            "json" | "ndjson" | "jsonl" | "csv" | "parquet" => {
-                return Err("a recording is a database: name it like a.ctw, and `ctwatch export a.ctw -o` makes such a file of it \
-                            (`ctwatch drops --format json` is a stream)");
-            }
-            _ => {}
+        if names_one(&EXPORT, &path) {
+            return Err("a recording is a database: name it like a.ctw, and `ctwatch export a.ctw -o` makes such a file of it \
+                        (`ctwatch drops --format json` is a stream)");
+        }
+        if names_one(&REPORT, &path) {
+            return Err("a recording is a database: name it like a.ctw, and `ctwatch report a.ctw -o` makes such a file of it");
         }
         if path == Path::new("-") {
             return Err("a recording is a database and can't be written to standard output: name a file (./- if it is to be \

@@ -14,7 +14,9 @@ use crate::state::{By, Filter};
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
-#[command(mut_arg("netns", |netns| netns.help("Only these network namespaces: host, a name or an\ninode")))]
+#[command(mut_arg("netns", |netns| netns.help(
+    "Only these network namespaces: host, a name, an\ninode (each that had it) or net:[N]#1 (that one)"
+)))]
 pub struct ReplayArgs {
     /// The recording
     #[arg(value_name = "FILE", value_parser = recording())]

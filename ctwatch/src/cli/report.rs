@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use clap::builder::PossibleValue;
 
-use super::common::{AnonymizeArgs, FromArgs, SpanArgs, choice, recording};
-use crate::postmortem::{Format, Request};
+use super::common::{AnonymizeArgs, FromArgs, SpanArgs, recording};
+use super::file_format::{self, REPORT, by_name};
+use crate::postmortem::{ReportFormat, Request};
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER)]
@@ -22,15 +22,10 @@ pub struct ReportArgs {
     span: SpanArgs,
     #[arg(
         long, value_name = "FORMAT", hide_possible_values = true,
-        value_parser = choice([
-            (PossibleValue::new("text").alias("txt"), Format::Text),
-            (PossibleValue::new("md").alias("markdown"), Format::Markdown),
-            (PossibleValue::new("html").alias("htm"), Format::Html),
-            (PossibleValue::new("json"), Format::Json),
-        ]),
+        value_parser = by_name(&REPORT),
         help = "text, md, html or json [default: by the extension\nof -o, else text]"
     )]
-    format: Option<Format>,
+    format: Option<ReportFormat>,
     #[command(flatten)]
     anonymize: AnonymizeArgs,
     /// Write to this new file; - is standard output
@@ -53,7 +48,7 @@ pub struct ReportConfig {
     /// What is asked of the recordings.
     pub request: Request,
     /// How to show it.
-    pub format: Format,
+    pub format: ReportFormat,
     /// Where to write it; `None` means stdout.
     pub output: Option<PathBuf>,
 }
@@ -67,7 +62,7 @@ impl ReportConfig {
         let format = match (format, output.as_deref()) {
             (Some(format), _) => format,
             (None, Some(path)) => by_ending(path)?,
-            (None, None) => Format::Text,
+            (None, None) => ReportFormat::Text,
         };
         let anonymize = anonymize.into_key();
         Ok(Self { request: Request { files, incident, from, to, anonymize }, format, output })
@@ -79,21 +74,20 @@ fn incident(text: &str) -> Result<i64, String> {
 }
 
 /// Text, unless the ending says another format; one that says something else would be a lie.
-fn by_ending(path: &Path) -> Result<Format, String> {
-    let Some(ending) = path.extension() else { return Ok(Format::Text) };
-    let ending = ending.to_str().unwrap_or_default();
-    match ending.to_lowercase().as_str() {
-        "txt" | "text" | "log" => Ok(Format::Text),
-        "md" | "markdown" => Ok(Format::Markdown),
-        "html" | "htm" => Ok(Format::Html),
-        "json" => Ok(Format::Json),
-        // A date, as in report.2026-03-14.
-        other if other.starts_with(|first: char| first.is_ascii_digit()) => Ok(Format::Text),
-        _ => Err(format!(
-            "'-o': a report can't be written as .{ending}: the file may end in .txt, .md, .html or .json; '--format' takes any \
-             name"
-        )),
+fn by_ending(path: &Path) -> Result<ReportFormat, String> {
+    let Some(ending) = path.extension() else { return Ok(ReportFormat::Text) };
+    if let Some(format) = file_format::by_ending(&REPORT, path) {
+        return Ok(format);
     }
+    let ending = ending.to_str().unwrap_or_default();
+    if ending.starts_with(|first: char| first.is_ascii_digit()) {
+        // A date, as in report.2026-03-14.
+        return Ok(ReportFormat::Text);
+    }
+    Err(format!(
+        "'-o': a report can't be written as .{ending}: the file may end in .txt, .md, .html or .json; '--format' takes any \
+         name"
+    ))
 }
 
 #[cfg(test)]
@@ -111,15 +105,15 @@ mod tests {
 
     #[test]
     fn the_ending_of_the_output_says_the_format_unless_one_is_given() {
-        assert_eq!(report("a.ctw").format, Format::Text);
-        assert_eq!(report("a.ctw -o a.html").format, Format::Html);
-        assert_eq!(report("a.ctw -o a.md").format, Format::Markdown);
-        assert_eq!(report("a.ctw --format markdown").format, Format::Markdown);
-        assert_eq!(report("a.ctw -o a.html --format json").format, Format::Json);
-        assert_eq!(report("a.ctw -o a.HTML").format, Format::Html);
-        assert_eq!(report("a.ctw -o a").format, Format::Text);
-        assert_eq!(report("a.ctw -o a.pdf --format HTML").format, Format::Html);
-        assert_eq!((report("a.ctw -o -").format, report("a.ctw -o -").output), (Format::Text, None));
+        assert_eq!(report("a.ctw").format, ReportFormat::Text);
+        assert_eq!(report("a.ctw -o a.html").format, ReportFormat::Html);
+        assert_eq!(report("a.ctw -o a.md").format, ReportFormat::Markdown);
+        assert_eq!(report("a.ctw --format markdown").format, ReportFormat::Markdown);
+        assert_eq!(report("a.ctw -o a.html --format json").format, ReportFormat::Json);
+        assert_eq!(report("a.ctw -o a.HTML").format, ReportFormat::Html);
+        assert_eq!(report("a.ctw -o a").format, ReportFormat::Text);
+        assert_eq!(report("a.ctw -o a.pdf --format HTML").format, ReportFormat::Html);
+        assert_eq!((report("a.ctw -o -").format, report("a.ctw -o -").output), (ReportFormat::Text, None));
         let error = parse(["ctwatch", "report", "a.ctw", "-o", "a.pdf"]).unwrap_err();
         assert!(error.exit_code() == 2 && error.to_string().contains(".html"), "{error}");
         assert!(parse(["ctwatch", "report", "-"]).unwrap_err().to_string().contains("standard input"));

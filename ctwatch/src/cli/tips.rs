@@ -96,7 +96,7 @@ fn command(error: &clap::Error, all: &Command) -> Option<String> {
     let word = text(error, ContextKind::InvalidSubcommand)?.to_lowercase();
     let known = COMMANDS.iter().find(|(known, _)| *known == word).map(|(_, command)| *command);
     let command = known.or_else(|| nearest(&word, all.get_subcommands().map(Command::get_name)))?;
-    Some(format!("'ctwatch {command}' may be what is meant"))
+    Some(format!("did you mean 'ctwatch {command}'?"))
 }
 
 fn flag(error: &clap::Error, all: &Command, arguments: &[OsString]) -> Option<String> {
@@ -107,7 +107,7 @@ fn flag(error: &clap::Error, all: &Command, arguments: &[OsString]) -> Option<St
         return Some("record always prints JSON, a line for each thing that happens".to_owned());
     }
     let (_, flag) = FLAGS.iter().find(|(known, flag)| *known == word && has_flag(command, flag))?;
-    Some(format!("'{flag}' may be what is meant"))
+    Some(format!("did you mean '{flag}'?"))
 }
 
 /// Whether a command has this flag, which a value may follow.
@@ -140,14 +140,14 @@ mod tests {
     fn a_tip_fits_the_command() {
         let said = |line: &str| super::super::parse(line.split(' ')).unwrap_err().to_string();
         assert!(
-            said("ctwatch drops --json").contains("'--format json' may be"),
+            said("ctwatch drops --json").contains("did you mean '--format json'?"),
             "{}",
             said("ctwatch drops --json")
         );
-        assert!(said("ctwatch export x --json").contains("'--to ndjson' may be"));
+        assert!(said("ctwatch export x --json").contains("did you mean '--to ndjson'?"));
         assert!(said("ctwatch record -o x --json").contains("always prints JSON"));
-        assert!(said("ctwatch top").contains("'ctwatch drops' may be"));
+        assert!(said("ctwatch top").contains("did you mean 'ctwatch drops'?"));
         assert!(said("ctwatch drop").contains("'drops'"), "{}", said("ctwatch drop"));
-        assert!(!said("ctwatch check --csv").contains("may be what"));
+        assert!(!said("ctwatch check --csv").contains("did you mean"));
     }
 }

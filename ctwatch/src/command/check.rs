@@ -60,7 +60,7 @@ pub fn run(config: &Config, check: &CheckConfig) -> Result<Exit> {
             schema: SCHEMA,
             version: VERSION.to_owned(),
             kernel_release: roots.release(),
-            backend: backend.map(|backend| backend.name()),
+            backend,
             backend_reason: reason,
             items: found.items,
             programs,

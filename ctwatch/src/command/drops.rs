@@ -54,7 +54,7 @@ async fn stream(config: &Config, drops: &DropsConfig, roots: Roots, standing: &S
         return output.finish().map(|()| Exit::Done);
     };
     if !stdout().is_terminal() {
-        // Whoever reads only rows hears of it, too.
+        // A reader of rows alone hears of it, too.
         session.tell_if_counters_must_do(drops.backend);
     }
     view.start(&session.start_record(&roots))?;

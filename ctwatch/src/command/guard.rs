@@ -21,7 +21,7 @@ use crate::stderr;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// and where nothing but recordings is read.
 const PATIENCE_WITH_READERS: Duration = Duration::from_millis(500);
-/// `timeout`, `sudo` and terminals send a signal twice at once; whoever means it sends it later than this.
+/// `timeout`, `sudo` and terminals send a signal twice at once; a second one that is meant comes later than this.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// The one of a command. It goes on when this is dropped: what a command does last may take long, too.

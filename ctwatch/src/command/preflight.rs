@@ -1,5 +1,5 @@
 //! Can ctwatch watch here, with which backend, and if not, what would change that?
-//! It reads /proc and /sys; what has to be tried is handed in, and whoever attaches anyway leaves it out.
+//! It reads /proc and /sys; what has to be tried is handed in, and a caller that attaches anyway leaves it out.
 
 mod rights;
 
@@ -117,7 +117,7 @@ pub fn look(
     found.host(roots);
     found.judge(roots, standing);
     if trials.is_some() {
-        // All processes are asked for their netns: whoever is about to attach does so anyway.
+        // All processes are asked for their netns: a caller that is about to attach does so anyway.
         found.cpus(roots);
     }
     found

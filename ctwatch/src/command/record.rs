@@ -86,7 +86,7 @@ async fn keep(config: &Config, record: &RecordConfig, roots: Roots, standing: &S
     let waiting = |notice: &Notice| {
         waited = true;
         stderr::line(&notice.text);
-        // A host may load conntrack late or never: whoever starts this doesn't wait for it.
+        // A host may load conntrack late or never: a start script doesn't wait for it.
         ready("waiting until nf_conntrack is loaded");
         Ok(())
     };

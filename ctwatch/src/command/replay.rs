@@ -173,7 +173,7 @@ impl Player {
             version: run.version.clone(),
             time: run.started.time,
             kernel_release: run.kernel_release.clone(),
-            backend: run.backend.name(),
+            backend: run.backend,
             backend_reason: run.backend_reason.clone(),
             hooks: run.report_hooks(),
             since_boot: run.since_boot,
@@ -253,14 +253,14 @@ fn known_netns(wanted: &[NetnsSpec], runs: &[HashMap<NetnsId, Names>]) -> Result
 }
 
 fn called(id: NetnsId, names: &Names) -> String {
-    names.name.as_ref().map_or_else(|| id.inode().to_string(), ToString::to_string)
+    names.name.as_ref().map_or_else(|| id.to_string(), ToString::to_string)
 }
 
 fn is(spec: &NetnsSpec, id: NetnsId, names: &Names) -> bool {
     match spec {
         NetnsSpec::Host => names.name.as_ref().is_some_and(|name| *name == HOST_NETNS),
         NetnsSpec::Name(name) => names.name.as_ref().is_some_and(|own| own.is_called(name)),
-        NetnsSpec::Inode(wanted) => wanted.inode() == id.inode(),
+        NetnsSpec::Inode(number) => number.means(id),
         NetnsSpec::Pid(_) => false,
     }
 }

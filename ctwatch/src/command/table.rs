@@ -28,7 +28,7 @@ use crate::state::table::{Breakdown, BreakdownConfig, ScanContext, TableResult, 
 use crate::stderr::Progress;
 use crate::text::thousands;
 
-/// So often a listing begins anew because the table was resized; the next one goes on, and says so.
+/// So often a listing is restarted because the table was resized; the next one goes on, and says so.
 const RESTARTS: u32 = 3;
 
 const NOT_LOADED: &str = "nf_conntrack is not loaded, so nothing is tracked and there is no table; a firewall rule \
@@ -119,7 +119,7 @@ impl Look {
                 None if own_netns_only => continue,
                 None => false,
             };
-            // Whoever can't be entered is told apart from whoever can't be read.
+            // A netns that can't be entered is told apart from one that can't be read.
             let listed = netns::run_inside(netns, || Ok(self.at(netns, everywhere)))
                 .map_err(|error| unable(&error))
                 .flatten();

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{is_false, millis, rounded_millis};
+use super::{is_false, millis, rounded};
 use crate::foreign::Foreign;
 use crate::model::{Direction, NetnsId, Protocol};
 
@@ -21,7 +21,7 @@ pub struct TableReport {
     #[serde(serialize_with = "millis")]
     pub time: Timestamp,
     /// How long it took, all tables together.
-    #[serde(serialize_with = "rounded_millis")]
+    #[serde(serialize_with = "rounded")]
     pub took_s: f64,
     /// What one row stands for, besides its netns.
     pub by: Vec<&'static str>,
@@ -83,7 +83,7 @@ pub struct TableBreakdown {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tracks: Option<Option<bool>>,
     /// How long the listing took.
-    #[serde(serialize_with = "rounded_millis")]
+    #[serde(serialize_with = "rounded")]
     pub took_s: f64,
 }
 

@@ -10,16 +10,18 @@ use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
 use crate::foreign::Foreign;
-use crate::model::{CounterSource, KernelCounters, NetnsId, Protocol};
+use crate::model::{Backend, CounterSource, KernelCounters, NetnsId, Protocol};
 
 pub mod breakdown;
 mod event;
+mod reconciliation;
 mod serialize;
 mod table;
 
 pub use event::{DropEvent, Entry, Event, FillSource, Flow, InsertEvent, Packet, Process, Tuple, View};
+pub use reconciliation::{Agreement, Agreements, CounterLine, Unexplained, reconciliation};
 use serialize::{counter_source, optional_cause, unit};
-pub(crate) use serialize::{is_false, is_zero, millis, rounded_millis};
+pub(crate) use serialize::{is_false, is_zero, millis, optional_millis, optional_rounded, rounded};
 pub use table::{Occupant, Occupied, TableStatus, TablesLeftOut, fill};
 
 /// The number of the contract.
@@ -37,8 +39,8 @@ pub struct Start {
     pub time: Timestamp,
     /// `uname -r`
     pub kernel_release: Foreign,
-    /// "kprobe", "tracepoint" or "counters"
-    pub backend: &'static str,
+    /// Where the losses come from.
+    pub backend: Backend,
     /// Why this backend and no better one.
     pub backend_reason: Option<Foreign>,
     /// Where the programs sit.
@@ -81,7 +83,7 @@ pub struct Tick {
     #[serde(serialize_with = "millis")]
     pub time: Timestamp,
     /// Its measured length.
-    #[serde(serialize_with = "rounded_millis")]
+    #[serde(serialize_with = "rounded")]
     pub interval_s: f64,
     /// The fill of every netns watched.
     pub tables: Vec<TableStatus>,
@@ -111,7 +113,7 @@ pub struct End {
     #[serde(serialize_with = "millis")]
     pub time: Timestamp,
     /// How long it lasted.
-    #[serde(serialize_with = "rounded_millis")]
+    #[serde(serialize_with = "rounded")]
     pub duration_s: f64,
     /// See [`Tick::counted`].
     pub counted: Counted,
@@ -287,72 +289,6 @@ impl Serialize for Counted {
     }
 }
 
-/// Per kernel counter: its move minus what ctwatch's causes explain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Unexplained {
-    /// Of `drop`.
-    pub drop: i64,
-    /// Of `early_drop`.
-    pub early_drop: i64,
-    /// Of `insert_failed`.
-    pub insert_failed: i64,
-    /// Of `chaintoolong`.
-    pub chaintoolong: i64,
-}
-
-impl Unexplained {
-    /// All is explained.
-    #[must_use]
-    pub fn is_zero(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// How one of the kernel's counters compares with what ctwatch's causes say of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Agreement {
-    /// Nothing is unexplained.
-    Agree,
-    /// They differ: see [`Unexplained`].
-    Differ,
-    /// ctwatch counted losses where the kernel's counters can't be read.
-    NotReadable,
-}
-
-/// A verdict for each of the kernel's counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Agreements {
-    /// On `drop`.
-    pub drop: Agreement,
-    /// On `early_drop`.
-    pub early_drop: Agreement,
-    /// On `insert_failed`.
-    pub insert_failed: Agreement,
-    /// On `chaintoolong`.
-    pub chaintoolong: Agreement,
-}
-
-impl Agreements {
-    /// `unheard`: counters of which some was counted where the kernel's word is missing, in the order of the fields.
-    #[must_use]
-    pub fn new(unexplained: &Unexplained, unheard: [bool; 4]) -> Self {
-        let Unexplained { drop, early_drop, insert_failed, chaintoolong } = *unexplained;
-        let [drop, early_drop, insert_failed, chaintoolong] = [
-            (drop, unheard[0]),
-            (early_drop, unheard[1]),
-            (insert_failed, unheard[2]),
-            (chaintoolong, unheard[3]),
-        ]
-        .map(|verdict| match verdict {
-            (0, false) => Agreement::Agree,
-            (0, true) => Agreement::NotReadable,
-            _ => Agreement::Differ,
-        });
-        Self { drop, early_drop, insert_failed, chaintoolong }
-    }
-}
-
 /// Something the reader should know.
 #[derive(Clone, Debug, Serialize)]
 pub struct Notice {
@@ -375,7 +311,7 @@ pub struct Check {
     /// `uname -r`
     pub kernel_release: String,
     /// The backend `drops` would use; null if none works.
-    pub backend: Option<&'static str>,
+    pub backend: Option<Backend>,
     /// Why no better one, and what that costs; null for the best, and where none works.
     pub backend_reason: Option<String>,
     /// What was looked at.

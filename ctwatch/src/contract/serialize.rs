@@ -21,8 +21,27 @@ pub(super) fn micros<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S
     serializer.collect_str(&format_args!("{time:.6}"))
 }
 
-pub(crate) fn rounded_millis<S: Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((seconds * 1_000.0).round() / 1_000.0)
+/// Three digits after the point say more than the numbers hold.
+pub(crate) fn rounded<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(to_thousandths(*number))
+}
+
+pub(crate) fn optional_millis<S: Serializer>(
+    time: &Option<Timestamp>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_some(&time.map(|time| format!("{time:.3}")))
+}
+
+pub(crate) fn optional_rounded<S: Serializer>(
+    number: &Option<f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_some(&number.map(to_thousandths))
+}
+
+fn to_thousandths(number: f64) -> f64 {
+    (number * 1e3).round() / 1e3
 }
 
 pub(super) fn cause<S: Serializer>(cause: &Cause, serializer: S) -> Result<S::Ok, S::Error> {

@@ -140,7 +140,7 @@ impl Run<'_> {
                     let facts = self.recording.machine(id, &head)?;
                     sink.row(
                         ExportTable::Machine,
-                        &row![id, facts.at.time, facts.occasion.name(), Value::Json(facts.json.into())],
+                        &row![id, facts.at.time, facts.reason.name(), Value::Json(facts.json.into())],
                     )?;
                 }
             }
@@ -184,7 +184,7 @@ impl Run<'_> {
             let packed = stored.rules.as_ref();
             let text = packed.filter(|_| !anonymous).map(Packed::unpack).transpose()?;
             let text = text.map_or(Value::Null, |text| Value::Json(text.into()));
-            let (time, reason, netns) = (stored.at.time, stored.occasion.name(), stored.netns);
+            let (time, reason, netns) = (stored.at.time, stored.reason.name(), stored.netns);
             let bytes = packed.map(|packed| packed.size);
             let row = row![id, time, reason, netns.inode(), self.name(netns), bytes, text];
             sink.row(ExportTable::Rules, &row)?;
@@ -230,7 +230,7 @@ impl Run<'_> {
                     let row = row![
                         id,
                         listing.at.time,
-                        listing.occasion.name(),
+                        listing.reason.name(),
                         listing.netns.inode(),
                         self.name(listing.netns),
                         proto.to_string(),

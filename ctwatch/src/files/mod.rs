@@ -34,7 +34,7 @@ fn reopen_regular(name: &File) -> io::Result<File> {
     reopen(name, libc::O_RDONLY)
 }
 
-/// What a name (O_PATH) stands for: whoever calls has looked at its kind. As it is there, nothing is made.
+/// What a name (O_PATH) stands for; the caller has looked at its kind. It exists, so nothing is created.
 ///
 /// # Errors
 /// If it can't be opened, or there is no /proc to do so by.

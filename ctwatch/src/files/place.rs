@@ -1,4 +1,4 @@
-//! Where a file is to be made or gone on with. Whoever may write to a folder on the way there could put another file in its
+//! Where a file is to be created or continued. A user who may write to a folder on the way there could put another file in its
 //! place, at any moment: a look at the file itself, however thorough, says nothing then. So the folders are looked at.
 //!
 //! Names below such folders are nobody else's to change, so what goes by name afterwards (SQLite's own files, renames)
@@ -20,7 +20,7 @@ use crate::foreign::Shown as _;
 /// Whether the folder of a file may be one that everybody may make files in, like /tmp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// It may: the file is made anew, under a name that must be free, and in one go.
+    /// It may: the file is created under a name that must be free, and in one go.
     Allowed,
     /// It may not: other files are opened by their names later.
     Refused,

@@ -95,7 +95,7 @@ impl ProcessFolder {
     }
 }
 
-/// A folder as whoever has this root sees it; `None` if it is outside.
+/// A folder as processes with this root see it; `None` if it is outside.
 fn inside(root: &Path, folder: &Path) -> Option<PathBuf> {
     let below = if root == Path::new("/") { folder } else { folder.strip_prefix(root).ok()? };
     folder.is_absolute().then(|| Path::new("/").join(below))

@@ -38,7 +38,7 @@ pub fn root_owned(root: impl AsFd, path: &Path) -> io::Result<File> {
     }
 }
 
-/// By the name of the part alone: whoever asks knows the path.
+/// By the name of the part alone: the caller knows the path.
 fn in_words(Doubt { path, why }: &Doubt) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str()).shown();
     match why {
@@ -63,7 +63,7 @@ mod tests {
         let folder = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
         std::fs::write(folder.path().join("nft"), "").unwrap();
         std::os::unix::fs::symlink("/bin/sh", folder.path().join("link")).unwrap();
-        // Not even a link to what is root's: whoever made it can exchange it.
+        // Not even a link to what is root's: its maker can replace it.
         if folder.path().metadata().unwrap().uid() == 0 {
             let mode = |mode| {
                 std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(mode))

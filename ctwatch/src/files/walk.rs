@@ -20,7 +20,7 @@ use crate::foreign::Shown as _;
 const LINKS: usize = 40;
 /// Parts of a path looked at, those of links with it.
 const PARTS: usize = 512;
-/// Others may write, and what somebody made only he may rename or remove (inode(7)).
+/// Others may write, but only the owner of a file may rename or remove it (the sticky bit, inode(7)).
 const STICKY: u32 = 0o1000;
 
 /// Who may have made what is on the way, and may write to it.

@@ -325,7 +325,7 @@ impl Case<'_> {
             }
             for path in &today.translated {
                 if !class.expected {
-                    // Whoever means harm would reach what is hidden behind the translation.
+                    // An attacker would reach what is hidden behind the translation.
                     self.uncovered(walker, flow, path)?;
                 }
                 let run = self.behind_translation(walker, class.way, flow, path)?.unwrap_or_default();

@@ -10,6 +10,7 @@ pub(crate) mod ipvs;
 mod ir;
 mod judge;
 mod listing;
+mod nat;
 mod nft;
 mod options;
 mod path;

@@ -203,7 +203,7 @@ fn forwards(roots: &Roots, ip: &str, limit: &Limit) -> Option<bool> {
     // Bridged packets meet the rules of forwarded ones.
     let bridged = fs::read_to_string(roots.proc("sys/net/bridge/bridge-nf-call-iptables"));
     let bridged = bridged.is_ok_and(|text| text.trim() == "1");
-    // /proc/sys shows the netns of whoever reads it.
+    // /proc/sys shows the netns of its reader.
     let folders = fs::read_dir(roots.proc("sys/net").join(ip).join("conf")).ok()?;
     for folder in folders {
         if bridged {

@@ -3,11 +3,10 @@
 
 use std::collections::HashMap;
 
-use super::Firewall;
 use super::index::{Index, Walked};
 use super::ir::{Action, Condition, Hook, Kind, Nat, RuleTable, Step, Tool};
 use super::path::{At, Packet, Path, Place, View, Way};
-use super::translation;
+use super::{Firewall, nat};
 
 /// How many rule visits one question may cost in all, beside so many for each rule.
 const BUDGET: usize = 400_000;
@@ -355,7 +354,7 @@ impl<'a> Walker<'a> {
                     return Ok(paths);
                 }
                 for path in &mut paths {
-                    translation::apply(path, nat, place);
+                    nat::apply(path, nat, place);
                 }
                 if matches!(rules, Rules::Untranslated) {
                     out.translated.append(&mut paths);

@@ -1,5 +1,5 @@
 //! The networks for whose addresses the netns of this thread takes packets, asked of the kernel by kind: it passes over a router's
-//! million other routes itself, while its lists in /proc start anew from the first route at every page.
+//! million other routes itself, while its lists in /proc start over from the first route at every page.
 
 use std::net::IpAddr;
 use std::time::Instant;

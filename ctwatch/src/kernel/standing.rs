@@ -60,7 +60,7 @@ impl Standing {
         capabilities.iter().copied().filter(|one| self.has(*one) == Some(false)).collect()
     }
 
-    /// How whoever started this process would give it these.
+    /// How this process would have to be started to have these.
     #[must_use]
     pub fn how_to_get(&self, capabilities: &[Capability]) -> String {
         if self.user_namespace == UserNamespace::Other {
@@ -72,7 +72,7 @@ impl Standing {
         self.flags(capabilities)
     }
 
-    /// How whoever started this process would let it list tables of the netns it is in. ctnetlink asks the user namespace that
+    /// How this process would have to be started to list tables of the netns it is in. ctnetlink asks the user namespace that
     /// owns the netns (nfnetlink_rcv, net/netfilter/nfnetlink.c, 5.10 to 7.3), so that a container in a user namespace and a
     /// netns of its own takes no more than the capability there.
     #[must_use]

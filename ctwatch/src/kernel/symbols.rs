@@ -131,7 +131,7 @@ impl Symbols {
         Ok(symbols)
     }
 
-    /// The kernel lets nobody hook this function (it is notrace, or blacklisted): from here on it isn't there, in none of
+    /// The kernel doesn't allow hooks on this function (it is notrace, or blacklisted): from here on it isn't there, in none of
     /// its parts.
     pub fn refuse(&mut self, function: &str, why: String) {
         let whole =

@@ -56,7 +56,7 @@ impl Doubts {
                     let said = look(process);
                     let after = process.image();
                     let is_same = after == before;
-                    // Who was judged is who spoke, or nobody is left.
+                    // The process that was judged is the one that answered, or it is gone.
                     if is_same { said.map(Ok) } else { after.map(|_| Err(Doubt::Changed)) }
                 }
                 Err(doubt) => matters(process).then_some(Err(doubt)),
@@ -121,7 +121,7 @@ mod tests {
     fn who_becomes_another_program_once_it_is_judged_has_said_nothing() {
         use std::io::BufRead as _;
         use std::process::{Command, Stdio};
-        // As sudo does: root at first, and somebody else's program then.
+        // As sudo does: it starts as root, then runs another user's program.
         let script = "trap 'exec sleep 60' USR1; echo here; while :; do sleep 0.02; done";
         let mut child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();

@@ -1,4 +1,4 @@
-//! By which port people log in: with a full table, nobody can come to look at it.
+//! By which port people log in: while the table is full, no new login gets through.
 //! Found by the process that listens in this netns; a port number alone says nothing but where systemd listens for it.
 
 use std::collections::BTreeMap;

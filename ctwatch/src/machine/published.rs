@@ -76,7 +76,7 @@ pub(super) fn read(host: &Host, notes: &mut Notes) -> (Vec<Published>, bool) {
             let listening: &Arc<Listening> =
                 listening.get_or_init(|| Arc::new(Listening::read(roots, &[Protocol::TCP, Protocol::UDP])));
             is_cut |= listening.is_cut;
-            // Whoever isn't believed and has no socket here is nobody's business.
+            // A process that isn't believed and has no socket here doesn't matter.
             let (judged, asked) = (Arc::clone(listening), Arc::clone(listening));
             let matters = move |process: &Process| judged.is_of(process);
             let said = doubts.ask(host, pid, claim, matters, move |process| Some(asked.of(process)));

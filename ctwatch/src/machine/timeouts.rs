@@ -119,7 +119,7 @@ pub struct Tracking {
     pub timestamp: Option<bool>,
     /// Helpers are attached by port (up to 5.x; later kernels don't have it).
     pub helper: Option<bool>,
-    /// 0: no events; 1: every entry has an extension for them; 2: only while somebody listens.
+    /// 0: no events; 1: every entry has an extension for them; 2: only while a process listens.
     pub events: Option<u8>,
 }
 

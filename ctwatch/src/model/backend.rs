@@ -1,6 +1,8 @@
 //! The ways to see losses, by the names that flags, files and JSON use.
 //! Which of them works on a host is decided elsewhere.
 
+use serde::{Serialize, Serializer};
+
 /// Where the losses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
@@ -30,5 +32,11 @@ impl Backend {
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|backend| backend.name() == name)
+    }
+}
+
+impl Serialize for Backend {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }

@@ -152,7 +152,7 @@ pub struct PortDetail {
     pub port: Option<u16>,
     /// By state.
     pub mix: StateCounts,
-    /// Those whose timeout starts anew with each packet: TCP's ESTABLISHED, elsewhere what is assured.
+    /// Those whose timeout restarts with each packet: TCP's ESTABLISHED, elsewhere what is assured.
     pub refreshed: TimeoutHistogram,
     /// Those that only wait for their end.
     pub expiring: TimeoutHistogram,
@@ -233,7 +233,7 @@ pub struct FlowSample {
     pub censuses: Vec<Census>,
     /// Inserts and deletes that found no counter of their own (total).
     pub overflow: u64,
-    /// conntrack was loaded anew: its tables began empty, and earlier censuses say nothing any more.
+    /// conntrack was loaded again: its tables began empty, and earlier censuses no longer count.
     pub restarted: bool,
 }
 

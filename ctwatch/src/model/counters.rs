@@ -14,30 +14,31 @@ pub struct KernelCounters {
     pub chaintoolong: u64,
 }
 
+/// One value for each of the kernel's counters, in the order of [`KernelCounters::as_array`].
+pub type CounterArray<T = u64> = [T; 4];
+
 impl KernelCounters {
+    /// What the kernel calls them, in the order of the fields.
+    pub const NAMES: CounterArray<&'static str> = ["drop", "early_drop", "insert_failed", "chaintoolong"];
+
     /// From an array in the order of the fields.
     #[must_use]
-    pub const fn from_array([drop, early_drop, insert_failed, chaintoolong]: [u64; 4]) -> Self {
+    pub const fn from_array([drop, early_drop, insert_failed, chaintoolong]: CounterArray) -> Self {
         Self { drop, early_drop, insert_failed, chaintoolong }
     }
 
     /// As an array in the order of the fields.
     #[must_use]
-    pub const fn as_array(&self) -> [u64; 4] {
+    pub const fn as_array(&self) -> CounterArray {
         let Self { drop, early_drop, insert_failed, chaintoolong } = *self;
         [drop, early_drop, insert_failed, chaintoolong]
     }
 
     /// Each with the name the kernel gives it.
     #[must_use]
-    pub const fn named(&self) -> [(&'static str, u64); 4] {
-        let Self { drop, early_drop, insert_failed, chaintoolong } = *self;
-        [
-            ("drop", drop),
-            ("early_drop", early_drop),
-            ("insert_failed", insert_failed),
-            ("chaintoolong", chaintoolong),
-        ]
+    pub fn named(&self) -> CounterArray<(&'static str, u64)> {
+        let counts = self.as_array();
+        std::array::from_fn(|counter| (Self::NAMES[counter], counts[counter]))
     }
 }
 

@@ -76,6 +76,46 @@ impl fmt::Display for NetnsId {
     }
 }
 
+/// An inode number as a person gives it: alone it means every namespace that had it, with a generation one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetnsNumber {
+    /// The inode number.
+    pub inode: u32,
+    /// See [`NetnsId::generation`]; `None`: any.
+    pub generation: Option<u32>,
+}
+
+impl NetnsNumber {
+    /// From what `readlink`, `lsns` or ctwatch itself print: `4026532299`, `net:[4026532299]`, `net:[4026532299]#1`.
+    #[must_use]
+    pub fn from_words(text: &str) -> Option<Self> {
+        let Some(rest) = text.strip_prefix("net:[") else {
+            return Some(Self { inode: text.parse().ok()?, generation: None });
+        };
+        let (inode, generation) = rest.split_once(']')?;
+        let generation = match generation {
+            "" => None,
+            numbered => Some(numbered.strip_prefix('#')?.parse().ok()?),
+        };
+        Some(Self { inode: inode.parse().ok()?, generation })
+    }
+
+    /// Whether this namespace is meant.
+    #[must_use]
+    pub fn means(self, id: NetnsId) -> bool {
+        self.inode == id.inode && self.generation.is_none_or(|generation| generation == id.generation)
+    }
+}
+
+impl fmt::Display for NetnsNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.generation {
+            None => write!(f, "net:[{}]", self.inode),
+            Some(generation) => write!(f, "net:[{}]#{generation}", self.inode),
+        }
+    }
+}
+
 /// Scripts know a netns by its inode number.
 impl serde::Serialize for NetnsId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -126,6 +166,25 @@ mod tests {
     fn a_netns_is_shown_as_readlink_shows_it() {
         assert_eq!(NetnsId::from_inode(4_026_531_840).to_string(), "net:[4026531840]");
         assert_eq!(NetnsId::new(4_026_532_299, 1).to_string(), "net:[4026532299]#1");
+    }
+
+    #[test]
+    fn a_number_alone_means_each_netns_that_had_it_and_with_a_generation_that_one() {
+        let (first, second) = (NetnsId::from_inode(4_026_532_299), NetnsId::new(4_026_532_299, 1));
+        let meant = |text: &str| {
+            let number = NetnsNumber::from_words(text).unwrap_or_else(|| panic!("{text} is a number"));
+            [first, second, NetnsId::from_inode(4_026_531_840)].map(|id| number.means(id))
+        };
+        for any in ["4026532299", "net:[4026532299]"] {
+            assert_eq!(meant(any), [true, true, false], "{any}");
+        }
+        assert_eq!(meant("net:[4026532299]#0"), [true, false, false]);
+        assert_eq!(meant(&second.to_string()), [false, true, false]);
+        for none in
+            ["", "web1", "net:[]", "net:[1", "net:[1]1", "net:[1]#", "net:[1]#x", "1#1", "-1", "4294967296"]
+        {
+            assert_eq!(NetnsNumber::from_words(none), None, "{none}");
+        }
     }
 
     proptest! {

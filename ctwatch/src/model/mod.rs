@@ -22,11 +22,11 @@ pub use census::{
     Census, CensusKey, FlowOffset, FlowSample, HiddenEntries, PortDetail, StateCounts, TimeoutHistogram,
 };
 pub use clock::{Clock, LAST_US, WallMono, monotonic_ns};
-pub use counters::{CounterSource, KernelCounters};
+pub use counters::{CounterArray, CounterSource, KernelCounters};
 pub use direction::{Direction, Locals};
 pub use entry::{EntryFields, TableEntry};
 pub use event::{FromKernel, Insert, Loss, NetnsAccess, NetnsSample, Sample, SlotSample};
-pub use ids::{HOST_NETNS, NetnsId, Owner, ProcessId, Role, THIS_NETNS, is_home_netns};
+pub use ids::{HOST_NETNS, NetnsId, NetnsNumber, Owner, ProcessId, Role, THIS_NETNS, is_home_netns};
 pub use packet::{Device, EntryState, Flow, Hook, Name, Packet, Sender, Tuple, Zone};
 pub use protocol::{Protocol, port_of_service, service};
 pub use service_port::ServicePort;

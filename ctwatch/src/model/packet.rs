@@ -49,7 +49,7 @@ impl Name {
     }
 }
 
-/// Whoever it belongs to chose it.
+/// Its owner chose it.
 impl From<Name> for Foreign {
     fn from(name: Name) -> Self {
         Self::from_bytes(name.bytes())

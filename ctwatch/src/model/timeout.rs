@@ -116,7 +116,7 @@ impl TimeoutKind {
         !matches!(self, Self::Established | Self::SynRecv | Self::UdpStream | Self::Generic)
     }
 
-    /// Whether a packet starts it anew as long as both sides talk.
+    /// Whether each packet restarts it as long as both sides talk.
     #[must_use]
     pub const fn is_refreshed(self) -> bool {
         matches!(self, Self::Established | Self::UdpStream)

@@ -42,7 +42,7 @@ impl NetnsFinder {
         let thorough = thorough || self.asked_all.is_none_or(|at| at.elapsed() >= ASK_ALL);
         let newest = newest_process();
         if !thorough && newest.is_some() && newest == self.newest {
-            // Whoever makes a netns is, or starts, a process or a thread. Those that are gone show when they are entered.
+            // A new netns comes with a new process or thread. Those that are gone show when they are entered.
             self.found.retain(|_, netns| super::leads_there(netns));
             return Ok(self.found.clone());
         }
@@ -97,16 +97,16 @@ impl NetnsFinder {
                 netns.path = entry.path();
             }
         }
-        let mut dwellers = NetnsNamer::default();
+        let mut namer = NetnsNamer::default();
         let mut asked_before: HashMap<NetnsId, bool> = HashMap::new();
         for (pid, id) in &self.homes {
             let netns = namespaces.entry(*id).or_insert_with(|| unnamed(*id, path_of(*pid)));
             let settled = !thorough && *asked_before.entry(*id).or_insert_with(|| self.keep_container(netns));
             if !settled && netns.name.as_ref().is_none_or(|name| *name != HOST_NETNS) {
-                dwellers.add_process(*id, *pid);
+                namer.add_process(*id, *pid);
             }
         }
-        dwellers.name(&mut namespaces);
+        namer.name(&mut namespaces);
         if let Some(own) = namespaces.get_mut(&own_id) {
             own.name.get_or_insert_with(|| THIS_NETNS.into());
         }

@@ -1,5 +1,5 @@
 //! Which netns is the initial one, the host's: never a guess, since a container's own netns looks like any other.
-//! Where it can't be told, nobody is called host, and the reason says what would help.
+//! Where it can't be told, no netns is called host, and the reason says what would help.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -25,7 +25,7 @@ pub enum InitialNetns {
     Unknown(WhyUnknown),
 }
 
-/// Why nobody is called host.
+/// Why no netns is called host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhyUnknown {
     /// Process 1 of this /proc is a container's.
@@ -41,7 +41,7 @@ pub fn sees_all_processes(roots: &Roots) -> Option<bool> {
         let metadata = std::fs::metadata(roots.proc(path)).ok()?;
         Some(metadata.ino() == INITIAL_PID_NAMESPACE)
     };
-    // Whoever lives in the initial pid namespace is in no other /proc than its own. Process 1 may be looked at by few.
+    // A process of the initial pid namespace appears in no other /proc than its own. Few may look at process 1.
     if is_initial("self/ns/pid") == Some(true) { Some(true) } else { is_initial("1/ns/pid") }
 }
 

@@ -13,7 +13,7 @@ use crate::process::container::{self, CgroupKind};
 /// Processes of one netns whose cgroups are read until one is a container's.
 const ASKED: u8 = 3;
 
-/// Which container lives in which netns, by the first processes add_process there.
+/// Which container lives in which netns, by the first processes that were found there.
 #[derive(Debug, Default)]
 pub(super) struct NetnsNamer(BTreeMap<NetnsId, Candidate>);
 
@@ -25,19 +25,19 @@ struct Candidate {
 
 impl NetnsNamer {
     pub fn add_process(&mut self, id: NetnsId, pid: u32) {
-        let dweller = self.0.entry(id).or_default();
-        let settled = matches!(dweller.found, Some((CgroupKind::Container, _)));
-        if settled || dweller.asked >= ASKED {
+        let candidate = self.0.entry(id).or_default();
+        let settled = matches!(candidate.found, Some((CgroupKind::Container, _)));
+        if settled || candidate.asked >= ASKED {
             return;
         }
-        dweller.asked += 1;
+        candidate.asked += 1;
         let path = cgroup::of_process(&Roots::default(), pid);
-        dweller.prefer(path.as_ref().map(Foreign::raw).unwrap_or_default());
+        candidate.prefer(path.as_ref().map(Foreign::raw).unwrap_or_default());
     }
 
     pub fn name(self, namespaces: &mut BTreeMap<NetnsId, Netns>) {
-        for (id, dweller) in self.0 {
-            let Some((netns, (_, name))) = namespaces.get_mut(&id).zip(dweller.found) else { continue };
+        for (id, candidate) in self.0 {
+            let Some((netns, (_, name))) = namespaces.get_mut(&id).zip(candidate.found) else { continue };
             netns.name.get_or_insert_with(|| name.clone());
             netns.container = Some(name);
         }
@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn a_netns_is_called_after_the_container_rather_than_the_unit_that_lives_in_it() {
         let id = NetnsId::from_packed(1);
-        let mut dweller = Candidate::default();
+        let mut candidate = Candidate::default();
         let docker = format!("/system.slice/docker-{}.scope", "ab".repeat(32));
         for path in [
             "",
@@ -73,7 +73,7 @@ mod tests {
             &docker,
             "/init.scope",
         ] {
-            dweller.prefer(path);
+            candidate.prefer(path);
         }
         let netns = |name: Option<&str>| Netns {
             id,
@@ -83,7 +83,7 @@ mod tests {
         };
         for (name, expected) in [(None, "docker:abababababab"), (Some("blue"), "blue")] {
             let mut namespaces = BTreeMap::from([(id, netns(name))]);
-            let found = dweller.found.clone();
+            let found = candidate.found.clone();
             NetnsNamer(BTreeMap::from([(id, Candidate { asked: 3, found })])).name(&mut namespaces);
             assert_eq!(namespaces[&id].name.as_ref().map(|text| text.raw()), Some(expected));
             assert_eq!(

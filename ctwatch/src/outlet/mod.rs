@@ -1,5 +1,5 @@
-//! Between whoever speaks and a descriptor that may take nothing for as long as it likes (a pipe nobody reads, a stopped
-//! terminal, a full disk): a bounded queue and a thread. Nobody who hands something over waits for the reader; lines that
+//! Between the code that prints and a descriptor that may take nothing for as long as it likes (a pipe nobody reads, a stopped
+//! terminal, a full disk): a bounded queue and a thread. No caller waits for the reader; lines that
 //! find no room are left out whole, and counted.
 
 mod queue;
@@ -14,7 +14,7 @@ use queue::Queue;
 /// Lines are handed over in pieces of about this size.
 const CHUNK: usize = 64 << 10;
 
-/// What may wait for whoever reads stdout.
+/// What may wait for the reader of stdout.
 const STDOUT_LIMIT: usize = 4 << 20;
 /// The same for stderr.
 const STDERR_LIMIT: usize = 256 << 10;

@@ -1,5 +1,5 @@
 //! The queue of an outlet: what waits, what was left out, and how the writing goes.
-//! Whoever puts something in waits for room only while the reader is known to read, and never long.
+//! A writer waits for room only while the reader is known to read, and never long.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,5 +1,5 @@
 //! Who listens where a lost packet was going. Found by a thread of its own, once per netns and a few seconds.
-//! The watch never waits for it: whoever asked asks again, and a storm of new namespaces is answered "unknown".
+//! The watch never waits for it: the watch asks again, and a storm of new namespaces is answered "unknown".
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -85,7 +85,7 @@ impl OwnerResolver {
     pub fn of(&mut self, loss: &Loss, namespaces: &BTreeMap<NetnsId, Netns>) -> Arc<Owner> {
         let Packet { netns, hook, .. } = loss.packet;
         let (inbound, forwarded) = (hook.is_some_and(Hook::is_inbound), hook == Some(Hook::Forward));
-        // Whoever runs while a packet comes in was merely interrupted.
+        // The task that runs while a packet comes in was merely interrupted.
         if let Some(sender) = loss.sender.filter(|_| !inbound && !forwarded) {
             return self.sender(&sender);
         }

@@ -3,10 +3,6 @@
 
 use std::borrow::Cow;
 
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
-
-use super::model::Host;
 use crate::foreign::harmless;
 
 /// What a format has to lay out.
@@ -58,7 +54,7 @@ pub(super) struct Column {
 }
 
 impl Document {
-    /// Nothing in it acts on a terminal, nor hides from whoever reads it: the net below the escapes of names.
+    /// Nothing in it acts on a terminal or hides from the reader: the net below the escapes of names.
     pub fn harmless(mut self) -> Self {
         let all = |texts: &mut Vec<String>| texts.iter_mut().for_each(make_harmless);
         let table = |table: &mut TextTable| table.rows.iter_mut().flatten().for_each(make_harmless);
@@ -100,73 +96,5 @@ impl TextTable {
             None => Column { name, right: false },
         };
         Self { columns: columns.iter().map(column).collect(), rows }
-    }
-}
-
-/// How times are written.
-#[derive(Clone, Debug)]
-pub(super) struct Clock {
-    zone: TimeZone,
-    with_date: bool,
-    /// Clocks were put forward or back: what they show is ambiguous without the name of the offset.
-    with_zone: bool,
-}
-
-impl Clock {
-    /// With dates, if its span has more than one, and with the names of offsets likewise.
-    pub fn of(zone: &TimeZone, host: &Host) -> Self {
-        Self::of_span(zone, host.span.map(|span| (span.from.time, span.to.time)))
-    }
-
-    pub fn of_span(zone: &TimeZone, span: Option<(Timestamp, Timestamp)>) -> Self {
-        let date = |time: Timestamp| time.to_zoned(zone.clone()).date();
-        let changes = |(from, to): (Timestamp, Timestamp)| {
-            let mut changes = zone.following(from).take_while(|change| change.timestamp() <= to);
-            changes.any(|change| change.offset() != zone.to_offset(from))
-        };
-        Self {
-            zone: zone.clone(),
-            with_date: span.is_some_and(|(from, to)| date(from) != date(to)),
-            with_zone: span.is_some_and(changes),
-        }
-    }
-
-    pub fn time(&self, time: Timestamp) -> String {
-        self.shown(time, "%H:%M:%S", self.with_zone)
-    }
-
-    /// The minute, where seconds say too much.
-    pub fn minute(&self, time: Timestamp) -> String {
-        self.shown(time, "%H:%M", self.with_zone)
-    }
-
-    /// With the zone's name, however clear it is.
-    pub fn time_and_zone(&self, time: Timestamp) -> String {
-        self.shown(time, "%H:%M:%S", true)
-    }
-
-    /// The same of a minute.
-    pub fn minute_and_zone(&self, time: Timestamp) -> String {
-        self.shown(time, "%H:%M", true)
-    }
-
-    fn shown(&self, time: Timestamp, format: &str, with_zone: bool) -> String {
-        let date = if self.with_date { "%Y-%m-%d " } else { "" };
-        let zone = if with_zone { " %Z" } else { "" };
-        time.to_zoned(self.zone.clone()).strftime(&format!("{date}{format}{zone}")).to_string()
-    }
-
-    /// What the zone is called then.
-    pub fn zone(&self, time: Timestamp) -> String {
-        time.to_zoned(self.zone.clone()).strftime("%Z").to_string()
-    }
-
-    /// How far its clocks are ahead of UTC then, seconds.
-    pub fn offset_s(&self, time: Timestamp) -> i64 {
-        self.zone.to_offset(time).seconds().into()
-    }
-
-    pub fn full(&self, time: Timestamp) -> String {
-        time.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
     }
 }

@@ -7,9 +7,10 @@ use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 use ctwatch_common::slot::SlotKind;
 
-use super::gather::{AllNames, name, unsigned};
+use super::at::At;
 use super::headline::{Facts, Losing, NEAR_S, Occupancy, Service};
-use super::model::{At, Certainty, Gap, Worst};
+use super::model::{Certainty, Gap, Worst};
+use super::names::{AllNames, name, unsigned};
 use super::scan::TickScan;
 use super::states::States;
 use crate::foreign::Foreign;

@@ -12,17 +12,19 @@ use ctwatch_common::slot::SlotKind;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::document::Clock;
+use super::at::At;
+use super::clock::Clock;
 use super::model::{
-    Arrivals, At, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoFill, NoticeLine, Occupant, Span,
-    Story, Unevictable, Unlimited, VictimPort, Victims, Worst,
+    Arrivals, Band, Certainty, Change, Fill, Gap, Host, IncidentLine, NoFill, NoticeLine, Occupant, Span,
+    Step, Story, Unevictable, Unlimited, VictimPort, Victims, Worst,
 };
+use super::names::{AllNames, name, unsigned};
 use super::scan::{BANDS, Moment, OCCUPANTS, TickScan};
 use super::states::{States, nearest};
 use super::{Request, advice, facts::facts, sampled};
 use crate::contract::{Agreements, Counted, Unexplained};
 use crate::error::Failure;
-use crate::foreign::{Foreign, Shown as _};
+use crate::foreign::Shown as _;
 use crate::model::{Backend, KernelCounters, NetnsId, ServicePort, WallMono};
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
@@ -36,8 +38,6 @@ const PORTS: usize = 12;
 const TABLES: usize = 16;
 /// A pause between two runs that is no gap, seconds.
 const BETWEEN_RUNS_S: f64 = 2.0;
-
-pub(super) type AllNames = HashMap<NetnsId, Names>;
 
 pub(super) fn host(
     path: &Path,
@@ -133,8 +133,7 @@ pub(super) fn host(
     let counted = Counted(scan.counted.map(unsigned));
     let kernel_counters = KernelCounters::from_array(scan.kernel.map(unsigned));
     let in_kernel_terms = counted.in_kernel_terms();
-    let [drop, early_drop, insert_failed, chaintoolong] = scan.unexplained;
-    let unexplained = Unexplained { drop, early_drop, insert_failed, chaintoolong };
+    let unexplained = Unexplained::from_array(scan.unexplained);
     let (theirs, ours) = (kernel_counters.as_array(), in_kernel_terms.as_array());
     let unheard = std::array::from_fn(|counter| scan.unheard && ours[counter] > theirs[counter]);
     let (mut file, mut host) = (path.shown(), describes.and_then(|run| run.run.host.clone()));
@@ -173,7 +172,7 @@ pub(super) fn host(
         file,
         host,
         kernel_release: describes.map(|run| run.run.kernel_release.clone()),
-        backend: describes.map(|run| run.run.backend.name().to_owned()),
+        backend: describes.map(|run| run.run.backend),
         span,
         incidents,
         story: story(&scan, &names),
@@ -328,7 +327,7 @@ fn fill_in(scan: &TickScan, certainty: &mut Certainty, run: Option<&RecordedRun>
         .extend(scan.gaps.iter().map(|Gap { from, seconds }| Gap { from: *from, seconds: *seconds }));
     certainty.gaps.sort_by_key(|gap| gap.from.place_us);
     certainty.clock_steps =
-        scan.steps.iter().map(|step| super::model::Step { time: step.time, seconds: step.seconds }).collect();
+        scan.steps.iter().map(|step| Step { time: step.time, seconds: step.seconds }).collect();
 }
 
 fn packets(scan: &TickScan) -> i64 {
@@ -499,13 +498,4 @@ fn arrivals(scan: &TickScan) -> Vec<Arrivals> {
     rows.sort_by(|a, b| most(b).total_cmp(&most(a)));
     rows.truncate(PORTS);
     rows
-}
-
-pub(super) fn name(names: &AllNames, id: NetnsId) -> Foreign {
-    let known = names.get(&id).and_then(|names| names.name.clone());
-    known.unwrap_or_else(|| id.to_string().into())
-}
-
-pub(super) fn unsigned(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
 }

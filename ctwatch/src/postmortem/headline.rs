@@ -5,10 +5,10 @@ use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 use jiff::{SignedDuration, Timestamp};
 
-use super::document::Clock;
-use super::model::At;
+use super::at::At;
+use super::clock::Clock;
 use crate::foreign::Foreign;
-use crate::model::{KernelCounters, ServicePort};
+use crate::model::{HOST_NETNS, KernelCounters, ServicePort};
 use crate::text::{duration, percent, thousands};
 
 /// A listing further from the worst moment than this doesn't tell what the table held then.
@@ -199,7 +199,7 @@ impl Facts {
         let (packets, entries) = (self.lost(Unit::Packets), self.lost(Unit::Entries));
         let place = match self.netns.as_slice() {
             [] => String::new(),
-            [one] if *one == "host" => String::new(),
+            [one] if *one == HOST_NETNS => String::new(),
             [one] => format!(" in network namespace {one}"),
             [most, ..] => format!(" in {} network namespaces (most of them in {most})", self.netns.len()),
         };

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use askama::Template;
 use jiff::tz::TimeZone;
 
-use super::document::{Block, Clock, Document, TextTable};
+use super::document::{Block, Document, TextTable};
 use super::model::Postmortem;
 use super::plots::{Figure, Palette, figure};
 
@@ -48,7 +48,7 @@ impl Page<'_> {
 
 pub(super) fn render(report: &Postmortem, document: &Document, zone: &TimeZone) -> Result<String> {
     let palette = Palette::of(&report.hosts);
-    let figures = report.hosts.iter().map(|host| figure(host, &palette, &Clock::of(zone, host))).collect();
+    let figures = report.hosts.iter().map(|host| figure(host, &palette, &host.clock(zone))).collect();
     let page = Page { document, figures, version: report.version };
     Ok(page.render().context("writing the HTML report")? + "\n")
 }

@@ -93,7 +93,7 @@ fn escaped(text: &str) -> String {
             ':' if after == '/' => out += "\\:",
             // and so is "www.x".
             '.' if out.ends_with("www") || out.ends_with("WWW") => out += "\\.",
-            // An address of mail or a mention: whoever looks for these sees two texts.
+            // A mail address or a mention: a parser that looks for these sees two texts.
             '@' => out += "@<!-- -->",
             other => out.push(other),
         }

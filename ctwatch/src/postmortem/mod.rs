@@ -2,6 +2,8 @@
 //! Reads recordings and writes strings; nothing here touches the system.
 
 mod advice;
+mod at;
+mod clock;
 mod document;
 mod facts;
 mod gather;
@@ -9,6 +11,7 @@ mod headline;
 mod html;
 mod markdown;
 mod model;
+mod names;
 mod plots;
 mod sampled;
 mod scan;
@@ -24,7 +27,8 @@ use anyhow::Result;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use self::document::{Clock, Document, TextTable};
+use self::clock::Clock;
+use self::document::{Document, TextTable};
 use self::model::Host;
 use crate::error::Failure;
 use crate::foreign::{Foreign, to_json};
@@ -51,7 +55,7 @@ pub struct Request {
 
 /// How to show a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum ReportFormat {
     /// For a terminal, at 80 columns.
     Text,
     /// For a wiki.
@@ -97,12 +101,12 @@ fn span(request: &Request, zone: &TimeZone) -> Result<Span> {
 ///
 /// # Errors
 /// A template can't be written.
-pub fn render(report: &Postmortem, format: Format, zone: &TimeZone) -> Result<String> {
+pub fn render(report: &Postmortem, format: ReportFormat, zone: &TimeZone) -> Result<String> {
     Ok(match format {
-        Format::Json => to_json(report)? + "\n",
-        Format::Text => text::render(&document(report, zone)),
-        Format::Markdown => markdown::render(&document(report, zone)),
-        Format::Html => html::render(report, &document(report, zone), zone)?,
+        ReportFormat::Json => to_json(report)? + "\n",
+        ReportFormat::Text => text::render(&document(report, zone)),
+        ReportFormat::Markdown => markdown::render(&document(report, zone)),
+        ReportFormat::Html => html::render(report, &document(report, zone), zone)?,
     })
 }
 
@@ -119,7 +123,7 @@ fn document(report: &Postmortem, zone: &TimeZone) -> Document {
 
 /// One for each host, with its name if there are several.
 fn headlines(report: &Postmortem, zone: &TimeZone) -> Vec<String> {
-    let sentence = |host: &Host| host.facts.sentence(&Clock::of(zone, host));
+    let sentence = |host: &Host| host.facts.sentence(&host.clock(zone));
     match report.hosts.as_slice() {
         [host] => vec![sentence(host)],
         hosts => {

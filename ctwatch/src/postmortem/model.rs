@@ -2,16 +2,18 @@
 //! Fields are added, never renamed or given another meaning within one schema number.
 
 use ctwatch_common::Cause;
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
+use super::at::At;
+use super::clock::Clock;
 use super::headline::Facts;
 use super::series::Point;
 use crate::advise::report::Advice;
-use crate::contract::{Agreements, Counted, Unexplained, millis, rounded_millis as rounded};
+use crate::contract::{Agreements, Counted, Unexplained, millis, optional_millis, optional_rounded, rounded};
 use crate::foreign::Foreign;
-use crate::model::{KernelCounters, ServicePort};
-use crate::record::timeline::seconds;
+use crate::model::{Backend, KernelCounters, ServicePort};
 
 /// The report.
 #[derive(Debug, Serialize)]
@@ -34,7 +36,7 @@ pub(super) struct Host {
     pub file: Foreign,
     pub host: Option<Foreign>,
     pub kernel_release: Option<Foreign>,
-    pub backend: Option<String>,
+    pub backend: Option<Backend>,
     /// What was looked at; null if no tick is in it.
     pub span: Option<Span>,
     /// The incident asked for, or all in the span.
@@ -79,34 +81,10 @@ impl Host {
     pub fn title(&self) -> &Foreign {
         self.host.as_ref().unwrap_or(&self.file)
     }
-}
 
-/// A moment. The wall clock is what it is called by; what came first, and how far apart two are, the place tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct At {
-    pub time: Timestamp,
-    /// On the recording's timeline, microseconds.
-    pub place_us: i64,
-}
-
-impl At {
-    /// So many seconds before it.
-    pub fn minus(self, seconds: f64) -> Self {
-        let by = SignedDuration::try_from_secs_f64(seconds).unwrap_or_default();
-        let us = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
-        let time = self.time.checked_sub(by).unwrap_or(self.time);
-        Self { time, place_us: self.place_us.saturating_sub(us) }
-    }
-
-    /// Seconds since another; negative if that came later.
-    pub fn since(self, other: Self) -> f64 {
-        seconds(other.place_us, self.place_us)
-    }
-}
-
-impl Serialize for At {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        millis(&self.time, serializer)
+    /// How its times are written in this zone.
+    pub fn clock(&self, zone: &TimeZone) -> Clock {
+        Clock::of_span(zone, self.span.map(|span| (span.from.time, span.to.time)))
     }
 }
 
@@ -361,14 +339,4 @@ pub(super) struct NoticeLine {
 /// Causes in their order, of which something was counted.
 pub(super) fn causes(counted: &Counted) -> impl Iterator<Item = (Cause, u64)> {
     Cause::ALL.into_iter().map(|cause| (cause, counted.of(cause))).filter(|(_, losses)| *losses > 0)
-}
-
-// serde passes `serialize_with` fields by reference.
-
-fn optional_millis<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_some(&time.map(|time| format!("{time:.3}")))
-}
-
-fn optional_rounded<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_some(&number.map(|number| (number * 1e3).round() / 1e3))
 }

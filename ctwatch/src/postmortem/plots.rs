@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::document::Clock;
+use super::clock::Clock;
 use super::model::{Change, Host};
 use super::series::{Point, PortOrNone};
 use crate::foreign::Foreign;

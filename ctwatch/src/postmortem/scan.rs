@@ -10,13 +10,14 @@ use ctwatch_common::cause::{CAUSES, Unit};
 use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
-use super::model::{At, Gap, Step};
+use super::at::At;
+use super::model::{Gap, Step};
 use super::series::{Point, PortOrNone, Series};
 use super::states::States;
 use crate::contract::TableStatus;
-use crate::model::{Census, FlowOffset, NetnsId, ServicePort, WallMono};
+use crate::model::{Census, CounterArray, FlowOffset, NetnsId, ServicePort, WallMono};
 use crate::record::reader::Stored;
-use crate::record::tick::{CounterArray, NetnsTick, Presence, Tick};
+use crate::record::tick::{NetnsTick, Presence, Tick};
 
 /// An incident begins at this fill, or with a loss.
 const ONSET_FILL: f64 = 0.9;
@@ -88,10 +89,10 @@ pub(super) struct TickScan {
     pub lost_events: i64,
     pub ambiguous: i64,
     pub events_seen: u64,
-    pub kernel: CounterArray,
-    unexplained_before: CounterArray,
-    unexplained_now: CounterArray,
-    pub unexplained: CounterArray,
+    pub kernel: CounterArray<i64>,
+    unexplained_before: CounterArray<i64>,
+    unexplained_now: CounterArray<i64>,
+    pub unexplained: CounterArray<i64>,
     /// Some netns could not be read, or took its last counts along.
     pub unheard: bool,
     pub lossy: Vec<Lossy>,

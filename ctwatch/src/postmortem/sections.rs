@@ -3,23 +3,24 @@
 
 use jiff::tz::TimeZone;
 
-use super::document::{Block, Chapter, Clock, Section, TextTable};
+use super::clock::Clock;
+use super::document::{Block, Chapter, Section, TextTable};
 use super::model::{Change, Estimate, Host, Occupant, Unevictable, Worst, causes};
 use super::trust::{data_quality, prevention, reconciliation};
 use crate::foreign::Foreign;
-use crate::model::ServicePort;
+use crate::model::{Backend, ServicePort};
 use crate::text::{counted, duration, percent, rate, thousands};
 
 /// Rows of the timeline where there are no panels.
 const MOMENTS: usize = 12;
 
 pub(super) fn chapter(host: &Host, zone: &TimeZone) -> Chapter {
-    let clock = Clock::of(zone, host);
+    let clock = host.clock(zone);
     let mut lead = vec![format!(
         "{}, kernel {}, {} backend",
         host.file,
         or(host.kernel_release.as_ref()),
-        or(host.backend.as_ref())
+        or(host.backend.map(Backend::name).as_ref())
     )];
     let Some(span) = host.span else {
         return Chapter { title: host.title().to_string(), lead, sections: Vec::new() };
@@ -281,7 +282,7 @@ fn occupants(host: &Host, clock: &Clock) -> Vec<Block> {
     blocks.push(Block::Text(listed(worst, clock)));
     if let Some(Unevictable { entries, of, at }) = &worst.unevictable {
         blocks.push(Block::Text(format!(
-            "{} when counted at {}: a full table could make room of the others only.",
+            "{} when counted at {}: a full table could evict only the others.",
             assured(*entries, *of),
             clock.time(*at)
         )));

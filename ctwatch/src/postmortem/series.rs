@@ -7,8 +7,8 @@ use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 use serde::Serialize;
 
-use super::model::At;
-use crate::contract::rounded_millis as rounded;
+use super::at::At;
+use crate::contract::rounded;
 use crate::model::ServicePort;
 
 /// Points of a timeline.

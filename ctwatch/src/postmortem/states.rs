@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 
-use super::model::At;
+use super::at::At;
 use crate::model::{Census, NetnsId, ServicePort, TimeoutKind, WallMono};
 use crate::record::reader::Head;
 use crate::record::rows::StoredListing;

@@ -203,10 +203,10 @@ fn a_span_is_only_what_is_in_it_with_the_occupancy_of_all_before() {
     let error = error.to_string();
     assert!(error.contains("--incident 7") && error.contains("1 (drops>0"), "{error}");
     let quiet = one(&Request { to: Some(Moment::At(at(20).time)), ..request(&path) });
-    let shown = render(&report_of(quiet), Format::Text, &TimeZone::UTC).unwrap();
+    let shown = render(&report_of(quiet), ReportFormat::Text, &TimeZone::UTC).unwrap();
     assert!(shown.contains("conntrack lost nothing"), "{shown}");
     let none = one(&Request { from: Some(Moment::At(at(500).time)), ..request(&path) });
-    let shown = render(&report_of(none), Format::Html, &TimeZone::UTC).unwrap();
+    let shown = render(&report_of(none), ReportFormat::Html, &TimeZone::UTC).unwrap();
     assert!(shown.contains("there is nothing to report"), "{shown}");
 }
 
@@ -258,7 +258,7 @@ fn side_by_side_nothing_is_cut() {
             host
         });
         let report = Postmortem { hosts: hosts.into(), ..report_of(one(&request(&path))) };
-        let text = render(&report, Format::Text, &TimeZone::UTC).unwrap();
+        let text = render(&report, ReportFormat::Text, &TimeZone::UTC).unwrap();
         // After the title and the headlines.
         let head: Vec<&str> = text.split("\n\n").nth(2).unwrap().lines().collect();
         assert!(head.iter().all(|line| line.chars().count() <= 80), "{head:#?}");
@@ -315,7 +315,7 @@ fn an_anonymous_report_has_the_same_figures_and_none_of_the_names() {
     incident(&path);
     let report =
         gather(&Request { anonymize: Some(None), ..request(&path) }, "0.1.0", &TimeZone::UTC).unwrap();
-    let shown = render(&report, Format::Json, &TimeZone::UTC).unwrap();
+    let shown = render(&report, ReportFormat::Json, &TimeZone::UTC).unwrap();
     for name in ["nginx", "web1", "secret"] {
         assert!(!shown.contains(name), "{name} in {shown}");
     }
@@ -330,7 +330,7 @@ fn an_empty_recording_and_what_is_none_say_so() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     drop(Writer::open(&path, &run(0)).unwrap());
-    for format in [Format::Text, Format::Markdown, Format::Html] {
+    for format in [ReportFormat::Text, ReportFormat::Markdown, ReportFormat::Html] {
         let shown =
             render(&gather(&request(&path), "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC)
                 .unwrap();
@@ -361,12 +361,12 @@ fn what_a_process_is_called_stays_text() {
     drop(writer);
     let report = gather(&request(&path), "0.1.0", &TimeZone::UTC).unwrap();
     let shown = |format| render(&report, format, &TimeZone::UTC).unwrap();
-    assert!(!shown(Format::Text).contains('\u{1b}'));
-    assert!(!shown(Format::Html).contains("<b>") && !shown(Format::Html).contains("<script"));
+    assert!(!shown(ReportFormat::Text).contains('\u{1b}'));
+    assert!(!shown(ReportFormat::Html).contains("<b>") && !shown(ReportFormat::Html).contains("<script"));
     assert!(
-        shown(Format::Markdown).contains("&lt;b>\\|\\\\x1b\\[2J&amp;\\* (sender)"),
+        shown(ReportFormat::Markdown).contains("&lt;b>\\|\\\\x1b\\[2J&amp;\\* (sender)"),
         "{}",
-        shown(Format::Markdown)
+        shown(ReportFormat::Markdown)
     );
 }
 
@@ -408,7 +408,7 @@ fn a_service_has_one_colour_in_all_panels() {
     let path = folder.path().join("a.ctw");
     crowded(&path);
     let report = gather(&request(&path), "0.1.0", &TimeZone::UTC).unwrap();
-    let html = render(&report, Format::Html, &TimeZone::UTC).unwrap();
+    let html = render(&report, ReportFormat::Html, &TimeZone::UTC).unwrap();
     let mut colours: HashMap<&str, Vec<&str>> = HashMap::new();
     for shape in html.split("<path class=\"").skip(1).filter(|shape| shape.contains("<title>")) {
         let class = shape.split('"').next().unwrap();
@@ -437,7 +437,7 @@ fn states_come_from_the_nearest_census_even_if_it_came_later() {
     assert_eq!((worst.listed_at, worst.listed_s_before), (Some(at(450).time), Some(-50.0)));
     assert!(worst.as_listed && !worst.exact);
     assert_eq!(worst.occupants[0].time_wait, Some(0.5));
-    let shown = render(&report_of(one(&request(&path))), Format::Text, &TimeZone::UTC).unwrap();
+    let shown = render(&report_of(one(&request(&path))), ReportFormat::Text, &TimeZone::UTC).unwrap();
     assert!(shown.contains("as listed at 22:20:50, 50.0 s after the worst moment"), "{shown}");
     incident(&path.with_extension("b"));
     let before = one(&request(&path.with_extension("b"))).worst.unwrap();
@@ -512,7 +512,7 @@ fn a_clock_that_is_set_changes_labels_and_nothing_else() {
         assert!(host.certainty.gaps.is_empty(), "{:?}", host.certainty.gaps);
         let steps = usize::from(days[0] != 0) + usize::from(days[0] != days[1]);
         assert_eq!(host.certainty.clock_steps.len(), steps);
-        let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+        let shown = render(&report_of(host), ReportFormat::Text, &TimeZone::UTC).unwrap();
         let of_change = |line: &&str| line.contains("#1") || line.contains("#2");
         assert!(shown.lines().filter(of_change).count() >= 2, "both are in the timeline: {shown}");
         assert!(shown.contains("Duration: 10.0 s"), "{shown}");
@@ -535,7 +535,7 @@ fn no_listing_is_said_in_words() {
         "From 22:13:20 or earlier until at least 22:13:23 UTC, 15 packets to 6379/tcp (redis, loopback) were refused \
          because the table was full; what filled the table is unknown, as the recording has no listing of it."
     );
-    let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+    let shown = render(&report_of(host), ReportFormat::Text, &TimeZone::UTC).unwrap();
     assert!(shown.contains("What filled it is unknown"), "{shown}");
 }
 
@@ -563,7 +563,7 @@ fn each_table_in_trouble_is_told_at_its_own_worst_moment() {
     let told: Vec<_> = host.tables.iter().map(|table| (table.netns.raw(), table.time, table.count)).collect();
     assert_eq!(told, [("host", at(4).time, Some(4_000)), ("net:[7]", at(6).time, Some(8_000))]);
     assert_eq!(host.more_tables, 0);
-    let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+    let shown = render(&report_of(host), ReportFormat::Text, &TimeZone::UTC).unwrap();
     assert!(shown.contains("Other tables that lost something or were at least half full"), "{shown}");
     assert!(shown.contains("8,000 of 10,000 entries") && shown.contains("never listed"), "{shown}");
     assert!(!shown.contains("net:[8]"), "{shown}");
@@ -585,7 +585,7 @@ fn no_limit_is_none_and_no_fill() {
     assert_eq!(host.story.unlimited.as_ref().map(|most| (most.count, most.time)), Some((409, at(9).time)));
     assert_eq!(host.no_fill.as_ref().map(|none| none.seconds), Some(9.0));
     assert_eq!(host.worst.as_ref().map(|worst| worst.count), Some(Some(409)), "where there were most");
-    for format in [Format::Text, Format::Markdown, Format::Html] {
+    for format in [ReportFormat::Text, ReportFormat::Markdown, ReportFormat::Html] {
         let shown = render(&report_of(one(&request(&path))), format, &TimeZone::UTC).unwrap();
         // Text breaks its lines where they are full.
         let unbroken = shown.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -615,7 +615,7 @@ fn where_no_program_was_the_kernels_counts_are_reported() {
         "{}",
         host.headline
     );
-    let shown = render(&report_of(host), Format::Text, &TimeZone::UTC).unwrap();
+    let shown = render(&report_of(host), ReportFormat::Text, &TimeZone::UTC).unwrap();
     assert!(!shown.contains("Losses: none") && shown.contains("drop 5, early_drop 0"), "{shown}");
     assert!(shown.contains("kernel's counters alone") && !shown.contains("Counts are exact"), "{shown}");
 }
@@ -642,7 +642,7 @@ proptest! {
         prop_assert_eq!(host.victims.ports.iter().map(|row| row.losses).sum::<u64>(), lost.unsigned_abs());
         let drawn: i64 = host.timeline.iter().flat_map(|point| point.lost.values()).sum();
         prop_assert_eq!(drawn, lost);
-        for format in [Format::Text, Format::Markdown, Format::Html, Format::Json] {
+        for format in [ReportFormat::Text, ReportFormat::Markdown, ReportFormat::Html, ReportFormat::Json] {
             prop_assert!(!render(&report_of(one(&request(&path))), format, &TimeZone::UTC).unwrap().is_empty());
         }
     }

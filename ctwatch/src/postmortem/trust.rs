@@ -1,10 +1,12 @@
 //! The sections that judge: reconciliation with the kernel's counters, prevention, data quality.
 //! Caveats are listed one by one, and so is that there are none.
 
-use super::document::{Block, Clock, TextTable};
+use super::clock::Clock;
+use super::document::{Block, TextTable};
 use super::model::{Certainty, Gap, Host};
 use crate::advise::items::Item;
-use crate::contract::{Agreement, Unexplained};
+use crate::contract;
+use crate::model::Backend;
 use crate::text::{counted, duration, rate, thousands};
 use crate::view::text::advice::outcome;
 use crate::view::text::summary::agreement_in_words;
@@ -15,48 +17,20 @@ const PIECES: usize = 4;
 const NAMED: usize = 5;
 
 pub(super) fn reconciliation(host: &Host) -> Vec<Block> {
-    let (kernel, ours, left) = (&host.kernel_counters, &host.in_kernel_terms, &host.unexplained);
-    let agreement = &host.agreement;
-    let row = |name: &str, kernel: u64, ours: u64, left: i64, agreement: Agreement| {
-        vec![
-            name.to_owned(),
-            thousands(kernel),
-            thousands(ours),
-            agreement_in_words(agreement, left, kernel == ours),
-        ]
-    };
-    if host.backend.as_deref() == Some("counters") {
+    let kernel = &host.kernel_counters;
+    if host.backend == Some(Backend::Counters) {
+        let counts = kernel.named().map(|(name, count)| format!("{name} {}", thousands(count)));
         let text = format!(
-            "Only the kernel's counters were recorded, without probes to compare them with: drop {}, early_drop {}, \
-             insert_failed {}, chaintoolong {}.",
-            thousands(kernel.drop),
-            thousands(kernel.early_drop),
-            thousands(kernel.insert_failed),
-            thousands(kernel.chaintoolong)
+            "Only the kernel's counters were recorded, without probes to compare them with: {}.",
+            counts.join(", ")
         );
         return vec![Block::Text(text)];
     }
-    vec![Block::Table(TextTable::new(
-        &["counter", ">kernel", ">ctwatch", "verdict"],
-        vec![
-            row("drop", kernel.drop, ours.drop, left.drop, agreement.drop),
-            row("early_drop", kernel.early_drop, ours.early_drop, left.early_drop, agreement.early_drop),
-            row(
-                "insert_failed",
-                kernel.insert_failed,
-                ours.insert_failed,
-                left.insert_failed,
-                agreement.insert_failed,
-            ),
-            row(
-                "chaintoolong",
-                kernel.chaintoolong,
-                ours.chaintoolong,
-                left.chaintoolong,
-                agreement.chaintoolong,
-            ),
-        ],
-    ))]
+    let lines = contract::reconciliation(kernel, &host.in_kernel_terms, &host.unexplained, &host.agreement);
+    let rows = lines.iter().map(|line| {
+        vec![line.name.to_owned(), thousands(line.kernel), thousands(line.ours), agreement_in_words(line)]
+    });
+    vec![Block::Table(TextTable::new(&["counter", ">kernel", ">ctwatch", "verdict"], rows.collect()))]
 }
 
 pub(super) fn prevention(host: &Host) -> Vec<Block> {
@@ -99,10 +73,9 @@ fn piece(item: &Item) -> String {
 
 pub(super) fn data_quality(host: &Host, clock: &Clock) -> Vec<Block> {
     let mut list = caveats(&host.certainty);
-    let Unexplained { drop, early_drop, insert_failed, chaintoolong } = host.unexplained;
     if host.certainty.kernel_only {
         list.push("Part of this was recorded from the kernel's counters alone: causes and services are unknown there.".to_owned());
-    } else if [drop, early_drop, insert_failed, chaintoolong] != [0; 4] {
+    } else if !host.unexplained.is_zero() {
         list.push(
             "The kernel's counters and ctwatch's differ: see Reconciliation with kernel counters.".to_owned(),
         );

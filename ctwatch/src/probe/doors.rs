@@ -23,7 +23,7 @@ const LONGEST: u64 = 16 << 10;
 /// - `nf_reinject` (net/netfilter/nf_queue.c; in 6.12 and 7.3 nfnetlink_queue.c, inlined into `nfqnl_reinject`) runs the hooks
 ///   behind the one that queued a packet;
 /// - `ovs_ct_execute` (net/openvswitch/conntrack.c);
-/// - `tcf_ct_act` (net/sched/act_ct.c) answers TC_ACT_SHOT, and whoever asked frees the packet: `sch_handle_ingress` and
+/// - `tcf_ct_act` (net/sched/act_ct.c) answers TC_ACT_SHOT, and its caller frees the packet: `sch_handle_ingress` and
 ///   `sch_handle_egress` (net/core/dev.c), inlined into these two. Before 6.11 it let a refused packet go on, and its mark
 ///   and count would be taken for those of the next packet that tc drops;
 /// - `nf_hook_bridge_pre` (net/bridge/br_input.c), inlined into `br_handle_frame`, runs the hooks of a bridge by itself: a door while

@@ -39,7 +39,7 @@ struct UpdateElement {
     flags: u64,
 }
 
-/// Whoever was told to stop.
+/// Those that were told to stop.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stopped;
 

@@ -317,7 +317,7 @@ impl Plan {
 mod tests {
     use super::*;
 
-    const WISHES: ProbeOptions = ProbeOptions {
+    const OPTIONS: ProbeOptions = ProbeOptions {
         kprobes: true,
         flows: true,
         insert_events: false,
@@ -356,7 +356,7 @@ mod tests {
     fn a_healthy_host_pays_for_nothing_but_the_counting_of_flows() {
         let found = symbols(&EVERYTHING);
         let mut config = Config::default();
-        let all = plan(&found, WISHES, &mut config).expect("a plan");
+        let all = plan(&found, OPTIONS, &mut config).expect("a plan");
         assert_eq!(
             programs(&all),
             [
@@ -378,7 +378,7 @@ mod tests {
         assert_eq!((config.by_kfree_skb, config.early_drop_probed), (1, 1));
         let none = plan(
             &found,
-            ProbeOptions { flows: false, raw_tracepoints: RawTpReentrancy::Nested, ..WISHES },
+            ProbeOptions { flows: false, raw_tracepoints: RawTpReentrancy::Nested, ..OPTIONS },
             &mut config,
         )
         .expect("a plan");
@@ -401,7 +401,7 @@ mod tests {
         let found = symbols(&EVERYTHING);
         let first_two = |perf| {
             let mut config = Config::default();
-            let options = ProbeOptions { raw_tracepoints: RawTpReentrancy::Preempted { perf }, ..WISHES };
+            let options = ProbeOptions { raw_tracepoints: RawTpReentrancy::Preempted { perf }, ..OPTIONS };
             let plan = plan(&found, options, &mut config).expect("a plan");
             assert_eq!((config.preempts, plan.notes.is_empty()), (1, perf));
             [0, 1].map(|at| (plan.attachments[at].program, plan.attachments[at].kind.name()))
@@ -415,7 +415,7 @@ mod tests {
     fn on_5_10_deletes_are_seen_in_the_part_that_early_drop_calls() {
         let found = symbols(&[&EVERYTHING[..], &["nf_ct_delete.part.0"]].concat());
         let mut config = Config::default();
-        let plan = plan(&found, WISHES, &mut config).expect("a plan");
+        let plan = plan(&found, OPTIONS, &mut config).expect("a plan");
         assert!(programs(&plan).contains(&("nf_ct_delete", "nf_ct_delete.part.0")));
         assert_eq!(config.delete_is_part, 1);
         assert!(plan.missing.is_empty(), "{:?}", plan.missing);
@@ -425,13 +425,13 @@ mod tests {
     fn the_pair_replaces_the_tracepoint_when_asked_for_or_when_nf_hook_slow_is_missing() {
         let mut config = Config::default();
         let found = symbols(&["init_conntrack.constprop.0", "early_drop", "nf_ct_delete"]);
-        let by_pair = plan(&found, WISHES, &mut config).expect("a plan");
+        let by_pair = plan(&found, OPTIONS, &mut config).expect("a plan");
         assert_eq!(by_pair.attachments[0].function, "init_conntrack.constprop.0");
         assert_eq!((config.by_kfree_skb, config.pair_on_alloc), (0, 0));
         let mut config = Config::default();
         let found = symbols(&["nf_hook_slow", "__nf_conntrack_alloc"]);
-        let asked =
-            plan(&found, ProbeOptions { trace_init_conntrack: true, ..WISHES }, &mut config).expect("a plan");
+        let asked = plan(&found, ProbeOptions { trace_init_conntrack: true, ..OPTIONS }, &mut config)
+            .expect("a plan");
         assert!(programs(&asked).contains(&("init_conntrack_return", "__nf_conntrack_alloc")));
         assert_eq!((config.by_kfree_skb, config.pair_on_alloc), (0, 1));
     }
@@ -443,7 +443,7 @@ mod tests {
         found.refuse("gc_worker", "Invalid argument".to_owned());
         // The function that early_drop doesn't call is no substitute for its part.
         found.refuse("nf_ct_delete.part.0", "Invalid argument".to_owned());
-        let plan = plan(&found, WISHES, &mut config).expect("a plan");
+        let plan = plan(&found, OPTIONS, &mut config).expect("a plan");
         let missing: Vec<_> =
             plan.missing.iter().map(|one| (one.function.as_str(), one.reason.as_str())).collect();
         assert_eq!(missing, [("nf_ct_delete", "Invalid argument"), ("gc_worker", "Invalid argument")]);
@@ -454,7 +454,7 @@ mod tests {
     #[test]
     fn without_any_symbol_there_is_no_plan_but_a_reason() {
         let reason =
-            plan(&symbols(&["early_drop"]), WISHES, &mut Config::default()).expect_err("nothing to attach");
+            plan(&symbols(&["early_drop"]), OPTIONS, &mut Config::default()).expect_err("nothing to attach");
         assert!(reason.contains("nf_hook_slow"), "{reason}");
     }
 }

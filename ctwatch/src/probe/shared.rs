@@ -159,7 +159,7 @@ impl Memory for Slots {
     }
 
     fn activate(&self, kind: Kind, bank: usize) {
-        // Whatever was cleared in that bank must be seen as such by whoever sees this.
+        // A thread that sees this must also see what was cleared in that bank.
         fence(Ordering::Release);
         let first = bank as u64 * u64::from(self.slots(kind));
         // SAFETY: inside the mapping.

@@ -318,7 +318,7 @@ mod tests {
         }
         assert!(slices >= 500 / 40, "{slices}");
         assert_eq!(cgroups.paths.by_id.len(), 506);
-        // The next walk begins anew, and what the last one found counts meanwhile.
+        // The next walk starts over; until it is done, what the last one found counts.
         assert!(!cgroups.go_on(LIMIT, 1, over));
         assert_eq!(cgroups.known(redis).map(Foreign::raw), Some("/system.slice/redis.service"));
         assert!(cgroups.walk.is_some());

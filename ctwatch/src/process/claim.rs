@@ -16,7 +16,7 @@ use crate::kernel::standing::INITIAL_USER_NAMESPACE;
 /// Why a process isn't what it calls itself, as far as can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
-    /// It runs as somebody else than root, or was started by somebody else.
+    /// It runs as a user other than root, or was started by one.
     User(u32),
     /// It is root only among its own.
     UserNamespace,
@@ -83,7 +83,7 @@ pub fn is_believed(process: &Process, claim: &Claim) -> Result<(), Doubt> {
 
 /// Of these ids and capabilities.
 fn power(status: &str) -> Result<(), Doubt> {
-    // Real, effective, saved and of files: the real one is that of whoever started a set-uid program.
+    // Real, effective, saved and of files: the real one is the user who started a set-uid program.
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
     let ids: Vec<u32> = ids.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect();
     match ids.iter().find(|id| **id != 0) {

@@ -11,9 +11,9 @@ use super::columns::{
     CENSUS, CENSUS_DETAIL, CENSUS_KEY, CensusColumns, CensusDetailColumns, CensusKeyColumns,
 };
 use super::digest::Digest;
+use super::fault::{ReadError, corrupt_row, too_much};
 use super::limits;
-use super::open::{ReadError, corrupt_row, too_much};
-use super::reader::{each, for_each};
+use super::query::{each, for_each};
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
 use crate::model::{
     Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, TimeoutKind, Timeouts,

@@ -8,14 +8,16 @@ use ctwatch_common::slot::SlotKey;
 
 use super::delta_encoder::is_flow;
 use super::rows::Names;
-use super::tick::{CounterArray, NetnsTick, Presence, Tick};
-use crate::model::{FlowSample, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample, SlotSample};
+use super::tick::{NetnsTick, Presence, Tick};
+use crate::model::{
+    CounterArray, FlowSample, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample, SlotSample,
+};
 
 /// Totals of everything fed in.
 #[derive(Debug, Default)]
 pub struct DeltaDecoder {
     slots: HashMap<SlotKey, [i64; 3]>,
-    netns: BTreeMap<NetnsId, (NetnsTick, CounterArray)>,
+    netns: BTreeMap<NetnsId, (NetnsTick, CounterArray<i64>)>,
     overflow: [i64; CAUSES],
     lost_events: [i64; CAUSES],
     ambiguous: i64,
@@ -82,7 +84,7 @@ impl DeltaDecoder {
 fn netns_sample(
     id: NetnsId,
     tick: &NetnsTick,
-    after: CounterArray,
+    after: CounterArray<i64>,
     names: &HashMap<NetnsId, Names>,
 ) -> NetnsSample {
     let Names { name, container } = names.get(&id).cloned().unwrap_or_default();
@@ -107,7 +109,7 @@ fn netns_sample(
     }
 }
 
-fn counters(array: CounterArray) -> KernelCounters {
+fn counters(array: CounterArray<i64>) -> KernelCounters {
     KernelCounters::from_array(array.map(unsigned))
 }
 

@@ -8,8 +8,10 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::{SlotKey, SlotKind};
 use jiff::Timestamp;
 
-use super::tick::{CounterArray, NetnsTick, Presence, Tick};
-use crate::model::{Census, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample, SlotSample};
+use super::tick::{NetnsTick, Presence, Tick};
+use crate::model::{
+    Census, CounterArray, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample, SlotSample,
+};
 
 /// Slots per tick in the long run.
 const SUSTAINED: usize = 256;
@@ -52,7 +54,7 @@ struct Slot {
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     tick: NetnsTick,
-    after: CounterArray,
+    after: CounterArray<i64>,
     generation: u32,
 }
 
@@ -327,7 +329,7 @@ fn difference<const N: usize>(now: [i64; N], before: [i64; N]) -> [i64; N] {
     by
 }
 
-fn signed(counters: &KernelCounters) -> CounterArray {
+fn signed(counters: &KernelCounters) -> CounterArray<i64> {
     counters.as_array().map(u64::cast_signed)
 }
 fn presence(sample: &NetnsSample) -> Presence {

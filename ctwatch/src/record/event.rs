@@ -10,8 +10,8 @@ use rusqlite::{Connection, Row, ToSql};
 
 use super::columns::{EVENT, EventColumns, EventZoneColumns, OwnerColumns};
 use super::digest::Digest;
+use super::fault::{ReadError, corrupt_row};
 use super::limits;
-use super::open::{ReadError, corrupt_row};
 use super::rules::has_table;
 use crate::foreign::{Foreign, bytes_of};
 use crate::model::{

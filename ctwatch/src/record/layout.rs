@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
-use super::open::ReadError;
+use super::fault::ReadError;
 use super::schema;
 
 /// Rows of sqlite_master that a recording can have, with room for the tables of later versions.
@@ -54,7 +54,8 @@ static KNOWN: LazyLock<BTreeMap<String, Known>> = LazyLock::new(|| {
 /// Refuses anything but a recording's tables and views, and plain tables that a later version may have added.
 pub(super) fn examine(connection: &Connection) -> Result<(), ReadError> {
     let odd = |what: String| Err(ReadError::Corrupt(format!("{what}, which no recorder makes")));
-    let mut statement = connection.prepare("SELECT type, name, rootpage, sql FROM sqlite_master")?;
+    let mut statement =
+        connection.prepare("SELECT type AS kind, name AS name, sql AS sql FROM sqlite_master")?;
     let mut rows = statement.query([])?;
     let (mut seen, mut entries) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
@@ -62,25 +63,26 @@ pub(super) fn examine(connection: &Connection) -> Result<(), ReadError> {
         if entries > ENTRIES {
             return odd(format!("it has more than {ENTRIES} tables and indexes"));
         }
-        let text = |column| match row.get_ref(column)? {
+        let text = |column: &str| match row.get_ref(column)? {
             ValueRef::Text(text) if text.len() <= TEXT => Ok(str::from_utf8(text).ok()),
             _ => Ok::<_, rusqlite::Error>(None),
         };
-        let (Some(kind), Some(name)) = (text(0)?, text(1)?) else {
+        let (Some(kind), Some(name)) = (text("kind")?, text("name")?) else {
             return odd("an entry of its schema is no text".to_owned());
         };
         // What UNIQUE and PRIMARY KEY make.
-        if kind == "index" && name.starts_with("sqlite_autoindex_") && row.get_ref(3)? == ValueRef::Null {
+        if kind == "index" && name.starts_with("sqlite_autoindex_") && row.get_ref("sql")? == ValueRef::Null {
             continue;
         }
         let shown: String = name.chars().take(64).collect();
-        let Some(sql) = text(3)?.map(plain) else {
+        let Some(sql) = text("sql")?.map(plain) else {
             return odd(format!("it has the {kind} {shown:?}"));
         };
         match KNOWN.get(name) {
             Some(known) => {
                 if known.kind != kind || !known.texts.contains(&sql) {
-                    return odd(format!("its {kind} {shown:?} is another one"));
+                    let what = format!("its {kind} {shown:?} differs from the one that a recorder makes");
+                    return Err(ReadError::Corrupt(what));
                 }
                 seen.push(name.to_owned());
             }

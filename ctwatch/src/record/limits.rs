@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_void};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use rusqlite::Connection;
@@ -12,7 +12,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::ffi;
 use rusqlite::limits::Limit;
 
-use super::open::ReadError;
+use super::fault::ReadError;
+use super::stop::is_stopped;
 use crate::foreign::Foreign;
 use crate::model::LAST_US;
 
@@ -64,13 +65,6 @@ const VALUES_PER_BYTE: u64 = 8;
 /// Pages for each KiB of the file: all readers look at 13 or fewer.
 const PAGES_PER_KIB: u64 = 128;
 
-static STOPPED: AtomicBool = AtomicBool::new(false);
-
-/// Every reading of a recording in this process ends with [`super::Fault::Stopped`] from here on.
-pub fn stop_reading() {
-    STOPPED.store(true, Ordering::Relaxed);
-}
-
 /// Ticks that were read in this process.
 static TICKS_READ: AtomicU64 = AtomicU64::new(0);
 
@@ -83,11 +77,6 @@ pub fn ticks_read() -> u64 {
 /// So many more ticks were read.
 pub(super) fn count_ticks(ticks: usize) {
     TICKS_READ.fetch_add(ticks as u64, Ordering::Relaxed);
-}
-
-/// Whether it was to end.
-pub(super) fn is_stopped() -> bool {
-    STOPPED.load(Ordering::Relaxed)
 }
 
 /// Nothing in a file runs: no view, trigger or function of its schema; no value is longer than any that we write, and all
@@ -113,7 +102,7 @@ pub(super) fn distrust(connection: &Connection) -> rusqlite::Result<()> {
     ] {
         connection.set_limit(limit, most)?;
     }
-    // Of the whole process: whoever records has no more.
+    // Of the whole process: a recorder has no more.
     connection.pragma_update(None, "hard_heap_limit", HEAP)?;
     // Damaged pages are to be noticed early.
     connection.pragma_update(None, "cell_size_check", true)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::trigger::Measured;
 use crate::contract::{Counted, Unexplained, is_zero, millis};
 use crate::foreign::Foreign;
-use crate::model::KernelCounters;
+use crate::model::{Backend, KernelCounters};
 
 /// One line.
 #[derive(Clone, Debug, Serialize)]
@@ -25,7 +25,7 @@ pub enum Line {
         /// Version of ctwatch.
         version: Foreign,
         /// The backend.
-        backend: &'static str,
+        backend: Backend,
         /// Why this one, and what it can't see.
         backend_reason: Option<Foreign>,
     },

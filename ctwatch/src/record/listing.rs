@@ -8,9 +8,9 @@ use rusqlite::{Connection, ToSql};
 
 use super::columns::{LISTING, LISTING_PHASE, ListingColumns, ListingPhaseColumns};
 use super::digest::Digest;
+use super::fault::{ReadError, corrupt_row, too_much};
 use super::limits;
-use super::open::{ReadError, corrupt_row, too_much};
-use super::reader::{RowSpan, each};
+use super::query::{RowSpan, each};
 use super::rows::{SnapshotReason, StoredListing};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
 use crate::listing::{Listing, ServiceEntries, TimeoutBucket};
@@ -26,8 +26,7 @@ pub(super) fn insert(
     netns: i64,
     listing: &StoredListing,
 ) -> rusqlite::Result<()> {
-    let StoredListing { netns: _, occasion: reason, at, took_us, entries, duplicates, interrupted, census } =
-        listing;
+    let StoredListing { netns: _, reason, at, took_us, entries, duplicates, interrupted, census } = listing;
     if *reason == SnapshotReason::Changed {
         let others = "(SELECT id FROM listing WHERE reason = 'changed' ORDER BY id DESC LIMIT -1 OFFSET ?1)";
         connection.execute(&format!("DELETE FROM listing_phase WHERE listing IN {others}"), [CHANGED - 1])?;
@@ -99,7 +98,7 @@ pub(super) fn read(
         };
         let listing = StoredListing {
             netns: NetnsId::from_packed(row.get(NETNS_NUMBER)?),
-            occasion: reason,
+            reason,
             at,
             took_us: row.get(LISTING.took_us)?,
             entries: u64::from(row.get::<_, u32>(LISTING.entries)?),
@@ -159,9 +158,9 @@ fn read_services(connection: &Connection, id: i64, held: &mut usize) -> Result<O
 }
 
 fn checksum(listing: &StoredListing) -> u32 {
-    let StoredListing { netns, occasion, at, took_us, entries, duplicates, interrupted, census } = listing;
+    let StoredListing { netns, reason, at, took_us, entries, duplicates, interrupted, census } = listing;
     let mut digest = Digest::default();
-    digest.int(i64::from(netns.packed())).text(occasion.name()).int(at.time.as_microsecond()).int(at.mono_us);
+    digest.int(i64::from(netns.packed())).text(reason.name()).int(at.time.as_microsecond()).int(at.mono_us);
     digest.int(*took_us).int(entries.cast_signed()).int(duplicates.cast_signed());
     digest.int(i64::from(*interrupted)).int(i64::from(census.look_s())).text(&timeouts_text(census));
     let mut services: Vec<_> = census.services().collect();

@@ -12,14 +12,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use ctwatch_common::slot::{KIND_FLOWS, KIND_LOOPBACK, KIND_UNATTRIBUTED, SlotKey};
-use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
 use super::columns::{
     INCIDENT, IncidentColumns, MACHINE, MachineColumns, NETNS, NOTICE, NetnsColumns, NoticeColumns, RUN_END,
     RunEndColumns, SETTING, SLOT, SettingColumns,
 };
-use super::open::{self, Fault, ReadError, corrupt_row, too_much};
+use super::fault::{Fault, ReadError, corrupt_row, fault, too_much};
+use super::open;
+use super::query::{RowSpan, each, each_of, for_each};
 use super::rows::{
     EndReason, Incident, MachineSnapshot, Names, NetnsSetting, Notice, Run, RunEnd, Setting, SnapshotReason,
     StoredListing, netns_checksum,
@@ -31,9 +32,6 @@ use crate::model::{Loss, NetnsId, WallMono};
 pub(super) use ticks::Numbers;
 pub use ticks::{Stored, Ticks};
 
-/// What a row takes at least that goes elsewhere than into the list of rows.
-const LEAST: usize = 32;
-
 /// A recording open for reading, as it was when it was opened. It may be written to meanwhile.
 #[derive(Debug)]
 pub struct Recording {
@@ -42,13 +40,6 @@ pub struct Recording {
     /// By table: the numbers of each run's rows.
     spans: RefCell<HashMap<&'static str, HashMap<i64, RowSpan>>>,
 }
-
-/// The lowest and the highest number that rows of a run have. They are written run by run, so that there are no others
-/// between them, and reading all runs takes as long as the rows are many.
-pub(super) type RowSpan = [i64; 2];
-
-/// Rows of any number.
-pub(super) const ANY_ROW: RowSpan = [i64::MIN, i64::MAX];
 
 /// A run and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +94,7 @@ impl Recording {
         let connection = open::connect(path)?;
         // A single snapshot, however long reading takes and whatever a recorder does meanwhile.
         let began = connection.execute_batch("BEGIN; SELECT 1 FROM meta LIMIT 1");
-        began.map_err(|error| open::fault(path, &error))?;
+        began.map_err(|error| fault(path, &error))?;
         connection.set_prepared_statement_cache_capacity(32);
         Ok(Self { connection, path: path.to_owned(), spans: RefCell::default() })
     }
@@ -198,7 +189,7 @@ impl Recording {
     }
 
     fn select_losses(&self) -> Result<&'static str> {
-        Ok(event::selecting(&self.connection).map_err(|error| open::fault(&self.path, &error))?)
+        Ok(event::selecting(&self.connection).map_err(|error| fault(&self.path, &error))?)
     }
 
     /// As [`Recording::losses`], one by one.
@@ -252,16 +243,16 @@ impl Recording {
         let netns =
             if table == "machine" { "NULL" } else { "(SELECT number FROM netns n WHERE n.id = one.netns)" };
         let sql = format!(
-            "SELECT id, {netns}, wall_us, mono_us, {is_incomplete} FROM {table} one WHERE run = ?1 AND id BETWEEN ?2 AND ?3 \
-             ORDER BY id"
+            "SELECT id, {netns} AS netns_number, wall_us, mono_us, {is_incomplete} AS is_incomplete FROM {table} one \
+             WHERE run = ?1 AND id BETWEEN ?2 AND ?3 ORDER BY id"
         );
         self.all(&sql, [run, first, last], |row| {
-            let id = row.get(0)?;
-            let Some(at) = WallMono::from_columns(row.get(2)?, row.get(3)?) else {
+            let id = row.get("id")?;
+            let Some(at) = WallMono::from_columns(row.get("wall_us")?, row.get("mono_us")?) else {
                 return corrupt_row(table, id);
             };
-            let netns = row.get::<_, Option<u32>>(1)?.map(NetnsId::from_packed);
-            Ok(Head { id, netns, at, is_incomplete: row.get(4)? })
+            let netns = row.get::<_, Option<u32>>("netns_number")?.map(NetnsId::from_packed);
+            Ok(Head { id, netns, at, is_incomplete: row.get("is_incomplete")? })
         })
     }
 
@@ -465,19 +456,19 @@ impl Recording {
         let sql = match table {
             "slot" => {
                 let of_netns = each(&self.connection, "SELECT id, run FROM netns", [], |row| {
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+                    Ok((row.get::<_, i64>("id")?, row.get::<_, i64>("run")?))
                 })?;
                 runs.extend(of_netns);
-                "SELECT id, netns FROM slot".to_owned()
+                "SELECT id, netns AS of FROM slot".to_owned()
             }
             // A file from before they were thought of has none.
             "rules" | "netns_setting" if !rules::has_table(&self.connection, table)? => return Ok(spans),
-            _ => format!("SELECT id, run FROM {table}"),
+            _ => format!("SELECT id, run AS of FROM {table}"),
         };
         let mut statement = self.connection.prepare(&sql)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let (id, mut run): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let (id, mut run): (i64, i64) = (row.get("id")?, row.get("of")?);
             if table == "slot" {
                 let Some(of_netns) = runs.get(&run) else { continue };
                 run = *of_netns;
@@ -517,81 +508,8 @@ fn machine(
         let at = WallMono::from_columns(row.get(MACHINE.wall_us)?, row.get(MACHINE.mono_us)?);
         let reason = SnapshotReason::from_name(&row.get::<_, String>(MACHINE.reason)?);
         let Some((at, reason)) = at.zip(reason) else { return corrupt_row("machine", id) };
-        let snapshot = MachineSnapshot { at, occasion: reason, json: row.get(MACHINE.facts)? };
+        let snapshot = MachineSnapshot { at, reason, json: row.get(MACHINE.facts)? };
         let holds = snapshot.checksum(run) == row.get::<_, u32>(MACHINE.crc)?;
         if holds { Ok(snapshot) } else { corrupt_row("machine", id) }
     })
-}
-
-/// Every row of a query. Texts are no longer than [`limits::TEXT`], and all together no more than is held at once.
-pub(super) fn each<T, P: rusqlite::Params>(
-    connection: &Connection,
-    sql: &str,
-    parameters: P,
-    read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
-) -> Result<Vec<T>, ReadError> {
-    each_of(connection, sql, parameters, limits::TEXT, read)
-}
-
-/// As [`each`], with texts up to this length.
-fn each_of<T, P: rusqlite::Params>(
-    connection: &Connection,
-    sql: &str,
-    parameters: P,
-    longest: usize,
-    mut read: impl FnMut(&Row<'_>) -> Result<T, ReadError>,
-) -> Result<Vec<T>, ReadError> {
-    let (mut found, mut held) = (Vec::new(), 0);
-    for_each(connection, sql, parameters, longest, |row, values| {
-        held += values + size_of::<T>().max(LEAST);
-        if held > limits::HELD {
-            return too_much(&format!("bytes in rows of {} at once", table_of(sql)), limits::HELD);
-        }
-        found.push(read(row)?);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(found)
-}
-
-/// Takes the rows of a query one by one, each with the bytes of its texts and blobs. None of them is held.
-pub(super) fn for_each<P: rusqlite::Params>(
-    connection: &Connection,
-    sql: &str,
-    parameters: P,
-    longest: usize,
-    mut take: impl FnMut(&Row<'_>, usize) -> Result<ControlFlow<()>, ReadError>,
-) -> Result<(), ReadError> {
-    let mut statement = connection.prepare_cached(sql)?;
-    let columns = statement.column_count();
-    let mut rows = statement.query(parameters)?;
-    let left = limits::ValuesLeft::of(connection);
-    while let Some(row) = rows.next()? {
-        if limits::is_stopped() {
-            return Err(ReadError::Stopped);
-        }
-        let mut values = 0;
-        for column in 0..columns {
-            values += match row.get_ref(column)? {
-                ValueRef::Text(text) if text.len() > longest => {
-                    return too_much(&format!("bytes in a text of {}", table_of(sql)), longest);
-                }
-                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len(),
-                ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => 0,
-            };
-        }
-        if values > 0 && left.is_some_and(|left| !left.take(values)) {
-            let what = "its texts and blobs are more bytes than a file of its size can have";
-            return Err(ReadError::TooMuch(what.to_owned()));
-        }
-        if take(row, values)?.is_break() {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// The first table that a query of ours is about.
-fn table_of(sql: &str) -> &str {
-    let after = sql.split_once(" FROM ").map(|(_, after)| after);
-    after.and_then(|after| after.split_whitespace().next()).unwrap_or("the file")
 }

@@ -11,8 +11,9 @@ use anyhow::Result;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use super::Writer;
-use super::open::ReadError;
-use super::reader::{ANY_ROW, Numbers, Stored, each};
+use super::fault::ReadError;
+use super::query::{ANY_ROW, each};
+use super::reader::{Numbers, Stored};
 use super::rows::{Names, Notice};
 use super::rules;
 use super::tick::Tick;
@@ -24,7 +25,7 @@ use ages::Ages;
 /// Ticks handled in one step, if they aren't too large: some tens of milliseconds.
 const STEP: usize = 600;
 /// Ticks that get older than `--keep` wait until the oldest is older by this part of it, and by no more than this: whenever
-/// ticks are added to a sum, the whole of it is written anew.
+/// ticks are added to a sum, the whole of it is rewritten.
 const SLACK_PART: u32 = 8;
 const SLACK: Duration = Duration::from_secs(600);
 /// Fewer ticks than this can wait.
@@ -413,7 +414,7 @@ impl Retention {
         let mut ticks = Vec::new();
         for (tick, crc) in batch.ticks {
             if tick.tick.checksum() != crc {
-                return super::open::corrupt_row("tick", tick.id);
+                return super::fault::corrupt_row("tick", tick.id);
             }
             ticks.push(tick);
         }

@@ -231,7 +231,7 @@ pub struct MachineSnapshot {
     /// When.
     pub at: WallMono,
     /// Why it was taken.
-    pub occasion: SnapshotReason,
+    pub reason: SnapshotReason,
     /// JSON.
     pub json: String,
 }
@@ -240,7 +240,7 @@ impl MachineSnapshot {
     pub(super) fn checksum(&self, run: i64) -> u32 {
         let mut digest = Digest::default();
         digest.instant(&self.at);
-        digest.int(run).text(self.occasion.name()).text(&self.json).finish()
+        digest.int(run).text(self.reason.name()).text(&self.json).finish()
     }
 }
 
@@ -279,7 +279,7 @@ pub struct StoredListing {
     /// Whose table.
     pub netns: NetnsId,
     /// Why it was taken.
-    pub occasion: SnapshotReason,
+    pub reason: SnapshotReason,
     /// When it began.
     pub at: WallMono,
     /// How long it took, microseconds.

@@ -14,9 +14,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::columns::{NETNS_SETTING, NetnsSettingColumns, RULES, RulesColumns};
 use super::digest::Digest;
+use super::fault::{ReadError, corrupt_row};
 use super::limits;
-use super::open::{ReadError, corrupt_row};
-use super::reader::{RowSpan, each};
+use super::query::{RowSpan, each};
 use super::rows::{NetnsSetting, Setting, SnapshotReason};
 use crate::model::{NetnsId, WallMono};
 
@@ -40,7 +40,7 @@ pub struct StoredRules {
     /// When they were read.
     pub at: WallMono,
     /// Why they were.
-    pub occasion: SnapshotReason,
+    pub reason: SnapshotReason,
     /// The rules; `None` if they were dropped since to keep the file small.
     pub rules: Option<Packed>,
 }
@@ -112,9 +112,9 @@ impl Packed {
 impl StoredRules {
     /// Without the rules themselves, which may be dropped while their row stays.
     fn checksum(&self, run: i64, size: i64, content: u32) -> u32 {
-        let Self { netns, at, occasion, rules: _ } = self;
+        let Self { netns, at, reason, rules: _ } = self;
         let mut digest = Digest::default();
-        digest.instant(at).int(run).int(i64::from(netns.packed())).text(occasion.name());
+        digest.instant(at).int(run).int(i64::from(netns.packed())).text(reason.name());
         digest.int(size).int(i64::from(content)).finish()
     }
 }
@@ -126,14 +126,14 @@ pub(super) fn insert(
     netns: i64,
     stored: &StoredRules,
 ) -> rusqlite::Result<()> {
-    let StoredRules { netns: _, at, occasion, rules } = stored;
+    let StoredRules { netns: _, at, reason, rules } = stored;
     let size = rules.as_ref().map_or(0, |rules| rules.size.cast_signed());
     let content = rules.as_ref().map_or(0, |rules| crc32fast::hash(&rules.bytes));
     RulesColumns::<&dyn ToSql> {
         id: &Null,
         run: &run,
         netns: &netns,
-        reason: &occasion.name(),
+        reason: &reason.name(),
         wall_us: &at.time.as_microsecond(),
         mono_us: &at.mono_us,
         size: &size,
@@ -160,8 +160,8 @@ pub(super) fn read(connection: &Connection, run: i64, span: RowSpan) -> Result<V
     let read = |row: &Row<'_>| {
         let id: i64 = row.get(RULES.id)?;
         let at = WallMono::from_columns(row.get(RULES.wall_us)?, row.get(RULES.mono_us)?);
-        let occasion = SnapshotReason::from_name(&row.get::<_, String>(RULES.reason)?);
-        let (Some(at), Some(occasion)) = (at, occasion) else { return corrupt_row("rules", id) };
+        let reason = SnapshotReason::from_name(&row.get::<_, String>(RULES.reason)?);
+        let (Some(at), Some(reason)) = (at, reason) else { return corrupt_row("rules", id) };
         if row.get::<_, Option<i64>>(NETNS_NUMBER + 1)?.is_some_and(|length| length > limits::PACKED as i64) {
             return corrupt_row("rules", id);
         }
@@ -171,7 +171,7 @@ pub(super) fn read(connection: &Connection, run: i64, span: RowSpan) -> Result<V
             return corrupt_row("rules", id);
         }
         let rules = bytes.map(|bytes| Packed { size: size.cast_unsigned(), bytes });
-        let stored = StoredRules { netns: NetnsId::from_packed(row.get(NETNS_NUMBER)?), at, occasion, rules };
+        let stored = StoredRules { netns: NetnsId::from_packed(row.get(NETNS_NUMBER)?), at, reason, rules };
         let holds = stored.checksum(run, size, content) == row.get::<_, u32>(RULES.crc)?;
         if holds { Ok(stored) } else { corrupt_row("rules", id) }
     };

@@ -6,8 +6,8 @@ use rusqlite::types::Null;
 use rusqlite::{Connection, Row, ToSql};
 
 use super::columns::{RUN, RunColumns};
+use super::fault::{ReadError, corrupt_row};
 use super::limits;
-use super::open::{ReadError, corrupt_row};
 use super::rows::Run;
 use crate::foreign::Foreign;
 use crate::model::{Backend, KernelCounters, WallMono};

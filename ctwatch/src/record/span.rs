@@ -157,7 +157,7 @@ impl Moment {
         }
     }
 
-    /// A time as whoever asked writes them: in UTC, with the same offset, or by the local clock, which then has a name.
+    /// A time in the form the user wrote it: in UTC, with the same offset, or by the local clock, which then has a name.
     fn like(self, time: Timestamp, zone: &TimeZone) -> String {
         match self {
             Self::At(_) => format!("{time:.0}"),

@@ -6,10 +6,7 @@ use ctwatch_common::slot::SlotKey;
 use jiff::Timestamp;
 
 use super::digest::Digest;
-use crate::model::{Census, NetnsId};
-
-/// Differences of the four kernel counters, in the order of [`crate::model::KernelCounters::as_array`].
-pub type CounterArray = [i64; 4];
+use crate::model::{Census, CounterArray, NetnsId};
 
 /// How all counters moved in one interval.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +34,7 @@ pub struct Tick {
     /// Inserts and deletes without a slot. Negative if some were assigned to a slot later.
     pub flows_overflow: i64,
     /// At its end: what the kernel had counted and ctwatch had not.
-    pub unexplained: CounterArray,
+    pub unexplained: CounterArray<i64>,
     /// Loss events that came in it.
     pub events_seen: u64,
     /// Censuses that ended in it.
@@ -74,9 +71,9 @@ pub struct NetnsTick {
     /// nf_conntrack_max
     pub max: Option<u32>,
     /// How far the kernel's counters moved.
-    pub kernel: CounterArray,
+    pub kernel: CounterArray<i64>,
     /// How far they moved while ctwatch's own were read.
-    pub width: CounterArray,
+    pub width: CounterArray<i64>,
 }
 
 impl Presence {

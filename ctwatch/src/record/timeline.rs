@@ -4,8 +4,8 @@
 
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::open::ReadError;
-use super::reader::each;
+use super::fault::ReadError;
+use super::query::each;
 use crate::foreign::Foreign;
 
 /// Where each run is, by its number.
@@ -34,18 +34,20 @@ impl Timeline {
     pub(super) fn read(connection: &Connection, last: i64) -> Result<Self, ReadError> {
         // Ticks are numbered through all runs.
         let sql = "SELECT id, boot_id, started_us, started_mono_us, first_tick, \
-             (SELECT n.first_tick FROM run n WHERE n.id > r.id ORDER BY n.id LIMIT 1) FROM run r WHERE id <= ?1 ORDER BY id";
+             (SELECT n.first_tick FROM run n WHERE n.id > r.id ORDER BY n.id LIMIT 1) AS next_tick FROM run r WHERE id <= ?1 ORDER BY id";
         let runs = each(connection, sql, [last], |row| {
-            let began = Clocks { wall_us: row.get(2)?, mono_us: row.get(3)? };
-            let ticks: (i64, Option<i64>) = (row.get(4)?, row.get(5)?);
-            Ok((Placed { run: row.get(0)?, boot_id: row.get(1)?, began, ended: began }, ticks))
+            let began = Clocks { wall_us: row.get("started_us")?, mono_us: row.get("started_mono_us")? };
+            let ticks: (i64, Option<i64>) = (row.get("first_tick")?, row.get("next_tick")?);
+            Ok((Placed { run: row.get("id")?, boot_id: row.get("boot_id")?, began, ended: began }, ticks))
         })?;
         let sql = "SELECT wall_us, mono_us FROM tick WHERE id >= ?1 AND id < ?2 AND +run = ?3 ORDER BY id DESC LIMIT 1";
         let mut statement = connection.prepare_cached(sql)?;
         let mut placed = Vec::with_capacity(runs.len());
         for (mut one, (first, next)) in runs {
             let ticks = [first, next.unwrap_or(i64::MAX), one.run];
-            let clocks = |row: &rusqlite::Row<'_>| Ok(Clocks { wall_us: row.get(0)?, mono_us: row.get(1)? });
+            let clocks = |row: &rusqlite::Row<'_>| {
+                Ok(Clocks { wall_us: row.get("wall_us")?, mono_us: row.get("mono_us")? })
+            };
             if let Some(ended) = statement.query_row(ticks, clocks).optional()? {
                 one.ended = ended;
             }

@@ -332,7 +332,7 @@ fn insert_machine(
     run: i64,
     snapshot: &MachineSnapshot,
 ) -> rusqlite::Result<()> {
-    let MachineSnapshot { at, occasion: reason, json } = snapshot;
+    let MachineSnapshot { at, reason, json } = snapshot;
     MachineColumns::<&dyn ToSql> {
         id: &Null,
         run: &run,

@@ -1,4 +1,4 @@
-//! Which system calls are left. Whoever runs no other program has a list of those allowed; whoever does, one of those
+//! Which system calls are left. Commands that run no other program have a list of those allowed; the others, one of those
 //! forbidden, since nft or a hook may make any other.
 
 use std::collections::BTreeMap;
@@ -101,7 +101,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
     libc::SYS_pipe2,
-    // A pair of sockets that know only each other wakes whoever waits for a signal.
+    // A pair of connected sockets wakes the task that waits for a signal.
     libc::SYS_socketpair,
     libc::SYS_sendto,
     libc::SYS_recvfrom,
@@ -239,7 +239,7 @@ const FORBIDDEN: &[c_long] = &[
 
 /// open_tree and mount_setattr in one (Linux 6.15).
 const OPEN_TREE_ATTR: c_long = 467;
-/// The first call that nobody has looked at here: the last one known is file_setattr, 469 (Linux 6.17). From 424 on all
+/// The first call that hasn't been reviewed here: the last one known is file_setattr, 469 (Linux 6.17). From 424 on all
 /// architectures count alike (scripts/syscall.tbl).
 const UNKNOWN: u32 = 470;
 

@@ -49,7 +49,7 @@ fn domain(files: &Files) -> Result<RulesetStatus, landlock::RulesetError> {
     Ok(rules.restrict_self()?.ruleset)
 }
 
-/// What isn't there can't be allowed, and doesn't have to be: the error comes from whoever opens it.
+/// What isn't there can't be allowed, and doesn't have to be: opening it reports the error.
 fn allow(
     rules: RulesetCreated,
     path: &Path,

@@ -164,7 +164,7 @@ mod tests {
     fn root_keeps_what_it_takes_to_reach_files_of_others_and_only_then() {
         let overrides = bits(&[Capability::DacOverride])[0];
         if get().unwrap()[0].effective & overrides == 0 {
-            // Whoever has none of them keeps none.
+            // A process that has none of them keeps none.
             assert!(to_reach(&["/proc/1/environ".into()], &[], &["/".into()]).is_empty());
             return;
         }

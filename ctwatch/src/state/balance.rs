@@ -4,32 +4,14 @@
 use ctwatch_common::Cause;
 use ctwatch_common::cause::CAUSES;
 
-use crate::contract::{Counted, Unexplained};
-use crate::model::KernelCounters;
-
-/// The four counters as an array, in the order of [`KernelCounters`].
-pub(super) type Four<T> = [T; 4];
-
-pub(super) fn four(counters: &KernelCounters) -> Four<u64> {
-    let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = *counters;
-    [drop, early_drop, insert_failed, chaintoolong]
-}
-
-pub(super) fn kernel(four: Four<u64>) -> KernelCounters {
-    let [drop, early_drop, insert_failed, chaintoolong] = four;
-    KernelCounters { drop, early_drop, insert_failed, chaintoolong }
-}
-
-pub(super) fn unexplained(four: Four<i64>) -> Unexplained {
-    let [drop, early_drop, insert_failed, chaintoolong] = four;
-    Unexplained { drop, early_drop, insert_failed, chaintoolong }
-}
+use crate::contract::Counted;
+use crate::model::CounterArray;
 
 /// One netns's side of the account.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bracket {
-    pub before: Four<u64>,
-    pub after: Four<u64>,
+    pub before: CounterArray,
+    pub after: CounterArray,
     /// The kernel's last word is missing (the netns died, or it can't be read): it may have counted any more.
     pub open: bool,
     /// Not one word of it was heard.
@@ -39,7 +21,7 @@ pub(super) struct Bracket {
 impl Bracket {
     /// Counters of which we counted more than the kernel was heard to say, or of which nothing can be read, though we may have
     /// counted nothing either: there is nothing to compare them with.
-    pub fn unheard(&self, ours: Four<u64>) -> Four<bool> {
+    pub fn unheard(&self, ours: CounterArray) -> CounterArray<bool> {
         std::array::from_fn(|counter| self.unreadable || (self.open && ours[counter] > self.after[counter]))
     }
 }
@@ -48,15 +30,15 @@ impl Bracket {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Balance {
     /// How much more ours must be at least, to reach every bracket from below.
-    low: Four<u64>,
+    low: CounterArray,
     /// How much more ours may be at most, to stay inside every bracket.
-    high: Four<u64>,
+    high: CounterArray,
     /// How far ours is above brackets already.
-    excess: Four<u64>,
+    excess: CounterArray,
 }
 
 impl Balance {
-    pub fn add(&mut self, bracket: &Bracket, ours: Four<u64>) {
+    pub fn add(&mut self, bracket: &Bracket, ours: CounterArray) {
         for (counter, ours) in ours.into_iter().enumerate() {
             let (before, after) = (bracket.before[counter], bracket.after[counter]);
             self.low[counter] += before.saturating_sub(ours);
@@ -69,7 +51,7 @@ impl Balance {
     }
 
     /// `elsewhere`: what we counted without knowing the netns. It may belong to any of them.
-    pub fn unexplained(&self, elsewhere: Four<u64>) -> Four<i64> {
+    pub fn unexplained(&self, elsewhere: CounterArray) -> CounterArray<i64> {
         let mut result = [0; 4];
         for counter in 0..4 {
             let more = elsewhere[counter];
@@ -84,7 +66,7 @@ impl Balance {
 }
 
 /// How far ours is outside of one netns's bracket, as far as `elsewhere` can't account for it.
-pub(super) fn distance(bracket: &Bracket, ours: Four<u64>, elsewhere: Four<u64>) -> Four<i64> {
+pub(super) fn distance(bracket: &Bracket, ours: CounterArray, elsewhere: CounterArray) -> CounterArray<i64> {
     let mut balance = Balance::default();
     balance.add(bracket, ours);
     let mut result = [0; 4];
@@ -96,8 +78,8 @@ pub(super) fn distance(bracket: &Bracket, ours: Four<u64>, elsewhere: Four<u64>)
 }
 
 /// What our losses by cause would have moved the kernel's counters by.
-pub(super) fn in_kernel_terms(by_cause: &[u64; CAUSES]) -> Four<u64> {
-    four(&Counted(*by_cause).in_kernel_terms())
+pub(super) fn in_kernel_terms(by_cause: &[u64; CAUSES]) -> CounterArray {
+    Counted(*by_cause).in_kernel_terms().as_array()
 }
 
 /// The tracepoint backend may have taken a firewall's drops for conntrack's: how many it claims too much.

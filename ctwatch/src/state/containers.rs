@@ -1,4 +1,4 @@
-//! Containers as small numbers, so that a name fits a row's key. As many as there is room for; those that no row bears any more
+//! Containers as small numbers, so that a name fits a row's key. As many as there is room for; those that no row has any more
 //! make room for others. On the path of every event: no allocation for a name that is known.
 
 use std::collections::{HashMap, HashSet};
@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(containers.names.len(), LIMIT);
         assert_eq!(containers.number(&"one too many".into()), None);
         assert_eq!(containers.number(&"docker:1".into()), Some(1));
-        // What no row bears makes room.
+        // Names that no row has make room.
         assert!(containers.is_crowded());
         containers.retain([1, 7].into_iter());
         assert_eq!(

@@ -201,7 +201,7 @@ pub(super) struct Projection<'a> {
 }
 
 impl Model {
-    /// Starts anew with so many entries, of which the prior knows what becomes.
+    /// Restarts with so many entries, whose lifetimes the prior estimates.
     pub fn begin(&mut self, now: f64, entries: f64, prior: Prior) {
         let measured = self.lifetime();
         *self = Self {
@@ -341,7 +341,7 @@ impl Model {
             None if self.history.last().is_some_and(|point| point.lag.is_some()) => {
                 Line { at_now: oldest, slope: 0.0 }
             }
-            // None has died yet: whoever comes may stay, up to the limit.
+            // None has died yet: new entries may stay, up to the limit.
             None => Line { at_now: oldest, slope: 1.0 },
         };
         Some(Projection {

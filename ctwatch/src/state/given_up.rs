@@ -44,8 +44,8 @@ fn places(key: &Key) -> [u64; 2] {
 mod tests {
     use super::*;
     use crate::model::{NetnsId, Protocol};
+    use crate::state::by::By;
     use crate::state::key::{ClassifiedLoss, Facts};
-    use crate::state::settings::By;
     use ctwatch_common::Cause;
 
     fn key(proto: u8, port: u16) -> Key {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ctwatch_common::Cause;
 use ctwatch_common::slot::{SlotKey, SlotKind};
 
-use super::settings::By;
+use super::by::By;
 use crate::model::{Loss, Name, NetnsId, Packet, ProcessId, Protocol, Role, Tuple, Zone};
 
 /// A loss, as far as it is known.

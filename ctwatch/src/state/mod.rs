@@ -2,6 +2,7 @@
 //! Pure: no I/O, no clocks, no drawing.
 
 mod balance;
+mod by;
 mod containers;
 mod filter;
 mod flow_model;
@@ -24,12 +25,16 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKind;
 use jiff::Timestamp;
 
+pub use by::By;
 pub use filter::{Filter, PortRange};
-pub use settings::{By, StateConfig};
+pub use settings::StateConfig;
 
-use crate::contract::{self, Agreements, Certainty, Counted, End, Event, Occupied, TableStatus, Tick};
+use crate::contract::{
+    self, Agreements, Certainty, Counted, End, Event, Occupied, TableStatus, Tick, Unexplained,
+};
 use crate::model::{
-    Backend, CounterSource, FlowSample, Insert, Loss, NetnsId, Owner, Sample, SlotSample, is_home_netns,
+    Backend, CounterSource, FlowSample, Insert, KernelCounters, Loss, NetnsId, Owner, Sample, SlotSample,
+    is_home_netns,
 };
 use crate::state::filter::Verdict;
 use containers::Containers;
@@ -245,9 +250,9 @@ impl State {
             tables_left_out: None,
             rows,
             counted: Counted(self.account.counted),
-            kernel_counters: balance::kernel(self.account.kernel),
+            kernel_counters: KernelCounters::from_array(self.account.kernel),
             lost_events: self.lost_events.iter().sum(),
-            unexplained: balance::unexplained(self.account.unexplained),
+            unexplained: Unexplained::from_array(self.account.unexplained),
             ambiguous: self.ambiguous(),
         }
     }
@@ -259,12 +264,12 @@ impl State {
             Rows::Slots(tally) => tally.totals(),
             Rows::Events(tally) => tally.totals(),
         };
-        let unexplained = balance::unexplained(self.account.unexplained);
+        let unexplained = Unexplained::from_array(self.account.unexplained);
         End {
             time,
             duration_s: self.elapsed_s,
             counted: Counted(self.account.counted),
-            kernel_counters: balance::kernel(self.account.kernel),
+            kernel_counters: KernelCounters::from_array(self.account.kernel),
             lost_events: self.lost_events.iter().sum(),
             unexplained,
             rows: self.shaped(tallied, &rest, &[0; CAUSES]),

@@ -6,10 +6,10 @@ use std::collections::{HashMap, HashSet};
 use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
 
-use super::balance::{self, Balance, Bracket, Four};
-use crate::contract::{TableStatus, fill};
+use super::balance::{self, Balance, Bracket};
+use crate::contract::{TableStatus, Unexplained, fill};
 use crate::foreign::Foreign;
-use crate::model::{Backend, NetnsAccess, NetnsId, NetnsSample, is_home_netns};
+use crate::model::{Backend, CounterArray, NetnsAccess, NetnsId, NetnsSample, is_home_netns};
 
 /// Namespaces that lost something and are gone: so many are remembered one by one, those that lost most.
 const REMEMBERED: usize = 1024;
@@ -28,21 +28,21 @@ pub(super) struct Namespaces {
 #[derive(Clone, Debug, Default)]
 struct Folded {
     losses: [u64; CAUSES],
-    kernel: Four<u64>,
+    kernel: CounterArray,
     balance: Balance,
     overcounted: u64,
     gone: u64,
     unreadable: u64,
-    unheard: Four<bool>,
+    unheard: CounterArray<bool>,
 }
 
 #[derive(Debug, Default)]
 struct Buried {
     ids: HashSet<NetnsId>,
     /// Those whose last counts haven't come yet, with what the kernel had counted when last read.
-    incomplete: HashMap<NetnsId, Four<u64>>,
-    kernel: Four<u64>,
-    unexplained: Four<i64>,
+    incomplete: HashMap<NetnsId, CounterArray>,
+    kernel: CounterArray,
+    unexplained: CounterArray<i64>,
     /// Those of which samples still tell.
     told: HashSet<NetnsId>,
     /// Those of which no sample tells any more, and whose last counts never came.
@@ -56,10 +56,10 @@ struct Netns {
     count: Option<u32>,
     max: Option<u32>,
     /// The kernel's counters of this life, and those of earlier netns with the same inode number.
-    before: Four<u64>,
-    after: Four<u64>,
-    earlier: Four<u64>,
-    after_at_last_tick: Four<u64>,
+    before: CounterArray,
+    after: CounterArray,
+    earlier: CounterArray,
+    after_at_last_tick: CounterArray,
     life: Life,
     /// It is gone, and nothing it counted is missing.
     complete: bool,
@@ -95,8 +95,8 @@ struct Totals {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Account {
     pub counted: [u64; CAUSES],
-    pub kernel: Four<u64>,
-    pub unexplained: Four<i64>,
+    pub kernel: CounterArray,
+    pub unexplained: CounterArray<i64>,
     /// What the tracepoint backend saw but can't claim.
     pub overcounted: u64,
     /// Namespaces whose last counts nobody read.
@@ -104,7 +104,7 @@ pub(super) struct Account {
     /// Namespaces whose counters can't be read.
     pub unreadable: u64,
     /// Counters of which we counted some where the kernel's word is missing.
-    pub unheard: Four<bool>,
+    pub unheard: CounterArray<bool>,
 }
 
 impl Namespaces {
@@ -149,7 +149,7 @@ impl Namespaces {
         if *gone && self.buried.ids.contains(id) {
             self.buried.told.insert(*id);
             if *complete {
-                self.buried.complete(*id, balance::four(after));
+                self.buried.complete(*id, after.as_array());
             }
             return;
         }
@@ -161,8 +161,8 @@ impl Namespaces {
             (true, Life::Gone) => {
                 if *complete && !netns.complete {
                     netns.complete = true;
-                    netns.before = balance::four(before);
-                    netns.after = balance::four(after);
+                    netns.before = before.as_array();
+                    netns.after = after.as_array();
                 }
                 return;
             }
@@ -176,8 +176,8 @@ impl Namespaces {
         }
         netns.complete = *complete;
         netns.access = *access;
-        netns.before = balance::four(before);
-        netns.after = balance::four(after);
+        netns.before = before.as_array();
+        netns.after = after.as_array();
         netns.name.clone_from(name);
         netns.container.clone_from(container);
         netns.count = *count;
@@ -342,7 +342,7 @@ impl Buried {
     }
 
     /// What a netns had counted in the end is known now; none of it was ours.
-    fn complete(&mut self, id: NetnsId, last: Four<u64>) {
+    fn complete(&mut self, id: NetnsId, last: CounterArray) {
         let Some(read) = self.incomplete.remove(&id) else { return };
         for counter in 0..read.len() {
             let more = last[counter].saturating_sub(read[counter]);
@@ -389,7 +389,7 @@ impl Netns {
         }
     }
 
-    fn kernel_after(&self) -> Four<u64> {
+    fn kernel_after(&self) -> CounterArray {
         add(self.earlier, self.after)
     }
 
@@ -403,7 +403,7 @@ impl Netns {
         }
     }
 
-    fn ours_in_kernel_terms(&self, backend: Backend) -> (Four<u64>, u64) {
+    fn ours_in_kernel_terms(&self, backend: Backend) -> (CounterArray, u64) {
         let mut ours = balance::in_kernel_terms(&self.ours.losses);
         let too_much = if backend == Backend::Tracepoint {
             balance::overcounted(&self.bracket(), &self.ours.losses)
@@ -419,7 +419,7 @@ impl Netns {
         id: NetnsId,
         interval_s: f64,
         rates: bool,
-        elsewhere: Four<u64>,
+        elsewhere: CounterArray,
         backend: Backend,
     ) -> TableStatus {
         let per_s = |now: u64, before: u64| {
@@ -427,7 +427,7 @@ impl Netns {
                 .then(|| (now.saturating_sub(before) as f64 / interval_s * 10.0).round() / 10.0)
         };
         let (ours, _) = self.ours_in_kernel_terms(backend);
-        let unexplained = balance::unexplained(balance::distance(&self.bracket(), ours, elsewhere));
+        let unexplained = Unexplained::from_array(balance::distance(&self.bracket(), ours, elsewhere));
         let (packets_lost, entries_lost) = self.lost(backend);
         TableStatus {
             netns: id,
@@ -471,7 +471,7 @@ impl Netns {
     }
 }
 
-fn add(a: Four<u64>, b: Four<u64>) -> Four<u64> {
+fn add(a: CounterArray, b: CounterArray) -> CounterArray {
     let mut sum = a;
     for (sum, more) in sum.iter_mut().zip(b) {
         *sum += more;

@@ -108,7 +108,7 @@ const fn flow_key(proto: u8, port: u16) -> FlowKey {
 }
 
 impl Occupancy {
-    /// A new tick: counters are added up anew.
+    /// A new tick: counters are summed from 0 again.
     pub fn begin_tick(&mut self, flows: &FlowSample) {
         if flows.restarted {
             self.tables.clear();

@@ -6,10 +6,10 @@ use std::cmp::Reverse;
 use ctwatch_common::Cause;
 use ctwatch_common::cause::{CAUSES, Unit};
 
+use super::by::By;
 use super::containers::Containers;
 use super::key::Fields;
 use super::namespaces::Namespaces;
-use super::settings::By;
 use super::tally::{Sum, Tallied};
 use super::unattributed::Unattributed;
 use crate::contract::{Certainty, Process, Row};

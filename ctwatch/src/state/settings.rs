@@ -1,68 +1,9 @@
 //! What shapes the reports: which losses make rows, and how they are grouped.
 //! Plain data; decided once before watching starts.
 
+use super::by::By;
 use super::filter::Filter;
 use crate::model::Backend;
-
-/// What one row stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// Service port, protocol, loopback or not, netns.
-    Port,
-    /// The whole original tuple.
-    Flow,
-    /// Source address.
-    Src,
-    /// Destination address.
-    Dst,
-    /// Protocol.
-    Proto,
-    /// Cause alone.
-    Cause,
-    /// Network namespace.
-    Netns,
-    /// Process that sent the packet, or listens where it was going.
-    Process,
-    /// Container of that process, or of the netns.
-    Container,
-}
-
-impl By {
-    /// All of them, as help lists them.
-    pub const ALL: [Self; 9] = [
-        Self::Port,
-        Self::Flow,
-        Self::Src,
-        Self::Dst,
-        Self::Proto,
-        Self::Cause,
-        Self::Netns,
-        Self::Process,
-        Self::Container,
-    ];
-
-    /// The spelling in flags.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Port => "port",
-            Self::Flow => "flow",
-            Self::Src => "src",
-            Self::Dst => "dst",
-            Self::Proto => "proto",
-            Self::Cause => "cause",
-            Self::Netns => "netns",
-            Self::Process => "process",
-            Self::Container => "container",
-        }
-    }
-
-    /// Whether rows need to know whose packets they were.
-    #[must_use]
-    pub const fn needs_owners(self) -> bool {
-        matches!(self, Self::Process | Self::Container)
-    }
-}
 
 /// Everything that shapes the reports.
 #[derive(Clone, Debug)]

@@ -281,8 +281,8 @@ fn tallied(key: &Key, entry: &Entry) -> Tallied {
 mod tests {
     use super::*;
     use crate::model::{NetnsId, Protocol};
+    use crate::state::by::By;
     use crate::state::key::{ClassifiedLoss, Facts};
-    use crate::state::settings::By;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

@@ -22,7 +22,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Shows what this says, anew four times a second. Nothing where stderr is no terminal.
+    /// Shows what this says, refreshed four times a second. Nothing where stderr is no terminal.
     #[must_use = "it ends when it is dropped"]
     pub fn show(doing: impl Fn() -> String + Send + 'static) -> Self {
         let over = Arc::new((Mutex::new(false), Condvar::new()));

@@ -1,4 +1,4 @@
-//! Which of the words that are known somebody may have meant.
+//! Which of the known words a mistyped one may stand for.
 //! A guess is only ever told, never taken.
 
 /// The word nearest to this one, if one is near: a slip or two away, or the one it begins or is part of.

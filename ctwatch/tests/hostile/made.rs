@@ -246,7 +246,7 @@ fn share_pages(path: &Path, table: &str, levels: u32) {
 /// One value of megabytes, and thousands of rows that have it.
 fn share_facts(path: &Path) {
     let json = format!("{{\"notes\": [\"{}\"]}}", "a".repeat(4_000_000));
-    let facts = vec![MachineSnapshot { at: testing::at(1), occasion: SnapshotReason::Start, json }];
+    let facts = vec![MachineSnapshot { at: testing::at(1), reason: SnapshotReason::Start, json }];
     let mut writer = Writer::open(path, &testing::run()).unwrap();
     writer.write(&Batch { facts, ..Batch::default() }).unwrap();
     drop(writer);

@@ -32,7 +32,7 @@ fn batches() -> Vec<Batch> {
     let json = serde_json::to_string(&machine).unwrap();
     let mut first =
         Batch { names, listings: vec![listing(2)], incidents: vec![incident(20)], ..Batch::default() };
-    first.facts = vec![MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json }];
+    first.facts = vec![MachineSnapshot { at: at(0), reason: SnapshotReason::Start, json }];
     first.notices = vec![Notice { at: at(3), code: "events_lost".into(), text: "a word".into() }];
     first.settings = vec![Setting {
         at: at(3),

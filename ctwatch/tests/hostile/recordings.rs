@@ -223,7 +223,7 @@ fn make_rules(path: &Path, what: &str) {
     };
     let mut packed = Packed::new(&content).unwrap();
     packed.size = size.unwrap_or(packed.size);
-    let stored = StoredRules { netns: HOST, at: at(1), occasion: SnapshotReason::Start, rules: Some(packed) };
+    let stored = StoredRules { netns: HOST, at: at(1), reason: SnapshotReason::Start, rules: Some(packed) };
     base(path).write(&Batch { rules: vec![stored], ..Batch::default() }).unwrap();
 }
 

@@ -154,8 +154,7 @@ fn a_recorder_writes_nothing_that_no_reader_takes() {
         recorder.netns_settings(changes.chain([setting(second, reserved, &ports, Some("1,3"))]));
         recorder.notice(at(second), "no_listing", &"é".repeat(100_000));
         let json = format!("\"{}\"", "x".repeat(5 << 20));
-        recorder
-            .found(None, Some(MachineSnapshot { at: at(second), occasion: SnapshotReason::Trigger, json }));
+        recorder.found(None, Some(MachineSnapshot { at: at(second), reason: SnapshotReason::Trigger, json }));
         seconds.pass(second, false, &mut recorder);
     }
     recorder.finish(EndReason::Duration).unwrap();

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use ctwatch::contract::{End, Tick};
-use ctwatch::model::{Backend, FlowSample, KernelCounters, NetnsAccess, NetnsSample, Sample, SlotSample};
+use ctwatch::model::{
+    Backend, FlowSample, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample, SlotSample,
+};
 use ctwatch::record::delta_encoder::DeltaEncoder;
 use ctwatch::record::replay::Replay;
 use ctwatch::record::rows::Names;
@@ -314,6 +316,48 @@ fn a_span_says_where_its_totals_begin() {
 }
 
 #[test]
+fn namespaces_that_had_one_inode_number_are_chosen_as_ctwatch_prints_them() {
+    let lives = [0, 1].map(|generation| NetnsId::new(4_026_532_299, generation));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ctw");
+    let [mut sample] = <[Sample; 1]>::try_from(samples(&[(vec![(80, 1, 100)], 0, 0, 100, 0)])).unwrap();
+    let [first] = <[NetnsSample; 1]>::try_from(std::mem::take(&mut sample.netns)).unwrap();
+    sample.netns = lives.map(|id| NetnsSample { id, name: None, ..first.clone() }).into();
+    let [lost] = <[SlotSample; 1]>::try_from(
+        std::mem::take(&mut sample.slots).into_iter().filter(|slot| slot.key.kind == 1).collect::<Vec<_>>(),
+    )
+    .unwrap();
+    sample.slots = lives
+        .iter()
+        .zip([100, 200])
+        .map(|(id, count)| SlotSample { key: SlotKey { netns: id.packed(), ..lost.key }, count, ..lost })
+        .collect();
+    let mut writer = Writer::open(&path, &run()).unwrap();
+    let tick = Some(DeltaEncoder::default().tick(&sample, at(1).mono_us));
+    let names = lives.map(|id| (id, Names { name: None, container: None })).into();
+    writer.write(&Batch { tick, names, ..Batch::default() }).unwrap();
+    drop(writer);
+    let file = path.to_str().unwrap();
+    let losses = |netns: &str| {
+        let lines = lines(&[file, "--speed", "max", "--format", "json", "--netns", netns]);
+        let rows = lines
+            .iter()
+            .filter(|line| line["type"] == "tick")
+            .flat_map(|tick| tick["rows"].as_array().unwrap());
+        let mut losses: Vec<u64> = rows.map(|row| row["losses"].as_u64().unwrap()).collect();
+        losses.sort_unstable();
+        losses
+    };
+    assert_eq!(losses("4026532299"), [100, 200]);
+    assert_eq!(losses("net:[4026532299]"), [100, 200]);
+    assert_eq!(losses("net:[4026532299]#0"), [100]);
+    assert_eq!(losses(&lives[1].to_string()), [200]);
+    let refused = ctwatch(&[file, "--netns", "blue"]);
+    let refused = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.contains("there are net:[4026532299], net:[4026532299]#1"), "{refused}");
+}
+
+#[test]
 fn wrong_usage_and_wrong_files_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
@@ -329,6 +373,7 @@ fn wrong_usage_and_wrong_files_are_told_apart() {
         );
     };
     says(&[file, "--netns", "blue"], 2, "there are host");
+    says(&[file, "--netns", &format!("{HOST}#1")], 2, "there are host");
     says(&[file, "--netns", "pid:1"], 2, "a name or an inode");
     says(&[file, "--from", "+1h"], 2, "the recording covers");
     says(&[file, "--from", "soon"], 2, "+10m");

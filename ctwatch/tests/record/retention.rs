@@ -208,8 +208,8 @@ fn the_oldest_rules_go_first_and_those_of_an_incident_and_the_newest_stay() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ctw");
     let mut writer = write(&path, 0);
-    let heavy = |second, occasion| {
-        let mut stored = rules(second, occasion);
+    let heavy = |second, reason| {
+        let mut stored = rules(second, reason);
         // Such as nothing compresses.
         stored.rules.as_mut().unwrap().bytes =
             (0..4096_u32).flat_map(|n| (n * second as u32).to_le_bytes()).collect();
@@ -220,8 +220,8 @@ fn the_oldest_rules_go_first_and_those_of_an_incident_and_the_newest_stay() {
     for second in 1..=64 {
         let mut batch = Batch { tick: batch(second).tick, ..Batch::default() };
         if second % 8 == 1 {
-            let occasion = if second == 1 { Start } else { Changed };
-            batch.rules = vec![heavy(second, occasion)];
+            let reason = if second == 1 { Start } else { Changed };
+            batch.rules = vec![heavy(second, reason)];
         }
         if second == 20 {
             batch.incidents = vec![incident(20)];
@@ -235,7 +235,7 @@ fn the_oldest_rules_go_first_and_those_of_an_incident_and_the_newest_stay() {
     let kept: Vec<_> = recording.rules(1).unwrap().iter().map(|one| one.rules.is_some()).collect();
     // Read at 1, 9, 17 (in force at the incident), 25, … 57.
     assert_eq!(kept, [false, false, true, false, false, true, true, true]);
-    assert_eq!(recording.rules(1).unwrap()[0].occasion, Start);
+    assert_eq!(recording.rules(1).unwrap()[0].reason, Start);
 }
 
 /// The wall clock of a second: set ahead by 400 days a third of the way, and then back by 400 days from where it was.

@@ -119,7 +119,7 @@ pub fn batch(second: i64) -> Batch {
         batch.notices = vec![Notice { at: at(second), code: "events_lost".into(), text: text.into() }];
         batch.facts = vec![MachineSnapshot {
             at: at(second),
-            occasion: SnapshotReason::Start,
+            reason: SnapshotReason::Start,
             json: "{\"cpus\":2}".to_owned(),
         }];
         batch.listings = vec![listing(second)];
@@ -138,10 +138,10 @@ pub fn batch(second: i64) -> Batch {
 }
 
 /// As `advise` packs them: with an address and a name.
-pub fn rules(second: i64, occasion: SnapshotReason) -> StoredRules {
+pub fn rules(second: i64, reason: SnapshotReason) -> StoredRules {
     let text = format!("-A acme-{second} -s 203.0.113.9 -j ACCEPT\n");
     let packed = Packed::new(&serde_json::json!({ "dump": { "saves": [text] } })).unwrap();
-    StoredRules { netns: HOST, at: at(second), occasion, rules: Some(packed) }
+    StoredRules { netns: HOST, at: at(second), reason, rules: Some(packed) }
 }
 
 pub fn listing(second: i64) -> StoredListing {
@@ -152,7 +152,7 @@ pub fn listing(second: i64) -> StoredListing {
     }
     StoredListing {
         netns: HOST,
-        occasion: SnapshotReason::Trigger,
+        reason: SnapshotReason::Trigger,
         at: at(second),
         took_us: 1234,
         entries: 50,

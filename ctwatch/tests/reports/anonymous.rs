@@ -12,7 +12,7 @@ use ctwatch::machine::Machine;
 use ctwatch::machine::managers::{Kind, MAX, Manager};
 use ctwatch::machine::published::Published;
 use ctwatch::model::{Loss, NetnsId, Role, Tuple};
-use ctwatch::postmortem::{Format, Postmortem, Request, gather, render};
+use ctwatch::postmortem::{Postmortem, ReportFormat, Request, gather, render};
 use ctwatch::record::anonymize::Anonymizer;
 use ctwatch::record::rows::Names;
 use ctwatch::record::writer::Batch;
@@ -92,7 +92,7 @@ fn no_format_shows_a_name_or_an_address_and_all_show_the_figures() {
     let path = recorded_with("secret.ctw", plant);
     let (open, hidden) = (report(&path, None), report(&path, Some(None)));
     let shown = |report: &Postmortem, format| render(report, format, &TimeZone::UTC).unwrap();
-    for format in [Format::Text, Format::Markdown, Format::Html, Format::Json] {
+    for format in [ReportFormat::Text, ReportFormat::Markdown, ReportFormat::Html, ReportFormat::Json] {
         let text = shown(&hidden, format);
         for secret in SECRETS {
             assert!(!text.contains(secret), "{secret} in {format:?}: {text}");
@@ -100,7 +100,7 @@ fn no_format_shows_a_name_or_an_address_and_all_show_the_figures() {
         assert!(text.contains("6379") && text.contains("443"), "ports stay");
     }
     // Otherwise there was nothing to hide.
-    let json = shown(&open, Format::Json);
+    let json = shown(&open, ReportFormat::Json);
     for secret in
         ["acme-net", "acme-server", "99-acme", "198.51.100.7", "203.0.113.9", "2001:db8", "web1", "nginx"]
     {
@@ -123,7 +123,7 @@ fn no_format_shows_a_name_or_an_address_and_all_show_the_figures() {
 }
 
 fn host(report: &Postmortem) -> Value {
-    let text = render(report, Format::Json, &TimeZone::UTC).unwrap();
+    let text = render(report, ReportFormat::Json, &TimeZone::UTC).unwrap();
     serde_json::from_str::<Value>(&text).unwrap()["hosts"][0].take()
 }
 

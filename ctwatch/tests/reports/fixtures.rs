@@ -66,7 +66,7 @@ pub fn start(backend: Backend) -> Start {
         version: "0.1.0".into(),
         time: time(0),
         kernel_release: "6.12.43+deb13-cloud-amd64".into(),
-        backend: backend.name(),
+        backend,
         backend_reason: reason.map(Into::into),
         hooks,
         since_boot: KernelCounters { drop: 77_143, early_drop: 12, insert_failed: 3, chaintoolong: 0 },
@@ -362,7 +362,7 @@ pub fn check(works: bool) -> Check {
         schema: SCHEMA,
         version: "0.1.0".to_owned(),
         kernel_release: "6.12.43+deb13-cloud-amd64".to_owned(),
-        backend: works.then_some("kprobe"),
+        backend: works.then_some(Backend::Kprobe),
         backend_reason: None,
         items: vec![
             privileges,
@@ -402,7 +402,7 @@ pub fn recording_lines() -> Vec<Line> {
             file: file.shown(),
             schema: ctwatch::record::SCHEMA,
             version: "0.1.0".into(),
-            backend: "kprobe",
+            backend: Backend::Kprobe,
             backend_reason: None,
         },
         Line::Incident {

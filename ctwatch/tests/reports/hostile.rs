@@ -154,10 +154,9 @@ impl Hostile<'_> {
             let names = Names { name: Some(name.into()), container: Some(text().into()) };
             batch.names = HashMap::from([(netns, names)]);
             let at = batch.facts[0].at;
-            batch.facts = vec![MachineSnapshot { at, occasion: SnapshotReason::Start, json: self.machine() }];
+            batch.facts = vec![MachineSnapshot { at, reason: SnapshotReason::Start, json: self.machine() }];
             let rules = Packed::new(&serde_json::json!({ "dump": self.rules() })).unwrap();
-            batch.rules =
-                vec![StoredRules { netns, at, occasion: SnapshotReason::Start, rules: Some(rules) }];
+            batch.rules = vec![StoredRules { netns, at, reason: SnapshotReason::Start, rules: Some(rules) }];
         }
         for setting in &mut batch.settings {
             (setting.value, setting.before) = (Some(text().into()), Some(text().into()));

@@ -14,7 +14,7 @@ use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{
     Backend, Direction, KernelCounters, NetnsId, Role, TableEntry as Entry, TimeoutKind, WallMono,
 };
-use ctwatch::postmortem::{Format, Request, gather, render};
+use ctwatch::postmortem::{ReportFormat, Request, gather, render};
 use ctwatch::record::Writer;
 use ctwatch::record::rows::Names;
 use ctwatch::record::rows::{
@@ -98,7 +98,7 @@ fn listing(second: i64) -> StoredListing {
     }
     StoredListing {
         netns: NetnsId::from_packed(HOST),
-        occasion: SnapshotReason::Trigger,
+        reason: SnapshotReason::Trigger,
         at: at(second),
         took_us: 800_000,
         entries: 246_000,
@@ -115,7 +115,7 @@ fn batch(second: i64) -> Batch {
             let name = Names { name: Some("host".into()), container: None };
             batch.names = HashMap::from([(NetnsId::from_packed(HOST), name)]);
             let json = serde_json::to_string(&machine()).unwrap();
-            batch.facts = vec![MachineSnapshot { at: at(0), occasion: SnapshotReason::Start, json }];
+            batch.facts = vec![MachineSnapshot { at: at(0), reason: SnapshotReason::Start, json }];
             let night = batch.tick.as_mut().unwrap();
             night.censuses =
                 censuses().into_iter().filter(|census| census.netns == NetnsId::from_packed(HOST)).collect();
@@ -184,7 +184,7 @@ pub fn recorded_with(name: &str, change: impl Fn(i64, &mut Batch)) -> PathBuf {
     path
 }
 
-fn shown(files: &[PathBuf], format: Format) -> String {
+fn shown(files: &[PathBuf], format: ReportFormat) -> String {
     let request = Request { files: files.to_vec(), incident: None, from: None, to: None, anonymize: None };
     render(&gather(&request, "0.1.0", &TimeZone::UTC).unwrap(), format, &TimeZone::UTC).unwrap()
 }
@@ -198,12 +198,12 @@ pub fn json() -> String {
     let empty = PathBuf::from(format!("schema-{number}-empty.ctw"));
     let _ = std::fs::remove_file(&empty);
     drop(Writer::open(&empty, &run()).unwrap());
-    shown(&[night.clone(), empty], Format::Json) + &shown(&[night], Format::Json)
+    shown(&[night.clone(), empty], ReportFormat::Json) + &shown(&[night], ReportFormat::Json)
 }
 
 #[test]
 fn the_night_in_text() {
-    let text = shown(&[recorded("text.ctw")], Format::Text);
+    let text = shown(&[recorded("text.ctw")], ReportFormat::Text);
     // Commands are to be copied: they alone may be longer.
     let prose: Vec<&str> = text.lines().filter(|line| !line.starts_with("    ")).collect();
     fits_80_columns(&prose.join("\n"));
@@ -212,17 +212,17 @@ fn the_night_in_text() {
 
 #[test]
 fn the_night_in_markdown() {
-    golden("postmortem.md", &shown(&[recorded("markdown.ctw")], Format::Markdown));
+    golden("postmortem.md", &shown(&[recorded("markdown.ctw")], ReportFormat::Markdown));
 }
 
 #[test]
 fn the_night_in_json() {
-    golden("postmortem.json", &shown(&[recorded("json.ctw")], Format::Json));
+    golden("postmortem.json", &shown(&[recorded("json.ctw")], ReportFormat::Json));
 }
 
 #[test]
 fn the_night_in_html_is_one_file_without_scripts() {
-    let html = shown(&[recorded("html.ctw")], Format::Html);
+    let html = shown(&[recorded("html.ctw")], ReportFormat::Html);
     assert!(!html.contains("<script") && !html.contains("href=") && !html.contains("src="), "{html}");
     assert_eq!(html.matches("<svg ").count(), 5);
     golden("postmortem.html", &html);
@@ -230,7 +230,7 @@ fn the_night_in_html_is_one_file_without_scripts() {
 
 #[test]
 fn several_hosts_stand_side_by_side() {
-    let text = shown(&[recorded("one.ctw"), recorded("other.ctw")], Format::Text);
+    let text = shown(&[recorded("one.ctw"), recorded("other.ctw")], ReportFormat::Text);
     assert_eq!(text.matches("SUMMARY").count(), 2);
     let head: String = text
         .lines()
@@ -294,7 +294,7 @@ fn a_day_of_ticks_is_reported_within_a_second() {
     drop(writer);
     let size = std::fs::metadata(&path).unwrap().len();
     let began = Stopwatch::now();
-    let html = shown(&[path], Format::Html);
+    let html = shown(&[path], ReportFormat::Html);
     let took = began.elapsed();
     println!(
         "a day: {} MB, reported in {:.2} s, {} kB of HTML",

@@ -244,10 +244,10 @@ fn what_is_around(file: &Path, checks: &mut Checks) -> Result<()> {
         checks.that(incident.detail_from < incident.tick, "no detail from before the incident");
         checks.that(incident.ceased.is_some() && incident.detail_to > incident.tick, format!("{incident:?}"));
     }
-    let occasions: Vec<SnapshotReason> = recording.listings(run.id)?.iter().map(|one| one.occasion).collect();
+    let occasions: Vec<SnapshotReason> = recording.listings(run.id)?.iter().map(|one| one.reason).collect();
     // A table that gets into trouble is listed for that, too, unless the trigger's listing was first.
     let (of_trouble, others): (Vec<_>, Vec<_>) =
-        occasions.into_iter().partition(|occasion| *occasion == SnapshotReason::Changed);
+        occasions.into_iter().partition(|reason| *reason == SnapshotReason::Changed);
     checks.equal("listings", others, vec![SnapshotReason::Start, SnapshotReason::Trigger]);
     checks.that(of_trouble.len() <= 1, format!("{} listings of one table in trouble", of_trouble.len()));
     let settings = recording.settings(run.id)?;

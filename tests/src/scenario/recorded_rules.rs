@@ -122,7 +122,7 @@ fn stored(file: &Path, checks: &mut Checks) -> Result<()> {
     let recording = Recording::open(file)?;
     recording.verify()?;
     let rules = recording.rules(1)?;
-    let why: Vec<_> = rules.iter().map(|one| one.occasion).collect();
+    let why: Vec<_> = rules.iter().map(|one| one.reason).collect();
     // An incident lists them, too: whichever comes first finds that they have changed.
     let is_expected =
         matches!(why[..], [SnapshotReason::Start, SnapshotReason::Changed | SnapshotReason::Trigger]);

@@ -197,7 +197,7 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
         let file = recordings()?.pop().context("no recording")?;
         let recording = Recording::open(&file)?;
         let Some(run) = recording.runs()?.pop() else { return Ok(false) };
-        Ok(recording.listings(run.id)?.iter().any(|one| one.occasion == SnapshotReason::Trigger))
+        Ok(recording.listings(run.id)?.iter().any(|one| one.reason == SnapshotReason::Trigger))
     })?;
     systemd.systemctl(&["reload"])?;
     until("a second file", || Ok(recordings()?.len() == 2))?;
@@ -223,7 +223,7 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
         checks.equal("backend", run.run.backend.name(), "kprobe");
         reasons.extend(run.end.map(|end| end.reason));
         names.extend(recording.names(run.id)?.into_values().filter_map(|names| names.name));
-        occasions.extend(recording.listings(run.id)?.into_iter().map(|one| one.occasion.name()));
+        occasions.extend(recording.listings(run.id)?.into_iter().map(|one| one.reason.name()));
         let losses = recording.losses(i64::MIN..=i64::MAX)?;
         named += losses
             .iter()
@@ -247,7 +247,7 @@ fn recorded(systemd: &Systemd) -> Result<Outcome> {
         format!("namespaces: {names:?}"),
     );
     // A table that gets into trouble is listed for that, too, unless the trigger's listing was first.
-    let others: BTreeSet<&str> = occasions.into_iter().filter(|occasion| *occasion != "changed").collect();
+    let others: BTreeSet<&str> = occasions.into_iter().filter(|reason| *reason != "changed").collect();
     checks.equal("listings at", others, BTreeSet::from(["start", "trigger"]));
     Ok(Outcome::Passed(checks.finish()?))
 }

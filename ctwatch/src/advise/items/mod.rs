@@ -190,7 +190,7 @@ pub fn advise(case: &Case) -> Vec<Item> {
     items.extend(firewall::items(case));
     items.sort_by(|a, b| {
         // Among equals, root causes come first: `ChangeKind` is in that order.
-        // A way in comes before all: whoever is shut out can do nothing.
+        // A way in comes first: an admin who is locked out can do nothing.
         let rank = |item: &Item| {
             (!item.refused.is_empty(), item.kind != ChangeKind::WayIn, !item.solves, item.risk, item.kind)
         };

@@ -83,8 +83,8 @@ pub(super) fn judge(case: &Case, facts: &ServiceFacts, item: &mut Item) {
             item.notes.extend(facts.warnings.iter().cloned());
         }
         item.notes.push(
-            "existing entries remain until they expire; established connections go on untracked, but one that a rule translated which is \
-             gone by now would be cut"
+            "existing entries remain until they expire; established connections continue untracked, except those that a rule \
+             translated which has been removed since: these break"
                 .to_owned(),
         );
         if !case.is_kept_at_boot {

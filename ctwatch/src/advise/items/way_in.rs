@@ -1,4 +1,4 @@
-//! A way in: with a full table nobody can log in to look, so the login's port is exempted before all else.
+//! A way in: while the table is full no login gets through, so the login's port is exempted before all else.
 //! Judged like every other NOTRACK; it mends nothing, and is offered where the table is about to be full, or on request.
 
 use super::{ChangeKind, Draft, Item, TARGET_FILL, limit, notrack};

@@ -4,7 +4,7 @@ use super::*;
 use crate::advise::report::report;
 use crate::firewall::{Dump, HostFacts, Note, Tools};
 use crate::listing::Listing as Listed;
-use crate::model::{Direction, Protocol, TableEntry as Entry, TimeoutKind};
+use crate::model::{Direction, NetnsNumber, Protocol, TableEntry as Entry, TimeoutKind};
 use crate::record::Writer;
 use crate::record::rows::MachineSnapshot;
 use crate::record::rules::{Packed, StoredRules};
@@ -34,7 +34,7 @@ fn listing(second: i64) -> StoredListing {
     }
     StoredListing {
         netns: HOST,
-        occasion: SnapshotReason::Trigger,
+        reason: SnapshotReason::Trigger,
         at: at(second),
         took_us: 1,
         entries: 3_000,
@@ -48,7 +48,7 @@ fn facts() -> MachineSnapshot {
     let machine = Machine { kernel_release: "6.12.1".to_owned(), ..Machine::default() };
     MachineSnapshot {
         at: at(0),
-        occasion: SnapshotReason::Start,
+        reason: SnapshotReason::Start,
         json: serde_json::to_string(&machine).unwrap(),
     }
 }
@@ -148,7 +148,24 @@ fn what_a_recording_lacks_is_named() {
 }
 
 #[test]
-fn a_quiet_recording_is_reckoned_with_where_it_was_listed() {
+fn of_namespaces_that_had_one_inode_number_the_one_asked_for_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let later = StoredListing { netns: NetnsId::new(HOST.inode(), 1), ..listing(80) };
+    let recording = write(&folder.path().join("a.ctw"), vec![listing(70), later], vec![facts()]);
+    let listed = |generation| {
+        let number = NetnsNumber { inode: HOST.inode(), generation };
+        let question = Question { netns: Some(Which::Number(number)), ..question() };
+        let listings = Contents::read(&recording, &question).ok()?.listings;
+        Some(listings.iter().filter_map(|(_, one)| one.netns?.generation().into()).collect::<Vec<u32>>())
+    };
+    assert_eq!(listed(None), Some(vec![0, 1]));
+    assert_eq!(listed(Some(0)), Some(vec![0]));
+    assert_eq!(listed(Some(1)), Some(vec![1]));
+    assert_eq!(listed(Some(2)), None);
+}
+
+#[test]
+fn a_quiet_recording_is_judged_by_the_window_of_its_listing() {
     let folder = tempfile::tempdir().unwrap();
     let recording = write(&folder.path().join("a.ctw"), vec![listing(40)], vec![facts()]);
     let early = Question { ticks: 1..=50, ..question() };
@@ -186,8 +203,8 @@ fn rules(second: i64, redirects: bool, notes: Vec<Note>) -> StoredRules {
     let rules =
         RuleSet { dump: Dump { nft_json, tools, host: known_host(), unread: notes, ..Dump::default() } };
     let packed = Packed::new(&rules).unwrap();
-    let occasion = if second == 1 { SnapshotReason::Start } else { SnapshotReason::Changed };
-    StoredRules { netns: HOST, at: at(second), occasion, rules: Some(packed) }
+    let reason = if second == 1 { SnapshotReason::Start } else { SnapshotReason::Changed };
+    StoredRules { netns: HOST, at: at(second), reason, rules: Some(packed) }
 }
 
 fn advised(stored: Vec<StoredRules>) -> crate::advise::report::Advice {

@@ -35,7 +35,7 @@ fn which(spec: &NetnsSpec) -> Result<Which> {
     match spec {
         NetnsSpec::Host => Ok(Which::Name(HOST_NETNS.to_owned())),
         NetnsSpec::Name(name) => Ok(Which::Name(name.clone())),
-        NetnsSpec::Inode(id) => Ok(Which::Inode(id.inode())),
+        NetnsSpec::Inode(number) => Ok(Which::Number(*number)),
         NetnsSpec::Pid(pid) => {
             let text = format!("--netns pid:{pid}: a recording knows no processes; give a name or an inode");
             Err(Failure::usage(text).into())

@@ -53,8 +53,8 @@ pub(super) fn netns_crowded() -> Notice {
     Notice {
         time: Timestamp::now(),
         code: "netns_crowded",
-        text: "more netns lose packets at once than there is room for (`ctwatch check` says for how many): of those beyond \
-               it only drops of a full table and evictions are counted, the rest is unexplained"
+        text: "more netns lose packets at once than ctwatch has counters for (`ctwatch check` says how many that is): in the others \
+               only drops of a full table and evictions are counted; what else is lost there shows as unexplained"
             .into(),
     }
 }
@@ -63,8 +63,8 @@ pub(super) fn netns_unnumbered() -> Notice {
     Notice {
         time: Timestamp::now(),
         code: "netns_unnumbered",
-        text: "more inode numbers of netns were used again than there is room for: of those beyond, a netns may be counted \
-               together with an earlier one of the same number; totals per port stay exact"
+        text: "more inode numbers of netns were reused than ctwatch can keep apart: from now on a netns may be counted together \
+               with an earlier one of the same number; totals per port stay exact"
             .into(),
     }
 }
@@ -73,8 +73,8 @@ pub(super) fn netns_too_many() -> Notice {
     Notice {
         time: Timestamp::now(),
         code: "netns_too_many",
-        text: "there are more netns than are looked into, which is 16,384: of those beyond, the kernel's counters are not read; \
-               what the programs see lost there is counted and shown as not readable"
+        text: "more than 16,384 netns exist: the kernel's counters of the others are not read; losses that the probes see there are \
+               counted, and shown as not readable"
             .into(),
     }
 }

@@ -138,7 +138,7 @@ impl LiveSession {
             version: VERSION.into(),
             time: Timestamp::now(),
             kernel_release: roots.release().into(),
-            backend: self.backend.name(),
+            backend: self.backend,
             backend_reason: (!notes.is_empty()).then(|| notes.join("; ").into()),
             hooks: attachments.iter().map(hook).chain(missing.iter().map(no_hook)).collect(),
             since_boot: *since_boot,

@@ -170,8 +170,8 @@ impl RuleWatch {
         let rules = rules.map(|listed| {
             let (last, packed) = listed?;
             watched.last = Some(last);
-            let occasion = std::mem::replace(&mut watched.why, SnapshotReason::Changed);
-            packed.map(|packed| StoredRules { netns, at, occasion, rules: Some(packed) })
+            let reason = std::mem::replace(&mut watched.why, SnapshotReason::Changed);
+            packed.map(|packed| StoredRules { netns, at, reason, rules: Some(packed) })
         });
         if rules.is_err() {
             // What failed may fail again: not twice a minute.
@@ -382,19 +382,19 @@ mod tests {
         for _ in 0..2 {
             let News { rules, settings } = next(&mut watch, now).unwrap();
             let rules = rules.unwrap().unwrap();
-            found.insert(rules.netns, (rules.occasion, settings.len()));
+            found.insert(rules.netns, (rules.reason, settings.len()));
         }
         // The own one's are with those of the host.
         assert_eq!(found, [(own, (SnapshotReason::Start, 0)), (other, (SnapshotReason::Start, 1))].into());
         assert!(watch.poll(now).is_none() && !watch.looking, "neither is due");
         watch.trigger(own, now);
         let rules = next(&mut watch, now).unwrap().rules.unwrap().unwrap();
-        assert_eq!((rules.netns, rules.occasion), (own, SnapshotReason::Trigger));
+        assert_eq!((rules.netns, rules.reason), (own, SnapshotReason::Trigger));
         watch.trigger(other, now);
         assert!(next(&mut watch, now).is_none());
         assert_eq!(watch.watched.keys().collect::<Vec<_>>(), [&own]);
         watch.forget();
         let rules = next(&mut watch, now).unwrap().rules.unwrap().unwrap();
-        assert_eq!(rules.occasion, SnapshotReason::Start, "for a new file");
+        assert_eq!(rules.reason, SnapshotReason::Start, "for a new file");
     }
 }

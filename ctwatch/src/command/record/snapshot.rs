@@ -51,31 +51,31 @@ impl SnapshotQueue {
     }
 
     /// SnapshotQueue at this netns, unless that goes on or waits: what it finds is as good. SnapshotQueue at others come first.
-    pub fn start(&mut self, id: NetnsId, occasion: SnapshotReason) -> Result<()> {
+    pub fn start(&mut self, id: NetnsId, reason: SnapshotReason) -> Result<()> {
         // One that goes on for a table alone doesn't look at the machine.
-        let is_enough = |has: SnapshotReason| has == occasion || has != SnapshotReason::Changed;
+        let is_enough = |has: SnapshotReason| has == reason || has != SnapshotReason::Changed;
         let mut same = self.queue.iter_mut().enumerate().filter(|(_, (other, _))| *other == id);
         match same.next_back() {
-            Some((_, (_, has))) if is_enough(*has) || occasion == SnapshotReason::Changed => return Ok(()),
+            Some((_, (_, has))) if is_enough(*has) || reason == SnapshotReason::Changed => return Ok(()),
             Some((1.., (_, has))) => {
-                *has = occasion;
+                *has = reason;
                 return Ok(());
             }
             Some((0, _)) | None => {}
         }
-        self.queue.push_back((id, occasion));
+        self.queue.push_back((id, reason));
         if self.queue.len() == 1 { self.begin() } else { Ok(()) }
     }
 
     fn begin(&mut self) -> Result<()> {
         self.is_begun = false;
-        let Some(&(id, occasion)) = self.queue.front() else { return Ok(()) };
+        let Some(&(id, reason)) = self.queue.front() else { return Ok(()) };
         let (host, sender) = (Host { roots: self.roots.clone(), ..Host::default() }, self.sender.clone());
         let take_snapshot = self.take_snapshot;
         std::thread::Builder::new()
             .name("snapshot".to_owned())
             .stack_size(1 << 20)
-            .spawn(move || drop(sender.send(take_snapshot(&host, id, occasion))))
+            .spawn(move || drop(sender.send(take_snapshot(&host, id, reason))))
             .context("starting a thread that reads the table, tried again later")?;
         self.is_begun = true;
         Ok(())
@@ -99,20 +99,20 @@ impl SnapshotQueue {
     }
 }
 
-fn take_snapshot(host: &Host, id: NetnsId, occasion: SnapshotReason) -> Snapshot {
+fn take_snapshot(host: &Host, id: NetnsId, reason: SnapshotReason) -> Snapshot {
     let at = WallMono::now();
     let netns =
         netns::discover().and_then(|mut namespaces| namespaces.remove(&id).context("the netns is gone"));
-    let listing = netns.and_then(|netns| netns::run_inside(&netns, || list(&netns, occasion)));
+    let listing = netns.and_then(|netns| netns::run_inside(&netns, || list(&netns, reason)));
     let facts = || {
         let json = serde_json::to_string(&machine::read(host)).unwrap_or_default();
-        MachineSnapshot { at, occasion, json }
+        MachineSnapshot { at, reason, json }
     };
-    Snapshot { listing, facts: (occasion != SnapshotReason::Changed).then(facts) }
+    Snapshot { listing, facts: (reason != SnapshotReason::Changed).then(facts) }
 }
 
 /// Reads the table of the netns this thread is in.
-fn list(netns: &Netns, occasion: SnapshotReason) -> Result<StoredListing> {
+fn list(netns: &Netns, reason: SnapshotReason) -> Result<StoredListing> {
     let (at, began) = (WallMono::now(), Clock::now());
     let mut counted = Listing::new(census::read_timeouts(), LOOK_S);
     let listing = census::list_with_directions(|entry, direction| {
@@ -120,7 +120,7 @@ fn list(netns: &Netns, occasion: SnapshotReason) -> Result<StoredListing> {
     })?;
     Ok(StoredListing {
         netns: netns.id,
-        occasion,
+        reason,
         at,
         took_us: began.elapsed().as_micros() as i64,
         entries: listing.entries,
@@ -138,9 +138,9 @@ mod tests {
     #[test]
     fn a_snapshot_of_another_netns_waits_for_its_turn() {
         let mut snapshots = SnapshotQueue::new(&Roots::default());
-        snapshots.take_snapshot = |_, id, occasion| Snapshot {
+        snapshots.take_snapshot = |_, id, reason| Snapshot {
             listing: Err(anyhow::anyhow!("{}", id.inode())),
-            facts: Some(MachineSnapshot { at: WallMono::now(), occasion, json: String::new() }),
+            facts: Some(MachineSnapshot { at: WallMono::now(), reason, json: String::new() }),
         };
         let (one, other) = (NetnsId::from_packed(1), NetnsId::from_packed(2));
         snapshots.start(one, SnapshotReason::Start).unwrap();
@@ -153,7 +153,7 @@ mod tests {
             found.extend(
                 snapshots
                     .taken()
-                    .map(|one| (one.listing.unwrap_err().to_string(), one.facts.unwrap().occasion)),
+                    .map(|one| (one.listing.unwrap_err().to_string(), one.facts.unwrap().reason)),
             );
             std::thread::yield_now();
         }
@@ -164,13 +164,13 @@ mod tests {
         snapshots.start(one, SnapshotReason::Trigger).unwrap();
         assert_eq!(snapshots.queue.len(), 1, "once it is done it is taken again");
         // What waits for a table alone may as well look at the machine; what goes on can't any more.
-        for (id, occasion) in [
+        for (id, reason) in [
             (other, SnapshotReason::Changed),
             (other, SnapshotReason::Trigger),
             (other, SnapshotReason::Changed),
             (one, SnapshotReason::Changed),
         ] {
-            snapshots.start(id, occasion).unwrap();
+            snapshots.start(id, reason).unwrap();
         }
         assert_eq!(snapshots.queue, [(one, SnapshotReason::Trigger), (other, SnapshotReason::Trigger)]);
         snapshots.queue = VecDeque::from([(one, SnapshotReason::Changed)]);

@@ -110,7 +110,7 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
             .unwrap_or_else(|| format!("{} (handle {handle})", rule["expr"]));
         let none = Sets::default();
         let steps = statement::steps(&rule["expr"], sets.get(&table_key).unwrap_or(&none));
-        // Whoever owns a netns may give a table any name; nft would take a part of it for a command.
+        // A netns's owner may give a table any name; nft would take a part of it for a command.
         let names = [word(rule, "family"), word(rule, "table"), word(rule, "chain")];
         let delete = (handle > 0 && names.into_iter().all(is_plain))
             .then(|| format!("nft delete rule {place} handle {handle}"));

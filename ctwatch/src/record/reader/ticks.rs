@@ -9,15 +9,16 @@ use ctwatch_common::cause::CAUSES;
 use ctwatch_common::slot::SlotKey;
 use rusqlite::{Connection, Row, params};
 
-use super::{RecordedRun, Recording, RowSpan, each, for_each, slot, table_of};
+use super::{RecordedRun, Recording, slot};
 use crate::model::NetnsId;
 use crate::record::census;
 use crate::record::columns::{
     NETNS, NetnsColumns, SlotColumns, TICK, TICK_CAUSE, TICK_FLOW, TICK_LOSS, TICK_NETNS, TickCauseColumns,
     TickColumns, TickFlowColumns, TickLossColumns, TickNetnsColumns,
 };
+use crate::record::fault::{ReadError, corrupt_row, too_much};
 use crate::record::limits::{self, Totals};
-use crate::record::open::{ReadError, corrupt_row, too_much};
+use crate::record::query::{RowSpan, each, for_each, table_of};
 use crate::record::tick::{NetnsTick, Presence, Tick};
 
 /// Ticks read at once.

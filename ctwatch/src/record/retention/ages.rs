@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-use crate::record::open::ReadError;
+use crate::record::fault::ReadError;
 use crate::record::timeline::Timeline;
 
 /// The ages of all runs of a file.

@@ -110,7 +110,7 @@ impl Spreads {
         Some((place as u32, Some(std::mem::replace(before, row))))
     }
 
-    /// The row lost its key, and its entries: it starts anew.
+    /// The row lost its key, and its entries: it starts over.
     pub fn clear(&mut self, place: u32) {
         self.held[place as usize].1 = Spread::default();
         self.floor = 0;

@@ -20,7 +20,7 @@ use crate::model::{
     Backend, Census, CensusKey, Device, Direction, EntryState, Flow, FlowOffset, Hook, KernelCounters, Loss,
     Name, NetnsId, Owner, PortDetail, ProcessId, Protocol, Role, TableEntry, TimeoutKind, Timeouts, Tuple,
 };
-use crate::postmortem::{self, Format, Request};
+use crate::postmortem::{self, ReportFormat, Request};
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::replay::Replay;
@@ -119,7 +119,7 @@ fn replay(recording: &Recording, recorded: &RecordedRun, by: By) -> anyhow::Resu
         version: recorded.run.version.clone(),
         time: recorded.run.started.time,
         kernel_release: recorded.run.kernel_release.clone(),
-        backend: recorded.run.backend.name(),
+        backend: recorded.run.backend,
         backend_reason: recorded.run.backend_reason.clone(),
         hooks: recorded.run.report_hooks(),
         since_boot: recorded.run.since_boot,
@@ -178,7 +178,7 @@ fn report(file: &Path) {
         let request =
             Request { files: vec![file.to_owned()], incident: None, from: None, to: None, anonymize };
         let Ok(found) = postmortem::gather(&request, "0", &TimeZone::UTC) else { return };
-        for format in [Format::Text, Format::Markdown, Format::Html, Format::Json] {
+        for format in [ReportFormat::Text, ReportFormat::Markdown, ReportFormat::Html, ReportFormat::Json] {
             drop(postmortem::render(&found, format, &TimeZone::UTC).expect("it can be rendered"));
         }
     }
@@ -252,7 +252,7 @@ fn batch(from: &mut Source<'_>, number: i64) -> Batch {
     }
     if from.flag() {
         let json = if from.flag() { MACHINE.to_owned() } else { from.text() };
-        batch.facts = vec![MachineSnapshot { at: from.moment(), occasion: occasion(from), json }];
+        batch.facts = vec![MachineSnapshot { at: from.moment(), reason: reason(from), json }];
         batch.listings = vec![listing(from)];
     }
     if from.flag() {
@@ -279,7 +279,7 @@ fn code(from: &mut Source<'_>) -> String {
     if from.flag() { known[from.below(known.len())].to_owned() } else { from.text() }
 }
 
-fn occasion(from: &mut Source<'_>) -> SnapshotReason {
+fn reason(from: &mut Source<'_>) -> SnapshotReason {
     [SnapshotReason::Start, SnapshotReason::Trigger, SnapshotReason::Changed][from.below(3)]
 }
 
@@ -337,7 +337,7 @@ fn rules(from: &mut Source<'_>) -> Option<StoredRules> {
         }
         _ => Some(Packed { size: from.unsigned(), bytes: from.text().into_bytes() }),
     };
-    Some(StoredRules { netns: netns(from), at: from.moment(), occasion: occasion(from), rules })
+    Some(StoredRules { netns: netns(from), at: from.moment(), reason: reason(from), rules })
 }
 
 fn listing(from: &mut Source<'_>) -> StoredListing {
@@ -356,7 +356,7 @@ fn listing(from: &mut Source<'_>) -> StoredListing {
     }
     StoredListing {
         netns: netns(from),
-        occasion: occasion(from),
+        reason: reason(from),
         at: from.moment(),
         took_us: from.number(),
         entries: from.unsigned(),

@@ -1,6 +1,7 @@
 //! Advice for a terminal: what is wrong in two lines, which services need the table, then each item with its numbers.
 //! Commands are never wrapped: they are to be copied.
 
+use super::census::unevictable_in_words;
 use crate::advise::demand::{Basis, Outcome};
 use crate::advise::items::{Item, Level, TARGET_FILL};
 use crate::advise::report::{Advice, ServiceLine, TableDemand, WhatIf};
@@ -68,12 +69,8 @@ fn head(report: &Advice, paint: Paint) -> Vec<String> {
         rate(*admitted_per_s),
         report.window_s
     )];
-    if let Some(unevictable) = report.table.unevictable.filter(|_| *count > 0) {
-        let text = format!(
-            "{} of them can't be evicted: a full table makes room of the others only",
-            thousands(unevictable.into())
-        );
-        lines.extend(wrap(&text, 0));
+    if *count > 0 {
+        lines.extend(report.table.unevictable.and_then(|entries| unevictable_in_words(entries.into())));
     }
     if *refused_packets_per_s > 0.0 {
         let text = format!(

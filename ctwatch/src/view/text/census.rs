@@ -52,7 +52,7 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
         for row in rows {
             lines.extend(columns.row(row, &report.by));
         }
-        lines.extend(evictable(table));
+        lines.extend(unevictable_in_words(table.unevictable));
         lines.extend(discrepancy(table, paint));
         lines.extend(remarks(table, each_at_most));
     }
@@ -61,18 +61,14 @@ pub(super) fn lines(report: &TableReport, clock: &str, paint: Paint) -> Vec<Stri
     lines
 }
 
-/// Of how many a full table could make room.
-fn evictable(table: &TableBreakdown) -> Vec<String> {
-    if table.listed == 0 {
-        return Vec::new();
-    }
-    let others = table.listed.saturating_sub(table.unevictable);
-    let text = format!(
-        "{} can't be evicted: a full table could make room of {} only",
-        thousands(table.unevictable),
-        thousands(others)
-    );
-    wrap(&text, 2)
+/// Entries that early_drop leaves alone; nothing is said where there are none.
+pub(super) fn unevictable_in_words(entries: u64) -> Option<String> {
+    let are = match entries {
+        0 => return None,
+        1 => "is",
+        _ => "are",
+    };
+    Some(format!("{} {are} assured or offloaded and can't be evicted", counted(entries, "entry", "entries")))
 }
 
 fn name(table: &TableBreakdown) -> String {
@@ -362,7 +358,7 @@ fn remarks(table: &TableBreakdown, each_at_most: Option<u64>) -> Vec<String> {
     }
     if let Some(most) = each_at_most {
         let entries = counted(most, "entry", "entries");
-        remarks.push(format!("too many keys to count each: none without a row has more than {entries}"));
+        remarks.push(format!("too many keys to count each: one that isn't shown has at most {entries}"));
     }
     if table.listed > 0 && table.matched == Some(0) {
         remarks.push("no entries match the filters".to_owned());

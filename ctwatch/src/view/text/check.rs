@@ -8,7 +8,7 @@ pub(super) fn lines(check: &Check, paint: Paint) -> Vec<String> {
     let Check { schema: _, version, kernel_release, backend, backend_reason, items, programs } = check;
     let verdict = match backend {
         Some(backend) => {
-            format!("ctwatch {version} on Linux {kernel_release}: would use the {backend} backend")
+            format!("ctwatch {version} on Linux {kernel_release}: would use the {} backend", backend.name())
         }
         None => format!("ctwatch {version} on Linux {kernel_release}: cannot watch here"),
     };

@@ -25,7 +25,7 @@ use crate::contract::{
     Certainty, Check, DropEvent, End, Event, InsertEvent, Notice, Occupied, Packet, Row, Start, TableStatus,
     TablesLeftOut, Tick, Tuple, Unexplained,
 };
-use crate::model::{KernelCounters, NetnsId, Role};
+use crate::model::{Backend, KernelCounters, NetnsId, Role};
 use crate::state::By;
 use crate::text::{
     COLUMNS, FAINT, Paint, TextOptions, WARN, counted, duration, percent, thousands, width, wrap,
@@ -48,7 +48,8 @@ pub struct TextView<W: Write> {
     by: By,
     /// The namespaces asked for; `None` means all.
     selected: Option<Vec<NetnsId>>,
-    backend: &'static str,
+    /// That of the run shown; none before its start record.
+    backend: Option<Backend>,
     names: HashMap<NetnsId, String>,
     lines_since_header: Option<usize>,
     unexplained: Unexplained,
@@ -71,7 +72,7 @@ impl<W: Write> TextView<W> {
             time_zone,
             by: By::Port,
             selected: None,
-            backend: "",
+            backend: None,
             names: HashMap::new(),
             lines_since_header: None,
             unexplained: Unexplained::default(),
@@ -261,7 +262,7 @@ impl<W: Write> TextView<W> {
                 [] => "kernel counters and ctwatch agree again".to_owned(),
                 differences => format!("unexplained so far: {}", differences.join(", ")),
             };
-            if self.backend != "counters" {
+            if self.backend != Some(Backend::Counters) {
                 let text = self.paint.on(WARN, &text);
                 writeln!(self.out, "{clock} {text}")?;
             }
@@ -367,12 +368,12 @@ impl<W: Write> View for TextView<W> {
             since_boot,
             kernel_counters_from,
         } = start;
-        self.backend = backend;
-        self.wrapped(&format!("ctwatch {version} on Linux {kernel_release}, {backend} backend"))?;
+        self.backend = Some(*backend);
+        self.wrapped(&format!("ctwatch {version} on Linux {kernel_release}, {} backend", backend.name()))?;
         if let Some(reason) = backend_reason {
             self.wrapped(&format!("Why this backend: {}", reason.sentence()))?;
         }
-        if *backend == "tracepoint" {
+        if *backend == Backend::Tracepoint {
             self.wrapped("? marks an inferred cause.")?;
         }
         if !hooks.is_empty() {
@@ -434,7 +435,7 @@ impl<W: Write> View for TextView<W> {
         self.lines_since_header = None;
         self.by = row_lines::by(&end.rows).unwrap_or(self.by);
         if end.rows.is_empty() {
-            let text = if self.backend == "counters" {
+            let text = if self.backend == Some(Backend::Counters) {
                 "This backend has no ports and no causes."
             } else {
                 "Nothing was lost."

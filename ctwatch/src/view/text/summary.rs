@@ -4,11 +4,11 @@
 use ctwatch_common::Cause;
 use ctwatch_common::cause::Unit;
 
-use crate::contract::{Agreement, Certainty, Counted, End, Unexplained};
-use crate::model::KernelCounters;
+use crate::contract::{Agreement, Certainty, Counted, CounterLine, End, Unexplained, reconciliation};
+use crate::model::{Backend, KernelCounters};
 use crate::text::{ALERT, OK, Paint, WARN, counted, signed, thousands, wrap};
 
-pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
+pub(super) fn lines(end: &End, backend: Option<Backend>, paint: Paint) -> Vec<String> {
     let mut lines = counters(end, backend, paint);
     lines.push(String::new());
     lines.extend(causes(end));
@@ -17,48 +17,39 @@ pub(super) fn lines(end: &End, backend: &str, paint: Paint) -> Vec<String> {
 }
 
 /// The kernel's counters and ours, side by side.
-fn counters(end: &End, backend: &str, paint: Paint) -> Vec<String> {
-    let KernelCounters { drop, early_drop, insert_failed, chaintoolong } = end.kernel_counters;
-    let ours = end.counted.in_kernel_terms();
-    let (left, agreement) = (&end.unexplained, &end.agreement);
-    let counts_nothing = backend == "counters";
+fn counters(end: &End, backend: Option<Backend>, paint: Paint) -> Vec<String> {
+    let counts_nothing = backend == Some(Backend::Counters);
     let mut lines = vec![if counts_nothing {
         format!("{:<14} {:>13}", "counter", "kernel")
     } else {
         format!("{:<14} {:>13} {:>13}", "counter", "kernel", "ctwatch")
     }];
-    lines.extend(
-        [
-            ("drop", drop, ours.drop, left.drop, agreement.drop),
-            ("early_drop", early_drop, ours.early_drop, left.early_drop, agreement.early_drop),
-            ("insert_failed", insert_failed, ours.insert_failed, left.insert_failed, agreement.insert_failed),
-            ("chaintoolong", chaintoolong, ours.chaintoolong, left.chaintoolong, agreement.chaintoolong),
-        ]
-        .map(|(name, kernel, ours, unexplained, agreement)| {
-            let kernel_part = format!("{name:<14} {:>13}", thousands(kernel));
-            if counts_nothing {
-                return kernel_part;
-            }
-            let style = match agreement {
-                Agreement::Agree => OK,
-                Agreement::NotReadable => WARN,
-                Agreement::Differ => ALERT,
-            };
-            let words = paint.on(style, &agreement_in_words(agreement, unexplained, kernel == ours));
-            format!("{kernel_part} {:>13}  {words}", thousands(ours))
-        }),
-    );
+    let ours = end.counted.in_kernel_terms();
+    let compared = reconciliation(&end.kernel_counters, &ours, &end.unexplained, &end.agreement);
+    lines.extend(compared.iter().map(|line| {
+        let kernel_part = format!("{:<14} {:>13}", line.name, thousands(line.kernel));
+        if counts_nothing {
+            return kernel_part;
+        }
+        let style = match line.agreement {
+            Agreement::Agree => OK,
+            Agreement::NotReadable => WARN,
+            Agreement::Differ => ALERT,
+        };
+        let words = paint.on(style, &agreement_in_words(line));
+        format!("{kernel_part} {:>13}  {words}", thousands(line.ours))
+    }));
     lines
 }
 
 /// What an agreement is called.
-pub(crate) fn agreement_in_words(agreement: Agreement, unexplained: i64, equal: bool) -> String {
-    match agreement {
-        Agreement::Agree if equal => "agree".to_owned(),
+pub(crate) fn agreement_in_words(line: &CounterLine) -> String {
+    match line.agreement {
+        Agreement::Agree if line.kernel == line.ours => "agree".to_owned(),
         // Counters moved between the two reads.
         Agreement::Agree => "agree within read skew".to_owned(),
         Agreement::NotReadable => "not readable".to_owned(),
-        Agreement::Differ => format!("differ by {}", signed(unexplained)),
+        Agreement::Differ => format!("differ by {}", signed(line.unexplained)),
     }
 }
 
@@ -82,9 +73,9 @@ fn by_cause(counted: &Counted, asked: impl Fn(Cause) -> bool) -> Vec<String> {
 }
 
 /// How far the numbers can be trusted.
-fn trust(end: &End, backend: &str) -> Vec<String> {
+fn trust(end: &End, backend: Option<Backend>) -> Vec<String> {
     let mut texts = Vec::new();
-    if backend == "counters" {
+    if backend == Some(Backend::Counters) {
         texts.extend(not_readable(end));
         return texts;
     }
@@ -115,7 +106,7 @@ fn trust(end: &End, backend: &str) -> Vec<String> {
         let ambiguous = counted(ambiguous, "drop", "drops");
         texts.push(format!("{ambiguous} can't be told from firewall drops: their tuples may be wrong."));
     }
-    if backend == "tracepoint" {
+    if backend == Some(Backend::Tracepoint) {
         texts.push("Causes are inferred, not observed.".to_owned());
     }
     texts.extend(not_readable(end));
@@ -147,26 +138,21 @@ fn not_readable(end: &End) -> Option<String> {
 
 /// Each counter that differs, in words.
 pub(super) fn differences(unexplained: &Unexplained) -> Vec<String> {
-    let Unexplained { drop, early_drop, insert_failed, chaintoolong } = *unexplained;
-    [
-        ("drop", drop),
-        ("early_drop", early_drop),
-        ("insert_failed", insert_failed),
-        ("chaintoolong", chaintoolong),
-    ]
-    .into_iter()
-    .filter(|(_, left)| *left != 0)
-    .map(|(name, left)| {
-        let side = if left > 0 { "more in the kernel" } else { "more in ctwatch" };
-        format!("{name} {} {side}", thousands(left.unsigned_abs()))
-    })
-    .collect()
+    let left = unexplained.as_array();
+    KernelCounters::NAMES
+        .iter()
+        .zip(left)
+        .filter(|(_, left)| *left != 0)
+        .map(|(name, left)| {
+            let side = if left > 0 { "more in the kernel" } else { "more in ctwatch" };
+            format!("{name} {} {side}", thousands(left.unsigned_abs()))
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Backend;
     use crate::state::{State, StateConfig};
     use jiff::Timestamp;
 
@@ -174,7 +160,7 @@ mod tests {
     fn one_netns_that_was_deleted_is_one() {
         let mut end = State::new(StateConfig::totals(Backend::Kprobe, false)).end(Timestamp::UNIX_EPOCH);
         end.kernel_counters.drop = 4;
-        let said = |gone| trust(&End { netns_gone: gone, ..end.clone() }, "kprobe").join("\n");
+        let said = |gone| trust(&End { netns_gone: gone, ..end.clone() }, Some(Backend::Kprobe)).join("\n");
         assert!(said(1).contains("1 netns was deleted; its final kernel counts are missing."), "{}", said(1));
         assert!(said(2).contains("2 netns were deleted; their final kernel counts are"), "{}", said(2));
     }
