@@ -22,6 +22,9 @@ pub struct HostFacts {
     /// Whether it forwards IPv6, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forwards_v6: Option<bool>,
+    /// The names of its VRFs, the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vrfs: Vec<String>,
 }
 
 /// What is known of the host.
@@ -29,6 +32,7 @@ pub struct HostFacts {
 pub struct Host {
     own: [Option<Ranges>; 2],
     forwards: [Option<bool>; 2],
+    vrfs: Vec<String>,
 }
 
 impl Host {
@@ -42,12 +46,18 @@ impl Host {
         Self {
             own: [own(&facts.own_v4), own(&facts.own_v6)],
             forwards: [facts.forwards_v4, facts.forwards_v6],
+            vrfs: facts.vrfs.clone(),
         }
     }
 
     /// This host's own addresses, if known; those on lo are among them.
     pub fn own(&self, family: Family) -> Option<&Ranges> {
         self.own[family as usize].as_ref()
+    }
+
+    /// The names of VRFs here.
+    pub fn vrfs(&self) -> &[String] {
+        &self.vrfs
     }
 
     /// Whether packets of this family may pass through.

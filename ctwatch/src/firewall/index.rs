@@ -1,9 +1,9 @@
 //! The rules prepared for walking, once for all questions: chains by name, base chains in their order, rules of one
 //! shape joined. A list of 20,000 banned addresses is one rule here; what a rule does stays what it was.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use super::ir::{Action, Condition, Field, Nat, Rule, RuleTable, Step};
+use super::ir::{Action, Condition, Family, Field, Hook, Nat, Rule, RuleTable, Step};
 use super::ranges::Ranges;
 
 /// All tables.
@@ -11,12 +11,18 @@ use super::ranges::Ranges;
 pub struct Index {
     /// In the order of the tables.
     pub tables: Vec<TableIndex>,
-    /// Base chains in the order of their priorities: (table, chain).
-    pub bases: Vec<(usize, usize)>,
+    /// Base chains in the order of their priorities: (table, chain). Of equal ones the kernel runs the newer first
+    /// (nf_hook_entries_grow, net/netfilter/core.c, 6.12), and no list says which of two tables' chains is newer: there are two
+    /// orders where that may matter.
+    pub orders: Vec<Vec<(usize, usize)>>,
     /// Some rule assigns a helper.
     pub helps: bool,
     /// Some rule exempts packets.
     pub exempts: bool,
+    /// The bits of a packet's mark that no rule sets: a program, a qdisc or a chain of another kind may have set them.
+    pub foreign_marks: u32,
+    /// Some rule asks for TCP flags.
+    pub asks_flags: bool,
 }
 
 /// One table.
@@ -77,7 +83,18 @@ impl Index {
                 bases.extend(of.base.as_ref().map(|base| (base.priority, table, chain)));
             }
         }
-        bases.sort_by_key(|(priority, ..)| *priority);
+        let in_order = |is_newest_first: bool| {
+            let mut bases = bases.clone();
+            bases.sort_by_key(|(priority, table, chain)| {
+                let table = if is_newest_first { tables.len() - table } else { *table };
+                (*priority, table, std::cmp::Reverse(*chain))
+            });
+            bases.into_iter().map(|(_, table, chain)| (table, chain)).collect::<Vec<_>>()
+        };
+        let mut orders = vec![in_order(true)];
+        if may_depend_on_order(tables, &bases) {
+            orders.push(in_order(false));
+        }
         let steps = || {
             let chains = tables.iter().flat_map(|table| &table.chains);
             chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.steps).flat_map(actions)
@@ -86,9 +103,69 @@ impl Index {
             helps: steps().any(|action| matches!(action, Action::Helper(_))),
             exempts: steps().any(|action| matches!(action, Action::Notrack)),
             tables: tables.iter().map(TableIndex::new).collect(),
-            bases: bases.into_iter().map(|(_, table, chain)| (table, chain)).collect(),
+            foreign_marks: !steps().fold(0, |bits, action| match action {
+                Action::SetMark { value, .. } => bits | value,
+                _ => bits,
+            }),
+            asks_flags: tables
+                .iter()
+                .flat_map(|table| &table.chains)
+                .flat_map(|chain| &chain.rules)
+                .flat_map(|rule| &rule.steps)
+                .flat_map(conditions)
+                .any(|condition| has(condition, &|one| matches!(one, Condition::TcpFlags { .. }))),
+            orders,
         }
     }
+}
+
+/// Whether chains of different tables that run at the same place change what others there see.
+fn may_depend_on_order(tables: &[RuleTable], bases: &[(i32, usize, usize)]) -> bool {
+    let changes = |table: usize| {
+        let rules = tables[table].chains.iter().flat_map(|chain| &chain.rules);
+        rules.flat_map(|rule| &rule.steps).flat_map(actions).any(|action| {
+            matches!(
+                action,
+                Action::Nat(_)
+                    | Action::Notrack
+                    | Action::Template
+                    | Action::SetMark { .. }
+                    | Action::MarkUnknown(..)
+                    | Action::MarkFromConnection
+            )
+        })
+    };
+    let mut by_place: HashMap<(i32, Hook), BTreeSet<usize>> = HashMap::new();
+    for (priority, table, chain) in bases {
+        let base = tables[*table].chains[*chain].base.as_ref().expect("it is a base chain");
+        by_place.entry((*priority, base.hook)).or_default().insert(*table);
+    }
+    by_place.into_values().any(|here| {
+        [Family::V4, Family::V6].into_iter().any(|family| {
+            let see = || here.iter().filter(|table| tables[**table].sees(family));
+            see().count() > 1 && see().any(|table| changes(*table))
+        })
+    })
+}
+
+/// The conditions of a step.
+pub fn conditions(step: &Step) -> impl Iterator<Item = &Condition> {
+    let (one, many) = match step {
+        Step::If(condition) => (Some(condition), &[][..]),
+        Step::Case(cases) => (None, &cases[..]),
+        Step::Do(_) => (None, &[][..]),
+    };
+    one.into_iter().chain(many.iter().map(|(condition, _)| condition))
+}
+
+/// Whether the condition or a part of it is such a one.
+pub fn has(condition: &Condition, wanted: &dyn Fn(&Condition) -> bool) -> bool {
+    wanted(condition)
+        || match condition {
+            Condition::All(all) | Condition::Any(all) => all.iter().any(|one| has(one, wanted)),
+            Condition::Not(condition) => has(condition, wanted),
+            _ => false,
+        }
 }
 
 impl TableIndex {
@@ -169,16 +246,12 @@ impl TableIndex {
 
 /// Whether the step counts connections, which matters even where nothing follows from the count.
 fn counts_in(step: &Step) -> bool {
-    match step {
-        Step::If(condition) => counts(condition),
-        Step::Case(cases) => cases.iter().any(|(condition, _)| counts(condition)),
-        Step::Do(_) => false,
-    }
+    conditions(step).any(|condition| has(condition, &|one| matches!(one, Condition::CountsConnections(_))))
 }
 
 /// Anything but going on.
 fn changes_anything(action: &Action) -> bool {
-    !matches!(action, Action::Continue | Action::WriteConnection | Action::Jump(_))
+    !matches!(action, Action::Continue | Action::WriteConnection | Action::Writes(_) | Action::Jump(_))
 }
 
 /// What a step does, if its conditions hold.
@@ -189,15 +262,6 @@ pub fn actions(step: &Step) -> impl Iterator<Item = &Action> {
         Step::If(_) => (None, &[][..]),
     };
     one.into_iter().chain(many.iter().map(|(_, action)| action))
-}
-
-fn counts(condition: &Condition) -> bool {
-    match condition {
-        Condition::CountsConnections(_) => true,
-        Condition::All(all) | Condition::Any(all) => all.iter().any(counts),
-        Condition::Not(condition) => counts(condition),
-        _ => false,
-    }
 }
 
 /// Neighbours that do the same for different addresses become one rule.

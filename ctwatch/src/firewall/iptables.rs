@@ -2,7 +2,7 @@
 //! An option that isn't known here makes its match unknown; a target that isn't may end the packet.
 
 use super::dump::Save;
-use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, RuleTable, Step, Target, Tool};
+use super::ir::{Action, Base, Chain, Hook, Kind, Nat, Rule, RuleTable, Stays, Step, Target, Tool};
 use super::options;
 use crate::foreign::is_hidden;
 use crate::text::shell::quote;
@@ -195,18 +195,46 @@ fn action(name: &str, arguments: &[String]) -> Vec<Step> {
         }
         "MARK" => {
             let set = argument(arguments, "--set-xmark").map(set_mark);
-            one(set.unwrap_or(Action::MarkUnknown))
+            one(set.unwrap_or_else(|| Action::MarkUnknown(Stays::Packet, arguments.join(" "))))
         }
         "CONNMARK" | "CONNSECMARK" => {
-            let restores = arguments.iter().any(|word| word == "--restore-mark");
+            let restores = arguments.iter().any(|word| word == "--restore-mark" || word == "--restore");
             one(if restores { Action::MarkFromConnection } else { Action::WriteConnection })
         }
-        "LOG" | "NFLOG" | "ULOG" | "TRACE" | "TCPMSS" | "TCPOPTSTRIP" | "CLASSIFY" | "DSCP" | "TOS"
-        | "TTL" | "HL" | "CHECKSUM" | "AUDIT" | "SECMARK" | "SET" | "TEE" | "RATEEST" | "IDLETIMER"
-        | "LED" | "ECN" => Vec::new(),
+        "SET" => of_set(arguments),
+        "TCPMSS" | "CLASSIFY" | "DSCP" | "TOS" | "TTL" | "HL" | "SECMARK" | "ECN" => written_by(name),
+        "LOG" | "NFLOG" | "ULOG" | "TRACE" | "TCPOPTSTRIP" | "CHECKSUM" | "AUDIT" | "TEE" | "RATEEST"
+        | "IDLETIMER" | "LED" => Vec::new(),
         // A chain, or a target nobody here knows: following the jump finds no chain then, and calls it unknown.
         _ => one(Action::Jump(name.to_owned())),
     }
+}
+
+/// What SET writes: a list, and with --map-set the packet.
+fn of_set(arguments: &[String]) -> Vec<Step> {
+    let lists = ["--add-set", "--del-set"].into_iter().filter_map(|option| argument(arguments, option));
+    let mut steps: Vec<Step> = lists.map(|list| Step::Do(Action::Writes(list.to_owned()))).collect();
+    if arguments.iter().any(|word| word == "--map-mark") {
+        steps.push(Step::Do(Action::MarkUnknown(Stays::Flow, arguments.join(" "))));
+    }
+    if arguments.iter().any(|word| word == "--map-prio") {
+        steps.extend(written_by("CLASSIFY"));
+    }
+    steps
+}
+
+/// The fields of a packet that a target writes, by the names that both tools have for them.
+fn written_by(target: &str) -> Vec<Step> {
+    let names: &[&str] = match target {
+        "TCPMSS" => &["maxseg", "tcpmss"],
+        "CLASSIFY" => &["priority"],
+        "DSCP" | "TOS" => &["dscp", "tos", "ecn"],
+        "TTL" => &["ttl"],
+        "HL" => &["hoplimit", "hl"],
+        "SECMARK" => &["secmark"],
+        _ => &["ecn"],
+    };
+    names.iter().map(|name| Step::Do(Action::Writes((*name).to_owned()))).collect()
 }
 
 /// What DNAT, SNAT, MASQUERADE, REDIRECT, NETMAP or TPROXY make of a packet.
@@ -252,7 +280,7 @@ fn endpoint(text: &str) -> (Target, Target) {
 fn set_mark(text: &str) -> Action {
     match options::value_and_mask(text) {
         Some((value, mask)) => Action::SetMark { mask, value },
-        None => Action::MarkUnknown,
+        None => Action::MarkUnknown(Stays::Packet, text.to_owned()),
     }
 }
 

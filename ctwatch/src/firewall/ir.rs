@@ -1,6 +1,7 @@
 //! One form for the rules of nft and iptables, so that they are judged in one place.
 //! Nothing is judged here, and what a front end doesn't understand has to be in the form as not understood.
 
+use super::listing::EXTENSION;
 use super::ranges::Ranges;
 use crate::foreign::Foreign;
 
@@ -41,7 +42,7 @@ pub enum Tool {
 }
 
 /// Where in the stack a base chain sits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hook {
     /// Every packet that arrives.
     Prerouting,
@@ -124,6 +125,7 @@ impl RuleTable {
     }
 
     /// Adds what nft says of the same rules, chain by chain: a part that one of the tools leaves out or can't print still holds.
+    /// iptables-save says nothing of sets, maps and the like that it has no match for, and names no target then.
     pub fn join(&mut self, nft: Self) {
         for of_nft in nft.chains {
             let Some(chain) = self.chains.iter_mut().find(|chain| chain.name == of_nft.name) else {
@@ -131,12 +133,26 @@ impl RuleTable {
             };
             chain.base = of_nft.base.or(chain.base.take());
             for (rule, of_nft) in chain.rules.iter_mut().zip(of_nft.rules) {
-                let known = of_nft
-                    .steps
-                    .into_iter()
-                    .filter(|step| matches!(step, Step::If(condition) if condition.is_known()));
-                let rest = std::mem::take(&mut rule.steps);
-                rule.steps = known.chain(rest).collect();
+                let is_said = |step: &Step| match step {
+                    Step::If(Condition::Unknown(_, text)) | Step::Do(Action::Unknown(text)) => {
+                        !text.starts_with(EXTENSION)
+                    }
+                    _ => true,
+                };
+                let is_more = |step: &Step| match step {
+                    Step::If(_) => false,
+                    Step::Do(action) => !action.is_verdict(),
+                    Step::Case(_) => true,
+                };
+                let is_condition = |step: &Step| matches!(step, Step::If(_));
+                let mut said: Vec<Step> = of_nft.steps.into_iter().filter(is_said).collect();
+                let own = std::mem::take(&mut rule.steps);
+                let (asks, does): (Vec<Step>, Vec<Step>) = own.into_iter().partition(is_condition);
+                let says_more = does.is_empty() || said.iter().any(is_more) && !does.iter().any(is_more);
+                if !says_more {
+                    said.retain(is_condition);
+                }
+                rule.steps = asks.into_iter().chain(said).chain(does).collect();
             }
         }
     }
@@ -205,8 +221,10 @@ pub enum Action {
         /// The bits to flip then.
         value: u32,
     },
-    /// The mark becomes something that isn't known here.
-    MarkUnknown,
+    /// The mark becomes something that isn't known here, but stays so long; with what it is made of.
+    MarkUnknown(Stays, String),
+    /// Writes something by this name that other rules may ask for: a set ("@seen"), a field of the packet ("dscp").
+    Writes(String),
     /// The mark becomes the connection's.
     MarkFromConnection,
     /// Writes something into the conntrack entry: a mark, a label, a timeout.
@@ -216,6 +234,17 @@ pub enum Action {
     Template,
     /// Its effect is unknown: it may drop the packet.
     Unknown(String),
+}
+
+impl Action {
+    /// Whether it only says where the packet goes on.
+    #[must_use]
+    pub fn is_verdict(&self) -> bool {
+        matches!(
+            self,
+            Self::Accept | Self::Drop | Self::Continue | Self::Return | Self::Jump(_) | Self::Goto(_)
+        )
+    }
 }
 
 /// A translation of addresses.
@@ -354,14 +383,13 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// Whether all of it is understood.
-    #[must_use]
-    pub fn is_known(&self) -> bool {
+    /// Questions that can't be answered here.
+    pub fn each_unknown(&mut self, of: &mut impl FnMut(&mut Stays, &str)) {
         match self {
-            Self::Helped(_) | Self::Unknown(..) => false,
-            Self::All(all) | Self::Any(all) => all.iter().all(Self::is_known),
-            Self::Not(condition) => condition.is_known(),
-            _ => true,
+            Self::Unknown(stays, text) => of(stays, text),
+            Self::All(all) | Self::Any(all) => all.iter_mut().for_each(|one| one.each_unknown(of)),
+            Self::Not(condition) => condition.each_unknown(of),
+            _ => {}
         }
     }
 

@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use super::ipvs::VirtualService;
-use super::ir::{Family, Target, Tool, state};
+use super::ir::{Action, Condition, End, Family, Field, Rule, Step, Target, Tool, state};
 use super::path::{At, Packet, Path, Space, Way};
 use super::ranges::Ranges;
 use super::translation::{self, Asked, Caught};
 use super::walk::{Dropped, Rules, Run, TooMuch, Walker, World};
-use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, listing};
+use super::{ExemptTarget, Firewall, Objection, ObjectionKind, Scope, index, listing};
 use crate::foreign::Foreign;
 use crate::model::Protocol;
 
@@ -45,10 +45,13 @@ pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> 
     if !case.found.is_empty() {
         return case.found;
     }
-    let mut walker = Walker::new(firewall);
-    let all = FAMILIES.into_iter().try_for_each(|family| case.family(&mut walker, family));
-    if let Err(TooMuch) = all {
-        case.too_much();
+    for order in &firewall.index().orders {
+        let mut walker = Walker::new(firewall, order);
+        let all = FAMILIES.into_iter().try_for_each(|family| case.family(&mut walker, family));
+        if let Err(TooMuch) = all {
+            case.too_much();
+            break;
+        }
     }
     if case.flows == 0 {
         if case.translating.is_empty() {
@@ -64,6 +67,11 @@ pub fn objections(firewall: &Firewall, target: &ExemptTarget) -> Vec<Objection> 
     }
     case.automatic_helper();
     case.virtual_service();
+    if target.scope != Scope::Loopback {
+        case.proxied();
+        case.bridged();
+        case.in_a_vrf();
+    }
     case.found.sort_by_key(|objection| objection.kind);
     let mut told = (None, 0);
     case.found.retain(|objection| {
@@ -94,6 +102,8 @@ struct Class {
     asked: bool,
     /// Whether clients have these ports unless they mean harm.
     expected: bool,
+    /// To an address that many share: nothing comes back from there.
+    to_many: bool,
 }
 
 /// All flows of one family of which the rules would catch every packet. Over lo both addresses are of the loopback network, or
@@ -125,6 +135,7 @@ fn classes(firewall: &Firewall, target: &ExemptTarget, family: Family) -> Vec<Cl
         }),
         asked,
         expected,
+        to_many: false,
     };
     let served = |ports, asked, expected| class(Way::Served, &others, &own, ports, asked, expected);
     let outgoing = |ports, asked, expected| class(Way::Outgoing, &own, &others, ports, asked, expected);
@@ -146,15 +157,29 @@ fn classes(firewall: &Firewall, target: &ExemptTarget, family: Family) -> Vec<Cl
             vec![outgoing((&own_ports, &port), true, true), served((&port, &any), false, remote_has)]
         }
     };
+    if target.proto != Protocol::TCP && target.scope != Scope::Loopback {
+        // What leaves for a group is caught like all that leaves.
+        let (ports, asked) = match target.scope {
+            Scope::Outgoing => ((&own_ports, &port), true),
+            _ => ((&port, &any), false),
+        };
+        classes.extend(translation::groups(family).iter().map(|(_, group)| Class {
+            to_many: true,
+            ..class(Way::Outgoing, &own, group, ports, asked, asked || own_has)
+        }));
+    }
     classes.retain(|class| !class.start.client.is_empty() && !class.start.server.is_empty());
     classes
 }
 
-/// The packets of a flow that rules can tell apart.
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const PSH: u8 = 8;
+const ACK: u8 = 16;
+
+/// The packets without which there is no flow. What comes behind may pass or not.
 fn packets(target: &ExemptTarget, family: Family) -> Vec<Packet> {
-    const SYN: u8 = 2;
-    const ACK: u8 = 16;
-    const FIN: u8 = 1;
     let tcp = target.proto == Protocol::TCP;
     let packet = |index, request, flags, state| Packet {
         index,
@@ -165,16 +190,40 @@ fn packets(target: &ExemptTarget, family: Family) -> Vec<Packet> {
         icmp: None,
         state,
     };
-    let mut flow = vec![
+    vec![
         packet(0, true, SYN, state::NEW),
         packet(1, false, SYN | ACK, state::ESTABLISHED),
         packet(2, true, ACK, state::ESTABLISHED),
-    ];
-    if tcp {
-        flow.push(packet(3, false, ACK, state::ESTABLISHED));
-        flow.push(packet(4, true, FIN | ACK, state::ESTABLISHED));
+    ]
+}
+
+/// The kinds of flows by which packets of them there are. Only TCP needs all: elsewhere a question may be the only packet, may
+/// have an answer and nothing more, and the next one may come when the entry has gone.
+fn flows(target: &ExemptTarget, family: Family) -> Vec<Vec<Packet>> {
+    let whole = packets(target, family);
+    if target.proto == Protocol::TCP {
+        return vec![whole];
     }
-    flow
+    let mut anew = whole.clone();
+    anew[2].state = state::NEW;
+    vec![whole[..1].to_vec(), whole[..2].to_vec(), whole, anew]
+}
+
+/// Packets of an established TCP connection by their flags, which rules may name one by one: data, its end, its abrupt end. One that
+/// is refused today is missed by nobody.
+fn with_other_flags(target: &ExemptTarget, family: Family) -> Vec<Packet> {
+    let first = packets(target, family)[0];
+    let all = [ACK, PSH | ACK, FIN | ACK, FIN | PSH | ACK, RST, RST | ACK];
+    let both = [true, false].into_iter().flat_map(|request| all.map(|flags| (request, flags)));
+    both.enumerate()
+        .map(|(number, (request, flags))| Packet {
+            index: 10 + number,
+            request,
+            flags: Some(flags),
+            state: state::ESTABLISHED,
+            ..first
+        })
+        .collect()
 }
 
 /// "This packet is too big": a router's word about a packet of the flow.
@@ -200,14 +249,17 @@ fn untracked(way: Way) -> World<'static> {
 
 impl Case<'_> {
     fn family(&mut self, walker: &mut Walker<'_>, family: Family) -> Result<(), TooMuch> {
+        let flows = flows(self.target, family);
         for class in classes(self.firewall, self.target, family) {
-            let flow = packets(self.target, family);
-            self.class(walker, &class, &flow)?;
-            if self.firewall.has_helpers() && class.asked {
-                // A helper may have announced them.
-                let mut expected = flow;
-                expected[0].state = state::RELATED;
-                self.class(walker, &class, &expected)?;
+            let kinds = if class.to_many { 1 } else { flows.len() };
+            for flow in &flows[..kinds] {
+                self.class(walker, &class, flow)?;
+                if self.firewall.has_helpers() && class.asked {
+                    // A helper may have announced them.
+                    let mut expected = flow.clone();
+                    expected[0].state = state::RELATED;
+                    self.class(walker, &class, &expected)?;
+                }
             }
         }
         if !self.translating.is_empty() {
@@ -241,7 +293,7 @@ impl Case<'_> {
                 }
             }
             for path in &today.passed {
-                if class.asked {
+                if class.asked && !class.to_many {
                     self.flows += 1;
                     self.exempt += usize::from(path.exempted == flow.len());
                     self.half |= path.half;
@@ -252,17 +304,15 @@ impl Case<'_> {
             for path in &passed {
                 // Each packet by itself: one that is dropped would hide what happens to the next.
                 for packet in flow {
-                    let after = walker.run(&untracked(way), &[*packet], vec![path.again()])?;
-                    for path in &after.passed {
-                        self.side_effects(path);
-                    }
-                    for (way, dropped) in &after.dropped {
-                        // Dropped whatever the answer is: then it doesn't matter that it isn't known.
-                        let may_pass = after.passed.iter().any(|passed| passed.may_be_of_the_flow_of(way));
-                        match way.gambled.or(way.assumed) {
-                            Some(at) if may_pass => self.may_break(&at, dropped),
-                            _ => self.breaks(class, path, dropped, everyone_passes),
-                        }
+                    self.untracked_too(walker, class, path, packet, everyone_passes)?;
+                }
+            }
+            if self.target.proto == Protocol::TCP && self.firewall.index().asks_flags {
+                for packet in with_other_flags(self.target, flow[0].family) {
+                    let again = passed.iter().map(Path::again).collect();
+                    let today = walker.run(&tracked(way), &[packet], again)?;
+                    for path in &today.passed {
+                        self.untracked_too(walker, class, path, &packet, today.dropped.is_empty())?;
                     }
                 }
             }
@@ -271,8 +321,32 @@ impl Case<'_> {
         if class.asked || way == Way::Served || class.expected {
             self.opens(walker, class, flow)?;
         }
-        if way != Way::Loopback && class.asked {
+        if way != Way::Loopback && class.asked && !class.to_many {
             self.icmp_errors(walker, class, flow[0].family, &passed)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a packet that passes today passes untracked.
+    fn untracked_too(
+        &mut self,
+        walker: &mut Walker<'_>,
+        class: &Class,
+        today: &Path,
+        packet: &Packet,
+        everyone_passes: bool,
+    ) -> Result<(), TooMuch> {
+        let after = walker.run(&untracked(class.way), &[*packet], vec![today.again()])?;
+        for path in &after.passed {
+            self.side_effects(path);
+        }
+        for (way, dropped) in &after.dropped {
+            // Dropped whatever the answer is: then it doesn't matter that it isn't known.
+            let may_pass = after.passed.iter().any(|passed| passed.may_be_of_the_flow_of(way));
+            match way.gambled.or(way.assumed) {
+                Some(at) if may_pass => self.may_break(&at, dropped),
+                _ => self.breaks(class, today, dropped, everyone_passes),
+            }
         }
         Ok(())
     }
@@ -318,7 +392,8 @@ impl Case<'_> {
             for (path, dropped) in &today.dropped {
                 // What goes by chance in both worlds is no different in one of them.
                 let may_pass = || today.passed.iter().any(|passed| passed.may_be_of_the_flow_of(path));
-                let by_chance = path.gambled.is_some() && after.gambled.is_some();
+                let differs = path.differs.or(after.differs).is_some();
+                let by_chance = path.gambled.is_some() && after.gambled.is_some() && !differs;
                 if !(by_chance && may_pass()) {
                     self.opened(class, dropped);
                 }
@@ -570,6 +645,59 @@ impl Case<'_> {
         }
     }
 
+    /// A transparent proxy's packets have this host's side where others' addresses are: replies to clients leave from the port that
+    /// was asked, its own questions come back to addresses that are not local. Half of such a flow would be caught.
+    fn proxied(&mut self) {
+        let firewall = self.firewall;
+        for (table, of) in firewall.tables.iter().enumerate() {
+            for (chain, of) in of.chains.iter().enumerate() {
+                let meets = |rule: &Rule| is_of_a_proxy(rule) && may_meet(rule, self.target);
+                if let Some(rule) = of.rules.iter().position(meets) {
+                    let at = At { table, chain, rule: Some(rule), base: chain };
+                    let text = format!(
+                        "a transparent proxy's packets look like those of {}: exempt, one direction of its connections would be \
+                         tracked and the other not",
+                        self.target
+                    );
+                    self.add(ObjectionKind::NatRule, &at, None, text);
+                }
+            }
+        }
+    }
+
+    fn bridged(&mut self) {
+        if let Some((place, rule)) = &self.firewall.bridged {
+            self.found.push(Objection {
+                kind: ObjectionKind::Unknown,
+                rule: rule.as_str().into(),
+                place: place.as_str().into(),
+                text: format!(
+                    "with this rule packets are tracked as they pass a bridge, before NOTRACK: those of {} that come by one would \
+                     keep their entries, and their replies would not belong to them",
+                    self.target
+                ),
+                remedy: None,
+            });
+        }
+    }
+
+    /// fib_lookup without the VRF's table: nft_fib4_eval_type and addrtype ask by the device that a packet came by only in newer kernels.
+    fn in_a_vrf(&mut self) {
+        if let Some(name) = self.firewall.host.vrfs().first() {
+            self.found.push(Objection {
+                kind: ObjectionKind::Unknown,
+                rule: name.as_str().into(),
+                place: "device".into(),
+                text: format!(
+                    "this host has a VRF: many kernels don't call the addresses of its devices local, so that requests of {} that come by \
+                     it would be tracked and their replies not",
+                    self.target
+                ),
+                remedy: None,
+            });
+        }
+    }
+
     /// Rules that couldn't be read may be in the way.
     fn not_read(&mut self) {
         let target = self.target;
@@ -688,9 +816,57 @@ impl Case<'_> {
             None => if drops { "policy drop" } else { "policy accept" }.into(),
         };
         let objection = Objection { kind, rule, place: table.place(&chain.name), text, remedy };
-        if !self.found.contains(&objection) {
-            self.found.push(objection);
+        let is_same = |other: &&mut Objection| {
+            (other.kind, &other.rule, &other.place, &other.text)
+                == (objection.kind, &objection.rule, &objection.place, &objection.text)
+        };
+        match self.found.iter_mut().find(is_same) {
+            // What would let in too much for some is no remedy for others.
+            Some(other) if other.remedy != objection.remedy => other.remedy = None,
+            Some(_) => {}
+            None => self.found.push(objection),
         }
+    }
+}
+
+/// Whether a rule gives packets to a socket that isn't bound to where they go.
+fn is_of_a_proxy(rule: &Rule) -> bool {
+    let to_socket = |condition: &Condition| match condition {
+        Condition::Unknown(_, text) => {
+            text.starts_with("-m socket") || text.contains(r#""socket":{"key":"transparent""#)
+        }
+        _ => false,
+    };
+    rule.steps.iter().any(|step| {
+        index::conditions(step).any(|condition| index::has(condition, &to_socket))
+            || index::actions(step).any(|action| matches!(action, Action::Nat(nat) if nat.kind == "tproxy"))
+    })
+}
+
+/// Whether the rule's own conditions leave it open that it meets packets of this port.
+fn may_meet(rule: &Rule, target: &ExemptTarget) -> bool {
+    let holds = |end: End| {
+        rule.steps.iter().all(|step| match step {
+            Step::If(condition) => may_hold(condition, target, end),
+            Step::Do(_) | Step::Case(_) => true,
+        })
+    };
+    holds(End::Destination) || (target.scope == Scope::Outgoing && holds(End::Source))
+}
+
+/// Whether it can hold for a packet that has the port at this end.
+fn may_hold(condition: &Condition, target: &ExemptTarget, end: End) -> bool {
+    match condition {
+        Condition::In(Field::Protocol, set) => set.contains(target.proto.0.into()),
+        Condition::In(Field::Port(of), set) if *of == end => set.contains(target.port.into()),
+        Condition::All(all) => all.iter().all(|one| may_hold(one, target, end)),
+        Condition::Any(any) => any.iter().any(|one| may_hold(one, target, end)),
+        Condition::Not(condition) => match &**condition {
+            Condition::In(Field::Protocol, set) => !set.contains(target.proto.0.into()),
+            Condition::In(Field::Port(of), set) if *of == end => !set.contains(target.port.into()),
+            _ => true,
+        },
+        _ => true,
     }
 }
 

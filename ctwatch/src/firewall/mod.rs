@@ -22,6 +22,7 @@ mod translation;
 mod walk;
 mod words;
 
+use std::collections::HashSet;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
@@ -41,7 +42,7 @@ use crate::model::Protocol;
 use host::Host;
 use index::Index;
 use ipvs::VirtualService;
-use ir::RuleTable;
+use ir::{Action, RuleTable, Stays, Step};
 
 /// All rules of a netns.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +56,8 @@ pub struct Firewall {
     nft_answers: bool,
     host: Host,
     virtual_services: Vec<VirtualService>,
+    /// A rule by which bridged packets are tracked before any chain of IP: its place and its words.
+    bridged: Option<(String, String)>,
     /// What couldn't be read of the rules: nothing is advised then.
     unread: Vec<Note>,
     index: OnceLock<Index>,
@@ -159,6 +162,53 @@ impl Objection {
     }
 }
 
+/// Questions about what rules write themselves: which flows have come by such a rule isn't the same for untracked ones, so neither
+/// is the answer.
+fn settle(tables: &mut [RuleTable]) {
+    /// How a rule asks for any byte of a packet.
+    const BYTES: [&str; 4] = ["base", "u32", "bpf", "string"];
+    let mut written: HashSet<String> = HashSet::new();
+    for action in each_step(tables).flat_map(index::actions) {
+        match action {
+            Action::Writes(name) => {
+                if !name.starts_with('@') {
+                    written.extend(BYTES.map(str::to_owned));
+                }
+                written.insert(name.clone());
+            }
+            Action::SetMark { .. } | Action::MarkUnknown(..) | Action::MarkFromConnection => {
+                written.insert("mark".to_owned());
+            }
+            _ => {}
+        }
+    }
+    if written.is_empty() {
+        return;
+    }
+    let is_written = |text: &str| {
+        text.split(|char: char| char == '"' || char.is_whitespace()).any(|word| written.contains(word))
+    };
+    let mut ask = |stays: &mut Stays, text: &str| {
+        if *stays != Stays::Never && is_written(text) {
+            *stays = Stays::Never;
+        }
+    };
+    let chains = tables.iter_mut().flat_map(|table| &mut table.chains);
+    for step in chains.flat_map(|chain| &mut chain.rules).flat_map(|rule| &mut rule.steps) {
+        match step {
+            Step::If(condition) => condition.each_unknown(&mut ask),
+            Step::Do(Action::MarkUnknown(stays, text)) => ask(stays, text),
+            Step::Do(_) => {}
+            Step::Case(cases) => cases.iter_mut().for_each(|(condition, _)| condition.each_unknown(&mut ask)),
+        }
+    }
+}
+
+fn each_step(tables: &[RuleTable]) -> impl Iterator<Item = &Step> {
+    let chains = tables.iter().flat_map(|table| &table.chains);
+    chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.steps)
+}
+
 impl Firewall {
     /// Reads what the tools printed. Notes say what couldn't be understood; where it is all that a tool says, every exemption
     /// has an objection.
@@ -167,9 +217,10 @@ impl Firewall {
         let mut notes = Vec::new();
         let mut tables = Vec::new();
         let mut own = Vec::new();
+        let mut bridged = None;
         if !dump.nft_json.trim().is_empty() {
             match nft::parse(&dump.nft_json, &dump.nft_text) {
-                Ok(found) => own = found,
+                Ok(found) => (own, bridged) = (found.tables, found.bridged),
                 Err(error) => notes
                     .push(Note { tool: "nft".to_owned(), text: format!("nft rules are unknown: {error:#}") }),
             }
@@ -191,6 +242,7 @@ impl Firewall {
             }
         }
         tables.extend(own);
+        settle(&mut tables);
         let legacy = dump.saves.iter().any(|save| save.legacy && save.text.contains("\n-A "));
         let firewall = Self {
             tables,
@@ -200,6 +252,7 @@ impl Firewall {
             legacy,
             nft_answers: !dump.nft_json.trim().is_empty(),
             host: Host::new(&dump.host),
+            bridged,
             virtual_services: ipvs::parse(&dump.ipvs),
             unread: dump.unread.iter().chain(&notes).cloned().collect(),
             index: OnceLock::new(),

@@ -89,7 +89,11 @@ fn of((name, words): &(&str, Vec<&str>)) -> Condition {
     if let Some(condition) = known(name, words) {
         return condition;
     }
-    let stays = if STAYS_FOR_A_FLOW.contains(name) {
+    // Which addresses are in its lists is up to rules, in the end to those that see a flow as new.
+    let reads_list = *name == "recent" && !words.contains(&"--set");
+    let stays = if reads_list {
+        Stays::Never
+    } else if STAYS_FOR_A_FLOW.contains(name) {
         Stays::Flow
     } else if STAYS_FOR_A_PACKET.contains(name) {
         Stays::Packet

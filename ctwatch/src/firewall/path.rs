@@ -8,6 +8,7 @@ use super::Scope;
 use super::host::Host;
 use super::ir::{Base, Condition, End, Family, Field, Hook, Nat, Stays, state};
 use super::ranges::Ranges;
+use super::translation;
 
 /// Where conntrack sits: NF_IP_PRI_CONNTRACK, include/uapi/linux/netfilter_ipv4.h, 6.12.
 pub const CONNTRACK: i32 = -200;
@@ -97,6 +98,49 @@ pub struct Place<'a> {
     pub host: &'a Host,
     /// Whether anything assigns helpers.
     pub helps: bool,
+    /// The bits of marks that no rule sets.
+    pub foreign_marks: u32,
+}
+
+/// A packet's mark, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// Its bits, where they are known.
+    value: u32,
+    /// Those that a rule made something unknown.
+    unknown: u32,
+    /// Those that no rule has written yet.
+    first: u32,
+    /// What is unknown may be another for an untracked packet.
+    differs: bool,
+}
+
+impl Mark {
+    /// As a packet has it when it meets the first rule: zero, but for bits that others set than the rules that were read.
+    const FIRST: Self = Self { value: 0, unknown: 0, first: u32::MAX, differs: false };
+
+    /// mark = (mark & !mask) ^ value.
+    fn set(&mut self, mask: u32, value: u32) {
+        self.value = (self.value & !mask) ^ value;
+        self.unknown &= !mask;
+        self.first &= !mask;
+        self.differs &= self.unknown != 0;
+    }
+
+    fn is_unknown(&mut self, differs: bool) {
+        *self = Self { value: 0, unknown: u32::MAX, first: 0, differs };
+    }
+
+    /// Whether mark & mask == value; the bits of `foreign` may have been set by anybody.
+    fn is(self, mask: u32, value: u32, foreign: u32) -> Option<bool> {
+        let open = self.unknown | (self.first & foreign);
+        let known = mask & !open;
+        if value & !mask != 0 || self.value & known != value & known {
+            Some(false)
+        } else {
+            (mask & open == 0).then_some(true)
+        }
+    }
 }
 
 /// What has been assumed, and what has happened.
@@ -123,8 +167,10 @@ pub struct Path {
     pub assumed: Option<At>,
     /// The first rule of this run that goes by rates, counts, time or chance.
     pub gambled: Option<At>,
-    /// The packet's mark, if known. Zero at first: a mark set with SO_MARK isn't seen here.
-    pub mark: Option<u32>,
+    /// The first rule of this run whose answer may be another for an untracked packet.
+    pub differs: Option<At>,
+    /// The packet's mark.
+    pub mark: Mark,
     /// A NOTRACK rule has exempted the packet.
     pub exempt: bool,
     /// How many packets of the flow were exempted.
@@ -183,7 +229,8 @@ impl Path {
             devices: BTreeMap::new(),
             assumed: None,
             gambled: None,
-            mark: Some(0),
+            differs: None,
+            mark: Mark::FIRST,
             exempt: false,
             exempted: 0,
             nat: None,
@@ -249,7 +296,15 @@ impl Path {
 
     fn rest(&self) -> u64 {
         hash(&(
-            (&self.router, self.half, self.mark, self.exempt, self.exempted, self.gambled.is_some()),
+            (
+                &self.router,
+                self.half,
+                self.mark,
+                self.exempt,
+                self.exempted,
+                self.gambled.is_some(),
+                self.differs.is_some(),
+            ),
             (&self.nat, &self.source_nat, &self.asked, &self.seen),
             (&self.helper, &self.template, &self.queued, &self.unknown, &self.mark_read, &self.counted),
         ))
@@ -273,6 +328,7 @@ impl Path {
         let devices = differing(&self.devices, &other.devices)?;
         if domains.len() + answers.len() + devices.len() > 1
             || self.gambled.is_some() != other.gambled.is_some()
+            || self.differs.is_some() != other.differs.is_some()
         {
             return None;
         }
@@ -289,15 +345,31 @@ impl Path {
             }
         }
         both.assumed = both.assumed.or(same.assumed);
-        (same.assumed, same.gambled, same.accepted) = (both.assumed, both.gambled, both.accepted.clone());
+        (same.assumed, same.gambled, same.differs) = (both.assumed, both.gambled, both.differs);
+        same.accepted.clone_from(&both.accepted);
         (both == same).then_some(both)
+    }
+
+    /// Its mark is not known, and where it comes from isn't either.
+    pub fn lose_mark(&mut self) {
+        self.mark.is_unknown(false);
+    }
+
+    /// A rule sets its mark.
+    pub fn set_mark(&mut self, mask: u32, value: u32) {
+        self.mark.set(mask, value);
+    }
+
+    /// A rule makes it something that stays so long.
+    pub fn make_mark_unknown(&mut self, stays: Stays) {
+        self.mark.is_unknown(stays == Stays::Never);
     }
 
     /// For the flow's next packet.
     pub fn next_packet(&mut self) {
         self.exempted += usize::from(self.exempt);
         self.exempt = false;
-        self.mark = Some(0);
+        self.mark = Mark::FIRST;
     }
 
     /// The answer, if it is the same for everything this path stands for and nothing need be assumed.
@@ -324,7 +396,7 @@ impl Path {
                 View::OneOf(_) => None,
             },
             Condition::Original => Some(packet.request),
-            Condition::Mark { mask, value } => self.mark.map(|mark| mark & mask == *value),
+            Condition::Mark { mask, value } => self.mark.is(*mask, *value, place.foreign_marks),
             Condition::AddressType(end, name) => match self.address_type(*end, name, place) {
                 Answer::Known(holds) => Some(holds),
                 Answer::In(of, set) => of.sure(self, set),
@@ -382,7 +454,9 @@ impl Path {
                 }
             }
             Condition::Mark { mask, value } => {
-                self.ask(Stays::Packet, &format!("mark {mask:#x}/{value:#x}"), place)
+                let stays = if self.mark.differs { Stays::Never } else { Stays::Packet };
+                let known = self.mark.value & mask;
+                self.ask(stays, &format!("mark {mask:#x}/{value:#x} {known:#x}"), place)
             }
             Condition::AddressType(end, name) => match self.address_type(*end, name, place) {
                 Answer::In(of, set) => {
@@ -475,6 +549,7 @@ impl Path {
             Stays::Chance => format!("{text} {} {:?} {:?}", packet.index, place.base.hook, place.at),
             Stays::Never => {
                 self.gambled.get_or_insert(place.at);
+                self.differs.get_or_insert(place.at);
                 return (vec![self.clone()], vec![self]);
             }
         };
@@ -612,6 +687,12 @@ impl Path {
     fn address_type<'h>(&self, end: End, name: &str, place: &Place<'h>) -> Answer<'h> {
         let packet = place.packet;
         let is_client = (end == End::Source) == packet.request;
+        if place.way == Way::Outgoing && !is_client && packet.icmp.is_none() {
+            let groups = translation::groups(packet.family);
+            if let Some((kind, _)) = groups.iter().find(|(_, set)| self.server.is_in(set)) {
+                return Answer::Known(name == *kind);
+            }
+        }
         let (local, elsewhere) = match name {
             "local" => (true, false),
             "unicast" => (false, true),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
@@ -17,8 +18,10 @@ use crate::foreign::{Foreign, Shown as _};
 use crate::kernel;
 use crate::kernel::nf_tables::Family;
 use crate::kernel::roots::Roots;
-use crate::kernel::routes;
+use crate::kernel::{routes, vrfs};
 
+/// How long the kernel's symbols may take.
+const KALLSYMS: Duration = Duration::from_secs(10);
 /// Bytes of IPVS' services: tens of thousands of them.
 const SERVICES: usize = 8 << 20;
 /// Tables that are told by name.
@@ -44,15 +47,30 @@ fn dump(roots: &Roots, budget: &mut Budget) -> Dump {
     let programs = &Programs::of_path();
     let found = |tool: &str| programs.find(tool).program().is_some();
     let tools = Tools { nft: found("nft"), iptables: found("iptables"), ip6tables: found("ip6tables") };
-    let mut dump = Dump { tools, host: host(roots, budget.lists()), ..Dump::default() };
-    let automatic = fs::read_to_string(roots.proc("sys/net/netfilter/nf_conntrack_helper"));
-    dump.automatic_helpers = automatic.is_ok_and(|text| text.trim() == "1");
+    let mut dump = Dump { tools, host: host(roots, budget.lists(), notes), ..Dump::default() };
+    dump.automatic_helpers = match if_there(&roots.proc("sys/net/netfilter/nf_conntrack_helper")) {
+        Ok(text) => text.trim() == "1",
+        Err(error) => {
+            notes.push(Note {
+                tool: "sysctl".to_owned(),
+                text: format!("whether connections get helpers by their port is unknown: {error}"),
+            });
+            false
+        }
+    };
     let range = fs::read_to_string(roots.proc("sys/net/ipv4/ip_local_port_range")).unwrap_or_default();
     dump.local_ports = range
         .split_once(char::is_whitespace)
         .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)));
     // Where nf_tables isn't loaded there are no rules of nft and of iptables-nft, and asking would load it.
-    if has_nf_tables(roots) {
+    let has_nf_tables = has_nf_tables(roots, Limit::new(KALLSYMS, u64::MAX));
+    if has_nf_tables.is_none() {
+        notes.push(Note {
+            tool: "nft".to_owned(),
+            text: "whether the kernel has nf_tables could not be read: its rules are unknown".to_owned(),
+        });
+    }
+    if has_nf_tables == Some(true) {
         if tools.nft {
             dump.nft_json = run(programs, "nft", &["-j", "list", "ruleset"], "nft rules", budget, notes)
                 .unwrap_or_default();
@@ -90,24 +108,38 @@ fn dump(roots: &Roots, budget: &mut Budget) -> Dump {
         ("ip_tables_names", "iptables-legacy-save", "iptables-save", false),
         ("ip6_tables_names", "ip6tables-legacy-save", "ip6tables-save", true),
     ] {
-        let names = fs::read_to_string(roots.proc("thread-self/net").join(names)).unwrap_or_default();
+        let names = match if_there(&roots.proc("thread-self/net").join(names)) {
+            Ok(names) => names,
+            Err(error) => {
+                notes.push(Note {
+                    tool: tool.to_owned(),
+                    text: format!("which tables of legacy iptables there are is unknown ({names}: {error})"),
+                });
+                continue;
+            }
+        };
         if !names.trim().is_empty() {
             save(programs, Wanted { tool, plain, ipv6, legacy: true }, &mut dump, budget, notes);
         }
     }
     match virtual_services(&roots.proc("thread-self/net/ip_vs"), budget.lists()) {
-        Some(services) => dump.ipvs = services,
-        None => notes.push(Note {
-            tool: "ipvs".to_owned(),
-            text: "there are more virtual services of IPVS than could be read: they are unknown".to_owned(),
-        }),
+        Ok(services) => dump.ipvs = services,
+        Err(why) => notes.push(Note { tool: "ipvs".to_owned(), text: why }),
     }
     dump.unread = std::mem::take(notes);
     dump
 }
 
-/// The virtual services of IPVS, without what is counted of them; `None` if they are too many.
-fn virtual_services(file: &Path, limit: &mut Limit) -> Option<String> {
+/// A file that isn't there where the kernel has no such thing; nothing else than that means so.
+fn if_there(file: &Path) -> io::Result<String> {
+    match fs::read_to_string(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    }
+}
+
+/// The virtual services of IPVS, without what is counted of them; or why they are unknown.
+fn virtual_services(file: &Path, limit: &mut Limit) -> Result<String, String> {
     let mut services = String::new();
     let read = lists::each_line(file, limit, |line| {
         let mut words = line.split_whitespace();
@@ -118,9 +150,12 @@ fn virtual_services(file: &Path, limit: &mut Limit) -> Option<String> {
         if services.len() > SERVICES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     match read {
-        Ok(Extent::Whole) if services.len() <= SERVICES => Some(services),
-        Ok(_) => None,
-        Err(_) => Some(String::new()),
+        Ok(Extent::Whole) if services.len() <= SERVICES => Ok(services),
+        Ok(_) => {
+            Err("there are more virtual services of IPVS than could be read: they are unknown".to_owned())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(format!("the virtual services of IPVS are unknown: {error}")),
     }
 }
 
@@ -160,10 +195,18 @@ fn without_nft(programs: &Programs, dump: &Dump, notes: &mut Vec<Note>) {
 
 /// The host's own addresses, and whether it forwards. Whose netns it is has any number of routes and devices: what takes too long is
 /// unknown.
-fn host(roots: &Roots, limit: &mut Limit) -> HostFacts {
+fn host(roots: &Roots, limit: &mut Limit, notes: &mut Vec<Note>) -> HostFacts {
     let asked = |is_ipv6| routes::local_networks(is_ipv6, limit.until(), NETWORKS).ok();
     let (own_v4, own_v6) = (asked(false), asked(true));
+    let vrfs = vrfs::here(limit.until()).unwrap_or_else(|error| {
+        notes.push(Note {
+            tool: "rtnetlink".to_owned(),
+            text: format!("whether this host has a VRF is unknown: {error:#}"),
+        });
+        Vec::new()
+    });
     HostFacts {
+        vrfs,
         own_v4: own_v4.or_else(|| listed_v4(roots, limit)),
         own_v6: own_v6.or_else(|| listed_v6(roots, limit)),
         forwards_v4: forwards(roots, "ipv4", limit),
@@ -262,16 +305,25 @@ fn is_nf_tables(programs: &Programs, tool: &str, budget: &mut Budget) -> bool {
     said.is_some_and(|output| Foreign::from_bytes(&output.stdout).raw().contains("nf_tables"))
 }
 
-fn has_nf_tables(roots: &Roots) -> bool {
+/// Whether the kernel has nf_tables loaded, if that is known.
+fn has_nf_tables(roots: &Roots, mut limit: Limit) -> Option<bool> {
     // A built-in nf_tables has no folder there, but shows its functions.
-    roots.sys("module/nf_tables").exists() || {
-        let mut is_there = false;
-        let mut limit = Limit::new(Duration::from_secs(10), u64::MAX);
-        let _ = lists::each_line(&roots.proc("kallsyms"), &mut limit, |line| {
-            is_there = line.ends_with(" nft_do_chain");
-            if is_there { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        is_there
+    if roots.sys("module/nf_tables").exists() {
+        return Some(true);
+    }
+    let mut is_there = false;
+    let read = lists::each_line(&roots.proc("kallsyms"), &mut limit, |line| {
+        is_there = line.ends_with(" nft_do_chain");
+        if is_there { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    match read {
+        _ if is_there => Some(true),
+        Ok(Extent::Whole) => Some(false),
+        // A kernel without the list has its modules' folders at least.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            roots.sys("module").exists().then_some(false)
+        }
+        Ok(Extent::Cut) | Err(_) => None,
     }
 }
 
@@ -417,6 +469,27 @@ mod tests {
         let (folder, _roots) = roots(&[("one", text), ("flood", &flood)]);
         let of = |name: &str| virtual_services(&folder.path().join(name), &mut Limit::new(MINUTE, u64::MAX));
         assert!(of("one").expect("all").ends_with("TCP  0A000001:0050 rr\n  -> 0A000002:1F90\n"));
-        assert_eq!((of("flood"), of("missing")), (None, Some(String::new())));
+        assert_eq!((of("flood").is_err(), of("missing")), (true, Ok(String::new())));
+        assert!(of("").is_err(), "a folder can't be read, and is no proof of absence");
+    }
+
+    #[test]
+    fn only_what_is_not_there_is_absent() {
+        let (folder, _roots) = roots(&[("sys/net/netfilter/nf_conntrack_helper", "1\n")]);
+        let of = |name: &str| if_there(&folder.path().join(name)).map_err(|error| error.kind());
+        assert_eq!(of("sys/net/netfilter/nf_conntrack_helper").as_deref(), Ok("1\n"));
+        assert_eq!(of("sys/net/netfilter/other").as_deref(), Ok(""));
+        assert!(of("sys/net/netfilter").is_err());
+    }
+
+    #[test]
+    fn a_list_of_symbols_that_was_cut_says_nothing_of_nf_tables() {
+        let symbols = "0 T start_kernel\n0 T nft_do_chain\n";
+        let (_folder, built_in) = roots(&[("kallsyms", symbols), ("module/x/refcnt", "0")]);
+        let time = || Limit::new(MINUTE, u64::MAX);
+        assert_eq!(has_nf_tables(&built_in, time()), Some(true));
+        assert_eq!(has_nf_tables(&built_in, Limit::new(MINUTE, 20)), None);
+        let (_folder, without) = roots(&[("kallsyms", "0 T start_kernel\n"), ("module/x/refcnt", "0")]);
+        assert_eq!(has_nf_tables(&without, time()), Some(false));
     }
 }

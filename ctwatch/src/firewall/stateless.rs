@@ -92,7 +92,8 @@ fn needed(table: &RuleTable, rule: &Rule) -> Option<(ObjectionKind, String)> {
         Action::Queue
         | Action::Notrack
         | Action::SetMark { .. }
-        | Action::MarkUnknown
+        | Action::MarkUnknown(..)
+        | Action::Writes(_)
         | Action::Template
         | Action::Unknown(_) => {
             Some((ObjectionKind::Unknown, "what this rule does depends on connection state".to_owned()))

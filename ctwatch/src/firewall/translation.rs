@@ -42,6 +42,17 @@ pub fn loopback(family: Family) -> Ranges {
     network(if family == Family::V4 { "127.0.0.0/8" } else { "::1/128" })
 }
 
+/// Addresses of this family that many hosts share, by what the routing table calls them. A net's own broadcast address is among the
+/// peers', since nobody here knows the nets.
+pub fn groups(family: Family) -> Vec<(&'static str, Ranges)> {
+    match family {
+        Family::V4 => {
+            vec![("multicast", network("224.0.0.0/4")), ("broadcast", network("255.255.255.255/32"))]
+        }
+        Family::V6 => vec![("multicast", network("ff00::/8"))],
+    }
+}
+
 fn network(text: &str) -> Ranges {
     options::network(text).expect("it is a network")
 }
@@ -100,8 +111,7 @@ pub fn caught(
                 continue;
             }
             // By all rules now: whether such a flow passes today, and is translated like that.
-            let mut again = path.again();
-            again.mark = Some(0);
+            let again = path.again();
             let ends = if looked_into < SUSPECTED {
                 walker.in_short(|walker| trace(walker, Rules::All, asked, probe.origin, again))
             } else {
@@ -332,7 +342,7 @@ fn trace(
     let packet = [asked.packet];
     if matches!(rules, Rules::Translating(_)) {
         // Where marks are set isn't looked at.
-        start.mark = None;
+        start.lose_mark();
     }
     let mut run = |way: Way, hooks: &[Hook], paths: Vec<Path>| {
         walker

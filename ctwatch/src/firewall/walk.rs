@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::index::{Index, Walked};
-use super::ir::{Action, Condition, Hook, Kind, Nat, RuleTable, Step, Tool};
+use super::ir::{Action, Condition, Hook, Kind, Nat, RuleTable, Stays, Step, Tool};
 use super::path::{At, Packet, Path, Place, View, Way};
 use super::{Firewall, nat};
 
@@ -94,6 +94,8 @@ pub struct Walker<'a> {
     firewall: &'a Firewall,
     tables: &'a [RuleTable],
     index: &'a Index,
+    /// Base chains in one of the orders that they may have.
+    bases: &'a [(usize, usize)],
     left: usize,
 }
 
@@ -118,11 +120,11 @@ impl Out {
 }
 
 impl<'a> Walker<'a> {
-    /// For one question.
-    pub fn new(firewall: &'a Firewall) -> Self {
+    /// For one question, with the base chains in this order.
+    pub fn new(firewall: &'a Firewall, bases: &'a [(usize, usize)]) -> Self {
         let index = firewall.index();
         let rules: usize = index.tables.iter().flat_map(|table| &table.chains).map(Vec::len).sum();
-        Self { firewall, tables: &firewall.tables, index, left: BUDGET + BUDGET_PER_RULE * rules }
+        Self { firewall, tables: &firewall.tables, index, bases, left: BUDGET + BUDGET_PER_RULE * rules }
     }
 
     /// A question within this one that may as well stay open: it gets a share of what is left.
@@ -154,7 +156,7 @@ impl<'a> Walker<'a> {
             }
             let by_way = hooks(world.way, packet.request);
             for hook in world.hooks.unwrap_or(by_way) {
-                for (table, chain) in &self.index.bases {
+                for (table, chain) in self.bases {
                     let base = self.tables[*table].chains[*chain].base.as_ref().expect("it is a base chain");
                     if base.hook != *hook || !self.tables[*table].sees(packet.family) {
                         continue;
@@ -194,6 +196,7 @@ impl<'a> Walker<'a> {
             way: world.way,
             host: &self.firewall.host,
             helps: self.firewall.has_helpers(),
+            foreign_marks: self.index.foreign_marks,
         };
         let mut paths = std::mem::take(&mut run.passed);
         if base.kind == Kind::Nat {
@@ -383,17 +386,19 @@ impl<'a> Walker<'a> {
                 }
             }
             Action::SetMark { mask, value } => {
-                paths.iter_mut().for_each(|path| path.mark = path.mark.map(|mark| (mark & !mask) ^ value));
+                paths.iter_mut().for_each(|path| path.set_mark(*mask, *value));
             }
-            Action::MarkUnknown => paths.iter_mut().for_each(|path| path.mark = None),
+            Action::MarkUnknown(stays, _) => {
+                paths.iter_mut().for_each(|path| path.make_mark_unknown(*stays));
+            }
             Action::MarkFromConnection => {
                 let has_entry = |path: &&mut Path| !matches!(path.view(place), View::Known(_, false));
                 for path in paths.iter_mut().filter(has_entry) {
                     path.mark_read.get_or_insert(place.at);
-                    path.mark = None;
+                    path.make_mark_unknown(Stays::Packet);
                 }
             }
-            Action::Continue | Action::WriteConnection => {}
+            Action::Continue | Action::WriteConnection | Action::Writes(_) => {}
         }
         Ok(paths)
     }

@@ -12,6 +12,7 @@ pub mod roots;
 pub mod routes;
 pub mod standing;
 pub mod symbols;
+pub mod vrfs;
 
 use std::thread;
 

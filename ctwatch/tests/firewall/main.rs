@@ -9,6 +9,7 @@ use ctwatch::firewall::{Dump, ExemptTarget, Firewall, HostFacts, ObjectionKind, 
 use ctwatch::kernel::roots::Roots;
 use ctwatch::model::Protocol;
 
+mod found;
 mod many;
 mod stateless;
 mod verdicts;
@@ -62,6 +63,7 @@ fn host() -> HostFacts {
         own_v6: Some(own_v6.to_vec()),
         forwards_v4: Some(true),
         forwards_v6: Some(false),
+        vrfs: Vec::new(),
     }
 }
 
@@ -133,6 +135,7 @@ fn chains_that_iptables_save_leaves_out_are_judged_all_the_same() {
 #[test]
 fn where_nothing_is_loaded_no_tool_is_run() {
     let proc = tempfile::tempdir().expect("a folder");
+    fs::create_dir(proc.path().join("module")).expect("the folder of what is loaded");
     let roots = Roots { proc: proc.path().to_owned(), sys: proc.path().to_owned() };
     let (firewall, dump, notes) = ctwatch::firewall::read(&roots);
     assert_eq!((dump.nft_json.as_str(), dump.saves.len(), notes.len()), ("", 0, 0));

@@ -133,8 +133,7 @@ impl FromStr for Flow {
             from: None,
             from_port: None,
             held: 0,
-            // A resolver's client asks once and goes.
-            questions: if proto == Proto::Tcp { 2 } else { 1 },
+            questions: usual_questions(proto),
             seen_as: None,
         };
         while let Some(key) = words.next() {
@@ -153,6 +152,11 @@ impl FromStr for Flow {
     }
 }
 
+/// A resolver's client asks once and goes.
+fn usual_questions(proto: Proto) -> u32 {
+    if proto == Proto::Tcp { 2 } else { 1 }
+}
+
 impl fmt::Display for Flow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} -> {} {} {}", self.who, self.proto, self.to.ip(), self.to.port())?;
@@ -164,6 +168,9 @@ impl fmt::Display for Flow {
         }
         if self.held > 0 {
             write!(f, " after {}", self.held)?;
+        }
+        if self.questions != usual_questions(self.proto) {
+            write!(f, " asking {}", self.questions)?;
         }
         Ok(())
     }
@@ -291,6 +298,7 @@ mod tests {
         for text in [
             "C -> tcp 192.0.2.1 8080",
             "L -> udp 198.51.100.2 123 from 123",
+            "L -> udp 198.51.100.2 53 asking 2",
             "C -> tcp 2001:db8::1 80 from 2001:db8::9 from 80 after 44",
         ] {
             assert_eq!(text.parse::<Flow>().unwrap().to_string(), text);

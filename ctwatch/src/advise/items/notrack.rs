@@ -6,7 +6,8 @@ use crate::advise::case::{Case, ServiceFacts};
 use crate::advise::owners;
 use crate::advise::target::ServiceTarget;
 use crate::advise::whatif::Changes;
-use crate::model::Direction;
+use crate::model::{Direction, TimeoutKind};
+use crate::text::counted;
 
 pub(super) fn items(case: &Case) -> Vec<Item> {
     let mut items: Vec<Item> = major_services(case)
@@ -71,6 +72,13 @@ pub(super) const fn risk(direction: Option<Direction>) -> (Level, &'static str) 
     }
 }
 
+/// How many connections of the service have an entry that is established.
+fn established(case: &Case, target: Option<&ServiceTarget>) -> u64 {
+    let services = case.demand.services.iter().filter(|service| Some(&service.target()) == target);
+    let residences = services.flat_map(|service| &service.residences);
+    residences.filter(|one| one.phase == TimeoutKind::Established).map(|one| u64::from(one.entries)).sum()
+}
+
 /// Gives the item its commands, or the reasons why it has none.
 pub(super) fn judge(case: &Case, facts: &ServiceFacts, item: &mut Item) {
     if facts.objections.is_empty() {
@@ -82,9 +90,18 @@ pub(super) fn judge(case: &Case, facts: &ServiceFacts, item: &mut Item) {
             item.risk = Level::Medium;
             item.notes.extend(facts.warnings.iter().cloned());
         }
+        let established = match established(case, item.change.notrack.first()) {
+            0 => "established connections".to_owned(),
+            count => counted(count, "established connection", "established connections"),
+        };
+        item.notes.push(format!(
+            "existing entries remain until they expire; {established} continue untracked, except those that a rule translated which \
+             has been removed since: these break"
+        ));
         item.notes.push(
-            "existing entries remain until they expire; established connections continue untracked, except those that a rule \
-             translated which has been removed since: these break"
+            "undoing it later may cut the connections that are open then: conntrack has missed what they sent meanwhile, calls their \
+             packets INVALID or new, and a rule that drops those drops them (net.netfilter.nf_conntrack_tcp_be_liberal = 1 spares those with \
+             an entry)"
                 .to_owned(),
         );
         if !case.is_kept_at_boot {

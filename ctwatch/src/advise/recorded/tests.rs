@@ -182,6 +182,7 @@ fn known_host() -> HostFacts {
         own_v6: Some(vec!["::1".parse().unwrap()]),
         forwards_v4: Some(false),
         forwards_v6: Some(false),
+        vrfs: Vec::new(),
     }
 }
 

@@ -14,25 +14,30 @@ use crate::firewall::words;
 pub fn condition(body: &Value, sets: &Sets) -> Condition {
     let (left, right) = (&body["left"], &body["right"]);
     let operator = body["op"].as_str().unwrap_or("==");
-    let unknown = || Condition::Unknown(Stays::Packet, body.to_string());
     let subject = Subject::of(left);
+    let unknown = || Condition::Unknown(subject.stays, body.to_string());
     let mut all = subject.needs.clone();
     let negate = operator == "!=";
     if sets.counts(right) {
         all.push(Condition::CountsConnections(body.to_string()));
     }
+    let is_set =
+        right.get("set").is_some() || right.as_str().is_some_and(|reference| reference.starts_with('@'));
     all.push(match operator {
+        // `ct state ! new`: (state & new) == 0. `in` is the opposite, and no lookup.
+        "!" => subject.has_any(right).map_or_else(unknown, |any| any.negated(true)),
+        "in" if !is_set && subject.is_flags() => subject.has_any(right).unwrap_or_else(unknown),
         "==" | "!=" | "in" => {
             if let Some(masked) = masked(left, right, negate) {
                 masked
-            } else if right.get("set").is_some() || right.as_str().is_some_and(|text| text.starts_with('@')) {
+            } else if is_set {
                 match sets.elements(right) {
-                    Some(_) if sets.changes(right) => Condition::Unknown(Stays::Chance, body.to_string()),
+                    Some(_) if sets.changes(right) => {
+                        Condition::Unknown(subject.stays.max(Stays::Chance), body.to_string())
+                    }
                     Some(elements) => any(elements.iter().map(|element| subject.is(element))).negated(negate),
-                    None => Condition::Unknown(Stays::Flow, body.to_string()),
+                    None => unknown(),
                 }
-            } else if let (Key::State | Key::Status, Some(list)) = (&subject.key, right.as_array()) {
-                any(list.iter().map(|value| subject.is(value))).negated(negate)
             } else {
                 subject.is(right).negated(negate)
             }
@@ -70,19 +75,9 @@ pub fn any(conditions: impl Iterator<Item = Condition>) -> Condition {
     if rest.len() == 1 { rest.remove(0) } else { Condition::Any(rest) }
 }
 
-/// `left & mask == right`, and `tcp flags syn`, which means "any of these".
+/// `left & mask == right`.
 fn masked(left: &Value, right: &Value, negate: bool) -> Option<Condition> {
-    let Some(list) = left.get("&") else {
-        return match Subject::of(left).key {
-            Key::TcpFlags if right.is_string() || right.is_array() => {
-                let mask = flags(right)?;
-                let none = Condition::TcpFlags { mask, value: 0 };
-                // `==` with one flag and `in` with many both mean that one of them is set, as nft prints it.
-                Some(none.negated(!negate))
-            }
-            _ => None,
-        };
-    };
+    let list = left.get("&")?;
     let mask = &list[1];
     Some(match Subject::of(&list[0]).key {
         Key::TcpFlags => Condition::TcpFlags { mask: flags(mask)?, value: flags(right)? }.negated(negate),
@@ -105,8 +100,11 @@ fn names(value: &Value) -> Option<Vec<&str>> {
     match value {
         Value::String(name) => Some(vec![name]),
         Value::Array(list) => list.iter().map(Value::as_str).collect(),
-        // ["a", "b"] in newer versions is {"|": ["a", "b"]}.
-        Value::Object(object) => names(object.get("|")?),
+        // ["a", "b"] in newer versions is {"|": ["a", "b"]}; three may be {"|": [{"|": ["a", "b"]}, "c"]}.
+        Value::Object(object) => {
+            let parts: Option<Vec<_>> = object.get("|")?.as_array()?.iter().map(names).collect();
+            Some(parts?.into_iter().flatten().collect())
+        }
         _ => None,
     }
 }
@@ -130,6 +128,9 @@ pub struct Subject {
     key: Key,
     /// The conditions that come first.
     pub needs: Vec<Condition>,
+    /// For how long the answer stays, where it isn't known.
+    pub stays: Stays,
+    text: String,
 }
 
 enum Key {
@@ -145,19 +146,18 @@ enum Key {
     TcpFlags,
     AddressType(End),
     Concat(Vec<Subject>),
-    Other(Stays, String),
+    Other,
 }
 
 impl Subject {
     /// What this expression looks at.
     pub fn of(expression: &Value) -> Self {
-        let other = |stays| Key::Other(stays, expression.to_string());
         let (key, needs) = if let Some(parts) = expression.get("concat").and_then(Value::as_array) {
             let parts: Vec<_> = parts.iter().map(Self::of).collect();
             let needs = parts.iter().flat_map(|part| part.needs.clone()).collect();
             (Key::Concat(parts), needs)
         } else if let Some(payload) = expression.get("payload") {
-            (field(payload).unwrap_or_else(|| other(Stays::Packet)), protocol_of(payload))
+            (field(payload).unwrap_or(Key::Other), protocol_of(payload))
         } else if let Some(meta) = expression.get("meta") {
             let key = match meta["key"].as_str().unwrap_or_default() {
                 "l4proto" => Key::Number(Field::Protocol),
@@ -165,11 +165,7 @@ impl Subject {
                 "mark" => Key::Mark,
                 "iif" | "iifname" => Key::Device(false),
                 "oif" | "oifname" => Key::Device(true),
-                "skuid" | "skgid" | "cgroup" | "iifgroup" | "oifgroup" | "iiftype" | "oiftype" => {
-                    other(Stays::Flow)
-                }
-                "time" | "day" | "hour" | "random" => other(Stays::Chance),
-                _ => other(Stays::Packet),
+                _ => Key::Other,
             };
             (key, Vec::new())
         } else if let Some(ct) = expression.get("ct") {
@@ -182,27 +178,42 @@ impl Subject {
                     Key::Helper(expression.to_string()),
                     vec![Condition::Tracked, Condition::Helped("any".to_owned())],
                 ),
-                "mark" | "zone" | "label" | "id" => (other(Stays::Flow), vec![Condition::Tracked]),
-                _ => (other(Stays::Packet), vec![Condition::Tracked]),
+                _ => (Key::Other, vec![Condition::Tracked]),
             }
+        } else if let Some(operands) = operands(expression) {
+            // What a mask or a shift is put on has to be there as well.
+            (Key::Other, operands.iter().flat_map(|operand| Self::of(operand).needs).collect())
         } else if expression["fib"]["result"] == "type" {
-            (address_type(&expression["fib"]).unwrap_or_else(|| other(Stays::Flow)), Vec::new())
-        } else if expression.get("numgen").is_some() {
-            (other(Stays::Chance), Vec::new())
+            (address_type(&expression["fib"]).unwrap_or(Key::Other), Vec::new())
         } else {
-            let flow =
-                ["fib", "socket", "rt", "jhash", "osf"].iter().any(|name| expression.get(name).is_some());
-            (other(if flow { Stays::Flow } else { Stays::Packet }), Vec::new())
+            (Key::Other, Vec::new())
         };
-        Self { key, needs }
+        Self { key, needs, stays: stays(expression), text: expression.to_string() }
     }
 
     /// It equals this value, or is in this range or prefix.
     pub fn is(&self, value: &Value) -> Condition {
         let value = value.get("elem").and_then(|elem| elem.get("val")).unwrap_or(value);
-        self.known(value).unwrap_or_else(|| match &self.key {
-            Key::Other(stays, text) => Condition::Unknown(*stays, format!("{text} {value}")),
-            _ => Condition::Unknown(Stays::Packet, value.to_string()),
+        self.known(value).unwrap_or_else(|| Condition::Unknown(self.stays, format!("{} {value}", self.text)))
+    }
+
+    /// Whether its value is made of bits that have names.
+    fn is_flags(&self) -> bool {
+        matches!(self.key, Key::State | Key::Status | Key::TcpFlags | Key::Mark)
+    }
+
+    /// One of these bits is set.
+    fn has_any(&self, value: &Value) -> Option<Condition> {
+        Some(match &self.key {
+            Key::State => Condition::State(states(value)?),
+            Key::Status => any(names(value)?.into_iter().map(|name| match name {
+                "dnat" => Condition::Translated(true),
+                "snat" => Condition::Translated(false),
+                name => Condition::Unknown(self.stays, format!("ct status {name}")),
+            })),
+            Key::TcpFlags => Condition::TcpFlags { mask: flags(value)?, value: 0 }.negated(true),
+            Key::Mark => Condition::Mark { mask: u32_of(value)?, value: 0 }.negated(true),
+            _ => return None,
         })
     }
 
@@ -215,11 +226,11 @@ impl Subject {
                 _ => return None,
             },
             Key::Device(out) => Condition::Device { out: *out, name: value.as_str()?.to_owned() },
-            Key::State => Condition::State(states(value)?),
-            Key::Status => match value.as_str()? {
-                "dnat" => Condition::Translated(true),
-                "snat" => Condition::Translated(false),
-                name => Condition::Unknown(Stays::Packet, format!("ct status {name}")),
+            // `ct state == new,established` asks for both at once, which never holds: that in words, a list may be another's.
+            Key::State if value.is_array() => return None,
+            Key::State => match states(value)? {
+                one if one.is_power_of_two() => Condition::State(one),
+                _ => Condition::Any(Vec::new()),
             },
             Key::Direction => Condition::Original.negated(match value.as_str()? {
                 "original" => false,
@@ -237,8 +248,47 @@ impl Subject {
                 }
                 Condition::All(parts.iter().zip(values).map(|(part, value)| part.is(value)).collect())
             }
-            Key::Other(..) => return None,
+            Key::Status | Key::Other => return None,
         })
+    }
+}
+
+/// The operands of an operator on bits.
+fn operands(expression: &Value) -> Option<&[Value]> {
+    ["&", "|", "^", "<<", ">>"].iter().find_map(|operator| expression.get(*operator)).map(list)
+}
+
+/// For how long the value stays the same, tracked or not. What isn't known here may be anything: it is in none of these lists.
+pub fn stays(expression: &Value) -> Stays {
+    const OF_A_FLOW: [&str; 6] = ["fib", "socket", "rt", "osf", "symhash", "ipsec"];
+    const OF_A_PACKET: [&str; 6] =
+        ["exthdr", "tcp option", "ip option", "sctp chunk", "dccp option", "tunnel"];
+    const META_OF_A_FLOW: [&str; 16] = [
+        "protocol", "nfproto", "l4proto", "skuid", "skgid", "cgroup", "iif", "iifname", "oif", "oifname",
+        "iifgroup", "oifgroup", "iiftype", "oiftype", "iifkind", "oifkind",
+    ];
+    const META_OF_A_PACKET: [&str; 9] =
+        ["length", "priority", "pkttype", "cpu", "nftrace", "rtclassid", "secpath", "ipsec", "mark"];
+    let most = |all: &[Value]| all.iter().map(stays).max().unwrap_or(Stays::Flow);
+    let Value::Object(object) = expression else { return Stays::Flow };
+    let Some((name, body)) = object.iter().next() else { return Stays::Never };
+    match name.as_str() {
+        "concat" => most(list(body)),
+        "jhash" => stays(&body["expr"]),
+        "prefix" | "range" | "set" => Stays::Flow,
+        "map" => stays(&body["key"]),
+        "numgen" => Stays::Chance,
+        "payload" if matches!(field(body), Some(Key::Number(_))) => Stays::Flow,
+        "payload" => Stays::Packet,
+        "meta" => match body["key"].as_str().unwrap_or_default() {
+            "time" | "day" | "hour" | "random" => Stays::Chance,
+            key if META_OF_A_FLOW.contains(&key) => Stays::Flow,
+            key if META_OF_A_PACKET.contains(&key) => Stays::Packet,
+            _ => Stays::Never,
+        },
+        name if OF_A_FLOW.contains(&name) => Stays::Flow,
+        name if OF_A_PACKET.contains(&name) => Stays::Packet,
+        _ => operands(expression).map_or(Stays::Never, most),
     }
 }
 

@@ -13,9 +13,18 @@ use serde_json::value::RawValue;
 
 use super::ir::{Base, Chain, Hook, Kind, Rule, RuleTable, Tool};
 
+/// What the JSON says.
+pub struct Listing {
+    /// The tables that IP packets meet.
+    pub tables: Vec<RuleTable>,
+    /// The first rule on bridged packets that asks for their connection: table and chain, and its words. With such a rule packets are
+    /// tracked at the bridge, before any chain of IP: nf_ct_bridge_pre, net/bridge/netfilter/nf_conntrack_bridge.c, 6.12.
+    pub bridged: Option<(String, String)>,
+}
+
 /// Reads the JSON; `text` is what `nft -s -a list ruleset` printed, for the rules' own words and for what older versions
 /// leave out of the JSON.
-pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
+pub fn parse(json: &str, text: &str) -> Result<Listing> {
     #[derive(Deserialize)]
     struct Ruleset<'a> {
         #[serde(borrow)]
@@ -40,7 +49,7 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
     for raw in others {
         let object = read(raw)?;
         if let Some(table) = object.get("table") {
-            // arp, bridge and netdev chains see no conntrack state of an IP packet: they treat both kinds alike.
+            // arp and netdev chains see no conntrack state of an IP packet: they treat both kinds alike.
             if let (Some(family), Some(name)) = (family(table), table["name"].as_str()) {
                 let is_dormant = list(&table["flags"]).iter().any(|flag| flag == "dormant");
                 if is_dormant || words.dormant.contains(&format!("{family} {name}")) {
@@ -56,7 +65,7 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
             }
         } else if let Some(set) = object.get("set").or_else(|| object.get("map")) {
             let key = format!("{} {}", word(set, "family"), word(set, "table"));
-            sets.entry(key).or_default().0.insert(word(set, "name").to_owned(), set.clone());
+            sets.entry(key).or_default().named.insert(word(set, "name").to_owned(), set.clone());
         } else if let Some(chain) = object.get("chain")
             && family(chain).is_some()
         {
@@ -91,10 +100,28 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
     for table in dormant {
         tables[table].chains.iter_mut().for_each(|chain| chain.base = None);
     }
+    // What a set holds that rules write is known only when all have been seen.
+    let may_write = |raw: &&&RawValue| {
+        const WORDS: [&str; 5] = ["add", "update", "delete", "meter", "\"set\""];
+        WORDS.iter().any(|word| raw.get().contains(word))
+    };
+    for raw in rules.iter().filter(may_write) {
+        let object = read(raw)?;
+        let rule = &object["rule"];
+        let of = sets.entry(format!("{} {}", word(rule, "family"), word(rule, "table"))).or_default();
+        of.written.extend(list(&rule["expr"]).iter().filter_map(statement::written));
+    }
+    let mut bridged = None;
     for raw in rules {
         let object = read(raw)?;
         let rule = &object["rule"];
         if family(rule).is_none() {
+            if word(rule, "family") == "bridge" && bridged.is_none() && tracks(&rule["expr"]) {
+                let place = format!("bridge {} {}", word(rule, "table"), word(rule, "chain"));
+                let key = (format!("bridge {}", word(rule, "table")), rule["handle"].as_u64().unwrap_or(0));
+                let words = words.rules.get(&key).cloned().unwrap_or_else(|| rule["expr"].to_string());
+                bridged = Some((place, words));
+            }
             continue;
         }
         let table_key = format!("{} {}", word(rule, "family"), word(rule, "table"));
@@ -116,7 +143,19 @@ pub fn parse(json: &str, text: &str) -> Result<Vec<RuleTable>> {
             .then(|| format!("nft delete rule {place} handle {handle}"));
         tables[table].chains[chain].rules.push(Rule { steps, text: text.into(), delete });
     }
-    Ok(tables)
+    Ok(Listing { tables, bridged })
+}
+
+/// Whether a rule on bridged packets makes the kernel track them.
+fn tracks(expr: &Value) -> bool {
+    let of_connections = |name: &String| name == "ct" || name.starts_with("ct ");
+    match expr {
+        Value::Object(object) => object.keys().any(of_connections) || object.values().any(tracks),
+        Value::Array(list) => list.iter().any(tracks),
+        // Words that this version has no JSON for.
+        Value::String(words) => words.contains("ct ") && words.contains(' '),
+        _ => false,
+    }
 }
 
 /// Whether the shell and nft take this word for a name: `string` in src/scanner.l of nftables 1.1.
@@ -136,7 +175,11 @@ fn list(value: &Value) -> &[Value] {
 
 /// The named sets and maps of a table.
 #[derive(Default)]
-struct Sets(HashMap<String, Value>);
+struct Sets {
+    named: HashMap<String, Value>,
+    /// Those that rules write: "@seen". nft 1.0.6 doesn't print the flag `dynamic`.
+    written: HashSet<String>,
+}
 
 impl Sets {
     /// The elements `reference` stands for: an anonymous set's own, or a named one's if nothing but a person changes it.
@@ -145,6 +188,9 @@ impl Sets {
             return Some(elements.as_array().map_or(std::slice::from_ref(elements), Vec::as_slice));
         }
         let set = self.named(reference)?;
+        if reference.as_str().is_some_and(|name| self.written.contains(name)) {
+            return None;
+        }
         let changes_by_itself = |flag: &Value| matches!(flag.as_str(), Some("dynamic" | "timeout"));
         if list(&set["flags"]).iter().any(changes_by_itself) {
             return None;
@@ -153,7 +199,7 @@ impl Sets {
     }
 
     fn named(&self, reference: &Value) -> Option<&Value> {
-        self.0.get(reference.as_str()?.strip_prefix('@')?)
+        self.named.get(reference.as_str()?.strip_prefix('@')?)
     }
 
     /// Whether looking something up in it, or adding to it, counts connections by their entries.
@@ -338,10 +384,10 @@ mod tests {
         assert!(parse(&json(r#", "type": "filter", "hook": "input""#), "").is_err(), "no priority");
         assert!(parse(&json(""), "").is_err(), "is it a base chain?");
         let plain = parse(&json(""), "table ip t {\n\tchain c {\n\t}\n}\n").expect("the text says it");
-        assert!(plain[0].chains[0].base.is_none());
+        assert!(plain.tables[0].chains[0].base.is_none());
         let text =
             "table ip t {\n\tchain c {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
         let based = parse(&json(""), text).expect("the text says it");
-        assert!(based[0].chains[0].base.as_ref().is_some_and(|base| base.drops));
+        assert!(based.tables[0].chains[0].base.as_ref().is_some_and(|base| base.drops));
     }
 }

@@ -19,6 +19,7 @@ const REWRITTEN: [&str; 7] = ["ttl", "hoplimit", "dscp", "ecn", "flowlabel", "id
 pub fn steps(expr: &Value, sets: &Sets) -> Vec<Step> {
     let mut steps = Vec::new();
     for statement in list(expr) {
+        steps.extend(written(statement).map(|set| Step::Do(Action::Writes(set))));
         let Some((name, body)) = statement.as_object().and_then(|object| object.iter().next()) else {
             steps.push(Step::Do(Action::Unknown(statement.to_string())));
             continue;
@@ -26,6 +27,21 @@ pub fn steps(expr: &Value, sets: &Sets) -> Vec<Step> {
         add(&mut steps, name, body, sets);
     }
     steps
+}
+
+/// The set or map that a statement adds to or takes from: "@seen". Versions that have no JSON for it print it in words.
+pub fn written(statement: &Value) -> Option<String> {
+    if let Some(words) = statement.as_str() {
+        return words.split_whitespace().find(|word| word.starts_with('@')).map(str::to_owned);
+    }
+    let (name, body) = statement.as_object()?.iter().next()?;
+    let of = |key: &str| body[key].as_str();
+    match name.as_str() {
+        "set" => of("set").map(str::to_owned),
+        "map" => of("map").map(str::to_owned),
+        "meter" => of("name").map(|name| format!("@{name}")),
+        _ => None,
+    }
 }
 
 fn add(steps: &mut Vec<Step>, name: &str, body: &Value, sets: &Sets) {
@@ -105,15 +121,20 @@ fn mangle(body: &Value) -> Option<Action> {
     if let Some(ct) = key.get("ct") {
         return Some(if ct["key"] == "zone" { Action::Template } else { Action::WriteConnection });
     }
+    // Its mark, its label for SELinux, a class by it.
+    if has_key(value, "ct") {
+        return Some(Action::MarkFromConnection);
+    }
     if let Some(payload) = key.get("payload") {
-        let is_harmless = payload["field"].as_str().is_some_and(|field| REWRITTEN.contains(&field));
-        return (!is_harmless).then(|| Action::Unknown(format!("rewrites {key}")));
+        let field = payload["field"].as_str().filter(|field| REWRITTEN.contains(field));
+        return Some(match field {
+            Some(field) => Action::Writes(field.to_owned()),
+            None => Action::Unknown(format!("rewrites {key}")),
+        });
     }
     if key["meta"]["key"] != "mark" {
-        return None;
-    }
-    if value.to_string().contains("\"ct\"") {
-        return Some(Action::MarkFromConnection);
+        let (_, of) = key.as_object()?.iter().next()?;
+        return of["key"].as_str().or(of["name"].as_str()).map(|name| Action::Writes(name.to_owned()));
     }
     let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
     let own = |list: &Value| list[0]["meta"]["key"] == "mark";
@@ -126,7 +147,7 @@ fn mangle(body: &Value) -> Option<Action> {
     } else if let Some(bits) = value.get("&").filter(|list| own(list)).and_then(|list| number(&list[1])) {
         Action::SetMark { mask: !bits, value: 0 }
     } else {
-        Action::MarkUnknown
+        Action::MarkUnknown(expression::stays(value), value.to_string())
     })
 }
 
@@ -153,7 +174,7 @@ fn nat(steps: &mut Vec<Step>, name: &str, body: &Value, sets: &Sets) {
                     let keys = elements.iter().filter_map(|element| element.get(0));
                     steps.push(Step::If(expression::any(keys.map(|value| subject.is(value)))));
                 }
-                None => steps.push(Step::If(Condition::Unknown(Stays::Flow, map.to_string()))),
+                None => steps.push(Step::If(Condition::Unknown(subject.stays, map.to_string()))),
             }
         }
     }

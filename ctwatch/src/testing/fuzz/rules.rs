@@ -34,6 +34,7 @@ fn host() -> Dump {
         own_v6: own("2001:db8::1/128"),
         forwards_v4: Some(true),
         forwards_v6: None,
+        vrfs: Vec::new(),
     };
     let tools = Tools { nft: true, iptables: true, ip6tables: true };
     Dump { host, tools, local_ports: Some((32_768, 60_999)), ..Dump::default() }

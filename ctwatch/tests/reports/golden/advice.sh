@@ -444,6 +444,11 @@ watch() {
     fi
     say "applied. Type yes and Enter to keep it, or run this script with \`confirm\` from another terminal."
     say "Otherwise it is taken back in $patience s; anything else typed takes it back at once."
+    case $(cat "$pending/title") in
+    *"exempt "*" from tracking"*)
+        say "Taking it back may cut connections that are open then: conntrack has missed what they sent meanwhile."
+        ;;
+    esac
     observe
     undo_and_finish "it was not confirmed within $patience s"
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::super::ground::{Addresses, Asked};
 use super::super::random::Random;
 use super::{address, port};
+use crate::lab::Proto;
 
 pub(super) fn text(random: &mut Random, asked: &Asked, of: &Addresses) -> String {
     let mut text = String::new();
@@ -123,7 +124,11 @@ impl Table<'_> {
                     let (proto, number) = (asked.proto, port(random, asked));
                     let end = random.pick(&["--dport", "--dport", "--dport", "--sport"]);
                     has_port = true;
-                    if random.chance(20) {
+                    if asked.proto == Proto::Tcp && random.chance(8) {
+                        let flags = random.pick(&["SYN", "ACK", "PSH,ACK", "FIN,ACK"]);
+                        let all = "FIN,SYN,RST,PSH,ACK,URG";
+                        let _ = write!(line, " -p tcp -m tcp {end} {number} --tcp-flags {all} {flags}");
+                    } else if random.chance(20) {
                         let _ = write!(line, " -p {proto} -m multiport {end}s {number},22");
                     } else {
                         let _ = write!(line, " -p {proto} -m {proto} {end} {number}");
@@ -156,6 +161,8 @@ impl Table<'_> {
                         " -m connlimit --connlimit-above 4000",
                         " -m pkttype --pkt-type unicast",
                         " -m length --length 0:900",
+                        " -m recent --set --name seen",
+                        " -m recent --rcheck --name seen",
                         " -m hashlimit --hashlimit-upto 9000/sec --hashlimit-mode srcip --hashlimit-name a",
                     ]);
                 }

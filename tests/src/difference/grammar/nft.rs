@@ -12,7 +12,26 @@ pub(super) fn text(random: &mut Random, asked: &Asked) -> String {
         let family = random.pick(&["inet", "inet", "inet", "ip", "ip", "ip6"]);
         text += &Table { random, asked, family }.text(number);
     }
+    if random.chance(12) {
+        text += &at_a_device(random, asked);
+    }
     text
+}
+
+/// Chains of other families, which may mark what rules of IP ask for.
+fn at_a_device(random: &mut Random, asked: &Asked) -> String {
+    let dev = random.pick(&["lan0", "wan0", "dmz0"]);
+    let (proto, port) = (asked.proto, port(random, asked));
+    let what = random.pick(&["meta mark set 7", "meta mark set 7", "counter", "meta priority set 1:1"]);
+    if random.chance(15) {
+        let head =
+            "table bridge b {\n\tchain c {\n\t\ttype filter hook prerouting priority 0; policy accept;\n";
+        return format!("{head}\t\tmeta mark set 7\n\t}}\n}}\n");
+    }
+    format!(
+        "table netdev n {{\n\tchain c {{\n\t\ttype filter hook ingress device \"{dev}\" priority 0; policy accept;\n\t\t{proto} dport \
+         {port} {what}\n\t}}\n}}\n"
+    )
 }
 
 struct Table<'a> {
@@ -52,11 +71,13 @@ impl Table<'_> {
         let kind = if self.is_v6() { "ipv6_addr" } else { "ipv4_addr" };
         let of = self.addresses();
         let target = self.random.pick(&[of.client, of.neighbour, of.wan]);
+        let timeout = self.random.pick(&["", ",timeout\n\t\ttimeout 1h"]);
         let verdicts = self.random.pick(&["accept", "accept", "drop", "return"]);
         format!(
             "\tset ports {{\n\t\ttype inet_service\n\t\telements = {{ {port}, {other} }}\n\t}}\n\
              \tset nets {{\n\t\ttype {kind}\n\t\tflags interval\n\t\telements = {{ {}, {} }}\n\t}}\n\
              \tset talking {{\n\t\ttype {kind}\n\t\tsize 65535\n\t\tflags dynamic\n\t}}\n\
+             \tset seen {{\n\t\ttype {kind}\n\t\tsize 65535\n\t\tflags dynamic{timeout}\n\t}}\n\
              \tmap doors {{\n\t\ttype inet_service : verdict\n\t\telements = {{ {port} : {verdicts}, {other} : accept }}\n\t}}\n\
              \tmap ends {{\n\t\ttype inet_service : {kind}\n\t\telements = {{ {other} : {target} }}\n\t}}\n",
             of.lan_net, of.wan_net
@@ -211,6 +232,9 @@ impl Table<'_> {
                     "ct state != established ",
                     "ct state untracked ",
                     "ct state new,untracked ",
+                    "ct state ! established ",
+                    "ct state ! new,established ",
+                    "ct state != new,established ",
                 ])
                 .to_owned(),
             70..78 if kind == Kind::Filter => random
@@ -241,6 +265,7 @@ impl Table<'_> {
         let ip = if self.family == "ip6" { "ip6" } else { "ip" };
         let random = &mut *self.random;
         let (near, far) = (address(random, of), address(random, of));
+        let flags = random.pick(&["syn", "ack", "psh|ack", "fin|ack", "rst"]);
         let plain = [
             "meta nfproto ipv4 ".to_owned(),
             "meta pkttype host ".to_owned(),
@@ -254,6 +279,10 @@ impl Table<'_> {
             format!("meta l4proto . th dport {{ {proto} . {port} }} "),
             "tcp flags & (syn | ack) == syn ".to_owned(),
             "tcp flags != syn ".to_owned(),
+            "tcp flags ! syn ".to_owned(),
+            format!("tcp flags & (fin | syn | rst | psh | ack | urg) == {flags} "),
+            format!("{ip} saddr @seen "),
+            format!("{ip} saddr != @seen "),
             "meta skuid 0 ".to_owned(),
         ];
         let of_state = [
@@ -308,7 +337,17 @@ impl Table<'_> {
                 60..66 => random
                     .pick(&["ct mark set 7", "ct mark set meta mark", "meta mark set ct mark"])
                     .to_owned(),
-                66..72 => format!("{proto} dport vmap @doors"),
+                66..70 => format!("{proto} dport vmap @doors"),
+                70..71 if hook == "prerouting" => {
+                    format!("{proto} dport {port} tproxy to :{other} meta mark set 1 accept")
+                }
+                70..72 => {
+                    let ip = if self.family == "ip6" { "ip6" } else { "ip" };
+                    format!(
+                        "{}add @seen {{ {ip} saddr }}",
+                        random.pick(&["", "ct state new ", "ct state new "])
+                    )
+                }
                 72..78 => random
                     .pick(&[
                         "ct state vmap { established : accept, invalid : drop }",
