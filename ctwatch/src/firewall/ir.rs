@@ -1,9 +1,11 @@
 //! One form for the rules of nft and iptables, so that they are judged in one place.
 //! Nothing is judged here, and what a front end doesn't understand has to be in the form as not understood.
 
-use super::listing::EXTENSION;
 use super::ranges::Ranges;
 use crate::foreign::Foreign;
+
+/// How the text of a part of iptables begins that nft can't print.
+pub const EXTENSION: &str = "iptables extension ";
 
 /// Bits of `ct state`, as enum nft_ct's NF_CT_STATE_*: include/uapi/linux/netfilter/nf_conntrack_common.h, 6.12.
 pub mod state {

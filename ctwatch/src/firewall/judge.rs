@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::ends;
 use super::ipvs::VirtualService;
 use super::ir::{Action, Condition, End, Family, Field, Rule, Step, Target, Tool, state};
 use super::path::{At, Packet, Path, Space, Way};
@@ -109,21 +110,21 @@ struct Class {
 /// All flows of one family of which the rules would catch every packet. Over lo both addresses are of the loopback network, or
 /// both are others of this host's.
 fn classes(firewall: &Firewall, target: &ExemptTarget, family: Family) -> Vec<Class> {
-    let peers = translation::peers(family);
+    let peers = ends::peers(family);
     // 6to4 is deprecated by RFC 7526; firewalld rejects much of it.
     let peers = if family == Family::V6 {
         peers.without(&Ranges::span(0x2002 << 112, (0x2003 << 112) - 1))
     } else {
         peers
     };
-    let loopback = translation::loopback(family);
+    let loopback = ends::loopback(family);
     let known = firewall.host.own(family);
     let own = known.map_or_else(|| peers.clone(), |own| own.without(&loopback));
     let others = known.map_or_else(|| peers.clone(), |own| peers.without(own));
     let port = Ranges::one(target.port.into());
     let any = Ranges::span(1, 65_535);
     let (own_ports, remote_ports) =
-        (translation::own_ports(target.proto, firewall.local_ports), translation::remote_ports(target.proto));
+        (ends::own_ports(target.proto, firewall.local_ports), ends::remote_ports(target.proto));
     let class = |way, client: &Ranges, server: &Ranges, ports: (&Ranges, &Ranges), asked, expected| Class {
         way,
         start: Path::start(Space {
@@ -163,7 +164,7 @@ fn classes(firewall: &Firewall, target: &ExemptTarget, family: Family) -> Vec<Cl
             Scope::Outgoing => ((&own_ports, &port), true),
             _ => ((&port, &any), false),
         };
-        classes.extend(translation::groups(family).iter().map(|(_, group)| Class {
+        classes.extend(ends::groups(family).iter().map(|(_, group)| Class {
             to_many: true,
             ..class(Way::Outgoing, &own, group, ports, asked, asked || own_has)
         }));

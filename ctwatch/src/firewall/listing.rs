@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ir::{Action, Condition, End, Field, Rule, RuleTable, Step};
+use super::ir::{Action, Condition, EXTENSION, End, Field, Rule, RuleTable, Step};
 use crate::foreign::Foreign;
 
 /// A rule and where it is.
@@ -181,6 +181,3 @@ pub fn has_extensions(tables: &[RuleTable]) -> bool {
         _ => false,
     })
 }
-
-/// How the text of a part of iptables begins that nft can't print.
-pub const EXTENSION: &str = "iptables extension ";

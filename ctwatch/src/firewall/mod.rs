@@ -3,6 +3,7 @@
 
 mod commands;
 mod dump;
+mod ends;
 pub(crate) mod host;
 mod index;
 mod iptables;

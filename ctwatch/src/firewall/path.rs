@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::Scope;
+use super::ends;
 use super::host::Host;
 use super::ir::{Base, Condition, End, Family, Field, Hook, Nat, Stays, state};
 use super::ranges::Ranges;
-use super::translation;
 
 /// Where conntrack sits: NF_IP_PRI_CONNTRACK, include/uapi/linux/netfilter_ipv4.h, 6.12.
 pub const CONNTRACK: i32 = -200;
@@ -688,7 +688,7 @@ impl Path {
         let packet = place.packet;
         let is_client = (end == End::Source) == packet.request;
         if place.way == Way::Outgoing && !is_client && packet.icmp.is_none() {
-            let groups = translation::groups(packet.family);
+            let groups = ends::groups(packet.family);
             if let Some((kind, _)) = groups.iter().find(|(_, set)| self.server.is_in(set)) {
                 return Answer::Known(name == *kind);
             }

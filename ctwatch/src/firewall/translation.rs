@@ -2,19 +2,15 @@
 //! back, though they are other flows than those to be exempted.
 //! Three ways lead there: a translation to the exempted port, a client that has this port, a reply to a new source.
 
+use super::ends;
 use super::host::Host;
 use super::ir::{Family, Hook, Nat, Target};
 use super::nat::{every_address, every_port};
 use super::path::{At, Packet, Path, Space, Way};
 use super::ranges::Ranges;
 use super::walk::{Rules, TooMuch, Translations, Walker, World};
-use super::{ExemptTarget, Firewall, Scope, options};
-use crate::model::Protocol;
+use super::{ExemptTarget, Firewall, Scope};
 
-/// Ports that a client binds itself where a server trusts it for that: bindresvport(3), NFS, rsh.
-const RESERVED: (u128, u128) = (512, 1023);
-/// Linux's ephemeral ports unless set otherwise (inet_init_net, net/ipv4/af_inet.c, 6.12).
-const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 /// So many suspicions are looked into; others count without.
 const SUSPECTED: usize = 24;
 
@@ -26,50 +22,6 @@ pub struct Caught {
     pub nat: Nat,
     /// The caught packet is the flow's first, not the reply.
     pub first: bool,
-}
-
-/// The networks of this family in which other hosts may be: unicast, and not the loopback network.
-pub fn peers(family: Family) -> Ranges {
-    let networks: &[&str] = match family {
-        Family::V4 => return Ranges::span(1 << 24, (224 << 24) - 1).without(&loopback(family)),
-        Family::V6 => &["64:ff9b::/32", "2000::/3", "fc00::/7", "fe80::/10"],
-    };
-    Ranges::of(networks.iter().flat_map(|text| network(text).intervals().to_vec()))
-}
-
-/// The loopback network of this family.
-pub fn loopback(family: Family) -> Ranges {
-    network(if family == Family::V4 { "127.0.0.0/8" } else { "::1/128" })
-}
-
-/// Addresses of this family that many hosts share, by what the routing table calls them. A net's own broadcast address is among the
-/// peers', since nobody here knows the nets.
-pub fn groups(family: Family) -> Vec<(&'static str, Ranges)> {
-    match family {
-        Family::V4 => {
-            vec![("multicast", network("224.0.0.0/4")), ("broadcast", network("255.255.255.255/32"))]
-        }
-        Family::V6 => vec![("multicast", network("ff00::/8"))],
-    }
-}
-
-fn network(text: &str) -> Ranges {
-    options::network(text).expect("it is a network")
-}
-
-/// The ports of clients elsewhere, as far as they are not chosen to do harm.
-pub fn remote_ports(proto: Protocol) -> Ranges {
-    if proto == Protocol::UDP { Ranges::span(1, 65_535) } else { Ranges::span(RESERVED.0, 65_535) }
-}
-
-/// The ports of this host's own clients. A UDP server also sends from the port it listens on.
-pub fn own_ports(proto: Protocol, ephemeral: Option<(u16, u16)>) -> Ranges {
-    let (low, high) = ephemeral.unwrap_or(EPHEMERAL);
-    if proto == Protocol::UDP {
-        Ranges::span(1, 65_535)
-    } else {
-        Ranges::of([RESERVED, (low.into(), high.into())])
-    }
 }
 
 /// Where a flow begins.
@@ -156,7 +108,7 @@ impl Asked<'_> {
     }
 
     fn start(&self, probe: &Probe) -> Path {
-        let peers = peers(self.family);
+        let peers = ends::peers(self.family);
         let (client, server) = match (self.host.own(self.family), probe.origin) {
             (Some(own), Origin::Here) => (own.clone(), own.or(&peers)),
             (Some(own), Origin::Elsewhere) => (peers.without(own), peers.clone()),
@@ -221,7 +173,7 @@ impl Asked<'_> {
 fn probes(asked: &Asked<'_>) -> Vec<Probe> {
     let proto = asked.target.proto;
     let port = Ranges::one(asked.port());
-    let (remote, own) = (remote_ports(proto), own_ports(proto, asked.ephemeral));
+    let (remote, own) = (ends::remote_ports(proto), ends::own_ports(proto, asked.ephemeral));
     let of = |origin: Origin| if origin == Origin::Here { own.clone() } else { remote.clone() };
     let leads_to_port = {
         let port = port.clone();

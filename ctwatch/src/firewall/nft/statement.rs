@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::expression::{self, Subject};
 use super::{Sets, has_key, list};
+use crate::firewall::ir::EXTENSION;
 use crate::firewall::ir::{Action, Condition, End, Family, Field, Nat, Stays, Step, Target};
-use crate::firewall::listing::EXTENSION;
 use crate::firewall::ranges::Ranges;
 
 /// Statements that neither decide on a packet nor change what a later rule asks.
