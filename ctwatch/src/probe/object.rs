@@ -80,7 +80,7 @@ fn victims(cpus: u32) -> u32 {
 }
 
 /// The ring is mapped twice over, all of it resident once it has gone round. Without events it carries no more than the ends of
-/// namespaces: room for 1,900 that are destroyed together.
+/// namespaces: room for 1,800 that are destroyed together.
 fn ring_bytes(config: &Config) -> u32 {
     if config.loss_events | config.insert_events == 0 { 256 << 10 } else { 4 << 20 }
 }
