@@ -88,7 +88,7 @@ fn record(path: &Path) -> Result<Host> {
         while !recorder.keeps_up() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        recorder.sample(&sample, second as i64 * 1_000_000)?;
+        recorder.sample(&sample)?;
     }
     recorder.finish(EndReason::Duration)?;
     Ok(host)
@@ -176,6 +176,7 @@ impl Host {
         let count = if STORM.contains(&second) { 262_144 } else { 100_000 + self.random(50_000) as u32 };
         let counters = KernelCounters { drop: self.lost, ..KernelCounters::default() };
         let mut sample = Sample {
+            mono_us: second as i64 * 1_000_000,
             counters_from: None,
             time: self.time(second),
             interval_s: 1.0,

@@ -16,7 +16,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 use core::mem::MaybeUninit;
 use ctwatch_common::Cause;
-use ctwatch_common::classify::{Counters, Moved, classify, moved, refused_with_room};
+use ctwatch_common::classify::{Counters, Moved, classify, fresh_base, moved, refused_with_room};
 use ctwatch_common::door::{DOORS, Door, kind};
 use ctwatch_common::event::{LossEvent, flag};
 use ctwatch_common::netns::NetCpu;
@@ -119,9 +119,12 @@ fn dropped(address: u64, place: u8, cpu: *mut Cpu) {
     // SAFETY: this CPU's own map value.
     let (stat, accounted) = unsafe { ((*state).stat, (*state).accounted) };
     let (now, invalid) = netns::counters_and_invalid(stat);
-    let Some(drops) = moved(now.drop, accounted.drop) else {
-        restart(state, now);
-        return;
+    let (accounted, drops) = match moved(now.drop, accounted.drop) {
+        Some(drops) => (accounted, drops),
+        None => {
+            let base = restart(state, now);
+            (base, now.drop.wrapping_sub(base.drop))
+        }
     };
     let marks = marks::find();
     // SAFETY: this CPU's own map value.
@@ -275,14 +278,21 @@ fn look_elsewhere(cpu: *mut Cpu, entry: u64, marks: marks::Found, which: &mut Mo
     }
 }
 
-/// A new netns took the address of one that is gone: start over.
+/// A new netns took the address of one that is gone: it starts over, and has just lost this packet.
 #[inline(always)]
-fn restart(state: *mut NetCpu, now: Counters) {
+fn restart(state: *mut NetCpu, now: Counters) -> Counters {
+    let base = Counters {
+        drop: fresh_base(now.drop, 1),
+        insert_failed: fresh_base(now.insert_failed, 1),
+        chaintoolong: fresh_base(now.chaintoolong, 1),
+        early_drop: fresh_base(now.early_drop, 0),
+    };
     // SAFETY: this CPU's own map value.
     unsafe {
-        (*state).base = now;
-        (*state).accounted = now;
+        (*state).base = base;
+        (*state).accounted = base;
     }
+    base
 }
 
 /// Whether a refused packet met a full table rather than a lack of memory. Reads the table's fill into the event.

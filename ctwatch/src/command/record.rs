@@ -485,7 +485,7 @@ impl LiveSink for Recording<'_> {
         if let Some(notice) = self.output.news() {
             self.tell(notice.code, &format!("stdout: {}", notice.text));
         }
-        let outcome = self.recorder.sample(sample, WallMono::now().mono_us)?;
+        let outcome = self.recorder.sample(sample)?;
         for fired in outcome.fired {
             self.take_snapshot(fired.measured.netns, SnapshotReason::Trigger);
             self.rules.trigger(fired.measured.netns, Instant::now());

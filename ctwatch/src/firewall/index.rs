@@ -128,7 +128,7 @@ fn may_depend_on_order(tables: &[RuleTable], bases: &[(i32, usize, usize)]) -> b
                 action,
                 Action::Nat(_)
                     | Action::Notrack
-                    | Action::Template
+                    | Action::Template { .. }
                     | Action::SetMark { .. }
                     | Action::MarkUnknown(..)
                     | Action::MarkFromConnection

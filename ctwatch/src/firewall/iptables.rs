@@ -190,7 +190,14 @@ fn action(name: &str, arguments: &[String]) -> Vec<Step> {
             steps.extend(
                 argument(arguments, "--helper").map(|name| Step::Do(Action::Helper(name.to_owned()))),
             );
-            steps.push(Step::Do(if has("--notrack") { Action::Notrack } else { Action::Template }));
+            steps.push(Step::Do(if has("--notrack") {
+                Action::Notrack
+            } else {
+                let zones = ["--zone", "--zone-orig", "--zone-reply"];
+                let zones =
+                    zones.into_iter().filter_map(|of| Some(format!("{of} {}", argument(arguments, of)?)));
+                Action::Template { zone: zones.reduce(|all, one| format!("{all} {one}")) }
+            }));
             steps
         }
         "MARK" => {

@@ -233,7 +233,10 @@ pub enum Action {
     WriteConnection,
     /// Give the packet a template before conntrack sees it: a zone, a timeout, events to report. With one it is tracked whatever
     /// NOTRACK said: nft_ct_set_zone_eval and nft_notrack_eval, net/netfilter/nft_ct.c, xt_ct_target, net/netfilter/xt_CT.c, 6.12.
-    Template,
+    Template {
+        /// The zone as the rule has it, if it sets one.
+        zone: Option<String>,
+    },
     /// Its effect is unknown: it may drop the packet.
     Unknown(String),
 }

@@ -519,6 +519,13 @@ impl Case<'_> {
                 self.target
             ));
         }
+        if let Some(at) = path.template.as_ref().filter(|at| path.zones_differ && spares(at)) {
+            self.add(ObjectionKind::Unknown, at, None, format!(
+                "this rule gives some packets of {} another conntrack zone than the others: their connection isn't found there, so what \
+                 rules make of them today isn't known",
+                self.target
+            ));
+        }
         if let Some(at) = &path.queued {
             self.add(ObjectionKind::Unknown, at, None,
                 "a program decides on these packets here; what it makes of untracked ones, and whether it is still asked about new \

@@ -187,6 +187,12 @@ pub struct Path {
     pub helper: Option<(At, String)>,
     /// The packet got a template.
     pub template: Option<At>,
+    /// The zone that this packet got.
+    pub zone: Option<String>,
+    /// What the flow's first packet got.
+    zone_of_flow: Option<Option<String>>,
+    /// Not all of its packets got the same.
+    pub zones_differ: bool,
     /// A program was asked.
     pub queued: Option<At>,
     /// Something happened that isn't understood.
@@ -239,6 +245,9 @@ impl Path {
             seen: None,
             helper: None,
             template: None,
+            zone: None,
+            zone_of_flow: None,
+            zones_differ: false,
             queued: None,
             unknown: None,
             mark_read: None,
@@ -307,6 +316,7 @@ impl Path {
             ),
             (&self.nat, &self.source_nat, &self.asked, &self.seen),
             (&self.helper, &self.template, &self.queued, &self.unknown, &self.mark_read, &self.counted),
+            (&self.zone, &self.zone_of_flow, self.zones_differ),
         ))
     }
 
@@ -367,9 +377,19 @@ impl Path {
 
     /// For the flow's next packet.
     pub fn next_packet(&mut self) {
-        self.exempted += usize::from(self.exempt);
+        self.end_packet();
         self.exempt = false;
         self.mark = Mark::FIRST;
+    }
+
+    /// All rules have seen this packet.
+    pub fn end_packet(&mut self) {
+        self.exempted += usize::from(self.exempt);
+        let zone = self.zone.take();
+        match &self.zone_of_flow {
+            None => self.zone_of_flow = Some(zone),
+            Some(before) => self.zones_differ |= *before != zone,
+        }
     }
 
     /// The answer, if it is the same for everything this path stands for and nothing need be assumed.

@@ -94,7 +94,7 @@ fn needed(table: &RuleTable, rule: &Rule) -> Option<(ObjectionKind, String)> {
         | Action::SetMark { .. }
         | Action::MarkUnknown(..)
         | Action::Writes(_)
-        | Action::Template
+        | Action::Template { .. }
         | Action::Unknown(_) => {
             Some((ObjectionKind::Unknown, "what this rule does depends on connection state".to_owned()))
         }

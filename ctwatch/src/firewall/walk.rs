@@ -174,7 +174,7 @@ impl<'a> Walker<'a> {
                 }
             }
         }
-        run.passed.iter_mut().for_each(|path| path.exempted += usize::from(path.exempt));
+        run.passed.iter_mut().for_each(Path::end_packet);
         Ok(run)
     }
 
@@ -372,12 +372,15 @@ impl<'a> Walker<'a> {
                         path.template.is_none() && matches!(path.view(place), View::Known(_, false));
                 }
             }
-            Action::Template => {
+            Action::Template { zone } => {
                 // iptables' CT leaves a packet alone that is exempt: xt_ct_target, net/netfilter/xt_CT.c, 6.12.
                 let spares = self.tables[place.at.table].tool != Tool::Nft;
                 let is_exempt = |path: &Path| path.exempt || !place.tracked;
                 for path in paths.iter_mut().filter(|path| !(spares && is_exempt(path))) {
                     path.template.get_or_insert(place.at);
+                    if path.zone.is_none() {
+                        path.zone.clone_from(zone);
+                    }
                 }
             }
             Action::Helper(name) => {

@@ -148,6 +148,8 @@ impl SlotSample {
 pub struct Sample {
     /// Wall clock.
     pub time: Timestamp,
+    /// CLOCK_MONOTONIC at that instant, microseconds.
+    pub mono_us: i64,
     /// Seconds since the last sample (measured, not asked for).
     pub interval_s: f64,
     /// All netns watched.

@@ -51,6 +51,7 @@ impl DeltaDecoder {
         Sample {
             counters_from: None,
             time: tick.time,
+            mono_us: tick.mono_us,
             interval_s: tick.interval_us as f64 / 1e6,
             netns: present.map(|(id, (known, after))| netns_sample(*id, known, *after, names)).collect(),
             slots: self.slots(),

@@ -79,9 +79,9 @@ impl Default for DeltaEncoder {
 
 impl DeltaEncoder {
     /// What changed since the last tick, as far as there is room for it.
-    pub fn tick(&mut self, sample: &Sample, mono_us: i64) -> Tick {
+    pub fn tick(&mut self, sample: &Sample) -> Tick {
         let budget = self.budget;
-        let tick = self.tick_within(sample, mono_us, budget);
+        let tick = self.tick_within(sample, budget);
         let used = tick.losses.len() + tick.flows.len();
         self.budget = (budget.saturating_sub(used) + SUSTAINED).min(BURST);
         tick
@@ -121,9 +121,10 @@ impl DeltaEncoder {
         Self { most_unwritten, ..Self::default() }
     }
 
-    pub(super) fn tick_within(&mut self, sample: &Sample, mono_us: i64, room: usize) -> Tick {
+    pub(super) fn tick_within(&mut self, sample: &Sample, room: usize) -> Tick {
         let Sample {
             time,
+            mono_us,
             interval_s,
             netns,
             counters_from: _,
@@ -135,7 +136,7 @@ impl DeltaEncoder {
             flows,
         } = sample;
         self.generation = self.generation.wrapping_add(1);
-        let mut tick = Tick::quiet(*time, mono_us, (interval_s * 1e6).round() as i64);
+        let mut tick = Tick::quiet(*time, *mono_us, (interval_s * 1e6).round() as i64);
         tick.restarted = flows.restarted;
         tick.netns = self.netns(netns);
         self.take_slots(sample);

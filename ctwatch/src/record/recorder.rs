@@ -178,8 +178,9 @@ impl Recorder {
     ///
     /// # Errors
     /// Writing failed: [`Recorder::finish`] says why.
-    pub fn sample(&mut self, sample: &Sample, mono_us: i64) -> Result<Outcome> {
-        let at = WallMono { time: sample.time, mono_us };
+    pub fn sample(&mut self, sample: &Sample) -> Result<Outcome> {
+        let at = WallMono { time: sample.time, mono_us: sample.mono_us };
+        let mono_us = sample.mono_us;
         let report = self.state.sample(sample);
         if self.settings_at.is_none_or(|last| mono_us - last >= SETTINGS_EVERY_US) {
             self.settings_at = Some(mono_us);
@@ -202,7 +203,7 @@ impl Recorder {
             self.notice(at, "slots_full", &text);
         }
         if self.keeps_up() {
-            let mut tick = self.encoder.tick(sample, mono_us);
+            let mut tick = self.encoder.tick(sample);
             let unexplained = &report.unexplained;
             tick.unexplained = [
                 unexplained.drop,

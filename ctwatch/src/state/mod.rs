@@ -188,6 +188,7 @@ impl State {
     fn take(&mut self, sample: &Sample, is_shown: bool) -> Tick {
         let Sample {
             time,
+            mono_us: _,
             interval_s,
             netns,
             counters_from,

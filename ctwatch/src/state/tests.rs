@@ -80,6 +80,7 @@ fn sample(netns: Vec<NetnsSample>, slots: Vec<SlotSample>) -> Sample {
     Sample {
         counters_from: None,
         time: time(0),
+        mono_us: 0,
         interval_s: 1.0,
         netns,
         slots,

@@ -310,10 +310,11 @@ impl Watch {
         let netns = self.netns.samples(&before, &after);
         self.netns.forget_gone(now, slots.iter().chain(&retired));
         let flows = self.flows(&retired, &slots);
-        let time = self.losses.clock.time();
+        let (time, mono_us) = (self.losses.clock.time(), self.losses.clock.monotonic_us());
         let counters_from = self.netns.counters_from;
         Ok(Sample {
             time,
+            mono_us,
             interval_s,
             netns,
             counters_from,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ctwatch::kernel::roots::Roots;
-use ctwatch::model::Backend;
+use ctwatch::model::{Backend, Sample};
 use ctwatch::record::delta_decoder::DeltaDecoder;
 use ctwatch::record::recorder::{Fired, Plan, Recorder};
 use ctwatch::record::rows::{EndReason, RunEnd};
@@ -54,7 +54,9 @@ impl Seconds {
             tick.losses.clear();
         }
         self.0.add(&tick);
-        recorder.sample(&self.0.sample(&tick, &Default::default()), second * 1_000_000).unwrap().fired
+        let mono_us = second * 1_000_000;
+        let sample = Sample { mono_us, ..self.0.sample(&tick, &Default::default()) };
+        recorder.sample(&sample).unwrap().fired
     }
 }
 

@@ -79,6 +79,7 @@ fn samples(seconds: &[Second]) -> Vec<Sample> {
         let mut slots: Vec<SlotSample> = slots.iter().map(sample).collect();
         slots.sort_by_key(|slot| slot.key);
         samples.push(Sample {
+            mono_us: 0,
             counters_from: None,
             time: at(second).time,
             interval_s: 1.0,
@@ -111,7 +112,7 @@ fn record(path: &Path, samples: &[Sample], seen: u64) {
     let mut writer = Writer::open(path, &run()).unwrap();
     let mut encoder = DeltaEncoder::default();
     for (second, sample) in (1..).zip(samples) {
-        let mut tick = encoder.tick(sample, at(second).mono_us);
+        let mut tick = encoder.tick(&Sample { mono_us: at(second).mono_us, ..sample.clone() });
         tick.events_seen = seen;
         let name = Names { name: Some("host".into()), container: None };
         writer
@@ -333,7 +334,7 @@ fn namespaces_that_had_one_inode_number_are_chosen_as_ctwatch_prints_them() {
         .map(|(id, count)| SlotSample { key: SlotKey { netns: id.packed(), ..lost.key }, count, ..lost })
         .collect();
     let mut writer = Writer::open(&path, &run()).unwrap();
-    let tick = Some(DeltaEncoder::default().tick(&sample, at(1).mono_us));
+    let tick = Some(DeltaEncoder::default().tick(&Sample { mono_us: at(1).mono_us, ..sample }));
     let names = lives.map(|id| (id, Names { name: None, container: None })).into();
     writer.write(&Batch { tick, names, ..Batch::default() }).unwrap();
     drop(writer);

@@ -110,6 +110,7 @@ pub fn storm(second: u64) -> Sample {
         access: NetnsAccess::Readable,
     };
     Sample {
+        mono_us: 0,
         counters_from: Some(CounterSource::Procfs),
         time: time(i64::try_from(second).unwrap() * 1_000),
         interval_s: 1.0,

@@ -91,6 +91,7 @@ impl Host {
             failed: 0,
         };
         Sample {
+            mono_us: 0,
             counters_from: None,
             time: at(self.now),
             interval_s,

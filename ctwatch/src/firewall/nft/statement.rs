@@ -119,7 +119,11 @@ fn verdict_map(steps: &mut Vec<Step>, body: &Value, sets: &Sets) {
 fn mangle(body: &Value) -> Option<Action> {
     let (key, value) = (&body["key"], &body["value"]);
     if let Some(ct) = key.get("ct") {
-        return Some(if ct["key"] == "zone" { Action::Template } else { Action::WriteConnection });
+        return Some(if ct["key"] == "zone" {
+            Action::Template { zone: Some(value.to_string()) }
+        } else {
+            Action::WriteConnection
+        });
     }
     // Its mark, its label for SELinux, a class by it.
     if has_key(value, "ct") {

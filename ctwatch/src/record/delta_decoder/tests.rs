@@ -58,6 +58,7 @@ fn samples(steps: &[Step]) -> Vec<Sample> {
         samples.push(Sample {
             counters_from: None,
             time: Timestamp::from_second(second as i64).unwrap(),
+            mono_us: 0,
             interval_s: 1.0,
             // A netns that can't be read for a while is in no sample.
             netns: if count.is_some() { vec![netns] } else { Vec::new() },
@@ -115,7 +116,7 @@ proptest! {
     fn what_was_recorded_is_what_was_sampled(steps in steps()) {
         let (mut encoder, mut decoder) = (DeltaEncoder::default(), DeltaDecoder::default());
         for sample in samples(&steps) {
-            let tick = encoder.tick(&sample, 0);
+            let tick = encoder.tick(&sample);
             decoder.add(&tick);
             let is_there = !sample.netns.is_empty();
             prop_assert_eq!(text(&decoder.sample(&tick, &HashMap::new()), is_there), text(&sample, is_there));
@@ -133,7 +134,7 @@ proptest! {
             sample.netns.clear();
         }
         for (sample, retiring) in samples.iter().zip(retiring(&samples, &retires)) {
-            let tick = encoder.tick(&retiring, 0);
+            let tick = encoder.tick(&retiring);
             decoder.add(&tick);
             prop_assert_eq!(text(&decoder.sample(&tick, &HashMap::new()), true), text(sample, true));
         }
@@ -152,7 +153,7 @@ proptest! {
             sample.netns.clear();
         }
         for (sample, retiring) in samples.iter().zip(retiring(&samples, &retires)) {
-            let tick = encoder.tick_within(&retiring, 0, room);
+            let tick = encoder.tick_within(&retiring, room);
             decoder.add(&tick);
             prop_assert_eq!(sums(&decoder.sample(&tick, &HashMap::new())), sums(sample));
         }
@@ -171,7 +172,7 @@ proptest! {
         let mut samples = samples(&steps);
         for sample in &mut samples {
             sample.netns.clear();
-            let tick = encoder.tick_within(sample, 0, room);
+            let tick = encoder.tick_within(sample, room);
             prop_assert!(tick.losses.len() + tick.flows.len() <= room);
             decoder.add(&tick);
             prop_assert_eq!(sums(&decoder.sample(&tick, &HashMap::new())), sums(sample));
@@ -189,7 +190,7 @@ proptest! {
     fn downsampled_ticks_add_up_to_the_same(steps in steps(), group in 1..5usize) {
         let mut encoder = DeltaEncoder::default();
         let samples = samples(&steps);
-        let ticks: Vec<Tick> = samples.iter().map(|sample| encoder.tick(sample, 0)).collect();
+        let ticks: Vec<Tick> = samples.iter().map(|sample| encoder.tick(sample)).collect();
         let (mut fine, mut coarse) = (DeltaDecoder::default(), DeltaDecoder::default());
         for ticks in ticks.chunks(group) {
             let mut one = ticks[0].clone();
@@ -213,12 +214,12 @@ proptest! {
         let samples = samples(&steps);
         let at = at.min(samples.len() - 1);
         for sample in &samples[..at] {
-            encoder.tick(sample, 0);
+            encoder.tick(sample);
         }
         encoder.begin_file();
         let mut decoder = DeltaDecoder::default();
         for sample in &samples[at..] {
-            decoder.add(&encoder.tick(sample, 0));
+            decoder.add(&encoder.tick(sample));
         }
         let total = |sample: &Sample| sample.slots.iter().map(|slot| slot.count + slot.deletes).sum::<u64>();
         let before = at.checked_sub(1).map_or(0, |last| total(&samples[last]));

@@ -82,6 +82,7 @@ fn netns_sample() -> NetnsSample {
 fn sample() -> Sample {
     Sample {
         time: Timestamp::UNIX_EPOCH,
+        mono_us: 0,
         interval_s: 1.0,
         netns: Vec::new(),
         counters_from: None,
