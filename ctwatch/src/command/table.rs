@@ -99,7 +99,7 @@ struct Look {
 impl Look {
     /// All tables that were asked for, or that may be entered.
     fn at_all(&self) -> Result<TableReport> {
-        if module::loaded(&self.roots).is_none() && !module::is_hidden(&self.roots) {
+        if !module::is_there(&self.roots) {
             return Err(Failure::cannot_watch(NOT_LOADED).into());
         }
         let started = Instant::now();

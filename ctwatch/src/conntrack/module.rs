@@ -13,6 +13,12 @@ pub fn loaded(roots: &Roots) -> Option<u64> {
     loaded.then(|| identity.unwrap_or(0))
 }
 
+/// Whether it is there at all, its sysctls hidden or not.
+#[must_use]
+pub fn is_there(roots: &Roots) -> bool {
+    loaded(roots).is_some() || is_hidden(roots)
+}
+
 /// Whether it is there, and only its sysctls aren't: before 5.15 they are hidden from a netns whose owner is not the initial
 /// user namespace (nf_conntrack_standalone_init_sysctl, net/netfilter/nf_conntrack_standalone.c).
 #[must_use]

@@ -25,6 +25,7 @@ use crate::conntrack::{module, stat};
 use crate::kernel::Kernel;
 use crate::kernel::release::release_number;
 use crate::kernel::roots::Roots;
+use crate::kernel::symbols::Symbols;
 use crate::memory;
 use crate::model::{Clock, CounterSource, KernelCounters, Loss, NetnsId, Sample, SlotSample};
 use crate::probe::doors::{self as places, Loaded};
@@ -167,7 +168,7 @@ impl Watch {
         &mut self,
         options: ProbeOptions,
         kernel: Kernel,
-        loader: Option<Loader>,
+        mut loader: Option<Loader>,
         start: &mut StartInfo,
     ) -> Result<BTreeMap<NetnsId, Bases>> {
         let namespaces = &self.netns.namespaces;
@@ -180,7 +181,9 @@ impl Watch {
             netns: NetnsRoom::new(namespaces.len(), config.cpus).namespaces,
             late_bases: late.nonzero() + SPARE_LATE_BASES,
         };
-        let (plan, mut probe) = attach_what_attaches(loader, &kernel, options, sizes, self.config.log_level)?;
+        let (plan, mut probe) = attach_what_attaches(&kernel, options, |plan, symbols, config| {
+            Probe::attach(loader.take(), plan, symbols, config, sizes(config), self.config.log_level)
+        })?;
         drop(kernel);
         self.doors = modules;
         probe.shared.set_doors(&doors);
@@ -416,33 +419,21 @@ impl EarlierTotals {
     }
 }
 
-/// Attaches all hooks that this kernel has and allows. One that it refuses costs what it stands for: a new plan does
-/// without it.
 /// Which hooks this kernel doesn't have or refuses, all options on: tried, and taken away again.
 pub fn missing_hooks(kernel: &Kernel, raw_tracepoints: RawTpReentrancy) -> Result<Vec<MissingHook>> {
-    let (symbols, btf) = kernel.both()?;
-    let mut symbols = symbols.clone();
-    let mut options = ProbeOptions::everything(raw_tracepoints);
-    for other in kernel.functions().map(|functions| shapes::compare(&functions).others).unwrap_or_default() {
-        other.do_without(&mut symbols, &mut options)?;
-    }
-    loop {
-        let mut config = offsets::resolve(btf, &symbols)?;
-        let plan = plan(&symbols, options, &mut config).map_err(anyhow::Error::msg)?;
-        match Probe::try_hooks(&config, &symbols, &plan.attachments) {
-            Ok(()) => return Ok(plan.missing),
-            Err(error) => error.downcast::<HookRefused>()?.do_without(&mut symbols, &mut options)?,
-        }
-    }
+    let options = ProbeOptions::everything(raw_tracepoints);
+    let (plan, ()) = attach_what_attaches(kernel, options, |plan, symbols, config| {
+        Probe::try_hooks(config, symbols, &plan.attachments)
+    })?;
+    Ok(plan.missing)
 }
 
-fn attach_what_attaches(
-    mut loader: Option<Loader>,
+/// Plans, and plans again without each hook that is refused, until all the others attach.
+fn attach_what_attaches<T>(
     kernel: &Kernel,
     mut options: ProbeOptions,
-    sizes: impl Fn(&Config) -> MapSizes,
-    log_level: u8,
-) -> Result<(Plan, Probe)> {
+    mut attach: impl FnMut(&Plan, &Symbols, &Config) -> Result<T>,
+) -> Result<(Plan, T)> {
     let (symbols, btf) = kernel.both()?;
     let mut symbols = symbols.clone();
     for other in kernel.functions().map(|functions| shapes::compare(&functions).others).unwrap_or_default() {
@@ -451,8 +442,8 @@ fn attach_what_attaches(
     loop {
         let mut config = offsets::resolve(btf, &symbols)?;
         let plan = plan(&symbols, options, &mut config).map_err(anyhow::Error::msg)?;
-        match Probe::attach(loader.take(), &plan, &symbols, &config, sizes(&config), log_level) {
-            Ok(probe) => return Ok((plan, probe)),
+        match attach(&plan, &symbols, &config) {
+            Ok(attached) => return Ok((plan, attached)),
             Err(error) => error.downcast::<HookRefused>()?.do_without(&mut symbols, &mut options)?,
         }
     }

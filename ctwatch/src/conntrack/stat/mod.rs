@@ -77,8 +77,7 @@ fn counters_here() -> Result<Stat> {
         return Ok(stat);
     }
     // To ask ctnetlink would load nf_conntrack.
-    let roots = Roots::default();
-    if module::loaded(&roots).is_none() && !module::is_hidden(&roots) {
+    if !module::is_there(&Roots::default()) {
         bail!("nf_conntrack is not loaded, so there are no counters");
     }
     ctnetlink::read_here()

@@ -149,17 +149,8 @@ pub(super) fn kallsyms(bytes: &[u8]) {
 fn watch(types: &Btf, symbols: &Symbols) {
     let Ok(mut config) = offsets::resolve(types, symbols) else { return };
     for kprobes in [true, false] {
-        let options = ProbeOptions {
-            kprobes,
-            flows: true,
-            insert_events: true,
-            loss_events: true,
-            event_details: true,
-            owners: true,
-            invalid: true,
-            trace_init_conntrack: kprobes,
-            raw_tracepoints: RawTpReentrancy::Nested,
-        };
+        let everything = ProbeOptions::everything(RawTpReentrancy::Nested);
+        let options = ProbeOptions { kprobes, trace_init_conntrack: kprobes, ..everything };
         let _ = plan::plan(symbols, options, &mut config);
     }
 }
