@@ -190,6 +190,8 @@ pub struct Control {
     /// Namespaces that went and whose inode number found no room for another generation: the next one with that number is
     /// taken for the same.
     pub unnumbered: u64,
+    /// Jiffies when a helper last found no room for an expectation; 0 if it never did.
+    pub expectation_refused: u64,
     /// Where else than in `nf_hook_slow` refused packets are freed. User space writes it.
     pub doors: [Door; DOORS],
 }
@@ -209,6 +211,7 @@ impl Control {
         sync_id: 0,
         crowded: 0,
         unnumbered: 0,
+        expectation_refused: 0,
         doors: [Door::NONE; DOORS],
     };
 }

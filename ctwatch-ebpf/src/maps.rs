@@ -67,13 +67,12 @@ pub struct Cpu {
     /// The stack of the context that evicted an entry last, and when that was: its new flow is about to be confirmed.
     pub evicting_stack: u64,
     pub evicting_at: u64,
-    /// The context whose helper found no room for an expectation, and since when, in jiffies: its packet is about to be
-    /// dropped.
-    pub expecting: Mark,
     /// Where a socket's owner is assembled: it would not fit the stack.
     pub noted: SocketOwner,
     /// Contexts in which early_drop found no victim: their packets are about to be dropped.
     pub marks: [Mark; MARKS],
+    /// Contexts whose helper found no room for an expectation: their packets are about to be dropped.
+    pub expecting: [Mark; MARKS],
     /// When counts were last reconciled here, in jiffies: what had been counted and not freed by then is counted already.
     pub reconciled: u64,
     /// A packet of which a context with a mark will tell whether it was refused.

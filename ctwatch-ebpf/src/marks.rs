@@ -1,8 +1,9 @@
-//! Marks connect what early_drop returned with the packet that is dropped a moment later in the same context.
+//! Marks connect what early_drop returned, or a helper was told, with the packet that is dropped a moment later in the same
+//! context.
 //! A context is known by its stack: nested softirqs run on another one, and a preempted task keeps its own.
 
 use crate::config::config;
-use crate::maps::{CPU, Cpu, MARKS, Mark};
+use crate::maps::{CPU, Cpu, MARKS, Mark, control};
 use crate::netns;
 use crate::percpu::{as_number, this_cpu};
 use crate::read::read;
@@ -47,16 +48,23 @@ fn now() -> u64 {
     unsafe { bpf_jiffies64() }
 }
 
-/// Leaves a mark for the context with this stack pointer.
+/// Leaves a mark for the context with this stack pointer: early_drop found no victim for its packet.
 ///
 /// # Safety
 /// `cpu` must be this CPU's record.
 #[inline(always)]
 pub unsafe fn leave(cpu: *mut Cpu, stack: u64) {
+    // SAFETY: the caller's.
+    unsafe { leave_among(&raw mut (*cpu).marks, stack) }
+}
+
+/// # Safety
+/// `marks` must be in this CPU's record.
+#[inline(always)]
+unsafe fn leave_among(marks: *mut [Mark; MARKS], stack: u64) {
     let now = now();
     // SAFETY: the caller's.
     unsafe {
-        let marks = &raw mut (*cpu).marks;
         for index in 0..MARKS {
             let mark = &raw mut (*marks)[index];
             if (*mark).stack == 0
@@ -139,6 +147,14 @@ pub fn cpu_of(number: u32) -> *mut Cpu {
 /// the configuration says `preempts`.
 #[inline(always)]
 pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
+    take_among_others(cpu, |other| {
+        // SAFETY: a pointer into the map's value is only computed.
+        unsafe { &raw mut (*other).marks }
+    })
+}
+
+#[inline(always)]
+fn take_among_others(cpu: *mut Cpu, marks_of: impl Fn(*mut Cpu) -> *mut [Mark; MARKS]) -> Option<u32> {
     let stack = here(cpu);
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
@@ -155,10 +171,11 @@ pub fn take_from_another(cpu: *mut Cpu) -> Option<u32> {
         if other.is_null() {
             break;
         }
+        let marks = marks_of(other);
         for index in 0..MARKS {
             // SAFETY: another CPU's map value; a stack is its task's alone, so nobody else takes this mark.
             unsafe {
-                let mark = &raw mut (*other).marks[index];
+                let mark = &raw mut (*marks)[index];
                 let Mark { stack: left, since } = core::ptr::read_volatile(mark);
                 if left != 0 && is_near(left, stack) && now() - since <= OLD && is_proof(since, other) {
                     core::ptr::write_volatile(&raw mut (*mark).stack, 0);
@@ -240,44 +257,62 @@ pub unsafe fn take_eviction(cpu: *mut Cpu, stack: u64) -> Option<u64> {
     }
 }
 
-/// Notes that this context's helper found no room for an expectation.
+/// Leaves a mark for a context whose helper found no room for an expectation.
 ///
 /// # Safety
 /// `cpu` must be this CPU's record.
 #[inline(always)]
 pub unsafe fn expectation_refused(cpu: *mut Cpu, stack: u64) {
-    // SAFETY: the caller's.
-    unsafe { (*cpu).expecting = Mark { stack, since: now() } };
-}
-
-/// Whether a helper's refusal is noted on this CPU at all: nearly never.
-///
-/// # Safety
-/// `cpu` must be this CPU's record.
-#[inline(always)]
-pub unsafe fn has_refused_expectation(cpu: *mut Cpu) -> bool {
-    // SAFETY: the caller's.
-    unsafe { core::ptr::read_volatile(&raw const (*cpu).expecting.stack) != 0 }
-}
-
-/// Whether this context's helper has just found no room for an expectation. The note is removed: it drops one packet.
-#[inline(never)]
-pub fn take_refused_expectation(cpu: *mut Cpu) -> bool {
-    let stack = here(cpu);
-    // SAFETY: the caller's record of this CPU.
+    // SAFETY: the caller's; a pointer into the map's value.
     unsafe {
-        let Mark { stack: left, since } = (*cpu).expecting;
-        if now() - since > OLD {
-            // Some helpers let the packet pass all the same.
-            (*cpu).expecting.stack = 0;
-            return false;
+        leave_among(&raw mut (*cpu).expecting, stack);
+        if let Some(control) = control() {
+            core::ptr::write_volatile(&raw mut (*control).expectation_refused, now());
         }
-        let is_mine = is_near(left, stack);
-        if is_mine {
-            (*cpu).expecting.stack = 0;
-        }
-        is_mine
     }
+}
+
+/// Whether this context's helper has just found no room for an expectation, here or, if it is a task, where it was before it
+/// was migrated. The mark is removed: a helper drops one packet. Nearly always one word is read.
+#[inline(always)]
+pub fn take_refused_expectation() -> bool {
+    let Some(control) = control() else { return false };
+    // SAFETY: a pointer into the map's value.
+    let last = unsafe { core::ptr::read_volatile(&raw const (*control).expectation_refused) };
+    // Some helpers let the packet pass all the same: their marks are left behind.
+    last != 0 && now() - last <= OLD && (take_expectation_here() != 0 || take_expectation_elsewhere() != 0)
+}
+
+/// A global function, like [`find_mark`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_expectation_here() -> u64 {
+    let Some(cpu) = this_cpu() else { return 0 };
+    // SAFETY: this CPU's own map value, and a frame that holds little more than what is taken the address of.
+    unsafe {
+        let stack = in_this_frame(cpu);
+        let marks = &raw mut (*cpu).expecting;
+        for index in 0..MARKS {
+            let mark = &raw mut (*marks)[index];
+            if (*mark).stack != 0 && is_near((*mark).stack, stack) {
+                (*mark).stack = 0;
+                return u64::from(now() - (*mark).since <= OLD);
+            }
+        }
+    }
+    0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_expectation_elsewhere() -> u64 {
+    let Some(cpu) = this_cpu() else { return 0 };
+    if config!(preempts) == 0 {
+        return 0;
+    }
+    // SAFETY: a pointer into the map's value is only computed.
+    let taken = take_among_others(cpu, |other| unsafe { &raw mut (*other).expecting });
+    u64::from(taken.is_some())
 }
 
 /// Removes this context's mark.

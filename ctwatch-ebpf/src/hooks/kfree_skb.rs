@@ -154,13 +154,7 @@ fn dropped(address: u64, place: u8, cpu: *mut Cpu) {
     which.drop |= withheld;
     let mut cause = match classify(which, entry != 0, full) {
         Some(cause) => cause,
-        // SAFETY: this CPU's own map value.
-        None if entry != 0
-            && unsafe { marks::has_refused_expectation(cpu) }
-            && marks::take_refused_expectation(cpu) =>
-        {
-            Cause::ExpectFull
-        }
+        None if entry != 0 && marks::take_refused_expectation() => Cause::ExpectFull,
         None => {
             // SAFETY: this CPU's own map value.
             unsafe { marks::clear(cpu, marks) };
