@@ -37,7 +37,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("view", &["foreign", "text", "model", "contract", "state", "advise"]),
     (
         "postmortem",
-        &["foreign", "error", "text", "model", "contract", "firewall", "record", "advise", "view"],
+        &["foreign", "error", "text", "model", "contract", "firewall", "state", "record", "advise", "view"],
     ),
     (
         "cli",

@@ -37,11 +37,11 @@ const NOT_LOADED: &str = "nf_conntrack is not loaded, so nothing is tracked and 
 /// Runs it.
 pub fn run(config: &Config, table: &TableConfig) -> Result<Exit> {
     confine(config, Work::Lists, &Files::default());
-    event_loop()?.block_on(look_on(config, table))
+    event_loop()?.block_on(run_loop(config, table))
 }
 
-async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
-    let look = Look {
+async fn run_loop(config: &Config, table: &TableConfig) -> Result<Exit> {
+    let request = TableRequest {
         roots: config.roots(),
         settings: table.settings.clone(),
         netns: netns_spec::resolve(&table.netns)?,
@@ -53,11 +53,11 @@ async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
     shutdown.end_within(Duration::from_secs(1));
     loop {
         let started = Instant::now();
-        let listed = Arc::clone(&look.listed);
+        let listed = Arc::clone(&request.listed);
         listed.store(0, Ordering::Relaxed);
         let progress =
             Progress::show(move || format!("listing: {} entries", thousands(listed.load(Ordering::Relaxed))));
-        let listing = aside(&look)?;
+        let listing = aside(&request)?;
         let report = tokio::select! {
             biased;
             _ = shutdown.wait() => return Ok(Exit::Done),
@@ -76,18 +76,18 @@ async fn look_on(config: &Config, table: &TableConfig) -> Result<Exit> {
 }
 
 /// Lists them on a thread of its own. One that is cut short ends with the process.
-fn aside(look: &Look) -> Result<oneshot::Receiver<Result<TableReport>>> {
-    let look = look.clone();
+fn aside(request: &TableRequest) -> Result<oneshot::Receiver<Result<TableReport>>> {
+    let request = request.clone();
     let (sender, listed) = oneshot::channel();
     // Nobody waits for it any more if a signal came.
-    threads::start("tables", 2 << 20, move || drop(sender.send(look.at_all())))
+    threads::start("tables", 2 << 20, move || drop(sender.send(request.at_all())))
         .context("starting the thread that lists the tables")?;
     Ok(listed)
 }
 
 /// What to look at, and how.
 #[derive(Clone)]
-struct Look {
+struct TableRequest {
     roots: Roots,
     settings: BreakdownConfig,
     /// Those asked for; `None` means all.
@@ -96,7 +96,7 @@ struct Look {
     listed: Arc<AtomicU64>,
 }
 
-impl Look {
+impl TableRequest {
     /// All tables that were asked for, or that may be entered.
     fn at_all(&self) -> Result<TableReport> {
         if !module::is_there(&self.roots) {

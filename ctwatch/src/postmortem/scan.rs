@@ -18,6 +18,7 @@ use crate::contract::TableStatus;
 use crate::model::{Census, CounterArray, FlowOffset, NetnsId, ServicePort, WallMono};
 use crate::record::reader::Stored;
 use crate::record::tick::{NetnsTick, Presence, Tick};
+use crate::state::occupancy;
 
 /// An incident begins at this fill, or with a loss.
 const ONSET_FILL: f64 = 0.9;
@@ -449,14 +450,11 @@ impl Entries {
         }
         let mut most: Vec<(ServicePort, i64)> =
             sums.into_iter().filter(|(_, entries)| *entries > 0).collect();
-        // The kernel's count is the judge. While entries come and go it is read at another instant.
         let all: i64 = most.iter().map(|(_, entries)| entries).sum();
-        let count = i64::from(count.unwrap_or(0));
-        let slack = if quiet { 0 } else { (count / 100).max(64) };
-        let agrees = all.abs_diff(count) <= slack.unsigned_abs();
+        let exact = *exact && self.overflow == 0 && occupancy::agrees(all.unsigned_abs(), count, quiet);
         most.sort_unstable_by_key(|(port, entries)| (Reverse(*entries), *port));
         most.truncate(OCCUPANTS);
-        (most, *exact && agrees && self.overflow == 0)
+        (most, exact)
     }
 }
 

@@ -213,10 +213,10 @@ impl Retention {
         let mut rows = statement.query([self.swept])?;
         let mut to = None;
         while let Some(row) = rows.next()? {
-            if row.get::<_, i64>(2)? >= ages.cutoff(row.get(1)?, now_us, detail_us) {
+            if row.get::<_, i64>("mono_us")? >= ages.cutoff(row.get("run")?, now_us, detail_us) {
                 break;
             }
-            to = Some(row.get::<_, i64>(0)?);
+            to = Some(row.get::<_, i64>("id")?);
         }
         let Some(to) = to else { return Ok(()) };
         connection
@@ -296,7 +296,7 @@ impl Retention {
         let found = connection
             .prepare_cached(oldest)?
             .query_row([self.unsummed], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+                Ok((row.get::<_, i64>("id")?, row.get::<_, i64>("run")?, row.get::<_, i64>("mono_us")?))
             })
             .optional()?;
         let due = found.filter(|(_, run, mono_us)| self.summing || keep.is_due(*run, *mono_us));
@@ -309,10 +309,10 @@ impl Retention {
         let mut rows = statement.query([from, STEP as i64])?;
         let (mut to, mut ticks) = (None, 0);
         while let Some(row) = rows.next()? {
-            if row.get::<_, i64>(1)? != run || !keep.is_older(run, row.get(2)?) {
+            if row.get::<_, i64>("run")? != run || !keep.is_older(run, row.get("mono_us")?) {
                 break;
             }
-            to = Some(row.get(0)?);
+            to = Some(row.get("id")?);
             ticks += 1;
         }
         drop(rows);
@@ -336,7 +336,7 @@ impl Retention {
     ) -> Result<bool, ReadError> {
         let sql = "SELECT id, mono_us FROM notice WHERE id >= ?1 AND run = ?2 ORDER BY id LIMIT 600";
         let oldest = "SELECT id, mono_us FROM notice WHERE id >= ?1 AND run = ?2 ORDER BY id LIMIT 1";
-        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
+        let row = |row: &Row<'_>| Ok((row.get::<_, i64>("id")?, row.get::<_, i64>("mono_us")?));
         let first = connection.prepare_cached(oldest)?.query_row([self.notices_from, run], row).optional()?;
         let Some((first, _)) = first.filter(|(id, mono_us)| {
             self.notices_from = *id;
@@ -361,8 +361,9 @@ impl Retention {
                      (SELECT 1 FROM incident i WHERE tick.id >= i.detail_from AND tick.first <= i.detail_to) \
                      ORDER BY id LIMIT ?4";
                 let limits = params![self.cursors[usize::from(level)], last - spared, level, STEP as i64];
-                let ids =
-                    each(connection, sql, limits, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+                let ids = each(connection, sql, limits, |row| {
+                    Ok((row.get::<_, i64>("id")?, row.get::<_, i64>("run")?))
+                })?;
                 // A few are not worth a step, and would leave fragments.
                 let Some((from, run)) = ids.first().copied().filter(|_| ids.len() >= WORTH_A_STEP) else {
                     continue;
@@ -401,7 +402,7 @@ impl Retention {
         level: u8,
     ) -> Result<i64, ReadError> {
         let incidents = each(connection, "SELECT detail_from, detail_to FROM incident", [], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+            Ok((row.get::<_, i64>("detail_from")?, row.get::<_, i64>("detail_to")?))
         })?;
         let claimed =
             |tick: &Stored| incidents.iter().any(|(from, to)| tick.id >= *from && tick.first <= *to);
@@ -563,8 +564,9 @@ fn drop_censuses_of(
         return Ok(());
     }
     let sql = "SELECT id, netns FROM census WHERE tick BETWEEN ?1 AND ?2";
-    let there =
-        each(transaction, sql, [place.first, place.id], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))?;
+    let there = each(transaction, sql, [place.first, place.id], |row| {
+        Ok((row.get::<_, i64>("id")?, row.get("netns")?))
+    })?;
     let old = there.into_iter().filter(|(_, netns)| gone.contains(netns));
     old.map(|(id, _)| id).try_for_each(|id| drop_census(transaction, id))
 }
@@ -642,7 +644,7 @@ fn old_run(connection: &Connection, current: i64, keep: &Keep<'_>) -> Result<Opt
     // Ticks are numbered through all runs.
     let mut runs = connection.prepare_cached(
         "SELECT id, started_mono_us, first_tick, \
-         (SELECT n.first_tick FROM run n WHERE n.id > r.id ORDER BY n.id LIMIT 1) - 1 \
+         (SELECT n.first_tick FROM run n WHERE n.id > r.id ORDER BY n.id LIMIT 1) - 1 AS last_tick \
          FROM run r WHERE id < ?1 ORDER BY id",
     )?;
     let mut last = connection.prepare_cached(
@@ -653,8 +655,8 @@ fn old_run(connection: &Connection, current: i64, keep: &Keep<'_>) -> Result<Opt
     )?;
     let mut runs = runs.query([current])?;
     while let Some(row) = runs.next()? {
-        let (run, started_us): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let ticks = [row.get(2)?, row.get(3)?, run];
+        let (run, started_us): (i64, i64) = (row.get("id")?, row.get("started_mono_us")?);
+        let ticks = [row.get("first_tick")?, row.get("last_tick")?, run];
         // Where each of its sums ends is kept by the last one.
         let last_us: Option<i64> = last.query_row(ticks, |row| row.get(0)).optional()?;
         if !keep.is_older(run, last_us.unwrap_or(started_us).max(started_us)) {
@@ -713,7 +715,7 @@ mod tests {
         connection.execute("DELETE FROM event WHERE place = 1", []).unwrap();
         drop_zones(&connection, [1, 8]).unwrap();
         let mut statement = connection.prepare("SELECT tick, place FROM event_zone ORDER BY tick").unwrap();
-        let left = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let left = statement.query_map([], |row| Ok((row.get("tick")?, row.get("place")?))).unwrap();
         let left: Vec<(i64, i64)> = left.map(Result::unwrap).collect();
         // That of a tick that wasn't looked at stays until it is.
         assert_eq!(left, [(7, 0), (9, 0)]);

@@ -10,7 +10,7 @@ mod forecast;
 mod given_up;
 mod key;
 mod namespaces;
-mod occupancy;
+pub mod occupancy;
 mod packets;
 mod rows;
 mod settings;

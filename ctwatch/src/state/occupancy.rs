@@ -270,11 +270,8 @@ impl Flows {
         }
     }
 
-    /// The kernel's count is the judge. While entries come and go it is read at another instant.
     fn is_exact(&self, count: Option<u32>) -> bool {
-        let count = u64::from(count.unwrap_or(0));
-        let slack = if self.quiet { 0 } else { (count / 100).max(64) };
-        self.known == Some(true) && self.occupied.abs_diff(count) <= slack
+        self.known == Some(true) && agrees(self.occupied, count, self.quiet)
     }
 
     fn occupants(&self) -> Vec<Occupant> {
@@ -317,6 +314,14 @@ impl Key {
         let newer = self.inserts.saturating_sub(inserts) as f64;
         (newer <= entries.max(FEW)).then(|| time_wait / entries.max(1.0))
     }
+}
+
+/// Whether the entries of all services add up to the kernel's count, which is the judge. While entries come and go (not
+/// `quiet`) it is read at another instant than they are.
+pub fn agrees(entries: u64, count: Option<u32>, quiet: bool) -> bool {
+    let count = u64::from(count.unwrap_or(0));
+    let slack = if quiet { 0 } else { (count / 100).max(64) };
+    entries.abs_diff(count) <= slack
 }
 
 /// To a tenth.

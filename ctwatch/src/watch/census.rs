@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_secs(300);
 const APART_TICKS: u32 = 3;
 
 /// What the thread found in one netns.
-struct Taken {
+struct Counted {
     count: Count,
     before: Vec<SlotSample>,
     after: Vec<SlotSample>,
@@ -41,14 +41,14 @@ struct Taken {
 }
 
 enum Outcome {
-    Taken(Box<Taken>),
+    Counted(Box<Counted>),
     Refused(String),
     /// Nobody gets in there: it is gone, or going.
     Closed,
 }
 
 /// What is known of one netns's last census.
-struct Known {
+struct LastCensus {
     at: Instant,
     took: Duration,
     exact: bool,
@@ -71,7 +71,7 @@ pub(super) struct Moved {
 #[derive(Default)]
 pub(super) struct Censuses {
     running: Option<Receiver<(NetnsId, Outcome)>>,
-    known: HashMap<NetnsId, Known>,
+    known: HashMap<NetnsId, LastCensus>,
     last: HashMap<NetnsId, Moved>,
     trouble: Option<String>,
     told: bool,
@@ -132,9 +132,9 @@ impl Censuses {
         let mut done = Vec::new();
         while let Some(running) = &self.running {
             match running.try_recv() {
-                Ok((id, Outcome::Taken(taken))) => {
+                Ok((id, Outcome::Counted(taken))) => {
                     let mut census = census(id, &taken, &net);
-                    let mut known = Known {
+                    let mut known = LastCensus {
                         at: Instant::now(),
                         took: taken.count.took,
                         exact: census.exact,
@@ -156,7 +156,7 @@ impl Censuses {
                     done.push(census);
                 }
                 Ok((id, Outcome::Refused(reason))) => {
-                    self.known.insert(id, Known::refused());
+                    self.known.insert(id, LastCensus::refused());
                     self.refused(reason);
                 }
                 Ok((_, Outcome::Closed)) => {}
@@ -174,7 +174,7 @@ impl Censuses {
     }
 }
 
-impl Known {
+impl LastCensus {
     fn refused() -> Self {
         Self {
             at: Instant::now(),
@@ -210,8 +210,8 @@ impl Known {
 
 fn take_all(namespaces: &[Netns], reader: &FlowReader, results: &Sender<(NetnsId, Outcome)>) {
     for netns in namespaces {
-        let outcome = match netns::run_inside(netns, || Ok(take_here(netns, reader))) {
-            Ok(Ok(taken)) => Outcome::Taken(Box::new(taken)),
+        let outcome = match netns::run_inside(netns, || Ok(count_entries(netns, reader))) {
+            Ok(Ok(taken)) => Outcome::Counted(Box::new(taken)),
             Ok(Err(error)) => Outcome::Refused(format!("{error:#}")),
             Err(_) => Outcome::Closed,
         };
@@ -222,7 +222,7 @@ fn take_all(namespaces: &[Netns], reader: &FlowReader, results: &Sender<(NetnsId
 }
 
 /// Counts until nothing moves meanwhile, if that is cheap.
-fn take_here(netns: &Netns, reader: &FlowReader) -> Result<Taken> {
+fn count_entries(netns: &Netns, reader: &FlowReader) -> Result<Counted> {
     let inode = netns.id.inode();
     let mut tries = 0;
     loop {
@@ -231,14 +231,14 @@ fn take_here(netns: &Netns, reader: &FlowReader) -> Result<Taken> {
         let entries = census::entries_here();
         let after = reader.read(inode);
         tries += 1;
-        let taken = Taken { count, before, after, entries, timeouts: census::read_timeouts() };
+        let taken = Counted { count, before, after, entries, timeouts: census::read_timeouts() };
         if taken.is_quiet() || tries == TRIES || taken.count.took > CHEAP {
             return Ok(taken);
         }
     }
 }
 
-impl Taken {
+impl Counted {
     /// Nothing came or went while it was taken.
     fn is_quiet(&self) -> bool {
         let sums = |slots: &[SlotSample]| {
@@ -252,10 +252,10 @@ impl Taken {
 
 fn census(
     id: NetnsId,
-    taken: &Taken,
+    taken: &Counted,
     net: impl Fn(NetnsId, &[SlotSample]) -> HashMap<(u8, u16), i64>,
 ) -> Census {
-    let Taken { count, before, after, entries, timeouts } = taken;
+    let Counted { count, before, after, entries, timeouts } = taken;
     let before = net(id, before);
     let mut bases: HashMap<(u8, u16), i64> = net(id, after)
         .into_iter()
@@ -293,10 +293,10 @@ mod tests {
         slots.iter().map(|slot| ((6, slot.key.port), slot.count as i64 - slot.deletes as i64)).collect()
     }
 
-    fn taken(before: Vec<SlotSample>, after: Vec<SlotSample>) -> Taken {
+    fn taken(before: Vec<SlotSample>, after: Vec<SlotSample>) -> Counted {
         let key = CensusKey { proto: 6, port: 80, entries: 100, assured: 0, time_wait: 0 };
         let count = Count { keys: vec![key], entries: 100, ..Count::default() };
-        Taken { count, before, after, entries: Some(100), timeouts: Timeouts::default() }
+        Counted { count, before, after, entries: Some(100), timeouts: Timeouts::default() }
     }
 
     #[test]
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_long_dump_is_not_repeated_soon_and_an_approximate_one_only_when_all_is_quiet() {
-        let mut known = Known { exact: false, refused: false, ..Known::refused() };
+        let mut known = LastCensus { exact: false, refused: false, ..LastCensus::refused() };
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
         assert!(!known.is_due(Moved::default(), true, Some(0)));
         known.at = ago(31);

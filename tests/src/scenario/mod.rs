@@ -118,12 +118,21 @@ pub enum Lane {
     Waiting,
 }
 
-/// They wait for minutes: for the kernel's collector, for timeouts, and for what happens when nobody answers.
-const WAITING: [&str; 4] = [
-    "victims_of_gc_are_named",
-    "flows_that_never_get_in_need_their_rate_times_their_timeout",
+/// They leave the CPUs idle for most of their time: they wait for the kernel's collector, for timeouts, for a recording to grow, and for
+/// what happens when nobody answers. None counts packets by the time they were sent at.
+const WAITING: [&str; 12] = [
+    "a_clock_that_is_set_thins_nothing",
+    "a_recording_judges_rules_as_live_does",
+    "a_way_in_is_kept_while_the_table_is_full",
     "advice_is_tried_and_stays_only_if_confirmed",
+    "flows_that_never_get_in_need_their_rate_times_their_timeout",
+    "in_a_container_host_is_the_initial_netns_alone",
+    "no_limit_is_said_in_every_view",
+    "record_by_script_and_without_loss_of_its_own",
+    "rows_that_sum_up_others_and_times_keep_their_place",
     "signals_are_heard_by_whoever_is_stuck",
+    "tables_in_trouble_are_listed_on_each_backend",
+    "victims_of_gc_are_named",
 ];
 
 /// Name, body, time limit in seconds, kernels.

@@ -360,7 +360,7 @@ fn scenarios(
         let note = "none of these is for this kernel; a full name runs on any".to_owned();
         return Ok(Count { note, ..Count::default() });
     }
-    progress::say(&format!("{} scenarios", list.lines().count()));
+    progress::say(&summary::scenarios(list.lines().count()));
     let (status, said) = run_vm(series, guest_files(ctwatch)?, &command, out, err)?;
     let mut count = Count::default();
     for line in said.lines() {

@@ -68,6 +68,11 @@ fn slowest(lines: &[Line]) -> Vec<String> {
     std::iter::once(head).chain(rows).collect()
 }
 
+/// So many of them, in words.
+pub fn scenarios(number: usize) -> String {
+    format!("{number} {}", if number == 1 { "scenario" } else { "scenarios" })
+}
+
 /// Which scenarios ran on which kernels, when there was more than one.
 fn ran_where(lines: &[Line]) -> Vec<String> {
     let mut guests: Vec<Series> = Vec::new();
@@ -94,7 +99,7 @@ fn ran_where(lines: &[Line]) -> Vec<String> {
     for (indices, names) in groups {
         let on: Vec<String> = indices.iter().map(|index| guests[*index].to_string()).collect();
         rows.push(if on.len() == guests.len() {
-            format!("{} scenarios ran on each of {}", names.len(), on.join(", "))
+            format!("{} ran on each of {}", scenarios(names.len()), on.join(", "))
         } else {
             format!("{} ran on {} only: {}", names.len(), on.join(", "), names.join(", "))
         });
@@ -132,7 +137,7 @@ mod tests {
                 "     3.0 vm-6.1           a"
             ]
         );
-        let ran = ["", "1 ran on 6.1 only: b", "1 scenarios ran on each of 6.1, 7", "1 ran on 7 only: c"];
+        let ran = ["", "1 ran on 6.1 only: b", "1 scenario ran on each of 6.1, 7", "1 ran on 7 only: c"];
         assert_eq!(ran_where(&lines), ran);
     }
 }

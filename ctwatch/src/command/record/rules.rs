@@ -36,11 +36,11 @@ const WATCHED: usize = 8;
 pub(super) struct RuleWatch {
     roots: Roots,
     own: NetnsId,
-    look: fn(&Look) -> Seen,
+    read: fn(&RulesRequest) -> RulesRead,
     watched: BTreeMap<NetnsId, Watched>,
     looking: bool,
-    sender: Sender<(NetnsId, Seen)>,
-    receiver: Receiver<(NetnsId, Seen)>,
+    sender: Sender<(NetnsId, RulesRead)>,
+    receiver: Receiver<(NetnsId, RulesRead)>,
 }
 
 /// What is known of one netns.
@@ -62,7 +62,7 @@ struct Listed {
 }
 
 /// What to look at.
-struct Look {
+struct RulesRequest {
     roots: Roots,
     netns: NetnsId,
     is_own: bool,
@@ -72,7 +72,7 @@ struct Look {
 }
 
 /// What was seen.
-struct Seen {
+struct RulesRead {
     at: WallMono,
     way: Option<Netns>,
     settings: BTreeMap<String, String>,
@@ -91,7 +91,7 @@ impl RuleWatch {
         let mut watch = Self {
             roots: roots.clone(),
             own,
-            look,
+            read,
             watched: BTreeMap::new(),
             looking: false,
             sender,
@@ -152,8 +152,8 @@ impl RuleWatch {
         news
     }
 
-    fn take(&mut self, netns: NetnsId, seen: Seen, now: Instant) -> Option<News> {
-        let Seen { at, way, settings, rules } = seen;
+    fn take(&mut self, netns: NetnsId, seen: RulesRead, now: Instant) -> Option<News> {
+        let RulesRead { at, way, settings, rules } = seen;
         if way.is_none() && netns != self.own {
             // It is gone.
             self.watched.remove(&netns);
@@ -182,7 +182,7 @@ impl RuleWatch {
 
     fn begin(&mut self, netns: NetnsId) -> Result<()> {
         let Some(watched) = self.watched.get(&netns) else { return Ok(()) };
-        let looked = Look {
+        let request = RulesRequest {
             roots: self.roots.clone(),
             netns,
             is_own: netns == self.own,
@@ -190,11 +190,11 @@ impl RuleWatch {
             last: watched.last.clone(),
             at_trigger: watched.why == SnapshotReason::Trigger,
         };
-        let (sender, look) = (self.sender.clone(), self.look);
+        let (sender, read) = (self.sender.clone(), self.read);
         std::thread::Builder::new()
             .name("rules".to_owned())
             .stack_size(4 << 20)
-            .spawn(move || drop(sender.send((netns, look(&looked)))))
+            .spawn(move || drop(sender.send((netns, read(&request)))))
             .context("starting a thread that reads the firewall's rules, tried again later")?;
         self.looking = true;
         Ok(())
@@ -214,19 +214,19 @@ impl Watched {
 }
 
 /// Goes there and looks.
-fn look(look: &Look) -> Seen {
+fn read(request: &RulesRequest) -> RulesRead {
     let at = WallMono::now();
-    let nothing = |way, error| Seen { at, way, settings: BTreeMap::new(), rules: Err(error) };
-    if look.is_own {
-        return Seen { at, way: None, settings: BTreeMap::new(), rules: packed(look, list(look)) };
+    let nothing = |way, error| RulesRead { at, way, settings: BTreeMap::new(), rules: Err(error) };
+    if request.is_own {
+        return RulesRead { at, way: None, settings: BTreeMap::new(), rules: packed(request, list(request)) };
     }
-    let Some(way) = look.way.clone().filter(netns::leads_there).or_else(|| find(look.netns)) else {
+    let Some(way) = request.way.clone().filter(netns::leads_there).or_else(|| find(request.netns)) else {
         return nothing(None, anyhow::anyhow!("the netns is gone"));
     };
-    let inside = netns::run_inside(&way, || Ok((read_netns(&look.roots), list(look))));
+    let inside = netns::run_inside(&way, || Ok((read_netns(&request.roots), list(request))));
     match inside {
         // Packed here: a thread that visits a netns has little stack.
-        Ok((settings, listed)) => Seen { at, way: Some(way), settings, rules: packed(look, listed) },
+        Ok((settings, listed)) => RulesRead { at, way: Some(way), settings, rules: packed(request, listed) },
         Err(error) => nothing(Some(way), error),
     }
 }
@@ -244,22 +244,25 @@ struct Listing {
 }
 
 /// Lists the rules of the netns this thread is in, if they may have changed and it isn't too soon.
-fn list(look: &Look) -> Option<Listing> {
-    let generation = nf_tables::generation(&look.roots).ok().flatten();
+fn list(request: &RulesRequest) -> Option<Listing> {
+    let generation = nf_tables::generation(&request.roots).ok().flatten();
     let began = Instant::now();
-    is_wanted(look, generation, has_legacy_rules(&look.roots), began).then(|| Listing {
-        dump: firewall::list(&look.roots, if look.is_own { Budget::whole() } else { Budget::of_others() }),
+    is_wanted(request, generation, has_legacy_rules(&request.roots), began).then(|| Listing {
+        dump: firewall::list(
+            &request.roots,
+            if request.is_own { Budget::whole() } else { Budget::of_others() },
+        ),
         generation,
         began,
     })
 }
 
 /// Packs them if they changed.
-fn packed(look: &Look, listing: Option<Listing>) -> Result<Option<(Listed, Option<Packed>)>> {
+fn packed(request: &RulesRequest, listing: Option<Listing>) -> Result<Option<(Listed, Option<Packed>)>> {
     let Some(Listing { dump, generation, began }) = listing else { return Ok(None) };
     let rules = RuleSet { dump: dump.without_counts() };
     let (digest, size) = digest(&rules)?;
-    let is_new = look.last.as_ref().is_none_or(|last| last.digest != digest);
+    let is_new = request.last.as_ref().is_none_or(|last| last.digest != digest);
     let packed = match (is_new, size > MAX_SIZE) {
         (false, _) => None,
         (true, false) => Some(Packed::new(&rules)?),
@@ -277,13 +280,13 @@ fn packed(look: &Look, listing: Option<Listing>) -> Result<Option<(Listed, Optio
 }
 
 /// Whether the rules are to be listed.
-fn is_wanted(look: &Look, generation: Option<u32>, legacy: bool, now: Instant) -> bool {
-    let Some(last) = &look.last else { return true };
+fn is_wanted(request: &RulesRequest, generation: Option<u32>, legacy: bool, now: Instant) -> bool {
+    let Some(last) = &request.last else { return true };
     let is_told = generation.is_some() && !legacy;
     if is_told && generation == last.generation && now < last.ended + LIST_ANYWAY {
         return false;
     }
-    let wait = match (look.at_trigger, is_told || generation != last.generation) {
+    let wait = match (request.at_trigger, is_told || generation != last.generation) {
         (true, _) => last.took * REST_AT_TRIGGER,
         (false, true) => LIST_EVERY.max(last.took * REST),
         (false, false) => LIST_UNASKED.max(last.took * REST),
@@ -303,9 +306,9 @@ fn has_legacy_rules(roots: &Roots) -> bool {
 mod tests {
     use super::*;
 
-    fn looked(last: Option<Listed>, at_trigger: bool) -> Look {
+    fn request(last: Option<Listed>, at_trigger: bool) -> RulesRequest {
         let netns = NetnsId::from_packed(1);
-        Look { roots: Roots::default(), netns, is_own: true, way: None, last, at_trigger }
+        RulesRequest { roots: Roots::default(), netns, is_own: true, way: None, last, at_trigger }
     }
 
     fn listed(generation: Option<u32>, ago: Duration, took: Duration) -> Option<Listed> {
@@ -318,7 +321,7 @@ mod tests {
     #[test]
     fn rules_are_listed_when_they_changed_and_not_too_often() {
         let wanted = |last, at_trigger, generation, legacy| {
-            is_wanted(&looked(last, at_trigger), generation, legacy, Instant::now())
+            is_wanted(&request(last, at_trigger), generation, legacy, Instant::now())
         };
         assert!(wanted(None, false, Some(1), false), "the first time");
         let quick = Duration::from_millis(10);
@@ -346,7 +349,7 @@ mod tests {
     fn the_netns_that_lost_packets_is_kept_with_the_reason_and_a_gone_one_forgotten() {
         let (own, other) = (NetnsId::from_packed(1), NetnsId::from_packed(2));
         let mut watch = RuleWatch::new(&Roots::default(), own);
-        watch.look = |look| {
+        watch.read = |request| {
             let at = WallMono::now();
             let listed = Listed {
                 generation: Some(1),
@@ -354,13 +357,14 @@ mod tests {
                 ended: Instant::now(),
                 took: Duration::from_millis(1),
             };
-            let packed = (look.last.is_none() || look.at_trigger).then(|| Packed::new(&"rules").unwrap());
-            let way = Netns { id: look.netns, path: "/nowhere".into(), name: None, container: None };
-            let is_gone = look.at_trigger && !look.is_own;
+            let packed =
+                (request.last.is_none() || request.at_trigger).then(|| Packed::new(&"rules").unwrap());
+            let way = Netns { id: request.netns, path: "/nowhere".into(), name: None, container: None };
+            let is_gone = request.at_trigger && !request.is_own;
             let settings = [("net.netfilter.nf_conntrack_max".to_owned(), "7".to_owned())].into();
-            Seen {
+            RulesRead {
                 at,
-                way: (!is_gone && !look.is_own).then_some(way),
+                way: (!is_gone && !request.is_own).then_some(way),
                 settings,
                 rules: Ok(Some((listed, packed))),
             }
