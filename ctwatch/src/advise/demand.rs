@@ -111,6 +111,16 @@ impl Service {
         Some((assumed.phase, assumed.timeout))
     }
 
+    /// Flows each second at which those of its entries came that wait for their timeout, if these tell its demand: it is refused,
+    /// and most entries are of that kind. More than come now if it was busier within the last timeout.
+    #[must_use]
+    pub fn entered_per_s(&self) -> Option<f64> {
+        let waits = || self.residences.iter().filter(|one| one.phase.expires_unrefreshed() && !one.assumed);
+        let waiting: u32 = waits().map(|one| one.entries).sum();
+        (self.refused_per_s > 0.0 && waiting > 0 && waiting * 2 >= self.entries)
+            .then(|| waits().map(|one| one.per_s).sum())
+    }
+
     /// The target that means this service alone.
     #[must_use]
     pub const fn target(&self) -> ServiceTarget {

@@ -12,6 +12,7 @@ use super::whatif::Changes;
 use crate::contract::{millis, optional_rounded, rounded};
 use crate::foreign::Foreign;
 use crate::model::{Direction, NetnsId, Protocol, TimeoutKind, service as service_name};
+use crate::text;
 
 /// Services named one by one.
 const SHOWN: usize = 8;
@@ -255,6 +256,8 @@ pub fn report(case: &Case, source: Source, what_if: Option<&Changes>) -> Advice 
     }
 }
 
+/// So many times more flows came than come now, if that is said.
+const BUSIER: f64 = 2.0;
 /// Services that are named in a note.
 const NAMED_IN_NOTES: usize = 3;
 
@@ -286,6 +289,17 @@ fn unsure(case: &Case, is_said: bool) -> Vec<String> {
     }
     if let Some(more) = refused.len().checked_sub(NAMED_IN_NOTES).filter(|more| *more > 0) {
         notes.push(format!("the same goes for {more} more services"));
+    }
+    let busier = |service: &&Service| {
+        let entered = service.entered_per_s()?;
+        (entered > BUSIER * service.offered_per_s).then(|| (service.target(), entered, service.offered_per_s))
+    };
+    for (target, entered, offered) in services.iter().filter_map(|one| busier(&one)).take(NAMED_IN_NOTES) {
+        notes.push(format!(
+            "{target}: its entries came at {} flows/s, more than the {} that come now; what it needs is for the former",
+            text::rate(entered),
+            text::rate(offered)
+        ));
     }
     let is_upper =
         |service: &&Service| service.basis == Basis::AtMost && service.assumed_lifetime().is_none();
@@ -325,7 +339,8 @@ fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> Servic
         admitted_per_s: service.admitted_per_s,
         offered_per_s: service.offered_per_s,
         refused_packets_per_s: service.refused_per_s,
-        lifetime_s: (service.offered_per_s > 0.0).then(|| needs / service.offered_per_s),
+        lifetime_s: (service.offered_per_s > 0.0)
+            .then(|| needs / service.entered_per_s().unwrap_or(0.0).max(service.offered_per_s)),
         needs,
         mostly: most.map(|residence| Mostly {
             state: residence.phase,

@@ -330,3 +330,25 @@ proptest::proptest! {
         proptest::prop_assert!(!std::path::Path::new("/tmp/ctwatch-was-here").exists());
     }
 }
+
+#[test]
+fn a_service_that_was_busier_is_said_to_have_been_and_its_lifetime_is_that_of_its_entries() {
+    let mut case = story();
+    let redis = &mut case.demand.services[0];
+    let came: f64 =
+        redis.residences.iter().filter(|one| one.phase.expires_unrefreshed()).map(|one| one.per_s).sum();
+    redis.offered_per_s = came / 8.0;
+    redis.refused_per_s = came / 8.0;
+    let told = advice(&case, None);
+    let note = told.notes.iter().find(|note| note.contains("its entries came at")).expect("a note");
+    assert!(
+        note.starts_with("6379/tcp/lo: its entries came at 832 flows/s, more than the 104 that"),
+        "{note}"
+    );
+    let redis = told.services.iter().find(|one| one.port == Some(6379)).expect("redis is among them");
+    let lifetime = redis.lifetime_s.expect("a lifetime");
+    assert!((lifetime - redis.needs / came).abs() < 1e-9, "{lifetime}");
+    // One that is refused as many as came isn't.
+    case.demand.services[0].offered_per_s = came;
+    assert!(!advice(&case, None).notes.iter().any(|note| note.contains("its entries came at")));
+}

@@ -219,3 +219,15 @@ fn after_an_idle_minute_the_table_takes_what_comes_in_a_minute() {
         after(&reaped, "times=1")
     );
 }
+
+#[test]
+fn a_full_table_tells_at_what_rate_its_entries_came_when_it_was_busier() {
+    let mut service = measured(16.0, 0.0, 120);
+    (service.admitted_per_s, service.offered_per_s) = (1.0, 4.0);
+    assert_eq!(service.entered_per_s(), None, "nothing is refused: what comes is counted");
+    service.refused_per_s = 4.0;
+    assert_eq!(service.entered_per_s(), Some(16.0));
+    // Entries that last say nothing of it.
+    service.residences[0].phase = TimeoutKind::Established;
+    assert_eq!(service.entered_per_s(), None);
+}
