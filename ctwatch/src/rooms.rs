@@ -18,7 +18,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("stderr", &["foreign", "outlet", "text"]),
     ("contract", &["foreign", "model"]),
     ("listing", &["model"]),
-    ("process", &["foreign", "files", "kernel"]),
+    ("process", &["foreign", "files", "model", "kernel"]),
     ("sandbox", &["kernel"]),
     ("firewall", &["foreign", "files", "text", "model", "kernel", "children"]),
     ("netns", &["foreign", "text", "model", "kernel", "children", "process"]),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant as Clock};
 use ::ctwatch::kernel::roots::Roots;
 use ::ctwatch::model::{
     Backend, Census, CensusKey, FlowOffset, KernelCounters, Loss, Name, NetnsAccess, NetnsSample, Owner,
-    PortDetail, ProcessId, Role, Sample, SlotSample, Tuple, WallMono,
+    PortDetail, ProcessId, Protocol, Role, Sample, SlotSample, Tuple, WallMono,
 };
 use ::ctwatch::record::recorder::{Plan, Recorder};
 use ::ctwatch::record::rows::{EndReason, Run};
@@ -210,19 +210,19 @@ impl Host {
         let ports = 1..=PORTS;
         let mut details = Vec::new();
         for port in ports.clone().step_by(4) {
-            let mut detail = PortDetail::new(6, Some(port));
+            let mut detail = PortDetail::new(Protocol::TCP, Some(port));
             for _ in 0..500 {
                 let (state, left) = if self.random(3) == 0 { (3, 432_000) } else { (7, 120) };
                 detail.add(state, true, self.random(left) as u32);
             }
             details.push(detail);
         }
-        let key = |port| CensusKey { proto: 6, port, entries: 500, assured: 480, time_wait: 333 };
+        let key = |port| CensusKey { proto: Protocol::TCP, port, entries: 500, assured: 480, time_wait: 333 };
         Census {
             netns: HOST,
             keys: ports.clone().map(key).collect(),
             details,
-            bases: ports.map(|port| FlowOffset { proto: 6, port, entries: 500 }).collect(),
+            bases: ports.map(|port| FlowOffset { proto: Protocol::TCP, port, entries: 500 }).collect(),
             replaces_offsets: true,
             ..Census::default()
         }

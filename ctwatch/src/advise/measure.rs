@@ -26,7 +26,7 @@ const FEW: u32 = 10;
 /// Where so many times more flows would have had to come than did, entries are left from before the window.
 const LEFTOVER: f64 = 4.0;
 
-type Key = (u8, u16);
+type Key = (Protocol, u16);
 
 /// What the counters of one netns said at one time.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +39,7 @@ struct Totals {
 
 impl Totals {
     fn add(&mut self, slot: &SlotSample) {
-        let key = (slot.key.proto, slot.key.port);
+        let key = (Protocol(slot.key.proto), slot.key.port);
         match slot.key.decode() {
             Some(SlotKind::Flows) => {
                 *self.inserts.entry(key).or_default() += slot.count.saturating_sub(slot.failed);
@@ -150,10 +150,10 @@ impl Measure {
         if loss.cause != Cause::TableFull || packet.netns != self.netns {
             return;
         }
-        let key = (proto.0, port);
+        let key = (proto, port);
         let direction = self.refused_flows.add(key, packet, tuple);
         let [sport, dport] = if proto.has_ports() { [tuple.sport, tuple.dport] } else { [0; 2] };
-        let hash = tuple_hash(proto.0, tuple.src.into(), tuple.dst.into(), sport, dport);
+        let hash = tuple_hash(proto, tuple.src.into(), tuple.dst.into(), sport, dport);
         let at = self.began.map_or(0.0, |began| loss.time.duration_since(began).as_secs_f64());
         self.refused.add(hash, (key, direction), at, self.settled.is_some(), FIRST_RETRY_S);
     }
@@ -398,7 +398,7 @@ impl Measure {
     fn new_tuples_per_s(&self, key: Key, direction: Direction, settled_at: f64) -> f64 {
         let kind = (key, direction);
         let until = self.last.at - FIRST_RETRY_S;
-        if Protocol(key.0) != Protocol::TCP || until - settled_at < 1.0 {
+        if key.0 != Protocol::TCP || until - settled_at < 1.0 {
             return self.refused.since_settled(&kind) / (self.last.at - settled_at);
         }
         let FirstSeen { once, again } = self.refused.first_seen(&kind, settled_at, until);
@@ -437,7 +437,7 @@ fn service((key, direction): (Key, Direction), collected: Option<&ServiceEntries
         collected.phases.iter().map(residence).collect()
     });
     Service {
-        proto: Protocol(key.0),
+        proto: key.0,
         port: key.1,
         direction,
         entries: collected.map_or(0, ServiceEntries::entries),
@@ -527,17 +527,13 @@ fn add_evicted(service: &mut Service, evicted: f64, census: &Listing) {
 }
 
 /// A hash of an original tuple; ports are 0 where the protocol has none.
-fn tuple_hash(proto: u8, src: Address, dst: Address, sport: u16, dport: u16) -> u64 {
+fn tuple_hash(proto: Protocol, src: Address, dst: Address, sport: u16, dport: u16) -> u64 {
     use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
     BuildHasherDefault::<DefaultHasher>::new().hash_one((proto, src, dst, sport, dport))
 }
 
 const fn port_of(entry: &TableEntry) -> u16 {
-    if has_ports(entry.proto) { entry.port } else { 0 }
-}
-
-const fn has_ports(proto: u8) -> bool {
-    Protocol(proto).has_ports()
+    if entry.proto.has_ports() { entry.port } else { 0 }
 }
 
 #[cfg(test)]

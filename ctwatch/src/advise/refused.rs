@@ -15,7 +15,7 @@ const PAIRS: usize = 16;
 /// (tcp_syn_retries is 6).
 const DOUBLINGS: i32 = 6;
 
-type Key = (u8, u16);
+type Key = (Protocol, u16);
 
 /// How many of these flows are new, each second. Of those first seen between `from` and `until` seconds after the window
 /// began, `again` came a second time about a second later: new ones, whose clients try again. `once` did not: flows
@@ -226,7 +226,7 @@ mod tests {
         Tuple { src: src.into(), dst: dst.into(), sport: 40_000, dport: 53 }
     }
 
-    const DNS: Key = (17, 53);
+    const DNS: Key = (Protocol::UDP, 53);
 
     #[test]
     fn a_port_s_refused_packets_go_the_ways_they_were_seen_to_go() {
@@ -239,9 +239,9 @@ mod tests {
         flows.add(DNS, &packet(true, Hook::LocalOut), tuple(here, here));
         assert_eq!(flows.shares(DNS, false), [(Direction::In, 0.75), (Direction::Out, 0.25)]);
         assert_eq!(flows.shares(DNS, true), [(Direction::Loopback, 1.0)]);
-        assert_eq!(flows.shares((6, 53), false), []);
+        assert_eq!(flows.shares((Protocol::TCP, 53), false), []);
         assert_eq!(flows.pairs(DNS, &[Direction::In]), Some(1));
-        assert_eq!(flows.pairs((6, 53), &[Direction::In]), None);
+        assert_eq!(flows.pairs((Protocol::TCP, 53), &[Direction::In]), None);
     }
 
     #[test]

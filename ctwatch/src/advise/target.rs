@@ -39,7 +39,7 @@ impl ServiceTarget {
 
 impl fmt::Display for ServiceTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", ServicePort { proto: self.proto.0, port: self.port })?;
+        write!(f, "{}", ServicePort { proto: self.proto, port: self.port })?;
         self.direction.map_or(Ok(()), |direction| write!(f, "/{}", short(direction)))
     }
 }

@@ -225,7 +225,7 @@ impl Run<'_> {
             let listing = self.recording.listing(id, &head)?;
             for ((proto, port, direction), collected) in listing.census.services() {
                 for (phase, seen) in &collected.phases {
-                    let proto = Protocol(*proto);
+                    let proto = *proto;
                     let Port { port, service, icmp_type, icmp_code } = Port::of(proto, *port);
                     let row = row![
                         id,
@@ -411,7 +411,7 @@ impl Run<'_> {
 
     fn occupancy(&self, at: &At, census: &Census, sink: &mut dyn Sink) -> Result<()> {
         for key in &census.keys {
-            let proto = Protocol(key.proto);
+            let proto = key.proto;
             let Port { port, service, icmp_type, icmp_code } = Port::of(proto, key.port);
             let row = row![
                 at.run,

@@ -90,7 +90,7 @@ impl ServiceEntries {
 pub struct Listing {
     timeouts: Timeouts,
     look_s: u32,
-    services: HashMap<(u8, u16, Direction), ServiceEntries>,
+    services: HashMap<(Protocol, u16, Direction), ServiceEntries>,
 }
 
 /// What is known of an entry that was counted.
@@ -114,7 +114,7 @@ impl Listing {
     pub fn restored(
         timeouts: Timeouts,
         look_s: u32,
-        services: HashMap<(u8, u16, Direction), ServiceEntries>,
+        services: HashMap<(Protocol, u16, Direction), ServiceEntries>,
     ) -> Self {
         Self { timeouts, look_s, services }
     }
@@ -126,7 +126,7 @@ impl Listing {
             key.1 = 0;
         }
         let service = self.services.entry(key).or_default();
-        let phase = TimeoutKind::of(Protocol(entry.proto), entry.tcp_state, entry.assured);
+        let phase = TimeoutKind::of(entry.proto, entry.tcp_state, entry.assured);
         // A timeout that can't be read is at least what an entry has left.
         let timeout = self.timeouts.get(phase).unwrap_or(entry.left);
         let seen = service.phases.entry(phase).or_insert_with(|| TimeoutBucket {
@@ -145,7 +145,7 @@ impl Listing {
     }
 
     /// All services.
-    pub fn services(&self) -> impl Iterator<Item = (&(u8, u16, Direction), &ServiceEntries)> {
+    pub fn services(&self) -> impl Iterator<Item = (&(Protocol, u16, Direction), &ServiceEntries)> {
         self.services.iter()
     }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::software::{self, Program};
 use crate::kernel::roots::Roots;
+use crate::model::{Protocol, protocol_number};
 use crate::process::handle::Process;
 use crate::process::procfs;
 use crate::process::sockets::{self, Extent, Limit};
@@ -39,8 +40,9 @@ const FULL_PASS: u32 = 16;
 /// A port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Port {
-    /// IP protocol number: 6 or 17.
-    pub proto: u8,
+    /// TCP or UDP.
+    #[serde(with = "protocol_number")]
+    pub proto: Protocol,
     /// Destination port.
     pub port: u16,
 }
@@ -137,7 +139,7 @@ fn read_within(
 fn listening(folder: &Path, ports: &[Port], patience: Duration, is_cut: &mut bool) -> Vec<(Port, u64)> {
     let mut found: Vec<(Port, u64)> = Vec::new();
     let mut limit = Limit::new(patience, u64::MAX);
-    let protos: BTreeSet<u8> = ports.iter().map(|port| port.proto).collect();
+    let protos: BTreeSet<Protocol> = ports.iter().map(|port| port.proto).collect();
     for proto in protos {
         let extent = sockets::each_listening(folder, proto, &mut limit, |_, port, inode| {
             let port = Port { proto, port };
@@ -231,7 +233,7 @@ fn connections(
     patience: Duration,
 ) -> (BTreeMap<u64, Port>, bool) {
     let mut found = BTreeMap::new();
-    let protos: BTreeSet<u8> = ports.iter().map(|port| port.proto).collect();
+    let protos: BTreeSet<Protocol> = ports.iter().map(|port| port.proto).collect();
     let began = Instant::now();
     let mut limit = Limit::new(duration + patience, u64::MAX);
     let mut is_cut = false;
@@ -362,8 +364,8 @@ mod tests {
     use super::*;
     use std::net::{TcpListener, TcpStream};
 
-    const REDIS: Port = Port { proto: 6, port: 6379 };
-    const HTTP: Port = Port { proto: 6, port: 80 };
+    const REDIS: Port = Port { proto: Protocol::TCP, port: 6379 };
+    const HTTP: Port = Port { proto: Protocol::TCP, port: 80 };
 
     #[test]
     fn nginx_is_redis_s_client_and_curl_is_nginx_s() {
@@ -389,7 +391,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let clients: Vec<_> = (0..3).map(|_| TcpStream::connect(address).unwrap()).collect();
-        let port = Port { proto: 6, port: address.port() };
+        let port = Port { proto: Protocol::TCP, port: address.port() };
         let (endpoints, _) = read(&Roots::default(), &[port], Duration::ZERO);
         let endpoint = &endpoints[&port];
         assert_eq!(
@@ -406,7 +408,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let over = AtomicBool::new(false);
-        let port = Port { proto: 6, port: address.port() };
+        let port = Port { proto: Protocol::TCP, port: address.port() };
         let endpoints = thread::scope(|scope| {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {

@@ -34,7 +34,7 @@ impl Listening {
         for protocol in protocols {
             let Self { by_inode, is_cut } = &mut found;
             let folder = roots.proc("thread-self/net");
-            let extent = sockets::each_listening(&folder, protocol.0, &mut limit, |address, port, inode| {
+            let extent = sockets::each_listening(&folder, *protocol, &mut limit, |address, port, inode| {
                 if by_inode.len() < MOST {
                     by_inode.insert(inode, (*protocol, address, port));
                 } else {

@@ -7,7 +7,7 @@ use super::{NetnsId, Protocol, Timeouts};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CensusKey {
     /// IP protocol number.
-    pub proto: u8,
+    pub proto: Protocol,
     /// Service port; for ICMP `type << 8 | code`.
     pub port: u16,
     /// Entries.
@@ -147,7 +147,7 @@ const fn lower(index: usize) -> u32 {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortDetail {
     /// IP protocol number.
-    pub proto: u8,
+    pub proto: Protocol,
     /// The service port; none for the sum of ports without a detail of their own.
     pub port: Option<u16>,
     /// By state.
@@ -161,7 +161,7 @@ pub struct PortDetail {
 impl PortDetail {
     /// Nothing counted yet.
     #[must_use]
-    pub fn new(proto: u8, port: Option<u16>) -> Self {
+    pub fn new(proto: Protocol, port: Option<u16>) -> Self {
         Self {
             proto,
             port,
@@ -192,7 +192,7 @@ impl PortDetail {
     /// Whether states are TCP's.
     #[must_use]
     pub const fn is_tcp(&self) -> bool {
-        matches!(Protocol(self.proto), Protocol::TCP)
+        matches!(self.proto, Protocol::TCP)
     }
 }
 
@@ -200,7 +200,7 @@ impl PortDetail {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowOffset {
     /// IP protocol number.
-    pub proto: u8,
+    pub proto: Protocol,
     /// Service port; for ICMP `type << 8 | code`.
     pub port: u16,
     /// Entries at the census less (inserts − deletes) counted until then.

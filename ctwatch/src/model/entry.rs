@@ -1,7 +1,7 @@
 //! One entry of a conntrack table, as a ctnetlink dump lists it.
 //! Plain data of fixed size; what nobody asked for stays zero.
 
-use super::Address;
+use super::{Address, Protocol};
 
 /// What a census needs of one entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct TableEntry {
     /// A hash of the original tuple, to tell those apart.
     pub tuple: u64,
     /// IP protocol number.
-    pub proto: u8,
+    pub proto: Protocol,
     /// Destination port of the original direction; for ICMP `type << 8 | code`; 0 where there is neither.
     pub port: u16,
     /// Both sides talk (IPS_ASSURED).

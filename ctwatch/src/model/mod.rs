@@ -28,7 +28,7 @@ pub use entry::{EntryFields, TableEntry};
 pub use event::{FromKernel, Insert, Loss, NetnsAccess, NetnsSample, Sample, SlotSample};
 pub use ids::{HOST_NETNS, NetnsId, NetnsNumber, Owner, ProcessId, Role, THIS_NETNS, is_home_netns};
 pub use packet::{Device, EntryState, Flow, Hook, Name, Packet, Sender, Tuple, Zone};
-pub use protocol::{Protocol, port_of_service, service};
+pub use protocol::{Protocol, number as protocol_number, port_of_service, service};
 pub use service_port::ServicePort;
 pub use state_name::{TCP_STATES, state_name};
 pub use timeout::{TimeoutKind, Timeouts};

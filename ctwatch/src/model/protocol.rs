@@ -217,6 +217,29 @@ pub fn port_of_service(name: &str) -> Option<u16> {
     SERVICES.iter().find(|(_, _, known)| *known == name).map(|(port, ..)| *port)
 }
 
+/// A protocol as its number, in what is stored: names may change.
+pub mod number {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Protocol;
+
+    /// Writes the number.
+    ///
+    /// # Errors
+    /// What the serializer says.
+    pub fn serialize<S: Serializer>(protocol: &Protocol, serializer: S) -> Result<S::Ok, S::Error> {
+        protocol.0.serialize(serializer)
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// It is no number, or above 255.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Protocol, D::Error> {
+        u8::deserialize(deserializer).map(Protocol)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use super::{Protocol, service};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServicePort {
     /// IP protocol number.
-    pub proto: u8,
+    pub proto: Protocol,
     /// Destination port of the original direction; for ICMP `type << 8 | code`; 0 where there is neither.
     pub port: u16,
 }
@@ -21,13 +21,13 @@ impl ServicePort {
     #[must_use]
     pub fn of_parts(proto: Protocol, port: Option<u16>, icmp: Option<(u8, u8)>) -> Self {
         let port = port.or_else(|| icmp.map(|(kind, code)| u16::from_be_bytes([kind, code])));
-        Self { proto: proto.0, port: port.unwrap_or(0) }
+        Self { proto, port: port.unwrap_or(0) }
     }
 
     /// What usually listens there.
     #[must_use]
     pub fn service(self) -> Option<&'static str> {
-        service(Protocol(self.proto), self.port)
+        service(self.proto, self.port)
     }
 
     /// With what usually listens there: "6379/tcp redis".
@@ -39,13 +39,13 @@ impl ServicePort {
     /// Whether its states are TCP's.
     #[must_use]
     pub fn is_tcp(self) -> bool {
-        Protocol(self.proto) == Protocol::TCP
+        self.proto == Protocol::TCP
     }
 }
 
 impl fmt::Display for ServicePort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let proto = Protocol(self.proto);
+        let proto = self.proto;
         match proto {
             proto if proto.is_icmp() => write!(f, "type {} code {}/{proto}", self.port >> 8, self.port & 255),
             proto if proto.has_ports() => write!(f, "{}/{proto}", self.port),

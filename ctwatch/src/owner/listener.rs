@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use crate::kernel::roots::Roots;
 use crate::kernel::routes;
-use crate::model::{Name, NetnsId, Owner, ProcessId, Role};
+use crate::model::{Name, NetnsId, Owner, ProcessId, Protocol, Role};
 use crate::netns::{self, Netns};
 use crate::process::procfs::{Held, Holder};
 use crate::process::sockets::{Limit, Recipient};
@@ -27,7 +27,7 @@ pub struct Destination {
     /// The netns.
     pub netns: NetnsId,
     /// IP protocol number.
-    pub proto: u8,
+    pub proto: Protocol,
     /// Destination address.
     pub to: IpAddr,
     /// Destination port.
@@ -293,7 +293,12 @@ mod tests {
     fn this_very_process_is_found_by_its_port() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
-        let target = Destination { netns: own_netns().id, proto: 6, to: "127.0.0.1".parse().unwrap(), port };
+        let target = Destination {
+            netns: own_netns().id,
+            proto: Protocol::TCP,
+            to: "127.0.0.1".parse().unwrap(),
+            port,
+        };
         let mut listeners = Listeners::new(&Roots::default());
         let who = ask(&mut listeners, target);
         let process = who.process.expect("this process listens there");
@@ -328,7 +333,12 @@ mod tests {
         assert!(who(None, true).unattributable && !who(None, false).unattributable);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let to = |to: &str| Destination { netns: own_netns().id, proto: 6, to: to.parse().unwrap(), port };
+        let to = |to: &str| Destination {
+            netns: own_netns().id,
+            proto: Protocol::TCP,
+            to: to.parse().unwrap(),
+            port,
+        };
         let look = |time| {
             let mut limit = Limit::new(time, u64::MAX);
             receivers_at(Path::new("/proc/thread-self/net"), &[to("192.0.2.1"), to("127.0.0.1")], &mut limit)
@@ -345,7 +355,7 @@ mod tests {
         let began = Instant::now();
         for number in 0..100_000u32 {
             let to = IpAddr::from((0x0A00_0000 + number).to_be_bytes());
-            listeners.of(Destination { netns: netns.id, proto: 6, to, port: 80 }, &netns, now);
+            listeners.of(Destination { netns: netns.id, proto: Protocol::TCP, to, port: 80 }, &netns, now);
         }
         assert!(listeners.known.len() <= LIMIT);
         assert!(began.elapsed() < Duration::from_secs(5));

@@ -160,7 +160,7 @@ fn destination(packet: &Packet) -> Option<Destination> {
     let tuple = packet.tuple?;
     let proto =
         packet.proto.filter(|proto| matches!(*proto, Protocol::TCP | Protocol::UDP | Protocol::SCTP))?;
-    Some(Destination { netns: packet.netns, proto: proto.0, to: tuple.dst, port: tuple.dport })
+    Some(Destination { netns: packet.netns, proto, to: tuple.dst, port: tuple.dport })
 }
 
 #[cfg(test)]

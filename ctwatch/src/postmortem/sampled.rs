@@ -115,5 +115,5 @@ fn process(who: Option<&Owner>) -> String {
 }
 
 fn port(packet: &Packet) -> Option<ServicePort> {
-    Some(ServicePort { proto: packet.proto?.0, port: packet.service_port()? })
+    Some(ServicePort { proto: packet.proto?, port: packet.service_port()? })
 }

@@ -15,7 +15,7 @@ use super::model::{Gap, Step};
 use super::series::{Point, PortOrNone, Series};
 use super::states::States;
 use crate::contract::TableStatus;
-use crate::model::{Census, CounterArray, FlowOffset, NetnsId, ServicePort, WallMono};
+use crate::model::{Census, CounterArray, FlowOffset, NetnsId, Protocol, ServicePort, WallMono};
 use crate::record::reader::Stored;
 use crate::record::tick::{NetnsTick, Presence, Tick};
 use crate::state::occupancy;
@@ -459,7 +459,7 @@ impl Entries {
 }
 
 fn port_of(key: SlotKey) -> ServicePort {
-    ServicePort { proto: key.proto, port: key.port }
+    ServicePort { proto: Protocol(key.proto), port: key.port }
 }
 
 /// Packets and entries lost.

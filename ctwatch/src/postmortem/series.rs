@@ -146,7 +146,7 @@ mod tests {
     proptest! {
         #[test]
         fn however_many_ticks_the_sums_stay_and_points_are_few(ticks in 1..5_000i64) {
-            let port = PortOrNone(Some(ServicePort { proto: 6, port: 80 }));
+            let port = PortOrNone(Some(ServicePort { proto: crate::model::Protocol::TCP, port: 80 }));
             let mut series = Series::default();
             for tick in 0..ticks {
                 let mut point = Point::new(At { time: Timestamp::from_second(tick).unwrap(), place_us: tick });

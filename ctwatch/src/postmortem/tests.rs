@@ -70,8 +70,14 @@ fn names() -> HashMap<NetnsId, Names> {
 }
 
 fn census() -> Census {
-    let key = |port, entries| CensusKey { proto: 6, port, entries, assured: entries, time_wait: entries / 2 };
-    let base = |port, entries| crate::model::FlowOffset { proto: 6, port, entries };
+    let key = |port, entries| CensusKey {
+        proto: Protocol::TCP,
+        port,
+        entries,
+        assured: entries,
+        time_wait: entries / 2,
+    };
+    let base = |port, entries| crate::model::FlowOffset { proto: Protocol::TCP, port, entries };
     Census {
         netns: HOST,
         keys: vec![key(443, 1_500), key(6379, 6_500)],

@@ -9,16 +9,14 @@ use std::path::Path;
 
 use crate::files::lists;
 pub use crate::files::lists::{Extent, Limit};
+use crate::model::Protocol;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const SCTP: u8 = 132;
 /// TCP_LISTEN and, of an unconnected UDP socket, TCP_CLOSE (include/net/tcp_states.h).
 const LISTEN: u8 = 0x0A;
 const UNCONNECTED: u8 = 0x07;
 
-/// Where a packet goes: protocol number, address and port.
-pub type To = (u8, IpAddr, u16);
+/// Where a packet goes: protocol, address and port.
+pub type To = (Protocol, IpAddr, u16);
 
 /// Who takes a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,13 +32,16 @@ pub enum Recipient {
 /// Which sockets take packets to these addresses and ports. `folder`: /proc/…/net in that netns. Each table is read once.
 #[must_use]
 pub fn receivers(folder: &Path, to: &[To], limit: &mut Limit) -> Vec<Recipient> {
-    let mut by_port: HashMap<(u8, u16), Vec<usize>> = HashMap::new();
+    let mut by_port: HashMap<(Protocol, u16), Vec<usize>> = HashMap::new();
     for (index, (proto, _, port)) in to.iter().enumerate() {
         by_port.entry((*proto, *port)).or_default().push(index);
     }
     let mut best: Vec<Option<(BindMatch, u64)>> = vec![None; to.len()];
-    let mut unseen: Vec<u8> = Vec::new();
-    for proto in [TCP, UDP, SCTP].into_iter().filter(|proto| to.iter().any(|(wanted, ..)| wanted == proto)) {
+    let mut unseen: Vec<Protocol> = Vec::new();
+    for proto in [Protocol::TCP, Protocol::UDP, Protocol::SCTP]
+        .into_iter()
+        .filter(|proto| to.iter().any(|(wanted, ..)| wanted == proto))
+    {
         let mut consider = |at: Option<IpAddr>, port: u16, inode: u64| {
             for index in by_port.get(&(proto, port)).map_or(&[][..], Vec::as_slice) {
                 let Some(fit) = at.map_or(Some(BindMatch::Everything), |at| fit(at, to[*index].1)) else {
@@ -52,7 +53,7 @@ pub fn receivers(folder: &Path, to: &[To], limit: &mut Limit) -> Vec<Recipient> 
             }
         };
         let extent = match proto {
-            SCTP => each_row(&folder.join("sctp/eps"), limit, |line| {
+            Protocol::SCTP => each_row(&folder.join("sctp/eps"), limit, |line| {
                 if let Some((port, inode)) = endpoint(line) {
                     consider(None, port, inode);
                 }
@@ -79,18 +80,18 @@ pub fn receivers(folder: &Path, to: &[To], limit: &mut Limit) -> Vec<Recipient> 
 /// Shows address, port and inode number of every socket that takes new connections, or packets from anybody.
 pub fn each_listening(
     folder: &Path,
-    proto: u8,
+    proto: Protocol,
     limit: &mut Limit,
     mut each: impl FnMut(IpAddr, u16, u64),
 ) -> Extent {
-    let (name, state) = if proto == UDP { ("udp", UNCONNECTED) } else { ("tcp", LISTEN) };
+    let (name, state) = if proto == Protocol::UDP { ("udp", UNCONNECTED) } else { ("tcp", LISTEN) };
     each_socket(folder, name, limit, |line| {
         let Some(socket) = socket(line) else { return ControlFlow::Continue(()) };
         if socket.state == state && socket.inode != 0 {
             each(socket.address, socket.port, socket.inode);
         }
         // Listening sockets come first (tcp_get_idx, net/ipv4/tcp_ipv4.c): the rest may be a million lines.
-        if proto == UDP || socket.state == LISTEN {
+        if proto == Protocol::UDP || socket.state == LISTEN {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
@@ -114,11 +115,11 @@ pub struct Connected {
 /// Shows every connected socket that somebody holds: TIME_WAIT and orphans have no holder any more.
 pub fn each_connected(
     folder: &Path,
-    proto: u8,
+    proto: Protocol,
     limit: &mut Limit,
     mut each: impl FnMut(Connected) -> ControlFlow<()>,
 ) -> Extent {
-    let name = if proto == UDP { "udp" } else { "tcp" };
+    let name = if proto == Protocol::UDP { "udp" } else { "tcp" };
     each_socket(folder, name, limit, |line| connected(line).map_or(ControlFlow::Continue(()), &mut each))
 }
 
@@ -248,7 +249,7 @@ mod tests {
   285: 3500007F:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000   101        0 41001 2 0000000000000000 0         
   300: 0100007F:D431 3500007F:0035 01 00000000:00000000 00:00000000 00000000  1000        0 41002 2 0000000000000000 0         
 ";
-    const SCTP: &str = "\
+    const SCTP4: &str = "\
  ENDPT     SOCK   STY SST HBKT LPORT   UID INODE LADDRS
 0000000000000000 0000000000000000 2   10  24   9899      0 51001 0.0.0.0 
 ";
@@ -260,13 +261,13 @@ mod tests {
     fn tables() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("sctp")).unwrap();
-        for (name, text) in [("tcp", TCP4), ("tcp6", TCP6), ("udp", UDP4), ("sctp/eps", SCTP)] {
+        for (name, text) in [("tcp", TCP4), ("tcp6", TCP6), ("udp", UDP4), ("sctp/eps", SCTP4)] {
             fs::write(folder.path().join(name), text).unwrap();
         }
         folder
     }
 
-    fn receiver_of(proto: u8, to: &str, port: u16) -> Option<u64> {
+    fn receiver_of(proto: Protocol, to: &str, port: u16) -> Option<u64> {
         let folder = tables();
         match receivers(folder.path(), &[(proto, to.parse().unwrap(), port)], &mut unlimited())[..] {
             [Recipient::Socket(inode)] => Some(inode),
@@ -278,7 +279,7 @@ mod tests {
     #[test]
     fn where_not_all_sockets_were_seen_nobody_is_not_an_answer() {
         let folder = tables();
-        let to = |text: &str, port| (TCP, text.parse().unwrap(), port);
+        let to = |text: &str, port| (Protocol::TCP, text.parse().unwrap(), port);
         // Redis's own address comes first; a flood of others comes before the rest.
         let flood: String = (0..5000)
             .map(|n| format!("  {n}: 0200007F:{:04X} 00000000:0000 0A 0:0 0:0 0 0 0 {n}\n", n + 1))
@@ -296,25 +297,25 @@ mod tests {
 
     #[test]
     fn the_closest_address_takes_the_packet() {
-        assert_eq!(receiver_of(6, "127.0.0.1", 6379), Some(21001));
-        assert_eq!(receiver_of(6, "10.0.0.5", 6379), None, "it listens on loopback only");
-        assert_eq!(receiver_of(6, "127.0.0.1", 80), Some(21003));
-        assert_eq!(receiver_of(6, "10.0.0.5", 80), Some(21002));
-        assert_eq!(receiver_of(6, "::1", 80), None, "an IPv4 socket takes no IPv6");
+        assert_eq!(receiver_of(Protocol::TCP, "127.0.0.1", 6379), Some(21001));
+        assert_eq!(receiver_of(Protocol::TCP, "10.0.0.5", 6379), None, "it listens on loopback only");
+        assert_eq!(receiver_of(Protocol::TCP, "127.0.0.1", 80), Some(21003));
+        assert_eq!(receiver_of(Protocol::TCP, "10.0.0.5", 80), Some(21002));
+        assert_eq!(receiver_of(Protocol::TCP, "::1", 80), None, "an IPv4 socket takes no IPv6");
     }
 
     #[test]
     fn an_ipv6_socket_may_take_ipv4() {
-        assert_eq!(receiver_of(6, "2001:db8::1", 443), Some(31001));
-        assert_eq!(receiver_of(6, "10.0.0.5", 443), Some(31001));
-        assert_eq!(receiver_of(6, "::1", 6379), Some(31002));
-        assert_eq!(receiver_of(6, "127.0.0.1", 8080), Some(31003), "bound to a mapped address");
+        assert_eq!(receiver_of(Protocol::TCP, "2001:db8::1", 443), Some(31001));
+        assert_eq!(receiver_of(Protocol::TCP, "10.0.0.5", 443), Some(31001));
+        assert_eq!(receiver_of(Protocol::TCP, "::1", 6379), Some(31002));
+        assert_eq!(receiver_of(Protocol::TCP, "127.0.0.1", 8080), Some(31003), "bound to a mapped address");
     }
 
     #[test]
     fn connections_are_no_listeners() {
-        assert_eq!(receiver_of(6, "127.0.0.1", 0xA795), None);
-        assert_eq!(receiver_of(17, "127.0.0.1", 0xD431), None);
+        assert_eq!(receiver_of(Protocol::TCP, "127.0.0.1", 0xA795), None);
+        assert_eq!(receiver_of(Protocol::UDP, "127.0.0.1", 0xD431), None);
     }
 
     #[test]
@@ -325,7 +326,7 @@ mod tests {
         for (text, inodes) in [(TCP4, vec![21004]), (time_wait.as_str(), vec![])] {
             fs::write(folder.path().join("tcp"), text).unwrap();
             let mut found = Vec::new();
-            let extent = each_connected(folder.path(), 6, &mut unlimited(), |connected| {
+            let extent = each_connected(folder.path(), Protocol::TCP, &mut unlimited(), |connected| {
                 found.push(connected);
                 ControlFlow::Continue(())
             });
@@ -338,8 +339,9 @@ mod tests {
         fs::write(folder.path().join("tcp6"), TCP6).unwrap();
         fs::write(folder.path().join("tcp"), TCP4).unwrap();
         let mut found = Vec::new();
-        let extent =
-            each_listening(folder.path(), 6, &mut unlimited(), |_, port, inode| found.push((port, inode)));
+        let extent = each_listening(folder.path(), Protocol::TCP, &mut unlimited(), |_, port, inode| {
+            found.push((port, inode))
+        });
         assert_eq!(extent, Extent::Whole);
         let of_port = |wanted| {
             found.iter().filter(|(port, _)| *port == wanted).map(|(_, inode)| *inode).collect::<Vec<_>>()
@@ -349,8 +351,8 @@ mod tests {
 
     #[test]
     fn udp_and_sctp_have_their_own_tables() {
-        assert_eq!(receiver_of(17, "127.0.0.53", 53), Some(41001));
-        assert_eq!(receiver_of(132, "10.0.0.5", 9899), Some(51001));
-        assert_eq!(receiver_of(47, "10.0.0.5", 0), None);
+        assert_eq!(receiver_of(Protocol::UDP, "127.0.0.53", 53), Some(41001));
+        assert_eq!(receiver_of(Protocol::SCTP, "10.0.0.5", 9899), Some(51001));
+        assert_eq!(receiver_of(Protocol(47), "10.0.0.5", 0), None);
     }
 }

@@ -16,7 +16,8 @@ use super::limits;
 use super::query::{each, for_each};
 use super::sparse::{NamedNumbers as NamedTimeouts, Sparse, sparse_from, sparse_text};
 use crate::model::{
-    Census, CensusKey, FlowOffset, NetnsId, PortDetail, StateCounts, TimeoutHistogram, TimeoutKind, Timeouts,
+    Census, CensusKey, FlowOffset, NetnsId, PortDetail, Protocol, StateCounts, TimeoutHistogram, TimeoutKind,
+    Timeouts,
 };
 
 /// Ports kept of one census: those with the most entries.
@@ -54,7 +55,7 @@ pub(super) fn insert(
     }
     .insert(connection)?;
     let id = connection.last_insert_rowid();
-    let mut rows: BTreeMap<(u8, u16), (Option<CensusKey>, Option<i64>)> = BTreeMap::new();
+    let mut rows: BTreeMap<(Protocol, u16), (Option<CensusKey>, Option<i64>)> = BTreeMap::new();
     for key in keys {
         rows.entry((key.proto, key.port)).or_default().0 = Some(*key);
     }
@@ -93,7 +94,7 @@ pub(super) fn insert(
 /// The ports with the most entries, in the order [`read`] returns them, and how many were left out.
 fn kept(census: &Census) -> (Census, usize) {
     let mut census = census.clone();
-    let held: HashMap<(u8, u16), u32> =
+    let held: HashMap<(Protocol, u16), u32> =
         census.keys.iter().map(|key| ((key.proto, key.port), key.entries)).collect();
     let weight = |proto, port| std::cmp::Reverse(held.get(&(proto, port)).copied().unwrap_or(0));
     census.bases.sort_by_key(|base| (weight(base.proto, base.port), base.proto, base.port));
@@ -108,7 +109,7 @@ fn kept(census: &Census) -> (Census, usize) {
 fn sum_up_small(details: &mut Vec<PortDetail>) {
     details.sort_by_key(|detail| (detail.port.is_none(), std::cmp::Reverse(detail.mix.total())));
     let apart = details.iter().take_while(|detail| detail.port.is_some()).take(DETAILS).count();
-    let mut rest: BTreeMap<u8, PortDetail> = BTreeMap::new();
+    let mut rest: BTreeMap<Protocol, PortDetail> = BTreeMap::new();
     for detail in details.drain(apart..) {
         rest.entry(detail.proto).or_insert_with(|| PortDetail::new(detail.proto, None)).add_all(&detail);
     }
@@ -251,15 +252,15 @@ fn checksum(tick: i64, census: &Census, omitted: usize) -> u32 {
         .int(omitted as i64);
     digest.text(&timeouts_text(timeouts));
     for CensusKey { proto, port, entries, assured, time_wait } in keys {
-        for number in [u32::from(*proto), u32::from(*port), *entries, *assured, *time_wait] {
+        for number in [u32::from(proto.0), u32::from(*port), *entries, *assured, *time_wait] {
             digest.int(i64::from(number));
         }
     }
     for FlowOffset { proto, port, entries } in bases {
-        digest.int(i64::from(*proto)).int(i64::from(*port)).int(*entries);
+        digest.int(i64::from(proto.0)).int(i64::from(*port)).int(*entries);
     }
     for PortDetail { proto, port, mix, refreshed, expiring } in details {
-        digest.int(i64::from(*proto)).optional(port.map(i64::from)).int(i64::from(mix.assured));
+        digest.int(i64::from(proto.0)).optional(port.map(i64::from)).int(i64::from(mix.assured));
         for part in [states(mix), refreshed.sparse().collect(), expiring.sparse().collect()] {
             digest.text(&sparse_text(&part));
         }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::tick::{NetnsTick, Presence, Tick};
 use crate::model::{
-    Census, CounterArray, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Sample, SlotSample,
+    Census, CounterArray, KernelCounters, NetnsAccess, NetnsId, NetnsSample, Protocol, Sample, SlotSample,
 };
 
 /// Slots per tick in the long run.
@@ -39,7 +39,7 @@ pub struct DeltaEncoder {
     budget: usize,
     generation: u32,
     /// The flow slots' totals when this file began: its censuses must not count them again.
-    origin: HashMap<(NetnsId, u8, u16), i64>,
+    origin: HashMap<(NetnsId, Protocol, u16), i64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,7 +106,7 @@ impl DeltaEncoder {
         for (key, slot) in &self.slots {
             if is_flow(*key) {
                 let net = slot.now[0] - slot.now[2] - slot.now[1];
-                self.origin.insert((NetnsId::from_packed(key.netns), key.proto, key.port), net);
+                self.origin.insert((NetnsId::from_packed(key.netns), Protocol(key.proto), key.port), net);
             }
         }
         self.netns.retain(|_, known| known.tick.presence.is_there());

@@ -14,7 +14,7 @@ use super::query::{RowSpan, each};
 use super::rows::{SnapshotReason, StoredListing};
 use super::sparse::{NamedNumbers as NamedTimeouts, sparse_from, sparse_text};
 use crate::listing::{Listing, ServiceEntries, TimeoutBucket};
-use crate::model::{Direction, NetnsId, TimeoutHistogram, TimeoutKind, Timeouts, WallMono};
+use crate::model::{Direction, NetnsId, Protocol, TimeoutHistogram, TimeoutKind, Timeouts, WallMono};
 
 /// Listings of tables in trouble that are kept, of all namespaces: the latest. There is no end to trouble.
 const CHANGED: i64 = 128;
@@ -115,12 +115,12 @@ pub(super) fn read(
 /// A service's entries by kind of timeout, and its number of address pairs.
 type ByTimeout = (BTreeMap<TimeoutKind, TimeoutBucket>, Option<u32>);
 
-type Services = HashMap<(u8, u16, Direction), ServiceEntries>;
+type Services = HashMap<(Protocol, u16, Direction), ServiceEntries>;
 
 /// Nothing if one of them is none.
 fn read_services(connection: &Connection, id: i64, held: &mut usize) -> Result<Option<Services>, ReadError> {
     let sql = format!("{} WHERE listing = ?1", ListingPhaseColumns::SELECT);
-    let mut phases: HashMap<(u8, u16, Direction), ByTimeout> = HashMap::new();
+    let mut phases: HashMap<(Protocol, u16, Direction), ByTimeout> = HashMap::new();
     let mut all = 0_u64;
     let read = each(connection, &sql, [id], |row| {
         let sparse = sparse_from(&row.get::<_, String>(LISTING_PHASE.idle)?);
@@ -167,7 +167,7 @@ fn checksum(listing: &StoredListing) -> u32 {
     services.sort_by_key(|(key, _)| **key);
     for ((proto, port, direction), collected) in services {
         for (phase, TimeoutBucket { timeout, entries, idle, entered }) in &collected.phases {
-            digest.int(i64::from(*proto)).int(i64::from(*port)).text(direction.name()).text(phase.name());
+            digest.int(i64::from(proto.0)).int(i64::from(*port)).text(direction.name()).text(phase.name());
             for number in [timeout, entries, entered] {
                 digest.int(i64::from(*number));
             }

@@ -3,6 +3,7 @@
 
 pub mod anonymize;
 mod census;
+mod column_types;
 mod columns;
 pub mod delta_decoder;
 pub mod delta_encoder;
@@ -18,7 +19,6 @@ pub mod lines;
 mod listing;
 mod lock;
 mod open;
-mod outside;
 mod query;
 pub mod reader;
 pub mod recorder;

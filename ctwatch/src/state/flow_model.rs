@@ -47,7 +47,7 @@ impl Default for Prior {
 impl Prior {
     /// For one key.
     pub fn new(key: FlowKey, details: &[PortDetail], timeouts: &Timeouts) -> Self {
-        let (proto, port) = ((key >> 16) as u8, key as u16);
+        let (proto, port) = (Protocol((key >> 16) as u8), key as u16);
         match details.iter().find(|detail| (detail.proto, detail.port) == (proto, Some(port))) {
             Some(detail) if detail.mix.total() > 0 => Self::of_detail(detail, timeouts),
             _ => Self::of_protocol(proto, details, timeouts),
@@ -55,7 +55,7 @@ impl Prior {
     }
 
     /// For keys of this protocol that have nothing of their own.
-    pub fn of_protocol(proto: u8, details: &[PortDetail], timeouts: &Timeouts) -> Self {
+    pub fn of_protocol(proto: Protocol, details: &[PortDetail], timeouts: &Timeouts) -> Self {
         match details.iter().find(|detail| (detail.proto, detail.port) == (proto, None)) {
             Some(detail) if detail.mix.total() > 0 => Self::of_detail(detail, timeouts),
             _ => Self { lifetime: untouched(proto, timeouts), ..Self::default() },
@@ -126,8 +126,8 @@ impl Prior {
 }
 
 /// Timeouts of a protocol's one-way and two-way flows.
-fn pair(proto: u8, timeouts: &Timeouts) -> (Option<u32>, Option<u32>) {
-    let (one_way, two_way) = match Protocol(proto) {
+fn pair(proto: Protocol, timeouts: &Timeouts) -> (Option<u32>, Option<u32>) {
+    let (one_way, two_way) = match proto {
         Protocol::UDP => (TimeoutKind::Udp, TimeoutKind::UdpStream),
         Protocol::ICMP => (TimeoutKind::Icmp, TimeoutKind::Icmp),
         Protocol::ICMPV6 => (TimeoutKind::Icmpv6, TimeoutKind::Icmpv6),
@@ -137,12 +137,9 @@ fn pair(proto: u8, timeouts: &Timeouts) -> (Option<u32>, Option<u32>) {
 }
 
 /// How long an entry lasts of which no census has seen the like.
-fn untouched(proto: u8, timeouts: &Timeouts) -> f64 {
-    let timeout = if Protocol(proto) == Protocol::TCP {
-        timeouts.get(TimeoutKind::Established)
-    } else {
-        pair(proto, timeouts).0
-    };
+fn untouched(proto: Protocol, timeouts: &Timeouts) -> f64 {
+    let timeout =
+        if proto == Protocol::TCP { timeouts.get(TimeoutKind::Established) } else { pair(proto, timeouts).0 };
     timeout.map_or(f64::INFINITY, f64::from)
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::flow_model::{Model, Prior, Projection};
 use super::step::{FlowKey, Step};
-use crate::model::{Census, PortDetail, Timeouts};
+use crate::model::{Census, PortDetail, Protocol, Timeouts};
 
 /// How far to look, seconds.
 const HORIZON: f64 = 86_400.0;
@@ -31,7 +31,7 @@ pub(super) struct Forecast {
     now: f64,
     models: BTreeMap<FlowKey, Model>,
     /// One for the other keys of each protocol.
-    rest: BTreeMap<u8, Model>,
+    rest: BTreeMap<Protocol, Model>,
     details: Vec<PortDetail>,
     timeouts: Timeouts,
 }
@@ -80,9 +80,9 @@ impl Forecast {
             model.tick(now, interval_s, step);
             self.models.insert(step.key, model);
         }
-        let mut rest: BTreeMap<u8, Step> = BTreeMap::new();
+        let mut rest: BTreeMap<Protocol, Step> = BTreeMap::new();
         for step in others.iter().filter(|step| !self.models.contains_key(&step.key)) {
-            let rest = rest.entry((step.key >> 16) as u8).or_insert(Step::NONE);
+            let rest = rest.entry(Protocol((step.key >> 16) as u8)).or_insert(Step::NONE);
             rest.entries += step.entries;
             rest.inserts += step.inserts;
             rest.deletes += step.deletes;

@@ -33,8 +33,8 @@ use crate::contract::{
     self, Agreements, Certainty, Counted, End, Event, Occupied, TableStatus, Tick, Unexplained,
 };
 use crate::model::{
-    Backend, CounterSource, FlowSample, Insert, KernelCounters, Loss, NetnsId, Owner, Sample, SlotSample,
-    is_home_netns,
+    Backend, CounterSource, FlowSample, Insert, KernelCounters, Loss, NetnsId, Owner, Protocol, Sample,
+    SlotSample, is_home_netns,
 };
 use crate::state::filter::Verdict;
 use containers::Containers;
@@ -302,7 +302,7 @@ impl State {
                 let (inserts, deletes) = moved(slot);
                 self.namespaces.add_flows(netns, inserts, deletes);
                 if self.settings.count_flows {
-                    self.occupancy.add(netns, slot.key.proto, slot.key.port, inserts, deletes);
+                    self.occupancy.add(netns, Protocol(slot.key.proto), slot.key.port, inserts, deletes);
                 }
             }
             Some(SlotKind::Loss { cause, .. }) => {
@@ -322,7 +322,7 @@ impl State {
                 let (inserts, deletes) = moved(slot);
                 self.namespaces.retire_flows(netns, inserts, deletes);
                 if self.settings.count_flows {
-                    self.occupancy.retire(netns, slot.key.proto, slot.key.port, inserts, deletes);
+                    self.occupancy.retire(netns, Protocol(slot.key.proto), slot.key.port, inserts, deletes);
                 }
             }
             Some(SlotKind::Loss { cause, .. }) => self.namespaces.retire_losses(netns, cause, slot.count),

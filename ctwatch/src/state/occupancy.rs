@@ -103,8 +103,8 @@ impl Key {
     }
 }
 
-const fn flow_key(proto: u8, port: u16) -> FlowKey {
-    (proto as u32) << 16 | port as u32
+const fn flow_key(proto: Protocol, port: u16) -> FlowKey {
+    (proto.0 as u32) << 16 | port as u32
 }
 
 impl Occupancy {
@@ -120,7 +120,7 @@ impl Occupancy {
     }
 
     /// What a key had counted that no slot of a later sample holds: inserts and as many deletes. Before the tick begins.
-    pub fn retire(&mut self, netns: NetnsId, proto: u8, port: u16, inserts: u64, deletes: u64) {
+    pub fn retire(&mut self, netns: NetnsId, proto: Protocol, port: u16, inserts: u64, deletes: u64) {
         let flows = self.tables.entry(netns).or_default();
         let key = flow_key(proto, port);
         // Else a scan would leave a key for each port, only for it to be forgotten at the end of the tick.
@@ -138,7 +138,7 @@ impl Occupancy {
     }
 
     /// The totals of one flow slot.
-    pub fn add(&mut self, netns: NetnsId, proto: u8, port: u16, inserts: u64, deletes: u64) {
+    pub fn add(&mut self, netns: NetnsId, proto: Protocol, port: u16, inserts: u64, deletes: u64) {
         if (inserts, deletes) == (0, 0) {
             return;
         }
@@ -348,8 +348,18 @@ mod tests {
     }
 
     fn census(exact: bool, entries: &[(u16, u32)], counted: i64) -> Census {
-        let key = |port, entries| CensusKey { proto: 6, port, entries, assured: 0, time_wait: entries / 2 };
-        let base = |port, entries: u32| FlowOffset { proto: 6, port, entries: i64::from(entries) - counted };
+        let key = |port, entries| CensusKey {
+            proto: Protocol::TCP,
+            port,
+            entries,
+            assured: 0,
+            time_wait: entries / 2,
+        };
+        let base = |port, entries: u32| FlowOffset {
+            proto: Protocol::TCP,
+            port,
+            entries: i64::from(entries) - counted,
+        };
         Census {
             netns: HOST,
             keys: entries.iter().map(|(port, entries)| key(*port, *entries)).collect(),
@@ -364,7 +374,7 @@ mod tests {
         let sample = FlowSample { censuses, ..FlowSample::default() };
         occupancy.begin_tick(&sample);
         for (port, inserts, deletes) in slots {
-            occupancy.add(HOST, 6, *port, *inserts, *deletes);
+            occupancy.add(HOST, Protocol::TCP, *port, *inserts, *deletes);
         }
         occupancy.end_tick(1.0, &sample, |netns| netns == HOST);
     }
@@ -411,7 +421,7 @@ mod tests {
     #[test]
     fn tables_for_which_there_is_no_room_are_unknown_and_the_hosts_is_known() {
         let detail = |port| {
-            let mut detail = PortDetail::new(6, Some(port));
+            let mut detail = PortDetail::new(Protocol::TCP, Some(port));
             detail.add(7, true, 60);
             detail
         };
@@ -466,7 +476,7 @@ mod tests {
         tick(&mut occupancy, &[&large[..], &scanned, &busy].concat(), vec![]);
         assert_eq!(occupancy.tables[&HOST].keys.len(), 20_101);
         for (port, inserts, deletes) in scanned.into_iter().chain(busy) {
-            occupancy.retire(HOST, 6, port, inserts, deletes);
+            occupancy.retire(HOST, Protocol::TCP, port, inserts, deletes);
         }
         tick(&mut occupancy, &large, vec![]);
         assert_eq!(occupancy.tables[&HOST].keys.len(), 101, "only that with a rate is kept");
@@ -489,13 +499,13 @@ mod tests {
         tick(&mut occupancy, &many, vec![]);
         assert_eq!(shown(&occupancy, 5001).1, Some(false));
         for port in 5000..=u16::MAX {
-            occupancy.retire(HOST, 6, port, 1, 1);
+            occupancy.retire(HOST, Protocol::TCP, port, 1, 1);
         }
         // What is known keeps its counts.
-        occupancy.retire(HOST, 6, 0, 1, 1);
+        occupancy.retire(HOST, Protocol::TCP, 0, 1, 1);
         assert!(occupancy.tables[&HOST].keys.capacity() < 20_000);
         tick(&mut occupancy, &many, vec![]);
-        assert_eq!(occupancy.tables[&HOST].keys[&flow_key(6, 0)].inserts, 3);
+        assert_eq!(occupancy.tables[&HOST].keys[&flow_key(Protocol::TCP, 0)].inserts, 3);
         assert_eq!(shown(&occupancy, 5001).1, Some(true), "read while entries came and went");
         tick(&mut occupancy, &many, vec![]);
         assert_eq!(shown(&occupancy, 5001).1, Some(false));

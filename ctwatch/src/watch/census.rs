@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::conntrack::census::{self, Count};
-use crate::model::{Census, FlowOffset, NetnsId, SlotSample, Timeouts};
+use crate::model::{Census, FlowOffset, NetnsId, Protocol, SlotSample, Timeouts};
 use crate::netns::{self, Netns};
 use crate::probe::shared::FlowReader;
 
@@ -126,7 +126,7 @@ impl Censuses {
     /// Takes in what has been counted. `net` says what a netns's slots mean, as inserts less deletes per key.
     pub fn collect(
         &mut self,
-        net: impl Fn(NetnsId, &[SlotSample]) -> HashMap<(u8, u16), i64>,
+        net: impl Fn(NetnsId, &[SlotSample]) -> HashMap<(Protocol, u16), i64>,
         moved: &HashMap<NetnsId, Moved>,
     ) -> Vec<Census> {
         let mut done = Vec::new();
@@ -253,11 +253,11 @@ impl Counted {
 fn census(
     id: NetnsId,
     taken: &Counted,
-    net: impl Fn(NetnsId, &[SlotSample]) -> HashMap<(u8, u16), i64>,
+    net: impl Fn(NetnsId, &[SlotSample]) -> HashMap<(Protocol, u16), i64>,
 ) -> Census {
     let Counted { count, before, after, entries, timeouts } = taken;
     let before = net(id, before);
-    let mut bases: HashMap<(u8, u16), i64> = net(id, after)
+    let mut bases: HashMap<(Protocol, u16), i64> = net(id, after)
         .into_iter()
         .map(|(key, after)| (key, -(after + before.get(&key).copied().unwrap_or(0)).div_euclid(2)))
         .collect();
@@ -289,12 +289,15 @@ mod tests {
         SlotSample { key: SlotKey { netns: 1, port, proto: 6, kind: KIND_FLOWS }, count, deletes, failed: 0 }
     }
 
-    fn net(_: NetnsId, slots: &[SlotSample]) -> HashMap<(u8, u16), i64> {
-        slots.iter().map(|slot| ((6, slot.key.port), slot.count as i64 - slot.deletes as i64)).collect()
+    fn net(_: NetnsId, slots: &[SlotSample]) -> HashMap<(Protocol, u16), i64> {
+        slots
+            .iter()
+            .map(|slot| ((Protocol::TCP, slot.key.port), slot.count as i64 - slot.deletes as i64))
+            .collect()
     }
 
     fn taken(before: Vec<SlotSample>, after: Vec<SlotSample>) -> Counted {
-        let key = CensusKey { proto: 6, port: 80, entries: 100, assured: 0, time_wait: 0 };
+        let key = CensusKey { proto: Protocol::TCP, port: 80, entries: 100, assured: 0, time_wait: 0 };
         let count = Count { keys: vec![key], entries: 100, ..Count::default() };
         Counted { count, before, after, entries: Some(100), timeouts: Timeouts::default() }
     }

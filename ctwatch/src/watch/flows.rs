@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::Watch;
 use super::census::Moved;
-use crate::model::{FlowSample, NetnsId, SlotSample};
+use crate::model::{FlowSample, NetnsId, Protocol, SlotSample};
 
 impl Watch {
     /// Starts counting what the tables hold, if flows are counted: that goes on beside the watch.
@@ -60,10 +60,11 @@ impl Watch {
 }
 
 /// Inserts less deletes per key of this netns, of slots as programs count them.
-fn net_of(id: NetnsId, raw: &[SlotSample]) -> HashMap<(u8, u16), i64> {
+fn net_of(id: NetnsId, raw: &[SlotSample]) -> HashMap<(Protocol, u16), i64> {
     let mut net = HashMap::new();
     for SlotSample { key, count, deletes, failed } in raw.iter().filter(|slot| slot.key.netns == id.inode()) {
-        *net.entry((key.proto, key.port)).or_default() += *count as i64 - *failed as i64 - *deletes as i64;
+        *net.entry((Protocol(key.proto), key.port)).or_default() +=
+            *count as i64 - *failed as i64 - *deletes as i64;
     }
     net
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use ctwatch::listing::{Listing, ServiceEntries, TimeoutBucket};
 use ctwatch::machine::Machine;
 use ctwatch::model::{
-    Census, CensusKey, Direction, EntryState, FlowOffset, PortDetail, TimeoutHistogram, TimeoutKind, WallMono,
+    Census, CensusKey, Direction, EntryState, FlowOffset, PortDetail, Protocol, TimeoutHistogram,
+    TimeoutKind, WallMono,
 };
 use ctwatch::record::Writer;
 use ctwatch::record::rows::{MachineSnapshot, Names, Notice, Run, Setting, SnapshotReason, StoredListing};
@@ -161,17 +162,17 @@ fn changes() -> Vec<(String, Change)> {
 
 fn census(number: i64) -> Census {
     let entries = number as u32;
-    let mut detail = PortDetail::new(6, Some(6379));
+    let mut detail = PortDetail::new(Protocol::TCP, Some(6379));
     detail.mix.tcp[7] = entries;
     detail.mix.assured = entries;
     detail.refreshed = TimeoutHistogram::from_sparse(&[(1, entries)]).unwrap();
     detail.expiring = detail.refreshed.clone();
-    let key = |port| CensusKey { proto: 6, port, entries, assured: entries, time_wait: entries };
+    let key = |port| CensusKey { proto: Protocol::TCP, port, entries, assured: entries, time_wait: entries };
     Census {
         netns: HOST,
         keys: vec![key(80), key(6379)],
         details: vec![detail.clone(), PortDetail { port: Some(80), ..detail }],
-        bases: vec![FlowOffset { proto: 6, port: 6379, entries: number }],
+        bases: vec![FlowOffset { proto: Protocol::TCP, port: 6379, entries: number }],
         replaces_offsets: true,
         timeouts: [(TimeoutKind::TimeWait, entries), (TimeoutKind::Udp, 0)].into(),
         exact: true,
@@ -184,7 +185,8 @@ fn services(number: i64) -> Listing {
     let bucket = TimeoutBucket { timeout: entries, entries, idle, entered: entries };
     let phases = [TimeoutKind::TimeWait, TimeoutKind::Established].map(|kind| (kind, bucket.clone())).into();
     let service = ServiceEntries::restored(phases, Some(entries));
-    let services = [(6, 6379, Direction::Loopback), (6, 80, Direction::In)].map(|key| (key, service.clone()));
+    let services = [(Protocol::TCP, 6379, Direction::Loopback), (Protocol::TCP, 80, Direction::In)]
+        .map(|key| (key, service.clone()));
     Listing::restored([(TimeoutKind::TimeWait, entries)].into(), entries, services.into())
 }
 

@@ -162,9 +162,9 @@ fn icmp_has_a_type_and_a_code_and_no_port_in_each_table() {
     let tick = batch.tick.as_mut().unwrap();
     tick.flows = vec![(key, [3, 1, 0])];
     tick.losses = vec![(SlotKey { kind: Cause::TableFull as u8 | KIND_LOOPBACK, ..key }, 2)];
-    let keys = vec![CensusKey { proto: 1, port: ECHO, entries: 9, assured: 0, time_wait: 0 }];
+    let keys = vec![CensusKey { proto: Protocol::ICMP, port: ECHO, entries: 9, assured: 0, time_wait: 0 }];
     tick.censuses = vec![Census { netns: HOST, keys, exact: true, ..Census::default() }];
-    let entry = Entry { proto: 1, port: ECHO, left: 9, ..Entry::default() };
+    let entry = Entry { proto: Protocol::ICMP, port: ECHO, left: 9, ..Entry::default() };
     batch.listings[0].census = Listed::new([(TimeoutKind::Icmp, 30)].into(), 15);
     batch.listings[0].census.add(&entry, Direction::In);
     let (loss, _) = &mut batch.events[0];

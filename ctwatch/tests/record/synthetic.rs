@@ -58,16 +58,22 @@ pub fn tick(second: i64) -> Tick {
 }
 
 fn census(second: i64) -> Census {
-    let mut detail = PortDetail::new(6, Some(6379));
+    let mut detail = PortDetail::new(Protocol::TCP, Some(6379));
     detail.add(7, true, 60);
     detail.add(3, true, 432_000);
     Census {
         netns: HOST,
-        keys: vec![CensusKey { proto: 6, port: 6379, entries: 710, assured: 700, time_wait: 690 }],
-        details: vec![detail, PortDetail::new(17, None)],
+        keys: vec![CensusKey {
+            proto: Protocol::TCP,
+            port: 6379,
+            entries: 710,
+            assured: 700,
+            time_wait: 690,
+        }],
+        details: vec![detail, PortDetail::new(Protocol::UDP, None)],
         bases: vec![
-            FlowOffset { proto: 6, port: 80, entries: -4 },
-            FlowOffset { proto: 6, port: 6379, entries: second },
+            FlowOffset { proto: Protocol::TCP, port: 80, entries: -4 },
+            FlowOffset { proto: Protocol::TCP, port: 6379, entries: second },
         ],
         replaces_offsets: true,
         timeouts: Timeouts::from([(TimeoutKind::TimeWait, 120), (TimeoutKind::Udp, 30)]),
@@ -147,7 +153,7 @@ pub fn rules(second: i64, reason: SnapshotReason) -> StoredRules {
 pub fn listing(second: i64) -> StoredListing {
     let mut census = Listed::new([(TimeoutKind::TimeWait, 120), (TimeoutKind::Udp, 30)].into(), 15);
     for n in 0..50u32 {
-        let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left: n, ..Entry::default() };
+        let entry = Entry { proto: Protocol::TCP, port: 6379, tcp_state: 7, left: n, ..Entry::default() };
         census.add(&entry, Direction::Loopback);
     }
     StoredListing {

@@ -6,19 +6,21 @@ use std::net::IpAddr;
 use crate::fixtures::{HOST, WEB1, golden, time};
 use crate::goldens::{fits_80_columns, json, text};
 use ctwatch::contract::breakdown::{Skipped, TableReport};
-use ctwatch::model::{Address, CensusKey, HiddenEntries, LocalAddress, Locals, NetnsId, TableEntry};
+use ctwatch::model::{
+    Address, CensusKey, HiddenEntries, LocalAddress, Locals, NetnsId, Protocol, TableEntry,
+};
 use ctwatch::state::Filter;
 use ctwatch::state::table::{Breakdown, BreakdownConfig, Dimension, Keys, ScanContext, TableResult, combine};
 use ctwatch::view::View;
 
-const TCP: u8 = 6;
+const TCP: Protocol = Protocol::TCP;
 const NOW_NS: u64 = 1_000_000_000_000;
 
 fn address(text: &str) -> Address {
     Address::from(text.parse::<IpAddr>().unwrap())
 }
 
-fn entry(src: &str, dst: &str, proto: u8, port: u16) -> TableEntry {
+fn entry(src: &str, dst: &str, proto: Protocol, port: u16) -> TableEntry {
     let (src, dst) = (address(src), address(dst));
     TableEntry { id: 1, proto, port, src, dst, reply_src: dst, left: 30, ..TableEntry::default() }
 }
@@ -55,15 +57,15 @@ fn story() -> Vec<TableEntry> {
             established
         });
     }
-    let answered = TableEntry { seen_reply: true, ..entry("192.0.2.7", "2001:db8::53", 17, 53) };
+    let answered = TableEntry { seen_reply: true, ..entry("192.0.2.7", "2001:db8::53", Protocol::UDP, 53) };
     entries.extend(std::iter::repeat_n(TableEntry { mark: 0x10, zone: 7, ..answered }, 250));
-    entries.push(entry("fd00::9", "2001:db8:ffff:ffff:ffff:ffff:ffff:fff8", 58, 128 << 8));
-    entries.push(entry("203.0.113.1", "203.0.113.2", 47, 0));
+    entries.push(entry("fd00::9", "2001:db8:ffff:ffff:ffff:ffff:ffff:fff8", Protocol::ICMPV6, 128 << 8));
+    entries.push(entry("203.0.113.1", "203.0.113.2", Protocol(47), 0));
     entries.push(TableEntry {
         sctp_state: 4,
         assured: true,
         unevictable: true,
-        ..entry("192.0.2.7", "203.0.113.2", 132, 38_412)
+        ..entry("192.0.2.7", "203.0.113.2", Protocol::SCTP, 38_412)
     });
     entries
 }
@@ -142,7 +144,7 @@ fn odd() -> Vec<TableReport> {
     };
     let unlimited = ScanContext { max: Some(0), name: None, ..named("", None, 3) };
     let mut filtered = by_port.clone();
-    filtered.filter.protos = vec![ctwatch::model::Protocol::UDP];
+    filtered.filter.protos = vec![Protocol::UDP];
     let mut reports = vec![
         crowded,
         report(&by_port, vec![listed(&by_port, WEB1, &few, torn)]),
@@ -153,7 +155,7 @@ fn odd() -> Vec<TableReport> {
         let seen = ScanContext { tracks: Some(tracks), ..named("host", None, 0) };
         reports.push(report(&by_port, vec![listed(&by_port, HOST, &[], seen)]));
     }
-    let dying = CensusKey { proto: 58, port: 128 << 8, entries: 78, assured: 0, time_wait: 0 };
+    let dying = CensusKey { proto: Protocol::ICMPV6, port: 128 << 8, entries: 78, assured: 0, time_wait: 0 };
     let all = HiddenEntries { dying: Some(vec![dying]), unconfirmed: Some(Vec::new()), complete: true };
     for hidden in [all, HiddenEntries::default()] {
         let count = Some(80);

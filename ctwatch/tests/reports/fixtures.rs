@@ -130,10 +130,23 @@ pub fn storm(second: u64) -> Sample {
 
 /// What the story's tables hold when the storm begins: mostly redis's TIME_WAIT on the host.
 pub fn censuses() -> Vec<Census> {
-    let redis = CensusKey { proto: 6, port: 6379, entries: 186_122, assured: 186_122, time_wait: 180_600 };
-    let others = [(6, 443, 31_457), (6, 80, 23_593), (17, 53, 15_728), (1, 8 << 8, 5_000)]
-        .map(|(proto, port, entries)| CensusKey { proto, port, entries, assured: 0, time_wait: 0 });
-    let dns = CensusKey { proto: 17, port: 53, entries: 131_072, assured: 0, time_wait: 0 };
+    let redis = CensusKey {
+        proto: Protocol::TCP,
+        port: 6379,
+        entries: 186_122,
+        assured: 186_122,
+        time_wait: 180_600,
+    };
+    let others = [(6, 443, 31_457), (6, 80, 23_593), (17, 53, 15_728), (1, 8 << 8, 5_000)].map(
+        |(proto, port, entries)| CensusKey {
+            proto: Protocol(proto),
+            port,
+            entries,
+            assured: 0,
+            time_wait: 0,
+        },
+    );
+    let dns = CensusKey { proto: Protocol::UDP, port: 53, entries: 131_072, assured: 0, time_wait: 0 };
     let of = |netns, keys: &[CensusKey], exact| Census {
         netns: NetnsId::from_packed(netns),
         keys: keys.to_vec(),

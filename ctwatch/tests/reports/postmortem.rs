@@ -12,7 +12,7 @@ use crate::fixtures::{HOST, censuses, golden, loss, of, time};
 use crate::goldens::fits_80_columns;
 use ctwatch::listing::Listing as Listed;
 use ctwatch::model::{
-    Backend, Direction, KernelCounters, NetnsId, Role, TableEntry as Entry, TimeoutKind, WallMono,
+    Backend, Direction, KernelCounters, NetnsId, Protocol, Role, TableEntry as Entry, TimeoutKind, WallMono,
 };
 use ctwatch::postmortem::{ReportFormat, Request, gather, render};
 use ctwatch::record::Writer;
@@ -87,14 +87,20 @@ fn listing(second: i64) -> StoredListing {
     let mut census =
         Listed::new([(TimeoutKind::TimeWait, 120), (TimeoutKind::Established, 432_000)].into(), 15);
     for left in (0..120).flat_map(|left| std::iter::repeat_n(left, 1_500)) {
-        let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left, ..Entry::default() };
+        let entry = Entry { proto: Protocol::TCP, port: 6379, tcp_state: 7, left, ..Entry::default() };
         census.add(&entry, Direction::Loopback);
     }
     for left in (0..120).flat_map(|left| std::iter::repeat_n(left, 300)) {
-        census.add(&Entry { proto: 6, port: 443, tcp_state: 7, left, ..Entry::default() }, Direction::In);
+        census.add(
+            &Entry { proto: Protocol::TCP, port: 443, tcp_state: 7, left, ..Entry::default() },
+            Direction::In,
+        );
     }
     for left in std::iter::repeat_n(431_000, 30_000) {
-        census.add(&Entry { proto: 6, port: 80, tcp_state: 3, left, ..Entry::default() }, Direction::In);
+        census.add(
+            &Entry { proto: Protocol::TCP, port: 80, tcp_state: 3, left, ..Entry::default() },
+            Direction::In,
+        );
     }
     StoredListing {
         netns: NetnsId::from_packed(HOST),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ctwatch::machine::endpoint::{self, Endpoint, Port};
 use ctwatch::machine::{self, Host, Machine, Software, Writable};
+use ctwatch::model::Protocol;
 
 use super::story::Story;
 use super::{Guest, Outcome};
@@ -17,8 +18,8 @@ use crate::shell::{run, sh};
 use crate::traffic::http::Load;
 use crate::{nftables, sysctl};
 
-const REDIS: Port = Port { proto: 6, port: 6379 };
-const HTTP: Port = Port { proto: 6, port: 80 };
+const REDIS: Port = Port { proto: Protocol::TCP, port: 6379 };
+const HTTP: Port = Port { proto: Protocol::TCP, port: 80 };
 
 /// As emulation may be slow.
 const PATIENCE: Duration = Duration::from_secs(90);

@@ -111,7 +111,7 @@ impl Host {
     fn dump(&self, measure: &mut Measure) {
         for (expires, port) in &self.entries {
             let entry = TableEntry {
-                proto: 6,
+                proto: Protocol::TCP,
                 port: PORT,
                 tcp_state: 7,
                 assured: true,
@@ -279,7 +279,8 @@ fn one_port_refused_altogether_in_one_direction_does_not_borrow_the_other_s_entr
     for left in 0..30 {
         for sport in 0..10 {
             let src = IpAddr::from([10, 0, 0, 2]).into();
-            let entry = TableEntry { proto: 17, port: 53, left, src, sport, ..TableEntry::default() };
+            let entry =
+                TableEntry { proto: Protocol::UDP, port: 53, left, src, sport, ..TableEntry::default() };
             measure.entry(&entry, Direction::In);
         }
     }

@@ -29,7 +29,7 @@ fn listing(second: i64) -> StoredListing {
     let mut census =
         Listed::new([(TimeoutKind::TimeWait, 60), (TimeoutKind::Established, 432_000)].into(), 15);
     for left in (0..60).flat_map(|left| std::iter::repeat_n(left, 50)) {
-        let entry = Entry { proto: 6, port: 6379, tcp_state: 7, left, ..Entry::default() };
+        let entry = Entry { proto: Protocol::TCP, port: 6379, tcp_state: 7, left, ..Entry::default() };
         census.add(&entry, Direction::Loopback);
     }
     StoredListing {
@@ -121,7 +121,7 @@ fn a_protocol_without_ports_has_none() {
     let folder = tempfile::tempdir().unwrap();
     let mut listed = listing(70);
     for left in 0..60 {
-        listed.census.add(&Entry { proto: 47, left, ..Entry::default() }, Direction::In);
+        listed.census.add(&Entry { proto: Protocol(47), left, ..Entry::default() }, Direction::In);
     }
     let recording = write(&folder.path().join("a.ctw"), vec![listed], vec![facts()]);
     let (case, source) = case(&recording, "0.1.0", &question()).unwrap();

@@ -45,7 +45,7 @@ impl Senders {
         let process = loss.owner.as_ref().and_then(|owner| owner.process.as_ref());
         let Some(process) = process.filter(|process| process.role == Role::Sender) else { return };
         let Some(Flow { proto, tuple }) = loss.packet.flow() else { return };
-        let pids = self.0.entry(Port { proto: proto.0, port: tuple.dport }).or_default();
+        let pids = self.0.entry(Port { proto, port: tuple.dport }).or_default();
         if pids.len() < SENDERS {
             pids.insert(process.pid, process.name);
         }
@@ -99,7 +99,7 @@ pub(super) fn collect_facts(
         .iter()
         .filter(|service| matches!(service.proto, Protocol::TCP | Protocol::UDP))
         .take(LOOKED_UP)
-        .map(|service| Port { proto: service.proto.0, port: service.port })
+        .map(|service| Port { proto: service.proto, port: service.port })
         .collect();
     let mut notes = machine.notes.clone();
     let (mut endpoints, cut) = endpoint::read(&host.roots, &ports, PATIENCE);
@@ -238,7 +238,7 @@ fn ways_in(logins: &[Login], keep: &[ServiceTarget]) -> Vec<WayIn> {
 
 /// Which services are used by the server of which other one.
 fn uses(services: &[Service], endpoints: &BTreeMap<Port, Endpoint>) -> Vec<Dependency> {
-    let endpoint = |target: &ServiceTarget| endpoints.get(&Port { proto: target.proto.0, port: target.port });
+    let endpoint = |target: &ServiceTarget| endpoints.get(&Port { proto: target.proto, port: target.port });
     let mut found = Vec::new();
     for front in services {
         for back in services {
@@ -265,7 +265,7 @@ fn known(
     inside: &NetnsCommands,
 ) -> ServiceFacts {
     let mut known = ServiceFacts::default();
-    if let Some(endpoint) = endpoints.get(&Port { proto: target.proto.0, port: target.port }) {
+    if let Some(endpoint) = endpoints.get(&Port { proto: target.proto, port: target.port }) {
         let server = endpoint.servers.first().map(|program| program.software.clone());
         let clients: Vec<machine::Software> =
             endpoint.clients.iter().map(|client| client.program.software.clone()).collect();

@@ -2,7 +2,7 @@
 //! No allocation and no panic, whatever the bytes say.
 
 use crate::kernel::netlink;
-use crate::model::{Address, EntryFields, TableEntry};
+use crate::model::{Address, EntryFields, Protocol, TableEntry};
 
 // include/uapi/linux/netlink.h
 const NLMSG_ERROR: u16 = 2;
@@ -211,7 +211,7 @@ fn tuple(value: &[u8], entry: &mut TableEntry, wants_source: bool) -> bool {
         let Some(first) = value.first().copied() else { continue };
         match kind {
             CTA_PROTO_NUM => {
-                entry.proto = first;
+                entry.proto = Protocol(first);
                 has_number = true;
             }
             CTA_PROTO_SRC_PORT if wants_source => entry.sport = be16(value).unwrap_or(0),
@@ -322,7 +322,7 @@ pub(in crate::conntrack) mod tests {
         let expected = TableEntry {
             id: 5,
             tuple: entry.tuple,
-            proto: 6,
+            proto: Protocol::TCP,
             port: 6379,
             assured: true,
             unevictable: true,
@@ -382,7 +382,7 @@ pub(in crate::conntrack) mod tests {
         let Some(Message::Entry(entry)) = Messages::new(&bytes, EntryFields::default()).next() else {
             panic!("no entry")
         };
-        assert_eq!((entry.proto, entry.port), (58, 128 << 8 | 3));
+        assert_eq!((entry.proto, entry.port), (Protocol::ICMPV6, 128 << 8 | 3));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::recent::Recent;
-use crate::model::{CensusKey, PortDetail, StateCounts, TableEntry};
+use crate::model::{CensusKey, PortDetail, Protocol, StateCounts, TableEntry};
 
 /// Keys that get a detail of their own; the others share one.
 const DETAILED: usize = 256;
@@ -19,7 +19,7 @@ pub(crate) struct Tally {
     index: Vec<Vec<u32>>,
     keys: Vec<Counted>,
     details: Vec<PortDetail>,
-    rest: HashMap<u8, PortDetail>,
+    rest: HashMap<Protocol, PortDetail>,
     recent: Recent,
     pub entries: u64,
     pub duplicates: u64,
@@ -50,7 +50,7 @@ impl Tally {
             return;
         }
         self.entries += 1;
-        let ports = &mut self.index[usize::from(entry.proto)];
+        let ports = &mut self.index[usize::from(entry.proto.0)];
         if ports.is_empty() {
             *ports = vec![NONE; 1 << 16];
         }

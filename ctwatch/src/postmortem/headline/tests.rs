@@ -2,6 +2,7 @@
 //! And for any facts: nothing is claimed that they don't hold.
 
 use super::*;
+use crate::model::Protocol;
 use jiff::tz::TimeZone;
 use proptest::prelude::*;
 
@@ -10,9 +11,9 @@ fn at(second: i64) -> At {
     At { time, place_us: second * 1_000_000 }
 }
 
-const REDIS: ServicePort = ServicePort { proto: 6, port: 6379 };
-const HTTPS: ServicePort = ServicePort { proto: 6, port: 443 };
-const DNS: ServicePort = ServicePort { proto: 17, port: 53 };
+const REDIS: ServicePort = ServicePort { proto: Protocol::TCP, port: 6379 };
+const HTTPS: ServicePort = ServicePort { proto: Protocol::TCP, port: 443 };
+const DNS: ServicePort = ServicePort { proto: Protocol::UDP, port: 53 };
 
 const fn loopback(port: ServicePort) -> Service {
     Service::Known { port, loopback: true }

@@ -336,7 +336,7 @@ fn without_arrivals_or_without_a_limit_nothing_fills() {
 #[test]
 fn entries_present_at_the_census_make_room_as_they_expire() {
     // 6,000 in TIME_WAIT leave at 50/s, 45/s come: it never fills, although a hundred more would.
-    let mut detail = PortDetail::new(6, Some(6379));
+    let mut detail = PortDetail::new(Protocol::TCP, Some(6379));
     for entry in 0..6_000 {
         detail.add(7, true, entry % 120);
     }

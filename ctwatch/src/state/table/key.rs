@@ -1,7 +1,7 @@
 //! What rows of a census stand for, and the packing of an entry's part of that into a few words.
 //! On the path of every entry: no allocation.
 
-use crate::model::{Address, TableEntry};
+use crate::model::{Address, Protocol, TableEntry};
 
 use crate::model::Direction;
 
@@ -78,9 +78,9 @@ impl Dimension {
 
     fn value(self, entry: &TableEntry, direction: Direction) -> u64 {
         match self {
-            Self::Port => u64::from(entry.proto) << 16 | u64::from(entry.port),
-            Self::State => u64::from(entry.proto) << 8 | u64::from(state_number(entry)),
-            Self::Proto => entry.proto.into(),
+            Self::Port => u64::from(entry.proto.0) << 16 | u64::from(entry.port),
+            Self::State => u64::from(entry.proto.0) << 8 | u64::from(state_number(entry)),
+            Self::Proto => entry.proto.0.into(),
             Self::Direction => direction as u64,
             Self::Zone => entry.zone.into(),
             Self::Mark => entry.mark.into(),
@@ -206,8 +206,6 @@ pub(super) struct Fields {
     pub mark: Option<u32>,
 }
 
-const TCP: u8 = 6;
-const SCTP: u8 = 132;
 /// In the place of a state, for protocols without one.
 const UNREPLIED: u8 = 0;
 const REPLIED: u8 = 1;
@@ -215,8 +213,8 @@ const ASSURED: u8 = 2;
 
 fn state_number(entry: &TableEntry) -> u8 {
     match entry.proto {
-        TCP => entry.tcp_state,
-        SCTP => entry.sctp_state,
+        Protocol::TCP => entry.tcp_state,
+        Protocol::SCTP => entry.sctp_state,
         _ if entry.assured => ASSURED,
         _ if entry.seen_reply => REPLIED,
         _ => UNREPLIED,
@@ -242,7 +240,7 @@ mod tests {
             (src, dst) in any::<(u128, u128)>(),
         ) {
             let entry = TableEntry {
-                proto,
+                proto: Protocol(proto),
                 port,
                 tcp_state: state,
                 sctp_state: state,

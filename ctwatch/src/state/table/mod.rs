@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use super::filter::{Filter, Verdict};
 use super::key::Facts;
-use crate::model::{Direction, EntryFields, Locals, NetnsId, Protocol, TableEntry};
+use crate::model::{Direction, EntryFields, Locals, NetnsId, TableEntry};
 use cells::{Cells, Counted, Sum};
 use key::Wide;
 
@@ -111,7 +111,7 @@ impl<'a> Breakdown<'a> {
     fn passes(&self, entry: &TableEntry, direction: Direction) -> bool {
         let facts = Facts {
             netns: self.netns,
-            proto: Some(Protocol(entry.proto)),
+            proto: Some(entry.proto),
             port: Some(entry.port),
             loopback: Some(direction == Direction::Loopback),
             zone: None,

@@ -153,7 +153,7 @@ fn name_hidden(hidden: &HiddenEntries, unlisted: i64, top: usize) -> Hidden {
 }
 
 fn hidden_service(sort: Reason, key: &CensusKey) -> HiddenService {
-    let proto = Protocol(key.proto);
+    let proto = key.proto;
     let port = proto.has_ports().then_some(key.port);
     let icmp = proto.is_icmp().then(|| key.port.to_be_bytes());
     HiddenService {

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use super::rows::quiet;
 use super::*;
 use crate::contract::breakdown;
-use crate::model::{Address, CensusKey, HiddenEntries};
+use crate::model::{Address, CensusKey, HiddenEntries, Protocol};
 use crate::state::PortRange;
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ fn settings(by: Keys, top: usize) -> BreakdownConfig {
 fn tcp(port: u16, tcp_state: u8) -> TableEntry {
     TableEntry {
         id: 1,
-        proto: 6,
+        proto: Protocol::TCP,
         port,
         tcp_state,
         assured: tcp_state != 1,
@@ -42,7 +42,10 @@ fn report(settings: &BreakdownConfig, tables: &[&[TableEntry]]) -> breakdown::Ta
 fn the_storys_table_by_port_names_its_culprit() {
     let mut entries = vec![tcp(6379, 7); 71];
     entries.extend(vec![tcp(80, 3); 20]);
-    entries.extend(vec![TableEntry { proto: 1, port: 8 << 8, left: 30, ..TableEntry::default() }; 9]);
+    entries.extend(vec![
+        TableEntry { proto: Protocol::ICMP, port: 8 << 8, left: 30, ..TableEntry::default() };
+        9
+    ]);
     let report = report(&settings(Keys::default(), 2), &[&entries]);
     let first = &report.rows[0];
     assert_eq!((first.port, first.service, first.entries), (Some(6379), Some(Some("redis")), 71));
@@ -56,7 +59,7 @@ fn the_storys_table_by_port_names_its_culprit() {
 
 #[test]
 fn icmp_has_a_type_and_a_code_and_no_time_wait() {
-    let echo = TableEntry { proto: 58, port: 128 << 8 | 3, ..TableEntry::default() };
+    let echo = TableEntry { proto: Protocol::ICMPV6, port: 128 << 8 | 3, ..TableEntry::default() };
     let row = report(&settings(Keys::default(), 9), &[&[echo]]).rows.remove(0);
     assert_eq!(
         (row.port, row.icmp_type, row.icmp_code, row.time_wait_share),
@@ -66,8 +69,13 @@ fn icmp_has_a_type_and_a_code_and_no_time_wait() {
 
 #[test]
 fn states_are_spelt_as_conntrack_does() {
-    let udp = |assured, seen_reply| TableEntry { proto: 17, assured, seen_reply, ..TableEntry::default() };
-    let sctp = TableEntry { proto: 132, sctp_state: 4, ..TableEntry::default() };
+    let udp = |assured, seen_reply| TableEntry {
+        proto: Protocol::UDP,
+        assured,
+        seen_reply,
+        ..TableEntry::default()
+    };
+    let sctp = TableEntry { proto: Protocol::SCTP, sctp_state: 4, ..TableEntry::default() };
     let entries = [tcp(80, 7), tcp(80, 1), udp(true, true), udp(false, true), udp(false, false), sctp];
     let rows = report(&settings(Keys::one(Dimension::State), 9), &[&entries]).rows;
     let mut states: Vec<_> = rows.iter().map(|row| (row.proto.unwrap().0, row.state.unwrap())).collect();
@@ -157,7 +165,7 @@ fn hidden(entries: HiddenEntries) -> breakdown::TableBreakdown {
 }
 
 fn of_port(proto: u8, port: u16, entries: u32) -> CensusKey {
-    CensusKey { proto, port, entries, assured: 0, time_wait: 0 }
+    CensusKey { proto: Protocol(proto), port, entries, assured: 0, time_wait: 0 }
 }
 
 #[test]
@@ -194,7 +202,7 @@ fn a_bound_is_told_as_one_and_its_share_is_that_of_what_is_certain() {
     let mut census = Breakdown::new(&settings, NetnsId::from_packed(1), Locals::default(), 0);
     let entry = |dst: u32| TableEntry {
         dst: Address::from(IpAddr::from(dst.to_be_bytes())),
-        ..TableEntry { proto: 17, ..TableEntry::default() }
+        ..TableEntry { proto: Protocol::UDP, ..TableEntry::default() }
     };
     let mut listed = 0;
     for index in 0..2 * WIDE as u32 {

@@ -36,7 +36,7 @@ fn seconds() -> impl Strategy<Value = Vec<Second>> {
 fn census(entries: u32, counted: i64) -> Census {
     Census {
         netns: NetnsId::from_packed(1),
-        bases: vec![FlowOffset { proto: 6, port: 3, entries: i64::from(entries) - counted }],
+        bases: vec![FlowOffset { proto: Protocol::TCP, port: 3, entries: i64::from(entries) - counted }],
         replaces_offsets: true,
         exact: true,
         ..Census::default()

@@ -188,7 +188,7 @@ pub(super) fn ctnetlink(bytes: &[u8]) {
         if let census::parse::Message::Entry(entry) = message {
             listing.add(&entry, Direction::In);
             // Each protocol takes 256 KiB of the tally: those of the kernel are few.
-            if entry.proto < 8 {
+            if entry.proto.0 < 8 {
                 tally.add(&entry);
             }
         }

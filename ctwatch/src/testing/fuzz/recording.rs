@@ -345,7 +345,7 @@ fn listing(from: &mut Source<'_>) -> StoredListing {
     let mut census = Listing::new(timeouts.into(), from.small());
     for _ in 0..from.below(8) {
         let entry = TableEntry {
-            proto: protocol(from),
+            proto: Protocol(protocol(from)),
             port: port(from),
             tcp_state: from.byte(),
             left: from.small(),
@@ -440,7 +440,7 @@ fn key(from: &mut Source<'_>, kind: u8) -> SlotKey {
 }
 
 fn census(from: &mut Source<'_>) -> Census {
-    let mut detail = PortDetail::new(6, Some(6379));
+    let mut detail = PortDetail::new(Protocol::TCP, Some(6379));
     for _ in 0..from.below(4) {
         detail.add(from.byte() % 16, from.flag(), from.small());
     }
@@ -448,14 +448,14 @@ fn census(from: &mut Source<'_>) -> Census {
     Census {
         netns: netns(from),
         keys: vec![CensusKey {
-            proto: protocol(from),
+            proto: Protocol(protocol(from)),
             port: port(from),
             entries: from.small(),
             assured: from.small(),
             time_wait: from.small(),
         }],
         details: vec![detail],
-        bases: vec![FlowOffset { proto: 6, port: port(from), entries: from.number() }],
+        bases: vec![FlowOffset { proto: Protocol::TCP, port: port(from), entries: from.number() }],
         replaces_offsets: from.flag(),
         timeouts,
         exact: from.flag(),
