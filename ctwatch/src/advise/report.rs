@@ -11,7 +11,7 @@ use super::target::ServiceTarget;
 use super::whatif::Changes;
 use crate::contract::{millis, optional_rounded, rounded};
 use crate::foreign::Foreign;
-use crate::model::{Direction, NetnsId, Protocol, TimeoutKind, service as service_name};
+use crate::model::{Direction, NetnsId, Protocol, ServicePort, TimeoutKind};
 use crate::text;
 
 /// Services named one by one.
@@ -321,17 +321,16 @@ fn line(case: &Case, service: &Service, needs: f64, then: Option<f64>) -> Servic
         .iter()
         .max_by_key(|residence| residence.entries)
         .filter(|residence| residence.entries > 0);
-    let [icmp_type, icmp_code] = service.port.to_be_bytes();
-    let is_icmp = service.proto.is_icmp();
+    let port = ServicePort { proto: service.proto, port: service.port }.parts();
     ServiceLine {
         proto: service.proto,
-        port: service.proto.has_ports().then_some(service.port),
-        icmp_type: is_icmp.then_some(icmp_type),
-        icmp_code: is_icmp.then_some(icmp_code),
+        port: port.port,
+        icmp_type: port.icmp_type,
+        icmp_code: port.icmp_code,
         basis: service.basis,
         assumed_lifetime_s: service.assumed_lifetime().map(|(_, seconds)| seconds),
         earlier: service.earlier,
-        service: service_name(service.proto, service.port),
+        service: port.service,
         direction: service.direction,
         server: facts.and_then(|facts| facts.server.clone()),
         clients: facts.map(|facts| facts.clients.clone()).unwrap_or_default(),

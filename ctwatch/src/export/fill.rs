@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::{ExportTable, Sink, Value};
 use crate::contract::fill;
 use crate::foreign::Foreign;
-use crate::model::{Census, NetnsId, Protocol, service};
+use crate::model::{Census, NetnsId, PortParts, Protocol, ServicePort};
 use crate::record::Recording;
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::{RecordedRun, Stored};
@@ -226,7 +226,8 @@ impl Run<'_> {
             for ((proto, port, direction), collected) in listing.census.services() {
                 for (phase, seen) in &collected.phases {
                     let proto = *proto;
-                    let Port { port, service, icmp_type, icmp_code } = Port::of(proto, *port);
+                    let PortParts { port, service, icmp_type, icmp_code } =
+                        ServicePort { proto, port: *port }.parts();
                     let row = row![
                         id,
                         listing.at.time,
@@ -330,7 +331,8 @@ impl Run<'_> {
                 let (netns, proto) = (NetnsId::from_packed(key.netns), Protocol(key.proto));
                 let At { run, tick, time, interval_s } = at;
                 let (inserts, name) = (inserts - failed, self.name(netns));
-                let Port { port, service, icmp_type, icmp_code } = Port::of(proto, key.port);
+                let PortParts { port, service, icmp_type, icmp_code } =
+                    ServicePort { proto, port: key.port }.parts();
                 let row = row![
                     run,
                     tick,
@@ -387,8 +389,9 @@ impl Run<'_> {
     fn losses(&self, at: &At, key: SlotKey, losses: i64) -> Option<[Value; 16]> {
         let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
         let (netns, proto) = (NetnsId::from_packed(key.netns), Protocol(key.proto));
-        let known = if attributed { Port::of(proto, key.port) } else { Port::default() };
-        let Port { port, service, icmp_type, icmp_code } = known;
+        let known =
+            if attributed { ServicePort { proto, port: key.port }.parts() } else { PortParts::default() };
+        let PortParts { port, service, icmp_type, icmp_code } = known;
         Some(row![
             at.run,
             at.tick,
@@ -412,7 +415,8 @@ impl Run<'_> {
     fn occupancy(&self, at: &At, census: &Census, sink: &mut dyn Sink) -> Result<()> {
         for key in &census.keys {
             let proto = key.proto;
-            let Port { port, service, icmp_type, icmp_code } = Port::of(proto, key.port);
+            let PortParts { port, service, icmp_type, icmp_code } =
+                ServicePort { proto, port: key.port }.parts();
             let row = row![
                 at.run,
                 at.tick,
@@ -432,29 +436,6 @@ impl Run<'_> {
             sink.row(ExportTable::Occupancy, &row)?;
         }
         Ok(())
-    }
-}
-
-/// What a key's port stands for, in columns.
-#[derive(Clone, Copy, Default)]
-struct Port {
-    /// Where the protocol has ports.
-    port: Option<u16>,
-    service: Option<&'static str>,
-    icmp_type: Option<u8>,
-    icmp_code: Option<u8>,
-}
-
-impl Port {
-    fn of(proto: Protocol, number: u16) -> Self {
-        let port = proto.has_ports().then_some(number);
-        let icmp = proto.is_icmp().then(|| number.to_be_bytes());
-        Self {
-            port,
-            service: port.and_then(|port| service(proto, port)),
-            icmp_type: icmp.map(|[kind, _]| kind),
-            icmp_code: icmp.map(|[_, code]| code),
-        }
     }
 }
 

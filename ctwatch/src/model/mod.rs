@@ -29,6 +29,6 @@ pub use event::{FromKernel, Insert, Loss, NetnsAccess, NetnsSample, Sample, Slot
 pub use ids::{HOST_NETNS, NetnsId, NetnsNumber, Owner, ProcessId, Role, THIS_NETNS, is_home_netns};
 pub use packet::{Device, EntryState, Flow, Hook, Name, Packet, Sender, Tuple, Zone};
 pub use protocol::{Protocol, number as protocol_number, port_of_service, service};
-pub use service_port::ServicePort;
+pub use service_port::{PortParts, ServicePort};
 pub use state_name::{TCP_STATES, state_name};
 pub use timeout::{TimeoutKind, Timeouts};

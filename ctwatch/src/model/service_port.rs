@@ -16,12 +16,38 @@ pub struct ServicePort {
     pub port: u16,
 }
 
+/// What the number beside a protocol stands for: a port, or a type and a code, or nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortParts {
+    /// Where the protocol has ports.
+    pub port: Option<u16>,
+    /// What usually listens there.
+    pub service: Option<&'static str>,
+    /// Of ICMP.
+    pub icmp_type: Option<u8>,
+    /// Of ICMP.
+    pub icmp_code: Option<u8>,
+}
+
 impl ServicePort {
     /// From the parts that a record has it in: a port, or a type and a code, or neither.
     #[must_use]
     pub fn of_parts(proto: Protocol, port: Option<u16>, icmp: Option<(u8, u8)>) -> Self {
         let port = port.or_else(|| icmp.map(|(kind, code)| u16::from_be_bytes([kind, code])));
         Self { proto, port: port.unwrap_or(0) }
+    }
+
+    /// The parts that a record has it in.
+    #[must_use]
+    pub fn parts(self) -> PortParts {
+        let port = self.proto.has_ports().then_some(self.port);
+        let icmp = self.proto.is_icmp().then(|| self.port.to_be_bytes());
+        PortParts {
+            port,
+            service: port.and_then(|port| service(self.proto, port)),
+            icmp_type: icmp.map(|[kind, _]| kind),
+            icmp_code: icmp.map(|[_, code]| code),
+        }
     }
 
     /// What usually listens there.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::forecast::Forecast;
 use super::step::{FlowKey, Step};
 use crate::contract::{Occupant, TableStatus};
-use crate::model::{Census, FlowSample, NetnsId, Protocol, service};
+use crate::model::{Census, FlowSample, NetnsId, PortParts, Protocol, ServicePort};
 
 /// Occupants a report names.
 const SHOWN: usize = 5;
@@ -289,15 +289,14 @@ impl Flows {
     fn occupant(&self, key: FlowKey, entries: u64) -> Occupant {
         let flows = &self.keys[&key];
         let (proto, port) = (Protocol((key >> 16) as u8), key as u16);
-        let [icmp_type, icmp_code] = port.to_be_bytes();
-        let has_port = proto.has_ports();
+        let PortParts { port, service, icmp_type, icmp_code } = ServicePort { proto, port }.parts();
         let share = entries as f64 / self.occupied.max(1) as f64;
         Occupant {
             proto,
-            port: has_port.then_some(port),
-            service: has_port.then(|| service(proto, port)),
-            icmp_type: proto.is_icmp().then_some(icmp_type),
-            icmp_code: proto.is_icmp().then_some(icmp_code),
+            port,
+            service: port.map(|_| service),
+            icmp_type,
+            icmp_code,
             entries,
             share: floored(share),
             new_per_s: rounded(flows.rate.per_s()),

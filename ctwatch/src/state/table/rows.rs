@@ -9,7 +9,7 @@ use super::{Breakdown, BreakdownConfig, Dimension, Keys};
 use crate::contract::breakdown::{Hidden, HiddenService, Reason, Row, Skipped, TableBreakdown, TableReport};
 use crate::contract::{SCHEMA, fill};
 use crate::foreign::Foreign;
-use crate::model::{CensusKey, HiddenEntries, Protocol, service, state_name};
+use crate::model::{CensusKey, HiddenEntries, PortParts, Protocol, ServicePort, state_name};
 use jiff::Timestamp;
 
 /// One netns's table, counted.
@@ -154,15 +154,14 @@ fn name_hidden(hidden: &HiddenEntries, unlisted: i64, top: usize) -> Hidden {
 
 fn hidden_service(sort: Reason, key: &CensusKey) -> HiddenService {
     let proto = key.proto;
-    let port = proto.has_ports().then_some(key.port);
-    let icmp = proto.is_icmp().then(|| key.port.to_be_bytes());
+    let PortParts { port, service, icmp_type, icmp_code } = ServicePort { proto, port: key.port }.parts();
     HiddenService {
         sort,
         proto,
         port,
-        service: port.map(|port| service(proto, port)),
-        icmp_type: icmp.map(|[kind, _]| kind),
-        icmp_code: icmp.map(|[_, code]| code),
+        service: port.map(|_| service),
+        icmp_type,
+        icmp_code,
         entries: key.entries.into(),
     }
 }
@@ -180,17 +179,17 @@ fn may_be(reason: Reason, hidden: &Hidden) -> bool {
 fn row(by: Keys, counted: &Counted<Wide>, table: &TableBreakdown) -> Row {
     let fields = by.fields(counted.key);
     let proto = fields.proto.map(Protocol);
-    let port = fields.port.filter(|_| proto.is_some_and(Protocol::has_ports));
-    let icmp = fields.port.filter(|_| proto.is_some_and(Protocol::is_icmp)).map(u16::to_be_bytes);
+    let parts = proto.zip(fields.port).map(|(proto, port)| ServicePort { proto, port }.parts());
+    let PortParts { port, service, icmp_type, icmp_code } = parts.unwrap_or_default();
     let certain = counted.entries - counted.error;
     let tells_time_wait = proto.is_none_or(|proto| proto == Protocol::TCP);
     Row {
         state: fields.state.map(|state| state_name(proto.unwrap_or_default(), state)),
         proto,
         port,
-        service: port.map(|port| proto.and_then(|proto| service(proto, port))),
-        icmp_type: icmp.map(|[kind, _]| kind),
-        icmp_code: icmp.map(|[_, code]| code),
+        service: port.map(|_| service),
+        icmp_type,
+        icmp_code,
         direction: fields.direction,
         src: fields.src.map(IpAddr::from),
         dst: fields.dst.map(IpAddr::from),
