@@ -115,10 +115,18 @@ impl Service {
     /// and most entries are of that kind. More than come now if it was busier within the last timeout.
     #[must_use]
     pub fn entered_per_s(&self) -> Option<f64> {
-        let waits = || self.residences.iter().filter(|one| one.phase.expires_unrefreshed() && !one.assumed);
-        let waiting: u32 = waits().map(|one| one.entries).sum();
-        (self.refused_per_s > 0.0 && waiting > 0 && waiting * 2 >= self.entries)
-            .then(|| waits().map(|one| one.per_s).sum())
+        (self.refused_per_s > 0.0 && self.waiting_entries() * 2 >= self.entries)
+            .then(|| self.waiting().map(|one| one.per_s).sum())
+    }
+
+    /// Its entries that wait for their timeout.
+    #[must_use]
+    pub fn waiting_entries(&self) -> u32 {
+        self.waiting().map(|one| one.entries).sum()
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = &Residence> {
+        self.residences.iter().filter(|one| one.phase.expires_unrefreshed() && !one.assumed)
     }
 
     /// The target that means this service alone.

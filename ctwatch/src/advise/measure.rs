@@ -460,12 +460,9 @@ fn lift_admission_limit(service: &mut Service, (phase, timeout, basis): (Timeout
     if service.refused_per_s <= 0.0 {
         return;
     }
-    let waits = || service.residences.iter().filter(|residence| residence.phase.expires_unrefreshed());
-    let waiting: u32 = waits().map(|residence| residence.entries).sum();
-    let is_by_entries = waiting * 2 >= service.entries;
-    let got_in =
-        if is_by_entries { waits().map(|residence| residence.per_s).sum() } else { service.admitted_per_s };
-    let tells = if is_by_entries { waiting >= FEW } else { got_in > 0.0 };
+    let by_entries = service.entered_per_s();
+    let got_in = by_entries.unwrap_or(service.admitted_per_s);
+    let tells = if by_entries.is_some() { service.waiting_entries() >= FEW } else { got_in > 0.0 };
     if got_in > 0.0 && (tells || service.offered_per_s <= 2.0 * got_in) {
         service.backlog_factor = (service.offered_per_s / got_in).max(1.0);
         for residence in &mut service.residences {
@@ -492,8 +489,10 @@ fn without_leftovers(service: &mut Service) {
         .filter(waits)
         .map(|residence| f64::from(residence.entries) / f64::from(residence.timeout.max(1)))
         .fold(0.0, f64::max);
-    let entries: u32 = service.residences.iter_mut().filter(waits).map(|residence| residence.entries).sum();
-    if service.refused_per_s > 0.0 || entries < FEW || implied <= LEFTOVER * service.admitted_per_s {
+    if service.refused_per_s > 0.0
+        || service.waiting_entries() < FEW
+        || implied <= LEFTOVER * service.admitted_per_s
+    {
         return;
     }
     let needed = |residence: &mut Residence| residence.per_s * f64::from(residence.timeout);

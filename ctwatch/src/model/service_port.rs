@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use ctwatch_common::slot::SlotKey;
 use serde::{Serialize, Serializer};
 
 use super::{Protocol, service};
@@ -35,6 +36,12 @@ impl ServicePort {
     pub fn of_parts(proto: Protocol, port: Option<u16>, icmp: Option<(u8, u8)>) -> Self {
         let port = port.or_else(|| icmp.map(|(kind, code)| u16::from_be_bytes([kind, code])));
         Self { proto, port: port.unwrap_or(0) }
+    }
+
+    /// The service of a slot, if that has one.
+    #[must_use]
+    pub const fn of_slot(key: SlotKey) -> Self {
+        Self { proto: Protocol(key.proto), port: key.port }
     }
 
     /// The parts that a record has it in.

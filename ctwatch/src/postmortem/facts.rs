@@ -14,7 +14,7 @@ use super::names::{AllNames, name, unsigned};
 use super::scan::TickScan;
 use super::states::States;
 use crate::foreign::Foreign;
-use crate::model::{KernelCounters, NetnsId, Protocol, ServicePort};
+use crate::model::{KernelCounters, NetnsId, ServicePort};
 
 /// A gap that ends so shortly before something touches it, seconds.
 const TOUCHES_S: f64 = 1.0;
@@ -89,7 +89,7 @@ fn services(scan: &TickScan, unit: Unit) -> Vec<(Service, u64)> {
     for (key, losses) in &scan.losses {
         let Some(SlotKind::Loss { cause, loopback, attributed }) = key.decode() else { continue };
         if cause.unit() == unit && cause != Cause::Invalid {
-            let port = ServicePort { proto: Protocol(key.proto), port: key.port };
+            let port = ServicePort::of_slot(*key);
             let service = if attributed { Service::Known { port, loopback } } else { Service::Unknown };
             *sums.entry(service).or_default() += losses;
         }

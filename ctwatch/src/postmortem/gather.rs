@@ -25,7 +25,7 @@ use super::{Request, advice, facts::facts, sampled};
 use crate::contract::{Agreements, Counted, Unexplained};
 use crate::error::Failure;
 use crate::foreign::Shown as _;
-use crate::model::{Backend, KernelCounters, NetnsId, Protocol, ServicePort, WallMono};
+use crate::model::{Backend, KernelCounters, NetnsId, ServicePort, WallMono};
 use crate::record::anonymize::Anonymizer;
 use crate::record::reader::RecordedRun;
 use crate::record::rows::Names;
@@ -397,7 +397,7 @@ fn victim_ports(scan: &TickScan, names: &AllNames) -> Vec<VictimPort> {
         .iter()
         .filter_map(|(key, losses)| {
             let SlotKind::Loss { cause, loopback, attributed } = key.decode()? else { return None };
-            let port = attributed.then_some(ServicePort { proto: Protocol(key.proto), port: key.port });
+            let port = attributed.then_some(ServicePort::of_slot(*key));
             Some(VictimPort {
                 netns: name(names, NetnsId::from_packed(key.netns)),
                 port,

@@ -15,7 +15,7 @@ use super::model::{Gap, Step};
 use super::series::{Point, PortOrNone, Series};
 use super::states::States;
 use crate::contract::TableStatus;
-use crate::model::{Census, CounterArray, FlowOffset, NetnsId, Protocol, ServicePort, WallMono};
+use crate::model::{Census, CounterArray, FlowOffset, NetnsId, ServicePort, WallMono};
 use crate::record::reader::Stored;
 use crate::record::tick::{NetnsTick, Presence, Tick};
 use crate::state::occupancy;
@@ -307,7 +307,10 @@ impl TickScan {
 
     fn arrivals(&mut self, tick: &Tick, loses: bool) {
         let seconds = tick.interval_us as f64 / 1e6;
-        let inserted = tick.flows.iter().map(|(key, [inserts, _, failed])| (port_of(*key), inserts - failed));
+        let inserted = tick
+            .flows
+            .iter()
+            .map(|(key, [inserts, _, failed])| (ServicePort::of_slot(*key), inserts - failed));
         let sums = match (self.first_sign.is_none(), self.first_loss.is_some()) {
             (true, _) => &mut self.before,
             (false, true) => &mut self.pending,
@@ -393,8 +396,10 @@ impl TickScan {
             if cause == Cause::Invalid {
                 continue;
             }
-            *point.losses_of(cause).entry(PortOrNone(attributed.then(|| port_of(*key)))).or_default() +=
-                count;
+            *point
+                .losses_of(cause)
+                .entry(PortOrNone(attributed.then(|| ServicePort::of_slot(*key))))
+                .or_default() += count;
         }
         for cause in Cause::ALL {
             let count = tick.overflow[cause as usize];
@@ -403,7 +408,8 @@ impl TickScan {
             }
         }
         for (key, [inserts, _, failed]) in &tick.flows {
-            *point.arrived.entry(PortOrNone(Some(port_of(*key)))).or_default() += inserts - failed;
+            *point.arrived.entry(PortOrNone(Some(ServicePort::of_slot(*key)))).or_default() +=
+                inserts - failed;
         }
         if self.series.closes()
             && let Some((netns, ..)) = fullest
@@ -423,7 +429,7 @@ impl Entries {
         }
         for (key, [inserts, deletes, failed]) in &tick.flows {
             let of_netns = self.net.entry(NetnsId::from_packed(key.netns)).or_default();
-            *of_netns.entry(port_of(*key)).or_default() += inserts - failed - deletes;
+            *of_netns.entry(ServicePort::of_slot(*key)).or_default() += inserts - failed - deletes;
         }
         self.overflow += tick.flows_overflow;
         for census in &tick.censuses {
@@ -456,10 +462,6 @@ impl Entries {
         most.truncate(OCCUPANTS);
         (most, exact)
     }
-}
-
-fn port_of(key: SlotKey) -> ServicePort {
-    ServicePort { proto: Protocol(key.proto), port: key.port }
 }
 
 /// Packets and entries lost.

@@ -1,9 +1,7 @@
 //! What rows of a census stand for, and the packing of an entry's part of that into a few words.
 //! On the path of every entry: no allocation.
 
-use crate::model::{Address, Protocol, TableEntry};
-
-use crate::model::Direction;
+use crate::model::{Address, Direction, Protocol, TableEntry};
 
 /// One thing rows can be told apart by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
